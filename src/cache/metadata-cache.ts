@@ -1,0 +1,60 @@
+/**
+ * The tables of images, in slices, each as it stands in the file; bounded in bytes.
+ *
+ * Slices rather than whole tables: a random read of a large disk needs 8 bytes of a table of up to
+ * 2 MiB. 4 KiB of a standard qcow2's L2 table map 32 MiB of the disk.
+ */
+import { LRUCache } from 'lru-cache'
+import { ImageError } from '../errors.js'
+import type { Store } from '../io/store.js'
+import { COUNT } from './counts.js'
+
+/** The size of a slice, and its alignment in the file, in bytes; less where clusters are smaller. */
+export const SLICE_BYTES = 4096
+
+/** What a slice costs beyond its bytes: its Buffer, its key and its place in the cache. */
+const ENTRY_OVERHEAD_BYTES = 320
+
+export class MetadataCache {
+  private readonly slices: LRUCache<number, Buffer>
+
+  constructor(
+    maxBytes: number,
+    private readonly counts: Float64Array,
+  ) {
+    const maxSize = Math.max(maxBytes, 16 * (SLICE_BYTES + ENTRY_OVERHEAD_BYTES))
+    this.slices = new LRUCache<number, Buffer>({
+      // With a count, too, the library keeps its links in typed arrays instead of plain ones.
+      max: Math.ceil(maxSize / (512 + ENTRY_OVERHEAD_BYTES)),
+      maxSize,
+      sizeCalculation: slice => slice.length + ENTRY_OVERHEAD_BYTES,
+      dispose: (_slice, _key, reason) => {
+        if (reason === 'evict') this.counts[COUNT.evictions]!++
+      },
+    })
+  }
+
+  /**
+   * `length` bytes of `store` at `at`, a multiple of 512 below 2^53. `storeId`, 0 to 511, tells
+   * stores apart. A table that is cut off by the end of the file is damage, never zeros: an entry
+   * that is missing would read as "never written".
+   */
+  slice(store: Store, storeId: number, at: number, length: number): Buffer {
+    const key = storeId * 2 ** 44 + at / 512
+    const cached = this.slices.get(key)
+    if (cached !== undefined) {
+      this.counts[COUNT.hits]!++
+      return cached
+    }
+    this.counts[COUNT.misses]!++
+    const slice = Buffer.allocUnsafeSlow(length)
+    if (store.read(slice, 0, length, at) < length) {
+      throw new ImageError('CORRUPT', `a table at ${at} lies beyond the end of the file`, {
+        path: store.path,
+      })
+    }
+    this.slices.set(key, slice)
+    this.counts[COUNT.bytes] = this.slices.calculatedSize
+    return slice
+  }
+}

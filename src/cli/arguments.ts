@@ -1,0 +1,74 @@
+/** Reading a command's arguments. */
+import { type ParseArgsConfig, parseArgs } from 'node:util'
+import { UsageError } from '../errors.js'
+
+/**
+ * Parses `args`: the options described by `options` and as many other words as `names`. Throws
+ * UsageError.
+ */
+export function parse<const O extends NonNullable<ParseArgsConfig['options']>>(
+  args: string[],
+  options: O,
+  command: string,
+  names: readonly string[],
+) {
+  const parsed = parseOptions(args, options, command)
+  const { positionals } = parsed
+  if (positionals.length !== names.length) {
+    const missing = names.slice(positionals.length)
+    const problem =
+      missing.length > 0
+        ? `${missing.join(' and ')} ${missing.length > 1 ? 'are' : 'is'} missing`
+        : `"${positionals[names.length]}" is one argument too many`
+    throw new UsageError(`${problem}; vimgfs help ${command} shows how to call it`)
+  }
+  return parsed
+}
+
+function parseOptions<const O extends NonNullable<ParseArgsConfig['options']>>(
+  args: string[],
+  options: O,
+  command: string,
+) {
+  try {
+    return parseArgs({ args, options, allowPositionals: true, strict: true })
+  } catch (error) {
+    // Its second sentence tells how to pass a word that begins with a dash; help does that too.
+    const [message] = (error as Error).message.split('. ')
+    throw new UsageError(`${message}; vimgfs help ${command} shows how to call it`)
+  }
+}
+
+const UNITS: Record<string, number> = { '': 1, k: 2 ** 10, m: 2 ** 20, g: 2 ** 30 }
+
+/** "64M" → bytes. Throws UsageError. */
+export function parseSize(text: string, option: string): number {
+  const [, digits = '', unit = ''] = /^([0-9]{1,15})([kmg]?)(?:i?b)?$/i.exec(text) ?? []
+  const bytes = Number(digits) * (UNITS[unit.toLowerCase()] as number)
+  if (digits === '' || !Number.isSafeInteger(bytes)) {
+    throw new UsageError(`${option} takes a size such as 32M or 1G, not "${text}"`)
+  }
+  return bytes
+}
+
+/** A whole number in a range. Throws UsageError. */
+export function parseCount(text: string, option: string, min: number, max: number): number {
+  const value = /^[0-9]{1,9}$/.test(text) ? Number(text) : Number.NaN
+  if (!(value >= min && value <= max)) {
+    throw new UsageError(`${option} takes a number from ${min} to ${max}, not "${text}"`)
+  }
+  return value
+}
+
+/** One of `choices`. Throws UsageError. */
+export function parseChoice<T extends string>(
+  text: string,
+  option: string,
+  choices: readonly T[],
+): T {
+  const choice = choices.find(one => one === text)
+  if (choice === undefined) {
+    throw new UsageError(`${option} takes ${choices.join(', ')}, not "${text}"`)
+  }
+  return choice
+}

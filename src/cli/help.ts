@@ -1,0 +1,95 @@
+/** `vimgfs help`: what each command does, with an example. */
+import { UsageError } from '../errors.js'
+import { VERSION } from '../version.js'
+
+export function overview(): string {
+  return `vimgfs ${VERSION}: shows virtual disk images as raw files, and each of their snapshots too
+
+Usage: vimgfs COMMAND [OPTION…] ARGUMENT…
+
+  mount IMAGE MOUNTPOINT   show IMAGE's disk and snapshots as files in the folder MOUNTPOINT
+  umount MOUNTPOINT        unmount it, and return when its server has ended
+  info IMAGE               what IMAGE is: format, sizes, snapshots, backing files
+  help COMMAND             all options of a command, with an example
+
+  --help, --version
+
+Example: vimgfs mount disk.qcow2 /mnt/x && ls -l /mnt/x && vimgfs umount /mnt/x
+`
+}
+
+const HELP: Record<string, string> = {
+  mount: `Usage: vimgfs mount [OPTION…] IMAGE MOUNTPOINT
+
+Shows the disk image IMAGE (qcow2, raw) in the folder MOUNTPOINT, read-only:
+
+  disk.raw               the disk, with its virtual size; holes are holes
+  disk@SNAPSHOT.raw      each snapshot, with its date
+  disk@SNAPSHOT.vmstate  the memory that was saved with it, if any
+  disk@BACKING.raw       each backing file of its chain
+  .vimgfs/               found by name: stats.json, status.json
+
+The server goes to the background once the mount answers. SIGINT, SIGTERM and SIGHUP unmount it.
+
+  -o OPTION[,OPTION…]    mount options:
+       allow_root          root may use the mount too (a loop mount needs that, say)
+       allow_other         every user may, as far as the files' modes let them;
+                           for ordinary users both need user_allow_other in /etc/fuse.conf
+       default_permissions the kernel checks modes (it always does with the two above)
+       uid=N, gid=N        who owns the files (the mounting user)
+       umask=OCTAL         the files' modes (those of IMAGE; never write bits)
+       fsname=NAME         what mount lists as the source (the path of IMAGE)
+       ro                  what it does anyway
+  -f, --foreground       stay in front and log to standard error
+  -q, --quiet            say nothing but errors
+  --format F             raw or qcow2 (found by the first bytes)
+  --threads N            threads that serve requests (2, up to 4 with more processors)
+  --metadata-cache SIZE  tables to keep in memory, of all threads together
+                         (all that the disk can have, for each thread, but 48M at most)
+  --allow-path DIR       IMAGE may name backing and data files below DIR too (its own folder)
+  --max-chain N          backing files at most (200)
+  --log-level LEVEL      trace, debug, info, warn, error, fatal, silent (info)
+  --log-file FILE        log there (syslog, or a file that the hint after mounting names)
+
+What root does with an ordinary user's mount, such as mount -o loop, needs allow_root or
+allow_other; the kernel refuses it otherwise.
+
+Example:
+  vimgfs mount disk.qcow2 /mnt/x
+  mount -o loop,ro,offset=1048576 /mnt/x/disk@before-upgrade.raw /mnt/old
+`,
+  umount: `Usage: vimgfs umount [--lazy] MOUNTPOINT
+
+Unmounts MOUNTPOINT and returns when its server has ended. It also removes a mount whose server was
+killed.
+
+  -l, --lazy             take it away at once, also while it is in use, and do not wait
+
+Example:
+  vimgfs umount /mnt/x
+`,
+  info: `Usage: vimgfs info [OPTION…] IMAGE
+
+Says what IMAGE is, with the fields and numbers of qemu-img info.
+
+  --output=human|json    for people (the default) or for programs
+  --backing-chain        all layers down to the last backing file
+  --format F             raw or qcow2 (found by the first bytes)
+  --allow-path DIR       IMAGE may name files below DIR too (its own folder)
+
+Example:
+  vimgfs info --output=json disk.qcow2
+`,
+  help: `Usage: vimgfs help [COMMAND]
+
+Example:
+  vimgfs help mount
+`,
+}
+
+export async function run([command]: string[]): Promise<number> {
+  const text = command === undefined ? overview() : Object.hasOwn(HELP, command) ? HELP[command] : undefined
+  if (text === undefined) throw new UsageError(`there is no command "${command}"; vimgfs --help lists them`)
+  process.stdout.write(text)
+  return 0
+}

@@ -1,0 +1,219 @@
+/** `vimgfs mount`: in front, or as a server in the background that reports once it answers. */
+import { type ChildProcess, spawn } from 'node:child_process'
+import fs from 'node:fs'
+import { isExpected, MountError, oneLine, printable } from '../errors.js'
+import type { CatalogEntry } from '../formats/catalog.js'
+import type { ServeRequest, Server } from '../fs/server.js'
+import type { LogLevel, LogTarget } from '../log.js'
+import { parse, parseChoice, parseCount, parseSize } from './arguments.js'
+
+/** Set for the server in the background: the descriptor that it reports on. */
+const REPORT_FD_VARIABLE = 'VIMGFS_REPORT_FD'
+
+const OPTIONS = {
+  option: { type: 'string', short: 'o', multiple: true },
+  foreground: { type: 'boolean', short: 'f' },
+  quiet: { type: 'boolean', short: 'q' },
+  format: { type: 'string' },
+  threads: { type: 'string' },
+  'metadata-cache': { type: 'string' },
+  'allow-path': { type: 'string', multiple: true },
+  'max-chain': { type: 'string' },
+  'log-level': { type: 'string' },
+  'log-file': { type: 'string' },
+} as const
+
+interface Report {
+  readonly error?: string
+  readonly lines?: readonly string[]
+  readonly warnings?: readonly string[]
+}
+
+export async function run(args: string[]): Promise<number> {
+  const { values } = parse(args, OPTIONS, 'mount', ['IMAGE', 'MOUNTPOINT'])
+  if (values.foreground) return serveInFront(args)
+  const reportFd = process.env[REPORT_FD_VARIABLE]
+  if (reportFd !== undefined) return serveInBackground(args, Number(reportFd))
+  // Wrong usage is for this process to say.
+  await requestOf(args)
+  return launch(args, values.quiet === true)
+}
+
+interface Settings {
+  readonly request: ServeRequest
+  readonly level: LogLevel
+  readonly logFile: string | undefined
+  readonly quiet: boolean
+}
+
+/** Throws UsageError. */
+async function requestOf(args: string[]): Promise<Settings> {
+  const { parseMountOptions } = await import('../fs/options.js')
+  const { FORMATS } = await import('../formats/probe.js')
+  const { DEFAULT_THREADS, MAX_THREADS } = await import('../fs/limits.js')
+  const { MAX_CHAIN_DEPTH } = await import('../formats/limits.js')
+  const { values, positionals } = parse(args, OPTIONS, 'mount', ['IMAGE', 'MOUNTPOINT'])
+  const [image, mountpoint] = positionals as [string, string]
+  const { threads, format } = values
+  const metadata = values['metadata-cache']
+  const depth = values['max-chain']
+  return {
+    request: {
+      image,
+      mountpoint,
+      options: parseMountOptions(values.option ?? []),
+      open: {
+        ...(format !== undefined && { format: parseChoice(format, '--format', FORMATS) }),
+        ...(depth !== undefined && {
+          maxDepth: parseCount(depth, '--max-chain', 1, MAX_CHAIN_DEPTH.highest),
+        }),
+        allowPaths: values['allow-path'] ?? [],
+      },
+      threads: threads === undefined ? DEFAULT_THREADS : parseCount(threads, '--threads', 1, MAX_THREADS),
+      metadataBytes: metadata === undefined ? undefined : parseSize(metadata, '--metadata-cache'),
+    },
+    level: parseChoice(values['log-level'] ?? 'info', '--log-level', LEVELS),
+    logFile: values['log-file'],
+    quiet: values.quiet === true,
+  }
+}
+
+/** The same as LOG_LEVELS; log.ts, with pino, is loaded by servers only. */
+const LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const
+
+async function serveInFront(args: string[]): Promise<number> {
+  const { request, level, logFile, quiet } = await requestOf(args)
+  const { terminalLog, fileLog } = await import('../log.js')
+  const target = logFile === undefined ? await terminalLog(level) : fileLog(level, logFile)
+  const server = await serve(request, target)
+  for (const warning of server.warnings) process.stderr.write(`vimgfs: ${printable(warning)}\n`)
+  if (!quiet) process.stdout.write(`${hints(request, server, undefined).join('\n')}\n`)
+  await server.finished
+  return 0
+}
+
+async function serveInBackground(args: string[], reportFd: number): Promise<number> {
+  delete process.env[REPORT_FD_VARIABLE]
+  // Who started us does not listen for long; what is written then has nobody to reach.
+  process.stderr.on('error', () => {})
+  const report = (content: Report) => {
+    try {
+      fs.writeSync(reportFd, JSON.stringify(content))
+    } catch {
+      // Whoever waited has been killed. The mount is there all the same.
+    }
+    fs.closeSync(reportFd)
+  }
+  try {
+    const { request, level, logFile } = await requestOf(args)
+    const { backgroundLog, fileLog } = await import('../log.js')
+    const target = logFile === undefined ? backgroundLog(level) : fileLog(level, logFile)
+    const server = await serve(request, target)
+    process.chdir('/')
+    for (const warning of server.warnings) target.logger.warn(warning)
+    report({ lines: hints(request, server, target.place), warnings: server.warnings })
+    await server.finished
+    return 0
+  } catch (error) {
+    if (!isExpected(error)) throw error
+    report({ error: oneLine(error) })
+    return 1
+  }
+}
+
+/** Mounts, and unmounts on the signals that end programs; a bug is logged before it ends us. */
+async function serve(request: ServeRequest, { logger }: LogTarget): Promise<Server> {
+  const { startServer } = await import('../fs/server.js')
+  let stop: ((reason: string) => void) | undefined
+  let early: string | undefined
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+    process.on(signal, () => {
+      early ??= signal
+      stop?.(signal)
+    })
+  }
+  const die = (error: unknown) => {
+    logger.fatal({ stack: error instanceof Error ? error.stack : String(error) }, 'vimgfs has failed')
+    stop?.('failure')
+    process.exitCode = 1
+  }
+  const server = await startServer(request, logger)
+  process.on('uncaughtException', die)
+  process.on('unhandledRejection', die)
+  stop = reason => server.stop(reason)
+  if (early !== undefined) stop(early)
+  return server
+}
+
+/** Starts the server in a session of its own and waits for its report. */
+async function launch(args: string[], quiet: boolean): Promise<number> {
+  const script = process.argv[1] as string
+  const child = spawn(process.execPath, [...process.execArgv, script, 'mount', ...args], {
+    detached: true,
+    stdio: ['ignore', 'ignore', 'pipe', 'pipe'],
+    env: { ...process.env, [REPORT_FD_VARIABLE]: '3' },
+  })
+  // Interrupted while it starts: then it must not start.
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+    process.on(signal, () => child.kill(signal))
+  }
+  child.stderr?.pipe(process.stderr)
+  const report = await reportOf(child)
+  child.unref()
+  for (const stream of child.stdio) stream?.destroy()
+  if (report.error !== undefined) {
+    process.stderr.write(`vimgfs: ${report.error}\n`)
+    return 1
+  }
+  for (const warning of report.warnings ?? []) process.stderr.write(`vimgfs: ${printable(warning)}\n`)
+  if (!quiet) process.stdout.write(`${report.lines?.join('\n')}\n`)
+  return 0
+}
+
+function reportOf(child: ChildProcess): Promise<Report> {
+  return new Promise((resolve, reject) => {
+    let text = ''
+    child.once('error', reject)
+    const pipe = child.stdio[3] as NodeJS.ReadableStream
+    pipe.on('data', chunk => {
+      text += chunk
+    })
+    pipe.once('end', () => {
+      if (text !== '') resolve(JSON.parse(text) as Report)
+      else reject(new MountError('the server ended before the mount answered'))
+    })
+  })
+}
+
+/** What is there now, who may use it, and how it ends. */
+function hints(request: ServeRequest, server: Server, logPlace: string | undefined): string[] {
+  const count = (kind: CatalogEntry['kind']) => server.entries.filter(e => e.kind === kind).length
+  const [disk] = server.entries
+  const extras = [
+    plural(count('snapshot'), 'snapshot'),
+    plural(count('vmstate'), 'VM state'),
+    plural(count('layer'), 'backing layer'),
+  ].filter(text => text !== '')
+  const { allowOther, allowRoot } = request.options
+  const isRoot = process.getuid?.() === 0
+  const who =
+    allowOther || isRoot
+      ? ''
+      : allowRoot
+        ? 'You and root can use it.'
+        : 'Only you can use it: what root does with it (a loop mount, say) needs -o allow_root or -o allow_other.'
+  return [
+    `${disk?.name} (${humanSize(disk?.sizeBytes ?? 0)})${extras.length > 0 ? ` with ${extras.join(', ')}` : ''} in ${server.mountpoint}, read-only`,
+    ...(who === '' ? [] : [who]),
+    `Unmount it with: vimgfs umount ${server.mountpoint}${logPlace === undefined ? '' : ` (log: ${logPlace})`}`,
+  ].map(printable)
+}
+
+const plural = (count: number, name: string): string =>
+  count === 0 ? '' : `${count} ${name}${count > 1 ? 's' : ''}`
+
+function humanSize(bytes: number): string {
+  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB']
+  const power = Math.max(0, Math.min(Math.floor(Math.log2(Math.max(bytes, 1)) / 10), units.length - 1))
+  return `${Number((bytes / 1024 ** power).toPrecision(3))} ${units[power]}`
+}

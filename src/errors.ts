@@ -1,0 +1,98 @@
+import { constants } from 'node:os'
+
+const { EACCES, EINVAL, EIO, ENOENT, EOPNOTSUPP, EROFS } = constants.errno
+
+const ERRNO = {
+  NOT_AN_IMAGE: EINVAL,
+  UNSUPPORTED: EOPNOTSUPP,
+  CORRUPT: EIO,
+  REFUSED: EACCES,
+  MISSING: ENOENT,
+  READ_ONLY: EROFS,
+}
+export type ErrorCode = keyof typeof ERRNO
+
+export interface ErrorContext {
+  /** The file that is at fault. */
+  path?: string
+  /** Where on the guest's disk the fault shows, in bytes. */
+  offset?: number
+  /** What the user can do about it, as the end of a sentence. */
+  hint?: string
+}
+
+/** What an image file says is wrong or cannot be served. What our own code says cannot be: assert that. */
+export class ImageError extends Error {
+  override name = 'ImageError'
+  constructor(
+    readonly code: ErrorCode,
+    message: string,
+    readonly context: ErrorContext = {},
+    options?: ErrorOptions,
+  ) {
+    super(message, options)
+  }
+}
+
+/** The command line is wrong: exit code 2. */
+export class UsageError extends Error {
+  override name = 'UsageError'
+}
+
+/** The machine or the mount point is in the way: one line, exit code 1. */
+export class MountError extends Error {
+  override name = 'MountError'
+}
+
+/** A system call that failed, in the form of Node's own errors but with a positive errno. */
+export class SystemError extends Error {
+  override name = 'SystemError'
+  readonly code: string
+  constructor(
+    readonly syscall: string,
+    readonly errno: number,
+    readonly path?: string,
+  ) {
+    const code = errnoName(errno)
+    super(`${syscall}${path === undefined ? '' : ` ${path}`}: ${code}`)
+    this.code = code
+  }
+}
+
+export function errnoName(errno: number): string {
+  for (const [name, value] of Object.entries(constants.errno)) if (value === errno) return name
+  return `errno ${errno}`
+}
+
+/** What a FUSE reply carries, positive. A bug of ours is EIO to the caller, and a stack in the log. */
+export function errnoOf(error: unknown): number {
+  if (error instanceof ImageError) return ERRNO[error.code]
+  const errno = (error as NodeJS.ErrnoException | undefined)?.errno
+  return typeof errno === 'number' && errno !== 0 ? Math.abs(errno) : EIO
+}
+
+/** Whether the user, the image or the machine caused this: then one line says it, without a stack. */
+export function isExpected(error: unknown): error is Error {
+  return (
+    error instanceof ImageError ||
+    error instanceof UsageError ||
+    error instanceof MountError ||
+    error instanceof SystemError ||
+    (error instanceof Error && typeof (error as NodeJS.ErrnoException).syscall === 'string')
+  )
+}
+
+/** The one line that a user sees. Control characters of names and messages are shown, not obeyed. */
+export function oneLine(error: Error): string {
+  const context = error instanceof ImageError ? error.context : {}
+  const path = context.path === undefined ? '' : `${context.path}: `
+  const hint = context.hint === undefined ? '' : `; ${context.hint}`
+  return printable(`${path}${error.message}${hint}`)
+}
+
+/** `text` with control characters as \xNN, cut at 2000 characters. */
+export function printable(text: string): string {
+  const cut = text.length > 2000 ? `${text.slice(0, 2000)}…` : text
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
+  return cut.replace(/[\x00-\x1f\x7f-\x9f]/g, c => `\\x${c.charCodeAt(0).toString(16).padStart(2, '0')}`)
+}

@@ -1,0 +1,130 @@
+/** What a mount of an image shows: the disk, its snapshots and their VM states, its backing layers. */
+import path from 'node:path'
+import type { Chain, LayerSpec, Timestamp } from './chain.js'
+import { distinctNames, stemOf, type Tagged } from './file-names.js'
+import { clusterBytes, l2CoverageBytes, type Qcow2Header } from './qcow2/header.js'
+import type { Qcow2Snapshot } from './qcow2/snapshots.js'
+
+/** Plain data: the threads get it as a message. */
+export interface CatalogEntry {
+  readonly name: string
+  readonly kind: 'disk' | 'snapshot' | 'vmstate' | 'layer'
+  /** Which layer of the chain it is read from. */
+  readonly layer: number
+  /** The L1 table of a snapshot, and the size of the disk under it. */
+  readonly table?: { offset: number; entries: number; sizeBytes: number }
+  /** Where the file's first byte is on the disk of its table: VM states lie behind the disk. */
+  readonly startOffset: number
+  readonly sizeBytes: number
+  readonly modified: Timestamp
+  readonly attributes: Readonly<Record<string, string>>
+}
+
+export function catalogOf(chain: Chain): { entries: CatalogEntry[]; warnings: string[] } {
+  const [top, ...below] = chain.layers
+  const stem = stemOf(top.path)
+  const warnings: string[] = []
+  const tags: Tagged[] = [
+    ...chain.snapshots.map(({ name, id }) => ({ tag: name, id })),
+    ...below.map((layer, index) => ({
+      tag: Buffer.from(path.parse(layer.path).name),
+      id: String(index + 1),
+    })),
+  ]
+  const names = distinctNames(stem, tags)
+  const entries: CatalogEntry[] = [
+    {
+      name: `${stem}.raw`,
+      kind: 'disk',
+      layer: 0,
+      startOffset: 0,
+      sizeBytes: diskBytes(top),
+      modified: top.modified,
+      attributes: layerAttributes(top),
+    },
+  ]
+  chain.snapshots.forEach((snapshot, index) => {
+    const name = names[index] as string
+    entries.push(snapshotEntry(name, snapshot, top))
+    if (snapshot.vmStateBytes > 0) {
+      const state = vmStateEntry(name, snapshot, top)
+      if (state) entries.push(state)
+      else warnings.push(`${top.path}: the VM state of snapshot ${snapshot.id} has an impossible size`)
+    }
+  })
+  below.forEach((layer, index) => {
+    entries.push({
+      name: `${names[chain.snapshots.length + index]}.raw`,
+      kind: 'layer',
+      layer: index + 1,
+      startOffset: 0,
+      sizeBytes: diskBytes(layer),
+      modified: layer.modified,
+      attributes: { ...layerAttributes(layer), layer: String(index + 1), path: layer.path },
+    })
+  })
+  return { entries, warnings }
+}
+
+export const diskBytes = (layer: LayerSpec): number => layer.qcow2?.sizeBytes ?? layer.sizeBytes
+
+function layerAttributes(layer: LayerSpec): Record<string, string> {
+  const { qcow2 } = layer
+  return {
+    format: layer.format,
+    ...(qcow2 && { 'cluster-size': String(clusterBytes(qcow2)), 'format-version': String(qcow2.version) }),
+  }
+}
+
+function snapshotEntry(name: string, snapshot: Qcow2Snapshot, layer: LayerSpec): CatalogEntry {
+  return {
+    name: `${name}.raw`,
+    kind: 'snapshot',
+    layer: 0,
+    table: {
+      offset: snapshot.l1Offset,
+      entries: snapshot.l1Entries,
+      sizeBytes: snapshot.sizeBytes,
+    },
+    startOffset: 0,
+    sizeBytes: snapshot.sizeBytes,
+    modified: { seconds: snapshot.dateSeconds, nanoseconds: nanoseconds(snapshot) },
+    attributes: snapshotAttributes(snapshot, layer),
+  }
+}
+
+/** The VM state lies in the snapshot's table, from the first L2 table behind its disk on. */
+function vmStateEntry(
+  name: string,
+  snapshot: Qcow2Snapshot,
+  layer: LayerSpec,
+): CatalogEntry | undefined {
+  const coverage = l2CoverageBytes(layer.qcow2 as Qcow2Header)
+  const startOffset = Math.ceil(snapshot.sizeBytes / coverage) * coverage
+  const endOffset = startOffset + snapshot.vmStateBytes
+  if (endOffset > snapshot.l1Entries * coverage) return undefined
+  const disk = snapshotEntry(name, snapshot, layer)
+  return {
+    ...disk,
+    name: `${name}.vmstate`,
+    kind: 'vmstate',
+    table: { offset: snapshot.l1Offset, entries: snapshot.l1Entries, sizeBytes: endOffset },
+    startOffset,
+    sizeBytes: snapshot.vmStateBytes,
+  }
+}
+
+function snapshotAttributes(snapshot: Qcow2Snapshot, layer: LayerSpec): Record<string, string> {
+  const date = new Date(snapshot.dateSeconds * 1000 + nanoseconds(snapshot) / 1e6)
+  return {
+    ...layerAttributes(layer),
+    'snapshot-id': snapshot.id,
+    'snapshot-name': snapshot.name.toString('utf8'),
+    'snapshot-date': date.toISOString(),
+    'snapshot-vm-clock-ns': String(snapshot.guestNanoseconds),
+    'snapshot-vm-state-size': String(snapshot.vmStateBytes),
+  }
+}
+
+/** A damaged table may hold more than a second of them, which no file system takes. */
+const nanoseconds = (snapshot: Qcow2Snapshot): number => Math.min(snapshot.dateNanoseconds, 999_999_999)

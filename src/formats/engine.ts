@@ -1,0 +1,88 @@
+/**
+ * The engine: moves the bytes that drivers locate. Clipping, parents, zeros and the ends of files
+ * exist here once, for all formats.
+ */
+import assert from 'node:assert'
+import { ImageError } from '../errors.js'
+import type { Extent, View } from './driver.js'
+
+/**
+ * Reads `length` bytes of the disk from `offset` on into `target` from `start` on. What lies beyond
+ * the disk's end reads as zeros: a parent may be the shorter one. Throws ImageError, SystemError.
+ */
+export function readView(
+  view: View,
+  target: Buffer,
+  start: number,
+  length: number,
+  offset: number,
+): void {
+  const { driver, parent } = view
+  const inside = Math.max(0, Math.min(length, driver.sizeBytes - offset))
+  for (let done = 0; done < inside; ) {
+    const extent = driver.lookup(offset + done, inside - done)
+    assert(extent.length > 0 && extent.length <= inside - done)
+    const to = start + done
+    if (extent.kind === 'data') readData(extent, driver.unitBytes, target, to, offset + done)
+    else if (extent.kind === 'parent' && parent) {
+      readView(parent, target, to, extent.length, offset + done)
+    } else if (extent.kind === 'packed') {
+      extent.unpack().copy(target, to, extent.skip, extent.skip + extent.length)
+    } else target.fill(0, to, to + extent.length)
+    done += extent.length
+  }
+  if (inside < length) target.fill(0, start + inside, start + length)
+}
+
+/**
+ * A file may end inside the last cluster that is allocated, since allocating does not extend it:
+ * what is missing there reads as zeros. A cluster wholly beyond the end was lost with the file's
+ * tail, and zeros would be a lie.
+ */
+function readData(
+  extent: Extent & { kind: 'data' },
+  unitBytes: number,
+  target: Buffer,
+  to: number,
+  offset: number,
+): void {
+  const { store, at, length } = extent
+  const got = store.read(target, to, length, at)
+  if (got === length) return
+  const end = at + got
+  const problem =
+    end < store.sizeBytes
+      ? 'the file has become shorter since it was opened'
+      : at + length > Math.ceil((got > 0 ? end : store.sizeBytes) / unitBytes) * unitBytes
+        ? `the data at ${end} lies beyond the end of the file`
+        : undefined
+  if (problem) {
+    throw new ImageError('CORRUPT', problem, { path: store.path, offset: offset + got })
+  }
+  target.fill(0, to + got, to + length)
+}
+
+/**
+ * Calls `visit` for each piece of `[offset, offset + length)` in order with what it finally is,
+ * never 'parent'; stops early when `visit` returns false, and then returns false.
+ */
+export function walkView(
+  view: View,
+  offset: number,
+  length: number,
+  visit: (extent: Exclude<Extent, { kind: 'parent' }>, offset: number) => boolean,
+): boolean {
+  const { driver, parent } = view
+  const inside = Math.max(0, Math.min(length, driver.sizeBytes - offset))
+  for (let done = 0; done < inside; ) {
+    const extent = driver.lookup(offset + done, inside - done)
+    assert(extent.length > 0 && extent.length <= inside - done)
+    if (extent.kind !== 'parent') {
+      if (!visit(extent, offset + done)) return false
+    } else if (parent) {
+      if (!walkView(parent, offset + done, extent.length, visit)) return false
+    } else if (!visit({ kind: 'zero', length: extent.length }, offset + done)) return false
+    done += extent.length
+  }
+  return inside === length || visit({ kind: 'zero', length: length - inside }, offset + inside)
+}

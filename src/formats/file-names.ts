@@ -1,0 +1,73 @@
+/**
+ * The names of the files that a mount shows: `disk.raw`, `disk@tag.raw`, `disk@tag.vmstate`.
+ *
+ * A tag comes from an image and may hold anything. What a file name cannot hold is percent-encoded
+ * byte by byte: `/`, `%`, control characters, bytes that are not UTF-8. A tag that occurs twice gets
+ * `~ID` behind it.
+ */
+import path from 'node:path'
+
+const NAME_MAX_BYTES = 255
+/** The longest of what follows a tag. */
+const SUFFIX_BYTES = '.vmstate'.length
+
+/** The image's name without its folder and suffix: what the mount's files are called by. */
+export function stemOf(image: string): string {
+  const { name, base } = path.parse(image)
+  return cut(encodeTag(Buffer.from(name || base)), NAME_MAX_BYTES - SUFFIX_BYTES)
+}
+
+/** `tag` as a part of a file name. */
+export function encodeTag(tag: Buffer): string {
+  const text = tag.toString('utf8')
+  // Only what survives the way back is UTF-8; else each byte above 0x7f is encoded.
+  const isUtf8 = Buffer.from(text, 'utf8').equals(tag)
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
+  const unfit = isUtf8 ? /[/%\x00-\x1f\x7f-\x9f\u2028\u2029]/g : /[/%\x00-\x1f\x7f-\xff]/g
+  return (isUtf8 ? text : tag.toString('latin1')).replace(unfit, c =>
+    [...Buffer.from(c, isUtf8 ? 'utf8' : 'latin1')]
+      .map(byte => `%${byte.toString(16).toUpperCase().padStart(2, '0')}`)
+      .join(''),
+  )
+}
+
+export interface Tagged {
+  readonly tag: Buffer
+  /** Told apart by this where the tag is not enough. */
+  readonly id: string
+}
+
+/** A distinct `stem@tag` for each of `tagged`, in their order, short enough for a suffix. */
+export function distinctNames(stem: string, tagged: readonly Tagged[]): string[] {
+  const room = NAME_MAX_BYTES - SUFFIX_BYTES - Buffer.byteLength(stem) - 1
+  const plain = tagged.map(({ tag }) => encodeTag(tag))
+  const counts = new Map<string, number>()
+  for (const name of plain) counts.set(name, (counts.get(name) ?? 0) + 1)
+  const isPlain = (name: string) => counts.get(name) === 1 && Buffer.byteLength(name) <= room
+  // Plain names are taken first, so that no made-up one takes a name that is somebody's own.
+  const taken = new Set(plain.filter(isPlain))
+  return plain.map((name, index) => {
+    if (isPlain(name)) return `${stem}@${name}`
+    const id = encodeTag(Buffer.from((tagged[index] as Tagged).id))
+    for (let more = 0; ; more++) {
+      const end = `~${cut(id, 100)}${more === 0 ? '' : `~${more}`}`
+      const made = cut(name, room - Buffer.byteLength(end)) + end
+      if (taken.has(made)) continue
+      taken.add(made)
+      return `${stem}@${made}`
+    }
+  })
+}
+
+/** The longest beginning of `text` with `maxBytes` at most that cuts no character and no %XX. */
+function cut(text: string, maxBytes: number): string {
+  if (Buffer.byteLength(text) <= maxBytes) return text
+  let result = ''
+  let bytes = 0
+  for (const [unit] of text.matchAll(/%[0-9A-F]{2}|[^]/gu)) {
+    bytes += Buffer.byteLength(unit)
+    if (bytes > maxBytes) break
+    result += unit
+  }
+  return result
+}

@@ -1,0 +1,74 @@
+/** Holes and data of a disk as its readers see them: SEEK_DATA, SEEK_HOLE and st_blocks. */
+import { isExpected } from '../errors.js'
+import type { View } from './driver.js'
+import { walkView } from './engine.js'
+
+/**
+ * Where the next data begin, from `offset` on; -1 when there are none. What a format has allocated
+ * but the image file never got is a hole too: it reads as zeros.
+ */
+export function nextData(view: View, offset: number): number {
+  let found = -1
+  walkView(view, offset, view.driver.sizeBytes - offset, (extent, at) => {
+    if (extent.kind === 'zero') return true
+    const skipped = extent.kind === 'data' ? skipHole(extent) : 0
+    if (skipped < extent.length) found = at + skipped
+    return found < 0
+  })
+  return found
+}
+
+/** Where the next hole begins, from `offset` on; the disk's end counts as one. */
+export function nextHole(view: View, offset: number): number {
+  let found = view.driver.sizeBytes
+  walkView(view, offset, view.driver.sizeBytes - offset, (extent, at) => {
+    if (extent.kind === 'packed') return true
+    // The last cluster may go on behind the end of its file: there it is a hole.
+    const data =
+      extent.kind === 'data' ? Math.max(0, extent.store.nextHole(extent.at) - extent.at) : 0
+    if (data >= extent.length) return true
+    found = at + data
+    return false
+  })
+  return found
+}
+
+/** How many bytes at the start of a data extent are a hole of the file; its length when all are. */
+function skipHole(extent: {
+  length: number
+  at: number
+  store: { nextData(at: number): number }
+}): number {
+  const next = extent.store.nextData(extent.at)
+  return next < 0 ? extent.length : Math.min(extent.length, next - extent.at)
+}
+
+/**
+ * How many bytes of the disk are allocated, for st_blocks. Programs look for holes only where a file
+ * has fewer blocks than its size needs, so whatever is not known for sure is counted as less.
+ * @param fileBytes what the image's files take on disk: no more of uncompressed data can be there
+ * @param milliseconds how long counting may take; the rest is estimated
+ */
+export function countAllocated(view: View, fileBytes: number, milliseconds: number): number {
+  const { sizeBytes } = view.driver
+  let plain = 0
+  let packed = 0
+  let visits = 0
+  let seen = 0
+  const deadline = performance.now() + milliseconds
+  try {
+    walkView(view, 0, sizeBytes, (extent, at) => {
+      if (extent.kind === 'data') plain += extent.length
+      else if (extent.kind === 'packed') packed += extent.length
+      seen = at + extent.length
+      return ++visits % 64 !== 0 || performance.now() < deadline
+    })
+  } catch (error) {
+    // Damage is for those who read there; what was counted up to it stands.
+    if (!isExpected(error)) throw error
+  }
+  const counted = Math.min(plain, fileBytes) + packed
+  if (seen >= sizeBytes) return counted
+  const estimate = Math.floor(counted * (sizeBytes / Math.max(seen, 1)))
+  return Math.max(0, Math.min(estimate, fileBytes + packed, sizeBytes - 512))
+}

@@ -1,0 +1,65 @@
+/** Which format a file has, by its first bytes. */
+import path from 'node:path'
+import { ImageError } from '../errors.js'
+import type { Store } from '../io/store.js'
+import { MAGIC } from './qcow2/header.js'
+
+export const FORMATS = ['raw', 'qcow2'] as const
+export type Format = (typeof FORMATS)[number]
+
+/** What is recognised, so that it is not shown as if it were raw, but not read. */
+const FOREIGN: { name: string; matches: (head: Buffer) => boolean }[] = [
+  { name: 'qcow (version 1)', matches: b => b.length >= 8 && b.readUInt32BE(0) === MAGIC && b.readUInt32BE(4) === 1 },
+  { name: 'vmdk', matches: b => startsWith(b, 'KDMV') || startsWith(b, 'COWD') },
+  { name: 'vmdk (seSparse)', matches: b => startsWith(b, '\xbe\xba\xfe\xca\0\0\0\0') },
+  { name: 'vmdk (descriptor)', matches: b => /^# *disk descriptorfile/i.test(b.toString('latin1', 0, 64)) },
+  { name: 'cow', matches: b => startsWith(b, 'OOOM') || startsWith(b, 'MOOO') },
+  { name: 'qed', matches: b => startsWith(b, 'QED\0') },
+  { name: 'vdi', matches: b => b.length >= 68 && b.readUInt32LE(64) === 0xbeda107f },
+  { name: 'vhdx', matches: b => startsWith(b, 'vhdxfile') },
+  { name: 'vhd', matches: b => startsWith(b, 'conectix') },
+  { name: 'parallels', matches: b => startsWith(b, 'WithoutFreeSpace') || startsWith(b, 'WithouFreSpacExt') },
+]
+
+/** Names that promise another format than raw. */
+const IMAGE_SUFFIXES = ['.qcow2', '.qcow', '.vmdk', '.vdi', '.vhd', '.vhdx', '.qed', '.cow']
+
+/** A disk has a sector at least. */
+const SECTOR_BYTES = 512
+
+/** The format of `store`. Throws ImageError for a format that is known but not read. */
+export function probe(store: Store): Format {
+  const head = Buffer.alloc(512)
+  const bytes = head.subarray(0, store.read(head, 0, head.length, 0))
+  const foreign = FOREIGN.find(format => format.matches(bytes))
+  if (foreign) {
+    throw new ImageError('UNSUPPORTED', `${foreign.name} images are not read yet`, {
+      path: store.path,
+      hint: 'raw and qcow2 are; convert it with qemu-img convert, or show it as it is with --format raw',
+    })
+  }
+  return bytes.length >= 4 && bytes.readUInt32BE(0) === MAGIC ? 'qcow2' : 'raw'
+}
+
+/** The same for the file that the user named: what cannot be a raw disk is not taken for one. */
+export function probeGiven(store: Store): Format {
+  const format = probe(store)
+  if (format === 'raw') {
+    const suffix = path.extname(store.path).toLowerCase()
+    const problem = IMAGE_SUFFIXES.includes(suffix)
+      ? `this is no ${suffix.slice(1)} image: nothing at its start says so`
+      : store.sizeBytes < SECTOR_BYTES
+        ? `this is no disk image: it has ${store.sizeBytes} bytes and no known format`
+        : undefined
+    if (problem) {
+      throw new ImageError('NOT_AN_IMAGE', problem, {
+        path: store.path,
+        hint: 'restore it from a copy, or show it as it is with --format raw',
+      })
+    }
+  }
+  return format
+}
+
+const startsWith = (b: Buffer, text: string): boolean =>
+  b.toString('latin1', 0, text.length) === text

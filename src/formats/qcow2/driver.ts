@@ -1,0 +1,358 @@
+/**
+ * Where the bytes of a qcow2 disk are: the two-level table (QEMU docs/interop/qcow2.rst, "Cluster
+ * mapping"). One driver is one L1 table: the disk's, or a snapshot's.
+ *
+ * An entry has 64 bits and is read as two halves; a host offset has 56 of them, and one that does not
+ * fit into 53 lies beyond any file and is damage.
+ */
+import type { ClusterCache } from '../../cache/cluster-cache.js'
+import { type MetadataCache, SLICE_BYTES } from '../../cache/metadata-cache.js'
+import { ImageError } from '../../errors.js'
+import type { Store } from '../../io/store.js'
+import type { Extent, FormatDriver } from '../driver.js'
+import { MAX_L1_BYTES } from '../limits.js'
+import {
+  clusterBytes,
+  INCOMPATIBLE,
+  isExtendedL2,
+  l2CoverageBytes,
+  l2EntryBytes,
+  type Qcow2Header,
+} from './header.js'
+import { inflateCluster, unzstdCluster } from './inflate.js'
+
+export interface Qcow2Parts {
+  readonly header: Qcow2Header
+  readonly store: Store
+  /** Where data clusters are: the external data file, or the image itself. */
+  readonly dataStore: Store
+  /** Tells stores apart in the caches, 0 to 511. */
+  readonly storeId: number
+  readonly metadata: MetadataCache
+  readonly clusters: ClusterCache
+}
+
+const COMPRESSED_HIGH = 0x40000000
+const COPIED_HIGH = 0x80000000
+const OFFSET_HIGH_MASK = 0x00ffffff
+const OFFSET_LOW_MASK = 0xfffffe00
+const ZERO_FLAG = 1
+const SUBCLUSTERS = 32
+
+/** What a run of clusters is, so that neighbours of one kind become one extent. */
+type Run = 'data' | 'zero' | 'parent'
+
+export class Qcow2Driver implements FormatDriver {
+  readonly unitBytes: number
+  readonly sizeBytes: number
+  private readonly l1Offset: number
+  private readonly l1Entries: number
+  private readonly coverage: number
+  private readonly entryBytes: number
+  private readonly sliceBytes: number
+  private readonly extended: boolean
+  private readonly external: boolean
+  /** The kind and the host offset of the entry that was decoded last: no object on the data path. */
+  private kind: Run | 'packed' = 'parent'
+  private host = 0
+
+  /**
+   * @param l1 where the L1 table is: its offset in the file and its entries
+   * @param sizeBytes the disk's size under that table
+   * @throws ImageError when the L1 table cannot be one
+   */
+  constructor(
+    private readonly parts: Qcow2Parts,
+    l1: { offset: number; entries: number },
+    sizeBytes: number,
+  ) {
+    const { header, store } = parts
+    this.unitBytes = clusterBytes(header)
+    if (l1.offset % this.unitBytes !== 0 || l1.entries * 8 > MAX_L1_BYTES) {
+      const what = `an L1 table of ${l1.entries} entries at ${l1.offset} is impossible`
+      throw new ImageError('CORRUPT', what, { path: store.path })
+    }
+    this.sizeBytes = sizeBytes
+    this.l1Offset = l1.offset
+    this.l1Entries = l1.entries
+    this.coverage = l2CoverageBytes(header)
+    this.entryBytes = l2EntryBytes(header)
+    this.sliceBytes = Math.min(SLICE_BYTES, this.unitBytes)
+    this.extended = isExtendedL2(header)
+    this.external = (header.incompatible & INCOMPATIBLE.externalData) !== 0n
+  }
+
+  lookup(offset: number, length: number): Extent {
+    const l1Index = Math.floor(offset / this.coverage)
+    const inTable = offset - l1Index * this.coverage
+    const table = this.l2Table(l1Index, offset)
+    if (table === 0) {
+      const silent = this.silentTables(l1Index, inTable + length) * this.coverage - inTable
+      return { kind: 'parent', length: Math.min(length, silent) }
+    }
+    const index = Math.floor(inTable / this.unitBytes)
+    const sliceStart = Math.floor((index * this.entryBytes) / this.sliceBytes) * this.sliceBytes
+    const { parts } = this
+    const slice = this.located(offset, () =>
+      parts.metadata.slice(parts.store, parts.storeId, table + sliceStart, this.sliceBytes),
+    )
+    const inSlice = index * this.entryBytes - sliceStart
+    const inCluster = offset % this.unitBytes
+    return this.extended
+      ? this.subclusters(slice, inSlice, inCluster, offset, length)
+      : this.standardClusters(slice, inSlice, inCluster, offset, length)
+  }
+
+  /** Where the L2 table of an L1 entry is in the file; 0 when there is none. */
+  private l2Table(l1Index: number, offset: number): number {
+    // A snapshot's table may be shorter than today's disk: nothing was written there.
+    if (l1Index >= this.l1Entries) return 0
+    const slice = this.l1Slice(l1Index, offset)
+    const at = (l1Index * 8) % this.sliceBytes
+    const high = slice.readUInt32BE(at)
+    const low = slice.readUInt32BE(at + 4)
+    if (((high & OFFSET_HIGH_MASK) | (low & OFFSET_LOW_MASK)) === 0) return 0
+    const table = hostOffset(high, low)
+    if (table % this.unitBytes !== 0 || !Number.isSafeInteger(table)) {
+      throw this.damage(`the L1 entry ${l1Index} names an L2 table at ${table}, which cannot be`, offset)
+    }
+    return table
+  }
+
+  private l1Slice(l1Index: number, offset: number): Buffer {
+    const { store, storeId, metadata } = this.parts
+    const start = Math.floor((l1Index * 8) / this.sliceBytes) * this.sliceBytes
+    // The file may end with the L1 table's last entry, within the slice.
+    const length = Math.min(this.sliceBytes, this.l1Entries * 8 - start)
+    return this.located(offset, () => metadata.slice(store, storeId, this.l1Offset + start, length))
+  }
+
+  /** How many L1 entries from `l1Index` on name no table, as far as `bytes` of the disk reach. */
+  private silentTables(l1Index: number, bytes: number): number {
+    const wanted = Math.ceil(bytes / this.coverage)
+    let count = 1
+    while (count < wanted && this.isSilent(l1Index + count)) count++
+    return count
+  }
+
+  /** False for a damaged entry too: it is for the read that gets there. */
+  private isSilent(l1Index: number): boolean {
+    try {
+      return this.l2Table(l1Index, l1Index * this.coverage) === 0
+    } catch (error) {
+      if (error instanceof ImageError) return false
+      throw error
+    }
+  }
+
+  private standardClusters(
+    slice: Buffer,
+    inSlice: number,
+    inCluster: number,
+    offset: number,
+    length: number,
+  ): Extent {
+    this.decodeStandard(slice, inSlice, offset)
+    if (this.kind === 'packed') return this.packed(slice, inSlice, inCluster, offset, length)
+    const { kind, host } = this
+    let end = this.unitBytes - inCluster
+    for (let at = inSlice + 8; end < length && at < slice.length; at += 8, end += this.unitBytes) {
+      // Damage further on is for the read that gets there, once the good bytes are delivered.
+      if (!this.continues(slice, at, offset + end, kind, host + inCluster + end)) break
+    }
+    return this.extent(kind, host + inCluster, Math.min(length, end))
+  }
+
+  /** Whether the entry at `at` goes on with `kind`, at the host offset `expected` if it is data. */
+  private continues(
+    slice: Buffer,
+    at: number,
+    offset: number,
+    kind: Run,
+    expected: number,
+  ): boolean {
+    try {
+      this.decodeStandard(slice, at, offset)
+    } catch (error) {
+      if (error instanceof ImageError) return false
+      throw error
+    }
+    return this.kind === kind && (kind !== 'data' || this.host === expected)
+  }
+
+  /** Sets `kind` and `host` from the L2 entry at `at` of `slice`, which maps the disk's `offset`. */
+  private decodeStandard(slice: Buffer, at: number, offset: number): void {
+    const high = slice.readUInt32BE(at)
+    const low = slice.readUInt32BE(at + 4)
+    if (high & COMPRESSED_HIGH) {
+      this.kind = 'packed'
+      return
+    }
+    if (low & ZERO_FLAG) {
+      if (this.parts.header.version === 2) {
+        throw this.damage('an L2 entry has the zero flag, which version 2 does not know', offset)
+      }
+      this.checkedHost(high, low, offset)
+      this.kind = 'zero'
+      return
+    }
+    this.host = this.checkedHost(high, low, offset)
+    this.kind = this.isAllocated(high, offset) ? 'data' : 'parent'
+  }
+
+  /** Whether `host` is where data are: 0 stands for "nowhere", but not in an external data file. */
+  private isAllocated(high: number, offset: number): boolean {
+    if (!this.external) return this.host !== 0
+    if (this.host === 0 && (high & COPIED_HIGH) === 0) return false
+    if (this.host !== offset - (offset % this.unitBytes)) {
+      throw this.damage(`an L2 entry maps another place of the data file, ${this.host}`, offset)
+    }
+    return true
+  }
+
+  private checkedHost(high: number, low: number, offset: number): number {
+    const host = hostOffset(high, low)
+    if (host % this.unitBytes !== 0 || !Number.isSafeInteger(host)) {
+      throw this.damage(`an L2 entry maps a cluster at ${host}, which is not aligned`, offset)
+    }
+    return host
+  }
+
+  private extent(kind: Run, at: number, length: number): Extent {
+    return kind === 'data' ? { kind, length, store: this.parts.dataStore, at } : { kind, length }
+  }
+
+  /**
+   * A cluster of an extended entry: runs of subclusters, each allocated, zero or silent by the
+   * bitmap behind the entry ("Extended L2 Entries"). Runs go on into the next cluster only where
+   * all of this one is of one kind.
+   */
+  private subclusters(
+    slice: Buffer,
+    inSlice: number,
+    inCluster: number,
+    offset: number,
+    length: number,
+  ): Extent {
+    const high = slice.readUInt32BE(inSlice)
+    if (high & COMPRESSED_HIGH) return this.packed(slice, inSlice, inCluster, offset, length)
+    const subclusterBytes = this.unitBytes / SUBCLUSTERS
+    const first = Math.floor(inCluster / subclusterBytes)
+    const kind = this.decodeSubcluster(slice, inSlice, first, offset)
+    const host = this.host
+    let end = (first + 1) * subclusterBytes - inCluster
+    let at = inSlice
+    let subcluster = first
+    while (end < length) {
+      if (++subcluster === SUBCLUSTERS) {
+        subcluster = 0
+        at += this.entryBytes
+        if (at >= slice.length || slice.readUInt32BE(at) & COMPRESSED_HIGH) break
+      }
+      if (!this.continuesSubcluster(slice, at, subcluster, offset + end, kind, host + inCluster + end)) {
+        break
+      }
+      end += subclusterBytes
+    }
+    return this.extent(kind, host + inCluster, Math.min(length, end))
+  }
+
+  private continuesSubcluster(
+    slice: Buffer,
+    at: number,
+    subcluster: number,
+    offset: number,
+    kind: Run,
+    expected: number,
+  ): boolean {
+    try {
+      if (this.decodeSubcluster(slice, at, subcluster, offset) !== kind) return false
+    } catch (error) {
+      if (error instanceof ImageError) return false
+      throw error
+    }
+    return kind !== 'data' || this.host + (offset % this.unitBytes) === expected
+  }
+
+  /** The kind of one subcluster; sets `host` to where its cluster is. */
+  private decodeSubcluster(slice: Buffer, at: number, subcluster: number, offset: number): Run {
+    const high = slice.readUInt32BE(at)
+    const low = slice.readUInt32BE(at + 4)
+    const isZero = (slice.readUInt32BE(at + 8) >>> subcluster) & 1
+    const isAllocated = (slice.readUInt32BE(at + 12) >>> subcluster) & 1
+    this.host = this.checkedHost(high, low, offset)
+    if (isZero && isAllocated) {
+      throw this.damage(`subcluster ${subcluster} is marked both allocated and zero`, offset)
+    }
+    if (isZero) return 'zero'
+    if (!isAllocated) return 'parent'
+    if (!this.isAllocated(high, offset)) {
+      throw this.damage(`subcluster ${subcluster} is marked allocated in no cluster`, offset)
+    }
+    return 'data'
+  }
+
+  /** A compressed cluster ("Compressed Clusters Descriptor"): any byte offset, whole sectors long. */
+  private packed(
+    slice: Buffer,
+    inSlice: number,
+    inCluster: number,
+    offset: number,
+    length: number,
+  ): Extent {
+    if (this.external) throw this.damage('a compressed cluster with an external data file', offset)
+    const { header } = this.parts
+    // Of the 62 low bits the offset takes the lower ones; 49 to 61 of them, so all of the low half.
+    const highOffsetBits = 62 - (header.clusterBits - 8) - 32
+    const high = slice.readUInt32BE(inSlice) & ~(COMPRESSED_HIGH | COPIED_HIGH)
+    const at = (high % 2 ** highOffsetBits) * 2 ** 32 + slice.readUInt32BE(inSlice + 4)
+    const moreSectors = Math.floor(high / 2 ** highOffsetBits)
+    const packedBytes = (moreSectors + 1) * 512 - (at % 512)
+    return {
+      kind: 'packed',
+      length: Math.min(length, this.unitBytes - inCluster),
+      skip: inCluster,
+      unpack: () =>
+        this.located(offset, () =>
+          this.parts.clusters.get(this.parts.storeId, at, () => this.unpackAt(at, packedBytes)),
+        ),
+    }
+  }
+
+  private unpackAt(at: number, packedBytes: number): Buffer {
+    const { store, header } = this.parts
+    if (at >= store.sizeBytes) {
+      throw new ImageError('CORRUPT', `a compressed cluster at ${at} lies beyond the end of the file`)
+    }
+    // The last sectors may be cut short by the end of the file.
+    const packed = scratch(packedBytes)
+    const got = store.read(packed, 0, packedBytes, at)
+    const unpack = header.compression === 'zstd' ? unzstdCluster : inflateCluster
+    return unpack(packed.subarray(0, got), this.unitBytes)
+  }
+
+  /** Runs `read`; what it throws of damage is named with the place on the disk it was met at. */
+  private located<T>(offset: number, read: () => T): T {
+    try {
+      return read()
+    } catch (error) {
+      if (!(error instanceof ImageError)) throw error
+      throw this.damage(error.message, offset, error)
+    }
+  }
+
+  private damage(message: string, offset: number, cause?: unknown): ImageError {
+    return new ImageError('CORRUPT', message, { path: this.parts.store.path, offset }, { cause })
+  }
+}
+
+const hostOffset = (high: number, low: number): number =>
+  (high & OFFSET_HIGH_MASK) * 2 ** 32 + ((low & OFFSET_LOW_MASK) >>> 0)
+
+let scratchBuffer = Buffer.alloc(0)
+
+/** A buffer of at least `length` bytes that each thread uses again and again. */
+function scratch(length: number): Buffer {
+  if (scratchBuffer.length < length) scratchBuffer = Buffer.allocUnsafeSlow(length)
+  return scratchBuffer
+}

@@ -1,0 +1,350 @@
+/** The qcow2 header and its extensions (QEMU docs/interop/qcow2.rst, "Header", "Header extensions"). */
+import { bits64be, layout, u8, u32be, u64be } from '../../binary.js'
+import { type ErrorCode, ImageError, printable } from '../../errors.js'
+import type { Store } from '../../io/store.js'
+import {
+  MAX_BACKING_NAME_BYTES,
+  MAX_CLUSTER_BITS,
+  MAX_L1_BYTES,
+  MAX_REFCOUNT_TABLE_BYTES,
+  MAX_SNAPSHOTS,
+  MIN_CLUSTER_BITS,
+} from '../limits.js'
+
+/** "QFI" and 0xfb; qcow version 1 has it too. */
+export const MAGIC = 0x514649fb
+
+const V2_HEADER = layout({
+  magic: u32be,
+  version: u32be,
+  backingNameOffset: u64be,
+  backingNameBytes: u32be,
+  clusterBits: u32be,
+  sizeBytes: u64be,
+  cryptMethod: u32be,
+  l1Entries: u32be,
+  l1Offset: u64be,
+  refcountTableOffset: u64be,
+  refcountTableClusters: u32be,
+  snapshotCount: u32be,
+  snapshotsOffset: u64be,
+})
+const V3_FIELDS = layout({
+  incompatible: bits64be,
+  compatible: bits64be,
+  autoclear: bits64be,
+  refcountOrder: u32be,
+  headerBytes: u32be,
+})
+const COMPRESSION_TYPE_AT = V2_HEADER.size + V3_FIELDS.size
+
+export const INCOMPATIBLE = {
+  dirty: 1n << 0n,
+  corrupt: 1n << 1n,
+  externalData: 1n << 2n,
+  compression: 1n << 3n,
+  extendedL2: 1n << 4n,
+}
+const KNOWN_INCOMPATIBLE = Object.values(INCOMPATIBLE).reduce((all, bit) => all | bit, 0n)
+export const COMPATIBLE = { lazyRefcounts: 1n << 0n }
+export const AUTOCLEAR = { bitmaps: 1n << 0n, rawExternalData: 1n << 1n }
+
+const EXTENSION = {
+  end: 0,
+  backingFormat: 0xe2792aca,
+  featureNames: 0x6803f857,
+  bitmaps: 0x23852875,
+  encryption: 0x0537be77,
+  dataFile: 0x44415441,
+}
+const EXTENSION_HEADER = layout({ type: u32be, length: u32be })
+const BITMAPS_EXTENSION = layout({
+  count: u32be,
+  reserved: u32be,
+  directoryBytes: u64be,
+  directoryOffset: u64be,
+})
+const FEATURE_NAME = layout({ type: u8, bit: u8 })
+const FEATURE_NAME_BYTES = 48
+
+export interface Qcow2Header {
+  readonly version: 2 | 3
+  readonly clusterBits: number
+  /** The disk's size. */
+  readonly sizeBytes: number
+  readonly cryptMethod: number
+  readonly l1Entries: number
+  readonly l1Offset: number
+  readonly refcountTableOffset: number
+  readonly refcountTableClusters: number
+  /** A reference count has 2^refcountOrder bits. */
+  readonly refcountOrder: number
+  readonly snapshotCount: number
+  readonly snapshotsOffset: number
+  readonly incompatible: bigint
+  readonly compatible: bigint
+  readonly autoclear: bigint
+  readonly headerBytes: number
+  readonly compression: 'zlib' | 'zstd'
+  readonly backingName: string | undefined
+  readonly backingFormat: string | undefined
+  readonly dataFileName: string | undefined
+  readonly bitmaps: BitmapsExtension | undefined
+  /** Types of extensions that are not known here, in the order they stand in. */
+  readonly unknownExtensions: readonly number[]
+}
+
+export interface BitmapsExtension {
+  readonly count: number
+  readonly directoryBytes: number
+  readonly directoryOffset: number
+}
+
+export const clusterBytes = (header: Qcow2Header): number => 2 ** header.clusterBits
+
+export const isExtendedL2 = (header: Qcow2Header): boolean =>
+  (header.incompatible & INCOMPATIBLE.extendedL2) !== 0n
+
+/** Bytes of an L2 entry. */
+export const l2EntryBytes = (header: Qcow2Header): number => (isExtendedL2(header) ? 16 : 8)
+
+/** Bytes of the disk that one L2 table maps. */
+export const l2CoverageBytes = (header: Qcow2Header): number =>
+  (clusterBytes(header) / l2EntryBytes(header)) * clusterBytes(header)
+
+/** Reads and checks all of the header. Throws ImageError, which names the file. */
+export function readHeader(store: Store): Qcow2Header {
+  const fail = (code: ErrorCode, message: string, hint?: string): never => {
+    throw new ImageError(code, message, { path: store.path, ...(hint && { hint }) })
+  }
+  const first = Buffer.alloc(512)
+  const got = store.read(first, 0, first.length, 0)
+  if (got < V2_HEADER.size || (first.readUInt32BE(4) >= 3 && got < COMPRESSION_TYPE_AT)) {
+    fail('NOT_AN_IMAGE', `the qcow2 header is cut off after ${got} bytes`, RESTORE)
+  }
+  if (first.readUInt32BE(0) !== MAGIC) {
+    fail('NOT_AN_IMAGE', 'this is no qcow2 image: its first bytes are not "QFI\\xfb"', PROBE)
+  }
+  const version = first.readUInt32BE(4)
+  if (version !== 2 && version !== 3) {
+    const known = version === 1 ? 'qcow version 1 is not read yet' : `qcow2 has no version ${version}`
+    fail('UNSUPPORTED', known, 'versions 2 and 3 are read; convert it with qemu-img convert')
+  }
+  const h = decode(() => V2_HEADER.decode(first), store)
+  const v3 = version === 3 ? V3_FIELDS.decode(first, V2_HEADER.size) : V2_DEFAULTS
+
+  if (h.clusterBits < MIN_CLUSTER_BITS || h.clusterBits > MAX_CLUSTER_BITS) {
+    fail(
+      'CORRUPT',
+      `the header gives clusters of 2^${h.clusterBits} bytes, not 2^${MIN_CLUSTER_BITS} to 2^${MAX_CLUSTER_BITS}`,
+      RESTORE,
+    )
+  }
+  const cluster = 2 ** h.clusterBits
+  if (version === 3 && (v3.headerBytes < 104 || v3.headerBytes > cluster || v3.headerBytes % 8)) {
+    fail('CORRUPT', `the header says that it has ${v3.headerBytes} bytes`, RESTORE)
+  }
+  const head = Buffer.alloc(Math.min(cluster, store.sizeBytes))
+  const headBytes = store.read(head, 0, head.length, 0)
+  if (headBytes < v3.headerBytes) fail('CORRUPT', 'the header is cut off', RESTORE)
+
+  const unknownBits = v3.incompatible & ~KNOWN_INCOMPATIBLE
+  if (h.backingNameOffset > cluster) {
+    fail('CORRUPT', `the backing file name at ${h.backingNameOffset} is outside the header cluster`, RESTORE)
+  }
+  const extensionsEnd = h.backingNameOffset > 0 ? h.backingNameOffset : cluster
+  const extensions = readExtensions(head.subarray(0, extensionsEnd), v3.headerBytes, fail, unknownBits)
+  if (unknownBits !== 0n) {
+    const names = bitsOf(unknownBits).map(bit => extensions.featureNames.get(bit) ?? `bit ${bit}`)
+    fail(
+      'UNSUPPORTED',
+      `it uses incompatible features that are not known here: ${names.join(', ')}`,
+      'open it with the program that made it, or convert it there',
+    )
+  }
+
+  if (v3.refcountOrder > 6) fail('CORRUPT', `the refcount order is ${v3.refcountOrder}, above 6`, RESTORE)
+  const compressionType = v3.headerBytes > COMPRESSION_TYPE_AT ? head.readUInt8(COMPRESSION_TYPE_AT) : 0
+  if (compressionType > 1) {
+    fail('UNSUPPORTED', `compression type ${compressionType} is not known`, 'zlib and zstd are read')
+  }
+  if ((compressionType !== 0) !== ((v3.incompatible & INCOMPATIBLE.compression) !== 0n)) {
+    fail('CORRUPT', 'the compression type and its incompatible feature bit contradict each other', RESTORE)
+  }
+  if (h.cryptMethod > 2) fail('CORRUPT', `encryption method ${h.cryptMethod} is not known`, RESTORE)
+  const isExtended = (v3.incompatible & INCOMPATIBLE.extendedL2) !== 0n
+  if (isExtended && h.clusterBits < 14) {
+    fail('CORRUPT', 'extended L2 entries need clusters of 16 KiB at least', RESTORE)
+  }
+  if ((v3.incompatible & INCOMPATIBLE.externalData) !== 0n && extensions.dataFileName === undefined) {
+    fail('CORRUPT', 'its data are in another file, which the header does not name', RESTORE)
+  }
+
+  const l1Needed = Math.ceil(h.sizeBytes / ((cluster / (isExtended ? 16 : 8)) * cluster))
+  const header: Qcow2Header = {
+    ...h,
+    ...v3,
+    version: version as 2 | 3,
+    compression: compressionType === 1 ? 'zstd' : 'zlib',
+    backingName: backingName(h.backingNameOffset, h.backingNameBytes, head, cluster, fail),
+    backingFormat: extensions.backingFormat,
+    dataFileName: extensions.dataFileName,
+    bitmaps: extensions.bitmaps,
+    unknownExtensions: extensions.unknown,
+  }
+  checkTables(header, l1Needed, store.sizeBytes, fail)
+  return header
+}
+
+const RESTORE = 'restore it from a copy, or try qemu-img check on a copy'
+const PROBE = 'give the format with --format, or leave it out to have it found'
+const V2_DEFAULTS = {
+  incompatible: 0n,
+  compatible: 0n,
+  autoclear: 0n,
+  refcountOrder: 4,
+  headerBytes: V2_HEADER.size,
+}
+type Fail = (code: ErrorCode, message: string, hint?: string) => never
+
+/** Runs `read` and names the file in what it throws. */
+function decode<T>(read: () => T, store: Store): T {
+  try {
+    return read()
+  } catch (error) {
+    if (!(error instanceof ImageError)) throw error
+    throw new ImageError(error.code, `the header is damaged: ${error.message}`, {
+      path: store.path,
+      hint: RESTORE,
+    })
+  }
+}
+
+/** Where the tables lie: within the file, aligned, and none over another or over the header. */
+function checkTables(header: Qcow2Header, l1Needed: number, fileBytes: number, fail: Fail): void {
+  const cluster = clusterBytes(header)
+  const l1Bytes = header.l1Entries * 8
+  if (l1Bytes > MAX_L1_BYTES) {
+    fail('CORRUPT', `the L1 table has ${header.l1Entries} entries, above ${MAX_L1_BYTES / 8}`, RESTORE)
+  }
+  if (header.l1Entries < l1Needed) {
+    fail('CORRUPT', `the L1 table has ${header.l1Entries} entries and the disk needs ${l1Needed}`, RESTORE)
+  }
+  const refcountBytes = header.refcountTableClusters * cluster
+  if (refcountBytes > MAX_REFCOUNT_TABLE_BYTES) {
+    fail('CORRUPT', `the refcount table has ${header.refcountTableClusters} clusters`, RESTORE)
+  }
+  if (header.refcountTableClusters === 0) fail('CORRUPT', 'it has no refcount table', RESTORE)
+  if (header.snapshotCount > MAX_SNAPSHOTS) {
+    fail('CORRUPT', `it claims ${header.snapshotCount} snapshots, above ${MAX_SNAPSHOTS}`, RESTORE)
+  }
+  // The least that the tables take: a snapshot's entry has 40 bytes, rounded up to 8 with its id.
+  const tables = [
+    { name: 'the header', at: 0, bytes: header.headerBytes },
+    { name: 'the L1 table', at: header.l1Offset, bytes: l1Bytes },
+    { name: 'the refcount table', at: header.refcountTableOffset, bytes: refcountBytes },
+    { name: 'the snapshot table', at: header.snapshotsOffset, bytes: header.snapshotCount * 40 },
+  ].filter(table => table.bytes > 0)
+  for (const { name, at, bytes } of tables) {
+    if (at % cluster !== 0) fail('CORRUPT', `${name} at ${at} is not aligned to a cluster`, RESTORE)
+    // The refcount table may end in a hole that the file does not reach; where it begins it must.
+    const needed = at === header.refcountTableOffset ? 8 : bytes
+    if (at + needed > fileBytes) {
+      fail('CORRUPT', `${name} at ${at} lies beyond the end of the file (${fileBytes} bytes)`, RESTORE)
+    }
+  }
+  const sorted = tables
+    .map(table => ({ ...table, end: Math.ceil((table.at + table.bytes) / cluster) * cluster }))
+    .sort((a, b) => a.at - b.at)
+  sorted.reduce((before, table) => {
+    if (table.at < before.end) fail('CORRUPT', `${table.name} overlaps ${before.name}`, RESTORE)
+    return table
+  })
+}
+
+function backingName(
+  at: number,
+  length: number,
+  head: Buffer,
+  cluster: number,
+  fail: Fail,
+): string | undefined {
+  if (at === 0 || length === 0) return undefined
+  if (length > MAX_BACKING_NAME_BYTES || at + length > cluster) {
+    fail('CORRUPT', `the backing file name has ${length} bytes at ${at}`, RESTORE)
+  }
+  if (at + length > head.length) fail('CORRUPT', 'the backing file name is cut off', RESTORE)
+  const name = head.subarray(at, at + length)
+  if (name.includes(0)) fail('CORRUPT', 'the backing file name holds a NUL', RESTORE)
+  return name.toString('utf8')
+}
+
+interface Extensions {
+  backingFormat: string | undefined
+  dataFileName: string | undefined
+  bitmaps: BitmapsExtension | undefined
+  /** Incompatible feature bit → name. */
+  featureNames: Map<number, string>
+  unknown: number[]
+}
+
+/**
+ * The extensions between the header and `area`'s end. A file that the user wants to hear refused by
+ * the names of its features (`unknownBits`) must not fail on what those features changed first.
+ */
+function readExtensions(area: Buffer, from: number, fail: Fail, unknownBits: bigint): Extensions {
+  const found: Extensions = {
+    backingFormat: undefined,
+    dataFileName: undefined,
+    bitmaps: undefined,
+    featureNames: new Map(),
+    unknown: [],
+  }
+  for (let at = from; at + EXTENSION_HEADER.size <= area.length; ) {
+    const { type, length } = EXTENSION_HEADER.decode(area, at)
+    if (type === EXTENSION.end) break
+    const start = at + EXTENSION_HEADER.size
+    if (start + length > area.length) {
+      if (unknownBits !== 0n) break
+      fail('CORRUPT', `the header extension at ${at} is longer than the header cluster`, RESTORE)
+    }
+    const data = area.subarray(start, start + length)
+    if (type === EXTENSION.backingFormat) found.backingFormat = text(data)
+    else if (type === EXTENSION.dataFile) found.dataFileName = text(data)
+    else if (type === EXTENSION.featureNames) found.featureNames = featureNames(data)
+    else if (type === EXTENSION.bitmaps) {
+      // Only writers and `info` need them; damage there is theirs to report.
+      if (length === BITMAPS_EXTENSION.size) found.bitmaps = lenientBitmaps(data)
+    } else if (type !== EXTENSION.encryption) found.unknown.push(type)
+    at = start + Math.ceil(length / 8) * 8
+  }
+  return found
+}
+
+function lenientBitmaps(data: Buffer): BitmapsExtension | undefined {
+  try {
+    return BITMAPS_EXTENSION.decode(data)
+  } catch {
+    return undefined
+  }
+}
+
+function featureNames(data: Buffer): Map<number, string> {
+  const names = new Map<number, string>()
+  for (let at = 0; at + FEATURE_NAME_BYTES <= data.length; at += FEATURE_NAME_BYTES) {
+    const { type, bit } = FEATURE_NAME.decode(data, at)
+    const name = text(data.subarray(at + FEATURE_NAME.size, at + FEATURE_NAME_BYTES))
+    if (type === 0) names.set(bit, `${printable(name)} (bit ${bit})`)
+  }
+  return names
+}
+
+/** Up to the first NUL, if there is one. */
+function text(data: Buffer): string {
+  const nul = data.indexOf(0)
+  return data.toString('utf8', 0, nul < 0 ? data.length : nul)
+}
+
+function bitsOf(bits: bigint): number[] {
+  return Array.from({ length: 64 }, (_, bit) => bit).filter(bit => (bits >> BigInt(bit)) & 1n)
+}

@@ -1,0 +1,153 @@
+/**
+ * Compressed clusters: raw deflate and zstd, both read leniently but bounded (QEMU
+ * docs/interop/qcow2.rst, "Compressed Clusters Descriptor").
+ */
+import zlib from 'node:zlib'
+import { Decompress } from 'fzstd'
+import { ImageError } from '../../errors.js'
+
+const { Z_SYNC_FLUSH } = zlib.constants
+
+/** Node has zstd of its own from 22.15 on. */
+const { zstdDecompressSync } = zlib as {
+  zstdDecompressSync?: (packed: Buffer, options: { maxOutputLength: number }) => Buffer
+}
+
+/**
+ * The cluster that the deflate stream at the start of `packed` holds. What follows the stream belongs
+ * to others. A stream that fills the cluster is good even where it goes on; one that ends or breaks
+ * before is damage. Throws ImageError.
+ */
+export function inflateCluster(packed: Buffer, clusterBytes: number): Buffer {
+  const cluster = inflatePrefix(packed, clusterBytes)
+  if (cluster === 'too long') return inflateOverlong(packed, clusterBytes)
+  return whole(cluster, clusterBytes)
+}
+
+/** How far a stream may run past its cluster before it counts as overlong: one step of deflate. */
+const SLACK_BYTES = 4096
+
+function inflatePrefix(packed: Buffer, clusterBytes: number): Buffer | 'too long' {
+  try {
+    return zlib.inflateRawSync(packed, {
+      finishFlush: Z_SYNC_FLUSH,
+      chunkSize: clusterBytes + SLACK_BYTES,
+      maxOutputLength: clusterBytes + SLACK_BYTES,
+    })
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    if (code === 'ERR_BUFFER_TOO_LARGE') return 'too long'
+    throw damaged(error)
+  }
+}
+
+/**
+ * The first cluster of a stream that goes on far beyond it. zlib gives either all or nothing of a
+ * call, so the shortest prefix of the input that fills the cluster is searched: a byte of input makes
+ * less than SLACK_BYTES of output (deflate expands 1032-fold at most).
+ */
+function inflateOverlong(packed: Buffer, clusterBytes: number): Buffer {
+  let tooShort = 0
+  let enough = packed.length
+  while (enough - tooShort > 1) {
+    const middle = Math.floor((tooShort + enough) / 2)
+    const cluster = inflatePrefix(packed.subarray(0, middle), clusterBytes)
+    if (cluster !== 'too long' && cluster.length >= clusterBytes) return whole(cluster, clusterBytes)
+    if (cluster === 'too long') enough = middle
+    else tooShort = middle
+  }
+  throw damaged()
+}
+
+const ZSTD_MAGIC = 0xfd2fb528
+const ZSTD_SKIPPABLE = 0x184d2a50
+/** A frame may ask its decoder for a window; RFC 8878 advises to support and to limit to 8 MiB. */
+const MAX_ZSTD_WINDOW_BYTES = 8 * 2 ** 20
+
+/**
+ * The cluster that the zstd frames at the start of `packed` hold, one or several. Every frame up to
+ * the one that fills the cluster must be complete; what follows belongs to others. Throws ImageError.
+ */
+export function unzstdCluster(packed: Buffer, clusterBytes: number): Buffer {
+  const cluster = Buffer.alloc(clusterBytes)
+  let filled = 0
+  for (let at = 0; filled < clusterBytes; ) {
+    const frame = packed.subarray(at, at + zstdFrameBytes(packed, at))
+    filled += unzstdFrame(frame, cluster, filled)
+    at += frame.length
+  }
+  return cluster
+}
+
+/**
+ * Writes what `frame` holds to `cluster` from `filled` on; the bytes written. A frame that holds more
+ * than there is room for is damage, and is not decoded further.
+ */
+function unzstdFrame(frame: Buffer, cluster: Buffer, filled: number): number {
+  const room = cluster.length - filled
+  try {
+    if (zstdDecompressSync) {
+      return zstdDecompressSync(frame, { maxOutputLength: room }).copy(cluster, filled)
+    }
+    let written = 0
+    const decoder = new Decompress(part => {
+      if (written + part.length > room) throw damaged()
+      cluster.set(part, filled + written)
+      written += part.length
+    })
+    decoder.push(frame, true)
+    return written
+  } catch (error) {
+    throw damaged(error)
+  }
+}
+
+/**
+ * The length of the zstd frame at `at` in bytes, by its blocks' headers (RFC 8878, 3.1.1). Decoders
+ * refuse what follows a frame in a sector, or skip it, each in its way: they are given one frame.
+ */
+function zstdFrameBytes(b: Buffer, at: number): number {
+  const need = (end: number) => {
+    if (end > b.length) throw damaged()
+  }
+  need(at + 8)
+  const magic = b.readUInt32LE(at)
+  if ((magic & 0xfffffff0) >>> 0 === ZSTD_SKIPPABLE) {
+    const end = at + 8 + b.readUInt32LE(at + 4)
+    need(end)
+    return end - at
+  }
+  if (magic !== ZSTD_MAGIC) throw damaged()
+  const descriptor = b.readUInt8(at + 4)
+  const singleSegment = (descriptor >> 5) & 1
+  const contentSizeBytes = [singleSegment, 2, 4, 8][descriptor >> 6] as number
+  if (!singleSegment) {
+    const window = b.readUInt8(at + 5)
+    const base = 2 ** (10 + (window >> 3))
+    if (base + (base / 8) * (window & 7) > MAX_ZSTD_WINDOW_BYTES) throw damaged()
+  }
+  const dictionaryBytes = [0, 1, 2, 4][descriptor & 3] as number
+  let end = at + 5 + (1 - singleSegment) + dictionaryBytes + contentSizeBytes
+  for (let last = false; !last; ) {
+    need(end + 3)
+    const header = b.readUIntLE(end, 3)
+    const type = (header >> 1) & 3
+    if (type === 3) throw damaged()
+    last = (header & 1) === 1
+    // A run-length block stores one byte.
+    end += 3 + (type === 1 ? 1 : header >> 3)
+    need(end)
+  }
+  if (descriptor & 4) end += 4
+  need(end)
+  return end - at
+}
+
+function whole(bytes: Buffer, clusterBytes: number): Buffer {
+  if (bytes.length < clusterBytes) throw damaged()
+  return bytes.length === clusterBytes ? bytes : bytes.subarray(0, clusterBytes)
+}
+
+function damaged(cause?: unknown): ImageError {
+  return new ImageError('CORRUPT', 'a compressed cluster is damaged or cut off', {}, { cause })
+}

@@ -1,0 +1,65 @@
+/** FUSE_INIT: what the kernel offers, what we take of it (linux/fuse.h, "Version negotiation"). */
+import { MountError } from '../errors.js'
+import {
+  IN_HEADER,
+  INIT_FLAG,
+  INIT_IN,
+  INIT_OUT,
+  KERNEL_VERSION,
+  MAX_REQUEST_BYTES,
+  MINOR_VERSION,
+  OLDEST_MINOR_VERSION,
+  OUT_HEADER,
+} from './protocol.js'
+
+/** What the data do while they are served: nothing. So the kernel may cache and ask in parallel. */
+const WANTED_FLAGS = Object.values(INIT_FLAG).reduce((all, flag) => all | flag, 0)
+
+/** Requests in flight that nobody waits for, such as readahead. The kernel's own default is 12. */
+const MAX_BACKGROUND = 64
+
+export interface InitAnswer {
+  readonly reply: Buffer
+  /** False when the kernel must ask again, with our major version. */
+  readonly isFinal: boolean
+  /** The minor version that both speak. */
+  readonly minor: number
+  /** INIT_FLAG bits that both know. */
+  readonly flags: number
+}
+
+/** The answer to the INIT request `message`. Throws MountError for a kernel that is too old. */
+export function answerInit(message: Buffer): InitAnswer {
+  const header = IN_HEADER.decode(message)
+  const offered = INIT_IN.decode(message, IN_HEADER.size)
+  if (
+    offered.major < KERNEL_VERSION ||
+    (offered.major === KERNEL_VERSION && offered.minor < OLDEST_MINOR_VERSION)
+  ) {
+    throw new MountError(
+      `this kernel speaks FUSE ${offered.major}.${offered.minor}; ${KERNEL_VERSION}.${OLDEST_MINOR_VERSION} (Linux 4.18) is needed`,
+    )
+  }
+  const isFinal = offered.major === KERNEL_VERSION
+  const minor = Math.min(offered.minor, MINOR_VERSION)
+  // A flag has 32 bits and JavaScript's numbers have a sign there.
+  const flags = (offered.flags & WANTED_FLAGS) >>> 0
+  const out = INIT_OUT.encode({
+    major: KERNEL_VERSION,
+    minor: isFinal ? minor : MINOR_VERSION,
+    maxReadahead: Math.max(offered.maxReadahead, MAX_REQUEST_BYTES),
+    flags: isFinal ? flags : 0,
+    maxBackground: MAX_BACKGROUND,
+    congestionThreshold: MAX_BACKGROUND * 0.75,
+    maxWrite: MAX_REQUEST_BYTES,
+    timeGranularity: 1,
+    maxPages: flags & INIT_FLAG.MAX_PAGES ? MAX_REQUEST_BYTES / 4096 : 0,
+    mapAlignment: 0,
+    flags2: 0,
+    maxStackDepth: 0,
+    unused: Buffer.alloc(24),
+  })
+  const length = OUT_HEADER.size + out.length
+  const head = OUT_HEADER.encode({ length, error: 0, unique: header.unique })
+  return { reply: Buffer.concat([head, out]), isFinal, minor, flags }
+}

@@ -1,0 +1,178 @@
+/**
+ * Mounting and unmounting: mount(2) where we may, else `fusermount3`, which may in our name and sends
+ * the device's descriptor over a socket (libfuse, _FUSE_COMMFD).
+ */
+import { spawnSync } from 'node:child_process'
+import fs from 'node:fs'
+import { errnoName, MountError, SystemError } from '../errors.js'
+import * as libc from '../io/libc.js'
+import { findMount, type MountInfo } from './mountinfo.js'
+
+export const FS_TYPE = 'fuse.vimgfs'
+const DEVICE = '/dev/fuse'
+/** libfuse 3's first; libfuse 2's does the same. */
+const HELPERS = ['fusermount3', 'fusermount']
+
+export interface MountRequest {
+  readonly mountpoint: string
+  readonly fsname: string
+  /** Whether others than the mounting user may ask at all. */
+  readonly allowOther: boolean
+  /** Whether the kernel checks modes. */
+  readonly defaultPermissions: boolean
+}
+
+/** Mounts and returns the device's descriptor; the kernel's INIT is its first message. Throws MountError. */
+export function mountFuse(request: MountRequest): number {
+  const direct = mountDirectly(request)
+  return typeof direct === 'number' ? direct : mountByHelper(request, direct.why)
+}
+
+/** Checks that one may mount on `mountpoint`, and says what to do where not. Throws MountError. */
+export function checkMountpoint(mountpoint: string): void {
+  let stat: fs.Stats
+  try {
+    stat = fs.statSync(mountpoint)
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    if (code === 'ENOTCONN') {
+      throw new MountError(
+        `${mountpoint}: a mount whose server has died is still there; remove it with vimgfs umount ${mountpoint}`,
+      )
+    }
+    const why = code === 'ENOENT' ? `it does not exist; make it with mkdir ${mountpoint}` : `it cannot be used as a mount point: ${code}`
+    throw new MountError(`${mountpoint}: ${why}`)
+  }
+  if (!stat.isDirectory()) {
+    throw new MountError(`${mountpoint}: it is not a folder; name an empty folder to mount on`)
+  }
+  const mounted = findMount(mountpoint)
+  if (mounted) {
+    throw new MountError(
+      `${mountpoint}: ${mounted.source} (${mounted.type}) is mounted there already; unmount it or choose another folder`,
+    )
+  }
+  if (process.geteuid?.() !== 0) checkWritable(mountpoint)
+}
+
+/** What fusermount3 asks of ordinary users. */
+function checkWritable(mountpoint: string): void {
+  try {
+    fs.accessSync(mountpoint, fs.constants.W_OK)
+  } catch {
+    throw new MountError(
+      `${mountpoint}: you may not write to it; mount on a folder of your own`,
+    )
+  }
+}
+
+function mountDirectly(request: MountRequest): number | { why: string } {
+  let device: number
+  try {
+    device = fs.openSync(DEVICE, 'r+')
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    if (code === 'EACCES' || code === 'EPERM') return { why: `${DEVICE} is closed to you` }
+    throw new MountError(
+      `${DEVICE} cannot be opened: ${code}; load the kernel's module with modprobe fuse, or in a container pass --device ${DEVICE}`,
+    )
+  }
+  const data = [
+    `fd=${device}`,
+    'rootmode=40000',
+    `user_id=${process.getuid?.()}`,
+    `group_id=${process.getgid?.()}`,
+    ...(request.defaultPermissions ? ['default_permissions'] : []),
+    ...(request.allowOther ? ['allow_other'] : []),
+  ].join(',')
+  const flags = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_RDONLY
+  try {
+    libc.mount(request.fsname, request.mountpoint, FS_TYPE, flags, data)
+    return device
+  } catch (error) {
+    fs.closeSync(device)
+    if (!(error instanceof SystemError)) throw error
+    if (error.code === 'EPERM') return { why: 'you may not mount' }
+    throw new MountError(`${request.mountpoint}: mounting failed: ${error.code}`)
+  }
+}
+
+function mountByHelper(request: MountRequest, why: string): number {
+  const options = [
+    'ro',
+    'nosuid',
+    'nodev',
+    `fsname=${request.fsname.replace(/[\\,]/g, c => `\\${c}`)}`,
+    'subtype=vimgfs',
+    ...(request.defaultPermissions ? ['default_permissions'] : []),
+    ...(request.allowOther ? ['allow_other'] : []),
+  ].join(',')
+  const [ours, theirs] = libc.unixSocketPair()
+  try {
+    const failure = runHelper(['-o', options, '--', request.mountpoint], theirs)
+    fs.closeSync(theirs)
+    if (failure !== undefined) throw new MountError(explain(failure, request.mountpoint, why))
+    const device = libc.receiveDescriptor(ours)
+    if (device < 0) throw new MountError(`${request.mountpoint}: fusermount3 sent no descriptor`)
+    return device
+  } finally {
+    fs.closeSync(ours)
+  }
+}
+
+/** Runs fusermount3 with the socket as its descriptor 3. Returns what it complains of, if it failed. */
+function runHelper(args: readonly string[], socket?: number): string | undefined {
+  for (const helper of HELPERS) {
+    const { error, status, stderr } = spawnSync(helper, args, {
+      stdio: ['ignore', 'ignore', 'pipe', ...(socket === undefined ? [] : [socket])],
+      env: { ...process.env, LC_ALL: 'C', _FUSE_COMMFD: '3' },
+      encoding: 'utf8',
+      timeout: 30_000,
+    })
+    if ((error as NodeJS.ErrnoException | undefined)?.code === 'ENOENT') continue
+    if (error) return `${helper}: ${error.message}`
+    return status === 0 ? undefined : stderr.trim().replace(/\s*\n\s*/g, '; ') || `${helper} failed`
+  }
+  return MISSING_HELPER
+}
+
+const MISSING_HELPER =
+  'fusermount3 is not installed; install it with apt-get install fuse3, or mount as root'
+
+function explain(failure: string, mountpoint: string, why: string): string {
+  if (failure === MISSING_HELPER) return `${mountpoint}: ${why} and ${failure}`
+  if (failure.includes('user_allow_other')) {
+    return `${mountpoint}: allow_other and allow_root need the line user_allow_other in /etc/fuse.conf; ask root to add it, or leave the option out`
+  }
+  if (/Permission denied/.test(failure) && failure.includes(DEVICE)) {
+    return `${mountpoint}: ${DEVICE} is closed to you; ask root for access to it (chmod 666 ${DEVICE} is what distributions do)`
+  }
+  return `${mountpoint}: ${failure}`
+}
+
+/**
+ * Unmounts `mount`. `detach` takes it away at once and lets those who use it finish. Throws MountError
+ * with the reason, such as that it is busy.
+ */
+export function unmountFuse(mount: MountInfo, detach: boolean): void {
+  try {
+    libc.unmount(mount.mountpoint, detach ? libc.MNT_DETACH : 0)
+    return
+  } catch (error) {
+    if (!(error instanceof SystemError)) throw error
+    if (error.code !== 'EPERM') throw new MountError(unmountFailure(mount, error.errno))
+  }
+  const failure = runHelper(['-u', ...(detach ? ['-z'] : []), '--', mount.mountpoint])
+  if (failure === undefined) return
+  const isBusy = /busy/i.test(failure)
+  throw new MountError(isBusy ? unmountFailure(mount, EBUSY) : `${mount.mountpoint}: ${failure}`)
+}
+
+const EBUSY = 16
+
+function unmountFailure({ mountpoint }: MountInfo, errno: number): string {
+  if (errno === EBUSY) {
+    return `${mountpoint}: it is in use (fuser -vm ${mountpoint} shows by whom); close that, or detach it with vimgfs umount --lazy ${mountpoint}`
+  }
+  return `${mountpoint}: unmounting failed: ${errnoName(errno)}`
+}

@@ -1,0 +1,168 @@
+/**
+ * The opcodes that are answered, a row each, and `answer`: from a message's bytes to its reply's. It
+ * knows no descriptor; /dev/fuse and the tests call the same function.
+ */
+import { constants } from 'node:os'
+import { u64le } from '../binary.js'
+import { errnoOf } from '../errors.js'
+import type { ImageFs, Request } from './image-fs.js'
+import {
+  ACCESS_IN,
+  GETXATTR_IN,
+  IN_HEADER,
+  LSEEK_IN,
+  MAX_REQUEST_BYTES,
+  OPEN_IN,
+  OUT_HEADER,
+  READ_IN,
+  RELEASE_IN,
+  STATX_IN,
+} from './protocol.js'
+
+const { EACCES, EINVAL, ENOSYS, ENOTTY } = constants.errno
+
+interface Opcode {
+  readonly opcode: number
+  readonly name: string
+  /** Bytes of arguments at least; a shorter message is answered EINVAL. */
+  readonly argumentBytes: number
+  /** Undefined where the kernel expects no reply. */
+  readonly run: ((fs: ImageFs, request: Request) => number) | undefined
+  /** What libfuse too lets everybody do under allow_root: it needs an open file. */
+  readonly openToAll: boolean
+}
+
+const row = (
+  opcode: number,
+  name: string,
+  argumentBytes: number,
+  run: Opcode['run'],
+  { openToAll = false } = {},
+): Opcode => ({ opcode, name, argumentBytes, run, openToAll })
+
+const done = () => 0
+const notTyped = () => -ENOTTY
+const unknown = () => -ENOSYS
+const refuse = (fs: ImageFs) => fs.refuseChange()
+const ONCE_OPEN = { openToAll: true }
+
+const ROWS: readonly Opcode[] = [
+  row(1, 'LOOKUP', 1, (fs, r) => fs.lookup(r)),
+  row(2, 'FORGET', 0, undefined),
+  row(3, 'GETATTR', 0, (fs, r) => fs.getattr(r)),
+  row(4, 'SETATTR', 0, refuse),
+  row(5, 'READLINK', 0, () => -EINVAL),
+  row(6, 'SYMLINK', 0, refuse),
+  row(8, 'MKNOD', 0, refuse),
+  row(9, 'MKDIR', 0, refuse),
+  row(10, 'UNLINK', 0, refuse),
+  row(11, 'RMDIR', 0, refuse),
+  row(12, 'RENAME', 0, refuse),
+  row(13, 'LINK', 0, refuse),
+  row(14, 'OPEN', OPEN_IN.size, (fs, r) => fs.open(r)),
+  row(15, 'READ', READ_IN.size, (fs, r) => fs.read(r), ONCE_OPEN),
+  row(16, 'WRITE', 0, refuse),
+  row(17, 'STATFS', 0, (fs, r) => fs.statfs(r)),
+  row(18, 'RELEASE', RELEASE_IN.size, done, ONCE_OPEN),
+  row(20, 'FSYNC', 0, done, ONCE_OPEN),
+  row(21, 'SETXATTR', 0, refuse),
+  row(22, 'GETXATTR', GETXATTR_IN.size, (fs, r) => fs.getxattr(r)),
+  row(23, 'LISTXATTR', GETXATTR_IN.size, (fs, r) => fs.listxattr(r)),
+  row(24, 'REMOVEXATTR', 0, refuse),
+  row(25, 'FLUSH', 0, done, ONCE_OPEN),
+  // Answered before the workers start; another one is a kernel gone astray.
+  row(26, 'INIT', 0, () => -EINVAL, ONCE_OPEN),
+  row(27, 'OPENDIR', OPEN_IN.size, (fs, r) => fs.opendir(r)),
+  row(28, 'READDIR', READ_IN.size, (fs, r) => fs.readdir(r), ONCE_OPEN),
+  row(29, 'RELEASEDIR', RELEASE_IN.size, done, ONCE_OPEN),
+  row(30, 'FSYNCDIR', 0, done, ONCE_OPEN),
+  row(34, 'ACCESS', ACCESS_IN.size, (fs, r) => fs.access(r)),
+  row(35, 'CREATE', 0, refuse),
+  // A reply may never come twice, so what is asked to be interrupted is simply finished.
+  row(36, 'INTERRUPT', 0, undefined, ONCE_OPEN),
+  row(37, 'BMAP', 0, unknown),
+  row(38, 'DESTROY', 0, done, ONCE_OPEN),
+  row(39, 'IOCTL', 0, notTyped),
+  row(40, 'POLL', 0, unknown),
+  row(42, 'BATCH_FORGET', 0, undefined),
+  row(43, 'FALLOCATE', 0, refuse),
+  row(44, 'READDIRPLUS', READ_IN.size, (fs, r) => fs.readdirplus(r), ONCE_OPEN),
+  row(45, 'RENAME2', 0, refuse),
+  row(46, 'LSEEK', LSEEK_IN.size, (fs, r) => fs.lseek(r)),
+  row(47, 'COPY_FILE_RANGE', 0, refuse),
+  row(51, 'TMPFILE', 0, refuse),
+  row(52, 'STATX', STATX_IN.size, (fs, r) => fs.statx(r)),
+]
+/** By opcode: the data path looks up one a request. */
+export const OPCODES: readonly (Opcode | undefined)[] = ROWS.reduce<(Opcode | undefined)[]>(
+  (table, entry) => {
+    table[entry.opcode] = entry
+    return table
+  },
+  [],
+)
+
+export const opcodeName = (opcode: number): string => OPCODES[opcode]?.name ?? `opcode ${opcode}`
+
+/** A worker's buffers and where it reports to. */
+export class Responder {
+  /** The reply: `answer` tells how many bytes of it count. */
+  readonly reply = Buffer.allocUnsafeSlow(OUT_HEADER.size + MAX_REQUEST_BYTES)
+  private readonly request: Request = {
+    nodeid: 0,
+    uid: 0,
+    message: Buffer.alloc(0),
+    args: IN_HEADER.size,
+    end: 0,
+    payload: this.reply.subarray(OUT_HEADER.size),
+  }
+
+  /** @param onError told of everything thrown, with the opcode it was thrown in */
+  constructor(
+    private readonly fs: ImageFs,
+    private readonly onError: (error: unknown, opcode: number) => void,
+  ) {}
+
+  /**
+   * Answers the first `length` bytes of `message`. Returns the length of the reply in bytes, 0 where
+   * the kernel expects none. Never throws: what goes wrong is an errno.
+   */
+  answer(message: Buffer, length: number): number {
+    if (length < IN_HEADER.size) return 0
+    const opcode = message.readUInt32LE(IN_HEADER.at.opcode)
+    const entry = OPCODES[opcode]
+    if (entry !== undefined && entry.run === undefined) return 0
+    let result: number
+    try {
+      result = this.run(entry, message, length)
+    } catch (error) {
+      this.onError(error, opcode)
+      result = -errnoOf(error)
+    }
+    const bytes = OUT_HEADER.size + Math.max(0, result)
+    this.reply.writeUInt32LE(bytes, OUT_HEADER.at.length)
+    this.reply.writeInt32LE(Math.min(0, result), OUT_HEADER.at.error)
+    message.copy(this.reply, OUT_HEADER.at.unique, IN_HEADER.at.unique, IN_HEADER.at.unique + 8)
+    return bytes
+  }
+
+  private run(entry: Opcode | undefined, message: Buffer, length: number): number {
+    if (entry?.run === undefined) return -ENOSYS
+    if (length < IN_HEADER.size + entry.argumentBytes) return -EINVAL
+    const uid = message.readUInt32LE(IN_HEADER.at.uid)
+    if (!entry.openToAll && !this.fs.admits(uid)) return -EACCES
+    const { request } = this
+    request.nodeid = u64le.get(message, IN_HEADER.at.nodeid)
+    request.uid = uid
+    request.message = message
+    request.end = length
+    return entry.run(this.fs, request)
+  }
+}
+
+/** The reply to `message`, or nothing where the kernel expects none. */
+export function answer(fs: ImageFs, message: Buffer): Buffer | undefined {
+  const responder = new Responder(fs, () => {})
+  const length = responder.answer(message, message.length)
+  return length === 0 ? undefined : responder.reply.subarray(0, length)
+}

@@ -1,0 +1,66 @@
+/** Mount options, as other FUSE programs take them with -o. */
+import { UsageError } from '../errors.js'
+
+export interface MountOptions {
+  readonly allowOther: boolean
+  readonly allowRoot: boolean
+  readonly defaultPermissions: boolean
+  readonly fsname: string | undefined
+  readonly uid: number | undefined
+  readonly gid: number | undefined
+  /** Permission bits that are taken away from 0777. */
+  readonly umask: number | undefined
+}
+
+/** Asked for by mount(8) and fstab; what they would do is done or is meaningless here. */
+const ACCEPTED = new Set([
+  ...['ro', 'rw', 'defaults', 'nodev', 'nosuid', 'noexec', 'exec', 'atime', 'noatime', 'relatime'],
+  ...['async', 'sync', 'auto', 'noauto', 'user', 'nouser', 'users', 'nofail', '_netdev', 'nonempty'],
+])
+
+/** Parses the arguments of all -o. Throws UsageError. */
+export function parseMountOptions(lists: readonly string[]): MountOptions {
+  const flags = new Set<string>()
+  const values = new Map<string, string>()
+  for (const option of lists.flatMap(splitOptions)) {
+    const [name, ...rest] = option.split('=')
+    const value = rest.join('=')
+    if (name === 'uid' || name === 'gid' || name === 'umask' || name === 'fsname') {
+      if (value === '') throw new UsageError(`-o ${name} needs a value: -o ${name}=…`)
+      values.set(name, value)
+    } else if (rest.length > 0) throw new UsageError(`unknown mount option "${option}"`)
+    else if (name === 'allow_other' || name === 'allow_root' || name === 'default_permissions') {
+      flags.add(name)
+    } else if (!ACCEPTED.has(option) && !option.startsWith('x-')) {
+      throw new UsageError(`unknown mount option "${option}"`)
+    }
+  }
+  if (flags.has('allow_other') && flags.has('allow_root')) {
+    throw new UsageError('allow_other and allow_root exclude each other')
+  }
+  const number = (name: string, radix: 8 | 10, max: number): number | undefined => {
+    const text = values.get(name)
+    if (text === undefined) return undefined
+    const isNumber = (radix === 8 ? /^[0-7]+$/ : /^[0-9]+$/).test(text)
+    const value = Number.parseInt(text, radix)
+    if (!isNumber || value > max) {
+      const kind = radix === 8 ? 'an octal number up to 777' : 'a number'
+      throw new UsageError(`-o ${name}=${text}: it takes ${kind}`)
+    }
+    return value
+  }
+  return {
+    allowOther: flags.has('allow_other'),
+    allowRoot: flags.has('allow_root'),
+    defaultPermissions: flags.has('default_permissions'),
+    fsname: values.get('fsname'),
+    uid: number('uid', 10, 2 ** 32 - 2),
+    gid: number('gid', 10, 2 ** 32 - 2),
+    umask: number('umask', 8, 0o777),
+  }
+}
+
+/** At commas that no backslash stands before. */
+function splitOptions(list: string): string[] {
+  return (list.match(/(?:\\.|[^,\\])+/g) ?? []).map(option => option.replace(/\\(.)/g, '$1'))
+}

@@ -1,0 +1,164 @@
+/**
+ * The kernel's FUSE protocol: the structures of linux/fuse.h, in the byte order of the machines that
+ * vimgfs runs on (little-endian). Names follow that header.
+ */
+import { bytes, i32le, layout, u16le, u32le, u64le } from '../binary.js'
+
+export const KERNEL_VERSION = 7
+/** The newest minor version whose additions are known here: 7.39 brought STATX. */
+export const MINOR_VERSION = 39
+/** Linux 4.18. */
+export const OLDEST_MINOR_VERSION = 27
+
+export const ROOT_ID = 1
+/** A read request or its reply at most: 256 pages. */
+export const MAX_REQUEST_BYTES = 2 ** 20
+/** A request with its header; the kernel wants room for max_write and a page. */
+export const MESSAGE_BYTES = MAX_REQUEST_BYTES + 4096
+
+export const IN_HEADER = layout({
+  length: u32le,
+  opcode: u32le,
+  /** Only echoed. */
+  unique: bytes(8),
+  nodeid: u64le,
+  uid: u32le,
+  gid: u32le,
+  pid: u32le,
+  extensionLength: u16le,
+  padding: u16le,
+})
+export const OUT_HEADER = layout({ length: u32le, error: i32le, unique: bytes(8) })
+
+export const INIT_IN = layout({ major: u32le, minor: u32le, maxReadahead: u32le, flags: u32le })
+/** Added in 7.36, where flags has INIT_EXT. */
+export const INIT_IN_EXTENSION = layout({ flags2: u32le })
+export const INIT_OUT = layout({
+  major: u32le,
+  minor: u32le,
+  maxReadahead: u32le,
+  flags: u32le,
+  maxBackground: u16le,
+  congestionThreshold: u16le,
+  maxWrite: u32le,
+  timeGranularity: u32le,
+  maxPages: u16le,
+  mapAlignment: u16le,
+  flags2: u32le,
+  maxStackDepth: u32le,
+  unused: bytes(24),
+})
+export const INIT_FLAG = {
+  ASYNC_READ: 1 << 0,
+  BIG_WRITES: 1 << 5,
+  DO_READDIRPLUS: 1 << 13,
+  READDIRPLUS_AUTO: 1 << 14,
+  ASYNC_DIO: 1 << 15,
+  PARALLEL_DIROPS: 1 << 18,
+  MAX_PAGES: 1 << 22,
+  EXPLICIT_INVAL_DATA: 1 << 25,
+}
+
+export const ATTR = layout({
+  ino: u64le,
+  size: u64le,
+  blocks: u64le,
+  atime: u64le,
+  mtime: u64le,
+  ctime: u64le,
+  atimensec: u32le,
+  mtimensec: u32le,
+  ctimensec: u32le,
+  mode: u32le,
+  nlink: u32le,
+  uid: u32le,
+  gid: u32le,
+  rdev: u32le,
+  blksize: u32le,
+  flags: u32le,
+})
+/** ATTR follows each of these two. */
+export const ENTRY_OUT = layout({
+  nodeid: u64le,
+  generation: u64le,
+  entryValid: u64le,
+  attrValid: u64le,
+  entryValidNsec: u32le,
+  attrValidNsec: u32le,
+})
+export const ATTR_OUT = layout({ attrValid: u64le, attrValidNsec: u32le, padding: u32le })
+
+export const STATX_IN = layout({
+  getattrFlags: u32le,
+  reserved: u32le,
+  fh: u64le,
+  flags: u32le,
+  mask: u32le,
+})
+const SX_TIME = { seconds: u64le, nanoseconds: u32le, reserved: u32le }
+const times = <P extends string>(prefix: P) =>
+  Object.fromEntries(
+    Object.entries(SX_TIME).map(([name, field]) => [prefix + name, field]),
+  ) as { [K in keyof typeof SX_TIME as `${P}${K}`]: (typeof SX_TIME)[K] }
+export const STATX_OUT = layout({
+  attrValid: u64le,
+  attrValidNsec: u32le,
+  flags: u32le,
+  spare: bytes(16),
+  mask: u32le,
+  blksize: u32le,
+  attributes: u64le,
+  nlink: u32le,
+  uid: u32le,
+  gid: u32le,
+  mode: u16le,
+  spare0: u16le,
+  ino: u64le,
+  size: u64le,
+  blocks: u64le,
+  attributesMask: u64le,
+  ...times('a'),
+  ...times('b'),
+  ...times('c'),
+  ...times('m'),
+  rdevMajor: u32le,
+  rdevMinor: u32le,
+  devMajor: u32le,
+  devMinor: u32le,
+  spare2: bytes(112),
+})
+
+export const OPEN_IN = layout({ flags: u32le, openFlags: u32le })
+export const OPEN_OUT = layout({ fh: u64le, openFlags: u32le, padding: u32le })
+export const FOPEN = { DIRECT_IO: 1 << 0, KEEP_CACHE: 1 << 1, CACHE_DIR: 1 << 3 }
+
+/** The same for READ, READDIR and READDIRPLUS. */
+export const READ_IN = layout({
+  fh: u64le,
+  offset: u64le,
+  size: u32le,
+  readFlags: u32le,
+  lockOwner: bytes(8),
+  flags: u32le,
+  padding: u32le,
+})
+export const DIRENT = layout({ ino: u64le, off: u64le, namelen: u32le, type: u32le })
+export const STATFS_OUT = layout({
+  blocks: u64le,
+  bfree: u64le,
+  bavail: u64le,
+  files: u64le,
+  ffree: u64le,
+  bsize: u32le,
+  namelen: u32le,
+  frsize: u32le,
+  padding: u32le,
+  spare: bytes(24),
+})
+export const ACCESS_IN = layout({ mask: u32le, padding: u32le })
+export const LSEEK_IN = layout({ fh: u64le, offset: u64le, whence: u32le, padding: u32le })
+export const LSEEK_OUT = layout({ offset: u64le })
+/** The same for GETXATTR (a name follows) and LISTXATTR. */
+export const GETXATTR_IN = layout({ size: u32le, padding: u32le })
+export const GETXATTR_OUT = layout({ size: u32le, padding: u32le })
+export const RELEASE_IN = layout({ fh: u64le, flags: u32le, releaseFlags: u32le, lockOwner: bytes(8) })

@@ -1,0 +1,267 @@
+/**
+ * A mount from its beginning to its end, on the main thread: opening, mounting, INIT, workers, signals
+ * and unmounting. The requests are the workers' (worker.ts).
+ */
+import fs from 'node:fs'
+import { Worker } from 'node:worker_threads'
+import { MountError } from '../errors.js'
+import { type CatalogEntry, catalogOf } from '../formats/catalog.js'
+import { type Chain, closeChain, type LayerSpec, type OpenOptions, openChain } from '../formats/chain.js'
+import type { CacheSizes } from '../formats/image-set.js'
+import { clusterBytes, l2CoverageBytes } from '../formats/qcow2/header.js'
+import { errno, read, write } from '../io/libc.js'
+import type { Logger } from '../log.js'
+import { VERSION } from '../version.js'
+import { TextSlots } from './control.js'
+import { answerInit } from './init.js'
+import { checkMountpoint, mountFuse, unmountFuse } from './mount.js'
+import { type MountInfo, mountAt, realMountpoint } from './mountinfo.js'
+import type { MountOptions } from './options.js'
+import { MESSAGE_BYTES } from './protocol.js'
+import { sharedStats } from './stats.js'
+import type { Appearance } from './tree.js'
+import type { WorkerLog, WorkerSetup } from './worker.js'
+
+export interface ServeRequest {
+  readonly image: string
+  readonly mountpoint: string
+  readonly options: MountOptions
+  readonly open: OpenOptions
+  /** Worker threads. */
+  readonly threads: number
+  /** Bytes of tables to keep, of all threads together; undefined for the rule of defaultMetadataBytes. */
+  readonly metadataBytes: number | undefined
+}
+
+export interface Server {
+  readonly mountpoint: string
+  readonly entries: readonly CatalogEntry[]
+  readonly warnings: readonly string[]
+  /** Settles when the last request has been served: after unmounting, by whomever. */
+  readonly finished: Promise<void>
+  /** Unmounts; a mount that is in use is detached and served to its end. */
+  stop(reason: string): void
+}
+
+const MAX_METADATA_BYTES = 48 * 2 ** 20
+/** Decompressed clusters of all threads together. */
+const CLUSTER_CACHE_BYTES = 16 * 2 ** 20
+/** The kernel's readahead for sequential readers; two requests ahead keep two workers busy. */
+const READ_AHEAD_BYTES = 4 * 2 ** 20
+const ANSWER_TIMEOUT_MS = 20_000
+
+/** Mounts and resolves when the mount answers. Throws ImageError, MountError; then nothing is left. */
+export async function startServer(request: ServeRequest, logger: Logger): Promise<Server> {
+  const chain = openChain(request.image, request.open)
+  try {
+    checkMountpoint(request.mountpoint)
+    return await serveChain(chain, request, logger)
+  } catch (error) {
+    closeChain(chain)
+    throw error
+  }
+}
+
+async function serveChain(chain: Chain, request: ServeRequest, logger: Logger): Promise<Server> {
+  const { entries, warnings: catalogWarnings } = catalogOf(chain)
+  const warnings = [...chain.warnings, ...catalogWarnings]
+  const mountpoint = realMountpoint(request.mountpoint)
+  const workers = startWorkers(chain, entries, request, mountpoint, logger)
+  let mount: MountInfo | undefined
+  try {
+    const { allowOther, allowRoot, defaultPermissions, fsname } = request.options
+    const device = mountFuse({
+      mountpoint,
+      fsname: fsname ?? chain.layers[0].path,
+      allowOther: allowOther || allowRoot,
+      // Who lets others in means those that the image's own mode lets in.
+      defaultPermissions: defaultPermissions || allowOther || allowRoot,
+    })
+    mount = mountAt(mountpoint)
+    negotiate(device, logger)
+    if (mount) raiseReadAhead(mount, logger)
+    for (const worker of workers.threads) worker.postMessage(device)
+    await firstAnswer(mountpoint, workers.finished)
+  } catch (error) {
+    if (mount) unmountFuse(mount, true)
+    await workers.end()
+    throw error
+  }
+  logger.info({ image: chain.layers[0].path, mountpoint, files: entries.length }, 'mounted')
+  const finished = workers.finished.then(() => {
+    closeChain(chain)
+    logger.info({ mountpoint }, 'unmounted')
+  })
+  const stop = (reason: string) => stopMount(mount, reason, logger)
+  return { mountpoint, entries, warnings, finished, stop }
+}
+
+/**
+ * The bytes of tables that are kept unless told otherwise: all L2 tables that the disk can have, once
+ * for each thread, but at most 48 MiB in all. A thread of two then holds the tables of 192 GiB with
+ * clusters of 64 KiB.
+ */
+export function defaultMetadataBytes(layer: LayerSpec, threads: number): number {
+  const { qcow2 } = layer
+  if (!qcow2) return 0
+  const tables = Math.ceil(qcow2.sizeBytes / l2CoverageBytes(qcow2)) * clusterBytes(qcow2)
+  return Math.min(MAX_METADATA_BYTES, threads * tables)
+}
+
+interface Workers {
+  readonly threads: readonly Worker[]
+  readonly finished: Promise<void>
+  /** Ends those that serve nothing yet. */
+  end(): Promise<void>
+}
+
+function startWorkers(
+  chain: Chain,
+  entries: readonly CatalogEntry[],
+  request: ServeRequest,
+  mountpoint: string,
+  logger: Logger,
+): Workers {
+  const { threads, metadataBytes = defaultMetadataBytes(chain.layers[0], request.threads) } = request
+  const started = Date.now()
+  const shared: WorkerSetup['shared'] = {
+    stats: sharedStats(threads),
+    allocated: new SharedArrayBuffer(entries.length * 8),
+    slots: new TextSlots().shared,
+    polling: new SharedArrayBuffer(4),
+  }
+  new Float64Array(shared.allocated).fill(-1)
+  const caches: CacheSizes = {
+    metadataBytes: Math.floor(metadataBytes / threads),
+    clusterBytes: Math.floor(CLUSTER_CACHE_BYTES / threads),
+  }
+  const setup: Omit<WorkerSetup, 'index'> = {
+    layers: chain.layers,
+    entries,
+    appearance: appearanceOf(chain, request.options),
+    onlyUids: request.options.allowRoot ? [0, process.getuid?.() ?? 0] : undefined,
+    caches,
+    status: statusText(chain, request, mountpoint, started),
+    started,
+    shared,
+  }
+  const all = Array.from({ length: threads }, (_, index) => {
+    const worker = new Worker(new URL('./worker.js', import.meta.url), {
+      workerData: { ...setup, index } satisfies WorkerSetup,
+      // A worker's own objects die young; most of its memory are buffers outside of the heap.
+      resourceLimits: { maxYoungGenerationSizeMb: 8 },
+    })
+    worker.on('message', ({ level, message, detail }: WorkerLog) => logger[level](detail ?? {}, message))
+    worker.on('error', error => logger.fatal({ stack: error.stack }, 'a worker has died'))
+    return worker
+  })
+  const ended = all.map(worker => new Promise<void>(resolve => worker.once('exit', () => resolve())))
+  return {
+    threads: all,
+    finished: Promise.all(ended).then(() => {}),
+    end: async () => {
+      await Promise.all(all.map(worker => worker.terminate()))
+    },
+  }
+}
+
+/** Reads INIT and answers it, before any worker reads. */
+function negotiate(device: number, logger: Logger): void {
+  const message = Buffer.alloc(MESSAGE_BYTES)
+  for (;;) {
+    const length = read(device, message, message.length)
+    if (length < 0) {
+      const reason = errno()
+      if (reason === 4 || reason === 11) continue
+      throw new MountError(`the kernel's first message could not be read (errno ${reason})`)
+    }
+    const { reply, isFinal, minor, flags } = answerInit(message.subarray(0, length))
+    if (write(device, reply, reply.length) < 0) {
+      throw new MountError(`the kernel refused our answer to INIT (errno ${errno()})`)
+    }
+    if (isFinal) {
+      logger.debug({ protocol: `7.${minor}`, flags }, 'negotiated with the kernel')
+      return
+    }
+  }
+}
+
+/** Root may; for others the kernel's 128 KiB stay. */
+function raiseReadAhead(mount: MountInfo, logger: Logger): void {
+  try {
+    fs.writeFileSync(`/sys/class/bdi/${mount.device}/read_ahead_kb`, String(READ_AHEAD_BYTES / 1024))
+  } catch (error) {
+    logger.debug({ reason: (error as Error).message }, 'the readahead stays as it is')
+  }
+}
+
+/** Asks the mount for its folder, off this thread, so that a server that fails to answer is noticed. */
+async function firstAnswer(mountpoint: string, finished: Promise<void>): Promise<void> {
+  let timer: NodeJS.Timeout | undefined
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(
+      () => reject(new MountError(`${mountpoint}: the mount does not answer`)),
+      ANSWER_TIMEOUT_MS,
+    )
+  })
+  const ended = finished.then(() => {
+    throw new MountError(`${mountpoint}: the server ended before it answered`)
+  })
+  // It goes on after the race was won by another, and nobody listens then.
+  ended.catch(() => {})
+  try {
+    await Promise.race([fs.promises.stat(mountpoint), late, ended])
+  } finally {
+    clearTimeout(timer)
+  }
+}
+
+function stopMount(mount: MountInfo | undefined, reason: string, logger: Logger): void {
+  const current = mount && mountAt(mount.mountpoint)
+  // Unmounted already, or something else has been mounted there since.
+  if (!current || current.device !== mount.device) return
+  try {
+    unmountFuse(current, false)
+  } catch (error) {
+    logger.warn({ reason, why: (error as Error).message }, 'in use: detached and served to its end')
+    try {
+      unmountFuse(current, true)
+    } catch (failure) {
+      logger.error({ why: (failure as Error).message }, 'it could not be unmounted')
+    }
+  }
+}
+
+function appearanceOf(chain: Chain, options: MountOptions): Appearance {
+  const [top] = chain.layers
+  const mode = options.umask === undefined ? top.mode : 0o777 & ~options.umask
+  // Whoever could open the image to mount it may read what it holds.
+  const fileMode = (mode & 0o444) | (options.umask === undefined ? 0o400 : 0)
+  return {
+    uid: options.uid ?? process.getuid?.() ?? 0,
+    gid: options.gid ?? process.getgid?.() ?? 0,
+    fileMode,
+    // Who may read the files may enter.
+    dirMode: fileMode | (fileMode >> 2),
+    modified: top.modified,
+  }
+}
+
+function statusText(chain: Chain, request: ServeRequest, mountpoint: string, started: number): string {
+  const status = {
+    version: VERSION,
+    pid: process.pid,
+    started: new Date(started).toISOString(),
+    image: chain.layers[0].path,
+    mountpoint,
+    readOnly: true,
+    threads: request.threads,
+    snapshots: chain.snapshots.length,
+    layers: chain.layers.map(({ path: file, format, dataFile }) => ({
+      path: file,
+      format,
+      ...(dataFile && { dataFile: dataFile.path }),
+    })),
+  }
+  return `${JSON.stringify(status, null, 2)}\n`
+}

@@ -1,0 +1,145 @@
+/**
+ * What the workers count, in shared memory: each writes a region of its own, whoever shows the
+ * statistics adds them up. Plain stores: a count that is read while it is raised is one off.
+ */
+import { COUNT, COUNTS } from '../cache/counts.js'
+
+/** Opcodes are below this; others are counted at 0. */
+const OPCODES = 64
+/** Latencies: four buckets an octave, from 250 ns to 17 minutes. */
+const BUCKETS = 128
+const BUCKETS_PER_OCTAVE = 4
+const SMALLEST_US = 0.25
+/** Every how many requests one is timed: a clock costs as much as a cached lookup. */
+const SAMPLED = 16
+
+const AT = {
+  requests: 0,
+  bytesRead: OPCODES,
+  errors: OPCODES + 1,
+  metadata: OPCODES + 2,
+  clusters: OPCODES + 2 + COUNTS,
+  reads: OPCODES + 2 + 2 * COUNTS,
+  others: OPCODES + 2 + 2 * COUNTS + BUCKETS,
+}
+const REGION = AT.others + BUCKETS
+
+const READ = 15
+
+/** One worker's region. */
+export class WorkerStats {
+  readonly metadata: Float64Array
+  readonly clusters: Float64Array
+  private readonly region: Float64Array
+  private sampled = 0
+
+  constructor(shared: SharedArrayBuffer, worker: number) {
+    this.region = regionOf(shared, worker)
+    this.metadata = this.region.subarray(AT.metadata, AT.metadata + COUNTS)
+    this.clusters = this.region.subarray(AT.clusters, AT.clusters + COUNTS)
+  }
+
+  /** The time, if this request is one of those that are timed; else 0. */
+  start(): number {
+    return ++this.sampled % SAMPLED === 0 ? performance.now() : 0
+  }
+
+  /**
+   * @param error the errno of the reply, 0 or negative
+   * @param payloadBytes of the reply
+   * @param started what `start()` returned
+   */
+  count(opcode: number, error: number, payloadBytes: number, started: number): void {
+    const { region } = this
+    region[opcode < OPCODES ? opcode : 0]!++
+    if (error !== 0) region[AT.errors]!++
+    else if (opcode === READ) region[AT.bytesRead]! += payloadBytes
+    if (started !== 0) {
+      const bucket = bucketOf((performance.now() - started) * 1000)
+      region[(opcode === READ ? AT.reads : AT.others) + bucket]!++
+    }
+  }
+}
+
+export function sharedStats(workers: number): SharedArrayBuffer {
+  return new SharedArrayBuffer(workers * REGION * 8)
+}
+
+export interface Stats {
+  requests: Record<string, number>
+  errors: number
+  bytesRead: number
+  caches: { metadata: CacheStats; clusters: CacheStats }
+  /** Of one request in 16, in microseconds. */
+  latency: { read: LatencyStats; other: LatencyStats }
+}
+type CacheStats = Record<keyof typeof COUNT, number>
+interface LatencyStats {
+  samples: number
+  p50: number
+  p90: number
+  p99: number
+  max: number
+}
+
+/** @param nameOf an opcode's name */
+export function readStats(shared: SharedArrayBuffer, nameOf: (opcode: number) => string): Stats {
+  const sum = new Float64Array(REGION)
+  for (let worker = 0; worker < shared.byteLength / (REGION * 8); worker++) {
+    regionOf(shared, worker).forEach((value, index) => {
+      sum[index]! += value
+    })
+  }
+  const requests: Record<string, number> = {}
+  sum.subarray(0, OPCODES).forEach((count, opcode) => {
+    if (count > 0) requests[nameOf(opcode)] = count
+  })
+  return {
+    requests,
+    errors: sum[AT.errors] as number,
+    bytesRead: sum[AT.bytesRead] as number,
+    caches: { metadata: cacheStats(sum, AT.metadata), clusters: cacheStats(sum, AT.clusters) },
+    latency: { read: latencyStats(sum, AT.reads), other: latencyStats(sum, AT.others) },
+  }
+}
+
+function regionOf(shared: SharedArrayBuffer, worker: number): Float64Array {
+  return new Float64Array(shared, worker * REGION * 8, REGION)
+}
+
+function bucketOf(microseconds: number): number {
+  const bucket = Math.floor(Math.log2(Math.max(microseconds, SMALLEST_US) / SMALLEST_US) * BUCKETS_PER_OCTAVE)
+  return Math.min(bucket, BUCKETS - 1)
+}
+
+function cacheStats(sum: Float64Array, at: number): CacheStats {
+  const value = (name: keyof typeof COUNT) => sum[at + COUNT[name]] as number
+  return {
+    hits: value('hits'),
+    misses: value('misses'),
+    evictions: value('evictions'),
+    bytes: value('bytes'),
+  }
+}
+
+/** Percentiles as the upper ends of their buckets. */
+function latencyStats(sum: Float64Array, at: number): LatencyStats {
+  const buckets = sum.subarray(at, at + BUCKETS)
+  const samples = buckets.reduce((all, count) => all + count, 0)
+  const percentile = (share: number) => {
+    let below = 0
+    const bucket = buckets.findIndex(count => {
+      below += count
+      return count > 0 && below >= samples * share
+    })
+    if (bucket < 0) return 0
+    return Number((SMALLEST_US * 2 ** ((bucket + 1) / BUCKETS_PER_OCTAVE)).toPrecision(3))
+  }
+  return {
+    samples,
+    p50: percentile(0.5),
+    p90: percentile(0.9),
+    p99: percentile(0.99),
+    max: percentile(1),
+  }
+}

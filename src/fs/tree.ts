@@ -1,0 +1,95 @@
+/**
+ * The inodes of a mount: the folder, a file for each entry of the catalog, and the hidden `.vimgfs`
+ * with its status files. It is laid once and never changes, so FORGET has nothing to do.
+ */
+import type { CatalogEntry } from '../formats/catalog.js'
+import type { Timestamp } from '../formats/chain.js'
+import { ROOT_ID } from './protocol.js'
+
+export const CONTROL_DIR_ID = 2
+const FIRST_CONTROL_FILE_ID = 3
+const FIRST_FILE_ID = 16
+const CONTROL_DIR_NAME = '.vimgfs'
+export const CONTROL_FILES = ['stats.json', 'status.json'] as const
+export type ControlFile = (typeof CONTROL_FILES)[number]
+
+interface NodeBase {
+  readonly id: number
+  readonly name: string
+  readonly parent: number
+}
+export interface DirNode extends NodeBase {
+  readonly kind: 'dir'
+  /** What READDIR lists, in order. */
+  readonly children: readonly number[]
+}
+export interface ImageNode extends NodeBase {
+  readonly kind: 'image'
+  readonly entry: CatalogEntry
+  /** In the catalog. */
+  readonly place: number
+}
+export interface ControlNode extends NodeBase {
+  readonly kind: 'control'
+  readonly file: ControlFile
+}
+export type Node = DirNode | ImageNode | ControlNode
+
+/** How the mount shows its files. Plain data. */
+export interface Appearance {
+  readonly uid: number
+  readonly gid: number
+  /** Permission bits of the image files; no write bits. */
+  readonly fileMode: number
+  readonly dirMode: number
+  /** Of the folder. */
+  readonly modified: Timestamp
+}
+
+export class Tree {
+  private readonly nodes = new Map<number, Node>()
+  /** Folder id and name → node. */
+  private readonly names = new Map<string, Node>()
+
+  constructor(
+    entries: readonly CatalogEntry[],
+    readonly appearance: Appearance,
+  ) {
+    const files = entries.map((entry, index): ImageNode => {
+      const id = FIRST_FILE_ID + index
+      return { id, name: entry.name, parent: ROOT_ID, kind: 'image', entry, place: index }
+    })
+    const controls = CONTROL_FILES.map((file, index): ControlNode => {
+      const id = FIRST_CONTROL_FILE_ID + index
+      return { id, name: file, parent: CONTROL_DIR_ID, kind: 'control', file }
+    })
+    this.add({ id: ROOT_ID, name: '', parent: ROOT_ID, kind: 'dir', children: files.map(f => f.id) })
+    // Found by name, not listed: whoever copies the folder wants disks.
+    this.add({
+      id: CONTROL_DIR_ID,
+      name: CONTROL_DIR_NAME,
+      parent: ROOT_ID,
+      kind: 'dir',
+      children: controls.map(c => c.id),
+    })
+    for (const node of [...files, ...controls]) this.add(node)
+  }
+
+  node(id: number): Node | undefined {
+    return this.nodes.get(id)
+  }
+
+  child(dir: number, name: string): Node | undefined {
+    return this.names.get(`${dir}/${name}`)
+  }
+
+  /** Image files. */
+  get fileCount(): number {
+    return this.nodes.size - 2 - CONTROL_FILES.length
+  }
+
+  private add(node: Node): void {
+    this.nodes.set(node.id, node)
+    if (node.id !== ROOT_ID) this.names.set(`${node.parent}/${node.name}`, node)
+  }
+}

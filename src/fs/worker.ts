@@ -1,0 +1,183 @@
+/**
+ * A worker thread: a blocking loop over /dev/fuse. Read a request, answer it, write the reply; no
+ * promise and no event loop, since each would cost more than the request.
+ */
+import fs from 'node:fs'
+import { availableParallelism } from 'node:os'
+import { parentPort, workerData } from 'node:worker_threads'
+import { errnoName, ImageError, isExpected } from '../errors.js'
+import type { CatalogEntry } from '../formats/catalog.js'
+import type { LayerSpec } from '../formats/chain.js'
+import { type CacheSizes, ImageSet } from '../formats/image-set.js'
+import { cloneDevice, errno, read, write } from '../io/libc.js'
+import { TextSlots } from './control.js'
+import { ImageFs } from './image-fs.js'
+import { opcodeName, Responder } from './opcodes.js'
+import { IN_HEADER, MESSAGE_BYTES, OUT_HEADER } from './protocol.js'
+import { readStats, WorkerStats } from './stats.js'
+import { type Appearance, Tree } from './tree.js'
+
+/** What a worker starts from; all of it plain data or shared memory. */
+export interface WorkerSetup {
+  readonly index: number
+  readonly layers: readonly LayerSpec[]
+  readonly entries: readonly CatalogEntry[]
+  readonly appearance: Appearance
+  readonly onlyUids: readonly number[] | undefined
+  readonly caches: CacheSizes
+  readonly status: string
+  readonly started: number
+  readonly shared: {
+    readonly stats: SharedArrayBuffer
+    readonly allocated: SharedArrayBuffer
+    readonly slots: SharedArrayBuffer
+    /** One Int32: 1 while some worker polls. */
+    readonly polling: SharedArrayBuffer
+  }
+}
+
+export interface WorkerLog {
+  readonly level: 'debug' | 'warn' | 'error'
+  readonly message: string
+  readonly detail?: Readonly<Record<string, unknown>>
+}
+
+const ENOENT = 2
+const EINTR = 4
+const EAGAIN = 11
+const ENODEV = 19
+const ECONNABORTED = 103
+
+/**
+ * How long a worker polls for the next request before it sleeps. Waking a thread costs as much as
+ * answering; who asks for one block after the other comes back within this time. One worker polls at
+ * a time, and only after a request, so an idle mount costs nothing.
+ */
+const POLL_MS = 0.05
+
+/** Damage that was logged already: a scan over a lost table is one line a place, not a million. */
+const MAX_LOGGED_FAULTS = 1000
+
+function run(setup: WorkerSetup): void {
+  const stats = new WorkerStats(setup.shared.stats, setup.index)
+  const images = new ImageSet(setup.layers, setup.caches, stats)
+  const fileSystem = new ImageFs({
+    tree: new Tree(setup.entries, setup.appearance),
+    images,
+    allocated: new Float64Array(setup.shared.allocated),
+    slots: new TextSlots(setup.shared.slots),
+    controlText: { status: setup.status, stats: () => statsText(setup) },
+    ...(setup.onlyUids && { onlyUids: setup.onlyUids }),
+  })
+  const responder = new Responder(fileSystem, faultLogger())
+  parentPort?.once('message', (session: number) => {
+    serve(session, responder, stats, new Int32Array(setup.shared.polling))
+    parentPort?.close()
+  })
+}
+
+/**
+ * The devices of a worker: one to sleep on and one to poll. A reply must go to the device that its
+ * request came from. Where the kernel or its rights do not let us clone, all workers share `session`.
+ */
+function openDevices(session: number): { sleeping: number; polling: number } {
+  const { O_RDWR, O_NONBLOCK } = fs.constants
+  const clone = (flags: number) => {
+    let fd: number
+    try {
+      fd = fs.openSync('/dev/fuse', O_RDWR | flags)
+    } catch {
+      return -1
+    }
+    if (cloneDevice(fd, session)) return fd
+    fs.closeSync(fd)
+    return -1
+  }
+  const sleeping = clone(0)
+  return {
+    sleeping: sleeping < 0 ? session : sleeping,
+    polling: availableParallelism() > 1 ? clone(O_NONBLOCK) : -1,
+  }
+}
+
+function serve(session: number, responder: Responder, stats: WorkerStats, token: Int32Array): void {
+  const message = Buffer.allocUnsafeSlow(MESSAGE_BYTES)
+  const devices = openDevices(session)
+  for (;;) {
+    let device = devices.polling
+    let length = device < 0 ? -1 : poll(device, message, token)
+    if (length < 0) {
+      device = devices.sleeping
+      length = read(device, message, message.length)
+      if (length < 0) {
+        const reason = errno()
+        if (reason === ENOENT || reason === EINTR || reason === EAGAIN) continue
+        if (reason !== ENODEV && reason !== ECONNABORTED) {
+          log({ level: 'error', message: `reading /dev/fuse failed: ${errnoName(reason)}` })
+        }
+        return
+      }
+    }
+    const started = stats.start()
+    const bytes = responder.answer(message, length)
+    if (bytes > 0) send(device, responder.reply, bytes)
+    const error = bytes > 0 ? responder.reply.readInt32LE(OUT_HEADER.at.error) : 0
+    stats.count(message.readUInt32LE(IN_HEADER.at.opcode), error, bytes - OUT_HEADER.size, started)
+  }
+}
+
+/** A message's length, or -1 when none came in time or another worker is at it. */
+function poll(device: number, message: Buffer, token: Int32Array): number {
+  if (Atomics.compareExchange(token, 0, 0, 1) !== 0) return -1
+  const deadline = performance.now() + POLL_MS
+  let length: number
+  do length = read(device, message, message.length)
+  while (length < 0 && errno() === EAGAIN && performance.now() < deadline)
+  Atomics.store(token, 0, 0)
+  return length
+}
+
+function send(device: number, reply: Buffer, bytes: number): void {
+  if (write(device, reply, bytes) >= 0) return
+  const reason = errno()
+  // Who asked has gone (ENOENT), or all of the mount has.
+  if (reason === ENOENT || reason === ENODEV || reason === ECONNABORTED) return
+  log({ level: 'error', message: `a reply of ${bytes} bytes was refused: ${errnoName(reason)}` })
+}
+
+/** Damage in an image is one line, once a place; what we did wrong is a stack, every time. */
+function faultLogger(): (error: unknown, opcode: number) => void {
+  const logged = new Set<string>()
+  return (error, opcode) => {
+    if (!isExpected(error)) {
+      const stack = error instanceof Error ? error.stack : String(error)
+      log({ level: 'error', message: `${opcodeName(opcode)} failed`, detail: { stack } })
+      return
+    }
+    const context = error instanceof ImageError ? error.context : {}
+    const key = `${context.path} ${error.message}`
+    if (logged.has(key)) return
+    logged.add(key)
+    if (logged.size > MAX_LOGGED_FAULTS) return
+    const last = logged.size === MAX_LOGGED_FAULTS ? '; no more such lines from this thread' : ''
+    log({
+      level: 'error',
+      message: `${opcodeName(opcode)}: ${error.message}${last}`,
+      detail: { file: context.path, guestOffset: context.offset },
+    })
+  }
+}
+
+function log(entry: WorkerLog): void {
+  parentPort?.postMessage(entry)
+}
+
+function statsText(setup: WorkerSetup): string {
+  const { rss, heapUsed } = process.memoryUsage()
+  const uptimeSeconds = Math.round((Date.now() - setup.started) / 1000)
+  const stats = readStats(setup.shared.stats, opcodeName)
+  const text = { uptimeSeconds, ...stats, memory: { rssBytes: rss, threadHeapBytes: heapUsed } }
+  return `${JSON.stringify(text, null, 2)}\n`
+}
+
+run(workerData as WorkerSetup)

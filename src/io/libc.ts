@@ -1,0 +1,152 @@
+/**
+ * The system calls that Node lacks, and the three that every request needs.
+ *
+ * koffi calls libc directly. `read`, `pread` and `write` cost about 40 ns more than in C, a third of
+ * what `fs.readSync` adds, and answer EAGAIN without building an exception. Buffers go as `void *`:
+ * a typed pointer would be copied element by element.
+ */
+import koffi from 'koffi'
+import { SystemError } from '../errors.js'
+
+const libc = koffi.load('libc.so.6')
+
+/** read(2): the bytes read, or -1 with {@link errno} set. */
+export const read: (fd: number, target: Buffer, bytes: number) => number = libc.func(
+  'int64_t read(int fd, void *target, size_t bytes)',
+)
+/** pread(2): the bytes read, 0 at the end of the file, or -1 with {@link errno} set. */
+export const pread: (fd: number, target: Buffer, bytes: number, at: number) => number = libc.func(
+  'int64_t pread64(int fd, void *target, size_t bytes, int64_t at)',
+)
+/** write(2): the bytes written, or -1 with {@link errno} set. */
+export const write: (fd: number, source: Buffer, bytes: number) => number = libc.func(
+  'int64_t write(int fd, const void *source, size_t bytes)',
+)
+
+/** The calling thread's errno, as the last call of this module left it. */
+export const errno = (): number => koffi.errno()
+
+const lseek64 = libc.func('int64_t lseek64(int fd, int64_t offset, int whence)')
+const ioctl32 = libc.func('int ioctl(int fd, unsigned long request, void *argument)')
+const mount2 = libc.func(
+  'int mount(const char *source, const char *target, const char *type, unsigned long flags, const char *data)',
+)
+const umount2 = libc.func('int umount2(const char *target, int flags)')
+const socketpair = libc.func('int socketpair(int domain, int type, int protocol, void *pair)')
+const recvmsg = libc.func('int64_t recvmsg(int fd, void *message, int flags)')
+const socket = libc.func('int socket(int domain, int type, int protocol)')
+const connect = libc.func('int connect(int fd, const void *address, uint32_t bytes)')
+const send = libc.func('int64_t send(int fd, const void *bytes, size_t length, int flags)')
+
+/** Throws the calling thread's errno as a SystemError when `result` is negative. */
+function check(result: number, syscall: string, path?: string): number {
+  if (result < 0) throw new SystemError(syscall, koffi.errno(), path)
+  return result
+}
+
+const SEEK_END = 2
+export const SEEK_DATA = 3
+export const SEEK_HOLE = 4
+
+/** lseek(2) with SEEK_DATA or SEEK_HOLE; -1 with {@link errno} set (ENXIO: no data behind `at`). */
+export function seekExtent(fd: number, at: number, whence: number): number {
+  return lseek64(fd, at, whence)
+}
+
+/** The size of what `fd` is, in bytes; also that of a block device. */
+export function sizeOf(fd: number): number {
+  return check(lseek64(fd, 0, SEEK_END), 'lseek')
+}
+
+const FUSE_DEV_IOC_CLONE = 0x8004e500
+
+/** Joins `fd`, a fresh /dev/fuse, to the connection of `session`. False where the kernel cannot. */
+export function cloneDevice(fd: number, session: number): boolean {
+  const argument = Buffer.alloc(4)
+  argument.writeUInt32LE(session)
+  return ioctl32(fd, FUSE_DEV_IOC_CLONE, argument) === 0
+}
+
+export const MS_RDONLY = 1
+export const MS_NOSUID = 2
+export const MS_NODEV = 4
+export const MS_NOEXEC = 8
+export const MNT_DETACH = 2
+const UMOUNT_NOFOLLOW = 8
+
+export function mount(
+  source: string,
+  target: string,
+  type: string,
+  flags: number,
+  data: string,
+): void {
+  check(mount2(source, target, type, flags, data), 'mount', target)
+}
+
+export function unmount(target: string, flags: number): void {
+  check(umount2(target, flags | UMOUNT_NOFOLLOW), 'umount', target)
+}
+
+const AF_UNIX = 1
+const SOCK_STREAM = 1
+const SOCK_DGRAM = 2
+const SOCK_CLOEXEC = 0o2000000
+
+/** A connected pair of stream sockets; neither end is inherited by children unless passed on. */
+export function unixSocketPair(): [number, number] {
+  const pair = Buffer.alloc(8)
+  check(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 'socketpair')
+  return [pair.readInt32LE(0), pair.readInt32LE(4)]
+}
+
+const MSGHDR_BYTES = 56
+const CMSGHDR_BYTES = 16
+const SOL_SOCKET = 1
+const SCM_RIGHTS = 1
+const MSG_CMSG_CLOEXEC = 0x40000000
+const EINTR = 4
+
+/**
+ * The descriptor that the other end of `socket` sends with its next byte (unix(7), SCM_RIGHTS), or
+ * -1 when the end is closed without one. Blocks. The structures are those of 64-bit Linux.
+ */
+export function receiveDescriptor(socketFd: number): number {
+  const byte = Buffer.alloc(1)
+  const vector = Buffer.alloc(16)
+  const control = Buffer.alloc(CMSGHDR_BYTES + 8)
+  const header = Buffer.alloc(MSGHDR_BYTES)
+  vector.writeBigUInt64LE(koffi.address(byte), 0)
+  vector.writeBigUInt64LE(1n, 8)
+  header.writeBigUInt64LE(koffi.address(vector), 16)
+  header.writeBigUInt64LE(1n, 24)
+  header.writeBigUInt64LE(koffi.address(control), 32)
+  header.writeBigUInt64LE(BigInt(control.length), 40)
+  let got: number
+  do got = recvmsg(socketFd, header, MSG_CMSG_CLOEXEC)
+  while (got < 0 && koffi.errno() === EINTR)
+  check(got, 'recvmsg')
+  const found =
+    Number(header.readBigUInt64LE(40)) >= CMSGHDR_BYTES + 4 &&
+    control.readInt32LE(8) === SOL_SOCKET &&
+    control.readInt32LE(12) === SCM_RIGHTS
+  return found ? control.readInt32LE(CMSGHDR_BYTES) : -1
+}
+
+/** A datagram socket connected to the Unix address `path`; throws SystemError. */
+export function connectDatagram(path: string): number {
+  const fd = check(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0), 'socket')
+  const address = Buffer.alloc(110)
+  address.writeUInt16LE(AF_UNIX, 0)
+  address.write(path, 2, 107, 'utf8')
+  check(connect(fd, address, address.length), 'connect', path)
+  return fd
+}
+
+const MSG_DONTWAIT = 0x40
+const MSG_NOSIGNAL = 0x4000
+
+/** Sends one datagram; false when the receiver is gone or full. */
+export function sendDatagram(fd: number, datagram: Buffer): boolean {
+  return send(fd, datagram, datagram.length, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0
+}

@@ -1,0 +1,140 @@
+/**
+ * Opening the files that images name: backing files, data files, extents.
+ *
+ * An image is hostile input, and a name in it is a request to read a file in the user's name. Only
+ * regular files are opened, and only in the folder of the image that the user named or in folders that
+ * the user allowed; symbolic links are followed first, so that a link cannot lead out.
+ */
+import fs from 'node:fs'
+import path from 'node:path'
+import { ImageError } from '../errors.js'
+
+const { O_RDONLY, O_NONBLOCK, O_NOFOLLOW } = fs.constants
+
+export interface OpenedFile {
+  /** As it was named, made absolute; symbolic links are not resolved. */
+  readonly path: string
+  readonly fd: number
+  readonly stat: fs.BigIntStats
+}
+
+/** Opens what the user named: a regular file or a block device. Throws ImageError. */
+export function openGiven(name: string): OpenedFile {
+  const file = path.resolve(name)
+  const stat = statOf(file, file, 'look at the name')
+  if (!stat.isFile() && !stat.isBlockDevice()) {
+    throw new ImageError('REFUSED', `this is ${kindOf(stat)}, not a disk image`, {
+      path: file,
+      hint: 'name an image file or a block device',
+    })
+  }
+  return open(file, file, 0)
+}
+
+export interface Naming {
+  /** The file that holds the name, as it was opened. */
+  readonly by: string
+  /** What the name is for: "backing file", "data file". */
+  readonly role: string
+  /** Folders, resolved, below which files may be opened. */
+  readonly allowed: readonly string[]
+}
+
+/** Opens what an image named. Throws ImageError. */
+export function openNamed(name: string, naming: Naming): OpenedFile {
+  const refuse = (code: 'REFUSED' | 'UNSUPPORTED', what: string, hint: string): never => {
+    throw new ImageError(code, `its ${naming.role} "${name}" ${what}`, { path: naming.by, hint })
+  }
+  const plain = name.startsWith('file:') ? name.slice('file:'.length) : name
+  const beforeSlash = plain.split('/', 1)[0] as string
+  if (beforeSlash.includes(':')) {
+    refuse('UNSUPPORTED', 'is not a plain path but a protocol', 'only files are opened; copy it to a file beside the image')
+  }
+  if (plain === '' || plain.includes('\0')) {
+    refuse('REFUSED', 'is no file name', 'restore the image from a copy')
+  }
+  const file = path.resolve(path.dirname(naming.by), plain)
+  const context = `its ${naming.role} "${name}"`
+  const stat = statOf(file, naming.by, `restore it, or name it with qemu-img rebase -u`, context)
+  const real = fs.realpathSync(file)
+  if (!naming.allowed.some(folder => isWithin(real, folder))) {
+    refuse('REFUSED', "lies outside the image's folder", `allow it with --allow-path ${path.dirname(real)}`)
+  }
+  if (!stat.isFile()) {
+    refuse('REFUSED', `is ${kindOf(stat)}, not a regular file`, 'an image may name regular files only')
+  }
+  const opened = open(real, naming.by, O_NOFOLLOW, context)
+  // Between the look and the opening somebody may have put another thing there.
+  if (!opened.stat.isFile()) {
+    fs.closeSync(opened.fd)
+    refuse('REFUSED', `is ${kindOf(opened.stat)}, not a regular file`, 'an image may name regular files only')
+  }
+  return { ...opened, path: file }
+}
+
+/** The folders that an image may name files in: its own, by both its names, and `extra`. */
+export function allowedFolders(image: string, extra: readonly string[]): string[] {
+  const own = [path.dirname(path.resolve(image)), path.dirname(fs.realpathSync(image))]
+  const named = extra.map(folder => {
+    try {
+      return fs.realpathSync(folder)
+    } catch (error) {
+      throw new ImageError('MISSING', `the folder of --allow-path cannot be used: ${why(error)}`, {
+        path: folder,
+      })
+    }
+  })
+  return [...new Set([...own.map(folder => fs.realpathSync(folder)), ...named])]
+}
+
+export function isWithin(file: string, folder: string): boolean {
+  const relative = path.relative(folder, file)
+  return relative === '' || (relative !== '..' && !relative.startsWith('../') && !path.isAbsolute(relative))
+}
+
+function statOf(file: string, at: string, hint: string, what = 'it'): fs.BigIntStats {
+  try {
+    return fs.statSync(file, { bigint: true })
+  } catch (error) {
+    throw new ImageError('MISSING', `${what} cannot be opened: ${why(error)}`, { path: at, hint }, { cause: error })
+  }
+}
+
+/** O_NONBLOCK: what turns out to be a FIFO must not hold us up before we see what it is. */
+function open(file: string, at: string, flags: number, what = 'it'): OpenedFile {
+  let fd: number
+  try {
+    fd = fs.openSync(file, O_RDONLY | O_NONBLOCK | flags)
+  } catch (error) {
+    throw new ImageError('MISSING', `${what} cannot be opened: ${why(error)}`, {
+      path: at,
+      hint: 'check that you may read it',
+    }, { cause: error })
+  }
+  return { path: file, fd, stat: fs.fstatSync(fd, { bigint: true }) }
+}
+
+const REASONS: Record<string, string> = {
+  ENOENT: 'no such file',
+  EACCES: 'permission denied',
+  EPERM: 'not permitted',
+  ENOTDIR: 'a part of the path is not a folder',
+  ELOOP: 'too many symbolic links',
+  ENAMETOOLONG: 'the name is too long',
+}
+
+/** Node's error without its call and path, in words where they are known. */
+function why(error: unknown): string {
+  const { code } = error as NodeJS.ErrnoException
+  return code === undefined ? String(error) : (REASONS[code] ?? code)
+}
+
+function kindOf(stat: fs.BigIntStats): string {
+  if (stat.isFile()) return 'a file'
+  if (stat.isDirectory()) return 'a folder'
+  if (stat.isFIFO()) return 'a FIFO'
+  if (stat.isSocket()) return 'a socket'
+  if (stat.isBlockDevice()) return 'a block device'
+  if (stat.isCharacterDevice()) return 'a character device'
+  return 'no file'
+}
