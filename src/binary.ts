@@ -95,7 +95,6 @@ export interface Layout<F> {
   encode(value: Value<F>): Buffer
 }
 
-// biome-ignore lint/suspicious/noExplicitAny: fields of any type stand side by side in a structure
 export function layout<const F extends Record<string, Field<any>>>(fields: F): Layout<F> {
   let size = 0
   const places = Object.entries(fields).map(([name, field]) => {

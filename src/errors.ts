@@ -93,6 +93,8 @@ export function oneLine(error: Error): string {
 /** `text` with control characters as \xNN, cut at 2000 characters. */
 export function printable(text: string): string {
   const cut = text.length > 2000 ? `${text.slice(0, 2000)}…` : text
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
-  return cut.replace(/[\x00-\x1f\x7f-\x9f]/g, c => `\\x${c.charCodeAt(0).toString(16).padStart(2, '0')}`)
+  return cut.replace(
+    /[\x00-\x1f\x7f-\x9f]/g,
+    c => `\\x${c.charCodeAt(0).toString(16).padStart(2, '0')}`,
+  )
 }

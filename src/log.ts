@@ -26,7 +26,8 @@ interface LineWriter {
 
 /** Logs to standard error. */
 export async function terminalLog(level: LogLevel): Promise<LogTarget> {
-  if (!process.stderr.isTTY) return { logger: pino({ level }, pino.destination({ fd: 2, sync: true })), place: 'stderr' }
+  if (!process.stderr.isTTY)
+    return { logger: pino({ level }, pino.destination({ fd: 2, sync: true })), place: 'stderr' }
   const { default: pretty } = await import('pino-pretty')
   const stream = pretty({ colorize: true, sync: true, destination: 2, ignore: 'pid,hostname' })
   return { logger: pino({ level }, stream), place: 'stderr' }
@@ -51,7 +52,9 @@ export function backgroundLog(level: LogLevel): LogTarget {
       failures.push((error as Error).message)
     }
   }
-  throw new MountError(`there is no place for the log (${failures.join('; ')}); give one with --log-file`)
+  throw new MountError(
+    `there is no place for the log (${failures.join('; ')}); give one with --log-file`,
+  )
 }
 
 function fallbackFiles(): string[] {
@@ -69,7 +72,9 @@ function appender(file: string): LineWriter {
     // In a folder that others may write to, a link or a file of theirs is not ours to write to.
     fd = fs.openSync(file, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0o600)
   } catch (error) {
-    throw new MountError(`${file}: the log cannot be written: ${(error as NodeJS.ErrnoException).code}`)
+    throw new MountError(
+      `${file}: the log cannot be written: ${(error as NodeJS.ErrnoException).code}`,
+    )
   }
   return {
     write: line => {
@@ -85,7 +90,8 @@ function appender(file: string): LineWriter {
 const SYSLOG_SOCKET = '/dev/log'
 const LOG_DAEMON = 3 << 3
 /** pino's levels to syslog's severities. */
-const severityOf = (level: number): number => (level >= 50 ? 3 : level >= 40 ? 4 : level >= 30 ? 6 : 7)
+const severityOf = (level: number): number =>
+  level >= 50 ? 3 : level >= 40 ? 4 : level >= 30 ? 6 : 7
 
 function syslogWriter(): LineWriter | undefined {
   let fd: number

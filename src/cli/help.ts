@@ -88,8 +88,10 @@ Example:
 }
 
 export async function run([command]: string[]): Promise<number> {
-  const text = command === undefined ? overview() : Object.hasOwn(HELP, command) ? HELP[command] : undefined
-  if (text === undefined) throw new UsageError(`there is no command "${command}"; vimgfs --help lists them`)
+  const text =
+    command === undefined ? overview() : Object.hasOwn(HELP, command) ? HELP[command] : undefined
+  if (text === undefined)
+    throw new UsageError(`there is no command "${command}"; vimgfs --help lists them`)
   process.stdout.write(text)
   return 0
 }

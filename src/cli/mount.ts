@@ -69,7 +69,8 @@ async function requestOf(args: string[]): Promise<Settings> {
         }),
         allowPaths: values['allow-path'] ?? [],
       },
-      threads: threads === undefined ? DEFAULT_THREADS : parseCount(threads, '--threads', 1, MAX_THREADS),
+      threads:
+        threads === undefined ? DEFAULT_THREADS : parseCount(threads, '--threads', 1, MAX_THREADS),
       metadataBytes: metadata === undefined ? undefined : parseSize(metadata, '--metadata-cache'),
     },
     level: parseChoice(values['log-level'] ?? 'info', '--log-level', LEVELS),
@@ -133,7 +134,10 @@ async function serve(request: ServeRequest, { logger }: LogTarget): Promise<Serv
     })
   }
   const die = (error: unknown) => {
-    logger.fatal({ stack: error instanceof Error ? error.stack : String(error) }, 'vimgfs has failed')
+    logger.fatal(
+      { stack: error instanceof Error ? error.stack : String(error) },
+      'vimgfs has failed',
+    )
     stop?.('failure')
     process.exitCode = 1
   }
@@ -165,7 +169,8 @@ async function launch(args: string[], quiet: boolean): Promise<number> {
     process.stderr.write(`vimgfs: ${report.error}\n`)
     return 1
   }
-  for (const warning of report.warnings ?? []) process.stderr.write(`vimgfs: ${printable(warning)}\n`)
+  for (const warning of report.warnings ?? [])
+    process.stderr.write(`vimgfs: ${printable(warning)}\n`)
   if (!quiet) process.stdout.write(`${report.lines?.join('\n')}\n`)
   return 0
 }
@@ -214,6 +219,9 @@ const plural = (count: number, name: string): string =>
 
 function humanSize(bytes: number): string {
   const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB']
-  const power = Math.max(0, Math.min(Math.floor(Math.log2(Math.max(bytes, 1)) / 10), units.length - 1))
+  const power = Math.max(
+    0,
+    Math.min(Math.floor(Math.log2(Math.max(bytes, 1)) / 10), units.length - 1),
+  )
   return `${Number((bytes / 1024 ** power).toPrecision(3))} ${units[power]}`
 }

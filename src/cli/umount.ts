@@ -44,7 +44,10 @@ interface RunningServer {
 async function serverOf(mountpoint: string): Promise<RunningServer | undefined> {
   try {
     const status = path.join(mountpoint, '.vimgfs', 'status.json')
-    const { stdout } = await promisify(execFile)('cat', [status], { timeout: STATUS_TIMEOUT_MS, killSignal: 'SIGKILL' })
+    const { stdout } = await promisify(execFile)('cat', [status], {
+      timeout: STATUS_TIMEOUT_MS,
+      killSignal: 'SIGKILL',
+    })
     const { pid } = JSON.parse(stdout) as { pid: number }
     const startTicks = startOf(pid)
     return startTicks === undefined ? undefined : { pid, startTicks }

@@ -49,7 +49,8 @@ export function catalogOf(chain: Chain): { entries: CatalogEntry[]; warnings: st
     if (snapshot.vmStateBytes > 0) {
       const state = vmStateEntry(name, snapshot, top)
       if (state) entries.push(state)
-      else warnings.push(`${top.path}: the VM state of snapshot ${snapshot.id} has an impossible size`)
+      else
+        warnings.push(`${top.path}: the VM state of snapshot ${snapshot.id} has an impossible size`)
     }
   })
   below.forEach((layer, index) => {
@@ -72,7 +73,10 @@ function layerAttributes(layer: LayerSpec): Record<string, string> {
   const { qcow2 } = layer
   return {
     format: layer.format,
-    ...(qcow2 && { 'cluster-size': String(clusterBytes(qcow2)), 'format-version': String(qcow2.version) }),
+    ...(qcow2 && {
+      'cluster-size': String(clusterBytes(qcow2)),
+      'format-version': String(qcow2.version),
+    }),
   }
 }
 
@@ -127,4 +131,5 @@ function snapshotAttributes(snapshot: Qcow2Snapshot, layer: LayerSpec): Record<s
 }
 
 /** A damaged table may hold more than a second of them, which no file system takes. */
-const nanoseconds = (snapshot: Qcow2Snapshot): number => Math.min(snapshot.dateNanoseconds, 999_999_999)
+const nanoseconds = (snapshot: Qcow2Snapshot): number =>
+  Math.min(snapshot.dateNanoseconds, 999_999_999)

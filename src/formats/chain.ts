@@ -87,10 +87,14 @@ class ChainOpener {
     const maxDepth = this.options.maxDepth ?? MAX_CHAIN_DEPTH.default
     for (let last: LayerSpec = top; last.qcow2?.backingName !== undefined; ) {
       if (layers.length >= maxDepth) {
-        throw new ImageError('UNSUPPORTED', `its chain of backing files is longer than ${maxDepth}`, {
-          path: top.path,
-          hint: 'raise --max-chain, or shorten it with qemu-img commit or rebase',
-        })
+        throw new ImageError(
+          'UNSUPPORTED',
+          `its chain of backing files is longer than ${maxDepth}`,
+          {
+            path: top.path,
+            hint: 'raise --max-chain, or shorten it with qemu-img commit or rebase',
+          },
+        )
       }
       last = this.withDataFile(this.backing(last, last.qcow2.backingName))
       layers.push(last)
@@ -106,12 +110,20 @@ class ChainOpener {
 
   private backing(overlay: LayerSpec, name: string): LayerSpec {
     const file = openNamed(name, { by: overlay.path, role: 'backing file', allowed: this.allowed })
-    if (this.opened.some(other => other.stat.dev === file.stat.dev && other.stat.ino === file.stat.ino)) {
+    if (
+      this.opened.some(
+        other => other.stat.dev === file.stat.dev && other.stat.ino === file.stat.ino,
+      )
+    ) {
       fs.closeSync(file.fd)
-      throw new ImageError('CORRUPT', `its backing file "${name}" stands above it: the chain is a loop`, {
-        path: overlay.path,
-        hint: 'name the right file with qemu-img rebase -u',
-      })
+      throw new ImageError(
+        'CORRUPT',
+        `its backing file "${name}" stands above it: the chain is a loop`,
+        {
+          path: overlay.path,
+          hint: 'name the right file with qemu-img rebase -u',
+        },
+      )
     }
     return this.layer(file, this.statedFormat(overlay, name), false)
   }
@@ -158,10 +170,14 @@ class ChainOpener {
   private judge(header: Qcow2Header, path: string): void {
     if (header.cryptMethod !== 0) {
       const method = header.cryptMethod === 2 ? 'LUKS' : 'AES'
-      throw new ImageError('UNSUPPORTED', `the image is encrypted (${method}), which is not read yet`, {
-        path,
-        hint: 'decrypt it into a new image with qemu-img convert',
-      })
+      throw new ImageError(
+        'UNSUPPORTED',
+        `the image is encrypted (${method}), which is not read yet`,
+        {
+          path,
+          hint: 'decrypt it into a new image with qemu-img convert',
+        },
+      )
     }
     if (header.incompatible & INCOMPATIBLE.dirty) {
       this.warnings.push(

@@ -22,7 +22,6 @@ export function encodeTag(tag: Buffer): string {
   const text = tag.toString('utf8')
   // Only what survives the way back is UTF-8; else each byte above 0x7f is encoded.
   const isUtf8 = Buffer.from(text, 'utf8').equals(tag)
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
   const unfit = isUtf8 ? /[/%\x00-\x1f\x7f-\x9f\u2028\u2029]/g : /[/%\x00-\x1f\x7f-\xff]/g
   return (isUtf8 ? text : tag.toString('latin1')).replace(unfit, c =>
     [...Buffer.from(c, isUtf8 ? 'utf8' : 'latin1')]
@@ -64,7 +63,7 @@ function cut(text: string, maxBytes: number): string {
   if (Buffer.byteLength(text) <= maxBytes) return text
   let result = ''
   let bytes = 0
-  for (const [unit] of text.matchAll(/%[0-9A-F]{2}|[^]/gu)) {
+  for (const [unit] of text.matchAll(/%[0-9A-F]{2}|./gsu)) {
     bytes += Buffer.byteLength(unit)
     if (bytes > maxBytes) break
     result += unit

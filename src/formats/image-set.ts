@@ -60,7 +60,10 @@ export class ImageSet {
   allocatedBytes(layer: number): number {
     return this.layers
       .slice(layer)
-      .reduce((sum, { spec }) => sum + spec.allocatedBytes + (spec.dataFile?.allocatedBytes ?? 0), 0)
+      .reduce(
+        (sum, { spec }) => sum + spec.allocatedBytes + (spec.dataFile?.allocatedBytes ?? 0),
+        0,
+      )
   }
 
   /** Built from the lowest layer up: a chain may be as deep as a stack of calls. */

@@ -9,16 +9,25 @@ export type Format = (typeof FORMATS)[number]
 
 /** What is recognised, so that it is not shown as if it were raw, but not read. */
 const FOREIGN: { name: string; matches: (head: Buffer) => boolean }[] = [
-  { name: 'qcow (version 1)', matches: b => b.length >= 8 && b.readUInt32BE(0) === MAGIC && b.readUInt32BE(4) === 1 },
+  {
+    name: 'qcow (version 1)',
+    matches: b => b.length >= 8 && b.readUInt32BE(0) === MAGIC && b.readUInt32BE(4) === 1,
+  },
   { name: 'vmdk', matches: b => startsWith(b, 'KDMV') || startsWith(b, 'COWD') },
   { name: 'vmdk (seSparse)', matches: b => startsWith(b, '\xbe\xba\xfe\xca\0\0\0\0') },
-  { name: 'vmdk (descriptor)', matches: b => /^# *disk descriptorfile/i.test(b.toString('latin1', 0, 64)) },
+  {
+    name: 'vmdk (descriptor)',
+    matches: b => /^# *disk descriptorfile/i.test(b.toString('latin1', 0, 64)),
+  },
   { name: 'cow', matches: b => startsWith(b, 'OOOM') || startsWith(b, 'MOOO') },
   { name: 'qed', matches: b => startsWith(b, 'QED\0') },
   { name: 'vdi', matches: b => b.length >= 68 && b.readUInt32LE(64) === 0xbeda107f },
   { name: 'vhdx', matches: b => startsWith(b, 'vhdxfile') },
   { name: 'vhd', matches: b => startsWith(b, 'conectix') },
-  { name: 'parallels', matches: b => startsWith(b, 'WithoutFreeSpace') || startsWith(b, 'WithouFreSpacExt') },
+  {
+    name: 'parallels',
+    matches: b => startsWith(b, 'WithoutFreeSpace') || startsWith(b, 'WithouFreSpacExt'),
+  },
 ]
 
 /** Names that promise another format than raw. */

@@ -169,7 +169,12 @@ export class ImageFs {
       message.readUInt32LE(args + at.offset) + message.readUInt32LE(args + at.offset + 4) * 2 ** 32
     if (size > MAX_REQUEST_BYTES) return -EINVAL
     if (node.kind === 'control') {
-      return this.controlText(node, message.readUInt32LE(args + at.fh)).copy(payload, 0, offset, offset + size)
+      return this.controlText(node, message.readUInt32LE(args + at.fh)).copy(
+        payload,
+        0,
+        offset,
+        offset + size,
+      )
     }
     const length = Math.max(0, Math.min(size, node.entry.sizeBytes - offset))
     if (length > 0) readView(this.view(node), payload, 0, length, offset)

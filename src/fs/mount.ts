@@ -40,7 +40,10 @@ export function checkMountpoint(mountpoint: string): void {
         `${mountpoint}: a mount whose server has died is still there; remove it with vimgfs umount ${mountpoint}`,
       )
     }
-    const why = code === 'ENOENT' ? `it does not exist; make it with mkdir ${mountpoint}` : `it cannot be used as a mount point: ${code}`
+    const why =
+      code === 'ENOENT'
+        ? `it does not exist; make it with mkdir ${mountpoint}`
+        : `it cannot be used as a mount point: ${code}`
     throw new MountError(`${mountpoint}: ${why}`)
   }
   if (!stat.isDirectory()) {
@@ -60,9 +63,7 @@ function checkWritable(mountpoint: string): void {
   try {
     fs.accessSync(mountpoint, fs.constants.W_OK)
   } catch {
-    throw new MountError(
-      `${mountpoint}: you may not write to it; mount on a folder of your own`,
-    )
+    throw new MountError(`${mountpoint}: you may not write to it; mount on a folder of your own`)
   }
 }
 

@@ -15,7 +15,18 @@ export interface MountOptions {
 /** Asked for by mount(8) and fstab; what they would do is done or is meaningless here. */
 const ACCEPTED = new Set([
   ...['ro', 'rw', 'defaults', 'nodev', 'nosuid', 'noexec', 'exec', 'atime', 'noatime', 'relatime'],
-  ...['async', 'sync', 'auto', 'noauto', 'user', 'nouser', 'users', 'nofail', '_netdev', 'nonempty'],
+  ...[
+    'async',
+    'sync',
+    'auto',
+    'noauto',
+    'user',
+    'nouser',
+    'users',
+    'nofail',
+    '_netdev',
+    'nonempty',
+  ],
 ])
 
 /** Parses the arguments of all -o. Throws UsageError. */

@@ -97,9 +97,9 @@ export const STATX_IN = layout({
 })
 const SX_TIME = { seconds: u64le, nanoseconds: u32le, reserved: u32le }
 const times = <P extends string>(prefix: P) =>
-  Object.fromEntries(
-    Object.entries(SX_TIME).map(([name, field]) => [prefix + name, field]),
-  ) as { [K in keyof typeof SX_TIME as `${P}${K}`]: (typeof SX_TIME)[K] }
+  Object.fromEntries(Object.entries(SX_TIME).map(([name, field]) => [prefix + name, field])) as {
+    [K in keyof typeof SX_TIME as `${P}${K}`]: (typeof SX_TIME)[K]
+  }
 export const STATX_OUT = layout({
   attrValid: u64le,
   attrValidNsec: u32le,
@@ -161,4 +161,9 @@ export const LSEEK_OUT = layout({ offset: u64le })
 /** The same for GETXATTR (a name follows) and LISTXATTR. */
 export const GETXATTR_IN = layout({ size: u32le, padding: u32le })
 export const GETXATTR_OUT = layout({ size: u32le, padding: u32le })
-export const RELEASE_IN = layout({ fh: u64le, flags: u32le, releaseFlags: u32le, lockOwner: bytes(8) })
+export const RELEASE_IN = layout({
+  fh: u64le,
+  flags: u32le,
+  releaseFlags: u32le,
+  lockOwner: bytes(8),
+})

@@ -6,7 +6,13 @@ import fs from 'node:fs'
 import { Worker } from 'node:worker_threads'
 import { MountError } from '../errors.js'
 import { type CatalogEntry, catalogOf } from '../formats/catalog.js'
-import { type Chain, closeChain, type LayerSpec, type OpenOptions, openChain } from '../formats/chain.js'
+import {
+  type Chain,
+  closeChain,
+  type LayerSpec,
+  type OpenOptions,
+  openChain,
+} from '../formats/chain.js'
 import type { CacheSizes } from '../formats/image-set.js'
 import { clusterBytes, l2CoverageBytes } from '../formats/qcow2/header.js'
 import { errno, read, write } from '../io/libc.js'
@@ -122,7 +128,8 @@ function startWorkers(
   mountpoint: string,
   logger: Logger,
 ): Workers {
-  const { threads, metadataBytes = defaultMetadataBytes(chain.layers[0], request.threads) } = request
+  const { threads, metadataBytes = defaultMetadataBytes(chain.layers[0], request.threads) } =
+    request
   const started = Date.now()
   const shared: WorkerSetup['shared'] = {
     stats: sharedStats(threads),
@@ -151,11 +158,15 @@ function startWorkers(
       // A worker's own objects die young; most of its memory are buffers outside of the heap.
       resourceLimits: { maxYoungGenerationSizeMb: 8 },
     })
-    worker.on('message', ({ level, message, detail }: WorkerLog) => logger[level](detail ?? {}, message))
+    worker.on('message', ({ level, message, detail }: WorkerLog) =>
+      logger[level](detail ?? {}, message),
+    )
     worker.on('error', error => logger.fatal({ stack: error.stack }, 'a worker has died'))
     return worker
   })
-  const ended = all.map(worker => new Promise<void>(resolve => worker.once('exit', () => resolve())))
+  const ended = all.map(
+    worker => new Promise<void>(resolve => worker.once('exit', () => resolve())),
+  )
   return {
     threads: all,
     finished: Promise.all(ended).then(() => {}),
@@ -189,7 +200,10 @@ function negotiate(device: number, logger: Logger): void {
 /** Root may; for others the kernel's 128 KiB stay. */
 function raiseReadAhead(mount: MountInfo, logger: Logger): void {
   try {
-    fs.writeFileSync(`/sys/class/bdi/${mount.device}/read_ahead_kb`, String(READ_AHEAD_BYTES / 1024))
+    fs.writeFileSync(
+      `/sys/class/bdi/${mount.device}/read_ahead_kb`,
+      String(READ_AHEAD_BYTES / 1024),
+    )
   } catch (error) {
     logger.debug({ reason: (error as Error).message }, 'the readahead stays as it is')
   }
@@ -247,7 +261,12 @@ function appearanceOf(chain: Chain, options: MountOptions): Appearance {
   }
 }
 
-function statusText(chain: Chain, request: ServeRequest, mountpoint: string, started: number): string {
+function statusText(
+  chain: Chain,
+  request: ServeRequest,
+  mountpoint: string,
+  started: number,
+): string {
   const status = {
     version: VERSION,
     pid: process.pid,

@@ -108,7 +108,9 @@ function regionOf(shared: SharedArrayBuffer, worker: number): Float64Array {
 }
 
 function bucketOf(microseconds: number): number {
-  const bucket = Math.floor(Math.log2(Math.max(microseconds, SMALLEST_US) / SMALLEST_US) * BUCKETS_PER_OCTAVE)
+  const bucket = Math.floor(
+    Math.log2(Math.max(microseconds, SMALLEST_US) / SMALLEST_US) * BUCKETS_PER_OCTAVE,
+  )
   return Math.min(bucket, BUCKETS - 1)
 }
 

@@ -63,7 +63,13 @@ export class Tree {
       const id = FIRST_CONTROL_FILE_ID + index
       return { id, name: file, parent: CONTROL_DIR_ID, kind: 'control', file }
     })
-    this.add({ id: ROOT_ID, name: '', parent: ROOT_ID, kind: 'dir', children: files.map(f => f.id) })
+    this.add({
+      id: ROOT_ID,
+      name: '',
+      parent: ROOT_ID,
+      kind: 'dir',
+      children: files.map(f => f.id),
+    })
     // Found by name, not listed: whoever copies the folder wants disks.
     this.add({
       id: CONTROL_DIR_ID,

@@ -48,7 +48,11 @@ export function openNamed(name: string, naming: Naming): OpenedFile {
   const plain = name.startsWith('file:') ? name.slice('file:'.length) : name
   const beforeSlash = plain.split('/', 1)[0] as string
   if (beforeSlash.includes(':')) {
-    refuse('UNSUPPORTED', 'is not a plain path but a protocol', 'only files are opened; copy it to a file beside the image')
+    refuse(
+      'UNSUPPORTED',
+      'is not a plain path but a protocol',
+      'only files are opened; copy it to a file beside the image',
+    )
   }
   if (plain === '' || plain.includes('\0')) {
     refuse('REFUSED', 'is no file name', 'restore the image from a copy')
@@ -58,16 +62,28 @@ export function openNamed(name: string, naming: Naming): OpenedFile {
   const stat = statOf(file, naming.by, `restore it, or name it with qemu-img rebase -u`, context)
   const real = fs.realpathSync(file)
   if (!naming.allowed.some(folder => isWithin(real, folder))) {
-    refuse('REFUSED', "lies outside the image's folder", `allow it with --allow-path ${path.dirname(real)}`)
+    refuse(
+      'REFUSED',
+      "lies outside the image's folder",
+      `allow it with --allow-path ${path.dirname(real)}`,
+    )
   }
   if (!stat.isFile()) {
-    refuse('REFUSED', `is ${kindOf(stat)}, not a regular file`, 'an image may name regular files only')
+    refuse(
+      'REFUSED',
+      `is ${kindOf(stat)}, not a regular file`,
+      'an image may name regular files only',
+    )
   }
   const opened = open(real, naming.by, O_NOFOLLOW, context)
   // Between the look and the opening somebody may have put another thing there.
   if (!opened.stat.isFile()) {
     fs.closeSync(opened.fd)
-    refuse('REFUSED', `is ${kindOf(opened.stat)}, not a regular file`, 'an image may name regular files only')
+    refuse(
+      'REFUSED',
+      `is ${kindOf(opened.stat)}, not a regular file`,
+      'an image may name regular files only',
+    )
   }
   return { ...opened, path: file }
 }
@@ -89,14 +105,22 @@ export function allowedFolders(image: string, extra: readonly string[]): string[
 
 export function isWithin(file: string, folder: string): boolean {
   const relative = path.relative(folder, file)
-  return relative === '' || (relative !== '..' && !relative.startsWith('../') && !path.isAbsolute(relative))
+  return (
+    relative === '' ||
+    (relative !== '..' && !relative.startsWith('../') && !path.isAbsolute(relative))
+  )
 }
 
 function statOf(file: string, at: string, hint: string, what = 'it'): fs.BigIntStats {
   try {
     return fs.statSync(file, { bigint: true })
   } catch (error) {
-    throw new ImageError('MISSING', `${what} cannot be opened: ${why(error)}`, { path: at, hint }, { cause: error })
+    throw new ImageError(
+      'MISSING',
+      `${what} cannot be opened: ${why(error)}`,
+      { path: at, hint },
+      { cause: error },
+    )
   }
 }
 
@@ -106,10 +130,15 @@ function open(file: string, at: string, flags: number, what = 'it'): OpenedFile 
   try {
     fd = fs.openSync(file, O_RDONLY | O_NONBLOCK | flags)
   } catch (error) {
-    throw new ImageError('MISSING', `${what} cannot be opened: ${why(error)}`, {
-      path: at,
-      hint: 'check that you may read it',
-    }, { cause: error })
+    throw new ImageError(
+      'MISSING',
+      `${what} cannot be opened: ${why(error)}`,
+      {
+        path: at,
+        hint: 'check that you may read it',
+      },
+      { cause: error },
+    )
   }
   return { path: file, fd, stat: fs.fstatSync(fd, { bigint: true }) }
 }

@@ -114,7 +114,10 @@ export class Qcow2Driver implements FormatDriver {
     if (((high & OFFSET_HIGH_MASK) | (low & OFFSET_LOW_MASK)) === 0) return 0
     const table = hostOffset(high, low)
     if (table % this.unitBytes !== 0 || !Number.isSafeInteger(table)) {
-      throw this.damage(`the L1 entry ${l1Index} names an L2 table at ${table}, which cannot be`, offset)
+      throw this.damage(
+        `the L1 entry ${l1Index} names an L2 table at ${table}, which cannot be`,
+        offset,
+      )
     }
     return table
   }
@@ -249,7 +252,9 @@ export class Qcow2Driver implements FormatDriver {
         at += this.entryBytes
         if (at >= slice.length || slice.readUInt32BE(at) & COMPRESSED_HIGH) break
       }
-      if (!this.continuesSubcluster(slice, at, subcluster, offset + end, kind, host + inCluster + end)) {
+      if (
+        !this.continuesSubcluster(slice, at, subcluster, offset + end, kind, host + inCluster + end)
+      ) {
         break
       }
       end += subclusterBytes
@@ -322,7 +327,10 @@ export class Qcow2Driver implements FormatDriver {
   private unpackAt(at: number, packedBytes: number): Buffer {
     const { store, header } = this.parts
     if (at >= store.sizeBytes) {
-      throw new ImageError('CORRUPT', `a compressed cluster at ${at} lies beyond the end of the file`)
+      throw new ImageError(
+        'CORRUPT',
+        `a compressed cluster at ${at} lies beyond the end of the file`,
+      )
     }
     // The last sectors may be cut short by the end of the file.
     const packed = scratch(packedBytes)

@@ -127,7 +127,8 @@ export function readHeader(store: Store): Qcow2Header {
   }
   const version = first.readUInt32BE(4)
   if (version !== 2 && version !== 3) {
-    const known = version === 1 ? 'qcow version 1 is not read yet' : `qcow2 has no version ${version}`
+    const known =
+      version === 1 ? 'qcow version 1 is not read yet' : `qcow2 has no version ${version}`
     fail('UNSUPPORTED', known, 'versions 2 and 3 are read; convert it with qemu-img convert')
   }
   const h = decode(() => V2_HEADER.decode(first), store)
@@ -150,10 +151,19 @@ export function readHeader(store: Store): Qcow2Header {
 
   const unknownBits = v3.incompatible & ~KNOWN_INCOMPATIBLE
   if (h.backingNameOffset > cluster) {
-    fail('CORRUPT', `the backing file name at ${h.backingNameOffset} is outside the header cluster`, RESTORE)
+    fail(
+      'CORRUPT',
+      `the backing file name at ${h.backingNameOffset} is outside the header cluster`,
+      RESTORE,
+    )
   }
   const extensionsEnd = h.backingNameOffset > 0 ? h.backingNameOffset : cluster
-  const extensions = readExtensions(head.subarray(0, extensionsEnd), v3.headerBytes, fail, unknownBits)
+  const extensions = readExtensions(
+    head.subarray(0, extensionsEnd),
+    v3.headerBytes,
+    fail,
+    unknownBits,
+  )
   if (unknownBits !== 0n) {
     const names = bitsOf(unknownBits).map(bit => extensions.featureNames.get(bit) ?? `bit ${bit}`)
     fail(
@@ -163,20 +173,33 @@ export function readHeader(store: Store): Qcow2Header {
     )
   }
 
-  if (v3.refcountOrder > 6) fail('CORRUPT', `the refcount order is ${v3.refcountOrder}, above 6`, RESTORE)
-  const compressionType = v3.headerBytes > COMPRESSION_TYPE_AT ? head.readUInt8(COMPRESSION_TYPE_AT) : 0
+  if (v3.refcountOrder > 6)
+    fail('CORRUPT', `the refcount order is ${v3.refcountOrder}, above 6`, RESTORE)
+  const compressionType =
+    v3.headerBytes > COMPRESSION_TYPE_AT ? head.readUInt8(COMPRESSION_TYPE_AT) : 0
   if (compressionType > 1) {
-    fail('UNSUPPORTED', `compression type ${compressionType} is not known`, 'zlib and zstd are read')
+    fail(
+      'UNSUPPORTED',
+      `compression type ${compressionType} is not known`,
+      'zlib and zstd are read',
+    )
   }
   if ((compressionType !== 0) !== ((v3.incompatible & INCOMPATIBLE.compression) !== 0n)) {
-    fail('CORRUPT', 'the compression type and its incompatible feature bit contradict each other', RESTORE)
+    fail(
+      'CORRUPT',
+      'the compression type and its incompatible feature bit contradict each other',
+      RESTORE,
+    )
   }
   if (h.cryptMethod > 2) fail('CORRUPT', `encryption method ${h.cryptMethod} is not known`, RESTORE)
   const isExtended = (v3.incompatible & INCOMPATIBLE.extendedL2) !== 0n
   if (isExtended && h.clusterBits < 14) {
     fail('CORRUPT', 'extended L2 entries need clusters of 16 KiB at least', RESTORE)
   }
-  if ((v3.incompatible & INCOMPATIBLE.externalData) !== 0n && extensions.dataFileName === undefined) {
+  if (
+    (v3.incompatible & INCOMPATIBLE.externalData) !== 0n &&
+    extensions.dataFileName === undefined
+  ) {
     fail('CORRUPT', 'its data are in another file, which the header does not name', RESTORE)
   }
 
@@ -225,10 +248,18 @@ function checkTables(header: Qcow2Header, l1Needed: number, fileBytes: number, f
   const cluster = clusterBytes(header)
   const l1Bytes = header.l1Entries * 8
   if (l1Bytes > MAX_L1_BYTES) {
-    fail('CORRUPT', `the L1 table has ${header.l1Entries} entries, above ${MAX_L1_BYTES / 8}`, RESTORE)
+    fail(
+      'CORRUPT',
+      `the L1 table has ${header.l1Entries} entries, above ${MAX_L1_BYTES / 8}`,
+      RESTORE,
+    )
   }
   if (header.l1Entries < l1Needed) {
-    fail('CORRUPT', `the L1 table has ${header.l1Entries} entries and the disk needs ${l1Needed}`, RESTORE)
+    fail(
+      'CORRUPT',
+      `the L1 table has ${header.l1Entries} entries and the disk needs ${l1Needed}`,
+      RESTORE,
+    )
   }
   const refcountBytes = header.refcountTableClusters * cluster
   if (refcountBytes > MAX_REFCOUNT_TABLE_BYTES) {
@@ -250,7 +281,11 @@ function checkTables(header: Qcow2Header, l1Needed: number, fileBytes: number, f
     // The refcount table may end in a hole that the file does not reach; where it begins it must.
     const needed = at === header.refcountTableOffset ? 8 : bytes
     if (at + needed > fileBytes) {
-      fail('CORRUPT', `${name} at ${at} lies beyond the end of the file (${fileBytes} bytes)`, RESTORE)
+      fail(
+        'CORRUPT',
+        `${name} at ${at} lies beyond the end of the file (${fileBytes} bytes)`,
+        RESTORE,
+      )
     }
   }
   const sorted = tables

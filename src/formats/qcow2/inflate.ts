@@ -52,7 +52,8 @@ function inflateOverlong(packed: Buffer, clusterBytes: number): Buffer {
   while (enough - tooShort > 1) {
     const middle = Math.floor((tooShort + enough) / 2)
     const cluster = inflatePrefix(packed.subarray(0, middle), clusterBytes)
-    if (cluster !== 'too long' && cluster.length >= clusterBytes) return whole(cluster, clusterBytes)
+    if (cluster !== 'too long' && cluster.length >= clusterBytes)
+      return whole(cluster, clusterBytes)
     if (cluster === 'too long') enough = middle
     else tooShort = middle
   }

@@ -47,10 +47,14 @@ export function readSnapshots(store: Store, header: Qcow2Header): Qcow2Snapshot[
       snapshots.push(readEntry(reader, header))
     } catch (error) {
       if (!(error instanceof ImageError)) throw error
-      throw new ImageError(error.code, `snapshot ${i + 1} of ${header.snapshotCount}: ${error.message}`, {
-        path: store.path,
-        hint: 'restore the image from a copy, or try qemu-img check on a copy',
-      })
+      throw new ImageError(
+        error.code,
+        `snapshot ${i + 1} of ${header.snapshotCount}: ${error.message}`,
+        {
+          path: store.path,
+          hint: 'restore the image from a copy, or try qemu-img check on a copy',
+        },
+      )
     }
   }
   return snapshots
@@ -72,7 +76,8 @@ function readEntry(reader: TableReader, header: Qcow2Header): Qcow2Snapshot {
     name,
     dateSeconds: entry.dateSeconds,
     dateNanoseconds: entry.dateNanoseconds,
-    guestNanoseconds: (BigInt(entry.guestNanosecondsHigh) << 32n) | BigInt(entry.guestNanosecondsLow),
+    guestNanoseconds:
+      (BigInt(entry.guestNanosecondsHigh) << 32n) | BigInt(entry.guestNanosecondsLow),
     vmStateBytes: extra.length >= 8 ? u64(0) : entry.vmStateBytes,
     sizeBytes: extra.length >= 16 ? u64(8) : header.sizeBytes,
     icount: extra.length >= 24 ? extra.readBigUInt64BE(16) : undefined,
@@ -104,7 +109,8 @@ class TableReader {
     if (this.position < this.chunkAt || this.position + length > this.chunkAt + this.chunk.length) {
       const chunk = Buffer.alloc(Math.max(CHUNK_BYTES, length))
       const got = this.store.read(chunk, 0, chunk.length, this.start + this.position)
-      if (got < length) throw new ImageError('CORRUPT', 'the table is cut off by the end of the file')
+      if (got < length)
+        throw new ImageError('CORRUPT', 'the table is cut off by the end of the file')
       this.chunk = chunk.subarray(0, got)
       this.chunkAt = this.position
     }

@@ -1,0 +1,147 @@
+/**
+ * What is measured and what has to be reached. A read case is one fio job on one image; `targets`
+ * are ratios of medians, vimgfs to the best setting of qemu-storage-daemon (qsd) and to the floor.
+ */
+import {
+  GiB,
+  MiB,
+  TiB,
+  compressed,
+  empty,
+  plain,
+  tablesEverywhere,
+  withSnapshots,
+} from './images.mjs'
+
+/** The images of the read cases, in the order in which they are made, measured and removed. */
+export const readImages = {
+  plain: {
+    title: 'written in order, incompressible',
+    make: (place, { size }) => plain(place, size),
+  },
+  compressed: {
+    title: 'compressed with zlib, about 2:1',
+    make: (place, { size }) => compressed(place, size / 4),
+    without: ['fuse-native'], // it answers from memory and would only repeat itself
+  },
+  empty: {
+    title: 'never written',
+    make: (place, { size }) => empty(place, size),
+    without: ['fuse-native'],
+  },
+}
+
+const sequential = { pattern: 'read', blockBytes: MiB, unit: 'MB/s' }
+const random = { pattern: 'randread', blockBytes: 4096, direct: true, unit: 'k/s' }
+
+/** `direct: false` reads the file once from an empty page cache, `direct: true` for some seconds. */
+export const readCases = [
+  {
+    id: 'seq-buffered',
+    title: '1 MiB sequential, buffered',
+    image: 'plain',
+    ...sequential,
+    direct: false,
+    targets: { qsd: 2, floor: 0.9 },
+  },
+  {
+    id: 'seq-direct',
+    title: '1 MiB sequential, O_DIRECT',
+    image: 'plain',
+    ...sequential,
+    direct: true,
+    targets: { qsd: 2, floor: 0.9 },
+  },
+  {
+    id: 'rand-1',
+    title: '4 KiB random O_DIRECT, 1 job',
+    image: 'plain',
+    ...random,
+    jobs: 1,
+    targets: { qsd: 2.5, floor: 0.85 },
+  },
+  {
+    id: 'rand-8',
+    title: '4 KiB random O_DIRECT, 8 jobs',
+    image: 'plain',
+    ...random,
+    jobs: 8,
+    targets: { qsd: 2, floor: 0.8 },
+  },
+  {
+    id: 'zlib-buffered',
+    title: 'zlib-compressed, sequential, buffered',
+    image: 'compressed',
+    ...sequential,
+    direct: false,
+    targets: { qsd: 2.5 },
+  },
+  {
+    id: 'zlib-direct',
+    title: 'zlib-compressed, sequential, O_DIRECT',
+    image: 'compressed',
+    ...sequential,
+    direct: true,
+    targets: { qsd: 2.5 },
+  },
+  {
+    id: 'empty-buffered',
+    title: 'never written, sequential, buffered',
+    image: 'empty',
+    ...sequential,
+    direct: false,
+    targets: { qsd: 2, floor: 0.9 },
+  },
+  {
+    id: 'empty-direct',
+    title: 'never written, sequential, O_DIRECT',
+    image: 'empty',
+    ...sequential,
+    direct: true,
+    targets: { qsd: 2, floor: 0.9 },
+  },
+]
+
+const SNAPSHOTS = 1000
+
+/** Time from the command's start to the first answer. `than`: at most so many times that case. */
+export const mountCases = [
+  {
+    id: 'mount-1g',
+    title: '1 GiB, tables everywhere',
+    make: place => tablesEverywhere(place, GiB, 'small'),
+    targets: { ms: 400 },
+  },
+  {
+    id: 'mount-16t',
+    title: '16 TiB, tables everywhere',
+    make: place => tablesEverywhere(place, 16 * TiB, 'large'),
+    targets: { ms: 400, than: 'mount-1g', factor: 1.2 },
+  },
+  {
+    id: 'mount-snap-0',
+    title: '1 GiB, no snapshots',
+    make: place => withSnapshots(place, 0),
+    targets: { ms: 400 },
+  },
+  {
+    id: 'mount-snap-1000',
+    title: `1 GiB, ${SNAPSHOTS} snapshots`,
+    make: place => withSnapshots(place, SNAPSHOTS),
+    targets: { ms: 400, than: 'mount-snap-0', factor: 1.5 },
+  },
+]
+
+/** What a server holds in memory while it is read at random. */
+export const memoryCases = [
+  {
+    id: 'memory-16t',
+    title: '16 TiB, tables everywhere, 4 KiB random, 8 jobs',
+    make: place => tablesEverywhere(place, 16 * TiB, 'large'),
+    pattern: 'randread',
+    blockBytes: 4096,
+    direct: true,
+    jobs: 8,
+    targets: { peakMiB: 200 },
+  },
+]

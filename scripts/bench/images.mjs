@@ -1,0 +1,167 @@
+/**
+ * The disk images of the benchmark. All contents come from a seed, so every run measures the same
+ * bytes. An image is { id, qcow2, raw, sizeBytes, check }: `raw` is the same disk for the servers
+ * that know no qcow2, `check` a file whose first bytes are those of the disk.
+ */
+import crypto from 'node:crypto'
+import fs from 'node:fs'
+import os from 'node:os'
+import { run } from './workplace.mjs'
+
+export const MiB = 2 ** 20
+export const GiB = 2 ** 30
+export const TiB = 2 ** 40
+
+const CLUSTER = 65536
+const L2_ENTRIES = CLUSTER / 8
+const L2_SPAN = L2_ENTRIES * CLUSTER // 512 MiB of the disk for each L2 table
+const COPIED = 0x80000000 // the high half's top bit: this cluster has one reference
+
+/** Incompressible: the key stream of AES in counter mode, some GB/s and the same every time. */
+function randomStream(seed) {
+  const key = crypto.createHash('sha256').update(seed).digest()
+  const cipher = crypto.createCipheriv('aes-256-ctr', key, Buffer.alloc(16))
+  return bytes => cipher.update(Buffer.alloc(bytes))
+}
+
+/** About 2:1 under zlib: three quarters of each block are words, a quarter is random. */
+function mixedStream(seed) {
+  const random = randomStream(seed)
+  const letters = random(64 * 1024)
+  const words = Array.from({ length: 512 }, (_, i) =>
+    Array.from(letters.subarray(i * 12, i * 12 + 3 + (letters[i] % 8)), c =>
+      String.fromCharCode(97 + (c % 26)),
+    ).join(''),
+  )
+  let text = ''
+  const choice = random(4 * MiB)
+  for (let i = 0; text.length < 4 * MiB; i += 2) {
+    // To a power, so that some words are frequent as they are in real text.
+    const u = choice.readUInt16LE(i % choice.length) / 65536
+    text += `${words[Math.floor(u ** 4 * words.length)]} `
+  }
+  const pool = Buffer.from(text, 'latin1')
+  return bytes => {
+    const out = random(bytes)
+    for (let at = 0; at + 4096 <= bytes; at += 4096) {
+      const from = out.readUInt32LE(at) % (pool.length - 3072)
+      pool.copy(out, at, from, from + 3072)
+    }
+    return out
+  }
+}
+
+function writeFilled(file, sizeBytes, stream) {
+  const fd = fs.openSync(file, 'wx')
+  for (let at = 0; at < sizeBytes; at += MiB) fs.writeSync(fd, stream(MiB), 0, MiB, at)
+  fs.closeSync(fd)
+}
+
+function writeSparse(file, sizeBytes) {
+  const fd = fs.openSync(file, 'wx')
+  fs.ftruncateSync(fd, sizeBytes)
+  fs.closeSync(fd)
+}
+
+async function fromRaw(place, id, sizeBytes, stream, convertOptions) {
+  const dir = place.folder(`image-${id}`)
+  const image = { id, sizeBytes, raw: `${dir}/${id}.raw`, qcow2: `${dir}/${id}.qcow2` }
+  writeFilled(image.raw, sizeBytes, stream)
+  const args = ['convert', ...convertOptions, '-f', 'raw', '-O', 'qcow2', image.raw, image.qcow2]
+  await run('qemu-img', args, { timeoutMs: 600_000 })
+  return { ...image, check: image.raw }
+}
+
+/** Every cluster written, in order, with bytes that do not compress. */
+export const plain = (place, sizeBytes) =>
+  fromRaw(place, 'plain', sizeBytes, randomStream('plain'), [])
+
+/** Every cluster compressed with zlib. */
+export const compressed = (place, sizeBytes) =>
+  fromRaw(place, 'compressed', sizeBytes, mixedStream('mixed'), ['-c', '-m', '4'])
+
+/** A disk nothing was ever written to. */
+export async function empty(place, sizeBytes, id = 'empty') {
+  const dir = place.folder(`image-${id}`)
+  const image = { id, sizeBytes, raw: `${dir}/${id}.raw`, qcow2: `${dir}/${id}.qcow2` }
+  writeSparse(image.raw, sizeBytes)
+  await run('qemu-img', ['create', '-q', '-f', 'qcow2', image.qcow2, String(sizeBytes)])
+  return { ...image, check: image.raw }
+}
+
+/** 1 GiB with 4 MiB written, and that many internal snapshots. */
+export async function withSnapshots(place, count) {
+  const image = await empty(place, GiB, `snapshots-${count}`)
+  const write = ['-f', 'qcow2', '-c', 'write -q -P 7 0 4M', image.qcow2]
+  await run('qemu-io', write)
+  for (let i = 0; i < count; i++) {
+    await run('qemu-img', ['snapshot', '-c', `snapshot-${i}`, image.qcow2])
+  }
+  fs.rmSync(image.raw)
+  const check = image.raw
+  fs.writeFileSync(check, Buffer.alloc(MiB, 7))
+  return { ...image, raw: undefined, check }
+}
+
+/**
+ * A disk with an L2 table everywhere, each entry of it allocated: the most metadata that a server
+ * can meet at this size and cluster size. It is written here byte by byte, since filling 16 TiB is
+ * out of the question:
+ *
+ *   header | refcount table | L1 | the one data cluster | L2 of 0..512 MiB | L2 of 512..1024 MiB | …
+ *
+ * Every L2 table stands at a place of its own, so a server caches as much as it would with a real
+ * disk, and all their entries point at one data cluster. The reference counts are left empty:
+ * whoever only reads never looks at them. Where memory is short (16 TiB need 2 GiB of tables) only
+ * the first `l2Budget` tables are written and the others left as holes; they read as tables of
+ * unallocated clusters and are cached just the same. image.tables tells how many are which.
+ */
+export function tablesEverywhere(place, sizeBytes, id) {
+  const dir = place.folder(`image-${id}`)
+  const image = { id, sizeBytes, raw: `${dir}/${id}.raw`, qcow2: `${dir}/${id}.qcow2` }
+  const tables = Math.ceil(sizeBytes / L2_SPAN)
+  const written = os.freemem() > tables * CLUSTER + 4 * GiB ? tables : Math.min(tables, 4096)
+
+  const l1Clusters = Math.ceil((tables * 8) / CLUSTER)
+  const l1At = 2 * CLUSTER
+  const dataAt = l1At + l1Clusters * CLUSTER
+  const l2At = dataAt + CLUSTER
+
+  const header = Buffer.alloc(104)
+  header.write('QFI\xfb', 0, 'latin1')
+  header.writeUInt32BE(3, 4) // version
+  header.writeUInt32BE(Math.log2(CLUSTER), 20)
+  putU64(header, 24, sizeBytes)
+  header.writeUInt32BE(tables, 36)
+  putU64(header, 40, l1At)
+  putU64(header, 48, CLUSTER) // refcount table
+  header.writeUInt32BE(1, 56) // of one cluster
+  header.writeUInt32BE(4, 96) // 2^4 bits a refcount
+  header.writeUInt32BE(header.length, 100)
+
+  const l1 = Buffer.alloc(l1Clusters * CLUSTER)
+  for (let i = 0; i < tables; i++) putU64(l1, i * 8, l2At + i * CLUSTER, COPIED)
+  const l2 = Buffer.alloc(CLUSTER)
+  for (let i = 0; i < L2_ENTRIES; i++) putU64(l2, i * 8, dataAt)
+  const data = randomStream('cluster')(CLUSTER)
+
+  const fd = fs.openSync(image.qcow2, 'wx')
+  fs.ftruncateSync(fd, l2At + tables * CLUSTER)
+  fs.writeSync(fd, header, 0, header.length, 0)
+  fs.writeSync(fd, l1, 0, l1.length, l1At)
+  fs.writeSync(fd, data, 0, data.length, dataAt)
+  for (let i = 0; i < written; i++) fs.writeSync(fd, l2, 0, CLUSTER, l2At + i * CLUSTER)
+  fs.closeSync(fd)
+
+  const check = `${dir}/check`
+  const start = Buffer.concat(Array(MiB / CLUSTER).fill(data))
+  fs.writeFileSync(check, start)
+  fs.writeFileSync(image.raw, start) // as much of the disk as is compared, then a hole
+  fs.truncateSync(image.raw, sizeBytes)
+  return { ...image, check, tables: { all: tables, written, bytes: tables * CLUSTER } }
+}
+
+function putU64(buffer, at, value, flags = 0) {
+  buffer.writeUInt32BE((Math.floor(value / 2 ** 32) | flags) >>> 0, at)
+  buffer.writeUInt32BE(value % 2 ** 32, at + 4)
+}

@@ -1,0 +1,276 @@
+/** From measurements to a table on the terminal, Markdown, JSON and a chart. */
+import fs from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { run } from './workplace.mjs'
+import { chart } from './svg.mjs'
+
+export function median(values) {
+  const sorted = [...values].sort((a, b) => a - b)
+  const half = sorted.length >> 1
+  return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2
+}
+
+const short = value => (value >= 100 ? value.toFixed(0) : value.toFixed(value >= 10 ? 1 : 2))
+const times = ratio => `${ratio.toFixed(2)} ×`
+const reached = ok => (ok ? 'yes' : '**no**')
+
+/** The medians of two servers, and the range of the ratios that the rounds had one by one. */
+function ratioOf(own, other) {
+  const rounds = own.values.map((value, i) => value / other.values[i]).filter(Number.isFinite)
+  return {
+    ratio: median(own.values) / median(other.values),
+    range: `${Math.min(...rounds).toFixed(2)}–${Math.max(...rounds).toFixed(2)}`,
+  }
+}
+
+const spread = ({ values }) =>
+  `${short(median(values))} (${short(Math.min(...values))}–${short(Math.max(...values))})`
+
+const byId = (entries, id) => entries.find(entry => entry.id === id)
+
+/** The faster of the storage daemons that were measured, if any was. */
+function bestDaemon(entries) {
+  const daemons = entries.filter(({ id }) => id.startsWith('qsd'))
+  return daemons.sort((a, b) => median(b.values) - median(a.values))[0]
+}
+
+export async function machine() {
+  const version = async (command, pattern) => {
+    const { stdout } = await run(command, ['--version'], { mayFail: true }).catch(() => ({}))
+    return pattern.exec(stdout ?? '')?.[1]
+  }
+  const cpu = os.cpus()
+  return {
+    date: new Date().toISOString().slice(0, 10),
+    cpu: `${cpu.length} × ${cpu[0]?.model.trim()}`,
+    memory: `${(os.totalmem() / 2 ** 30).toFixed(0)} GiB`,
+    kernel: os.release(),
+    node: process.versions.node,
+    qemu: await version('qemu-storage-daemon', /version (\S+)/),
+    'qemu ($QSD)': process.env.QSD && (await version(process.env.QSD, /version (\S+)/)),
+    nbdfuse: await version('nbdfuse', /nbdfuse (\S+)/),
+    fio: await version('fio', /fio-(\S+)/),
+  }
+}
+
+// ---- reads: results.read is [{ case, entries: [{ id, title, setting, values, p99us }] }]
+
+function readTables(results) {
+  const servers = new Map(results.flatMap(r => r.entries.map(e => [e.id, e.title])))
+  const ids = [...servers.keys()]
+  const figures = {
+    head: ['read', 'unit', ...servers.values()],
+    rows: results.map(({ case: c, entries }) => [
+      c.title,
+      c.unit,
+      ...ids.map(id => (byId(entries, id) ? spread(byId(entries, id)) : '–')),
+    ]),
+  }
+  const against = ({ case: { targets }, entries }, name, other) => {
+    const own = byId(entries, 'vimgfs')
+    if (!own || !other) return targets[name] ? ['–', `≥ ${targets[name]}`, '–'] : ['', '', '']
+    const { ratio, range } = ratioOf(own, other)
+    const text = `${times(ratio)} (${range})`
+    if (!targets[name]) return [text, '', '']
+    return [text, `≥ ${targets[name]}`, reached(ratio >= targets[name])]
+  }
+  const ratios = {
+    head: ['read', '/ daemon', 'target', 'reached', '/ floor', 'target', 'reached'],
+    rows: results.map(result => [
+      result.case.title,
+      ...against(result, 'qsd', bestDaemon(result.entries)),
+      ...against(result, 'floor', byId(result.entries, 'floor')),
+    ]),
+  }
+  const latency = {
+    head: ['read', ...servers.values()],
+    rows: results
+      .filter(({ case: c }) => c.pattern === 'randread')
+      .map(({ case: c, entries }) => [
+        c.title,
+        ...ids.map(id => {
+          const entry = byId(entries, id)
+          return entry ? `${short(entry.p50us)} / ${short(entry.p99us)}` : '–'
+        }),
+      ]),
+  }
+  return { figures, ratios, latency }
+}
+
+function settingsTable(results) {
+  return {
+    head: ['read', 'daemon', 'taken', 'all that were tried, best first'],
+    rows: results.flatMap(({ case: c, calibration }) =>
+      calibration.map(({ title, taken, tried }) => [
+        c.title,
+        title,
+        taken,
+        tried.map(t => `${t.setting} ${short(t.value)}`).join('; '),
+      ]),
+    ),
+  }
+}
+
+// ---- mounts: results.mount is [{ case, entries: [{ id, title, values, commands }] }]
+
+function mountTables(results) {
+  const servers = new Map(results.flatMap(r => r.entries.map(e => [e.id, e.title])))
+  const figures = {
+    head: ['mount, ms', ...servers.values()],
+    rows: results.map(({ case: c, entries }) => [
+      c.title,
+      ...[...servers.keys()].map(id => (byId(entries, id) ? spread(byId(entries, id)) : '–')),
+    ]),
+  }
+  const targets = { head: ['mount', 'vimgfs', 'target', 'reached'], rows: [] }
+  for (const { case: c, entries } of results) {
+    const own = byId(entries, 'vimgfs')
+    const ms = own && median(own.values)
+    const text = own ? `${short(ms)} ms` : '–'
+    const limit = c.targets.ms
+    targets.rows.push([c.title, text, `≤ ${limit} ms`, own ? reached(ms <= limit) : '–'])
+    const base = results.find(r => r.case.id === c.targets.than)
+    const baseOwn = base && byId(base.entries, 'vimgfs')
+    if (!own || !baseOwn) continue
+    const { ratio, range } = ratioOf(own, baseOwn)
+    const factor = c.targets.factor
+    const row = [`${c.title} / ${base.case.title}`, `${times(ratio)} (${range})`, `≤ ${factor} ×`]
+    targets.rows.push([...row, reached(ratio <= factor)])
+  }
+  return { figures, targets }
+}
+
+// ---- memory: results.memory is [{ case, tables, seconds, entries: [{ id, title, peak, … }] }]
+
+function memoryTable(results) {
+  return {
+    head: ['server', 'mounted, MiB', 'peak, MiB', 'at the end, MiB', 'k/s', 'target', 'reached'],
+    rows: results.flatMap(({ case: c, entries }) =>
+      entries.map(({ id, title, before, peak, after, value }) => [
+        title,
+        ...[before, peak, after, value].map(short),
+        ...(id === 'vimgfs'
+          ? [`≤ ${c.targets.peakMiB} MiB`, reached(peak <= c.targets.peakMiB)]
+          : ['', '']),
+      ]),
+    ),
+  }
+}
+
+// ---- output
+
+const markdownTable = ({ head, rows }) =>
+  [head, head.map(() => '---'), ...rows].map(cells => `| ${cells.join(' | ')} |`).join('\n')
+
+function plainTable({ head, rows }) {
+  const all = [head, ...rows].map(cells => cells.map(cell => String(cell).replaceAll('**', '')))
+  const widths = head.map((_, i) => Math.max(...all.map(cells => cells[i].length)))
+  return all
+    .map(cells =>
+      cells
+        .map((c, i) => c.padEnd(widths[i]))
+        .join('  ')
+        .trimEnd(),
+    )
+    .join('\n')
+}
+
+/** Every part of the report once, for both kinds of output: [heading, text or table]. */
+function sections({ results, notes, skipped, readahead, options }) {
+  const parts = []
+  if (results.read?.length > 0) {
+    const { figures, ratios, latency } = readTables(results.read)
+    parts.push(['Reading: vimgfs against the others', ratios], ['Reading: figures', figures])
+    if (latency.rows.length > 0) parts.push(['Latency, µs: median / 99th percentile', latency])
+    const settings = settingsTable(results.read)
+    if (settings.rows.length > 0) parts.push(['Settings of qemu-storage-daemon', settings])
+  }
+  if (results.mount?.length > 0) {
+    const { figures, targets } = mountTables(results.mount)
+    parts.push(['Mounting: from the command to the first answer', targets])
+    parts.push(['Mounting: figures', figures])
+  }
+  for (const result of results.memory ?? []) {
+    parts.push([`Server memory: ${result.case.title}`, memoryTable([result])])
+    const { all, written } = result.tables
+    const how = written === all ? 'all written' : `${written} written, the others holes`
+    parts.push(['', `${result.seconds} s of reading; ${all} L2 tables of 64 KiB, ${how}.`])
+  }
+  const kb = Object.entries(readahead).map(([title, value]) => `${title} ${value}`)
+  const facts = [
+    `Medians of ${options.rounds} rounds, lowest and highest in parentheses; each case has servers started for it and warmed up by a run of the same case; in each round each server is measured once, in an order that rotates. A ratio is one of medians; in parentheses stand the lowest and highest ratio within one round.`,
+    'All image files lie on tmpfs. Buffered sequential reads start with an empty client page cache; the others bypass it with O_DIRECT. Before timing, the contents of each server are compared with the disk.',
+    `The floor is a C server of two threads that only hands on bytes of the raw file (floor.c); with compressed data it reads what the others have to decompress. fuse-native answers from memory.`,
+    kb.length > 0 &&
+      `Readahead of the mounts, KiB: ${kb.join(', ')}. vimgfs raises it itself (as root), the floor got the same, the others keep the kernel's${options['readahead-all'] ? ', but here they all got it' : ''}.`,
+    options.quick && 'A quick run: small images, short times. Not for comparison.',
+    ...skipped.map(({ title, why }) => `Not measured: ${title}: ${why}.`),
+    ...notes,
+  ].filter(Boolean)
+  parts.push(['How it was measured', facts.map(fact => `- ${fact}`).join('\n')])
+  return parts
+}
+
+export function print(report) {
+  for (const [heading, content] of sections(report)) {
+    const body = typeof content === 'string' ? content : plainTable(content)
+    console.log(`${heading ? `\n${heading}\n` : ''}${body}`)
+  }
+}
+
+export function write(report, folder) {
+  fs.mkdirSync(folder, { recursive: true })
+  const facts = Object.entries(report.machine).filter(([, value]) => value !== undefined)
+  const text = [
+    '# Benchmark',
+    `Made by \`${report.command}\`, which took ${report.minutes} minutes, on this machine:`,
+    facts.map(([name, value]) => `${name} ${value}`).join(' · '),
+    '![chart](bench.svg)',
+    ...sections(report).flatMap(([heading, content]) => [
+      ...(heading ? [`## ${heading}`] : []),
+      typeof content === 'string' ? content : markdownTable(content),
+    ]),
+  ]
+  fs.writeFileSync(path.join(folder, 'bench.md'), `${text.join('\n\n')}\n`)
+  fs.writeFileSync(path.join(folder, 'bench.json'), `${JSON.stringify(report, undefined, 2)}\n`)
+  fs.writeFileSync(path.join(folder, 'bench.svg'), draw(report))
+}
+
+const kindOf = id => ({ vimgfs: 'own', floor: 'floor' })[id] ?? 'bar'
+
+function draw({ results, machine: m }) {
+  const panels = []
+  for (const { case: c, entries } of results.read ?? []) {
+    const daemon = bestDaemon(entries)
+    const floor = c.targets.floor && byId(entries, 'floor')
+    // Where the floor has other work (it decompresses nothing) its bar would only mislead.
+    const shown = entries.filter(({ id }) => floor || id !== 'floor')
+    const bars = shown.map(entry => {
+      const ratios = []
+      if (entry.id === 'vimgfs' && daemon)
+        ratios.push(`${ratioOf(entry, daemon).ratio.toFixed(2)} × qemu`)
+      if (entry.id !== 'floor' && floor)
+        ratios.push(`${ratioOf(entry, floor).ratio.toFixed(2)} × floor`)
+      const value = median(entry.values)
+      const text = [`${short(value)} ${c.unit}`, ...ratios].join(' · ')
+      return { label: entry.title, value, text, kind: kindOf(entry.id) }
+    })
+    panels.push({ title: c.title, bars })
+  }
+  for (const { case: c, entries } of results.mount ?? []) {
+    const bars = entries.map(({ id, title, values }) => {
+      const value = median(values)
+      return { label: title, value, text: `${short(value)} ms`, kind: kindOf(id) }
+    })
+    panels.push({ title: `Mounting: ${c.title}`, bars, limit: c.targets.ms })
+  }
+  for (const { case: c, entries } of results.memory ?? []) {
+    const bars = entries.map(({ id, title, peak }) => {
+      return { label: title, value: peak, text: `${short(peak)} MiB`, kind: kindOf(id) }
+    })
+    panels.push({ title: `Server memory: ${c.title}`, bars, limit: c.targets.peakMiB })
+  }
+  const subtitle = `${m.cpu} · Linux ${m.kernel} · Node ${m.node} · QEMU ${m.qemu ?? '–'} · ${m.date}`
+  return chart({ title: 'vimgfs beside others: medians', subtitle, panels })
+}

@@ -1,0 +1,410 @@
+#!/usr/bin/env node
+/** Measures vimgfs beside other servers. `node scripts/bench/run.mjs --help` says how. */
+import fs from 'node:fs'
+import path from 'node:path'
+import { parseArgs } from 'node:util'
+import { memoryCases, mountCases, readCases, readImages } from './cases.mjs'
+import { GiB, MiB } from './images.mjs'
+import { Disturbance, compare, memory, read } from './measure.mjs'
+import { machine, median, print, write } from './report.mjs'
+import { findServers, mount, readaheadKb } from './servers.mjs'
+import { Workplace, isRoot } from './workplace.mjs'
+
+const HELP = `usage: npm run bench -- [read] [mount] [memory] [options]
+
+Measures vimgfs beside qemu-storage-daemon's FUSE export, qcowmount, nbdfuse over qemu-nbd,
+fuse-native and a minimal C server (the floor), whichever of them are there, and prints the
+medians and ratios. Without a name everything is measured.
+
+  --rounds N        rounds of each case (5)
+  --quick           small images, short times and 2 rounds: does it work, not how fast is it
+  --out DIR         where bench.md, bench.svg and bench.json go (bench-results)
+  --only CASE       only this case; may be given again (--list names them)
+  --servers A,B     only these: vimgfs, floor, qsd, qsd-given, qcowmount, nbdfuse, fuse-native
+  --qsd-setting S   do not look for qemu-storage-daemon's best setting, take this one
+  --size MIB        size of the read cases' disk (2048)
+  --readahead KB    readahead of the floor (that of vimgfs, or 1024 without vimgfs)
+  --readahead-all   give every server the floor's readahead, also those that leave it alone
+  --dir DIR         work here and not on a tmpfs that is found
+  --list            name the cases
+
+environment:
+  QSD=/path         a newer qemu-storage-daemon, measured as one more server
+  VIMGFS=/path      the main.js of another build of vimgfs, instead of this one
+
+example: QSD=/opt/qemu/bin/qemu-storage-daemon npm run bench -- read --only rand-1 --rounds 9
+`
+const DEFAULT_READAHEAD_KB = 1024
+const MOUNT_ROUNDS_FACTOR = 2 // mounts are short and vary more than reads
+
+function readOptions() {
+  const { values, positionals } = parseArgs({
+    allowPositionals: true,
+    options: {
+      rounds: { type: 'string' },
+      quick: { type: 'boolean', default: false },
+      out: { type: 'string', default: 'bench-results' },
+      only: { type: 'string', multiple: true, default: [] },
+      servers: { type: 'string', default: '' },
+      'qsd-setting': { type: 'string' },
+      size: { type: 'string' },
+      readahead: { type: 'string' },
+      'readahead-all': { type: 'boolean', default: false },
+      dir: { type: 'string' },
+      list: { type: 'boolean', default: false },
+      help: { type: 'boolean', short: 'h', default: false },
+    },
+  })
+  const number = (name, fallback) => {
+    if (values[name] === undefined) return fallback
+    const value = Number(values[name])
+    if (Number.isInteger(value) && value > 0) return value
+    throw new Error(`--${name} takes a positive number, not ${values[name]}`)
+  }
+  const kinds = ['read', 'mount', 'memory']
+  const wrong = positionals.find(name => !kinds.includes(name))
+  if (wrong) throw new Error(`there is no benchmark '${wrong}': ${kinds.join(', ')}`)
+  const ids = [...readCases, ...mountCases, ...memoryCases].map(({ id }) => id)
+  const unknown = values.only.find(id => !ids.includes(id))
+  if (unknown) throw new Error(`there is no case '${unknown}': ${ids.join(', ')}`)
+  return {
+    ...values,
+    what: positionals.length > 0 ? positionals : kinds,
+    rounds: number('rounds', values.quick ? 2 : 5),
+    size: number('size', values.quick ? 256 : 2048) * MiB,
+    readahead: number('readahead'),
+    ms: values.quick ? 600 : 2000,
+    calibrateMs: values.quick ? 400 : 1000,
+    calibratePasses: values.quick ? 1 : 2,
+    memoryMs: values.quick ? 3000 : 15_000,
+  }
+}
+
+const say = text => process.stderr.write(`${text}\n`)
+
+/** Starting another way every round, so that no server always follows the same one. */
+const rotated = (list, by) => list.map((_, i) => list[(i + by) % list.length])
+
+class Bench {
+  constructor(options) {
+    this.options = options
+    this.notes = []
+    this.skipped = []
+    this.readahead = {}
+    this.results = {}
+    this.disturbance = new Disturbance()
+  }
+
+  note = text => this.notes.includes(text) || this.notes.push(text)
+
+  chosen(kind, cases) {
+    const { what, only } = this.options
+    if (!what.includes(kind)) return []
+    return cases.filter(({ id }) => only.length === 0 || only.includes(id))
+  }
+
+  async run(place) {
+    const { options } = this
+    this.context = { place, only: options.servers.split(',').filter(Boolean) }
+    const skip = (title, why) => this.skipped.push({ title, why })
+    const servers = await findServers(this.context, skip)
+    for (const { title, why } of this.skipped) say(`not measured: ${title}: ${why}`)
+    const only = options['qsd-setting']
+    if (only && !servers.some(({ setting }) => setting === only)) {
+      const known = servers.flatMap(({ setting = [] }) => setting)
+      throw new Error(`there is no setting '${only}': ${[...new Set(known)].join('; ')}`)
+    }
+    await this.reads(place, servers, this.chosen('read', readCases))
+    const rest = servers.filter(s => !s.memory && (s.setting ?? 'default') === 'default')
+    await this.mounts(place, rest, this.chosen('mount', mountCases))
+    await this.memories(place, rest, this.chosen('memory', memoryCases))
+  }
+
+  /** Mounts an image, or says why not and goes on without. */
+  async tryMount(server, image) {
+    const { title, setting } = server
+    const name = [title, setting].filter(Boolean).join(', ')
+    let mounted
+    try {
+      mounted = await mount(server, image, this.context)
+      await compare(mounted)
+      return mounted
+    } catch (error) {
+      if (mounted) await this.end(mounted)
+      // An older daemon knows fewer settings: the last part of its complaint says which.
+      if (setting) this.complain(`Left out: ${name}`, error.message.split(': ').at(-1))
+      else this.complain(`Left out: ${name} with the image ${image.id}`, error.message)
+    }
+  }
+
+  /** One server's failure is said in the report and ends nothing but its own part. */
+  complain(what, message) {
+    const why = message.trim().split('\n')[0].replaceAll(`${this.context.place.dir}/`, '')
+    say(`  ${what}: ${why}`)
+    this.note(`${what}: ${why}.`)
+  }
+
+  async end(mounted) {
+    try {
+      await mounted.stop()
+    } catch (error) {
+      this.complain(`${mounted.server.title} did not end as it should`, error.message)
+    }
+  }
+
+  // ---- reads
+
+  async reads(place, servers, cases) {
+    this.results.read = []
+    for (const [name, { title, make, without = [] }] of Object.entries(readImages)) {
+      const own = cases.filter(({ image }) => image === name)
+      if (own.length === 0) continue
+      say(`image: ${title}`)
+      const image = await make(place, this.options)
+      const able = servers.filter(({ id }) => !without.includes(id))
+      for (const testCase of own) await this.readCase(image, able, testCase)
+      fs.rmSync(path.dirname(image.qcow2), { recursive: true })
+    }
+  }
+
+  /**
+   * One case, on servers started for it. A server that served other cases before is another one:
+   * what its memory allocator, its caches and its compiler learned there would count here, and the
+   * result would depend on which cases were measured earlier.
+   */
+  async readCase(image, servers, testCase) {
+    const { options } = this
+    const mounts = []
+    for (const server of servers) {
+      const { family, setting } = server
+      if (family && options['qsd-setting'] && setting !== options['qsd-setting']) continue
+      const mounted = await this.tryMount(server, image)
+      if (mounted) mounts.push(mounted)
+    }
+    await this.setReadahead(mounts)
+    const { taken, calibration } = await this.calibrate(mounts, testCase)
+    const entries = []
+    for (const mounted of mounts) {
+      if (!mounted.server.family || taken.includes(mounted)) entries.push({ mounted, runs: [] })
+      else await this.end(mounted)
+    }
+    // Unmeasured at first: compilers and caches get warm.
+    for (const entry of entries) await this.readOnce(entry, testCase, options.ms)
+    for (let round = 0; round < options.rounds; round++) {
+      say(`  ${testCase.id}, round ${round + 1} of ${options.rounds}`)
+      await this.disturbance.sample()
+      for (const entry of rotated(entries, round)) {
+        const result = await this.readOnce(entry, testCase, options.ms)
+        if (result) entry.runs.push(result)
+      }
+    }
+    for (const { mounted } of entries) await this.end(mounted)
+    this.results.read.push({
+      case: testCase,
+      calibration,
+      entries: entries
+        .filter(entry => !entry.failed)
+        .map(({ mounted: { server }, runs }) => ({
+          id: server.family ?? server.id,
+          title: server.title,
+          setting: server.setting,
+          values: runs.map(({ value }) => value),
+          p50us: median(runs.map(({ p50us }) => p50us)),
+          p99us: median(runs.map(({ p99us }) => p99us)),
+        })),
+    })
+  }
+
+  /** After its first failure in a case a server is left out of it. */
+  async readOnce(entry, testCase, ms) {
+    if (entry.failed) return
+    const { file, image, server } = entry.mounted
+    try {
+      return await read(file, image.sizeBytes, testCase, { ms, note: this.note })
+    } catch (error) {
+      entry.failed = true
+      this.complain(`${server.title} failed in ${testCase.id}`, error.message)
+    }
+  }
+
+  /** The floor is to differ from vimgfs in nothing but its language, so not in its readahead. */
+  async setReadahead(mounts) {
+    const { options } = this
+    const own = mounts.find(({ server }) => server.id === 'vimgfs')
+    const kb = options.readahead ?? (own ? await readaheadKb(own) : DEFAULT_READAHEAD_KB)
+    for (const mounted of mounts) {
+      const { id, title } = mounted.server
+      const raise = isRoot && (id === 'floor' || options['readahead-all'])
+      this.readahead[title] = await readaheadKb(mounted, raise ? kb : undefined)
+    }
+  }
+
+  /** The best setting of each storage daemon for a case, by a few short runs. */
+  async calibrate(mounts, testCase) {
+    const { calibrateMs, calibratePasses } = this.options
+    const taken = []
+    const calibration = []
+    const families = new Set(mounts.map(({ server }) => server.family).filter(Boolean))
+    for (const family of families) {
+      const tried = mounts
+        .filter(({ server }) => server.family === family)
+        .map(mounted => ({ mounted, setting: mounted.server.setting, values: [] }))
+      for (let pass = 0; tried.length > 1 && pass < calibratePasses; pass++) {
+        for (const one of rotated(tried, pass)) {
+          one.values.push((await this.readOnce(one, testCase, calibrateMs))?.value ?? 0)
+        }
+      }
+      // The best of the passes: a disturbance from outside mostly makes a run slower.
+      for (const one of tried) one.value = Math.max(0, ...one.values)
+      tried.sort((a, b) => b.value - a.value)
+      const [{ mounted, setting }] = tried
+      const { title } = mounted.server
+      taken.push(mounted)
+      calibration.push({
+        title,
+        taken: setting,
+        tried: tried.map(({ setting, value }) => ({ setting, value })),
+      })
+      say(`  ${testCase.id}: ${title} at its best with: ${setting}`)
+    }
+    return { taken, calibration }
+  }
+
+  // ---- mounts
+
+  async mounts(place, servers, cases) {
+    this.results.mount = []
+    const plan = []
+    for (const testCase of cases) {
+      say(`image: ${testCase.title}`)
+      const image = await testCase.make(place)
+      for (const server of servers) {
+        if (server.raw && !image.raw) continue
+        // Once unmeasured, which also shows whether it can be mounted at all.
+        const mounted = await this.tryMount(server, image)
+        if (!mounted) continue
+        plan.push({ testCase, server, image, values: [], commands: [] })
+        await this.end(mounted)
+      }
+    }
+    const rounds = this.options.rounds * MOUNT_ROUNDS_FACTOR
+    for (let round = 0; plan.length > 0 && round < rounds; round++) {
+      say(`  mounting, round ${round + 1} of ${rounds}`)
+      await this.disturbance.sample()
+      for (const entry of rotated(plan, round)) await this.mountOnce(entry)
+    }
+    for (const testCase of cases) {
+      const entries = plan.filter(entry => entry.testCase === testCase)
+      this.results.mount.push({
+        case: testCase,
+        entries: entries
+          .filter(e => !e.failed)
+          .map(entry => {
+            const { id, family, title } = entry.server
+            const { values, commands } = entry
+            return { id: family ?? id, title, values, commands }
+          }),
+      })
+      for (const dir of new Set(entries.map(({ image }) => path.dirname(image.qcow2)))) {
+        fs.rmSync(dir, { recursive: true })
+      }
+    }
+  }
+
+  async mountOnce(entry) {
+    if (entry.failed) return
+    try {
+      const mounted = await mount(entry.server, entry.image, this.context)
+      entry.values.push(mounted.answerMs)
+      entry.commands.push(mounted.commandMs)
+      await this.end(mounted)
+    } catch (error) {
+      entry.failed = true
+      this.complain(`${entry.server.title} failed with ${entry.image.id}`, error.message)
+    }
+  }
+
+  // ---- memory
+
+  async memories(place, servers, cases) {
+    this.results.memory = []
+    const { memoryMs } = this.options
+    for (const testCase of cases) {
+      say(`image: ${testCase.title}`)
+      const image = await testCase.make(place)
+      const entries = []
+      for (const server of servers.filter(({ raw }) => !raw)) {
+        const mounted = await this.tryMount(server, image)
+        if (!mounted) continue
+        const { id, family, title } = server
+        try {
+          const figures = await memory(mounted, testCase, { ms: memoryMs })
+          entries.push({ id: family ?? id, title, ...figures })
+        } catch (error) {
+          this.complain(`${title} failed in ${testCase.id}`, error.message)
+        }
+        await this.end(mounted)
+      }
+      const { tables } = image
+      this.results.memory.push({ case: testCase, tables, seconds: memoryMs / 1000, entries })
+      fs.rmSync(path.dirname(image.qcow2), { recursive: true })
+    }
+  }
+}
+
+/** The command as one would type it again, without the paths of this machine. */
+function commandLine() {
+  const own = process.argv.slice(2).filter((arg, i, all) => {
+    return !/^--(out|dir)\b/.test(arg) && !/^--(out|dir)$/.test(all[i - 1] ?? '')
+  })
+  const args = own.map(arg => (/[^\w=,./-]/.test(arg) ? `'${arg}'` : arg))
+  const text = ['npm run bench', ...(args.length > 0 ? ['--', ...args] : [])].join(' ')
+  return process.env.QSD ? `QSD=… ${text}` : text
+}
+
+async function main() {
+  const options = readOptions()
+  if (options.help) return void process.stdout.write(HELP)
+  if (options.list) {
+    const all = [...readCases, ...mountCases, ...memoryCases]
+    return void console.log(all.map(({ id, title }) => `${id.padEnd(16)} ${title}`).join('\n'))
+  }
+  const begun = Date.now()
+  const bench = new Bench(options)
+  // Raw and qcow2, a client's page cache and fuse-native's copy; or the tables of 16 TiB, twice.
+  const needBytes = Math.max(4 * options.size, 3 * GiB) + GiB
+  const place = new Workplace({ parent: options.dir, needBytes, note: bench.note })
+  process.on('exit', () => place.cleanup())
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
+    process.on(signal, () => {
+      say(`\n${signal}: cleaning up`)
+      process.exit(130)
+    })
+  }
+  if (options.what.includes('read')) place.touchMemory(4 * options.size)
+  const about = await machine()
+  await bench.run(place)
+  bench.note(bench.disturbance.text())
+  const { results, notes, skipped, readahead } = bench
+  const minutes = ((Date.now() - begun) / 60_000).toFixed(1)
+  const report = {
+    command: commandLine(),
+    minutes,
+    machine: about,
+    options: { ...options, out: undefined, dir: undefined },
+    readahead,
+    notes,
+    skipped,
+    results,
+  }
+  print(report)
+  write(report, options.out)
+  say(
+    `\nwritten: ${['md', 'svg', 'json'].map(end => path.join(options.out, `bench.${end}`)).join(', ')}`,
+  )
+}
+
+main().catch(error => {
+  say(`bench: ${error.message}`)
+  process.exit(1)
+})

@@ -1,0 +1,140 @@
+/**
+ * What a fresh clone lacks: npm packages, Debian packages, the compiled dist/.
+ *
+ * Plain JavaScript without a dependency, since it runs before there is any. What is there already
+ * is found without starting a process, so that it costs `npm start` and `npm test` nothing.
+ */
+import { spawnSync } from 'node:child_process'
+import { accessSync, constants, readdirSync, readFileSync, statSync } from 'node:fs'
+import { delimiter, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+export const ROOT = fileURLToPath(new URL('..', import.meta.url))
+export const CLI = join(ROOT, 'dist/cli/main.js')
+
+/** The Debian package that brings a command. */
+const PACKAGE_OF = {
+  debugfs: 'e2fsprogs',
+  fio: 'fio',
+  fusermount3: 'fuse3',
+  getfattr: 'attr',
+  mke2fs: 'e2fsprogs',
+  nbdfuse: 'libnbd-bin',
+  'qemu-img': 'qemu-utils',
+  'qemu-io': 'qemu-utils',
+  'qemu-nbd': 'qemu-utils',
+  'qemu-storage-daemon': 'qemu-system-common',
+  qcowmount: 'libqcow-utils',
+}
+
+/** What ends a script with one line for the reader, as against a bug, which shows its stack. */
+export class Stop extends Error {}
+
+/** Runs a script's main function; a Stop becomes its line and exit code 1. */
+export async function run(main) {
+  try {
+    process.exitCode = await main()
+  } catch (error) {
+    if (!(error instanceof Stop)) throw error
+    console.error(error.message)
+    process.exitCode = 1
+  }
+}
+
+export function ensureNpmPackages() {
+  if (npmPackagesMatchLockfile()) return
+  step('Installing npm packages')
+  // No package here needs its install script: koffi brings its binaries. dist/ is built apart.
+  const npm = quiet('npm', 'ci', '--include=dev', '--ignore-scripts', '--no-audit', '--no-fund')
+  if (!npm.ok) throw new Stop(`${npm.output}\nnpm ci failed: see above.`)
+}
+
+/** Installs what is missing of these commands, if it may; returns what is still missing. */
+export function ensureCommands(commands) {
+  // An ordinary user's PATH leaves out where mke2fs and debugfs are.
+  process.env.PATH += `${delimiter}/usr/sbin${delimiter}/sbin`
+  const missing = commands.filter(command => !onPath(command))
+  const prefix = rootPrefix()
+  if (missing.length === 0 || !onPath('apt-get') || !prefix) return missing
+
+  const packages = packagesOf(missing)
+  step(`Installing Debian packages: ${packages.join(' ')}`)
+  const apt = [...prefix, 'env', 'DEBIAN_FRONTEND=noninteractive', 'apt-get', '-q', '-y']
+  const install = [...apt, 'install', '--no-install-recommends']
+  const runs = [quiet(...apt, 'update')]
+  // One package that a distribution lacks must not keep the others out.
+  if (!quiet(...install, ...packages).ok) runs.push(...packages.map(p => quiet(...install, p)))
+  for (const { ok, output } of runs) if (!ok) console.error(output)
+  return missing.filter(command => !onPath(command))
+}
+
+/** What a reader has to do to get these commands. */
+export function howToInstall(commands) {
+  return onPath('apt-get')
+    ? `it as root: apt-get install ${packagesOf(commands).join(' ')}`
+    : `what your distribution has for ${commands.join(', ')}`
+}
+
+export function ensureBuilt() {
+  const built = statSync(CLI, { throwIfNoEntry: false })?.mtimeMs ?? 0
+  // Folders count too: removing a file changes its folder's time.
+  const sources = readdirSync(join(ROOT, 'src'), { recursive: true }).map(name => `src/${name}`)
+  sources.push('src', 'tsconfig.json', 'tsconfig.build.json', 'package-lock.json')
+  if (sources.every(path => statSync(join(ROOT, path)).mtimeMs <= built)) return
+  step('Building')
+  const build = quiet('npm', 'run', '--silent', 'build')
+  if (!build.ok) throw new Stop(`${build.output}\nThe build failed: see above.`)
+}
+
+export function onPath(command) {
+  return process.env.PATH.split(delimiter).some(folder => {
+    try {
+      accessSync(join(folder, command), constants.X_OK)
+      return true
+    } catch {
+      return false
+    }
+  })
+}
+
+/** npm's own record of what it installed tells more than any time stamp. */
+function npmPackagesMatchLockfile() {
+  const packages = path => JSON.parse(readFileSync(join(ROOT, path), 'utf8')).packages
+  const wanted = packages('package-lock.json')
+  let installed
+  try {
+    installed = packages('node_modules/.package-lock.json')
+  } catch {
+    return false
+  }
+  // Optional packages are those of other platforms too.
+  return Object.entries(wanted).every(
+    ([path, { version, optional }]) =>
+      path === '' || optional || installed[path]?.version === version,
+  )
+}
+
+function rootPrefix() {
+  if (process.getuid() === 0) return []
+  return onPath('sudo') && quiet('sudo', '-n', 'true').ok ? ['sudo', '-n'] : undefined
+}
+
+function packagesOf(commands) {
+  return [...new Set(commands.map(command => PACKAGE_OF[command]))]
+}
+
+function step(text) {
+  console.error(`${text} …`)
+}
+
+/** Runs a command whose output matters only if it fails. */
+function quiet(command, ...args) {
+  const { status, error, stdout, stderr } = spawnSync(command, args, {
+    cwd: ROOT,
+    encoding: 'utf8',
+    maxBuffer: 64 * 1024 * 1024,
+    stdio: ['ignore', 'pipe', 'pipe'],
+  })
+  const output = error ? `${command}: ${error.message}` : `${stdout}${stderr}`.trim()
+  return { ok: status === 0, output }
+}
