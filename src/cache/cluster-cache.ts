@@ -19,17 +19,19 @@ export class ClusterCache {
     })
   }
 
+  /** The cluster packed at `at` of the store `storeId`, when it is at hand. */
+  find(storeId: number, at: number): Buffer | undefined {
+    const cached = this.clusters.get(`${storeId}:${at}`)
+    this.counts[cached === undefined ? COUNT.misses : COUNT.hits]!++
+    return cached
+  }
+
   /** The cluster packed at `at` of the store `storeId`, made by `unpack` when it is not at hand. */
   get(storeId: number, at: number, unpack: () => Buffer): Buffer {
-    const key = `${storeId}:${at}`
-    const cached = this.clusters.get(key)
-    if (cached !== undefined) {
-      this.counts[COUNT.hits]!++
-      return cached
-    }
-    this.counts[COUNT.misses]!++
+    const cached = this.find(storeId, at)
+    if (cached !== undefined) return cached
     const cluster = unpack()
-    this.clusters.set(key, cluster)
+    this.clusters.set(`${storeId}:${at}`, cluster)
     this.counts[COUNT.bytes] = this.clusters.calculatedSize
     return cluster
   }

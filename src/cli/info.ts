@@ -1,3 +1,126 @@
-export async function run(_args: string[]): Promise<number> {
+/** `vimgfs info`: what an image is, as `qemu-img info` says it. */
+import { printable } from '../errors.js'
+import type { ImageInfo, InfoFields, InfoValue, SnapshotInfo } from '../formats/info.js'
+import { parse, parseChoice } from './arguments.js'
+import { humanSize } from './human.js'
+
+const OPTIONS = {
+  output: { type: 'string' },
+  'backing-chain': { type: 'boolean' },
+  format: { type: 'string' },
+  'allow-path': { type: 'string', multiple: true },
+} as const
+
+export async function run(args: string[]): Promise<number> {
+  const { describe } = await import('../formats/info.js')
+  const { FORMATS } = await import('../formats/probe.js')
+  const { values, positionals } = parse(args, OPTIONS, 'info', ['IMAGE'])
+  const [image] = positionals as [string]
+  const output = parseChoice(values.output ?? 'human', '--output', ['human', 'json'])
+  const withBackingChain = values['backing-chain'] === true
+  const open = {
+    ...(values.format !== undefined && { format: parseChoice(values.format, '--format', FORMATS) }),
+    allowPaths: values['allow-path'] ?? [],
+  }
+  const infos = describe(image, open, withBackingChain)
+  const [top] = infos as [ImageInfo]
+  const text =
+    output === 'json' ? json(withBackingChain ? infos : top) : infos.map(human).join('\n\n')
+  process.stdout.write(`${text}\n`)
   return 0
+}
+
+/** JSON as QEMU writes it: ASCII, indented, and whole numbers of 64 bits. */
+function json(value: InfoValue, indent = ''): string {
+  if (typeof value === 'string') return JSON.stringify(value).replace(/[\x7f-\uffff]/g, escaped)
+  if (typeof value !== 'object') return String(value)
+  const inner = `${indent}    `
+  const isList = Array.isArray(value)
+  const items = isList
+    ? value.map(item => json(item, inner))
+    : present(value as InfoFields).map(([name, item]) => `"${name}": ${json(item, inner)}`)
+  const lines = items.map(item => inner + item).join(',\n')
+  const [open, close] = isList ? '[]' : '{}'
+  return `${open}\n${lines}${lines === '' ? '' : '\n'}${indent}${close}`
+}
+
+const escaped = (c: string): string =>
+  `\\u${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, '0')}`
+
+function present(fields: InfoFields): [string, InfoValue][] {
+  return Object.entries(fields).filter(
+    (field): field is [string, InfoValue] => field[1] !== undefined,
+  )
+}
+
+function human(info: ImageInfo): string {
+  const backing = info['backing-filename']
+  const path = info['full-backing-filename']
+  const actual = path === backing ? '' : ` (actual path: ${path})`
+  const format = info['backing-filename-format']
+  const specific = info['format-specific']
+  const lines = [
+    `image: ${info.filename}`,
+    `file format: ${info.format}`,
+    `virtual size: ${humanSize(info['virtual-size'])} (${info['virtual-size']} bytes)`,
+    `disk size: ${humanSize(info['actual-size'])}`,
+    ...(info.encrypted ? ['encrypted: yes'] : []),
+    ...(info['cluster-size'] === undefined ? [] : [`cluster_size: ${info['cluster-size']}`]),
+    ...(info['dirty-flag'] ? ['cleanly shut down: no'] : []),
+    ...(backing === undefined ? [] : [`backing file: ${backing}${actual}`]),
+    ...(format === undefined ? [] : [`backing file format: ${format}`]),
+    ...(info.snapshots ? ['Snapshot list:', TABLE_HEAD, ...info.snapshots.map(row)] : []),
+    ...(specific ? ['Format specific information:', ...dump(specific.data, '    ')] : []),
+  ]
+  return lines.map(printable).join('\n')
+}
+
+/** A list's items are numbered; names have blanks for dashes. */
+function dump(value: InfoFields | readonly InfoValue[], indent: string): string[] {
+  const isList = Array.isArray(value)
+  return present(value as InfoFields).flatMap(([name, item]) => {
+    const label = indent + (isList ? `[${name}]` : name.replaceAll('-', ' '))
+    if (typeof item !== 'object') return [`${label}: ${item}`]
+    return [`${label}:`, ...dump(item, `${indent}    `)]
+  })
+}
+
+const TABLE_HEAD = columns('ID', 'TAG', 'VM SIZE', 'DATE', 'VM CLOCK', 'ICOUNT')
+
+function row(snapshot: SnapshotInfo): string {
+  const date = new Date(snapshot['date-sec'] * 1000)
+  const day = [date.getFullYear(), two(date.getMonth() + 1), two(date.getDate())].join('-')
+  const time = [date.getHours(), date.getMinutes(), date.getSeconds()].map(two).join(':')
+  const seconds = snapshot['vm-clock-sec']
+  const clock = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, seconds % 60].map(two)
+  const milliseconds = Math.floor(snapshot['vm-clock-nsec'] / 1e6)
+  return columns(
+    printable(snapshot.id),
+    printable(snapshot.name),
+    humanSize(snapshot['vm-state-size']),
+    `${day} ${time}`,
+    `${clock.join(':')}.${String(milliseconds).padStart(3, '0')}`,
+    String(snapshot.icount ?? ''),
+  )
+}
+
+const two = (value: number): string => String(value).padStart(2, '0')
+
+/** A line of the snapshot list; what is too long for its column still leaves a blank. */
+function columns(
+  id: string,
+  tag: string,
+  size: string,
+  date: string,
+  clock: string,
+  icount: string,
+) {
+  return [
+    id.padEnd(9),
+    tag.padEnd(16),
+    size.padStart(8),
+    date.padStart(19),
+    clock.padStart(12),
+    icount.padStart(10),
+  ].join(' ')
 }

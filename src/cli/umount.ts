@@ -6,7 +6,7 @@ import { promisify } from 'node:util'
 import path from 'node:path'
 import { MountError } from '../errors.js'
 import { FS_TYPE, unmountFuse } from '../fs/mount.js'
-import { findMount } from '../fs/mountinfo.js'
+import { findMount, type MountInfo } from '../fs/mountinfo.js'
 import { parse } from './arguments.js'
 
 const OPTIONS = { lazy: { type: 'boolean', short: 'l' } } as const
@@ -25,7 +25,7 @@ export async function run(args: string[]): Promise<number> {
       `${mountpoint}: ${mount.source} (${mount.type}) is mounted there, not an image by vimgfs; use umount`,
     )
   }
-  const server = await serverOf(mount.mountpoint)
+  const server = await serverOf(mount)
   unmountFuse(mount, values.lazy === true)
   if (server && !values.lazy) await endOf(server, mountpoint)
   return 0
@@ -39,14 +39,19 @@ interface RunningServer {
 
 /**
  * Which process serves the mount, by its own word. Asked in another process: a server that hangs would
- * hang us too. Undefined when it is dead or silent, or when another user's mount is closed to us.
+ * hang us too; and as the mounting user where that is another, since the mount is closed to root then.
+ * Undefined when the server is dead or silent.
  */
-async function serverOf(mountpoint: string): Promise<RunningServer | undefined> {
+async function serverOf(mount: MountInfo): Promise<RunningServer | undefined> {
+  const owner = Number(/(?:^|,)user_id=([0-9]+)/.exec(mount.options)?.[1] ?? 0)
+  const isOthers = process.geteuid?.() === 0 && owner !== 0
   try {
-    const status = path.join(mountpoint, '.vimgfs', 'status.json')
+    const status = path.join(mount.mountpoint, '.vimgfs', 'status.json')
     const { stdout } = await promisify(execFile)('cat', [status], {
+      cwd: '/',
       timeout: STATUS_TIMEOUT_MS,
       killSignal: 'SIGKILL',
+      ...(isOthers && { uid: owner }),
     })
     const { pid } = JSON.parse(stdout) as { pid: number }
     const startTicks = startOf(pid)

@@ -4,13 +4,16 @@
  */
 import fs from 'node:fs'
 import { ImageError } from '../errors.js'
-import { sizeOf } from '../io/libc.js'
+import { isLockedByOthers, sizeOf } from '../io/libc.js'
 import { allowedFolders, type OpenedFile, openGiven, openNamed } from '../io/named-file.js'
 import { FileStore } from '../io/store.js'
 import { MAX_CHAIN_DEPTH } from './limits.js'
 import { FORMATS, type Format, probe, probeGiven } from './probe.js'
 import { INCOMPATIBLE, type Qcow2Header, readHeader } from './qcow2/header.js'
 import { type Qcow2Snapshot, readSnapshots } from './qcow2/snapshots.js'
+
+/** QEMU locks this byte of an image while it may write (block/file-posix.c, RAW_LOCK_PERM_BASE + 1). */
+const QEMU_WRITE_LOCK_AT = 101
 
 export interface FileSpec {
   readonly path: string
@@ -50,6 +53,11 @@ export interface OpenOptions {
   readonly allowPaths?: readonly string[]
   /** Layers at most, 1 to MAX_CHAIN_DEPTH.highest. */
   readonly maxDepth?: number
+  /**
+   * Opens it only to describe it, alone or with its backing files: data files stay closed, and
+   * encrypted images pass.
+   */
+  readonly describe?: 'image' | 'chain'
 }
 
 /** Opens `image` and what it stands on, for reading. Throws ImageError, and then leaves nothing open. */
@@ -85,7 +93,8 @@ class ChainOpener {
     this.allowed = allowedFolders(this.image, this.options.allowPaths ?? [])
     const layers: [LayerSpec, ...LayerSpec[]] = [this.withDataFile(top)]
     const maxDepth = this.options.maxDepth ?? MAX_CHAIN_DEPTH.default
-    for (let last: LayerSpec = top; last.qcow2?.backingName !== undefined; ) {
+    const isAlone = this.options.describe === 'image'
+    for (let last: LayerSpec = top; !isAlone && last.qcow2?.backingName !== undefined; ) {
       if (layers.length >= maxDepth) {
         throw new ImageError(
           'UNSUPPORTED',
@@ -151,6 +160,11 @@ class ChainOpener {
     const spec = fileSpec(file)
     const store = storeOf(spec)
     const actual = format ?? (isTop ? probeGiven(store) : probe(store))
+    if (isLockedByOthers(file.fd, QEMU_WRITE_LOCK_AT)) {
+      this.warnings.push(
+        `${file.path}: another program has it open for writing (a running machine?); what is read may be out of date or torn`,
+      )
+    }
     const mtime = file.stat.mtimeNs
     const layer: LayerSpec = {
       ...spec,
@@ -168,7 +182,7 @@ class ChainOpener {
   }
 
   private judge(header: Qcow2Header, path: string): void {
-    if (header.cryptMethod !== 0) {
+    if (header.cryptMethod !== 0 && !this.options.describe) {
       const method = header.cryptMethod === 2 ? 'LUKS' : 'AES'
       throw new ImageError(
         'UNSUPPORTED',
@@ -193,7 +207,8 @@ class ChainOpener {
 
   private withDataFile(layer: LayerSpec): LayerSpec {
     const header = layer.qcow2
-    if (!header || (header.incompatible & INCOMPATIBLE.externalData) === 0n) return layer
+    if (!header || this.options.describe) return layer
+    if ((header.incompatible & INCOMPATIBLE.externalData) === 0n) return layer
     const name = header.dataFileName as string
     const file = openNamed(name, { by: layer.path, role: 'data file', allowed: this.allowed })
     this.opened.push(file)

@@ -18,6 +18,8 @@ export type Extent =
       readonly skip: number
       /** The cluster, decompressed; it belongs to the cache: do not change it. Throws ImageError. */
       unpack(): Buffer
+      /** The same into `target`, which has the cluster's size, and past the cache. */
+      unpackInto(target: Buffer): void
     }
 
 export interface FormatDriver {

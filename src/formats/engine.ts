@@ -27,7 +27,9 @@ export function readView(
     else if (extent.kind === 'parent' && parent) {
       readView(parent, target, to, extent.length, offset + done)
     } else if (extent.kind === 'packed') {
-      extent.unpack().copy(target, to, extent.skip, extent.skip + extent.length)
+      if (extent.length === driver.unitBytes) {
+        extent.unpackInto(target.subarray(to, to + extent.length))
+      } else extent.unpack().copy(target, to, extent.skip, extent.skip + extent.length)
     } else target.fill(0, to, to + extent.length)
     done += extent.length
   }

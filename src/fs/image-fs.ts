@@ -169,12 +169,9 @@ export class ImageFs {
       message.readUInt32LE(args + at.offset) + message.readUInt32LE(args + at.offset + 4) * 2 ** 32
     if (size > MAX_REQUEST_BYTES) return -EINVAL
     if (node.kind === 'control') {
-      return this.controlText(node, message.readUInt32LE(args + at.fh)).copy(
-        payload,
-        0,
-        offset,
-        offset + size,
-      )
+      const text = this.controlText(node, message.readUInt32LE(args + at.fh))
+      // Behind the text's end there is nothing, where copying from there would throw.
+      return text.subarray(offset, offset + size).copy(payload)
     }
     const length = Math.max(0, Math.min(size, node.entry.sizeBytes - offset))
     if (length > 0) readView(this.view(node), payload, 0, length, offset)

@@ -8,6 +8,8 @@ export interface MountInfo {
   readonly mountpoint: string
   readonly type: string
   readonly source: string
+  /** Of the file system: FUSE has the mounting user's `user_id=` there. */
+  readonly options: string
 }
 
 /** The mount on top at `mountpoint`, if there is one. */
@@ -28,8 +30,8 @@ export function listMounts(): MountInfo[] {
     .map(line => {
       const [before = '', after = ''] = line.split(' - ')
       const [, , device = '', , mountpoint = ''] = before.split(' ')
-      const [type = '', source = ''] = after.split(' ')
-      return { device, mountpoint: unescape(mountpoint), type, source: unescape(source) }
+      const [type = '', source = '', options = ''] = after.split(' ')
+      return { device, mountpoint: unescape(mountpoint), type, source: unescape(source), options }
     })
 }
 

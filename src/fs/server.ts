@@ -23,7 +23,7 @@ import { answerInit } from './init.js'
 import { checkMountpoint, mountFuse, unmountFuse } from './mount.js'
 import { type MountInfo, mountAt, realMountpoint } from './mountinfo.js'
 import type { MountOptions } from './options.js'
-import { MESSAGE_BYTES } from './protocol.js'
+import { MAX_REQUEST_BYTES, MESSAGE_BYTES } from './protocol.js'
 import { sharedStats } from './stats.js'
 import type { Appearance } from './tree.js'
 import type { WorkerLog, WorkerSetup } from './worker.js'
@@ -52,8 +52,8 @@ export interface Server {
 const MAX_METADATA_BYTES = 48 * 2 ** 20
 /** Decompressed clusters of all threads together. */
 const CLUSTER_CACHE_BYTES = 16 * 2 ** 20
-/** The kernel's readahead for sequential readers; two requests ahead keep two workers busy. */
-const READ_AHEAD_BYTES = 4 * 2 ** 20
+/** The kernel's readahead for sequential readers; more than a request gained nothing. */
+const READ_AHEAD_BYTES = MAX_REQUEST_BYTES
 const ANSWER_TIMEOUT_MS = 20_000
 
 /** Mounts and resolves when the mount answers. Throws ImageError, MountError; then nothing is left. */
@@ -95,6 +95,8 @@ async function serveChain(chain: Chain, request: ServeRequest, logger: Logger): 
   }
   logger.info({ image: chain.layers[0].path, mountpoint, files: entries.length }, 'mounted')
   const finished = workers.finished.then(() => {
+    // The workers end with the mount; where they failed, it must not stay behind without them.
+    stopMount(mount, 'no worker is left', logger)
     closeChain(chain)
     logger.info({ mountpoint }, 'unmounted')
   })

@@ -27,6 +27,7 @@ export const write: (fd: number, source: Buffer, bytes: number) => number = libc
 export const errno = (): number => koffi.errno()
 
 const lseek64 = libc.func('int64_t lseek64(int fd, int64_t offset, int whence)')
+const fcntl = libc.func('int fcntl(int fd, int command, ...)')
 const ioctl32 = libc.func('int ioctl(int fd, unsigned long request, void *argument)')
 const mount2 = libc.func(
   'int mount(const char *source, const char *target, const char *type, unsigned long flags, const char *data)',
@@ -56,6 +57,20 @@ export function seekExtent(fd: number, at: number, whence: number): number {
 /** The size of what `fd` is, in bytes; also that of a block device. */
 export function sizeOf(fd: number): number {
   return check(lseek64(fd, 0, SEEK_END), 'lseek')
+}
+
+const F_OFD_GETLK = 36
+const F_WRLCK = 1
+const F_UNLCK = 2
+const FLOCK_BYTES = 32
+
+/** Whether another open file description holds a lock of any kind on the byte at `at` (fcntl(2)). */
+export function isLockedByOthers(fd: number, at: number): boolean {
+  const flock = Buffer.alloc(FLOCK_BYTES)
+  flock.writeInt16LE(F_WRLCK, 0)
+  flock.writeBigInt64LE(BigInt(at), 8)
+  flock.writeBigInt64LE(1n, 16)
+  return fcntl(fd, F_OFD_GETLK, 'void *', flock) === 0 && flock.readInt16LE(0) !== F_UNLCK
 }
 
 const FUSE_DEV_IOC_CLONE = 0x8004e500

@@ -133,9 +133,11 @@ export class Qcow2Driver implements FormatDriver {
   /** How many L1 entries from `l1Index` on name no table, as far as `bytes` of the disk reach. */
   private silentTables(l1Index: number, bytes: number): number {
     const wanted = Math.ceil(bytes / this.coverage)
+    const listed = Math.min(wanted, this.l1Entries - l1Index)
     let count = 1
-    while (count < wanted && this.isSilent(l1Index + count)) count++
-    return count
+    while (count < listed && this.isSilent(l1Index + count)) count++
+    // Behind the table's end there is nothing, however far a snapshot says that its disk reaches.
+    return count < listed ? count : wanted
   }
 
   /** False for a damaged entry too: it is for the read that gets there. */
@@ -313,18 +315,29 @@ export class Qcow2Driver implements FormatDriver {
     const at = (high % 2 ** highOffsetBits) * 2 ** 32 + slice.readUInt32BE(inSlice + 4)
     const moreSectors = Math.floor(high / 2 ** highOffsetBits)
     const packedBytes = (moreSectors + 1) * 512 - (at % 512)
+    const { clusters, storeId } = this.parts
     return {
       kind: 'packed',
       length: Math.min(length, this.unitBytes - inCluster),
       skip: inCluster,
       unpack: () =>
         this.located(offset, () =>
-          this.parts.clusters.get(this.parts.storeId, at, () => this.unpackAt(at, packedBytes)),
+          clusters.get(storeId, at, () => {
+            const cluster = Buffer.allocUnsafeSlow(this.unitBytes)
+            this.unpackAt(at, packedBytes, cluster)
+            return cluster
+          }),
         ),
+      unpackInto: target =>
+        this.located(offset, () => {
+          const cached = clusters.find(storeId, at)
+          if (cached) cached.copy(target)
+          else this.unpackAt(at, packedBytes, target)
+        }),
     }
   }
 
-  private unpackAt(at: number, packedBytes: number): Buffer {
+  private unpackAt(at: number, packedBytes: number, cluster: Buffer): void {
     const { store, header } = this.parts
     if (at >= store.sizeBytes) {
       throw new ImageError(
@@ -336,7 +349,7 @@ export class Qcow2Driver implements FormatDriver {
     const packed = scratch(packedBytes)
     const got = store.read(packed, 0, packedBytes, at)
     const unpack = header.compression === 'zstd' ? unzstdCluster : inflateCluster
-    return unpack(packed.subarray(0, got), this.unitBytes)
+    unpack(packed.subarray(0, got), cluster)
   }
 
   /** Runs `read`; what it throws of damage is named with the place on the disk it was met at. */

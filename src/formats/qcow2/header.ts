@@ -64,6 +64,7 @@ const BITMAPS_EXTENSION = layout({
   directoryBytes: u64be,
   directoryOffset: u64be,
 })
+const ENCRYPTION_EXTENSION = layout({ offset: u64be, length: u64be })
 const FEATURE_NAME = layout({ type: u8, bit: u8 })
 const FEATURE_NAME_BYTES = 48
 
@@ -90,6 +91,7 @@ export interface Qcow2Header {
   readonly backingFormat: string | undefined
   readonly dataFileName: string | undefined
   readonly bitmaps: BitmapsExtension | undefined
+  readonly encryption: EncryptionExtension | undefined
   /** Types of extensions that are not known here, in the order they stand in. */
   readonly unknownExtensions: readonly number[]
 }
@@ -98,6 +100,12 @@ export interface BitmapsExtension {
   readonly count: number
   readonly directoryBytes: number
   readonly directoryOffset: number
+}
+
+/** Where the LUKS header lies in the file, in bytes. */
+export interface EncryptionExtension {
+  readonly offset: number
+  readonly length: number
 }
 
 export const clusterBytes = (header: Qcow2Header): number => 2 ** header.clusterBits
@@ -213,6 +221,7 @@ export function readHeader(store: Store): Qcow2Header {
     backingFormat: extensions.backingFormat,
     dataFileName: extensions.dataFileName,
     bitmaps: extensions.bitmaps,
+    encryption: extensions.encryption,
     unknownExtensions: extensions.unknown,
   }
   checkTables(header, l1Needed, store.sizeBytes, fail)
@@ -318,6 +327,7 @@ interface Extensions {
   backingFormat: string | undefined
   dataFileName: string | undefined
   bitmaps: BitmapsExtension | undefined
+  encryption: EncryptionExtension | undefined
   /** Incompatible feature bit → name. */
   featureNames: Map<number, string>
   unknown: number[]
@@ -332,6 +342,7 @@ function readExtensions(area: Buffer, from: number, fail: Fail, unknownBits: big
     backingFormat: undefined,
     dataFileName: undefined,
     bitmaps: undefined,
+    encryption: undefined,
     featureNames: new Map(),
     unknown: [],
   }
@@ -347,21 +358,27 @@ function readExtensions(area: Buffer, from: number, fail: Fail, unknownBits: big
     if (type === EXTENSION.backingFormat) found.backingFormat = text(data)
     else if (type === EXTENSION.dataFile) found.dataFileName = text(data)
     else if (type === EXTENSION.featureNames) found.featureNames = featureNames(data)
-    else if (type === EXTENSION.bitmaps) {
-      // Only writers and `info` need them; damage there is theirs to report.
-      if (length === BITMAPS_EXTENSION.size) found.bitmaps = lenientBitmaps(data)
-    } else if (type !== EXTENSION.encryption) found.unknown.push(type)
+    else if (type === EXTENSION.bitmaps) found.bitmaps = lenient(BITMAPS_EXTENSION, data)
+    else if (type === EXTENSION.encryption) found.encryption = lenient(ENCRYPTION_EXTENSION, data)
+    else found.unknown.push(type)
     at = start + Math.ceil(length / 8) * 8
   }
   return found
 }
 
-function lenientBitmaps(data: Buffer): BitmapsExtension | undefined {
+/** An extension that only writers and `info` need: damage there is theirs to report. */
+function lenient<T>(structure: Decoder<T>, data: Buffer): T | undefined {
+  if (data.length !== structure.size) return undefined
   try {
-    return BITMAPS_EXTENSION.decode(data)
+    return structure.decode(data)
   } catch {
     return undefined
   }
+}
+
+interface Decoder<T> {
+  readonly size: number
+  decode(b: Buffer): T
 }
 
 function featureNames(data: Buffer): Map<number, string> {

@@ -5,6 +5,7 @@
 import zlib from 'node:zlib'
 import { Decompress } from 'fzstd'
 import { ImageError } from '../../errors.js'
+import { inflateExactly } from '../../io/libdeflate.js'
 
 const { Z_SYNC_FLUSH } = zlib.constants
 
@@ -13,49 +14,50 @@ const { zstdDecompressSync } = zlib as {
   zstdDecompressSync?: (packed: Buffer, options: { maxOutputLength: number }) => Buffer
 }
 
+/** Fills `cluster` from the compressed bytes at the start of `packed`. Throws ImageError. */
+export type Unpack = (packed: Buffer, cluster: Buffer) => void
+
 /**
- * The cluster that the deflate stream at the start of `packed` holds. What follows the stream belongs
- * to others. A stream that fills the cluster is good even where it goes on; one that ends or breaks
- * before is damage. Throws ImageError.
+ * Raw deflate. What follows the stream belongs to others. A stream that fills the cluster is good even
+ * where it goes on or breaks behind it; one that ends or breaks before is damage.
  */
-export function inflateCluster(packed: Buffer, clusterBytes: number): Buffer {
-  const cluster = inflatePrefix(packed, clusterBytes)
-  if (cluster === 'too long') return inflateOverlong(packed, clusterBytes)
-  return whole(cluster, clusterBytes)
+export const inflateCluster: Unpack = (packed, cluster) => {
+  if (inflateExactly(packed, cluster)) return
+  const bytes = inflatePrefix(packed, cluster.length) ?? inflateShorter(packed, cluster.length)
+  if (bytes.length < cluster.length) throw damaged()
+  bytes.copy(cluster, 0, 0, cluster.length)
 }
 
-/** How far a stream may run past its cluster before it counts as overlong: one step of deflate. */
+/** How far a stream may run past its cluster in one call of zlib: more than a byte of it makes. */
 const SLACK_BYTES = 4096
 
-function inflatePrefix(packed: Buffer, clusterBytes: number): Buffer | 'too long' {
+/** What the stream in `packed` makes; undefined when it breaks, or makes too much. */
+function inflatePrefix(packed: Buffer, clusterBytes: number): Buffer | undefined {
   try {
     return zlib.inflateRawSync(packed, {
       finishFlush: Z_SYNC_FLUSH,
       chunkSize: clusterBytes + SLACK_BYTES,
       maxOutputLength: clusterBytes + SLACK_BYTES,
     })
-  } catch (error) {
-    const { code } = error as NodeJS.ErrnoException
-    if (code === 'ERR_BUFFER_TOO_LARGE') return 'too long'
-    throw damaged(error)
+  } catch {
+    return undefined
   }
 }
 
 /**
- * The first cluster of a stream that goes on far beyond it. zlib gives either all or nothing of a
- * call, so the shortest prefix of the input that fills the cluster is searched: a byte of input makes
- * less than SLACK_BYTES of output (deflate expands 1032-fold at most).
+ * The cluster of a stream that goes on or breaks behind it. zlib gives either all or nothing of a
+ * call, so a prefix of the input is searched that fills the cluster and not much more: a byte of input
+ * makes 1032 bytes of output at most.
  */
-function inflateOverlong(packed: Buffer, clusterBytes: number): Buffer {
+function inflateShorter(packed: Buffer, clusterBytes: number): Buffer {
   let tooShort = 0
-  let enough = packed.length
-  while (enough - tooShort > 1) {
-    const middle = Math.floor((tooShort + enough) / 2)
-    const cluster = inflatePrefix(packed.subarray(0, middle), clusterBytes)
-    if (cluster !== 'too long' && cluster.length >= clusterBytes)
-      return whole(cluster, clusterBytes)
-    if (cluster === 'too long') enough = middle
-    else tooShort = middle
+  let tooLong = packed.length
+  while (tooLong - tooShort > 1) {
+    const middle = Math.floor((tooShort + tooLong) / 2)
+    const bytes = inflatePrefix(packed.subarray(0, middle), clusterBytes)
+    if (bytes && bytes.length >= clusterBytes) return bytes
+    if (bytes) tooShort = middle
+    else tooLong = middle
   }
   throw damaged()
 }
@@ -66,18 +68,16 @@ const ZSTD_SKIPPABLE = 0x184d2a50
 const MAX_ZSTD_WINDOW_BYTES = 8 * 2 ** 20
 
 /**
- * The cluster that the zstd frames at the start of `packed` hold, one or several. Every frame up to
- * the one that fills the cluster must be complete; what follows belongs to others. Throws ImageError.
+ * Zstd, in one frame or several. Every frame up to the one that fills the cluster must be complete;
+ * what follows belongs to others.
  */
-export function unzstdCluster(packed: Buffer, clusterBytes: number): Buffer {
-  const cluster = Buffer.alloc(clusterBytes)
+export const unzstdCluster: Unpack = (packed, cluster) => {
   let filled = 0
-  for (let at = 0; filled < clusterBytes; ) {
+  for (let at = 0; filled < cluster.length; ) {
     const frame = packed.subarray(at, at + zstdFrameBytes(packed, at))
     filled += unzstdFrame(frame, cluster, filled)
     at += frame.length
   }
-  return cluster
 }
 
 /**
@@ -142,11 +142,6 @@ function zstdFrameBytes(b: Buffer, at: number): number {
   if (descriptor & 4) end += 4
   need(end)
   return end - at
-}
-
-function whole(bytes: Buffer, clusterBytes: number): Buffer {
-  if (bytes.length < clusterBytes) throw damaged()
-  return bytes.length === clusterBytes ? bytes : bytes.subarray(0, clusterBytes)
 }
 
 function damaged(cause?: unknown): ImageError {

@@ -1,0 +1,199 @@
+/**
+ * What an image is, in the words and the order of `qemu-img info --output=json` (QEMU 7.2): a program
+ * that reads that reads this. The order is that of QEMU's hash table, and its human output shows it.
+ */
+import fs from 'node:fs'
+import { closeChain, type LayerSpec, type OpenOptions, openChain, storeOf } from './chain.js'
+import { readBitmaps } from './qcow2/bitmaps.js'
+import {
+  AUTOCLEAR,
+  COMPATIBLE,
+  clusterBytes,
+  INCOMPATIBLE,
+  isExtendedL2,
+  type Qcow2Header,
+} from './qcow2/header.js'
+import { readLuks } from './qcow2/luks.js'
+import { type Qcow2Snapshot, readSnapshots } from './qcow2/snapshots.js'
+
+/** A field that is undefined is not there. */
+export type InfoValue = string | number | bigint | boolean | readonly InfoValue[] | InfoFields
+export interface InfoFields {
+  readonly [name: string]: InfoValue | undefined
+}
+
+/** Sizes in bytes. */
+export type ImageInfo = {
+  readonly snapshots: readonly SnapshotInfo[] | undefined
+  readonly 'backing-filename-format': string | undefined
+  readonly 'virtual-size': number
+  readonly filename: string
+  readonly 'cluster-size': number | undefined
+  readonly format: string
+  readonly 'actual-size': number
+  readonly 'format-specific': { readonly type: string; readonly data: InfoFields } | undefined
+  readonly 'full-backing-filename': string | undefined
+  readonly encrypted: true | undefined
+  readonly 'backing-filename': string | undefined
+  readonly 'dirty-flag': boolean
+}
+
+export type SnapshotInfo = {
+  readonly icount: bigint | undefined
+  readonly 'vm-clock-nsec': number
+  readonly name: string
+  readonly 'date-sec': number
+  readonly 'date-nsec': number
+  readonly 'vm-clock-sec': number
+  readonly id: string
+  readonly 'vm-state-size': number
+}
+
+/**
+ * Describes `image` and, if it is told to, the backing files down to the last. Only headers and what
+ * they point at are read. Throws ImageError.
+ */
+export function describe(
+  image: string,
+  options: Pick<OpenOptions, 'format' | 'allowPaths'>,
+  withBackingChain: boolean,
+): ImageInfo[] {
+  const chain = openChain(image, { ...options, describe: withBackingChain ? 'chain' : 'image' })
+  try {
+    let filename = image
+    return chain.layers.map((layer, depth) => {
+      const info = describeLayer(layer, filename, depth === 0 ? chain.snapshots : undefined)
+      const backing = layer.qcow2?.backingName
+      if (backing !== undefined) filename = beside(filename, backing.replace(/^file:/, ''))
+      return info
+    })
+  } finally {
+    closeChain(chain)
+  }
+}
+
+const SECTOR_BYTES = 512
+
+function describeLayer(
+  layer: LayerSpec,
+  filename: string,
+  knownSnapshots: readonly Qcow2Snapshot[] | undefined,
+): ImageInfo {
+  const header = layer.qcow2
+  const snapshots = knownSnapshots ?? (header ? readSnapshots(storeOf(layer), header) : [])
+  const backing = header?.backingName
+  return {
+    snapshots: snapshots.length > 0 ? snapshots.map(describeSnapshot) : undefined,
+    'backing-filename-format':
+      backing === undefined ? undefined : header?.backingFormat || undefined,
+    'virtual-size': virtualBytes(layer),
+    filename,
+    'cluster-size': header && clusterBytes(header),
+    format: layer.format,
+    'actual-size': Number(fs.fstatSync(layer.fd, { bigint: true }).blocks) * SECTOR_BYTES,
+    'format-specific': header && { type: 'qcow2', data: describeQcow2(layer, header) },
+    'full-backing-filename': backing === undefined ? undefined : beside(filename, backing),
+    encrypted: header && header.cryptMethod !== 0 ? true : undefined,
+    'backing-filename': backing,
+    'dirty-flag': header !== undefined && (header.incompatible & INCOMPATIBLE.dirty) !== 0n,
+  }
+}
+
+/** Whole sectors, as QEMU shows a disk: an odd end counts as one in a raw file, not in a qcow2 image. */
+function virtualBytes({ qcow2, sizeBytes }: LayerSpec): number {
+  const sectors = qcow2
+    ? Math.floor(qcow2.sizeBytes / SECTOR_BYTES)
+    : Math.ceil(sizeBytes / SECTOR_BYTES)
+  return sectors * SECTOR_BYTES
+}
+
+function describeSnapshot(snapshot: Qcow2Snapshot): SnapshotInfo {
+  const { icount, guestNanoseconds } = snapshot
+  return {
+    // QEMU keeps it with a sign, and -1 says that there is none.
+    icount: icount === undefined || icount === NO_ICOUNT ? undefined : BigInt.asIntN(64, icount),
+    'vm-clock-nsec': Number(guestNanoseconds % NANOSECONDS),
+    name: text(snapshot.name, MAX_NAME_BYTES),
+    'date-sec': snapshot.dateSeconds,
+    'date-nsec': snapshot.dateNanoseconds,
+    'vm-clock-sec': Number(guestNanoseconds / NANOSECONDS),
+    id: text(Buffer.from(snapshot.id), MAX_ID_BYTES),
+    'vm-state-size': snapshot.vmStateBytes,
+  }
+}
+
+const NO_ICOUNT = 2n ** 64n - 1n
+const NANOSECONDS = 1_000_000_000n
+/** What QEMU keeps of a snapshot's name and of its id. */
+const MAX_NAME_BYTES = 255
+const MAX_ID_BYTES = 127
+
+/** Up to the first NUL, as C has it, and `maxBytes` at most. */
+function text(bytes: Buffer, maxBytes: number): string {
+  const nul = bytes.indexOf(0)
+  return bytes.toString('utf8', 0, Math.min(nul < 0 ? bytes.length : nul, maxBytes))
+}
+
+function describeQcow2(layer: LayerSpec, header: Qcow2Header): InfoFields {
+  const always = {
+    compat: header.version === 2 ? '0.10' : '1.1',
+    'compression-type': header.compression,
+  }
+  const refcounts = { 'refcount-bits': 2 ** header.refcountOrder }
+  const encryption = { encrypt: describeEncryption(layer, header) }
+  if (header.version === 2) return { ...always, ...refcounts, ...encryption }
+  const isExternal = (header.incompatible & INCOMPATIBLE.externalData) !== 0n
+  const isRaw = (header.autoclear & AUTOCLEAR.rawExternalData) !== 0n
+  return {
+    ...always,
+    'lazy-refcounts': (header.compatible & COMPATIBLE.lazyRefcounts) !== 0n,
+    bitmaps: describeBitmaps(layer, header),
+    ...refcounts,
+    'data-file': header.dataFileName,
+    ...encryption,
+    'data-file-raw': isExternal ? isRaw : undefined,
+    corrupt: (header.incompatible & INCOMPATIBLE.corrupt) !== 0n,
+    'extended-l2': isExtendedL2(header),
+  }
+}
+
+function describeBitmaps(layer: LayerSpec, header: Qcow2Header): InfoFields[] | undefined {
+  const bitmaps = readBitmaps(storeOf(layer), header).map(bitmap => ({
+    flags: [...(bitmap.isInUse ? ['in-use'] : []), ...(bitmap.isAuto ? ['auto'] : [])],
+    name: text(bitmap.name, bitmap.name.length),
+    granularity: bitmap.granularityBytes,
+  }))
+  return bitmaps.length > 0 ? bitmaps : undefined
+}
+
+const CRYPT_LUKS = 2
+
+function describeEncryption(layer: LayerSpec, header: Qcow2Header): InfoFields | undefined {
+  if (header.cryptMethod === 0) return undefined
+  if (header.cryptMethod !== CRYPT_LUKS) return { format: 'aes' }
+  const luks = readLuks(storeOf(layer), header)
+  return {
+    'ivgen-alg': luks.ivGenerator,
+    'hash-alg': luks.hash,
+    'cipher-alg': luks.cipher,
+    uuid: luks.uuid,
+    'ivgen-hash-alg': luks.ivHash,
+    format: 'luks',
+    'cipher-mode': luks.mode,
+    slots: luks.slots.map(slot => ({
+      active: slot.isActive,
+      iters: slot.isActive ? slot.iterations : undefined,
+      'key-offset': slot.keyOffset,
+      stripes: slot.isActive ? slot.stripes : undefined,
+    })),
+    'payload-offset': luks.payloadOffset,
+    'master-key-iters': luks.masterKeyIterations,
+  }
+}
+
+/** `name` as seen from where `file` was named: beside it, unless it is absolute or names a protocol. */
+function beside(file: string, name: string): string {
+  const isProtocol = /^[^/]*:/.test(name)
+  if (isProtocol || name.startsWith('/')) return name
+  return file.slice(0, file.lastIndexOf('/') + 1) + name
+}
