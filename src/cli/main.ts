@@ -31,6 +31,11 @@ async function main(args: string[]): Promise<number> {
   return (await command()).run(rest)
 }
 
+// Who reads our output may stop early (`| head -1`): that ends the output, not in an error.
+process.stdout.on('error', error => {
+  if ((error as NodeJS.ErrnoException).code !== 'EPIPE') throw error
+})
+
 try {
   process.exitCode = await main(process.argv.slice(2))
 } catch (error) {

@@ -6,6 +6,7 @@ import type { CatalogEntry } from '../formats/catalog.js'
 import type { ServeRequest, Server } from '../fs/server.js'
 import type { LogLevel, LogTarget } from '../log.js'
 import { parse, parseChoice, parseCount, parseSize } from './arguments.js'
+import { humanSize } from './human.js'
 
 /** Set for the server in the background: the descriptor that it reports on. */
 const REPORT_FD_VARIABLE = 'VIMGFS_REPORT_FD'
@@ -216,12 +217,3 @@ function hints(request: ServeRequest, server: Server, logPlace: string | undefin
 
 const plural = (count: number, name: string): string =>
   count === 0 ? '' : `${count} ${name}${count > 1 ? 's' : ''}`
-
-function humanSize(bytes: number): string {
-  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB']
-  const power = Math.max(
-    0,
-    Math.min(Math.floor(Math.log2(Math.max(bytes, 1)) / 10), units.length - 1),
-  )
-  return `${Number((bytes / 1024 ** power).toPrecision(3))} ${units[power]}`
-}

@@ -1,0 +1,78 @@
+/** Images opened in this process, as a mount opens them, but without one. */
+import type { Test } from 'tap'
+import { type CatalogEntry, catalogOf } from '../../src/formats/catalog.js'
+import { type Chain, closeChain, type OpenOptions, openChain } from '../../src/formats/chain.js'
+import type { View } from '../../src/formats/driver.js'
+import { readView } from '../../src/formats/engine.js'
+import { nextData, nextHole } from '../../src/formats/holes.js'
+import { type CacheSizes, ImageSet } from '../../src/formats/image-set.js'
+
+export interface OpenImage {
+  readonly chain: Chain
+  readonly entries: readonly CatalogEntry[]
+  readonly warnings: readonly string[]
+  readonly images: ImageSet
+  /** The file of this name, or the disk. */
+  view(name?: string): View
+  close(): void
+}
+
+const CACHES: CacheSizes = { metadataBytes: 4 * 2 ** 20, clusterBytes: 8 * 2 ** 20 }
+
+export function openImage(
+  path: string,
+  options: OpenOptions & Partial<CacheSizes> = {},
+): OpenImage {
+  const chain = openChain(path, options)
+  try {
+    const { entries, warnings } = catalogOf(chain)
+    const images = new ImageSet(chain.layers, { ...CACHES, ...options })
+    const view = (name?: string) => {
+      const entry = name === undefined ? entries[0] : entries.find(e => e.name === name)
+      if (!entry) throw new Error(`no ${name} among ${entries.map(e => e.name).join(', ')}`)
+      return images.viewOf(entry)
+    }
+    const close = () => closeChain(chain)
+    return { chain, entries, warnings: [...chain.warnings, ...warnings], images, view, close }
+  } catch (error) {
+    closeChain(chain)
+    throw error
+  }
+}
+
+/** The same, closed when the test ends. */
+export function openedImage(t: Test, path: string, options?: OpenOptions & Partial<CacheSizes>) {
+  const image = openImage(path, options)
+  t.teardown(() => image.close())
+  return image
+}
+
+export function readAt(view: View, offset: number, length: number): Buffer {
+  const target = Buffer.alloc(length, 0xee)
+  readView(view, target, 0, length, offset)
+  return target
+}
+
+export const readAll = (view: View): Buffer => readAt(view, 0, view.driver.sizeBytes)
+
+/** Where two buffers first differ, for a message; -1 where they do not. */
+export function firstDifference(a: Buffer, b: Buffer): number {
+  if (a.equals(b)) return -1
+  for (let i = 0; i < Math.max(a.length, b.length); i++) if (a[i] !== b[i]) return i
+  return -1
+}
+
+/** The runs of data, as a program that seeks finds them. */
+export function dataRuns(view: View): { start: number; end: number }[] {
+  const runs: { start: number; end: number }[] = []
+  const { sizeBytes } = view.driver
+  for (let at = 0; at < sizeBytes; ) {
+    const start = nextData(view, at)
+    if (start < 0) break
+    const end = nextHole(view, start)
+    if (end <= start) throw new Error(`data at ${start} ends at ${end}`)
+    runs.push({ start, end })
+    at = end
+  }
+  return runs
+}

@@ -1,0 +1,271 @@
+/**
+ * Mounts for tests, and the places that commands run in.
+ *
+ *  (1) Whatever touches a mount runs in a process of its own with a limit: a server that hangs must
+ *      not hang the tests.
+ *  (2) Every mount and every server ends with its test, however the test ends.
+ *  (3) Nothing of the machine changes: who needs another /dev/fuse or fuse.conf gets a mount
+ *      namespace, and mounts in there are seen in there only.
+ */
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import {
+  accessSync,
+  chmodSync,
+  chownSync,
+  constants,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  writeFileSync,
+} from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
+import type { Test } from 'tap'
+import { attempt, type Finished, type RunOptions, tempFolder } from './run.js'
+
+const MAIN = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
+const CALLS = fileURLToPath(new URL('calls.mjs', import.meta.url))
+const NOBODY = 65534
+/** Of what a namespace puts before a command. */
+const NSENTER_WORDS = 4
+const MOUNT_TIMEOUT_MS = 40_000
+
+export const isRoot = process.getuid?.() === 0
+
+/** Where and as whom commands run. */
+export interface Place {
+  /** For titles. */
+  readonly name: string
+  readonly uid: number
+  /** What to put before a command. */
+  readonly prefix: readonly string[]
+  readonly env?: NodeJS.ProcessEnv
+}
+
+/** tap gives the processes of its tests loaders of its own, which would write where nobody may. */
+const PLAIN = ['env', '--unset=NODE_OPTIONS']
+
+/** This machine, as whoever runs the tests. */
+export const HERE: Place = {
+  name: isRoot ? 'root' : 'ordinary user',
+  uid: process.getuid?.() ?? 0,
+  prefix: PLAIN,
+}
+
+export interface NamespaceOptions {
+  /** Lines of /etc/fuse.conf. */
+  readonly fuseConf?: string
+  /** Of /dev/fuse; it is missing when this is undefined. */
+  readonly deviceMode?: number | 'missing'
+  /** Files that are hidden behind /dev/null. */
+  readonly hidden?: readonly string[]
+}
+
+/** A mount namespace until the test ends. Needs root. */
+export async function namespace(
+  t: Test,
+  { fuseConf = '', deviceMode = 0o666, hidden = [] }: NamespaceOptions = {},
+): Promise<{ root: Place; user: Place }> {
+  const folder = sharedFolder(t)
+  const conf = join(folder, 'fuse.conf')
+  writeFileSync(conf, fuseConf, { mode: 0o644 })
+  const device = join(folder, 'fuse')
+  const script = [
+    'set -e',
+    `mount --bind ${conf} /etc/fuse.conf`,
+    ...(deviceMode === 'missing'
+      ? ['mount -t tmpfs -o mode=755 tmpfs /dev']
+      : [
+          `mknod ${device} c 10 229`,
+          `chmod ${deviceMode.toString(8)} ${device}`,
+          `mount --bind ${device} /dev/fuse`,
+        ]),
+    ...hidden.map(file => `mount --bind /dev/null ${file}`),
+    'echo ready',
+    // It ends when we do, and the namespace with it.
+    'exec cat',
+  ].join('\n')
+  const holder = spawn('unshare', ['--mount', '--propagation', 'private', 'sh', '-c', script])
+  const ended = once(holder, 'close')
+  t.teardown(async () => {
+    holder.stdin.end()
+    await ended
+  })
+  const [text] = await Promise.race([once(holder.stdout, 'data'), ended])
+  if (String(text).trim() !== 'ready') throw new Error(`no mount namespace: ${text}`)
+
+  const prefix = ['nsenter', `--target=${holder.pid}`, '--mount', '--']
+  const drop = ['setpriv', `--reuid=${NOBODY}`, `--regid=${NOBODY}`, '--clear-groups']
+  const env = { HOME: folder, XDG_STATE_HOME: folder }
+  return {
+    root: { name: 'root', uid: 0, prefix: [...prefix, ...PLAIN] },
+    user: { name: 'ordinary user', uid: NOBODY, prefix: [...prefix, ...drop, ...PLAIN], env },
+  }
+}
+
+/** An ordinary user who may use FUSE: whoever runs the tests, or nobody where that is root. */
+export async function ordinaryUser(t: Test): Promise<Place> {
+  return isRoot ? (await namespace(t)).user : HERE
+}
+
+/** Why an ordinary user can mount nothing here, for a test's `skip`. Root finds a way. */
+export function noFuse(): { skip?: string } {
+  if (isRoot || process.env.CI === 'true') return {}
+  try {
+    accessSync('/dev/fuse', constants.R_OK | constants.W_OK)
+    return existsSync('/usr/bin/fusermount3') ? {} : { skip: 'needs fusermount3' }
+  } catch {
+    return { skip: 'needs access to /dev/fuse' }
+  }
+}
+
+/** A folder that everybody may enter and put things in. */
+export function sharedFolder(t: Test): string {
+  const folder = tempFolder(t)
+  chmodSync(folder, 0o777)
+  return folder
+}
+
+export function attemptIn(
+  place: Place,
+  command: string,
+  args: readonly string[],
+  options: RunOptions = {},
+): Promise<Finished> {
+  const [first = command, ...rest] = [...place.prefix, command]
+  const env = { ...place.env, ...options.env }
+  return attempt(first, [...rest, ...args], { ...options, env })
+}
+
+/** Runs a command that must succeed; resolves to what it printed. */
+export async function runIn(
+  place: Place,
+  command: string,
+  args: readonly string[],
+  options: RunOptions = {},
+): Promise<string> {
+  const { code, stdout, stderr } = await attemptIn(place, command, args, options)
+  if (code !== 0) throw new Error(`${command} ${args.join(' ')}: exit ${code}\n${stderr}${stdout}`)
+  return stdout
+}
+
+export function vimgfs(
+  place: Place,
+  args: readonly string[],
+  options: RunOptions = {},
+): Promise<Finished> {
+  return attemptIn(place, process.execPath, [MAIN, ...args], {
+    timeout: MOUNT_TIMEOUT_MS,
+    ...options,
+  })
+}
+
+/** Runs a function of calls.mjs in a process of its own. */
+export async function call(place: Place, name: string, ...args: (string | number)[]): Promise<any> {
+  return JSON.parse(await runIn(place, process.execPath, [CALLS, name, ...args.map(String)]))
+}
+
+export interface Mount {
+  readonly place: Place
+  readonly folder: string
+  /** The server's. */
+  readonly pid: number
+  readonly logFile: string
+  /** What `vimgfs mount` printed. */
+  readonly printed: Finished
+  /** A file of the mount. */
+  file(name: string): string
+  log(): string
+}
+
+/** An empty folder to mount on, which belongs to `place`'s user; unmounted when the test ends. */
+export function mountFolder(t: Test, place: Place = HERE): string {
+  const folder = join(sharedFolder(t), 'mnt')
+  mkdirSync(folder)
+  if (isRoot) chownSync(folder, place.uid, place.uid)
+  t.teardown(() => endMount(place, folder))
+  return folder
+}
+
+/** Mounts `image` until the test ends. */
+export async function mount(
+  t: Test,
+  image: string,
+  options: { place?: Place; args?: readonly string[]; folder?: string } = {},
+): Promise<Mount> {
+  const { place = HERE, args = [], folder = mountFolder(t, place) } = options
+  const logFile = join(folder, '..', 'log')
+  const printed = await vimgfs(place, ['mount', '--log-file', logFile, ...args, image, folder])
+  if (printed.code !== 0) throw new Error(`vimgfs mount: exit ${printed.code}\n${printed.stderr}`)
+  const [pid = -1] = serversOf(folder)
+  return {
+    place,
+    folder,
+    pid,
+    logFile,
+    printed,
+    file: name => join(folder, name),
+    log: () => (existsSync(logFile) ? readFileSync(logFile, 'utf8') : ''),
+  }
+}
+
+/** Rule (2). The folder's name is ours alone, so whoever was started with it is ours, too. */
+async function endMount(place: Place, folder: string): Promise<void> {
+  for (const pid of serversOf(folder)) kill(pid, 'SIGKILL')
+  const asRoot = { ...place, prefix: isRoot ? place.prefix.slice(0, NSENTER_WORDS) : place.prefix }
+  while (await isMounted(place, folder)) {
+    const command = isRoot ? ['umount', '-l', folder] : ['fusermount3', '-u', '-z', folder]
+    const { code } = await attemptIn(asRoot, command[0]!, command.slice(1))
+    if (code !== 0) break
+  }
+}
+
+/** Processes of vimgfs that serve `folder`, or are about to. */
+export function serversOf(folder: string): number[] {
+  return readdirSync('/proc')
+    .filter(name => /^[0-9]+$/.test(name))
+    .map(Number)
+    .filter(pid => {
+      try {
+        const words = readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0')
+        return words.includes(MAIN) && words.includes('mount') && words.includes(folder)
+      } catch {
+        return false
+      }
+    })
+}
+
+export function kill(pid: number, signal: NodeJS.Signals): void {
+  try {
+    process.kill(pid, signal)
+  } catch {
+    // It has ended by itself.
+  }
+}
+
+/** Whether something is mounted on `folder`, by the list alone: the mount may hang. */
+export async function isMounted(place: Place, folder: string): Promise<boolean> {
+  const mounts = await attemptIn(place, 'cat', ['/proc/self/mounts'])
+  return mounts.stdout.includes(` ${folder} `)
+}
+
+/** Waits until `isTrue`, for ten seconds at most. */
+export async function until(isTrue: () => boolean | Promise<boolean>): Promise<boolean> {
+  for (let tries = 0; tries < 200; tries++) {
+    if (await isTrue()) return true
+    await sleep(50)
+  }
+  return false
+}
+
+/** A process that has ended but that nobody has waited for does not run. */
+export function isRunning(pid: number): boolean {
+  try {
+    return !/^State:\tZ/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'))
+  } catch {
+    return false
+  }
+}

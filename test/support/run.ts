@@ -1,0 +1,102 @@
+/** External commands, folders of their own and what a test cannot run without. */
+import { execFile } from 'node:child_process'
+import { accessSync, constants, mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { delimiter, join } from 'node:path'
+import type { Test } from 'tap'
+
+export interface RunOptions {
+  /** Milliseconds; then the command is killed, and the run has failed. */
+  readonly timeout?: number
+  readonly cwd?: string
+  readonly env?: NodeJS.ProcessEnv
+  /** What the command reads from its standard input. */
+  readonly input?: string | Buffer
+}
+
+export interface Finished {
+  /** -1 when a signal or the timeout ended it, or when it could not be started. */
+  readonly code: number
+  readonly stdout: string
+  readonly stderr: string
+}
+
+const TIMEOUT_MS = 60_000
+const MAX_OUTPUT_BYTES = 64 * 2 ** 20
+
+// An ordinary user's PATH leaves out where losetup and mke2fs are.
+const PATH = `${process.env.PATH}${delimiter}/usr/sbin${delimiter}/sbin`
+
+/** Runs a command to its end, however it ends. */
+export function attempt(
+  command: string,
+  args: readonly string[],
+  options: RunOptions = {},
+): Promise<Finished> {
+  const { timeout = TIMEOUT_MS, cwd, env, input } = options
+  return new Promise(resolve => {
+    const child = execFile(
+      command,
+      args,
+      {
+        timeout,
+        killSignal: 'SIGKILL',
+        maxBuffer: MAX_OUTPUT_BYTES,
+        env: { ...process.env, LC_ALL: 'C', PATH, ...env },
+        ...(cwd !== undefined && { cwd }),
+      },
+      (error, stdout, stderr) => {
+        const code = error === null ? 0 : typeof error.code === 'number' ? error.code : -1
+        const reason = code === -1 ? `${error?.message}\n` : ''
+        resolve({ code, stdout, stderr: `${reason}${stderr}` })
+      },
+    )
+    // A command that does not read its input to the end is no failure.
+    child.stdin?.on('error', () => {})
+    child.stdin?.end(input)
+  })
+}
+
+/** Runs a command that must succeed; resolves to what it printed. */
+export async function run(
+  command: string,
+  args: readonly string[],
+  options: RunOptions = {},
+): Promise<string> {
+  const { code, stdout, stderr } = await attempt(command, args, options)
+  if (code !== 0) throw new Error(`${command} ${args.join(' ')}: exit ${code}\n${stderr}${stdout}`)
+  return stdout
+}
+
+/** A fresh folder that goes when the test ends. */
+export function tempFolder(t: Test): string {
+  const folder = mkdtempSync(join(tmpdir(), 'vimgfs-test-'))
+  t.teardown(() => rmSync(folder, { recursive: true, force: true }))
+  return folder
+}
+
+/**
+ * Options of a test that needs these commands: it is skipped where one is missing, but not in CI,
+ * which has them all: there it runs and fails.
+ */
+export function needs(...commands: string[]): { skip?: string } {
+  const missing = commands.filter(command => !isOnPath(command))
+  return unless(missing.length === 0, `needs ${missing.join(', ')}`)
+}
+
+/** Options of a test that only root can run. */
+export const needsRoot = (): { skip?: string } => unless(process.getuid?.() === 0, 'needs root')
+
+const unless = (isMet: boolean, skip: string): { skip?: string } =>
+  isMet || process.env.CI === 'true' ? {} : { skip }
+
+function isOnPath(command: string): boolean {
+  return PATH.split(delimiter).some(folder => {
+    try {
+      accessSync(join(folder, command), constants.X_OK)
+      return true
+    } catch {
+      return false
+    }
+  })
+}
