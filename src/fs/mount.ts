@@ -51,8 +51,10 @@ export function checkMountpoint(mountpoint: string): void {
   }
   const mounted = findMount(mountpoint)
   if (mounted) {
+    // Attributes that the kernel keeps hide that a server has died: the advice must fit that too.
+    const how = mounted.type === FS_TYPE ? `vimgfs umount ${mountpoint}` : `umount ${mountpoint}`
     throw new MountError(
-      `${mountpoint}: ${mounted.source} (${mounted.type}) is mounted there already; unmount it or choose another folder`,
+      `${mountpoint}: ${mounted.source} (${mounted.type}) is mounted there already; unmount it with ${how} or choose another folder`,
     )
   }
   if (process.geteuid?.() !== 0) checkWritable(mountpoint)

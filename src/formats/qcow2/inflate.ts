@@ -5,14 +5,9 @@
 import zlib from 'node:zlib'
 import { Decompress } from 'fzstd'
 import { ImageError } from '../../errors.js'
-import { inflateExactly } from '../../io/libdeflate.js'
+import { inflateExactly, unzstdFrame } from '../../io/decompressors.js'
 
 const { Z_SYNC_FLUSH } = zlib.constants
-
-/** Node has zstd of its own from 22.15 on. */
-const { zstdDecompressSync } = zlib as {
-  zstdDecompressSync?: (packed: Buffer, options: { maxOutputLength: number }) => Buffer
-}
 
 /** Fills `cluster` from the compressed bytes at the start of `packed`. Throws ImageError. */
 export type Unpack = (packed: Buffer, cluster: Buffer) => void
@@ -75,32 +70,35 @@ export const unzstdCluster: Unpack = (packed, cluster) => {
   let filled = 0
   for (let at = 0; filled < cluster.length; ) {
     const frame = packed.subarray(at, at + zstdFrameBytes(packed, at))
-    filled += unzstdFrame(frame, cluster, filled)
+    filled += unzstd(frame, cluster.subarray(filled))
     at += frame.length
   }
 }
 
 /**
- * Writes what `frame` holds to `cluster` from `filled` on; the bytes written. A frame that holds more
- * than there is room for is damage, and is not decoded further.
+ * Writes what `frame` holds to `room`; the bytes written. A frame that holds more is damage, and is not
+ * decoded further.
  */
-function unzstdFrame(frame: Buffer, cluster: Buffer, filled: number): number {
-  const room = cluster.length - filled
+function unzstd(frame: Buffer, room: Buffer): number {
+  const written = unzstdFrame ? unzstdFrame(frame, room) : unzstdWithoutLibrary(frame, room)
+  if (written < 0) throw damaged()
+  return written
+}
+
+/** Exported for the tests: most systems have the library. */
+export function unzstdWithoutLibrary(frame: Buffer, room: Buffer): number {
+  let written = 0
+  const decoder = new Decompress(part => {
+    if (written + part.length > room.length) throw damaged()
+    room.set(part, written)
+    written += part.length
+  })
   try {
-    if (zstdDecompressSync) {
-      return zstdDecompressSync(frame, { maxOutputLength: room }).copy(cluster, filled)
-    }
-    let written = 0
-    const decoder = new Decompress(part => {
-      if (written + part.length > room) throw damaged()
-      cluster.set(part, filled + written)
-      written += part.length
-    })
     decoder.push(frame, true)
-    return written
-  } catch (error) {
-    throw damaged(error)
+  } catch {
+    return -1
   }
+  return written
 }
 
 /**
@@ -144,6 +142,6 @@ function zstdFrameBytes(b: Buffer, at: number): number {
   return end - at
 }
 
-function damaged(cause?: unknown): ImageError {
-  return new ImageError('CORRUPT', 'a compressed cluster is damaged or cut off', {}, { cause })
+function damaged(): ImageError {
+  return new ImageError('CORRUPT', 'a compressed cluster is damaged or cut off')
 }

@@ -1,0 +1,57 @@
+/**
+ * The system's own decompressors, where it has them: they fill the reader's buffer, and in less time
+ * than those that come with us. libzstd is on every Debian (dpkg needs it), libdeflate on many; what
+ * they refuse or where they are missing, the callers have another way.
+ */
+import koffi, { type LibraryHandle } from 'koffi'
+
+/**
+ * Fills `target` with the raw deflate stream at the start of `packed`; bytes behind it are ignored.
+ * False when the stream is damaged or does not fill it exactly, or when there is no library; `target`
+ * may then hold anything.
+ */
+export const inflateExactly: (packed: Buffer, target: Buffer) => boolean =
+  firstOf(['libdeflate.so.0', 'libdeflate.so.1'], libdeflate) ?? (() => false)
+
+/**
+ * Decompresses the zstd frame `frame` to the start of `target`. Returns the bytes written, -1 when the
+ * frame is damaged or holds more. Undefined when there is no library.
+ */
+export const unzstdFrame: ((frame: Buffer, target: Buffer) => number) | undefined = firstOf(
+  ['libzstd.so.1'],
+  libzstd,
+)
+
+function firstOf<T>(names: readonly string[], bind: (library: LibraryHandle) => T): T | undefined {
+  for (const name of names) {
+    try {
+      return bind(koffi.load(name))
+    } catch {
+      // This soname is not there, or is not what its name says.
+    }
+  }
+  return undefined
+}
+
+function libdeflate(library: LibraryHandle): (packed: Buffer, target: Buffer) => boolean {
+  const decompressor = library.func('void *libdeflate_alloc_decompressor()')()
+  const decompress = library.func(
+    'int libdeflate_deflate_decompress_ex(void *decompressor, const void *packed, size_t packedBytes, void *target, size_t targetBytes, void *used, void *filled)',
+  )
+  const used = Buffer.alloc(8)
+  // Without a place for the bytes that were filled, less than all of them is an error.
+  return (packed, target) =>
+    decompress(decompressor, packed, packed.length, target, target.length, used, null) === 0
+}
+
+function libzstd(library: LibraryHandle): (frame: Buffer, target: Buffer) => number {
+  const context = library.func('void *ZSTD_createDCtx()')()
+  const decompress = library.func(
+    'size_t ZSTD_decompressDCtx(void *context, void *target, size_t targetBytes, const void *frame, size_t frameBytes)',
+  )
+  // An error is a size_t near its end, far above any buffer.
+  return (frame, target) => {
+    const written = Number(decompress(context, target, target.length, frame, frame.length))
+    return written <= target.length ? written : -1
+  }
+}
