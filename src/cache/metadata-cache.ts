@@ -17,6 +17,8 @@ const ENTRY_OVERHEAD_BYTES = 320
 
 export class MetadataCache {
   private readonly slices: LRUCache<number, Buffer>
+  /** Evicted slices, read into again: a random read a slice would leave the collector 400 MB/s. */
+  private readonly spare: Buffer[] = []
 
   constructor(
     maxBytes: number,
@@ -28,8 +30,10 @@ export class MetadataCache {
       max: Math.ceil(maxSize / (512 + ENTRY_OVERHEAD_BYTES)),
       maxSize,
       sizeCalculation: slice => slice.length + ENTRY_OVERHEAD_BYTES,
-      dispose: (_slice, _key, reason) => {
-        if (reason === 'evict') this.counts[COUNT.evictions]!++
+      dispose: (slice, _key, reason) => {
+        if (reason !== 'evict') return
+        this.counts[COUNT.evictions]!++
+        if (slice.length === SLICE_BYTES) this.spare.push(slice)
       },
     })
   }
@@ -37,7 +41,7 @@ export class MetadataCache {
   /**
    * `length` bytes of `store` at `at`, a multiple of 512 below 2^53. `storeId`, 0 to 511, tells
    * stores apart. A table that is cut off by the end of the file is damage, never zeros: an entry
-   * that is missing would read as "never written".
+   * that is missing would read as "never written". What is returned is valid until the next call.
    */
   slice(store: Store, storeId: number, at: number, length: number): Buffer {
     const key = storeId * 2 ** 44 + at / 512
@@ -47,7 +51,7 @@ export class MetadataCache {
       return cached
     }
     this.counts[COUNT.misses]!++
-    const slice = Buffer.allocUnsafeSlow(length)
+    const slice = (length === SLICE_BYTES && this.spare.pop()) || Buffer.allocUnsafeSlow(length)
     if (store.read(slice, 0, length, at) < length) {
       throw new ImageError('CORRUPT', `a table at ${at} lies beyond the end of the file`, {
         path: store.path,

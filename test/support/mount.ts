@@ -40,7 +40,7 @@ export interface Place {
   /** For titles. */
   readonly name: string
   readonly uid: number
-  /** What to put before a command. */
+  /** What to put before a command; it ends with env. */
   readonly prefix: readonly string[]
   readonly env?: NodeJS.ProcessEnv
 }
@@ -58,16 +58,14 @@ export const HERE: Place = {
 export interface NamespaceOptions {
   /** Lines of /etc/fuse.conf. */
   readonly fuseConf?: string
-  /** Of /dev/fuse; it is missing when this is undefined. */
+  /** Of /dev/fuse, which everybody may use unless told otherwise. */
   readonly deviceMode?: number | 'missing'
-  /** Files that are hidden behind /dev/null. */
-  readonly hidden?: readonly string[]
 }
 
 /** A mount namespace until the test ends. Needs root. */
 export async function namespace(
   t: Test,
-  { fuseConf = '', deviceMode = 0o666, hidden = [] }: NamespaceOptions = {},
+  { fuseConf = '', deviceMode = 0o666 }: NamespaceOptions = {},
 ): Promise<{ root: Place; user: Place }> {
   const folder = sharedFolder(t)
   const conf = join(folder, 'fuse.conf')
@@ -77,13 +75,15 @@ export async function namespace(
     'set -e',
     `mount --bind ${conf} /etc/fuse.conf`,
     ...(deviceMode === 'missing'
-      ? ['mount -t tmpfs -o mode=755 tmpfs /dev']
+      ? [
+          `mkdir ${folder}/dev`,
+          `mknod -m 666 ${folder}/dev/null c 1 3`,
+          `mount --bind ${folder}/dev /dev`,
+        ]
       : [
-          `mknod ${device} c 10 229`,
-          `chmod ${deviceMode.toString(8)} ${device}`,
+          `mknod -m ${deviceMode.toString(8)} ${device} c 10 229`,
           `mount --bind ${device} /dev/fuse`,
         ]),
-    ...hidden.map(file => `mount --bind /dev/null ${file}`),
     'echo ready',
     // It ends when we do, and the namespace with it.
     'exec cat',
@@ -135,9 +135,11 @@ export function attemptIn(
   args: readonly string[],
   options: RunOptions = {},
 ): Promise<Finished> {
-  const [first = command, ...rest] = [...place.prefix, command]
-  const env = { ...place.env, ...options.env }
-  return attempt(first, [...rest, ...args], { ...options, env })
+  const { cwd, ...others } = options
+  // A prefix ends with env; who enters a namespace is at its root.
+  const folder = cwd === undefined ? [] : [`--chdir=${cwd}`]
+  const [first = command, ...rest] = [...place.prefix, ...folder, command]
+  return attempt(first, [...rest, ...args], { ...others, env: { ...place.env, ...options.env } })
 }
 
 /** Runs a command that must succeed; resolves to what it printed. */
