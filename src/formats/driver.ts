@@ -16,6 +16,13 @@ export type Extent =
       readonly kind: 'packed'
       readonly length: number
       readonly skip: number
+      /** Where the compressed bytes are, for whoever decompresses elsewhere; see unpack-crew.ts. */
+      readonly packed: {
+        readonly storeId: number
+        readonly at: number
+        readonly packedBytes: number
+        readonly compression: 'zlib' | 'zstd'
+      }
       /** The cluster, decompressed; it belongs to the cache: do not change it. Throws ImageError. */
       unpack(): Buffer
       /** The same into `target`, which has the cluster's size, and past the cache. */

@@ -5,10 +5,12 @@
 import assert from 'node:assert'
 import { ImageError } from '../errors.js'
 import type { Extent, View } from './driver.js'
+import type { UnpackCrew } from './unpack-crew.js'
 
 /**
  * Reads `length` bytes of the disk from `offset` on into `target` from `start` on. What lies beyond
  * the disk's end reads as zeros: a parent may be the shorter one. Throws ImageError, SystemError.
+ * @param crew takes whole compressed clusters; `target` is complete when its `finish` returns
  */
 export function readView(
   view: View,
@@ -16,6 +18,7 @@ export function readView(
   start: number,
   length: number,
   offset: number,
+  crew?: UnpackCrew,
 ): void {
   const { driver, parent } = view
   const inside = Math.max(0, Math.min(length, driver.sizeBytes - offset))
@@ -25,10 +28,10 @@ export function readView(
     const to = start + done
     if (extent.kind === 'data') readData(extent, driver.unitBytes, target, to, offset + done)
     else if (extent.kind === 'parent' && parent) {
-      readView(parent, target, to, extent.length, offset + done)
+      readView(parent, target, to, extent.length, offset + done, crew)
     } else if (extent.kind === 'packed') {
       if (extent.length === driver.unitBytes) {
-        extent.unpackInto(target.subarray(to, to + extent.length))
+        if (!crew?.add(extent, to)) extent.unpackInto(target.subarray(to, to + extent.length))
       } else extent.unpack().copy(target, to, extent.skip, extent.skip + extent.length)
     } else target.fill(0, to, to + extent.length)
     done += extent.length
@@ -66,25 +69,32 @@ function readData(
 
 /**
  * Calls `visit` for each piece of `[offset, offset + length)` in order with what it finally is,
- * never 'parent'; stops early when `visit` returns false, and then returns false.
+ * never 'parent', and what its file may end within; stops early when `visit` returns false, and then returns false.
  */
 export function walkView(
   view: View,
   offset: number,
   length: number,
-  visit: (extent: Exclude<Extent, { kind: 'parent' }>, offset: number) => boolean,
+  visit: (
+    extent: Exclude<Extent, { kind: 'parent' }>,
+    offset: number,
+    unitBytes: number,
+  ) => boolean,
 ): boolean {
   const { driver, parent } = view
+  const { unitBytes } = driver
   const inside = Math.max(0, Math.min(length, driver.sizeBytes - offset))
   for (let done = 0; done < inside; ) {
     const extent = driver.lookup(offset + done, inside - done)
     assert(extent.length > 0 && extent.length <= inside - done)
     if (extent.kind !== 'parent') {
-      if (!visit(extent, offset + done)) return false
+      if (!visit(extent, offset + done, unitBytes)) return false
     } else if (parent) {
       if (!walkView(parent, offset + done, extent.length, visit)) return false
-    } else if (!visit({ kind: 'zero', length: extent.length }, offset + done)) return false
+    } else if (!visit({ kind: 'zero', length: extent.length }, offset + done, unitBytes))
+      return false
     done += extent.length
   }
-  return inside === length || visit({ kind: 'zero', length: length - inside }, offset + inside)
+  const rest = length - inside
+  return rest === 0 || visit({ kind: 'zero', length: rest }, offset + inside, unitBytes)
 }

@@ -36,24 +36,33 @@ export interface Tagged {
   readonly id: string
 }
 
+/** The longest ID that is put behind a tag, and the room that this and a number behind it take. */
+const ID_BYTES = 30
+const END_BYTES = ID_BYTES + 10
+
 /** A distinct `stem@tag` for each of `tagged`, in their order, short enough for a suffix. */
 export function distinctNames(stem: string, tagged: readonly Tagged[]): string[] {
-  const room = NAME_MAX_BYTES - SUFFIX_BYTES - Buffer.byteLength(stem) - 1
+  const start = `${cut(stem, NAME_MAX_BYTES - SUFFIX_BYTES - 1 - END_BYTES)}@`
+  const room = NAME_MAX_BYTES - SUFFIX_BYTES - Buffer.byteLength(start)
   const plain = tagged.map(({ tag }) => encodeTag(tag))
   const counts = new Map<string, number>()
   for (const name of plain) counts.set(name, (counts.get(name) ?? 0) + 1)
   const isPlain = (name: string) => counts.get(name) === 1 && Buffer.byteLength(name) <= room
   // Plain names are taken first, so that no made-up one takes a name that is somebody's own.
   const taken = new Set(plain.filter(isPlain))
+  // A damaged table may have one name and ID thousands of times: numbers are not tried again.
+  const tried = new Map<string, number>()
   return plain.map((name, index) => {
-    if (isPlain(name)) return `${stem}@${name}`
-    const id = encodeTag(Buffer.from((tagged[index] as Tagged).id))
-    for (let more = 0; ; more++) {
-      const end = `~${cut(id, 100)}${more === 0 ? '' : `~${more}`}`
+    if (isPlain(name)) return start + name
+    const id = cut(encodeTag(Buffer.from((tagged[index] as Tagged).id)), ID_BYTES)
+    const key = `${cut(name, room - END_BYTES)}/${id}`
+    for (let more = tried.get(key) ?? 0; ; more++) {
+      const end = `~${id}${more === 0 ? '' : `~${more}`}`
       const made = cut(name, room - Buffer.byteLength(end)) + end
       if (taken.has(made)) continue
       taken.add(made)
-      return `${stem}@${made}`
+      tried.set(key, more + 1)
+      return start + made
     }
   })
 }

@@ -1,6 +1,6 @@
 /** Holes and data of a disk as its readers see them: SEEK_DATA, SEEK_HOLE and st_blocks. */
 import { isExpected } from '../errors.js'
-import type { View } from './driver.js'
+import type { Extent, View } from './driver.js'
 import { walkView } from './engine.js'
 
 /**
@@ -9,9 +9,9 @@ import { walkView } from './engine.js'
  */
 export function nextData(view: View, offset: number): number {
   let found = -1
-  walkView(view, offset, view.driver.sizeBytes - offset, (extent, at) => {
+  walkView(view, offset, view.driver.sizeBytes - offset, (extent, at, unitBytes) => {
     if (extent.kind === 'zero') return true
-    const skipped = extent.kind === 'data' ? skipHole(extent) : 0
+    const skipped = extent.kind === 'data' ? skipHole(extent, unitBytes) : 0
     if (skipped < extent.length) found = at + skipped
     return found < 0
   })
@@ -21,26 +21,34 @@ export function nextData(view: View, offset: number): number {
 /** Where the next hole begins, from `offset` on; the disk's end counts as one. */
 export function nextHole(view: View, offset: number): number {
   let found = view.driver.sizeBytes
-  walkView(view, offset, view.driver.sizeBytes - offset, (extent, at) => {
+  walkView(view, offset, view.driver.sizeBytes - offset, (extent, at, unitBytes) => {
     if (extent.kind === 'packed') return true
     // The last cluster may go on behind the end of its file: there it is a hole.
     const data =
       extent.kind === 'data' ? Math.max(0, extent.store.nextHole(extent.at) - extent.at) : 0
     if (data >= extent.length) return true
+    if (extent.kind === 'data' && data >= lostFrom(extent, unitBytes)) return true
     found = at + data
     return false
   })
   return found
 }
 
+type Data = Extract<Extent, { kind: 'data' }>
+
 /** How many bytes at the start of a data extent are a hole of the file; its length when all are. */
-function skipHole(extent: {
-  length: number
-  at: number
-  store: { nextData(at: number): number }
-}): number {
+function skipHole(extent: Data, unitBytes: number): number {
   const next = extent.store.nextData(extent.at)
-  return next < 0 ? extent.length : Math.min(extent.length, next - extent.at)
+  const skipped = next < 0 ? extent.length : next - extent.at
+  return Math.min(skipped, lostFrom(extent, unitBytes), extent.length)
+}
+
+/**
+ * How many bytes of a data extent come before what was lost with the end of its file. That is no
+ * hole: reading it is an error, and who copies data only must come to read it.
+ */
+function lostFrom({ store, at }: Data, unitBytes: number): number {
+  return Math.max(0, Math.ceil(store.sizeBytes / unitBytes) * unitBytes - at)
 }
 
 /**

@@ -8,6 +8,7 @@ import type { View } from '../formats/driver.js'
 import { readView } from '../formats/engine.js'
 import { countAllocated, nextData, nextHole } from '../formats/holes.js'
 import type { ImageSet } from '../formats/image-set.js'
+import type { UnpackCrew } from '../formats/unpack-crew.js'
 import { SEEK_DATA, SEEK_HOLE } from '../io/libc.js'
 import type { TextSlots } from './control.js'
 import {
@@ -31,7 +32,7 @@ import {
 } from './protocol.js'
 import type { ControlNode, DirNode, ImageNode, Node, Tree } from './tree.js'
 
-const { EINVAL, EISDIR, ENODATA, ENOENT, ENOTDIR, ENXIO, ERANGE, EROFS } = constants.errno
+const { EACCES, EINVAL, EISDIR, ENODATA, ENOENT, ENOTDIR, ENXIO, ERANGE, EROFS } = constants.errno
 
 /** One request; the worker has one such object and fills it anew each time. */
 export interface Request {
@@ -54,6 +55,8 @@ export interface ImageFsParts {
   readonly controlText: { status: string; stats(): string }
   /** With allow_root the kernel lets all in, and everybody but these is turned away here. */
   readonly onlyUids?: readonly number[]
+  /** Decompresses on two processors; its target is the payload of all requests. */
+  readonly crew?: UnpackCrew
 }
 
 /** Nothing changes while it is mounted: the kernel may remember names and attributes for a year. */
@@ -61,6 +64,7 @@ const VALID_SECONDS = 365 * 86400
 const BLOCK_BYTES = 4096
 const ACCESS_MODE = 3
 const O_TRUNC = 0o1000
+const X_OK = 1
 const W_OK = 2
 const S_IFDIR = 0o040000
 const S_IFREG = 0o100000
@@ -174,7 +178,7 @@ export class ImageFs {
       return text.subarray(offset, offset + size).copy(payload)
     }
     const length = Math.max(0, Math.min(size, node.entry.sizeBytes - offset))
-    if (length > 0) readView(this.view(node), payload, 0, length, offset)
+    if (length > 0) this.readImage(node, payload, length, offset)
     return length
   }
 
@@ -222,9 +226,12 @@ export class ImageFs {
   }
 
   access(request: Request): number {
-    if (!this.parts.tree.node(request.nodeid)) return -ENOENT
+    const node = this.parts.tree.node(request.nodeid)
+    if (!node) return -ENOENT
     const { mask } = ACCESS_IN.decode(request.message, request.args)
-    return mask & W_OK ? -EROFS : 0
+    if (mask & W_OK) return -EROFS
+    // Folders are entered; no file here is a program.
+    return mask & X_OK && node.kind !== 'dir' ? -EACCES : 0
   }
 
   getxattr(request: Request): number {
@@ -248,6 +255,16 @@ export class ImageFs {
   /** For requests that would change something. */
   refuseChange(): number {
     return -EROFS
+  }
+
+  private readImage(node: ImageNode, payload: Buffer, length: number, offset: number): void {
+    const { crew } = this.parts
+    try {
+      readView(this.view(node), payload, 0, length, offset, crew)
+    } finally {
+      // Also when the read failed: nobody may write to the payload any more.
+      crew?.finish()
+    }
   }
 
   private view(node: ImageNode): View {

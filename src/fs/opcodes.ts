@@ -11,11 +11,11 @@ import {
   GETXATTR_IN,
   IN_HEADER,
   LSEEK_IN,
-  MAX_REQUEST_BYTES,
   OPEN_IN,
   OUT_HEADER,
   READ_IN,
   RELEASE_IN,
+  REPLY_BYTES,
   STATX_IN,
 } from './protocol.js'
 
@@ -106,22 +106,26 @@ export const opcodeName = (opcode: number): string => OPCODES[opcode]?.name ?? `
 
 /** A worker's buffers and where it reports to. */
 export class Responder {
-  /** The reply: `answer` tells how many bytes of it count. */
-  readonly reply = Buffer.allocUnsafeSlow(OUT_HEADER.size + MAX_REQUEST_BYTES)
-  private readonly request: Request = {
-    nodeid: 0,
-    uid: 0,
-    message: Buffer.alloc(0),
-    args: IN_HEADER.size,
-    end: 0,
-    payload: this.reply.subarray(OUT_HEADER.size),
-  }
+  private readonly request: Request
 
-  /** @param onError told of everything thrown, with the opcode it was thrown in */
+  /**
+   * @param onError told of everything thrown, with the opcode it was thrown in
+   * @param reply where replies are written; `answer` tells how many bytes of it count
+   */
   constructor(
     private readonly fs: ImageFs,
     private readonly onError: (error: unknown, opcode: number) => void,
-  ) {}
+    readonly reply: Buffer = Buffer.allocUnsafeSlow(REPLY_BYTES),
+  ) {
+    this.request = {
+      nodeid: 0,
+      uid: 0,
+      message: Buffer.alloc(0),
+      args: IN_HEADER.size,
+      end: 0,
+      payload: reply.subarray(OUT_HEADER.size),
+    }
+  }
 
   /**
    * Answers the first `length` bytes of `message`. Returns the length of the reply in bytes, 0 where

@@ -14,6 +14,7 @@ import {
   openChain,
 } from '../formats/chain.js'
 import type { CacheSizes } from '../formats/image-set.js'
+import { type CrewMemory, crewMemories } from '../formats/unpack-crew.js'
 import { clusterBytes, l2CoverageBytes } from '../formats/qcow2/header.js'
 import { errno, read, write } from '../io/libc.js'
 import type { Logger } from '../log.js'
@@ -23,10 +24,11 @@ import { answerInit } from './init.js'
 import { checkMountpoint, mountFuse, unmountFuse } from './mount.js'
 import { type MountInfo, mountAt, realMountpoint } from './mountinfo.js'
 import type { MountOptions } from './options.js'
-import { MAX_REQUEST_BYTES, MESSAGE_BYTES } from './protocol.js'
+import { MAX_REQUEST_BYTES, MESSAGE_BYTES, REPLY_BYTES } from './protocol.js'
 import { sharedStats } from './stats.js'
 import type { Appearance } from './tree.js'
-import type { WorkerLog, WorkerSetup } from './worker.js'
+import type { HelperSetup } from './unpack-helper.js'
+import type { WorkerMessage, WorkerSetup } from './worker.js'
 
 export interface ServeRequest {
   readonly image: string
@@ -138,6 +140,7 @@ function startWorkers(
     allocated: new SharedArrayBuffer(entries.length * 8),
     slots: new TextSlots().shared,
     polling: new SharedArrayBuffer(4),
+    crews: crewMemories(threads, REPLY_BYTES),
   }
   new Float64Array(shared.allocated).fill(-1)
   const caches: CacheSizes = {
@@ -154,15 +157,19 @@ function startWorkers(
     started,
     shared,
   }
+  let isHelped = false
   const all = Array.from({ length: threads }, (_, index) => {
     const worker = new Worker(new URL('./worker.js', import.meta.url), {
       workerData: { ...setup, index } satisfies WorkerSetup,
       // A worker's own objects die young; most of its memory are buffers outside of the heap.
       resourceLimits: { maxYoungGenerationSizeMb: 8 },
     })
-    worker.on('message', ({ level, message, detail }: WorkerLog) =>
-      logger[level](detail ?? {}, message),
-    )
+    worker.on('message', (message: WorkerMessage) => {
+      if (message === 'help') {
+        if (!isHelped) startHelper(shared.crews, chain, logger)
+        isHelped = true
+      } else logger[message.log.level](message.log.detail ?? {}, message.log.message)
+    })
     worker.on('error', error => logger.fatal({ stack: error.stack }, 'a worker has died'))
     return worker
   })
@@ -176,6 +183,17 @@ function startWorkers(
       await Promise.all(all.map(worker => worker.terminate()))
     },
   }
+}
+
+/** It has no end of its own, and does not keep the process from ending. */
+function startHelper(crews: readonly CrewMemory[], { layers }: Chain, logger: Logger): void {
+  const helper = new Worker(new URL('./unpack-helper.js', import.meta.url), {
+    workerData: { crews, layers } satisfies HelperSetup,
+    resourceLimits: { maxYoungGenerationSizeMb: 4 },
+  })
+  helper.unref()
+  // The workers decompress alone then.
+  helper.on('error', error => logger.error({ stack: error.stack }, 'the helper has died'))
 }
 
 /** Reads INIT and answers it, before any worker reads. */

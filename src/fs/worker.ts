@@ -9,6 +9,7 @@ import { errnoName, ImageError, isExpected } from '../errors.js'
 import type { CatalogEntry } from '../formats/catalog.js'
 import type { LayerSpec } from '../formats/chain.js'
 import { type CacheSizes, ImageSet } from '../formats/image-set.js'
+import { type CrewMemory, UnpackCrew } from '../formats/unpack-crew.js'
 import { cloneDevice, errno, read, write } from '../io/libc.js'
 import { TextSlots } from './control.js'
 import { ImageFs } from './image-fs.js'
@@ -33,8 +34,13 @@ export interface WorkerSetup {
     readonly slots: SharedArrayBuffer
     /** One Int32: 1 while some worker polls. */
     readonly polling: SharedArrayBuffer
+    /** By worker; the target is where it writes its replies. */
+    readonly crews: readonly CrewMemory[]
   }
 }
+
+/** What a worker tells the main thread. */
+export type WorkerMessage = { readonly log: WorkerLog } | 'help'
 
 export interface WorkerLog {
   readonly level: 'debug' | 'warn' | 'error'
@@ -59,6 +65,7 @@ const POLL_MS = 0.05
 const MAX_LOGGED_FAULTS = 1000
 
 function run(setup: WorkerSetup): void {
+  const crew = setup.shared.crews[setup.index] as CrewMemory
   const stats = new WorkerStats(setup.shared.stats, setup.index)
   const images = new ImageSet(setup.layers, setup.caches, stats)
   const fileSystem = new ImageFs({
@@ -68,12 +75,19 @@ function run(setup: WorkerSetup): void {
     slots: new TextSlots(setup.shared.slots),
     controlText: { status: setup.status, stats: () => statsText(setup) },
     ...(setup.onlyUids && { onlyUids: setup.onlyUids }),
+    ...(availableParallelism() > 1 && { crew: joinCrew(crew) }),
   })
-  const responder = new Responder(fileSystem, faultLogger())
+  const responder = new Responder(fileSystem, faultLogger(), Buffer.from(crew.target))
   parentPort?.once('message', (session: number) => {
     serve(session, responder, stats, new Int32Array(setup.shared.polling))
     parentPort?.close()
   })
+}
+
+/** The helper is started with the first compressed cluster: most images have none. */
+function joinCrew(memory: CrewMemory): UnpackCrew {
+  const payload = Buffer.from(memory.target).subarray(OUT_HEADER.size)
+  return new UnpackCrew(memory, payload, OUT_HEADER.size, () => tell('help'))
 }
 
 /**
@@ -169,7 +183,11 @@ function faultLogger(): (error: unknown, opcode: number) => void {
 }
 
 function log(entry: WorkerLog): void {
-  parentPort?.postMessage(entry)
+  tell({ log: entry })
+}
+
+function tell(message: WorkerMessage): void {
+  parentPort?.postMessage(message)
 }
 
 function statsText(setup: WorkerSetup): string {

@@ -26,7 +26,19 @@ const CALLS = {
     }
   },
 
-  /** The SHA-256 of a file, read through a mapping. */
+  /** The SHA-256 of a file; several times as fast as sha256sum. */
+  sha256(file) {
+    const fd = fs.openSync(file)
+    const sum = createHash('sha256')
+    const piece = Buffer.allocUnsafe(2 ** 20)
+    for (let got = 1; got > 0; ) {
+      got = fs.readSync(fd, piece)
+      sum.update(piece.subarray(0, got))
+    }
+    return sum.digest('hex')
+  },
+
+  /** The same, read through a mapping. */
   mapped(file) {
     const mmap = libc.func(
       'void *mmap(void *address, size_t bytes, int protection, int flags, int fd, int64_t at)',

@@ -26,12 +26,13 @@ import { fileURLToPath } from 'node:url'
 import type { Test } from 'tap'
 import { attempt, type Finished, type RunOptions, tempFolder } from './run.js'
 
-const MAIN = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
+export const MAIN = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
 const CALLS = fileURLToPath(new URL('calls.mjs', import.meta.url))
 const NOBODY = 65534
 /** Of what a namespace puts before a command. */
 const NSENTER_WORDS = 4
 const MOUNT_TIMEOUT_MS = 40_000
+const CALL_TIMEOUT_MS = 200_000
 
 export const isRoot = process.getuid?.() === 0
 
@@ -167,7 +168,10 @@ export function vimgfs(
 
 /** Runs a function of calls.mjs in a process of its own. */
 export async function call(place: Place, name: string, ...args: (string | number)[]): Promise<any> {
-  return JSON.parse(await runIn(place, process.execPath, [CALLS, name, ...args.map(String)]))
+  const timeout = CALL_TIMEOUT_MS
+  return JSON.parse(
+    await runIn(place, process.execPath, [CALLS, name, ...args.map(String)], { timeout }),
+  )
 }
 
 export interface Mount {
@@ -184,8 +188,8 @@ export interface Mount {
 }
 
 /** An empty folder to mount on, which belongs to `place`'s user; unmounted when the test ends. */
-export function mountFolder(t: Test, place: Place = HERE): string {
-  const folder = join(sharedFolder(t), 'mnt')
+export function mountFolder(t: Test, place: Place = HERE, name = 'mnt'): string {
+  const folder = join(sharedFolder(t), name)
   mkdirSync(folder)
   if (isRoot) chownSync(folder, place.uid, place.uid)
   t.teardown(() => endMount(place, folder))

@@ -64,7 +64,10 @@ export async function run(
   options: RunOptions = {},
 ): Promise<string> {
   const { code, stdout, stderr } = await attempt(command, args, options)
-  if (code !== 0) throw new Error(`${command} ${args.join(' ')}: exit ${code}\n${stderr}${stdout}`)
+  if (code !== 0) {
+    const line = `${command} ${args.join(' ')}`.slice(0, 500)
+    throw new Error(`${line}: exit ${code}\n${stderr.slice(-2000)}${stdout.slice(-2000)}`)
+  }
   return stdout
 }
 

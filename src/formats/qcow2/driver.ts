@@ -19,7 +19,7 @@ import {
   l2EntryBytes,
   type Qcow2Header,
 } from './header.js'
-import { inflateCluster, unzstdCluster } from './inflate.js'
+import { unpackFrom } from './inflate.js'
 
 export interface Qcow2Parts {
   readonly header: Qcow2Header
@@ -315,16 +315,19 @@ export class Qcow2Driver implements FormatDriver {
     const at = (high % 2 ** highOffsetBits) * 2 ** 32 + slice.readUInt32BE(inSlice + 4)
     const moreSectors = Math.floor(high / 2 ** highOffsetBits)
     const packedBytes = (moreSectors + 1) * 512 - (at % 512)
-    const { clusters, storeId } = this.parts
+    const { clusters, storeId, store } = this.parts
+    const { compression } = header
+    const unpackInto = (target: Buffer) => unpackFrom(store, at, packedBytes, compression, target)
     return {
       kind: 'packed',
       length: Math.min(length, this.unitBytes - inCluster),
       skip: inCluster,
+      packed: { storeId, at, packedBytes, compression },
       unpack: () =>
         this.located(offset, () =>
           clusters.get(storeId, at, () => {
             const cluster = Buffer.allocUnsafeSlow(this.unitBytes)
-            this.unpackAt(at, packedBytes, cluster)
+            unpackInto(cluster)
             return cluster
           }),
         ),
@@ -332,24 +335,9 @@ export class Qcow2Driver implements FormatDriver {
         this.located(offset, () => {
           const cached = clusters.find(storeId, at)
           if (cached) cached.copy(target)
-          else this.unpackAt(at, packedBytes, target)
+          else unpackInto(target)
         }),
     }
-  }
-
-  private unpackAt(at: number, packedBytes: number, cluster: Buffer): void {
-    const { store, header } = this.parts
-    if (at >= store.sizeBytes) {
-      throw new ImageError(
-        'CORRUPT',
-        `a compressed cluster at ${at} lies beyond the end of the file`,
-      )
-    }
-    // The last sectors may be cut short by the end of the file.
-    const packed = scratch(packedBytes)
-    const got = store.read(packed, 0, packedBytes, at)
-    const unpack = header.compression === 'zstd' ? unzstdCluster : inflateCluster
-    unpack(packed.subarray(0, got), cluster)
   }
 
   /** Runs `read`; what it throws of damage is named with the place on the disk it was met at. */
@@ -369,11 +357,3 @@ export class Qcow2Driver implements FormatDriver {
 
 const hostOffset = (high: number, low: number): number =>
   (high & OFFSET_HIGH_MASK) * 2 ** 32 + ((low & OFFSET_LOW_MASK) >>> 0)
-
-let scratchBuffer = Buffer.alloc(0)
-
-/** A buffer of at least `length` bytes that each thread uses again and again. */
-function scratch(length: number): Buffer {
-  if (scratchBuffer.length < length) scratchBuffer = Buffer.allocUnsafeSlow(length)
-  return scratchBuffer
-}

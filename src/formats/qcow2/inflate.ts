@@ -6,11 +6,38 @@ import zlib from 'node:zlib'
 import { Decompress } from 'fzstd'
 import { ImageError } from '../../errors.js'
 import { inflateExactly, unzstdFrame } from '../../io/decompressors.js'
+import type { Store } from '../../io/store.js'
 
 const { Z_SYNC_FLUSH } = zlib.constants
 
+export type Compression = 'zlib' | 'zstd'
+
 /** Fills `cluster` from the compressed bytes at the start of `packed`. Throws ImageError. */
-export type Unpack = (packed: Buffer, cluster: Buffer) => void
+type Unpack = (packed: Buffer, cluster: Buffer) => void
+
+/**
+ * Fills `cluster` from the `packedBytes` of `store` at `at`; the last of them may be cut off by the end
+ * of the file. Throws ImageError, SystemError.
+ */
+export function unpackFrom(
+  store: Store,
+  at: number,
+  packedBytes: number,
+  compression: Compression,
+  cluster: Buffer,
+): void {
+  if (at >= store.sizeBytes) {
+    const what = `a compressed cluster at ${at} lies beyond the end of the file`
+    throw new ImageError('CORRUPT', what)
+  }
+  if (scratch.length < packedBytes) scratch = Buffer.allocUnsafeSlow(packedBytes)
+  const got = store.read(scratch, 0, packedBytes, at)
+  const unpack = compression === 'zstd' ? unzstdCluster : inflateCluster
+  unpack(scratch.subarray(0, got), cluster)
+}
+
+/** What was read last; each thread has one. */
+let scratch = Buffer.alloc(0)
 
 /**
  * Raw deflate. What follows the stream belongs to others. A stream that fills the cluster is good even

@@ -1,0 +1,178 @@
+/**
+ * Decompressing the clusters of one read on two processors: the worker that answers it takes them from
+ * the front, a helper thread from the back.
+ *
+ *  (1) A job's fields are written before its state becomes READY.
+ *  (2) Whoever changes READY to TAKEN does the job; nobody else touches its target.
+ *  (3) `finish` returns, or throws, when no job is READY or TAKEN: the target may then be used again.
+ *
+ * The helper holds no state between jobs, so one that comes late finds nothing READY and sleeps.
+ */
+import type { FileStore } from '../io/store.js'
+import type { Extent } from './driver.js'
+import { unpackFrom } from './qcow2/inflate.js'
+
+type Packed = Extent & { kind: 'packed' }
+
+const READY = 1
+const TAKEN = 2
+const DONE = 3
+const FAILED = 4
+
+/** A read of 1 MiB has so many clusters of 16 KiB; smaller ones are not worth handing over. */
+const MAX_JOBS = 64
+const MIN_CLUSTER_BYTES = 16 * 1024
+/** Words of 32 bits: state, store, place (low, high), bytes, target, cluster, compression. */
+const JOB_WORDS = 8
+/** How long a helper may take for a cluster before it counts as dead. */
+const HELPER_TIMEOUT_MS = 30_000
+
+/** What a worker and the helper share. */
+export interface CrewMemory {
+  /** One word, the same for all workers: it changes when one of them has added a job. */
+  readonly call: SharedArrayBuffer
+  readonly board: SharedArrayBuffer
+  readonly target: SharedArrayBuffer
+}
+
+/** @param targetBytes of each worker's target */
+export function crewMemories(workers: number, targetBytes: number): CrewMemory[] {
+  const call = new SharedArrayBuffer(4)
+  return Array.from({ length: workers }, () => ({
+    call,
+    board: new SharedArrayBuffer(MAX_JOBS * JOB_WORDS * 4),
+    target: new SharedArrayBuffer(targetBytes),
+  }))
+}
+
+/** The worker's side. */
+export class UnpackCrew {
+  private readonly board: Int32Array
+  private readonly call: Int32Array
+  private readonly extents: Packed[] = []
+  private isCalled = false
+
+  /**
+   * @param target what `add` counts its places in, a part of `memory.target`
+   * @param targetOffset where in `memory.target` it begins, in bytes
+   * @param callHelper starts the helper thread; called once, with the first job
+   */
+  constructor(
+    memory: CrewMemory,
+    private readonly target: Buffer,
+    private readonly targetOffset: number,
+    private readonly callHelper: () => void,
+  ) {
+    this.board = new Int32Array(memory.board)
+    this.call = new Int32Array(memory.call)
+  }
+
+  /** Takes over to fill `extent`'s cluster in at `to` of the target. False when that is not worth it. */
+  add(extent: Packed, to: number): boolean {
+    const { storeId, at, packedBytes, compression } = extent.packed
+    if (extent.length < MIN_CLUSTER_BYTES || this.extents.length === MAX_JOBS) return false
+    const words = [
+      storeId,
+      (at % 2 ** 32) | 0,
+      Math.floor(at / 2 ** 32),
+      packedBytes,
+      this.targetOffset + to,
+      extent.length,
+      compression === 'zstd' ? 1 : 0,
+    ]
+    if (!this.isCalled) this.callHelper()
+    this.isCalled = true
+    const job = this.extents.length * JOB_WORDS
+    this.board.set(words, job + 1)
+    this.extents.push(extent)
+    Atomics.store(this.board, job, READY) // rule (1)
+    Atomics.add(this.call, 0, 1)
+    Atomics.notify(this.call, 0)
+    return true
+  }
+
+  /** Does what the helper does not, and waits for it. Throws ImageError as `unpackInto` does. */
+  finish(): void {
+    let failure: unknown
+    this.extents.forEach((extent, index) => {
+      const job = index * JOB_WORDS
+      if (Atomics.compareExchange(this.board, job, READY, TAKEN) !== READY) return
+      try {
+        if (failure === undefined) this.unpack(extent, job)
+      } catch (error) {
+        failure = error
+      }
+      Atomics.store(this.board, job, DONE)
+    })
+    this.extents.forEach((extent, index) => {
+      const job = index * JOB_WORDS
+      const isDone = this.waitFor(job)
+      try {
+        // What the helper could not do fails here too, with the place on the disk named.
+        if (!isDone && failure === undefined) this.unpack(extent, job)
+      } catch (error) {
+        failure = error
+      }
+    })
+    this.extents.length = 0
+    if (failure !== undefined) throw failure
+  }
+
+  private unpack(extent: Packed, job: number): void {
+    const to = (this.board[job + 5] as number) - this.targetOffset
+    extent.unpackInto(this.target.subarray(to, to + extent.length))
+  }
+
+  private waitFor(job: number): boolean {
+    while (Atomics.load(this.board, job) === TAKEN) {
+      if (Atomics.wait(this.board, job, TAKEN, HELPER_TIMEOUT_MS) === 'timed-out') {
+        throw new Error('the helper thread that decompresses has died')
+      }
+    }
+    return Atomics.load(this.board, job) === DONE
+  }
+}
+
+/** The helper's side, for all workers: never returns. */
+export function helpCrews(memories: readonly CrewMemory[], stores: readonly FileStore[]): never {
+  const crews = memories.map(({ board, target }) => ({
+    board: new Int32Array(board),
+    target: Buffer.from(target),
+  }))
+  const call = new Int32Array((memories[0] as CrewMemory).call)
+  for (;;) {
+    const heard = Atomics.load(call, 0)
+    for (const { board, target } of crews) helpOne(board, target, stores)
+    // A job that was added meanwhile has changed the call.
+    Atomics.wait(call, 0, heard)
+  }
+}
+
+function helpOne(board: Int32Array, target: Buffer, stores: readonly FileStore[]): void {
+  for (let index = MAX_JOBS - 1; index >= 0; index--) {
+    const job = index * JOB_WORDS
+    if (Atomics.compareExchange(board, job, READY, TAKEN) !== READY) continue // rule (2)
+    Atomics.store(board, job, help(board, job, target, stores) ? DONE : FAILED)
+    Atomics.notify(board, job)
+  }
+}
+
+function help(
+  board: Int32Array,
+  job: number,
+  target: Buffer,
+  stores: readonly FileStore[],
+): boolean {
+  const word = (index: number) => board[job + index] as number
+  const store = stores[word(1)]
+  const at = (word(2) >>> 0) + word(3) * 2 ** 32
+  const cluster = target.subarray(word(5), word(5) + word(6))
+  try {
+    if (!store) return false
+    unpackFrom(store, at, word(4), word(7) === 1 ? 'zstd' : 'zlib', cluster)
+    return true
+  } catch {
+    // The worker does it again, and reports what is wrong.
+    return false
+  }
+}
