@@ -1,0 +1,145 @@
+import { Worker } from 'node:worker_threads'
+import zlib from 'node:zlib'
+import t from 'tap'
+import type { Extent } from '../../src/formats/driver.js'
+import { type CrewMemory, crewMemories, UnpackCrew } from '../../src/formats/unpack-crew.js'
+import { ImageError } from '../../src/errors.js'
+
+const CLUSTER_BYTES = 64 * 1024
+const OFFSET = 16
+
+type Packed = Extent & { kind: 'packed' }
+
+/** A cluster that says `letter`, unpacked by this thread; what is thrown stands for damage. */
+function extentOf(letter: string, unpacked: string[], failure?: Error): Packed {
+  return {
+    kind: 'packed',
+    length: CLUSTER_BYTES,
+    skip: 0,
+    packed: { storeId: 0, at: 4096, packedBytes: 512, compression: 'zlib' },
+    unpack: () => Buffer.alloc(CLUSTER_BYTES, letter),
+    unpackInto: target => {
+      unpacked.push(letter)
+      if (failure) throw failure
+      target.fill(letter)
+    },
+  }
+}
+
+function crewOf(clusters: number): {
+  crew: UnpackCrew
+  memory: CrewMemory
+  target: Buffer
+  calls: number[]
+} {
+  const [memory] = crewMemories(1, OFFSET + clusters * CLUSTER_BYTES) as [CrewMemory]
+  const target = Buffer.from(memory.target).subarray(OFFSET)
+  const calls: number[] = []
+  return {
+    crew: new UnpackCrew(memory, target, OFFSET, () => calls.push(1)),
+    memory,
+    target,
+    calls,
+  }
+}
+
+t.test('a worker whose helper has not come yet does all of it', async t => {
+  const { crew, target, calls } = crewOf(3)
+  const unpacked: string[] = []
+  for (const [index, letter] of ['a', 'b', 'c'].entries()) {
+    t.ok(crew.add(extentOf(letter, unpacked), index * CLUSTER_BYTES))
+  }
+  crew.finish()
+  t.same(unpacked, ['a', 'b', 'c'])
+  t.same(calls, [1], 'the helper is called once')
+  for (const [index, letter] of ['a', 'b', 'c'].entries()) {
+    const cluster = target.subarray(index * CLUSTER_BYTES, (index + 1) * CLUSTER_BYTES)
+    t.ok(cluster.equals(Buffer.alloc(CLUSTER_BYTES, letter)), letter)
+  }
+})
+
+t.test('damage is thrown once nobody is at work, and the next read starts clean', async t => {
+  const { crew, target } = crewOf(2)
+  const unpacked: string[] = []
+  const damage = new ImageError('CORRUPT', 'damaged')
+  crew.add(extentOf('a', unpacked, damage), 0)
+  crew.add(extentOf('b', unpacked), CLUSTER_BYTES)
+  t.throws(() => crew.finish(), damage)
+  crew.add(extentOf('c', unpacked), 0)
+  crew.finish()
+  t.ok(target.subarray(0, CLUSTER_BYTES).equals(Buffer.alloc(CLUSTER_BYTES, 'c')))
+  t.notOk(target.includes('b'), 'after the damage nothing else was unpacked')
+})
+
+t.test('what is not worth it stays with the caller', async t => {
+  const { crew } = crewOf(1)
+  t.notOk(crew.add({ ...extentOf('a', []), length: 4096 }, 0), 'a small cluster')
+  for (let job = 0; job < 64; job++) t.ok(crew.add(extentOf('a', []), 0))
+  t.notOk(crew.add(extentOf('a', []), 0), 'a job more than the board has')
+  crew.finish()
+})
+
+/**
+ * The helper's protocol, spoken by the test: it takes the last job as the helper would, and ends it
+ * while the worker waits.
+ */
+const OTHER_SIDE = `
+  const { workerData, parentPort } = require('node:worker_threads')
+  const board = new Int32Array(workerData.board)
+  const job = workerData.job
+  Atomics.store(board, job, 2)
+  parentPort.postMessage('taken')
+  setTimeout(() => {
+    if (workerData.state === 3) Buffer.from(workerData.target).fill('h', board[job + 5], board[job + 5] + board[job + 6])
+    Atomics.store(board, job, workerData.state)
+    Atomics.notify(board, job)
+  }, 200)`
+
+for (const { title, state, letter } of [
+  { title: 'a cluster that the helper took is waited for', state: 3, letter: 'h' },
+  { title: 'a cluster that the helper could not unpack is unpacked here', state: 4, letter: 'b' },
+]) {
+  t.test(title, async t => {
+    const { crew, memory, target } = crewOf(2)
+    const unpacked: string[] = []
+    crew.add(extentOf('a', unpacked), 0)
+    crew.add(extentOf('b', unpacked), CLUSTER_BYTES)
+    const workerData = { ...memory, job: 8, state }
+    const other = new Worker(OTHER_SIDE, { eval: true, workerData })
+    await new Promise(resolve => other.once('message', resolve))
+    crew.finish()
+    t.equal(target.subarray(0, CLUSTER_BYTES).toString('latin1', 0, 1), 'a')
+    t.ok(target.subarray(CLUSTER_BYTES).equals(Buffer.alloc(CLUSTER_BYTES, letter)))
+    await other.terminate()
+  })
+}
+
+t.test('the helper unpacks what the file holds', async t => {
+  const { crew, memory, target } = crewOf(1)
+  const cluster = Buffer.alloc(CLUSTER_BYTES, 'from the file ')
+  const packed = zlib.deflateRawSync(cluster, { windowBits: 12 })
+  const folder = t.testdir({
+    image: Buffer.concat([Buffer.alloc(4096), packed, Buffer.alloc(512)]),
+  })
+  const helper = new Worker(new URL('./unpack-crew-helper.ts', import.meta.url), {
+    workerData: { memory, path: `${folder}/image` },
+  })
+  t.teardown(() => helper.terminate())
+  await new Promise(resolve => helper.once('online', resolve))
+  const mine: string[] = []
+  const packedExtent = {
+    ...extentOf('w', mine),
+    packed: { storeId: 0, at: 4096, packedBytes: packed.length, compression: 'zlib' as const },
+  }
+  // It takes a while to come; until then the worker does the job itself.
+  for (let round = 0; round < 200; round++) {
+    mine.length = 0
+    crew.add(packedExtent, 0)
+    await new Promise(resolve => setTimeout(resolve, 10))
+    crew.finish()
+    const expected = mine.length > 0 ? Buffer.alloc(CLUSTER_BYTES, 'w') : cluster
+    if (!target.equals(expected)) return t.fail("a cluster is neither the worker's nor the file's")
+    if (mine.length === 0) return t.pass('the helper did it')
+  }
+  t.fail('the helper never came')
+})
