@@ -60,7 +60,9 @@ export function backgroundLog(level: LogLevel): LogTarget {
 function fallbackFiles(): string[] {
   const uid = process.getuid?.() ?? 0
   if (uid === 0) return ['/var/log/vimgfs.log']
-  const state = process.env.XDG_STATE_HOME ?? path.join(os.homedir(), '.local', 'state')
+  // An empty or relative one counts as unset (XDG Base Directory Specification).
+  const given = process.env.XDG_STATE_HOME ?? ''
+  const state = path.isAbsolute(given) ? given : path.join(os.homedir(), '.local', 'state')
   return [path.join(state, 'vimgfs', 'vimgfs.log'), path.join(os.tmpdir(), `vimgfs-${uid}.log`)]
 }
 

@@ -153,19 +153,27 @@ async function serve(request: ServeRequest, { logger }: LogTarget): Promise<Serv
 /** Starts the server in a session of its own and waits for its report. */
 async function launch(args: string[], quiet: boolean): Promise<number> {
   const script = process.argv[1] as string
+  let server: ChildProcess | undefined
+  let isInterrupted = false
+  // Interrupted while it starts: then it must not start. Spawning takes a while, too: a signal that
+  // ended us in there would leave a server that nobody knows of.
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+    process.on(signal, () => {
+      isInterrupted = true
+      server?.kill(signal)
+    })
+  }
   const child = spawn(process.execPath, [...process.execArgv, script, 'mount', ...args], {
     detached: true,
     stdio: ['ignore', 'ignore', 'pipe', 'pipe'],
     env: { ...process.env, [REPORT_FD_VARIABLE]: '3' },
   })
-  // Interrupted while it starts: then it must not start.
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-    process.on(signal, () => child.kill(signal))
-  }
+  server = child
   child.stderr?.pipe(process.stderr)
   const report = await reportOf(child)
   child.unref()
   for (const stream of child.stdio) stream?.destroy()
+  if (isInterrupted) throw new MountError('interrupted; nothing is mounted')
   if (report.error !== undefined) {
     process.stderr.write(`vimgfs: ${report.error}\n`)
     return 1

@@ -77,8 +77,9 @@ function startOf(pid: number): string | undefined {
     const stat = fs.readFileSync(`/proc/${pid}/stat`, 'utf8')
     // The name in field 2 may hold anything, also spaces and parentheses.
     const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
-    const isZombie = fields[0] === 'Z'
-    return isZombie ? undefined : fields[19]
+    // A zombie has ended once its last thread has: until then threads may hold the image.
+    const hasEnded = fields[0] === 'Z' && fs.readdirSync(`/proc/${pid}/task`).length === 1
+    return hasEnded ? undefined : fields[19]
   } catch {
     return undefined
   }

@@ -118,6 +118,7 @@ class ChainOpener {
   }
 
   private backing(overlay: LayerSpec, name: string): LayerSpec {
+    const format = this.statedFormat(overlay, name)
     const file = openNamed(name, { by: overlay.path, role: 'backing file', allowed: this.allowed })
     if (
       this.opened.some(
@@ -134,7 +135,7 @@ class ChainOpener {
         },
       )
     }
-    return this.layer(file, this.statedFormat(overlay, name), false)
+    return this.layer(file, format, false)
   }
 
   private statedFormat(overlay: LayerSpec, name: string): Format | undefined {

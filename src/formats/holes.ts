@@ -4,14 +4,23 @@ import type { Extent, View } from './driver.js'
 import { walkView } from './engine.js'
 
 /**
+ * How many pieces one call looks at, half a second's worth: some MiB of tables can describe a disk of
+ * more of them than anybody has time for.
+ */
+const MAX_PIECES = 50_000
+
+/**
  * Where the next data begin, from `offset` on; -1 when there are none. What a format has allocated
  * but the image file never got is a hole too: it reads as zeros.
  */
 export function nextData(view: View, offset: number): number {
   let found = -1
+  let pieces = 0
   walkView(view, offset, view.driver.sizeBytes - offset, (extent, at, unitBytes) => {
-    if (extent.kind === 'zero') return true
-    const skipped = extent.kind === 'data' ? skipHole(extent, unitBytes) : 0
+    const isLast = ++pieces === MAX_PIECES
+    if (extent.kind === 'zero' && !isLast) return true
+    // Zeros that are called data are read as what they are.
+    const skipped = extent.kind === 'data' && !isLast ? skipHole(extent, unitBytes) : 0
     if (skipped < extent.length) found = at + skipped
     return found < 0
   })
@@ -21,7 +30,13 @@ export function nextData(view: View, offset: number): number {
 /** Where the next hole begins, from `offset` on; the disk's end counts as one. */
 export function nextHole(view: View, offset: number): number {
   let found = view.driver.sizeBytes
+  let pieces = 0
   walkView(view, offset, view.driver.sizeBytes - offset, (extent, at, unitBytes) => {
+    if (++pieces === MAX_PIECES) {
+      // Whoever asks for the data behind this hole is told that they go on here.
+      found = at
+      return false
+    }
     if (extent.kind === 'packed') return true
     // The last cluster may go on behind the end of its file: there it is a hole.
     const data =

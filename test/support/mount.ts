@@ -155,6 +155,9 @@ export async function runIn(
   return stdout
 }
 
+/** So that root's servers leave no /var/log/vimgfs.log behind. */
+export const NO_LOG = ['--log-file', '/dev/null']
+
 export function vimgfs(
   place: Place,
   args: readonly string[],

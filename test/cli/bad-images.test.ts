@@ -1,0 +1,350 @@
+/**
+ * What is given instead of a good image: one line that names the file and what to do, exit code 1,
+ * soon, and nothing mounted. The tables of damaged headers are tested where they are read.
+ */
+import {
+  chmodSync,
+  copyFileSync,
+  mkdirSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
+import { join } from 'node:path'
+import t, { type Test } from 'tap'
+import { buildImage, type ImageSpec } from '../fixtures/qcow2-builder.js'
+import {
+  HERE,
+  isMounted,
+  mountFolder,
+  NO_LOG,
+  ordinaryUser,
+  type Place,
+  serversOf,
+  sharedFolder,
+  until,
+  vimgfs,
+} from '../support/mount.js'
+import { needsRoot, run } from '../support/run.js'
+
+const SAMPLE = new URL('../../samples/disk.qcow2', import.meta.url).pathname
+const SOON_MS = 5000
+const SMALL: ImageSpec = { clusterBits: 16, sizeBytes: 2 ** 20 }
+
+interface Case {
+  title: string
+  /** Makes the image in `folder`; its path. */
+  make: (folder: string) => string | Promise<string>
+  message: RegExp
+  args?: string[]
+}
+
+async function check(t: Test, { title, make, message, args = [] }: Case, place: Place = HERE) {
+  await t.test(title, async t => {
+    const image = await make(sharedFolder(t))
+    const folder = mountFolder(t, place)
+    for (const how of [[], ['-f']]) {
+      const started = Date.now()
+      const { code, stdout, stderr } = await vimgfs(place, [
+        'mount',
+        ...NO_LOG,
+        ...how,
+        ...args,
+        image,
+        folder,
+      ])
+      t.equal(code, 1)
+      t.equal(stdout, '')
+      t.match(stderr, message)
+      t.match(stderr, /^vimgfs: [^\n]*\n$/, 'one line')
+      t.ok(Date.now() - started < SOON_MS, 'soon')
+      t.notOk(await isMounted(place, folder))
+      t.ok(await until(() => serversOf(folder).length === 0), 'no server is left')
+    }
+  })
+}
+
+/** An image at `folder`/disk.qcow2. */
+const built =
+  (spec: Partial<ImageSpec>, change?: (bytes: Buffer) => void) =>
+  (folder: string): string => {
+    const file = join(folder, 'disk.qcow2')
+    const bytes = buildImage({ ...SMALL, ...spec }).bytes()
+    change?.(bytes)
+    writeFileSync(file, bytes)
+    return file
+  }
+const backed = (name: string, format = 'raw') => built({ backing: { name, format } })
+
+t.test('no images', async t => {
+  const cases: Case[] = [
+    {
+      title: 'a missing file',
+      make: folder => join(folder, 'missing.qcow2'),
+      message: /missing\.qcow2: it cannot be opened: no such file/,
+    },
+    {
+      title: 'a folder',
+      make: folder => folder,
+      message: /this is a folder, not a disk image; name an image file/,
+    },
+    {
+      title: 'a character device',
+      make: () => '/dev/null',
+      message: /\/dev\/null: this is a character device/,
+    },
+    {
+      title: 'a FIFO',
+      make: async folder => {
+        await run('mkfifo', [join(folder, 'fifo')])
+        return join(folder, 'fifo')
+      },
+      message: /fifo: this is a FIFO, not a disk image/,
+    },
+    {
+      title: 'a link to nowhere',
+      make: folder => {
+        symlinkSync('nowhere', join(folder, 'link'))
+        return join(folder, 'link')
+      },
+      message: /link: it cannot be opened: no such file/,
+    },
+    {
+      title: 'a text',
+      make: folder => {
+        writeFileSync(join(folder, 'text.qcow2'), 'no image\n'.repeat(1000))
+        return join(folder, 'text.qcow2')
+      },
+      message: /text\.qcow2: this is no qcow2 image.*--format raw/,
+    },
+    {
+      title: 'an empty file',
+      make: folder => {
+        writeFileSync(join(folder, 'empty.img'), '')
+        return join(folder, 'empty.img')
+      },
+      message: /empty\.img: this is no disk image: it has 0 bytes/,
+    },
+    {
+      title: 'raw where qcow2 is asked for',
+      args: ['--format', 'qcow2'],
+      make: folder => {
+        writeFileSync(join(folder, 'disk.img'), Buffer.alloc(4096))
+        return join(folder, 'disk.img')
+      },
+      message: /disk\.img: this is no qcow2 image/,
+    },
+    {
+      title: 'a protocol',
+      make: () => 'nbd:localhost:10809',
+      message: /nbd:localhost:10809: it cannot be opened: no such file/,
+    },
+    {
+      title: 'a name with a line break',
+      make: () => '/no\nsuch',
+      message: /\/no\\x0asuch: it cannot be opened/,
+    },
+  ]
+  for (const one of cases) await check(t, one)
+})
+
+t.test('damaged images', async t => {
+  const cases: Case[] = [
+    {
+      title: 'cut off in its header',
+      make: folder => {
+        const file = join(folder, 'disk.qcow2')
+        copyFileSync(SAMPLE, file)
+        truncateSync(file, 80)
+        return file
+      },
+      message: /disk\.qcow2: the qcow2 header is cut off after 80 bytes; restore it/,
+    },
+    {
+      title: 'cut off in its tables',
+      make: folder => {
+        const file = join(folder, 'disk.qcow2')
+        copyFileSync(SAMPLE, file)
+        truncateSync(file, 16384)
+        return file
+      },
+      message: /disk\.qcow2: .* beyond the end of the file/,
+    },
+    {
+      title: 'an L1 table of 2^32 - 1 entries',
+      make: built({}, bytes => bytes.writeUInt32BE(2 ** 32 - 1, 36)),
+      message: /the L1 table has 4294967295 entries/,
+    },
+    {
+      title: '2^32 - 1 snapshots',
+      make: built({}, bytes => bytes.writeUInt32BE(2 ** 32 - 1, 60)),
+      message: /it claims 4294967295 snapshots/,
+    },
+    {
+      title: 'a disk of 2^63 bytes',
+      make: built({}, bytes => bytes.writeBigUInt64BE(2n ** 63n, 24)),
+      message: /disk\.qcow2: the header is damaged/,
+    },
+    {
+      title: 'a feature that is not known',
+      make: built({ incompatible: 1n << 40n }),
+      message: /it uses incompatible features that are not known here: bit 40/,
+    },
+    {
+      title: 'version 4',
+      make: built({}, bytes => bytes.writeUInt32BE(4, 4)),
+      message: /qcow2 has no version 4; versions 2 and 3 are read/,
+    },
+  ]
+  for (const one of cases) await check(t, one)
+})
+
+t.test('backing files', async t => {
+  const cases: Case[] = [
+    {
+      title: 'missing',
+      make: backed('gone.img'),
+      message:
+        /disk\.qcow2: its backing file "gone\.img" cannot be opened: no such file; restore it.*rebase -u/,
+    },
+    {
+      title: 'itself',
+      make: backed('disk.qcow2', 'qcow2'),
+      message: /the chain is a loop; name the right file/,
+    },
+    {
+      title: 'itself by a link',
+      make: folder => {
+        symlinkSync('disk.qcow2', join(folder, 'link.qcow2'))
+        return backed('link.qcow2', 'qcow2')(folder)
+      },
+      message: /the chain is a loop/,
+    },
+    {
+      title: '/etc/shadow',
+      make: backed('/etc/shadow'),
+      message:
+        /its backing file "\/etc\/shadow" lies outside the image's folder; allow it with --allow-path \/etc/,
+    },
+    {
+      title: '/etc/shadow, by a way round',
+      make: backed('../../etc/../etc/shadow'),
+      message: /lies outside the image's folder|no such file/,
+    },
+    {
+      title: '/etc/shadow, by a link',
+      make: folder => {
+        symlinkSync('/etc/shadow', join(folder, 'base.img'))
+        return backed('base.img')(folder)
+      },
+      message: /its backing file "base\.img" lies outside the image's folder/,
+    },
+    {
+      title: 'a FIFO',
+      make: async folder => {
+        await run('mkfifo', [join(folder, 'fifo')])
+        return backed('fifo')(folder)
+      },
+      message: /its backing file "fifo" is a FIFO, not a regular file/,
+    },
+    { title: 'a folder', make: backed('.'), message: /its backing file "\." is a folder/ },
+    {
+      title: 'a device',
+      args: ['--allow-path', '/dev'],
+      make: backed('/dev/zero'),
+      message: /its backing file "\/dev\/zero" is a character device/,
+    },
+    {
+      title: 'a JSON description',
+      make: backed('json:{"driver":"file","filename":"/etc/shadow"}'),
+      message: /its backing file "json:.*is not a plain path but a protocol; only files are opened/,
+    },
+    {
+      title: 'a network',
+      make: backed('nbd:localhost:10809'),
+      message: /"nbd:localhost:10809" is not a plain path/,
+    },
+    {
+      title: 'a format that is not read',
+      make: folder => {
+        writeFileSync(join(folder, 'base.vmdk'), 'KDMV')
+        return backed('base.vmdk', 'vmdk')(folder)
+      },
+      message: /its backing file "base\.vmdk" has the format "vmdk"; raw and qcow2 are read/,
+    },
+    {
+      title: 'control characters in its name are shown, not obeyed',
+      make: backed('\x1b[2Jgone'),
+      message: /its backing file "\\x1b\[2Jgone" cannot be opened/,
+    },
+    {
+      title: 'a data file that is missing',
+      make: built({ dataFile: 'gone.data' }),
+      message: /its data file "gone\.data" cannot be opened: no such file/,
+    },
+    {
+      title: 'a chain that is longer than allowed',
+      args: ['--max-chain', '2'],
+      make: folder => {
+        buildImage(SMALL).write(join(folder, 'a.qcow2'))
+        buildImage({ ...SMALL, backing: { name: 'a.qcow2', format: 'qcow2' } }).write(
+          join(folder, 'b.qcow2'),
+        )
+        return backed('b.qcow2', 'qcow2')(folder)
+      },
+      message: /its chain of backing files is longer than 2; raise --max-chain/,
+    },
+    {
+      title: 'a folder to allow that is missing',
+      args: ['--allow-path', '/no/such'],
+      make: built({}),
+      message: /\/no\/such: the folder of --allow-path cannot be used: no such file/,
+    },
+  ]
+  for (const one of cases) await check(t, one)
+})
+
+t.test('what is allowed is read', async t => {
+  const base = sharedFolder(t)
+  writeFileSync(join(base, 'base.img'), Buffer.alloc(4096, 'b'))
+  const image = backed(join(base, 'base.img'))(sharedFolder(t))
+  const folder = mountFolder(t)
+  const log = join(base, 'log')
+  const args = ['mount', '--log-file', log, '--allow-path', base, image, folder]
+  const { code, stderr } = await vimgfs(HERE, args)
+  t.same({ code, stderr }, { code: 0, stderr: '' })
+  t.equal(await run('head', ['-c4', join(folder, 'disk.raw')]), 'bbbb')
+  t.equal(await run('ls', [folder]), 'disk.raw\ndisk@base.raw\n')
+})
+
+t.test('encrypted', async t => {
+  for (const [method, name] of ['AES', 'LUKS'].entries()) {
+    const make = built({}, bytes => bytes.writeUInt32BE(method + 1, 32))
+    const message = new RegExp(`the image is encrypted \\(${name}\\).*qemu-img convert`)
+    await check(t, { title: name, make, message })
+  }
+})
+
+t.test('files that the user may not read', needsRoot(), async t => {
+  const place = await ordinaryUser(t)
+  const make = (folder: string) => {
+    copyFileSync(SAMPLE, join(folder, 'disk.qcow2'))
+    chmodSync(join(folder, 'disk.qcow2'), 0o600)
+    return join(folder, 'disk.qcow2')
+  }
+  const message = /disk\.qcow2: it cannot be opened: permission denied; check that you may read it/
+  await check(t, { title: 'the image', make, message }, place)
+
+  const inClosed = (folder: string) => {
+    mkdirSync(join(folder, 'closed'), { mode: 0o700 })
+    return make(join(folder, 'closed'))
+  }
+  await check(t, { title: 'its folder', make: inClosed, message: /permission denied/ }, place)
+
+  const withBase = (folder: string) => {
+    writeFileSync(join(folder, 'base.img'), Buffer.alloc(4096), { mode: 0o600 })
+    return backed('base.img')(folder)
+  }
+  const ofBase = /its backing file "base\.img" cannot be opened: permission denied/
+  await check(t, { title: 'its backing file', make: withBase, message: ofBase }, place)
+})

@@ -1,0 +1,89 @@
+/** The command line itself: help, versions, wrong usage. */
+import { readFileSync } from 'node:fs'
+import t from 'tap'
+import { HERE, vimgfs } from '../support/mount.js'
+
+const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'))
+const COMMANDS = ['mount', 'umount', 'info', 'help']
+
+t.test('help', async t => {
+  for (const args of [['--help'], ['-h'], ['help']]) {
+    const { code, stdout, stderr } = await vimgfs(HERE, args)
+    t.equal(code, 0)
+    t.equal(stderr, '')
+    for (const command of COMMANDS) t.match(stdout, new RegExp(`^  ${command} `, 'm'), command)
+    t.match(stdout, /^Example: vimgfs mount /m)
+  }
+})
+
+t.test('help of each command, with an example', async t => {
+  for (const command of COMMANDS) {
+    const texts = []
+    for (const args of [
+      ['help', command],
+      [command, '--help'],
+      [command, '-h'],
+    ]) {
+      const { code, stdout, stderr } = await vimgfs(HERE, args)
+      t.equal(code, 0, args.join(' '))
+      t.equal(stderr, '')
+      texts.push(stdout)
+    }
+    t.equal(new Set(texts).size, 1, 'the same text')
+    t.match(texts[0], new RegExp(`^Usage: vimgfs ${command}.*\\n`))
+    t.match(texts[0], new RegExp(`^Example:\\n  vimgfs ${command} `, 'm'))
+    const tooLong = texts[0]!.split('\n').filter(line => line.length > 100)
+    t.same(tooLong, [], 'fits a terminal')
+  }
+})
+
+t.test('the help of mount names all of its options', async t => {
+  const { stdout } = await vimgfs(HERE, ['help', 'mount'])
+  for (const option of [
+    ...['allow_root', 'allow_other', 'default_permissions', 'uid=', 'gid=', 'umask=', 'fsname='],
+    ...['--foreground', '--format', '--threads', '--metadata-cache', '--allow-path', '--max-chain'],
+    ...['--log-level', '--log-file', '--quiet', 'user_allow_other'],
+  ]) {
+    t.match(stdout, option)
+  }
+})
+
+t.test('version', async t => {
+  for (const option of ['--version', '-V']) {
+    const { code, stdout } = await vimgfs(HERE, [option])
+    t.same({ code, stdout }, { code: 0, stdout: `vimgfs ${version}\n` })
+  }
+})
+
+t.test('no command at all: the help, as an error', async t => {
+  const { code, stdout, stderr } = await vimgfs(HERE, [])
+  t.equal(code, 2)
+  t.equal(stdout, '')
+  t.match(stderr, 'Usage: vimgfs COMMAND')
+})
+
+t.test('wrong usage: one line, exit code 2', async t => {
+  const cases: [string[], RegExp][] = [
+    [['frobnicate'], /there is no command "frobnicate"; vimgfs --help lists them/],
+    [['constructor'], /there is no command "constructor"/],
+    [['--frobnicate'], /there is no command "--frobnicate"/],
+    [['a\nb'], /there is no command "a\\x0ab"/],
+    [['help', 'frobnicate'], /there is no command "frobnicate"/],
+    [['help', '__proto__'], /there is no command "__proto__"/],
+    [['mount'], /IMAGE and MOUNTPOINT are missing; vimgfs help mount shows how/],
+    [['mount', 'disk.qcow2'], /MOUNTPOINT is missing/],
+    [['mount', 'a', 'b', 'c'], /"c" is one argument too many/],
+    [['mount', '--no-such', 'a', 'b'], /Unknown option '--no-such'; vimgfs help mount/],
+    [['mount', 'a', 'b', '-o'], /-o.*argument missing; vimgfs help mount/],
+    [['umount'], /MOUNTPOINT is missing; vimgfs help umount/],
+    [['umount', 'a', 'b'], /"b" is one argument too many/],
+    [['umount', '--force', 'a'], /Unknown option '--force'; vimgfs help umount/],
+  ]
+  for (const [args, message] of cases) {
+    const { code, stdout, stderr } = await vimgfs(HERE, args)
+    t.equal(code, 2, args.join(' '))
+    t.equal(stdout, '')
+    t.match(stderr, message)
+    t.match(stderr, /^vimgfs: [^\n]*\n$/, 'one line')
+  }
+})

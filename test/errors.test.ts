@@ -1,0 +1,62 @@
+/** What a user sees of an error, and what a program gets. */
+import { readFileSync } from 'node:fs'
+import { constants } from 'node:os'
+import t from 'tap'
+import {
+  type ErrorCode,
+  errnoOf,
+  ImageError,
+  isExpected,
+  MountError,
+  oneLine,
+  printable,
+  SystemError,
+  UsageError,
+} from '../src/errors.js'
+
+const { EACCES, EINVAL, EIO, ENOENT, EOPNOTSUPP, EROFS } = constants.errno
+
+const codes: [ErrorCode, number][] = [
+  ['NOT_AN_IMAGE', EINVAL],
+  ['UNSUPPORTED', EOPNOTSUPP],
+  ['CORRUPT', EIO],
+  ['REFUSED', EACCES],
+  ['MISSING', ENOENT],
+  ['READ_ONLY', EROFS],
+]
+for (const [code, errno] of codes) {
+  t.test(code, async t => t.equal(errnoOf(new ImageError(code, 'x')), errno))
+}
+
+t.test('other errors', async t => {
+  t.equal(errnoOf(new SystemError('read', EACCES)), EACCES)
+  t.equal(errnoOf(new TypeError('a bug')), EIO)
+  t.equal(errnoOf(undefined), EIO)
+  try {
+    readFileSync('/nowhere')
+  } catch (error) {
+    t.equal(errnoOf(error), ENOENT, 'those of Node, which are negative')
+    t.ok(isExpected(error))
+  }
+})
+
+t.test('a bug is not expected', async t => {
+  t.ok(isExpected(new ImageError('CORRUPT', 'x')))
+  t.ok(isExpected(new UsageError('x')))
+  t.ok(isExpected(new MountError('x')))
+  t.ok(isExpected(new SystemError('read', EIO)))
+  t.notOk(isExpected(new TypeError('x')))
+  t.notOk(isExpected('x'))
+})
+
+t.test('one line: what, where, and what to do', async t => {
+  const error = new ImageError('CORRUPT', 'a\nb', { path: '/x\x1b[2J/y', hint: 'go on\r' })
+  t.equal(oneLine(error), '/x\\x1b[2J/y: a\\x0ab; go on\\x0d')
+  t.equal(oneLine(new UsageError('no such option')), 'no such option')
+  t.equal(new SystemError('read', EIO, '/x').message, 'read /x: EIO')
+})
+
+t.test('printable', async t => {
+  t.equal(printable('ü\x7f\x9f\0'), 'ü\\x7f\\x9f\\x00')
+  t.equal(printable('x'.repeat(3000)), `${'x'.repeat(2000)}…`)
+})

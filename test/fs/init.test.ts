@@ -1,0 +1,95 @@
+import t from 'tap'
+import { answerInit } from '../../src/fs/init.js'
+import { bytes, UNIQUE, u32 } from './messages.js'
+
+/** What Linux 6.18 offers in `flags`: nearly everything. */
+const ALL_FLAGS = 0xf3fffffb
+const MAX_PAGES = 1 << 22
+const INIT_EXT = 1 << 30
+
+/** fuse_init_in; kernels before 7.36 end it after `flags`. */
+function init(major: number, minor: number, flags: number, readahead = 131072): Buffer {
+  const extension = minor >= 36 ? `${u32(0xffffffff)} ${'00'.repeat(44)}` : ''
+  const args = bytes(`
+    ${u32(major)} ${u32(minor)}
+    ${u32(readahead)} ${u32(flags)}
+    ${extension}`)
+  const head = bytes(`
+    ${u32(40 + args.length)} 1a000000 # opcode INIT
+    ${UNIQUE}
+    0000000000000000 00000000 00000000 00000000 00000000`)
+  return Buffer.concat([head, args])
+}
+
+t.test('the answer, all of it in bytes', async t => {
+  const { reply, isFinal, minor } = answerInit(init(7, 38, ALL_FLAGS))
+  t.same(
+    reply,
+    bytes(`
+      5000000000000000 ${UNIQUE}
+      07000000 26000000         # 7.38
+      00001000                  # readahead up to 1 MiB
+      21e04402                  # the flags below
+      4000 3000                 # max_background, congestion_threshold
+      00001000 01000000         # max_write, time_gran
+      0001 0000                 # max_pages 256, map_alignment
+      00000000 00000000         # flags2, max_stack_depth
+      ${'00'.repeat(24)}`),
+  )
+  t.ok(isFinal)
+  t.equal(minor, 38)
+})
+
+t.test('kernels', async t => {
+  const ours = {
+    ASYNC_READ: 0,
+    BIG_WRITES: 5,
+    DO_READDIRPLUS: 13,
+    READDIRPLUS_AUTO: 14,
+    ASYNC_DIO: 15,
+  }
+  const later = { PARALLEL_DIROPS: 18, MAX_PAGES: 22, EXPLICIT_INVAL_DATA: 25 }
+  const wanted = Object.values({ ...ours, ...later }).reduce((all, bit) => all + 2 ** bit, 0)
+  const cases = [
+    // Linux 4.18 knows neither MAX_PAGES (7.28) nor EXPLICIT_INVAL_DATA (7.30).
+    { minor: 27, offered: 0x1fffff, flags: wanted & 0x1fffff, pages: 0 },
+    { minor: 31, offered: 0xfffffff, flags: wanted, pages: 256 },
+    { minor: 31, offered: 0xfffffff & ~MAX_PAGES, flags: wanted & ~MAX_PAGES, pages: 0 },
+    { minor: 38, offered: ALL_FLAGS, flags: wanted, pages: 256 },
+    { minor: 45, offered: 0xffffffff, flags: wanted, pages: 256, spoken: 39 },
+    { minor: 45, offered: 0, flags: 0, pages: 0, spoken: 39 },
+  ]
+  for (const { minor, offered, flags, pages, spoken = minor } of cases) {
+    const title = `7.${minor} with ${offered.toString(16)}`
+    const answer = answerInit(init(7, minor, offered))
+    t.equal(answer.reply.length, 80, title)
+    t.equal(answer.reply.readUInt32LE(16), 7)
+    t.equal(answer.reply.readUInt32LE(20), spoken)
+    t.equal(answer.reply.readUInt32LE(28), flags)
+    t.equal(answer.reply.readUInt16LE(44), pages)
+    t.equal(answer.reply.readUInt32LE(28) & INIT_EXT, 0, 'flags2 was not asked for')
+    t.match(answer, { isFinal: true, minor: spoken, flags })
+  }
+})
+
+t.test('more readahead than we asked for is the kernel keeps', async t => {
+  t.equal(answerInit(init(7, 38, ALL_FLAGS, 8 * 2 ** 20)).reply.readUInt32LE(24), 8 * 2 ** 20)
+})
+
+t.test('a newer major version: ours, and the kernel asks again', async t => {
+  const { reply, isFinal } = answerInit(init(8, 1, ALL_FLAGS))
+  t.notOk(isFinal)
+  t.equal(reply.readUInt32LE(16), 7)
+  t.equal(reply.readUInt32LE(28), 0)
+})
+
+t.test('kernels that are too old: said with both versions', async t => {
+  for (const [major, minor] of [
+    [7, 26],
+    [7, 0],
+    [6, 99],
+  ] as const) {
+    const message = `this kernel speaks FUSE ${major}.${minor}; 7.27 (Linux 4.18) is needed`
+    t.throws(() => answerInit(init(major, minor, 0)), { name: 'MountError', message })
+  }
+})

@@ -1,0 +1,155 @@
+/** What an image may name, and what it may not. */
+import {
+  closeSync,
+  mkdirSync,
+  readFileSync,
+  realpathSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
+import { createServer } from 'node:net'
+import { basename, join } from 'node:path'
+import t from 'tap'
+import { oneLine } from '../../src/errors.js'
+import { allowedFolders, isWithin, openGiven, openNamed } from '../../src/io/named-file.js'
+import { run, tempFolder } from '../support/run.js'
+
+/** folder/{image,beside,below/deep,link-in,link-out,…} and outside/secret. */
+async function scene(t: Parameters<typeof tempFolder>[0]) {
+  const folder = tempFolder(t)
+  const outside = tempFolder(t)
+  for (const name of ['image', 'beside', 'a:b']) writeFileSync(join(folder, name), name)
+  mkdirSync(join(folder, 'below'))
+  writeFileSync(join(folder, 'below', 'deep'), 'deep')
+  writeFileSync(join(outside, 'secret'), 'secret')
+  symlinkSync(join(folder, 'beside'), join(folder, 'link-in'))
+  symlinkSync(join(outside, 'secret'), join(folder, 'link-out'))
+  symlinkSync(outside, join(folder, 'folder-out'))
+  symlinkSync('loop', join(folder, 'loop'))
+  symlinkSync('/dev/null', join(folder, 'device'))
+  await run('mkfifo', [join(folder, 'fifo')])
+  const server = createServer().listen(join(folder, 'socket'))
+  await new Promise(resolve => server.once('listening', resolve))
+  t.teardown(() => new Promise(resolve => server.close(resolve)))
+  return { folder, outside, image: join(folder, 'image') }
+}
+
+t.test('what an image names', async t => {
+  const { folder, outside, image } = await scene(t)
+  const allowed = allowedFolders(image, [])
+  const open = (name: string, folders = allowed) => {
+    const { path, fd } = openNamed(name, { by: image, role: 'backing file', allowed: folders })
+    const text = readFileSync(fd, 'utf8')
+    closeSync(fd)
+    return { path, text }
+  }
+  const good = [
+    { name: 'beside', text: 'beside' },
+    { name: './beside', text: 'beside' },
+    { name: 'below/deep', text: 'deep' },
+    { name: 'below/../beside', text: 'beside' },
+    { name: `../${basename(folder)}/beside`, text: 'beside' },
+    { name: join(folder, 'beside'), text: 'beside' },
+    { name: `file:${join(folder, 'beside')}`, text: 'beside' },
+    { name: 'file:beside', text: 'beside' },
+    { name: 'link-in', text: 'beside' },
+    { name: './a:b', text: 'a:b' },
+  ]
+  for (const { name, text } of good) {
+    t.test(name, async t => t.equal(open(name).text, text))
+  }
+  const refused = [
+    { name: 'nowhere', code: 'MISSING', says: /no such file/ },
+    { name: 'beside/x', code: 'MISSING', says: /not a folder/ },
+    { name: 'loop', code: 'MISSING', says: /too many symbolic links/ },
+    { name: 'x'.repeat(300), code: 'MISSING', says: /name is too long/ },
+    {
+      name: '/etc/shadow',
+      code: 'REFUSED',
+      says: /outside the image's folder; allow it with --allow-path \/etc/,
+    },
+    { name: '../../etc/passwd'.padStart(60, '../'), code: 'REFUSED', says: /outside/ },
+    { name: join(outside, 'secret'), code: 'REFUSED', says: /outside/ },
+    { name: 'link-out', code: 'REFUSED', says: /outside/ },
+    { name: 'folder-out/secret', code: 'REFUSED', says: /outside/ },
+    { name: 'device', code: 'REFUSED', says: /outside/ },
+    { name: 'fifo', code: 'REFUSED', says: /a FIFO/ },
+    { name: 'socket', code: 'REFUSED', says: /a socket/ },
+    { name: 'below', code: 'REFUSED', says: /a folder/ },
+    { name: '.', code: 'REFUSED', says: /a folder/ },
+    { name: '', code: 'REFUSED', says: /no file name/ },
+    { name: 'file:', code: 'REFUSED', says: /no file name/ },
+    { name: 'beside\0', code: 'REFUSED', says: /no file name/ },
+    {
+      name: 'json:{"driver":"file","filename":"/etc/shadow"}',
+      code: 'UNSUPPORTED',
+      says: /a protocol/,
+    },
+    { name: 'nbd://localhost/x', code: 'UNSUPPORTED', says: /a protocol/ },
+    { name: 'nbd:unix:/run/x', code: 'UNSUPPORTED', says: /a protocol/ },
+    { name: 'http://localhost/x', code: 'UNSUPPORTED', says: /a protocol/ },
+    { name: 'fat:/etc', code: 'UNSUPPORTED', says: /a protocol/ },
+    { name: 'a:b', code: 'UNSUPPORTED', says: /a protocol/ },
+    { name: 'file:json:{}', code: 'UNSUPPORTED', says: /a protocol/ },
+  ]
+  for (const { name, code, says } of refused) {
+    t.test(JSON.stringify(name).slice(0, 60), async t => {
+      try {
+        open(name)
+        t.fail('it was opened')
+      } catch (error) {
+        t.match(error, { name: 'ImageError', code })
+        const line = oneLine(error as Error)
+        t.match(line, says)
+        t.ok(line.startsWith(`${image}: its backing file `), 'names who named it')
+        t.match(line, /; \w/, 'says what to do')
+      }
+    })
+  }
+  t.test('devices are no files, wherever they are', async t => {
+    const anywhere = ['/']
+    t.throws(() => open('/dev/null', anywhere), { code: 'REFUSED', message: /character device/ })
+    t.equal(open(join(outside, 'secret'), anywhere).text, 'secret')
+  })
+  t.test('a folder that was allowed', async t => {
+    const wider = allowedFolders(image, [outside])
+    t.equal(open(join(outside, 'secret'), wider).text, 'secret')
+    t.equal(open('link-out', wider).text, 'secret')
+    t.throws(() => allowedFolders(image, [join(folder, 'nowhere')]), { code: 'MISSING' })
+  })
+  t.test('a path is kept as it was named', async t => {
+    t.equal(open('link-in').path, join(folder, 'link-in'))
+  })
+})
+
+t.test('what the user names', async t => {
+  const { folder, outside, image } = await scene(t)
+  const refused = [
+    { name: 'nowhere', code: 'MISSING' },
+    { name: 'below', code: 'REFUSED' },
+    { name: 'fifo', code: 'REFUSED' },
+    { name: 'socket', code: 'REFUSED' },
+    { name: 'device', code: 'REFUSED' },
+  ]
+  for (const { name, code } of refused) {
+    t.throws(() => openGiven(join(folder, name)), { code, context: { path: join(folder, name) } })
+  }
+  t.throws(() => openGiven('a\0b'), { name: 'ImageError' })
+  const { fd, path } = openGiven(join(folder, 'link-out'))
+  closeSync(fd)
+  t.equal(path, join(folder, 'link-out'), 'links lead where the user wants')
+  t.same(
+    allowedFolders(join(folder, 'link-out'), []),
+    [realpathSync(folder), realpathSync(outside)],
+    'both of its folders are its own',
+  )
+  t.same(allowedFolders(image, [folder]), [realpathSync(folder)])
+})
+
+t.test('within', async t => {
+  t.ok(isWithin('/a/b', '/a'))
+  t.ok(isWithin('/a/..b', '/a'))
+  t.ok(isWithin('/a', '/'))
+  t.notOk(isWithin('/ab', '/a'))
+  t.notOk(isWithin('/', '/a'))
+})
