@@ -23,8 +23,12 @@ const PACKAGE_OF = {
   'qemu-img': 'qemu-utils',
   'qemu-io': 'qemu-utils',
   'qemu-nbd': 'qemu-utils',
+  losetup: 'mount',
   'qemu-storage-daemon': 'qemu-system-common',
   qcowmount: 'libqcow-utils',
+  setpriv: 'util-linux',
+  unshare: 'util-linux',
+  zstd: 'zstd',
 }
 
 /** What ends a script with one line for the reader, as against a bug, which shows its stack. */

@@ -23,7 +23,18 @@ import {
 } from './bootstrap.mjs'
 import { FileReport } from './test-report.mjs'
 
-const PEERS = ['fusermount3', 'qemu-img', 'qemu-io', 'getfattr', 'mke2fs', 'debugfs']
+const PEERS = [
+  'fusermount3',
+  'qemu-img',
+  'qemu-io',
+  'getfattr',
+  'mke2fs',
+  'debugfs',
+  'zstd',
+  'losetup',
+  'setpriv',
+  'unshare',
+]
 const JOBS = 2
 /** tap ends a file at its limit and says which test it was in; past it, the file is killed. */
 const LIMIT_SECONDS = 300

@@ -15,6 +15,9 @@ export const SLICE_BYTES = 4096
 /** What a slice costs beyond its bytes: its Buffer, its key and its place in the cache. */
 const ENTRY_OVERHEAD_BYTES = 320
 
+/** Evicted slices that wait to be read into; each eviction frees one, each miss takes one. */
+const MAX_SPARE = 16
+
 export class MetadataCache {
   private readonly slices: LRUCache<number, Buffer>
   /** Evicted slices, read into again: a random read a slice would leave the collector 400 MB/s. */
@@ -33,7 +36,7 @@ export class MetadataCache {
       dispose: (slice, _key, reason) => {
         if (reason !== 'evict') return
         this.counts[COUNT.evictions]!++
-        if (slice.length === SLICE_BYTES) this.spare.push(slice)
+        if (slice.length === SLICE_BYTES && this.spare.length < MAX_SPARE) this.spare.push(slice)
       },
     })
   }
@@ -46,7 +49,8 @@ export class MetadataCache {
   slice(store: Store, storeId: number, at: number, length: number): Buffer {
     const key = storeId * 2 ** 44 + at / 512
     const cached = this.slices.get(key)
-    if (cached !== undefined) {
+    // An L1 table may be shorter than a slice, and a damaged image name its place for another table.
+    if (cached !== undefined && cached.length >= length) {
       this.counts[COUNT.hits]!++
       return cached
     }

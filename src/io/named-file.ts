@@ -31,6 +31,8 @@ export function openGiven(name: string): OpenedFile {
   return open(file, file, 0)
 }
 
+const RESTORE_NAMED = 'restore it, or name it with qemu-img rebase -u'
+
 export interface Naming {
   /** The file that holds the name, as it was opened. */
   readonly by: string
@@ -58,9 +60,8 @@ export function openNamed(name: string, naming: Naming): OpenedFile {
     refuse('REFUSED', 'is no file name', 'restore the image from a copy')
   }
   const file = path.resolve(path.dirname(naming.by), plain)
-  const context = `its ${naming.role} "${name}"`
-  const stat = statOf(file, naming.by, `restore it, or name it with qemu-img rebase -u`, context)
-  const real = fs.realpathSync(file)
+  const real = realOf(file)
+  // First of all: an image must not learn what there is elsewhere.
   if (!naming.allowed.some(folder => isWithin(real, folder))) {
     refuse(
       'REFUSED',
@@ -68,6 +69,8 @@ export function openNamed(name: string, naming: Naming): OpenedFile {
       `allow it with --allow-path ${path.dirname(real)}`,
     )
   }
+  const context = `its ${naming.role} "${name}"`
+  const stat = statOf(file, naming.by, RESTORE_NAMED, context)
   if (!stat.isFile()) {
     refuse(
       'REFUSED',
@@ -101,6 +104,16 @@ export function allowedFolders(image: string, extra: readonly string[]): string[
     }
   })
   return [...new Set([...own.map(folder => fs.realpathSync(folder)), ...named])]
+}
+
+/** `file` with its symbolic links resolved; where it does not exist, those of its folder. */
+function realOf(file: string): string {
+  try {
+    return fs.realpathSync(file)
+  } catch {
+    const folder = path.dirname(file)
+    return folder === file ? file : path.join(realOf(folder), path.basename(file))
+  }
 }
 
 export function isWithin(file: string, folder: string): boolean {

@@ -88,6 +88,8 @@ const ZSTD_MAGIC = 0xfd2fb528
 const ZSTD_SKIPPABLE = 0x184d2a50
 /** A frame may ask its decoder for a window; RFC 8878 advises to support and to limit to 8 MiB. */
 const MAX_ZSTD_WINDOW_BYTES = 8 * 2 ** 20
+/** Writers make one frame a cluster. Empty ones cost a decoder its window and bring no byte nearer. */
+const MAX_ZSTD_FRAMES = 1024
 
 /**
  * Zstd, in one frame or several. Every frame up to the one that fills the cluster must be complete;
@@ -95,7 +97,9 @@ const MAX_ZSTD_WINDOW_BYTES = 8 * 2 ** 20
  */
 export const unzstdCluster: Unpack = (packed, cluster) => {
   let filled = 0
+  let frames = 0
   for (let at = 0; filled < cluster.length; ) {
+    if (++frames > MAX_ZSTD_FRAMES) throw damaged()
     const frame = packed.subarray(at, at + zstdFrameBytes(packed, at))
     filled += unzstd(frame, cluster.subarray(filled))
     at += frame.length

@@ -196,3 +196,14 @@ for (const { title, entry, bitmap, isExtended = false, version = 3 } of damages)
     t.throws(() => readAt(view, size - 512, 1024), where, 'over its border')
   })
 }
+
+t.test('no more sectors are read than an entry claims', async t => {
+  // The stream goes on into a sector that is not its own, though the bytes there would do.
+  const cluster = deflated(prose(4 * K, 4), { gap: 500, moreSectors: -1 })
+  const { view } = opened(t, {
+    clusterBits: 12,
+    sizeBytes: 16 * K,
+    clusters: new Map([[1, cluster]]),
+  })
+  t.throws(() => readAt(view, 4 * K, 512), { code: 'CORRUPT', context: { offset: 4 * K } })
+})
