@@ -4,6 +4,7 @@
  */
 import assert from 'node:assert'
 import { ImageError } from '../errors.js'
+import { clear } from '../io/libc.js'
 import type { Extent, View } from './driver.js'
 import type { UnpackCrew } from './unpack-crew.js'
 
@@ -33,10 +34,10 @@ export function readView(
       if (extent.length === driver.unitBytes) {
         if (!crew?.add(extent, to)) extent.unpackInto(target.subarray(to, to + extent.length))
       } else extent.unpack().copy(target, to, extent.skip, extent.skip + extent.length)
-    } else target.fill(0, to, to + extent.length)
+    } else clear(target, to, to + extent.length)
     done += extent.length
   }
-  if (inside < length) target.fill(0, start + inside, start + length)
+  if (inside < length) clear(target, start + inside, start + length)
 }
 
 /**
@@ -64,12 +65,13 @@ function readData(
   if (problem) {
     throw new ImageError('CORRUPT', problem, { path: store.path, offset: offset + got })
   }
-  target.fill(0, to + got, to + length)
+  clear(target, to + got, to + length)
 }
 
 /**
  * Calls `visit` for each piece of `[offset, offset + length)` in order with what it finally is,
- * never 'parent', and what its file may end within; stops early when `visit` returns false, and then returns false.
+ * never 'parent', and what its file may end within; stops early when `visit` returns false, and then
+ * returns false.
  */
 export function walkView(
   view: View,

@@ -23,6 +23,15 @@ export const write: (fd: number, source: Buffer, bytes: number) => number = libc
   'int64_t write(int fd, const void *source, size_t bytes)',
 )
 
+const memset: (target: Buffer, byte: number, bytes: number) => void = libc.func(
+  'void memset(void *target, int byte, size_t bytes)',
+)
+
+/** Zeros `target` from `start` to `end`. `Buffer.fill` takes 40 times as long on shared memory. */
+export function clear(target: Buffer, start: number, end: number): void {
+  if (end > start) memset(target.subarray(start, end), 0, end - start)
+}
+
 /** The calling thread's errno, as the last call of this module left it. */
 export const errno = (): number => koffi.errno()
 

@@ -1,0 +1,97 @@
+/**
+ * Where the time of a read goes inside the server, without a kernel between: `npm run bench:profile`.
+ * What a request takes beyond these figures is the kernel's: waking threads, copying, page tables.
+ */
+import { execFileSync } from 'node:child_process'
+import { randomBytes } from 'node:crypto'
+import fs from 'node:fs'
+import path from 'node:path'
+
+const DIST = new URL('../../dist/', import.meta.url)
+const load = file => import(new URL(file, DIST))
+const { openChain, closeChain } = await load('formats/chain.js')
+const { catalogOf } = await load('formats/catalog.js')
+const { ImageSet } = await load('formats/image-set.js')
+const { readView } = await load('formats/engine.js')
+const { inflateCluster } = await load('formats/qcow2/inflate.js')
+const { pread } = await load('io/libc.js')
+
+const MIB = 2 ** 20
+const CLUSTER = 64 * 1024
+const DISK = 256 * MIB
+
+const folder = fs.mkdtempSync(
+  path.join(fs.existsSync('/dev/shm') ? '/dev/shm' : '/tmp', 'vimgfs-profile-'),
+)
+try {
+  const raw = path.join(folder, 'disk.raw')
+  fs.writeFileSync(raw, halfRandom(DISK))
+  for (const [name, ...options] of [['plain'], ['packed', '-c']]) {
+    const target = path.join(folder, `${name}.qcow2`)
+    execFileSync('qemu-img', ['convert', '-O', 'qcow2', ...options, raw, target], {
+      timeout: 120_000,
+    })
+  }
+  profile('plain.qcow2', [
+    ['4 KiB, random: lookup', 4096, ({ view, at }) => view.driver.lookup(at, 4096)],
+    ['4 KiB, random: pread of the file', 4096, ({ fd, target, at }) => pread(fd, target, 4096, at)],
+    ['4 KiB, random: all', 4096, ({ view, target, at }) => readView(view, target, 0, 4096, at)],
+    ['1 MiB: lookup', MIB, ({ view, at }) => view.driver.lookup(at, MIB)],
+    ['1 MiB: pread of the file', MIB, ({ fd, target, at }) => pread(fd, target, MIB, at)],
+    ['1 MiB: all', MIB, ({ view, target, at }) => readView(view, target, 0, MIB, at)],
+  ])
+  profile('packed.qcow2', [
+    ['zlib cluster: lookup', CLUSTER, ({ view, at }) => view.driver.lookup(at, CLUSTER)],
+    ['zlib cluster: pread of the file', CLUSTER, c => readPacked(c)],
+    ['zlib cluster: pread and inflate', CLUSTER, c => inflateCluster(readPacked(c), c.cluster)],
+    [
+      'zlib cluster: all',
+      CLUSTER,
+      ({ view, target, at }) => readView(view, target, 0, CLUSTER, at),
+    ],
+  ])
+} finally {
+  fs.rmSync(folder, { recursive: true })
+}
+
+/** Random bytes in hexadecimal digits, which deflate halves: nothing repeats, so all of it is decoding. */
+function halfRandom(bytes) {
+  const parts = []
+  for (let done = 0; done < bytes; done += MIB) parts.push(randomBytes(MIB / 2).toString('hex'))
+  return parts.join('')
+}
+
+function readPacked({ view, fd, at, packed }) {
+  const extent = view.driver.lookup(at, CLUSTER)
+  const { at: place, packedBytes } = extent.packed
+  return packed.subarray(0, pread(fd, packed, packedBytes, place))
+}
+
+function profile(image, rows) {
+  const chain = openChain(path.join(folder, image))
+  const images = new ImageSet(chain.layers, { metadataBytes: 32 * MIB, clusterBytes: MIB })
+  const context = {
+    view: images.viewOf(catalogOf(chain).entries[0]),
+    fd: chain.layers[0].fd,
+    target: Buffer.allocUnsafeSlow(MIB),
+    cluster: Buffer.allocUnsafeSlow(CLUSTER),
+    packed: Buffer.allocUnsafeSlow(2 * CLUSTER),
+  }
+  for (const [title, bytes, read] of rows) {
+    const places = DISK / bytes
+    // Past the first round the caches are warm, and the compiler has seen all there is.
+    const times = Array.from({ length: 6 }, () => {
+      const count = Math.min(places, 100_000)
+      const start = performance.now()
+      for (let i = 0; i < count; i++) {
+        context.at = Math.floor(Math.random() * places) * bytes
+        read(context)
+      }
+      return ((performance.now() - start) * 1000) / count
+    }).slice(1)
+    const median = times.sort((a, b) => a - b)[2]
+    const speed = bytes === 4096 ? '' : `${(bytes / median / 1).toFixed(0).padStart(8)} MB/s`
+    console.log(`${title.padEnd(36)}${median.toFixed(2).padStart(9)} µs${speed}`)
+  }
+  closeChain(chain)
+}
