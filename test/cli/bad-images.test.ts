@@ -18,6 +18,7 @@ import {
   isMounted,
   mountFolder,
   NO_LOG,
+  noFuse,
   ordinaryUser,
   type Place,
   serversOf,
@@ -304,7 +305,7 @@ t.test('backing files', async t => {
   for (const one of cases) await check(t, one)
 })
 
-t.test('what is allowed is read', async t => {
+t.test('what is allowed is read', noFuse(), async t => {
   const base = sharedFolder(t)
   writeFileSync(join(base, 'base.img'), Buffer.alloc(4096, 'b'))
   const image = backed(join(base, 'base.img'))(sharedFolder(t))
