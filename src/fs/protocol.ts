@@ -33,8 +33,6 @@ export const OUT_HEADER = layout({ length: u32le, error: i32le, unique: bytes(8)
 export const REPLY_BYTES = OUT_HEADER.size + MAX_REQUEST_BYTES
 
 export const INIT_IN = layout({ major: u32le, minor: u32le, maxReadahead: u32le, flags: u32le })
-/** Added in 7.36, where flags has INIT_EXT. */
-export const INIT_IN_EXTENSION = layout({ flags2: u32le })
 export const INIT_OUT = layout({
   major: u32le,
   minor: u32le,

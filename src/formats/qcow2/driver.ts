@@ -229,8 +229,8 @@ export class Qcow2Driver implements FormatDriver {
 
   /**
    * A cluster of an extended entry: runs of subclusters, each allocated, zero or silent by the
-   * bitmap behind the entry ("Extended L2 Entries"). Runs go on into the next cluster only where
-   * all of this one is of one kind.
+   * bitmap behind the entry ("Extended L2 Entries"). A run that reaches the cluster's end may go on
+   * in the next one.
    */
   private subclusters(
     slice: Buffer,
