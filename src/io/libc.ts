@@ -18,6 +18,10 @@ export const read: (fd: number, target: Buffer, bytes: number) => number = libc.
 export const pread: (fd: number, target: Buffer, bytes: number, at: number) => number = libc.func(
   'int64_t pread64(int fd, void *target, size_t bytes, int64_t at)',
 )
+/** pwrite(2): the bytes written, or -1 with {@link errno} set. */
+export const pwrite: (fd: number, source: Buffer, bytes: number, at: number) => number = libc.func(
+  'int64_t pwrite64(int fd, const void *source, size_t bytes, int64_t at)',
+)
 /** write(2): the bytes written, or -1 with {@link errno} set. */
 export const write: (fd: number, source: Buffer, bytes: number) => number = libc.func(
   'int64_t write(int fd, const void *source, size_t bytes)',
@@ -34,6 +38,20 @@ export function clear(target: Buffer, start: number, end: number): void {
 
 /** The calling thread's errno, as the last call of this module left it. */
 export const errno = (): number => koffi.errno()
+
+/** fdatasync(2): 0, or -1 with {@link errno} set. */
+export const fdatasync: (fd: number) => number = libc.func('int fdatasync(int fd)')
+/** ftruncate(2): 0, or -1 with {@link errno} set. */
+export const ftruncate: (fd: number, bytes: number) => number = libc.func(
+  'int ftruncate64(int fd, int64_t bytes)',
+)
+/** fallocate(2): 0, or -1 with {@link errno} set. */
+export const fallocate: (fd: number, mode: number, at: number, bytes: number) => number = libc.func(
+  'int fallocate64(int fd, int mode, int64_t at, int64_t bytes)',
+)
+export const FALLOC_FL_KEEP_SIZE = 1
+export const FALLOC_FL_PUNCH_HOLE = 2
+export const FALLOC_FL_ZERO_RANGE = 16
 
 const lseek64 = libc.func('int64_t lseek64(int fd, int64_t offset, int whence)')
 const fcntl = libc.func('int fcntl(int fd, int command, ...)')

@@ -3,12 +3,24 @@
  * lies above, which does not change.
  */
 import { SystemError } from '../errors.js'
-import { errno, pread, SEEK_DATA, SEEK_HOLE, seekExtent } from './libc.js'
+import {
+  errno,
+  FALLOC_FL_KEEP_SIZE,
+  FALLOC_FL_PUNCH_HOLE,
+  fallocate,
+  fdatasync,
+  ftruncate,
+  pread,
+  pwrite,
+  SEEK_DATA,
+  SEEK_HOLE,
+  seekExtent,
+} from './libc.js'
 
 export interface Store {
   /** For messages. */
   readonly path: string
-  /** Bytes, when it was opened. */
+  /** Bytes: when it was opened, or now where this process writes it. */
   readonly sizeBytes: number
   /**
    * Reads `length` bytes from `at` into `target` from `start` on. Returns the bytes read, fewer only
@@ -24,16 +36,39 @@ export interface Store {
   nextHole(at: number): number
 }
 
+/** A file of bytes that formats write, too. What fails throws a SystemError with the errno. */
+export interface WritableStore extends Store {
+  /**
+   * Writes `length` bytes of `source` from `start` on at `at`; the file grows as needed, and what lies
+   * between its old end and `at` reads as zeros. After an error any part of it may have been written.
+   */
+  write(source: Buffer, start: number, length: number, at: number): void
+  /** Returns when all that was written is on the disk; after an error none of it may be. */
+  sync(): void
+  /**
+   * Gives `length` bytes at `at` back: they read as zeros, the file's size stays. False where the file
+   * system cannot; then nothing has changed.
+   */
+  punch(at: number, length: number): boolean
+  /** Makes the file shorter, or longer by a hole. */
+  truncate(sizeBytes: number): void
+}
+
 const EINTR = 4
+const EIO = 5
 const ENXIO = 6
 
 /** A regular file or a block device, by a descriptor that somebody else closes. */
 export class FileStore implements Store {
   constructor(
     readonly path: string,
-    private readonly fd: number,
-    readonly sizeBytes: number,
+    protected readonly fd: number,
+    private readonly openedBytes: number,
   ) {}
+
+  get sizeBytes(): number {
+    return this.openedBytes
+  }
 
   read(target: Buffer, start: number, length: number, at: number): number {
     let done = 0
@@ -56,5 +91,51 @@ export class FileStore implements Store {
   nextHole(at: number): number {
     const found = seekExtent(this.fd, at, SEEK_HOLE)
     return found >= 0 ? found : this.sizeBytes
+  }
+}
+
+/**
+ * The same, for writing. Threads that write the same file share its size in `shared[0]`; whoever makes
+ * the file longer or shorter holds the exclusive side of the disk's lock.
+ */
+export class WritableFileStore extends FileStore implements WritableStore {
+  private readonly size: Float64Array
+
+  constructor(path: string, fd: number, shared: Float64Array) {
+    super(path, fd, shared[0] as number)
+    this.size = shared
+  }
+
+  override get sizeBytes(): number {
+    return this.size[0] as number
+  }
+
+  write(source: Buffer, start: number, length: number, at: number): void {
+    let done = 0
+    while (done < length) {
+      const from = start + done === 0 ? source : source.subarray(start + done)
+      const wrote = pwrite(this.fd, from, length - done, at + done)
+      if (wrote > 0) done += wrote
+      else if (wrote === 0) throw new SystemError('write', EIO, this.path)
+      else if (errno() !== EINTR) throw new SystemError('write', errno(), this.path)
+    }
+    if (at + length > this.sizeBytes) this.size[0] = at + length
+  }
+
+  sync(): void {
+    while (fdatasync(this.fd) !== 0) {
+      if (errno() !== EINTR) throw new SystemError('fdatasync', errno(), this.path)
+    }
+  }
+
+  punch(at: number, length: number): boolean {
+    return fallocate(this.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, length) === 0
+  }
+
+  truncate(sizeBytes: number): void {
+    while (ftruncate(this.fd, sizeBytes) !== 0) {
+      if (errno() !== EINTR) throw new SystemError('ftruncate', errno(), this.path)
+    }
+    this.size[0] = sizeBytes
   }
 }
