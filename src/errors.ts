@@ -17,6 +17,8 @@ export interface ErrorContext {
   path?: string
   /** Where on the guest's disk the fault shows, in bytes. */
   offset?: number
+  /** Whether going on to write the image would make it worse. */
+  endsWriting?: boolean
   /** What the user can do about it, as the end of a sentence. */
   hint?: string
 }
@@ -48,6 +50,8 @@ export class MountError extends Error {
 export class SystemError extends Error {
   override name = 'SystemError'
   readonly code: string
+  /** Whether what the image's file holds is not known any more. */
+  endsWriting = false
   constructor(
     readonly syscall: string,
     readonly errno: number,
@@ -56,6 +60,16 @@ export class SystemError extends Error {
     const code = errnoName(errno)
     super(`${syscall}${path === undefined ? '' : ` ${path}`}: ${code}`)
     this.code = code
+  }
+}
+
+/** Runs `act`; where it fails, nobody knows what the image's file holds, and writing has to end. */
+export function orEndWriting<T>(act: () => T): T {
+  try {
+    return act()
+  } catch (error) {
+    if (error instanceof SystemError) error.endsWriting = true
+    throw error
   }
 }
 

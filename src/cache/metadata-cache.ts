@@ -8,6 +8,7 @@ import { LRUCache } from 'lru-cache'
 import { ImageError } from '../errors.js'
 import type { Store } from '../io/store.js'
 import { COUNT } from './counts.js'
+import type { TablePool } from './table-pool.js'
 
 /** The size of a slice, and its alignment in the file, in bytes; less where clusters are smaller. */
 export const SLICE_BYTES = 4096
@@ -19,24 +20,27 @@ const ENTRY_OVERHEAD_BYTES = 320
 const MAX_SPARE = 16
 
 export class MetadataCache {
-  private readonly slices: LRUCache<number, Buffer>
+  private readonly slices: LRUCache<number, Slice>
   /** Evicted slices, read into again: a random read a slice would leave the collector 400 MB/s. */
-  private readonly spare: Buffer[] = []
+  private readonly spare: Slice[] = []
 
+  /** @param pool the tables of store 0 that have changed, where it is written */
   constructor(
     maxBytes: number,
     private readonly counts: Float64Array,
+    private readonly pool?: TablePool,
   ) {
     const maxSize = Math.max(maxBytes, 16 * (SLICE_BYTES + ENTRY_OVERHEAD_BYTES))
-    this.slices = new LRUCache<number, Buffer>({
+    this.slices = new LRUCache<number, Slice>({
       // With a count, too, the library keeps its links in typed arrays instead of plain ones.
       max: Math.ceil(maxSize / (512 + ENTRY_OVERHEAD_BYTES)),
       maxSize,
-      sizeCalculation: slice => slice.length + ENTRY_OVERHEAD_BYTES,
+      sizeCalculation: slice => slice.bytes.length + ENTRY_OVERHEAD_BYTES,
       dispose: (slice, _key, reason) => {
         if (reason !== 'evict') return
         this.counts[COUNT.evictions]!++
-        if (slice.length === SLICE_BYTES && this.spare.length < MAX_SPARE) this.spare.push(slice)
+        if (slice.bytes.length === SLICE_BYTES && this.spare.length < MAX_SPARE)
+          this.spare.push(slice)
       },
     })
   }
@@ -47,22 +51,38 @@ export class MetadataCache {
    * that is missing would read as "never written". What is returned is valid until the next call.
    */
   slice(store: Store, storeId: number, at: number, length: number): Buffer {
+    const pool = storeId === 0 ? this.pool : undefined
+    const changed = pool?.find(at)
+    if (changed !== undefined) return changed
     const key = storeId * 2 ** 44 + at / 512
+    const version = pool === undefined ? 0 : pool.version(at)
     const cached = this.slices.get(key)
     // An L1 table may be shorter than a slice, and a damaged image name its place for another table.
-    if (cached !== undefined && cached.length >= length) {
+    if (cached !== undefined && cached.bytes.length >= length && cached.version === version) {
       this.counts[COUNT.hits]!++
-      return cached
+      return cached.bytes
     }
     this.counts[COUNT.misses]!++
-    const slice = (length === SLICE_BYTES && this.spare.pop()) || Buffer.allocUnsafeSlow(length)
-    if (store.read(slice, 0, length, at) < length) {
+    const slice = this.empty(length)
+    slice.version = version
+    if (store.read(slice.bytes, 0, length, at) < length) {
       throw new ImageError('CORRUPT', `a table at ${at} lies beyond the end of the file`, {
         path: store.path,
       })
     }
     this.slices.set(key, slice)
     this.counts[COUNT.bytes] = this.slices.calculatedSize
-    return slice
+    return slice.bytes
   }
+
+  private empty(length: number): Slice {
+    const spare = length === SLICE_BYTES ? this.spare.pop() : undefined
+    return spare ?? { bytes: Buffer.allocUnsafeSlow(length), version: 0 }
+  }
+}
+
+interface Slice {
+  readonly bytes: Buffer
+  /** Of its place in the pool, when it was read. */
+  version: number
 }

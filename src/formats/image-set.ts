@@ -2,12 +2,20 @@
 import { ClusterCache } from '../cache/cluster-cache.js'
 import { COUNTS } from '../cache/counts.js'
 import { MetadataCache } from '../cache/metadata-cache.js'
-import type { FileStore } from '../io/store.js'
+import { TablePool } from '../cache/table-pool.js'
+import { type Store, WritableFileStore, type WritableStore } from '../io/store.js'
 import type { CatalogEntry } from './catalog.js'
 import { type LayerSpec, storeOf } from './chain.js'
+import type { DiskMemory } from './disk-memory.js'
 import type { Extent, FormatDriver, View } from './driver.js'
 import { Qcow2Driver, type Qcow2Parts } from './qcow2/driver.js'
+import type { Qcow2Header } from './qcow2/header.js'
+import type { Qcow2Memory } from './qcow2/write-memory.js'
+import { Qcow2Writer } from './qcow2/writer.js'
 import { RawDriver } from './raw.js'
+import { RawWriter } from './raw-writer.js'
+import { SharedDisk } from './shared-disk.js'
+import type { WritableDisk } from './writable.js'
 
 export interface CacheSizes {
   /** Bytes of tables. */
@@ -16,19 +24,39 @@ export interface CacheSizes {
   readonly clusterBytes: number
 }
 
-interface OpenLayer {
+/** One thread's part in writing. */
+export interface Writing {
+  readonly memory: DiskMemory
+  /** 0 to the number of threads - 1; the main thread takes the last. */
+  readonly thread: number
+  /** What the first layer is read from and written to, where that is no file. */
+  readonly stores?: WritableStores
+}
+
+/** The file of a layer, and where its data are: in the same file, or in an external data file. */
+interface Stores<S extends Store> {
+  readonly store: S
+  readonly dataStore: S
+}
+export type WritableStores = Stores<WritableStore>
+
+interface OpenLayer extends Stores<Store> {
   readonly spec: LayerSpec
-  readonly store: FileStore
-  readonly dataStore: FileStore
   view?: View
 }
 
 export class ImageSet {
   private readonly metadata: MetadataCache
   private readonly clusters: ClusterCache
-  private readonly layers: OpenLayer[]
+  private readonly layers: readonly OpenLayer[]
 
-  /** @param counts where the caches count, COUNTS each */
+  /** The first layer's disk, where it is written. */
+  readonly disk?: WritableDisk
+
+  /**
+   * @param counts where the caches count, COUNTS each
+   * @param writing present where the first layer, which was opened for writing, is written
+   */
   constructor(
     layers: readonly LayerSpec[],
     sizes: CacheSizes,
@@ -36,13 +64,18 @@ export class ImageSet {
       metadata: new Float64Array(COUNTS),
       clusters: new Float64Array(COUNTS),
     },
+    writing?: Writing,
   ) {
-    this.metadata = new MetadataCache(sizes.metadataBytes, counts.metadata)
+    const pool = writing?.memory.qcow2 && new TablePool(writing.memory.qcow2.pool)
+    this.metadata = new MetadataCache(sizes.metadataBytes, counts.metadata, pool)
     this.clusters = new ClusterCache(sizes.clusterBytes, counts.clusters)
-    this.layers = layers.map(spec => {
-      const store = storeOf(spec)
-      return { spec, store, dataStore: spec.dataFile ? storeOf(spec.dataFile) : store }
-    })
+    const [top, ...below] = layers as readonly [LayerSpec, ...LayerSpec[]]
+    const written = writing && (writing.stores ?? writableStores(top, writing.memory))
+    this.layers = [
+      { spec: top, ...(written ?? readableStores(top)) },
+      ...below.map(spec => ({ spec, ...readableStores(spec) })),
+    ]
+    if (writing && written) this.disk = this.openDisk(writing, written, pool)
   }
 
   /** What `entry` shows, from its first byte on. Throws ImageError where its table cannot be one. */
@@ -79,6 +112,34 @@ export class ImageSet {
     return index + 1 < this.layers.length ? this.layerView(index + 1) : undefined
   }
 
+  /** The first layer's view is the one that is written. */
+  private openDisk(
+    { memory, thread }: Writing,
+    { store, dataStore }: WritableStores,
+    pool: TablePool | undefined,
+  ): WritableDisk {
+    const layer = this.layers[0] as OpenLayer
+    const parent = this.parentOf(0)
+    const reader = this.driver(0)
+    const driver =
+      reader instanceof Qcow2Driver
+        ? new Qcow2Writer({
+            header: layer.spec.qcow2 as Qcow2Header,
+            driver: reader,
+            store,
+            dataStore,
+            storeId: 0,
+            metadata: this.metadata,
+            pool: pool as TablePool,
+            memory: memory.qcow2 as Qcow2Memory,
+            hasParent: parent !== undefined,
+          })
+        : new RawWriter(store)
+    const view = { driver, parent }
+    layer.view = view
+    return new SharedDisk(view, memory, thread, layer.spec.path)
+  }
+
   private driver(index: number): FormatDriver {
     const { spec, store } = this.layers[index] as OpenLayer
     const { qcow2 } = spec
@@ -93,6 +154,18 @@ export class ImageSet {
     const { metadata, clusters } = this
     return { header: spec.qcow2, store, dataStore, storeId: index, metadata, clusters }
   }
+}
+
+function readableStores(spec: LayerSpec): Stores<Store> {
+  const store = storeOf(spec)
+  return { store, dataStore: spec.dataFile ? storeOf(spec.dataFile) : store }
+}
+
+function writableStores({ path, fd, dataFile }: LayerSpec, memory: DiskMemory): WritableStores {
+  const store = new WritableFileStore(path, fd, new Float64Array(memory.sizes, 0, 1))
+  if (!dataFile) return { store, dataStore: store }
+  const size = new Float64Array(memory.sizes, 8, 1)
+  return { store, dataStore: new WritableFileStore(dataFile.path, dataFile.fd, size) }
 }
 
 /** A disk without its first `startOffset` bytes. */

@@ -17,20 +17,26 @@ export interface Reservation {
 }
 
 /**
- * A driver whose disk can be written. Everything but `overwritable` is called by one thread at a time,
- * while no other thread reads or writes.
+ * A driver whose disk can be written. Everything but `overwritable` and `Flush.run` is called by one
+ * thread at a time, while no other thread reads or writes.
  */
 export interface WritableDriver extends FormatDriver {
   /**
    * How many bytes from `offset` on, `length` at most, may be written where they are; 0 for none. They
-   * then lie at `placeAt` of `dataStore`, in one run.
+   * then lie at `placeAt` of `dataStore`, in one run. Several threads may ask at once.
    */
   overwritable(offset: number, length: number): number
   readonly placeAt: number
   readonly dataStore: WritableStore
+  /** Called before the first change of this mount; after an error it is called again. */
+  begin(): void
+  /** Whether what another step changes can be noted. Where not, there is something to flush. */
+  hasRoom(): boolean
+  /** Takes down that a range is about to change, for those who keep track. Several threads may. */
+  mark(offset: number, length: number): void
   /**
-   * Space for the piece of the disk at `offset`, which is not overwritable; it may end before
-   * `offset + length`, and may begin before `offset` and end behind it where units are not covered.
+   * Space for a piece of the disk that begins at `offset` or, where units are not covered, before it.
+   * It may end before `offset + length`. What is there is not overwritable.
    */
   reserve(offset: number, length: number): Reservation
   /** Makes the reserved space, which is filled now, what the disk has there. */
@@ -38,11 +44,36 @@ export interface WritableDriver extends FormatDriver {
   /** Gives space back that was never linked. */
   cancel(reservation: Reservation): void
   /**
-   * Makes whole units read as zeros without taking space: `length` bytes from `offset` on, both
-   * multiples of `zeroUnitBytes`. False where the format has no way; then nothing has changed.
+   * Makes whole units read as zeros without taking space, from `offset` on, as far as one step can:
+   * `length` bytes at most, both multiples of `zeroUnitBytes` or up to the disk's end. Returns how many
+   * bytes are done; 0 where the format has no way here.
    */
-  zeroUnits(offset: number, length: number): boolean
+  zeroUnits(offset: number, length: number): number
   readonly zeroUnitBytes: number
+  /** A write of zeros that covers a unit becomes `zeroUnits`. */
+  readonly detectsZeros: boolean
+  /** Takes down what a flush has to do. */
+  collect(): Flush
+  /** Where the disk changed its size or its tables' places by another thread's doing. */
+  refresh(): void
+  /**
+   * Makes the disk larger, in memory and in its tables, so that what is behind its old end can be
+   * zeroed; or takes that back. No flush runs meanwhile.
+   */
+  grow(sizeBytes: number): void
+  /** Makes the size that it has now last; everything else is flushed. */
+  keepSize(): void
+  /** The last change: the image is closed cleanly; everything is flushed. */
+  close(): void
+}
+
+/** One flush of a driver: `run`, and `settle` if `run` returned. */
+export interface Flush {
+  /** Brings to the disk what had changed when it was collected; others read and write meanwhile. */
+  run(): void
+  settle(): void
+  /** Whether more has to be flushed, such as space that was given back only now. */
+  readonly hasMore: boolean
 }
 
 /** A disk that is mounted for writing, as the requests of one thread see it. */
@@ -51,6 +82,8 @@ export interface WritableDisk {
   readonly sizeBytes: number
   /** When it was last written, in milliseconds since 1970; 0 before the first write of this mount. */
   readonly modified: number
+  /** Whether something was written that no flush has brought to the disk yet. */
+  readonly isDirty: boolean
   /**
    * What is not in order any more: the disk is read, but not written, from now on. Empty while all is
    * well.
@@ -67,4 +100,9 @@ export interface WritableDisk {
   flush(): void
   /** Makes the disk larger. Throws ImageError where the image cannot grow. */
   grow(sizeBytes: number): void
+  /**
+   * Ends writing: all is flushed, space that was freed is given back, and the image is marked as closed
+   * cleanly. Called once, when no other thread writes any more. Throws what `flush` throws.
+   */
+  close(): void
 }

@@ -112,14 +112,18 @@ export class WritableFileStore extends FileStore implements WritableStore {
 
   write(source: Buffer, start: number, length: number, at: number): void {
     let done = 0
-    while (done < length) {
-      const from = start + done === 0 ? source : source.subarray(start + done)
-      const wrote = pwrite(this.fd, from, length - done, at + done)
-      if (wrote > 0) done += wrote
-      else if (wrote === 0) throw new SystemError('write', EIO, this.path)
-      else if (errno() !== EINTR) throw new SystemError('write', errno(), this.path)
+    try {
+      while (done < length) {
+        const from = start + done === 0 ? source : source.subarray(start + done)
+        const wrote = pwrite(this.fd, from, length - done, at + done)
+        if (wrote > 0) done += wrote
+        else if (wrote === 0) throw new SystemError('write', EIO, this.path)
+        else if (errno() !== EINTR) throw new SystemError('write', errno(), this.path)
+      }
+    } finally {
+      // Also after an error: what lies behind the size counts as never written.
+      if (done > 0 && at + done > this.sizeBytes) this.size[0] = at + done
     }
-    if (at + length > this.sizeBytes) this.size[0] = at + length
   }
 
   sync(): void {

@@ -32,26 +32,26 @@ export interface Qcow2Parts {
   readonly clusters: ClusterCache
 }
 
-const COMPRESSED_HIGH = 0x40000000
-const COPIED_HIGH = 0x80000000
+/** Of an L1 or L2 entry's high half, and of its low half. */
+export const COMPRESSED_HIGH = 0x40000000
+export const COPIED_HIGH = 0x80000000
 const OFFSET_HIGH_MASK = 0x00ffffff
 const OFFSET_LOW_MASK = 0xfffffe00
-const ZERO_FLAG = 1
-const SUBCLUSTERS = 32
+export const ZERO_FLAG = 1
+export const SUBCLUSTERS = 32
 
 /** What a run of clusters is, so that neighbours of one kind become one extent. */
 type Run = 'data' | 'zero' | 'parent'
 
 export class Qcow2Driver implements FormatDriver {
   readonly unitBytes: number
-  readonly sizeBytes: number
-  private readonly l1Offset: number
-  private readonly l1Entries: number
-  private readonly coverage: number
-  private readonly entryBytes: number
-  private readonly sliceBytes: number
-  private readonly extended: boolean
-  private readonly external: boolean
+  /** Bytes of the disk that one L2 table maps. */
+  readonly coverage: number
+  readonly entryBytes: number
+  readonly sliceBytes: number
+  readonly extended: boolean
+  readonly external: boolean
+  private disk: { l1Offset: number; l1Entries: number; sizeBytes: number }
   /** The kind and the host offset of the entry that was decoded last: no object on the data path. */
   private kind: Run | 'packed' = 'parent'
   private host = 0
@@ -72,14 +72,21 @@ export class Qcow2Driver implements FormatDriver {
       const what = `an L1 table of ${l1.entries} entries at ${l1.offset} is impossible`
       throw new ImageError('CORRUPT', what, { path: store.path })
     }
-    this.sizeBytes = sizeBytes
-    this.l1Offset = l1.offset
-    this.l1Entries = l1.entries
+    this.disk = { l1Offset: l1.offset, l1Entries: l1.entries, sizeBytes }
     this.coverage = l2CoverageBytes(header)
     this.entryBytes = l2EntryBytes(header)
     this.sliceBytes = Math.min(SLICE_BYTES, this.unitBytes)
     this.extended = isExtendedL2(header)
     this.external = (header.incompatible & INCOMPATIBLE.externalData) !== 0n
+  }
+
+  get sizeBytes(): number {
+    return this.disk.sizeBytes
+  }
+
+  /** For a disk that has grown. */
+  moveTo(l1: { offset: number; entries: number }, sizeBytes: number): void {
+    this.disk = { l1Offset: l1.offset, l1Entries: l1.entries, sizeBytes }
   }
 
   lookup(offset: number, length: number): Extent {
@@ -90,23 +97,25 @@ export class Qcow2Driver implements FormatDriver {
       const silent = this.silentTables(l1Index, inTable + length) * this.coverage - inTable
       return { kind: 'parent', length: Math.min(length, silent) }
     }
-    const index = Math.floor(inTable / this.unitBytes)
-    const sliceStart = Math.floor((index * this.entryBytes) / this.sliceBytes) * this.sliceBytes
-    const { parts } = this
-    const slice = this.located(offset, () =>
-      parts.metadata.slice(parts.store, parts.storeId, table + sliceStart, this.sliceBytes),
-    )
-    const inSlice = index * this.entryBytes - sliceStart
+    const entryAt = Math.floor(inTable / this.unitBytes) * this.entryBytes
+    const inSlice = entryAt % this.sliceBytes
+    const slice = this.slice(table + entryAt - inSlice, offset)
     const inCluster = offset % this.unitBytes
     return this.extended
       ? this.subclusters(slice, inSlice, inCluster, offset, length)
       : this.standardClusters(slice, inSlice, inCluster, offset, length)
   }
 
+  /** The slice of an L2 table at `at` of the file; `offset` is for messages. */
+  slice(at: number, offset: number): Buffer {
+    const { metadata, store, storeId } = this.parts
+    return this.located(offset, () => metadata.slice(store, storeId, at, this.sliceBytes))
+  }
+
   /** Where the L2 table of an L1 entry is in the file; 0 when there is none. */
-  private l2Table(l1Index: number, offset: number): number {
+  l2Table(l1Index: number, offset: number): number {
     // A snapshot's table may be shorter than today's disk: nothing was written there.
-    if (l1Index >= this.l1Entries) return 0
+    if (l1Index >= this.disk.l1Entries) return 0
     const slice = this.l1Slice(l1Index, offset)
     const at = (l1Index * 8) % this.sliceBytes
     const high = slice.readUInt32BE(at)
@@ -122,18 +131,24 @@ export class Qcow2Driver implements FormatDriver {
     return table
   }
 
-  private l1Slice(l1Index: number, offset: number): Buffer {
+  /** Where the slice of the L1 table that has the entry `l1Index` is in the file. */
+  l1SliceAt(l1Index: number): number {
+    return this.disk.l1Offset + Math.floor((l1Index * 8) / this.sliceBytes) * this.sliceBytes
+  }
+
+  l1Slice(l1Index: number, offset: number): Buffer {
     const { store, storeId, metadata } = this.parts
-    const start = Math.floor((l1Index * 8) / this.sliceBytes) * this.sliceBytes
+    const at = this.l1SliceAt(l1Index)
+    const { l1Offset, l1Entries } = this.disk
     // The file may end with the L1 table's last entry, within the slice.
-    const length = Math.min(this.sliceBytes, this.l1Entries * 8 - start)
-    return this.located(offset, () => metadata.slice(store, storeId, this.l1Offset + start, length))
+    const length = Math.min(this.sliceBytes, l1Offset + l1Entries * 8 - at)
+    return this.located(offset, () => metadata.slice(store, storeId, at, length))
   }
 
   /** How many L1 entries from `l1Index` on name no table, as far as `bytes` of the disk reach. */
   private silentTables(l1Index: number, bytes: number): number {
     const wanted = Math.ceil(bytes / this.coverage)
-    const listed = Math.min(wanted, this.l1Entries - l1Index)
+    const listed = Math.min(wanted, this.disk.l1Entries - l1Index)
     let count = 1
     while (count < listed && this.isSilent(l1Index + count)) count++
     // Behind the table's end there is nothing, however far a snapshot says that its disk reaches.
@@ -202,20 +217,21 @@ export class Qcow2Driver implements FormatDriver {
       return
     }
     this.host = this.checkedHost(high, low, offset)
-    this.kind = this.isAllocated(high, offset) ? 'data' : 'parent'
+    this.kind = this.isAllocated(high, offset, this.host) ? 'data' : 'parent'
   }
 
   /** Whether `host` is where data are: 0 stands for "nowhere", but not in an external data file. */
-  private isAllocated(high: number, offset: number): boolean {
-    if (!this.external) return this.host !== 0
-    if (this.host === 0 && (high & COPIED_HIGH) === 0) return false
-    if (this.host !== offset - (offset % this.unitBytes)) {
-      throw this.damage(`an L2 entry maps another place of the data file, ${this.host}`, offset)
+  isAllocated(high: number, offset: number, host: number): boolean {
+    if (!this.external) return host !== 0
+    if (host === 0 && (high & COPIED_HIGH) === 0) return false
+    if (host !== offset - (offset % this.unitBytes)) {
+      throw this.damage(`an L2 entry maps another place of the data file, ${host}`, offset)
     }
     return true
   }
 
-  private checkedHost(high: number, low: number, offset: number): number {
+  /** The host offset of an L2 entry that is not compressed. Throws ImageError where it cannot be one. */
+  checkedHost(high: number, low: number, offset: number): number {
     const host = hostOffset(high, low)
     if (host % this.unitBytes !== 0 || !Number.isSafeInteger(host)) {
       throw this.damage(`an L2 entry maps a cluster at ${host}, which is not aligned`, offset)
@@ -293,7 +309,7 @@ export class Qcow2Driver implements FormatDriver {
     }
     if (isZero) return 'zero'
     if (!isAllocated) return 'parent'
-    if (!this.isAllocated(high, offset)) {
+    if (!this.isAllocated(high, offset, this.host)) {
       throw this.damage(`subcluster ${subcluster} is marked allocated in no cluster`, offset)
     }
     return 'data'
@@ -309,12 +325,7 @@ export class Qcow2Driver implements FormatDriver {
   ): Extent {
     if (this.external) throw this.damage('a compressed cluster with an external data file', offset)
     const { header } = this.parts
-    // Of the 62 low bits the offset takes the lower ones; 49 to 61 of them, so all of the low half.
-    const highOffsetBits = 62 - (header.clusterBits - 8) - 32
-    const high = slice.readUInt32BE(inSlice) & ~(COMPRESSED_HIGH | COPIED_HIGH)
-    const at = (high % 2 ** highOffsetBits) * 2 ** 32 + slice.readUInt32BE(inSlice + 4)
-    const moreSectors = Math.floor(high / 2 ** highOffsetBits)
-    const packedBytes = (moreSectors + 1) * 512 - (at % 512)
+    const { at, packedBytes } = packedAt(slice, inSlice, header.clusterBits)
     const { clusters, storeId, store } = this.parts
     const { compression } = header
     const unpackInto = (target: Buffer) => unpackFrom(store, at, packedBytes, compression, target)
@@ -350,9 +361,23 @@ export class Qcow2Driver implements FormatDriver {
     }
   }
 
-  private damage(message: string, offset: number, cause?: unknown): ImageError {
+  damage(message: string, offset: number, cause?: unknown): ImageError {
     return new ImageError('CORRUPT', message, { path: this.parts.store.path, offset }, { cause })
   }
+}
+
+/** Where the compressed bytes of an entry are in the file ("Compressed Clusters Descriptor"). */
+export function packedAt(
+  slice: Buffer,
+  inSlice: number,
+  clusterBits: number,
+): { at: number; packedBytes: number } {
+  // Of the 62 low bits the offset takes the lower ones; 49 to 61 of them, so all of the low half.
+  const highOffsetBits = 62 - (clusterBits - 8) - 32
+  const high = slice.readUInt32BE(inSlice) & ~(COMPRESSED_HIGH | COPIED_HIGH)
+  const at = (high % 2 ** highOffsetBits) * 2 ** 32 + slice.readUInt32BE(inSlice + 4)
+  const moreSectors = Math.floor(high / 2 ** highOffsetBits)
+  return { at, packedBytes: (moreSectors + 1) * 512 - (at % 512) }
 }
 
 const hostOffset = (high: number, low: number): number =>

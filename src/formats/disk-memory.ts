@@ -1,0 +1,39 @@
+/** What the threads of a mount share of a disk that they write. Plain data: it goes as a message. */
+import type { LayerSpec } from './chain.js'
+import { createLockMemory } from './disk-lock.js'
+import { createQcow2Memory, type Qcow2Memory } from './qcow2/write-memory.js'
+import { COUNTERS } from './shared-disk.js'
+
+export interface DiskMemory {
+  readonly lock: SharedArrayBuffer
+  readonly counters: SharedArrayBuffer
+  /** When the disk was last written. */
+  readonly times: SharedArrayBuffer
+  /** Why nothing is written any more: its length, and the text. */
+  readonly message: SharedArrayBuffer
+  /** The sizes of the image's file and of its external data file. */
+  readonly sizes: SharedArrayBuffer
+  readonly qcow2: Qcow2Memory | undefined
+}
+
+const MESSAGE_BYTES = 4 + 2048
+
+/**
+ * @param layer the image, opened for writing
+ * @param threads how many threads take part, the main thread included
+ */
+export function createDiskMemory(
+  layer: Pick<LayerSpec, 'sizeBytes' | 'qcow2' | 'dataFile'>,
+  threads: number,
+): DiskMemory {
+  const sizes = new SharedArrayBuffer(16)
+  new Float64Array(sizes).set([layer.sizeBytes, layer.dataFile?.sizeBytes ?? 0])
+  return {
+    lock: createLockMemory(threads),
+    counters: new SharedArrayBuffer(4 * COUNTERS),
+    times: new SharedArrayBuffer(8),
+    message: new SharedArrayBuffer(MESSAGE_BYTES),
+    sizes,
+    qcow2: layer.qcow2 && createQcow2Memory(layer.qcow2),
+  }
+}

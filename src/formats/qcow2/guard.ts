@@ -1,0 +1,127 @@
+/**
+ * Which clusters of the file hold live metadata, so that none is ever handed out for something else, and
+ * none is overwritten by the wrong table. Reference counts say the same while they are right; an image
+ * whose counts are wrong is destroyed by the first writer who believes them.
+ *
+ * A hash table of cluster numbers in shared memory. It starts small; each larger one is memory that
+ * costs nothing until it is used.
+ */
+export const KIND = {
+  header: 1,
+  l1: 2,
+  l2: 3,
+  refcountTable: 4,
+  refcountBlock: 5,
+  snapshotTable: 6,
+  snapshotL1: 7,
+  snapshotL2: 8,
+  bitmaps: 9,
+} as const
+export type Kind = (typeof KIND)[keyof typeof KIND]
+
+/** Sizes of the tables, powers of two. The largest holds what the limits of formats allow. */
+const SIZES = [2 ** 12, 2 ** 16, 2 ** 20, 2 ** 23]
+const MAX_LOAD = 0.6
+const AT = { table: 0, used: 1 }
+
+export interface GuardMemory {
+  readonly head: SharedArrayBuffer
+  readonly tables: readonly SharedArrayBuffer[]
+}
+
+/** A number and a kind for each place. */
+const BYTES_EACH = 9
+
+export function createGuardMemory(): GuardMemory {
+  return {
+    head: new SharedArrayBuffer(8),
+    tables: SIZES.map(size => new SharedArrayBuffer(size * BYTES_EACH)),
+  }
+}
+
+export class Guard {
+  private readonly head: Int32Array
+  private readonly keys: Float64Array[]
+  private readonly kinds: Uint8Array[]
+
+  constructor(memory: GuardMemory) {
+    this.head = new Int32Array(memory.head)
+    this.keys = memory.tables.map((table, i) => new Float64Array(table, 0, SIZES[i]))
+    this.kinds = memory.tables.map((table, i) => new Uint8Array(table, 8 * (SIZES[i] as number)))
+  }
+
+  clear(): void {
+    for (let table = 0; table <= (this.head[AT.table] as number); table++) {
+      this.keys[table]!.fill(0)
+      this.kinds[table]!.fill(0)
+    }
+    this.head.fill(0)
+  }
+
+  /** What lives in this cluster; 0 for no metadata. */
+  kindOf(cluster: number): Kind | 0 {
+    const table = this.head[AT.table] as number
+    return this.kinds[table]![this.placeOf(table, cluster)] as Kind | 0
+  }
+
+  /** Takes down clusters; returns the first that something else lives in, or -1. Then it stays so. */
+  add(cluster: number, clusters: number, kind: Kind): number {
+    let taken = -1
+    for (let i = 0; i < clusters; i++) {
+      const known = this.kindOf(cluster + i)
+      if (known === 0) this.put(cluster + i, kind)
+      else if (taken < 0 && !(known === kind && isShareable(kind))) taken = cluster + i
+    }
+    return taken
+  }
+
+  /** What lived in these clusters is gone, or is of another kind from now on. */
+  change(cluster: number, clusters: number, kind: Kind | 0): void {
+    for (let i = 0; i < clusters; i++) {
+      const table = this.head[AT.table] as number
+      const place = this.placeOf(table, cluster + i)
+      // A number stays in its place with kind 0: others may have been put behind it.
+      if (this.keys[table]![place] !== 0) this.kinds[table]![place] = kind
+      else if (kind !== 0) this.put(cluster + i, kind)
+    }
+  }
+
+  private put(cluster: number, kind: Kind): void {
+    if (
+      (this.head[AT.used] as number) + 1 >
+      (SIZES[this.head[AT.table] as number] as number) * MAX_LOAD
+    ) {
+      this.enlarge()
+    }
+    const table = this.head[AT.table] as number
+    const place = this.placeOf(table, cluster)
+    if (this.keys[table]![place] === 0) this.head[AT.used]!++
+    this.keys[table]![place] = cluster + 1
+    this.kinds[table]![place] = kind
+  }
+
+  private enlarge(): void {
+    const from = this.head[AT.table] as number
+    if (from + 1 === SIZES.length) throw new Error('more tables than an image can have')
+    this.head[AT.table] = from + 1
+    this.head[AT.used] = 0
+    this.keys[from]!.forEach((key, place) => {
+      const kind = this.kinds[from]![place] as Kind | 0
+      if (key !== 0 && kind !== 0) this.put(key - 1, kind)
+    })
+  }
+
+  /** Where `cluster` is in a table, or where it would be put. */
+  private placeOf(table: number, cluster: number): number {
+    const keys = this.keys[table] as Float64Array
+    const mask = keys.length - 1
+    const mixed = Math.imul((cluster % 2 ** 32) ^ Math.floor(cluster / 2 ** 32), 0x9e3779b1)
+    for (let place = (mixed ^ (mixed >>> 15)) & mask; ; place = (place + 1) & mask) {
+      const key = keys[place]
+      if (key === 0 || key === cluster + 1) return place
+    }
+  }
+}
+
+/** Snapshots share their tables with one another. */
+const isShareable = (kind: Kind): boolean => kind === KIND.snapshotL2 || kind === KIND.bitmaps

@@ -1,0 +1,99 @@
+/** Taking down all metadata of an image before it is written; see guard.ts. */
+import { ImageError } from '../../errors.js'
+import type { WritableStore } from '../../io/store.js'
+import { type Guard, KIND, type Kind } from './guard.js'
+import { AUTOCLEAR, clusterBytes, type Qcow2Header } from './header.js'
+import { readSnapshots, snapshotTableBytes } from './snapshots.js'
+
+/** Entries of the L1 tables of all snapshots that are looked into; a few seconds' worth. */
+const MAX_SNAPSHOT_L1_ENTRIES = 2 ** 22
+/** Bytes of a table that are read at once. */
+const CHUNK_BYTES = 2 ** 20
+
+/**
+ * Fills `guard` from the file as it is. Throws ImageError where two structures claim one cluster: then
+ * writing one would destroy the other.
+ */
+export function guardMetadata(guard: Guard, store: WritableStore, header: Qcow2Header): void {
+  const cluster = clusterBytes(header)
+  const add = (what: string, at: number, bytes: number, kind: Kind): void => {
+    if (bytes === 0) return
+    if (at % cluster !== 0 || !Number.isSafeInteger(at)) {
+      throw damage(store, `${what} at ${at} is not aligned to a cluster`)
+    }
+    const taken = guard.add(at / cluster, Math.ceil(bytes / cluster), kind)
+    if (taken < 0) return
+    throw damage(store, `${what} at ${at} overlaps other metadata at ${taken * cluster}`)
+  }
+  const { l1Offset, l1Entries, refcountTableOffset, refcountTableClusters } = header
+  const l1Bytes = l1Entries * 8
+  const refcountBytes = refcountTableClusters * cluster
+  add('the header', 0, cluster, KIND.header)
+  add('the L1 table', l1Offset, l1Bytes, KIND.l1)
+  add('the refcount table', refcountTableOffset, refcountBytes, KIND.refcountTable)
+  forEachOffset(store, refcountTableOffset, refcountBytes, 0xffffffff, at =>
+    add('a refcount block', at, cluster, KIND.refcountBlock),
+  )
+  forEachOffset(store, l1Offset, l1Bytes, 0x00ffffff, at =>
+    add('an L2 table', at, cluster, KIND.l2),
+  )
+  guardSnapshots(guard, store, header, add)
+  const { bitmaps, autoclear } = header
+  if (bitmaps && autoclear & AUTOCLEAR.bitmaps) {
+    add('the bitmap directory', bitmaps.directoryOffset, bitmaps.directoryBytes, KIND.bitmaps)
+  }
+}
+
+type Add = (what: string, at: number, bytes: number, kind: Kind) => void
+
+function guardSnapshots(guard: Guard, store: WritableStore, header: Qcow2Header, add: Add): void {
+  if (header.snapshotCount === 0) return
+  const cluster = clusterBytes(header)
+  const snapshots = readSnapshots(store, header)
+  add(
+    'the snapshot table',
+    header.snapshotsOffset,
+    snapshotTableBytes(store, header),
+    KIND.snapshotTable,
+  )
+  let entries = 0
+  for (const { l1Offset, l1Entries } of snapshots) {
+    add("a snapshot's L1 table", l1Offset, l1Entries * 8, KIND.snapshotL1)
+    entries += l1Entries
+    if (entries > MAX_SNAPSHOT_L1_ENTRIES) continue
+    forEachOffset(store, l1Offset, l1Entries * 8, 0x00ffffff, at => {
+      // Those that the disk shares are taken down as its own.
+      if (at % cluster === 0 && guard.kindOf(at / cluster) === 0) {
+        guard.add(at / cluster, 1, KIND.snapshotL2)
+      }
+    })
+  }
+}
+
+/** Calls `visit` for each offset in a table of entries of 64 bits that is not 0. */
+function forEachOffset(
+  store: WritableStore,
+  at: number,
+  bytes: number,
+  highMask: number,
+  visit: (offset: number) => void,
+): void {
+  for (let done = 0; done < bytes; done += CHUNK_BYTES) {
+    const chunk = Buffer.alloc(Math.min(CHUNK_BYTES, bytes - done))
+    // What the file does not reach are zeros, as a table's last cluster may be.
+    store.read(chunk, 0, chunk.length, at + done)
+    for (let i = 0; i + 8 <= chunk.length; i += 8) {
+      const high = (chunk.readUInt32BE(i) & highMask) >>> 0
+      const low = (chunk.readUInt32BE(i + 4) & 0xfffffe00) >>> 0
+      if (high !== 0 || low !== 0) visit(high * 2 ** 32 + low)
+    }
+  }
+}
+
+function damage(store: WritableStore, message: string): ImageError {
+  return new ImageError('CORRUPT', message, {
+    path: store.path,
+    endsWriting: true,
+    hint: 'look at it with vimgfs check; it can be mounted with -o ro',
+  })
+}

@@ -1,0 +1,60 @@
+/**
+ * Changing fields of the header in place (QEMU docs/interop/qcow2.rst, "Header"). Each function is one
+ * write of at most 24 bytes within the first sector, so a power cut leaves the old fields or the new
+ * ones. Nothing here syncs: the order is the caller's.
+ */
+import { bits64be, type Layout, layout, u32be, u64be } from '../../binary.js'
+import type { WritableStore } from '../../io/store.js'
+
+const DISK_SIZE_AT = 24
+const DISK_SIZE = layout({ sizeBytes: u64be })
+const L1_AT = 36
+const L1 = layout({ entries: u32be, offset: u64be })
+const REFCOUNT_TABLE_AT = 48
+const REFCOUNT_TABLE = layout({ offset: u64be, clusters: u32be })
+const SNAPSHOTS_AT = 60
+const SNAPSHOTS = layout({ count: u32be, offset: u64be })
+const FEATURES_AT = 72
+const FEATURES = layout({ incompatible: bits64be, compatible: bits64be, autoclear: bits64be })
+
+export interface Features {
+  readonly incompatible: bigint
+  readonly compatible: bigint
+  readonly autoclear: bigint
+}
+
+/** The disk's size in bytes. */
+export function writeDiskSize(store: WritableStore, sizeBytes: number): void {
+  put(store, DISK_SIZE_AT, DISK_SIZE, { sizeBytes })
+}
+
+/** The active L1 table: its entries, and where it is in the file. */
+export function writeL1(store: WritableStore, entries: number, offset: number): void {
+  put(store, L1_AT, L1, { entries, offset })
+}
+
+/** The refcount table: where it is in the file, and its length in clusters. */
+export function writeRefcountTable(store: WritableStore, offset: number, clusters: number): void {
+  put(store, REFCOUNT_TABLE_AT, REFCOUNT_TABLE, { offset, clusters })
+}
+
+/** The snapshot table: its entries, and where it is in the file. */
+export function writeSnapshotTable(store: WritableStore, count: number, offset: number): void {
+  put(store, SNAPSHOTS_AT, SNAPSHOTS, { count, offset })
+}
+
+/** The feature bits, all of them. The image has version 3: version 2 has other bytes there. */
+export function writeFeatures(store: WritableStore, features: Features): void {
+  const { incompatible, compatible, autoclear } = features
+  put(store, FEATURES_AT, FEATURES, { incompatible, compatible, autoclear })
+}
+
+function put<F>(
+  store: WritableStore,
+  at: number,
+  structure: Layout<F>,
+  value: Parameters<Layout<F>['encode']>[0],
+): void {
+  const bytes = structure.encode(value)
+  store.write(bytes, 0, bytes.length, at)
+}

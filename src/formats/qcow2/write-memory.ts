@@ -1,0 +1,39 @@
+/** What the threads that write a qcow2 image share; see disk-memory.ts. */
+import { createPoolMemory, type PoolMemory } from '../../cache/table-pool.js'
+import { createFreeMemory } from './free-queue.js'
+import { createGuardMemory, type GuardMemory } from './guard.js'
+import type { Qcow2Header } from './header.js'
+
+export interface Qcow2Memory {
+  readonly pool: PoolMemory
+  readonly guard: GuardMemory
+  readonly freed: SharedArrayBuffer
+  readonly state: SharedArrayBuffer
+}
+
+/** Places in `Qcow2Memory.state`: what of the header changes, and where free clusters are looked for. */
+export const STATE = {
+  sizeBytes: 0,
+  l1Offset: 1,
+  l1Entries: 2,
+  refcountTableOffset: 3,
+  refcountTableClusters: 4,
+  /** The cluster that the next search begins with. */
+  cursor: 5,
+  /** Clusters that were freed behind the cursor since the search last went back. */
+  freedBehind: 6,
+  /** The lowest of them. */
+  lowestFreed: 7,
+} as const
+
+export function createQcow2Memory(header: Qcow2Header): Qcow2Memory {
+  const state = new SharedArrayBuffer(8 * Object.keys(STATE).length)
+  const values = new Float64Array(state)
+  values[STATE.sizeBytes] = header.sizeBytes
+  values[STATE.l1Offset] = header.l1Offset
+  values[STATE.l1Entries] = header.l1Entries
+  values[STATE.refcountTableOffset] = header.refcountTableOffset
+  values[STATE.refcountTableClusters] = header.refcountTableClusters
+  values[STATE.lowestFreed] = Number.POSITIVE_INFINITY
+  return { pool: createPoolMemory(), guard: createGuardMemory(), freed: createFreeMemory(), state }
+}

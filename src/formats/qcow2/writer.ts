@@ -1,0 +1,662 @@
+/**
+ * Writing a qcow2 disk (QEMU docs/interop/qcow2.rst). The file is changed in an order that a power cut
+ * or a kill at any moment leaves it sound, with leaks at worst:
+ *
+ *  (1) A cluster is counted and filled, and both are on the disk, before an entry points at it. So a
+ *      flush has stages: data and counts, then the refcount table, then L1 and L2 entries.
+ *  (2) A new table is whole in the file before its first entry changes.
+ *  (3) A count goes down, and a cluster is used again, only after the flush that removed the last entry.
+ *  (4) No table is written but where it is known to be, and no cluster handed out that another structure
+ *      lives in (guard.ts).
+ *  (5) Entries are changed in place only under an L1 entry with the COPIED flag; else the table is
+ *      copied first. The same holds for clusters and their entries' flag.
+ */
+import type { MetadataCache } from '../../cache/metadata-cache.js'
+import { type DirtySlice, STAGE, STAGES, type TablePool } from '../../cache/table-pool.js'
+import { ImageError, orEndWriting } from '../../errors.js'
+import type { WritableStore } from '../../io/store.js'
+import type { Extent } from '../driver.js'
+import { MAX_L1_BYTES } from '../limits.js'
+import type { Flush, Reservation, WritableDriver } from '../writable.js'
+import {
+  COMPRESSED_HIGH,
+  COPIED_HIGH,
+  packedAt,
+  type Qcow2Driver,
+  SUBCLUSTERS,
+  ZERO_FLAG,
+} from './driver.js'
+import { FreeQueue } from './free-queue.js'
+import { Guard, KIND } from './guard.js'
+import { guardMetadata } from './guarded.js'
+import { AUTOCLEAR, COMPATIBLE, INCOMPATIBLE, type Qcow2Header } from './header.js'
+import { writeDiskSize, writeFeatures, writeL1 } from './header-update.js'
+import { Refcounts, type Run } from './refcounts.js'
+import { type Qcow2Memory, STATE } from './write-memory.js'
+
+export interface Qcow2WriterParts {
+  readonly header: Qcow2Header
+  /** The disk's driver; its tables come through `metadata`, which asks the pool first. */
+  readonly driver: Qcow2Driver
+  readonly store: WritableStore
+  readonly dataStore: WritableStore
+  readonly storeId: number
+  readonly metadata: MetadataCache
+  readonly pool: TablePool
+  readonly memory: Qcow2Memory
+  /** Whether there is a layer below. */
+  readonly hasParent: boolean
+}
+
+/** Slices of tables, and records of freed clusters, that one step changes at most. */
+const STEP_SLICES = 64
+const STEP_RECORDS = 2048
+/** Clusters that one reservation takes at most. */
+const MAX_RUN = 512
+const ALL_SUBCLUSTERS = 0xffffffff
+
+interface Qcow2Reservation extends Reservation {
+  /** Where the slice of the L2 table and the first entry in it are. */
+  readonly sliceAt: number
+  readonly inSlice: number
+  /** Where the first cluster is. */
+  readonly host: number
+  readonly clusters: number
+  /** What was allocated for it; nothing where the entry's own cluster is used. */
+  readonly run: Run | undefined
+  /** Bits of the subclusters that become allocated; of each cluster. */
+  readonly subclusters: number
+}
+
+export class Qcow2Writer implements WritableDriver {
+  readonly unitBytes: number
+  readonly zeroUnitBytes: number
+  readonly detectsZeros = true
+  readonly dataStore: WritableStore
+  placeAt = 0
+  private readonly pool: TablePool
+  private readonly guard: Guard
+  private readonly freed: FreeQueue
+  private readonly state: Float64Array
+  private readonly refcounts: Refcounts
+  private readonly subclusterBytes: number
+  private readonly keepsRaw: boolean
+
+  constructor(private readonly parts: Qcow2WriterParts) {
+    const { driver, header, store, storeId, metadata, memory, pool } = parts
+    this.unitBytes = driver.unitBytes
+    this.subclusterBytes = driver.extended ? driver.unitBytes / SUBCLUSTERS : driver.unitBytes
+    this.zeroUnitBytes = this.subclusterBytes
+    this.dataStore = parts.dataStore
+    this.pool = pool
+    this.guard = new Guard(memory.guard)
+    this.freed = new FreeQueue(memory.freed)
+    this.state = new Float64Array(memory.state)
+    this.keepsRaw = driver.external && (header.autoclear & AUTOCLEAR.rawExternalData) !== 0n
+    this.refcounts = new Refcounts({
+      store,
+      storeId,
+      metadata,
+      pool,
+      guard: this.guard,
+      freed: this.freed,
+      state: this.state,
+      clusterBytes: driver.unitBytes,
+      sliceBytes: driver.sliceBytes,
+      refcountOrder: header.refcountOrder,
+    })
+  }
+
+  get sizeBytes(): number {
+    return this.parts.driver.sizeBytes
+  }
+
+  lookup(offset: number, length: number): Extent {
+    return this.parts.driver.lookup(offset, length)
+  }
+
+  refresh(): void {
+    const { state } = this
+    const l1 = { offset: value(state, STATE.l1Offset), entries: value(state, STATE.l1Entries) }
+    this.parts.driver.moveTo(l1, value(state, STATE.sizeBytes))
+  }
+
+  begin(): void {
+    const { header, store } = this.parts
+    this.guard.clear()
+    guardMetadata(this.guard, store, header)
+    if (header.version === 2) return
+    const isLazy = (header.compatible & COMPATIBLE.lazyRefcounts) !== 0n
+    // What is promised by bits that are not known here does not hold any more.
+    const autoclear = header.autoclear & AUTOCLEAR.rawExternalData
+    const incompatible = header.incompatible | (isLazy ? INCOMPATIBLE.dirty : 0n)
+    if (autoclear === header.autoclear && incompatible === header.incompatible) return
+    writeFeatures(store, { incompatible, compatible: header.compatible, autoclear })
+    orEndWriting(() => store.sync())
+  }
+
+  hasRoom(): boolean {
+    return this.pool.hasRoom(STEP_SLICES) && this.freed.hasRoom(STEP_RECORDS)
+  }
+
+  mark(): void {}
+
+  overwritable(offset: number, length: number): number {
+    const { driver } = this.parts
+    const l1Index = Math.floor(offset / driver.coverage)
+    const table = driver.l2Table(l1Index, offset)
+    if (
+      table === 0 ||
+      !isCopied(driver.l1Slice(l1Index, offset), (l1Index * 8) % driver.sliceBytes)
+    ) {
+      return 0
+    }
+    const entryAt = Math.floor((offset % driver.coverage) / this.unitBytes) * driver.entryBytes
+    let at = entryAt % driver.sliceBytes
+    const slice = driver.slice(table + entryAt - at, offset)
+    const inCluster = offset % this.unitBytes
+    const host = this.ownHost(slice, at, offset)
+    if (host < 0) return 0
+    let done = this.allocatedIn(slice, at, inCluster, length, offset)
+    if (done === 0) return 0
+    this.placeAt = host + inCluster
+    while (done < length && (inCluster + done) % this.unitBytes === 0) {
+      at += driver.entryBytes
+      if (
+        at === slice.length ||
+        this.ownHost(slice, at, offset + done) !== host + inCluster + done
+      ) {
+        break
+      }
+      const more = this.allocatedIn(slice, at, 0, length - done, offset + done)
+      if (more === 0) break
+      done += more
+    }
+    return done
+  }
+
+  /** The cluster of an entry, when it is a normal one that nothing else points at; else -1. */
+  private ownHost(slice: Buffer, at: number, offset: number): number {
+    const { driver } = this.parts
+    const high = slice.readUInt32BE(at)
+    if (high & COMPRESSED_HIGH || !(high & COPIED_HIGH)) return -1
+    const low = slice.readUInt32BE(at + 4)
+    const host = driver.checkedHost(high, low, offset)
+    if (!driver.isAllocated(high, offset, host)) return -1
+    if (!driver.external && this.guard.kindOf(host / this.unitBytes) !== 0) {
+      const what = `an L2 entry maps the disk to ${host}, where the image has a table`
+      throw this.damage(what, offset)
+    }
+    return host
+  }
+
+  /** Bytes from `inCluster` on that are data, up to the cluster's end and `length`. */
+  private allocatedIn(
+    slice: Buffer,
+    at: number,
+    inCluster: number,
+    length: number,
+    offset: number,
+  ): number {
+    const rest = Math.min(length, this.unitBytes - inCluster)
+    if (!this.parts.driver.extended) return slice.readUInt32BE(at + 4) & ZERO_FLAG ? 0 : rest
+    const { zeros, allocated } = this.bitmapOf(slice, at, offset)
+    if (allocated === ALL_SUBCLUSTERS && zeros === 0) return rest
+    let end = inCluster
+    while (end < inCluster + rest) {
+      const bit = Math.floor(end / this.subclusterBytes)
+      if (!((allocated >>> bit) & 1) || (zeros >>> bit) & 1) break
+      end = (bit + 1) * this.subclusterBytes
+    }
+    return Math.min(rest, end - inCluster)
+  }
+
+  private bitmapOf(
+    slice: Buffer,
+    at: number,
+    offset: number,
+  ): { zeros: number; allocated: number } {
+    const zeros = slice.readUInt32BE(at + 8)
+    const allocated = slice.readUInt32BE(at + 12)
+    if ((zeros & allocated) !== 0) {
+      throw this.parts.driver.damage('subclusters are marked both allocated and zero', offset)
+    }
+    return { zeros, allocated }
+  }
+
+  reserve(offset: number, length: number): Reservation {
+    const { driver } = this.parts
+    const l1Index = Math.floor(offset / driver.coverage)
+    const table = this.ownTable(l1Index, offset)
+    const entryAt = Math.floor((offset % driver.coverage) / this.unitBytes) * driver.entryBytes
+    const inSlice = entryAt % driver.sliceBytes
+    const sliceAt = table + entryAt - inSlice
+    const slice = driver.slice(sliceAt, offset)
+    const inCluster = offset % this.unitBytes
+    const place = { sliceAt, inSlice, offset: offset - inCluster }
+    const host = this.ownHost(slice, inSlice, offset)
+    if (host >= 0) return this.reserveInOwn(slice, place, inCluster, length, host)
+
+    // Whatever subclusters the old cluster holds move with it, and those of the parent with them.
+    const isPartial = driver.extended && this.holdsNothing(slice, inSlice)
+    const isWhole = inCluster === 0 && length >= this.unitBytes
+    if (isPartial && !isWhole) return this.reservePart(place, inCluster, length)
+    const wanted = Math.min(
+      Math.ceil((inCluster + length) / this.unitBytes),
+      (slice.length - inSlice) / driver.entryBytes,
+      MAX_RUN,
+    )
+    let clusters = 1
+    while (clusters < wanted && this.needsNew(slice, inSlice, clusters, offset)) clusters++
+    // The last one may be covered in part only, and then has subclusters of its own to choose.
+    if (driver.extended && clusters > 1) {
+      clusters = Math.min(clusters, Math.max(1, Math.floor((inCluster + length) / this.unitBytes)))
+    }
+    return this.reserveClusters(place, clusters, ALL_SUBCLUSTERS)
+  }
+
+  /** The entry's own cluster: it is marked as zeros, or holds only some of its subclusters. */
+  private reserveInOwn(
+    slice: Buffer,
+    place: { sliceAt: number; inSlice: number; offset: number },
+    inCluster: number,
+    length: number,
+    host: number,
+  ): Qcow2Reservation {
+    const base = { ...place, host, clusters: 1, run: undefined, store: this.dataStore }
+    if (!this.parts.driver.extended) {
+      const whole = { length: this.unitBytes, at: host, isZeroed: false }
+      return { ...base, ...whole, subclusters: ALL_SUBCLUSTERS }
+    }
+    const { allocated } = this.bitmapOf(slice, place.inSlice, place.offset)
+    const first = Math.floor(inCluster / this.subclusterBytes)
+    const last = Math.floor(
+      Math.min(inCluster + length - 1, this.unitBytes - 1) / this.subclusterBytes,
+    )
+    let end = first + 1
+    while (end <= last && !((allocated >>> end) & 1)) end++
+    const start = first * this.subclusterBytes
+    return {
+      ...base,
+      offset: place.offset + start,
+      length: (end - first) * this.subclusterBytes,
+      at: host + start,
+      isZeroed: false,
+      subclusters: bitsOf(first, end),
+    }
+  }
+
+  /** A new cluster of which only the subclusters that are written become allocated. */
+  private reservePart(
+    place: { sliceAt: number; inSlice: number; offset: number },
+    inCluster: number,
+    length: number,
+  ): Qcow2Reservation {
+    const first = Math.floor(inCluster / this.subclusterBytes)
+    const until = Math.min(inCluster + length, this.unitBytes)
+    const end = Math.ceil(until / this.subclusterBytes)
+    const whole = this.reserveClusters(place, 1, bitsOf(first, end))
+    const start = first * this.subclusterBytes
+    return {
+      ...whole,
+      offset: place.offset + start,
+      length: (end - first) * this.subclusterBytes,
+      at: whole.host + start,
+    }
+  }
+
+  private reserveClusters(
+    place: { sliceAt: number; inSlice: number; offset: number },
+    clusters: number,
+    subclusters: number,
+  ): Qcow2Reservation {
+    const base = { ...place, store: this.dataStore, subclusters }
+    if (this.parts.driver.external) {
+      // Every byte of the disk has its place in the data file ("External data files").
+      const host = place.offset
+      const length = clusters * this.unitBytes
+      return { ...base, host, at: host, clusters, length, run: undefined, isZeroed: false }
+    }
+    const run = this.refcounts.allocate(clusters)
+    const host = run.cluster * this.unitBytes
+    const length = run.clusters * this.unitBytes
+    return { ...base, host, at: host, clusters: run.clusters, length, run, isZeroed: run.isZeroed }
+  }
+
+  /** Whether an extended entry has no cluster, so that nothing has to move with it. */
+  private holdsNothing(slice: Buffer, at: number): boolean {
+    const high = slice.readUInt32BE(at)
+    if (high & COMPRESSED_HIGH) return false
+    return slice.readUInt32BE(at + 12) === 0
+  }
+
+  private needsNew(slice: Buffer, inSlice: number, index: number, offset: number): boolean {
+    const { driver } = this.parts
+    const at = inSlice + index * driver.entryBytes
+    return this.ownHost(slice, at, offset - (offset % this.unitBytes) + index * this.unitBytes) < 0
+  }
+
+  link(reservation: Reservation): void {
+    const r = reservation as Qcow2Reservation
+    const { driver } = this.parts
+    const slice = this.editLinks(r.sliceAt, r.offset)
+    for (let i = 0; i < r.clusters; i++) {
+      const at = r.inSlice + i * driver.entryBytes
+      const isOwn =
+        r.run === undefined && this.ownHost(slice, at, r.offset + i * this.unitBytes) >= 0
+      const wasPacked = (slice.readUInt32BE(at) & COMPRESSED_HIGH) !== 0
+      if (!isOwn) this.release(slice, at, r.offset)
+      putEntry(slice, at, r.host + i * this.unitBytes, COPIED_HIGH, 0)
+      if (!driver.extended) continue
+      // The bits of a compressed cluster have no meaning.
+      const zeros = wasPacked ? 0 : slice.readUInt32BE(at + 8)
+      const allocated = wasPacked ? 0 : slice.readUInt32BE(at + 12)
+      slice.writeUInt32BE((zeros & ~r.subclusters) >>> 0, at + 8)
+      slice.writeUInt32BE((allocated | r.subclusters) >>> 0, at + 12)
+    }
+  }
+
+  cancel(reservation: Reservation): void {
+    const { run } = reservation as Qcow2Reservation
+    if (run) this.refcounts.cancel(run)
+  }
+
+  zeroUnits(offset: number, length: number): number {
+    const { driver, header, hasParent } = this.parts
+    // Whoever reads the data file as it is has to find the zeros there. It has no layer below.
+    if (this.keepsRaw) return this.dataStore.punch(offset, length) ? length : 0
+    if (header.version === 2 && hasParent) return 0
+    const l1Index = Math.floor(offset / driver.coverage)
+    const first = Math.floor((offset % driver.coverage) / this.unitBytes) * driver.entryBytes
+    const inSlice = first % driver.sliceBytes
+    const slice = this.editLinks(this.ownTable(l1Index, offset) + first - inSlice, offset)
+    let done = 0
+    for (let at = inSlice; done < length && at < slice.length; at += driver.entryBytes) {
+      const from = done === 0 ? offset % this.unitBytes : 0
+      const to = Math.min(this.unitBytes, from + length - done)
+      const bytes = this.flagCluster(slice, at, from, to, offset + done)
+      if (bytes === 0) break
+      done += bytes
+    }
+    return Math.min(done, length)
+  }
+
+  /** Bytes `from` to `to` of the cluster of one entry; returns how many are zeros now. */
+  private flagCluster(slice: Buffer, at: number, from: number, to: number, offset: number): number {
+    const { driver, header } = this.parts
+    // The disk may end inside its last cluster: what is behind is not anybody's.
+    const isWhole = from === 0 && (to === this.unitBytes || offset + to === this.sizeBytes)
+    if (!isWhole) return this.flagSubclusters(slice, at, from, to, offset)
+    const high = slice.readUInt32BE(at)
+    if (driver.external) {
+      const host = driver.checkedHost(high, slice.readUInt32BE(at + 4), offset)
+      if (driver.isAllocated(high, offset, host)) this.dataStore.punch(host, this.unitBytes)
+    } else this.release(slice, at, offset)
+    const hasFlag = header.version === 3 && !driver.extended
+    putEntry(slice, at, 0, 0, hasFlag ? ZERO_FLAG : 0)
+    if (driver.extended) {
+      slice.writeUInt32BE(ALL_SUBCLUSTERS, at + 8)
+      slice.writeUInt32BE(0, at + 12)
+    }
+    return to - from
+  }
+
+  /** Subclusters of one cluster; 0 where they are compressed and have to be written. */
+  private flagSubclusters(
+    slice: Buffer,
+    at: number,
+    from: number,
+    to: number,
+    offset: number,
+  ): number {
+    if (slice.readUInt32BE(at) & COMPRESSED_HIGH) return 0
+    const bits = bitsOf(from / this.subclusterBytes, Math.ceil(to / this.subclusterBytes))
+    const { zeros, allocated } = this.bitmapOf(slice, at, offset)
+    const { external } = this.parts.driver
+    const host = this.ownHost(slice, at, offset)
+    const left = (allocated & ~bits) >>> 0
+    // What a power cut leaves of a zeroing that no flush followed may be old bytes or zeros.
+    if (host >= 0 && (left !== 0 || external)) this.dataStore.punch(host + from, to - from)
+    if (left === 0 && !external) {
+      this.release(slice, at, offset)
+      putEntry(slice, at, 0, 0, 0)
+    }
+    slice.writeUInt32BE((zeros | bits) >>> 0, at + 8)
+    slice.writeUInt32BE(left, at + 12)
+    return to - from
+  }
+
+  collect(): Flush {
+    const slices = this.pool.collect()
+    for (const { at, stage } of slices) this.checkPlace(at, stage) // rule (4)
+    const freedUntil = this.freed.end
+    const { pool } = this
+    let hasMore = false
+    return {
+      run: () => this.writeSlices(slices),
+      settle: () => {
+        pool.flushed(slices)
+        this.giveBack(freedUntil)
+        hasMore = !this.freed.isEmpty || pool.dirty > 0
+      },
+      get hasMore() {
+        return hasMore
+      },
+    }
+  }
+
+  /** Rule (1). */
+  private writeSlices(slices: readonly DirtySlice[]): void {
+    const { store } = this.parts
+    for (let stage = 0; stage < STAGES; stage++) {
+      const due = slices.filter(slice => slice.stage === stage)
+      for (const { at, bytes } of due) store.write(bytes, 0, bytes.length, at)
+      // The first sync is for the data too.
+      if (stage === 0 || due.length > 0) this.sync()
+    }
+  }
+
+  private sync(): void {
+    const { store } = this.parts
+    orEndWriting(() => {
+      if (this.dataStore !== store) this.dataStore.sync()
+      store.sync()
+    })
+  }
+
+  private checkPlace(at: number, stage: number): void {
+    const kind = this.guard.kindOf(Math.floor(at / this.unitBytes))
+    const isRight =
+      stage === STAGE.links
+        ? kind === KIND.l1 || kind === KIND.l2
+        : kind === (stage === STAGE.refcounts ? KIND.refcountBlock : KIND.refcountTable)
+    if (isRight) return
+    throw this.damage(`a table was to be written to ${at}, where the image has something else`)
+  }
+
+  /** Counts down what was freed before the flush that is done now, as far as there is room. Rule (3). */
+  private giveBack(freedUntil: number): void {
+    let start = 0
+    let end = 0
+    const punch = () => {
+      if (end > start)
+        this.parts.store.punch(start * this.unitBytes, (end - start) * this.unitBytes)
+    }
+    while (this.pool.hasRoom(STEP_SLICES)) {
+      const freed = this.freed.take(freedUntil)
+      if (!freed) break
+      for (let c = freed.cluster; c < freed.cluster + freed.clusters; c++) {
+        if (!this.refcounts.release(c)) continue
+        if (c !== end) {
+          punch()
+          start = c
+        }
+        end = c + 1
+      }
+    }
+    punch()
+  }
+
+  grow(sizeBytes: number): void {
+    const { driver, header } = this.parts
+    if (header.version === 2 && header.snapshotCount > 0) {
+      throw this.refused('an image of version 2 with snapshots cannot grow')
+    }
+    if (this.keepsRaw) throw this.refused('an image with a raw external data file cannot grow')
+    const entries = Math.ceil(sizeBytes / driver.coverage)
+    if (entries * 8 > MAX_L1_BYTES)
+      throw this.refused(`a disk of ${sizeBytes} bytes is too large for its clusters`)
+    if (entries > value(this.state, STATE.l1Entries)) this.growL1(entries)
+    if (driver.external && this.dataStore.sizeBytes < sizeBytes) this.dataStore.truncate(sizeBytes)
+    this.state[STATE.sizeBytes] = sizeBytes
+    this.refresh()
+  }
+
+  keepSize(): void {
+    const { store } = this.parts
+    orEndWriting(() => {
+      writeDiskSize(store, this.sizeBytes)
+      this.sync()
+    })
+  }
+
+  /** The new table is on the disk, and counted, before the header names it. */
+  private growL1(entries: number): void {
+    const { driver, store } = this.parts
+    const { state, unitBytes } = this
+    const oldOffset = value(state, STATE.l1Offset)
+    const oldEntries = value(state, STATE.l1Entries)
+    const clusters = Math.ceil((entries * 8) / unitBytes)
+    const run = this.refcounts.allocateRun(clusters)
+    try {
+      const table = Buffer.alloc(clusters * unitBytes)
+      for (let i = 0; i < oldEntries; i++) {
+        const slice = driver.l1Slice(i, 0)
+        const at = (i * 8) % driver.sliceBytes
+        slice.copy(table, i * 8, at, at + 8)
+      }
+      const offset = run.cluster * unitBytes
+      this.pool.forget(offset, table.length)
+      store.write(table, 0, table.length, offset)
+      const counts = this.pool.collect()
+      this.writeSlices(counts)
+      this.pool.flushed(counts)
+    } catch (error) {
+      this.refcounts.cancel(run)
+      throw error
+    }
+    orEndWriting(() => {
+      writeL1(store, entries, run.cluster * unitBytes)
+      store.sync()
+    })
+    const oldClusters = Math.ceil((oldEntries * 8) / unitBytes)
+    this.pool.forget(oldOffset, oldClusters * unitBytes)
+    this.guard.change(oldOffset / unitBytes, oldClusters, 0)
+    this.guard.change(run.cluster, clusters, KIND.l1)
+    if (oldClusters > 0) this.freed.put(oldOffset / unitBytes, oldClusters)
+    state[STATE.l1Offset] = run.cluster * unitBytes
+    state[STATE.l1Entries] = entries
+    this.refresh()
+  }
+
+  close(): void {
+    const { header, store } = this.parts
+    if (header.version === 2 || (header.compatible & COMPATIBLE.lazyRefcounts) === 0n) return
+    const { incompatible, compatible } = header
+    const autoclear = header.autoclear & AUTOCLEAR.rawExternalData
+    writeFeatures(store, { incompatible, compatible, autoclear })
+    orEndWriting(() => store.sync())
+  }
+
+  /** The L2 table of an L1 entry, which nothing else points at: new, or a copy, where need be. Rule (5). */
+  private ownTable(l1Index: number, offset: number): number {
+    const { driver, store } = this.parts
+    const { unitBytes } = this
+    const old = driver.l2Table(l1Index, offset)
+    const inSlice = (l1Index * 8) % driver.sliceBytes
+    if (old !== 0 && isCopied(driver.l1Slice(l1Index, offset), inSlice)) {
+      if (this.guard.kindOf(old / unitBytes) === KIND.l2) return old
+      throw this.damage(`an L2 table at ${old} lies where the image has something else`, offset)
+    }
+    const table = Buffer.alloc(unitBytes)
+    for (let at = 0; old !== 0 && at < unitBytes; at += driver.sliceBytes) {
+      driver.slice(old + at, offset).copy(table, at)
+    }
+    const run = this.refcounts.allocate(1)
+    const place = run.cluster * unitBytes
+    try {
+      this.pool.forget(place, unitBytes)
+      store.write(table, 0, unitBytes, place) // rule (2)
+      const load = () => driver.l1Slice(l1Index, offset)
+      putEntry(
+        this.pool.edit(driver.l1SliceAt(l1Index), STAGE.links, load),
+        inSlice,
+        place,
+        COPIED_HIGH,
+        0,
+      )
+    } catch (error) {
+      this.refcounts.cancel(run)
+      throw error
+    }
+    this.guard.change(run.cluster, 1, KIND.l2)
+    if (old !== 0) {
+      this.guard.change(old / unitBytes, 1, KIND.snapshotL2)
+      this.freed.put(old / unitBytes, 1)
+    }
+    return place
+  }
+
+  private editLinks(sliceAt: number, offset: number): Buffer {
+    return this.pool.edit(sliceAt, STAGE.links, () => this.parts.driver.slice(sliceAt, offset))
+  }
+
+  /** What the entry at `at` points at loses one reference, once a flush has removed the entry. */
+  private release(slice: Buffer, at: number, offset: number): void {
+    const { driver, header } = this.parts
+    if (driver.external) return
+    const high = slice.readUInt32BE(at)
+    if (high & COMPRESSED_HIGH) {
+      const { at: from, packedBytes } = packedAt(slice, at, header.clusterBits)
+      const first = Math.floor(from / this.unitBytes)
+      const last = Math.floor((from + packedBytes - 1) / this.unitBytes)
+      this.freed.put(first, last - first + 1)
+      return
+    }
+    const host = driver.checkedHost(high, slice.readUInt32BE(at + 4), offset)
+    if (host !== 0) this.freed.put(host / this.unitBytes, 1)
+  }
+
+  private damage(message: string, offset?: number): ImageError {
+    return new ImageError('CORRUPT', message, {
+      path: this.parts.store.path,
+      ...(offset !== undefined && { offset }),
+      endsWriting: true,
+    })
+  }
+
+  private refused(message: string): ImageError {
+    return new ImageError('REFUSED', message, { path: this.parts.store.path })
+  }
+}
+
+const value = (state: Float64Array, at: number): number => state[at] as number
+
+const isCopied = (slice: Buffer, at: number): boolean =>
+  (slice.readUInt32BE(at) & COPIED_HIGH) !== 0
+
+/** Bits `first` to `end - 1`. */
+const bitsOf = (first: number, end: number): number =>
+  (end - first === 32 ? ALL_SUBCLUSTERS : (2 ** (end - first) - 1) << first) >>> 0
+
+/** The first 64 bits of an L2 entry, or an L1 entry. */
+function putEntry(
+  slice: Buffer,
+  at: number,
+  host: number,
+  highFlags: number,
+  lowFlags: number,
+): void {
+  slice.writeUInt32BE((Math.floor(host / 2 ** 32) | highFlags) >>> 0, at)
+  slice.writeUInt32BE((host % 2 ** 32) + lowFlags, at + 4)
+}

@@ -1,0 +1,71 @@
+/** A raw image that is written: every byte where it is. */
+import { orEndWriting } from '../errors.js'
+import type { WritableStore } from '../io/store.js'
+import type { Extent } from './driver.js'
+import type { Flush, Reservation, WritableDriver } from './writable.js'
+
+/** What file systems punch without remainder. */
+const BLOCK_BYTES = 4096
+
+export class RawWriter implements WritableDriver {
+  readonly unitBytes = 1
+  readonly zeroUnitBytes = BLOCK_BYTES
+  /** Who writes zeros to a raw image may want the space that they take. */
+  readonly detectsZeros = false
+  sizeBytes: number
+  placeAt = 0
+
+  constructor(readonly dataStore: WritableStore) {
+    this.sizeBytes = dataStore.sizeBytes
+  }
+
+  lookup(offset: number, length: number): Extent {
+    return { kind: 'data', length, store: this.dataStore, at: offset }
+  }
+
+  overwritable(offset: number, length: number): number {
+    this.placeAt = offset
+    return length
+  }
+
+  begin(): void {}
+
+  hasRoom(): boolean {
+    return true
+  }
+
+  mark(): void {}
+
+  reserve(): Reservation {
+    throw new TypeError('a raw image has nothing to reserve')
+  }
+
+  link(): void {}
+
+  cancel(): void {}
+
+  zeroUnits(offset: number, length: number): number {
+    return this.dataStore.punch(offset, length) ? length : 0
+  }
+
+  collect(): Flush {
+    return {
+      run: () => orEndWriting(() => this.dataStore.sync()),
+      settle: () => {},
+      hasMore: false,
+    }
+  }
+
+  refresh(): void {
+    this.sizeBytes = this.dataStore.sizeBytes
+  }
+
+  grow(sizeBytes: number): void {
+    this.dataStore.truncate(sizeBytes)
+    this.refresh()
+  }
+
+  keepSize(): void {}
+
+  close(): void {}
+}

@@ -1,0 +1,355 @@
+/**
+ * A disk that several threads read and write: who may do what when, and how a write comes about.
+ *
+ *  (1) What is overwritten in place goes under the shared side of the lock; all else under the
+ *      exclusive side, which a flush holds only to take down what it has to do and to settle it.
+ *  (2) A write counts when it is done, a flush covers the writes that were counted when it began.
+ *  (3) After a sync that failed, or damage that was met, nothing is written any more: what the disk has
+ *      is not known. All else is undone, and may be tried again.
+ */
+import { constants } from 'node:os'
+import { ImageError, SystemError } from '../errors.js'
+import type { DiskMemory } from './disk-memory.js'
+import { DiskLock } from './disk-lock.js'
+import type { WritableDisk, WritableDriver } from './writable.js'
+import { nextZeroStep, Scratch, type WritableView, writeReserved } from './write-engine.js'
+
+const { EDQUOT, EFBIG, ENOMEM, ENOSPC } = constants.errno
+
+/** What a failed write may leave as it was, to be tried again. */
+const PASSING: readonly number[] = [ENOSPC, EDQUOT, EFBIG, ENOMEM]
+
+/** Places in `DiskMemory.counters`. */
+const COUNTER = { writes: 0, flushed: 1, begun: 2, failed: 3, generation: 4 } as const
+export const COUNTERS = 8
+
+/** Zeros are written in pieces of this size where they have to be written. */
+const ZEROS = Buffer.alloc(64 * 1024)
+/** Flushes in a row that may be needed until all that was freed is given back. */
+const MAX_FLUSHES = 1000
+
+export class SharedDisk implements WritableDisk {
+  private readonly lock: DiskLock
+  private readonly counters: Int32Array
+  private readonly times: Float64Array
+  private readonly message: Buffer
+  private readonly scratch = new Scratch()
+  private readonly driver: WritableDriver
+  private generation = 0
+
+  /** @param view the disk; its driver and all other threads' work on `memory` */
+  constructor(
+    private readonly view: WritableView,
+    memory: DiskMemory,
+    thread: number,
+    private readonly path: string,
+  ) {
+    this.driver = view.driver
+    this.lock = new DiskLock(memory.lock, thread)
+    this.counters = new Int32Array(memory.counters)
+    this.times = new Float64Array(memory.times)
+    this.message = Buffer.from(memory.message)
+  }
+
+  get sizeBytes(): number {
+    this.refresh()
+    return this.driver.sizeBytes
+  }
+
+  get modified(): number {
+    return this.times[0] as number
+  }
+
+  get isDirty(): boolean {
+    return Atomics.load(this.counters, COUNTER.writes) !== this.flushedWrites()
+  }
+
+  get failure(): string {
+    if (Atomics.load(this.counters, COUNTER.failed) === 0) return ''
+    return this.message.toString('utf8', 4, 4 + this.message.readUInt32LE(0))
+  }
+
+  beginRead(offset: number, length: number): void {
+    this.lock.share(offset, length, false)
+    this.refresh()
+  }
+
+  endRead(): void {
+    this.lock.unshare()
+  }
+
+  write(source: Buffer, start: number, length: number, offset: number): void {
+    this.requireSound()
+    if (this.driver.detectsZeros && length >= this.driver.zeroUnitBytes) {
+      this.writeBetweenZeros(source, start, length, offset)
+    } else this.writeBytes(source, start, length, offset)
+    this.count()
+  }
+
+  zero(offset: number, length: number): void {
+    this.requireSound()
+    this.zeroRange(offset, length)
+    this.count()
+  }
+
+  flush(): void {
+    const mine = Atomics.load(this.counters, COUNTER.writes)
+    this.lock.takeFlush()
+    try {
+      // A flush that began after our last write was counted has covered it. Counts may wrap around.
+      if (((this.flushedWrites() - mine) | 0) < 0) this.flushOnce()
+    } finally {
+      this.lock.untakeFlush()
+    }
+  }
+
+  grow(sizeBytes: number): void {
+    this.requireSound()
+    const before = this.sizeBytes
+    if (sizeBytes <= before) return
+    this.resize(sizeBytes)
+    try {
+      // What was there before, of a larger disk or of a layer below, must not show.
+      this.zeroRange(before, sizeBytes - before)
+      this.count()
+      this.flush()
+    } catch (error) {
+      this.resize(before)
+      throw error
+    }
+    this.whileAlone(() => this.driver.keepSize())
+  }
+
+  private resize(sizeBytes: number): void {
+    this.lock.takeFlush()
+    try {
+      this.whileAlone(() => {
+        this.begin()
+        this.driver.grow(sizeBytes)
+        Atomics.add(this.counters, COUNTER.generation, 1)
+      })
+    } finally {
+      this.lock.untakeFlush()
+    }
+  }
+
+  /** Under the exclusive side; what is thrown is judged. */
+  private whileAlone<T>(act: () => T): T {
+    this.lock.take()
+    try {
+      this.refresh()
+      return act()
+    } catch (error) {
+      throw this.judged(error)
+    } finally {
+      this.lock.untake()
+    }
+  }
+
+  close(): void {
+    if (Atomics.load(this.counters, COUNTER.begun) === 0) return
+    this.lock.takeFlush()
+    try {
+      this.flushAll()
+      this.whileAlone(() => this.driver.close())
+    } finally {
+      this.lock.untakeFlush()
+    }
+  }
+
+  /** The first reason stays. */
+  private fail(why: string): void {
+    if (Atomics.compareExchange(this.counters, COUNTER.failed, 0, 2) !== 0) return
+    const bytes = this.message.write(why, 4)
+    this.message.writeUInt32LE(bytes, 0)
+    Atomics.store(this.counters, COUNTER.failed, 1)
+  }
+
+  private requireSound(): void {
+    const { failure } = this
+    if (failure === '') return
+    throw new ImageError('READ_ONLY', `it has become read-only: ${failure}`, { path: this.path })
+  }
+
+  private flushedWrites(): number {
+    return Atomics.load(this.counters, COUNTER.flushed)
+  }
+
+  private count(): void {
+    this.times[0] = Date.now()
+    Atomics.add(this.counters, COUNTER.writes, 1)
+  }
+
+  private refresh(): void {
+    const generation = Atomics.load(this.counters, COUNTER.generation)
+    if (generation === this.generation) return
+    this.driver.refresh()
+    this.generation = generation
+  }
+
+  /** Under the exclusive side. */
+  private begin(): void {
+    if (Atomics.load(this.counters, COUNTER.begun) !== 0) return
+    this.driver.begin()
+    Atomics.store(this.counters, COUNTER.begun, 1)
+  }
+
+  /** Splits a write into its units of nothing but zeros, which need no space, and the rest. */
+  private writeBetweenZeros(source: Buffer, start: number, length: number, offset: number): void {
+    const unit = this.driver.zeroUnitBytes
+    const isZeroAt = (at: number) => isAllZeros(source, start + at, unit)
+    let done = 0
+    let at = offset % unit === 0 ? 0 : unit - (offset % unit)
+    for (; at + unit <= length; at += unit) {
+      if (!isZeroAt(at)) continue
+      if (at > done) this.writeBytes(source, start + done, at - done, offset + done)
+      const from = at
+      while (at + unit * 2 <= length && isZeroAt(at + unit)) at += unit
+      done = at + unit
+      this.zeroRange(offset + from, done - from)
+    }
+    if (done < length) this.writeBytes(source, start + done, length - done, offset + done)
+  }
+
+  private writeBytes(source: Buffer, start: number, length: number, offset: number): void {
+    const done = this.overwrite(source, start, length, offset)
+    if (done < length) this.writeAlone(source, start + done, length - done, offset + done)
+  }
+
+  /** Writes what can be written in place beside others, from the start; returns how many bytes. */
+  private overwrite(source: Buffer, start: number, length: number, offset: number): number {
+    // What has to happen before the first write happens alone.
+    if (Atomics.load(this.counters, COUNTER.begun) === 0) return 0
+    const { driver } = this
+    let done = 0
+    this.lock.share(offset, length, true)
+    try {
+      this.refresh()
+      for (;;) {
+        const bytes = driver.overwritable(offset + done, length - done)
+        if (bytes === 0) break
+        if (done === 0) driver.mark(offset, length)
+        driver.dataStore.write(source, start + done, bytes, driver.placeAt)
+        done += bytes
+        if (done === length) break
+      }
+    } catch (error) {
+      throw this.judged(error)
+    } finally {
+      this.lock.unshare()
+    }
+    return done
+  }
+
+  /** Writes in steps that each need the disk for themselves. */
+  private writeAlone(source: Buffer, start: number, length: number, offset: number): void {
+    this.alone(() => {
+      const { driver, view, scratch } = this
+      let done = 0
+      driver.mark(offset, length)
+      return () => {
+        const at = offset + done
+        const bytes = driver.overwritable(at, length - done)
+        if (bytes > 0) driver.dataStore.write(source, start + done, bytes, driver.placeAt)
+        done +=
+          bytes > 0 ? bytes : writeReserved(view, scratch, source, start + done, length - done, at)
+        return done === length
+      }
+    })
+  }
+
+  private zeroRange(offset: number, length: number): void {
+    this.alone(() => {
+      const { driver, view, scratch } = this
+      let done = 0
+      driver.mark(offset, length)
+      return () => {
+        if (done === length) return true
+        const at = offset + done
+        const step = nextZeroStep(view, at, length - done)
+        let bytes = step.length
+        if (step.kind === 'units') bytes = driver.zeroUnits(at, step.length)
+        if (step.kind === 'bytes' || bytes === 0) {
+          bytes = Math.min(step.length, ZEROS.length)
+          const inPlace = driver.overwritable(at, bytes)
+          if (inPlace > 0) driver.dataStore.write(ZEROS, 0, inPlace, driver.placeAt)
+          bytes = inPlace > 0 ? inPlace : writeReserved(view, scratch, ZEROS, 0, bytes, at)
+        }
+        done += bytes
+        return done === length
+      }
+    })
+  }
+
+  /**
+   * Runs the steps that `start` returns until one says that it was the last, alone. Between steps the
+   * lock is given up where there is something to flush before there is room for the next.
+   */
+  private alone(start: () => () => boolean): void {
+    let step: (() => boolean) | undefined
+    for (let flushes = 0; ; flushes++) {
+      this.lock.take()
+      try {
+        this.refresh()
+        this.requireSound()
+        this.begin()
+        step ??= start()
+        while (this.driver.hasRoom()) if (step()) return
+      } catch (error) {
+        throw this.judged(error)
+      } finally {
+        this.lock.untake()
+      }
+      if (flushes > MAX_FLUSHES) throw new Error('flushing makes no room')
+      this.lock.takeFlush()
+      try {
+        this.flushOnce()
+      } finally {
+        this.lock.untakeFlush()
+      }
+    }
+  }
+
+  /** With the right to flush. Returns whether there is more to flush. */
+  private flushOnce(): boolean {
+    this.requireSound()
+    const upTo = Atomics.load(this.counters, COUNTER.writes)
+    const flush = this.whileAlone(() => this.driver.collect())
+    try {
+      flush.run()
+    } catch (error) {
+      throw this.judged(error, true)
+    }
+    this.whileAlone(() => flush.settle())
+    Atomics.store(this.counters, COUNTER.flushed, upTo)
+    return flush.hasMore
+  }
+
+  private flushAll(): void {
+    for (let i = 0; i < MAX_FLUSHES; i++) if (!this.flushOnce()) return
+  }
+
+  /** Rule (3): whether what was thrown ends writing. Returns it. */
+  private judged(error: unknown, isFlush = false): unknown {
+    if (error instanceof ImageError && error.code === 'CORRUPT' && error.context.endsWriting) {
+      this.fail(error.message)
+    } else if (error instanceof SystemError) {
+      const mayPass = !isFlush || PASSING.includes(error.errno)
+      if (error.endsWriting || !mayPass) this.fail(error.message)
+    } else if (!(error instanceof ImageError)) {
+      // A mistake of ours: what it left half done is not known.
+      this.fail(`an error inside vimgfs: ${error instanceof Error ? error.message : error}`)
+    }
+    return error
+  }
+}
+
+/** Compares with zeros 4 KiB at a time: what is no zero is mostly seen in the first bytes. */
+function isAllZeros(source: Buffer, start: number, length: number): boolean {
+  if (source[start] !== 0 || source[start + length - 1] !== 0) return false
+  for (let at = start; at < start + length; at += 4096) {
+    const bytes = Math.min(4096, start + length - at)
+    if (source.compare(ZEROS, 0, bytes, at, at + bytes) !== 0) return false
+  }
+  return true
+}
