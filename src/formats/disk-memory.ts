@@ -27,7 +27,7 @@ export function createDiskMemory(
   threads: number,
 ): DiskMemory {
   const sizes = new SharedArrayBuffer(16)
-  new Float64Array(sizes).set([layer.sizeBytes, layer.dataFile?.sizeBytes ?? 0])
+  new BigInt64Array(sizes).set([BigInt(layer.sizeBytes), BigInt(layer.dataFile?.sizeBytes ?? 0)])
   return {
     lock: createLockMemory(threads),
     counters: new SharedArrayBuffer(4 * COUNTERS),

@@ -162,9 +162,9 @@ function readableStores(spec: LayerSpec): Stores<Store> {
 }
 
 function writableStores({ path, fd, dataFile }: LayerSpec, memory: DiskMemory): WritableStores {
-  const store = new WritableFileStore(path, fd, new Float64Array(memory.sizes, 0, 1))
+  const store = new WritableFileStore(path, fd, new BigInt64Array(memory.sizes, 0, 1))
   if (!dataFile) return { store, dataStore: store }
-  const size = new Float64Array(memory.sizes, 8, 1)
+  const size = new BigInt64Array(memory.sizes, 8, 1)
   return { store, dataStore: new WritableFileStore(dataFile.path, dataFile.fd, size) }
 }
 

@@ -94,20 +94,17 @@ export class FileStore implements Store {
   }
 }
 
-/**
- * The same, for writing. Threads that write the same file share its size in `shared[0]`; whoever makes
- * the file longer or shorter holds the exclusive side of the disk's lock.
- */
+/** The same, for writing. Threads that write the same file share its size in `shared[0]`. */
 export class WritableFileStore extends FileStore implements WritableStore {
-  private readonly size: Float64Array
+  private readonly size: BigInt64Array
 
-  constructor(path: string, fd: number, shared: Float64Array) {
-    super(path, fd, shared[0] as number)
+  constructor(path: string, fd: number, shared: BigInt64Array) {
+    super(path, fd, Number(shared[0]))
     this.size = shared
   }
 
   override get sizeBytes(): number {
-    return this.size[0] as number
+    return Number(Atomics.load(this.size, 0))
   }
 
   write(source: Buffer, start: number, length: number, at: number): void {
@@ -122,7 +119,7 @@ export class WritableFileStore extends FileStore implements WritableStore {
       }
     } finally {
       // Also after an error: what lies behind the size counts as never written.
-      if (done > 0 && at + done > this.sizeBytes) this.size[0] = at + done
+      if (at + done > this.sizeBytes) this.reaches(BigInt(at + done))
     }
   }
 
@@ -140,6 +137,15 @@ export class WritableFileStore extends FileStore implements WritableStore {
     while (ftruncate(this.fd, sizeBytes) !== 0) {
       if (errno() !== EINTR) throw new SystemError('ftruncate', errno(), this.path)
     }
-    this.size[0] = sizeBytes
+    Atomics.store(this.size, 0, BigInt(sizeBytes))
+  }
+
+  /** Several threads may make the file longer at once. */
+  private reaches(end: bigint): void {
+    for (let size = Atomics.load(this.size, 0); end > size; ) {
+      const found = Atomics.compareExchange(this.size, 0, size, end)
+      if (found === size) return
+      size = found
+    }
   }
 }
