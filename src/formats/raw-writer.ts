@@ -67,5 +67,7 @@ export class RawWriter implements WritableDriver {
 
   keepSize(): void {}
 
-  close(): void {}
+  close(): readonly string[] {
+    return []
+  }
 }

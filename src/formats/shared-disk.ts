@@ -146,12 +146,12 @@ export class SharedDisk implements WritableDisk {
     }
   }
 
-  close(): void {
-    if (Atomics.load(this.counters, COUNTER.begun) === 0) return
+  close(): readonly string[] {
+    if (Atomics.load(this.counters, COUNTER.begun) === 0) return []
     this.lock.takeFlush()
     try {
       this.flushAll()
-      this.whileAlone(() => this.driver.close())
+      return this.whileAlone(() => this.driver.close())
     } finally {
       this.lock.untakeFlush()
     }

@@ -63,8 +63,8 @@ export interface WritableDriver extends FormatDriver {
   grow(sizeBytes: number): void
   /** Makes the size that it has now last; everything else is flushed. */
   keepSize(): void
-  /** The last change: the image is closed cleanly; everything is flushed. */
-  close(): void
+  /** The last change: the image is closed cleanly; everything is flushed. Returns warnings. */
+  close(): readonly string[]
 }
 
 /** One flush of a driver: `run`, and `settle` if `run` returned. */
@@ -102,7 +102,8 @@ export interface WritableDisk {
   grow(sizeBytes: number): void
   /**
    * Ends writing: all is flushed, space that was freed is given back, and the image is marked as closed
-   * cleanly. Called once, when no other thread writes any more. Throws what `flush` throws.
+   * cleanly. Called once, when no other thread writes any more. Returns what was not kept, a line each.
+   * Throws what `flush` throws.
    */
-  close(): void
+  close(): readonly string[]
 }

@@ -3,9 +3,10 @@ import { bits64be, layout, u8, u16be, u32be } from '../../binary.js'
 import { ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import { MAX_BITMAP_DIRECTORY_BYTES, MAX_BITMAPS } from '../limits.js'
-import { AUTOCLEAR, type Qcow2Header } from './header.js'
+import { AUTOCLEAR, clusterBytes, type Qcow2Header } from './header.js'
 
-const ENTRY = layout({
+/** An entry of the directory; extra data and the name follow. */
+export const BITMAP_ENTRY = layout({
   tableOffset: bits64be,
   tableEntries: u32be,
   flags: u32be,
@@ -14,8 +15,7 @@ const ENTRY = layout({
   nameBytes: u16be,
   extraBytes: u32be,
 })
-const IN_USE = 1
-const AUTO = 2
+export const BITMAP_FLAG = { inUse: 1, auto: 2, extraDataCompatible: 4 }
 const DIRTY_TRACKING = 1
 const MIN_GRANULARITY_BITS = 9
 const MAX_GRANULARITY_BITS = 31
@@ -31,16 +31,51 @@ export interface Qcow2Bitmap {
   readonly isAuto: boolean
 }
 
+/** An entry of the directory as it is in the file. */
+export interface BitmapEntry {
+  /** Where it is in the file, a multiple of 8. */
+  readonly at: number
+  readonly name: Buffer
+  /** Where its table is in the file; not checked. */
+  readonly tableOffset: bigint
+  readonly tableEntries: number
+  /** Of BITMAP_FLAG, and bits that nobody knows. */
+  readonly flags: number
+  /** A bit stands for 2^granularityBits bytes of the disk. */
+  readonly granularityBits: number
+  readonly extraBytes: number
+}
+
+/** Whether the image has bitmaps that can be trusted, but for those in use. */
+export const areBitmapsValid = (header: Qcow2Header): boolean =>
+  (header.autoclear & AUTOCLEAR.bitmaps) !== 0n
+
 /**
  * The bitmaps of an image; none where a program that does not know them wrote to it, for they are
  * void then. Throws ImageError for a directory that is damaged.
  */
 export function readBitmaps(store: Store, header: Qcow2Header): Qcow2Bitmap[] {
-  const { bitmaps: extension, autoclear } = header
-  if (!extension || (autoclear & AUTOCLEAR.bitmaps) === 0n) return []
-  const { count, directoryBytes, directoryOffset } = extension
+  if (!areBitmapsValid(header)) return []
+  return readDirectory(store, header).map(({ name, granularityBits, flags }) => ({
+    name,
+    granularityBytes: 2 ** granularityBits,
+    isInUse: (flags & BITMAP_FLAG.inUse) !== 0,
+    isAuto: (flags & BITMAP_FLAG.auto) !== 0,
+  }))
+}
+
+/** The whole directory; empty where the header names none. Throws ImageError where it is damaged. */
+export function readDirectory(store: Store, header: Qcow2Header): BitmapEntry[] {
+  if (!header.bitmaps) return []
+  const { count, directoryBytes, directoryOffset } = header.bitmaps
   if (count > MAX_BITMAPS || directoryBytes > MAX_BITMAP_DIRECTORY_BYTES) {
     throw damage(store, `it claims ${count} bitmaps in ${directoryBytes} bytes`)
+  }
+  if (directoryOffset === 0 || directoryOffset % clusterBytes(header) !== 0) {
+    throw damage(
+      store,
+      `the bitmap directory at ${directoryOffset} does not begin with a cluster of its own`,
+    )
   }
   if (directoryOffset + directoryBytes > store.sizeBytes) {
     throw damage(
@@ -51,35 +86,36 @@ export function readBitmaps(store: Store, header: Qcow2Header): Qcow2Bitmap[] {
   const directory = Buffer.alloc(directoryBytes)
   const got = store.read(directory, 0, directoryBytes, directoryOffset)
   if (got < directoryBytes) throw damage(store, 'the bitmap directory is cut off')
-  const bitmaps: Qcow2Bitmap[] = []
-  for (let at = 0; bitmaps.length < count; ) {
-    const { bitmap, end } = readEntry(directory, at)
-    if (!bitmap) throw damage(store, `bitmap ${bitmaps.length + 1} of ${count} is damaged`)
-    bitmaps.push(bitmap)
+  const entries: BitmapEntry[] = []
+  for (let at = 0; entries.length < count; ) {
+    const { entry, end } = readEntry(directory, at, directoryOffset)
+    if (!entry) throw damage(store, `bitmap ${entries.length + 1} of ${count} is damaged`)
+    entries.push(entry)
     at = Math.ceil(end / 8) * 8
   }
-  return bitmaps
+  return entries
 }
 
-/** The entry at `at` and where it ends; no bitmap where it is cut off or makes no sense. */
-function readEntry(directory: Buffer, at: number): { bitmap?: Qcow2Bitmap; end: number } {
-  if (at + ENTRY.size > directory.length) return { end: at }
-  const { flags, type, granularityBits, nameBytes, extraBytes } = ENTRY.decode(directory, at)
-  const nameAt = at + ENTRY.size + extraBytes
+/** The entry at `at` and where it ends; no entry where it is cut off or makes no sense. */
+function readEntry(
+  directory: Buffer,
+  at: number,
+  directoryOffset: number,
+): { entry?: BitmapEntry; end: number } {
+  if (at + BITMAP_ENTRY.size > directory.length) return { end: at }
+  const { type, nameBytes, ...fields } = BITMAP_ENTRY.decode(directory, at)
+  const nameAt = at + BITMAP_ENTRY.size + fields.extraBytes
   const end = nameAt + nameBytes
   const isSound =
     end <= directory.length &&
     type === DIRTY_TRACKING &&
-    granularityBits >= MIN_GRANULARITY_BITS &&
-    granularityBits <= MAX_GRANULARITY_BITS
+    fields.granularityBits >= MIN_GRANULARITY_BITS &&
+    fields.granularityBits <= MAX_GRANULARITY_BITS
   if (!isSound) return { end }
-  const bitmap = {
-    name: directory.subarray(nameAt, end),
-    granularityBytes: 2 ** granularityBits,
-    isInUse: (flags & IN_USE) !== 0,
-    isAuto: (flags & AUTO) !== 0,
+  return {
+    entry: { ...fields, at: directoryOffset + at, name: directory.subarray(nameAt, end) },
+    end,
   }
-  return { bitmap, end }
 }
 
 function damage(store: Store, message: string): ImageError {

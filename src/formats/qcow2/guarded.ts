@@ -1,6 +1,8 @@
 /** Taking down all metadata of an image before it is written; see guard.ts. */
 import { ImageError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
+import type { BitmapMemory } from './bitmap-memory.js'
+import { isCluster, readTable } from './bitmap-table.js'
 import { type Guard, KIND, type Kind } from './guard.js'
 import { AUTOCLEAR, clusterBytes, type Qcow2Header } from './header.js'
 import { readSnapshots, snapshotTableBytes } from './snapshots.js'
@@ -14,7 +16,12 @@ const CHUNK_BYTES = 2 ** 20
  * Fills `guard` from the file as it is. Throws ImageError where two structures claim one cluster: then
  * writing one would destroy the other.
  */
-export function guardMetadata(guard: Guard, store: WritableStore, header: Qcow2Header): void {
+export function guardMetadata(
+  guard: Guard,
+  store: WritableStore,
+  header: Qcow2Header,
+  bitmaps: BitmapMemory,
+): void {
   const cluster = clusterBytes(header)
   const add = (what: string, at: number, bytes: number, kind: Kind): void => {
     if (bytes === 0) return
@@ -38,9 +45,14 @@ export function guardMetadata(guard: Guard, store: WritableStore, header: Qcow2H
     add('an L2 table', at, cluster, KIND.l2),
   )
   guardSnapshots(guard, store, header, add)
-  const { bitmaps, autoclear } = header
-  if (bitmaps && autoclear & AUTOCLEAR.bitmaps) {
-    add('the bitmap directory', bitmaps.directoryOffset, bitmaps.directoryBytes, KIND.bitmaps)
+  const directory = header.autoclear & AUTOCLEAR.bitmaps ? header.bitmaps : undefined
+  if (!directory) return
+  add('the bitmap directory', directory.directoryOffset, directory.directoryBytes, KIND.bitmaps)
+  for (const { problem, name, tableAt, tableEntries } of bitmaps.bitmaps) {
+    if (problem !== '') continue
+    const table = readTable(store, tableAt, tableEntries, cluster)
+    add(`the table of bitmap "${name}"`, tableAt, tableEntries * 8, KIND.bitmaps)
+    for (const at of table) if (isCluster(at)) add(`bitmap "${name}"`, at, cluster, KIND.bitmaps)
   }
 }
 

@@ -1,14 +1,18 @@
 /** What the threads that write a qcow2 image share; see disk-memory.ts. */
 import { createPoolMemory, type PoolMemory } from '../../cache/table-pool.js'
+import type { Store } from '../../io/store.js'
+import { type BitmapMemory, loadBitmaps } from './bitmap-memory.js'
 import { createFreeMemory } from './free-queue.js'
 import { createGuardMemory, type GuardMemory } from './guard.js'
-import type { Qcow2Header } from './header.js'
+import { clusterBytes, type Qcow2Header } from './header.js'
+import { readCount } from './refcounts.js'
 
 export interface Qcow2Memory {
   readonly pool: PoolMemory
   readonly guard: GuardMemory
   readonly freed: SharedArrayBuffer
   readonly state: SharedArrayBuffer
+  readonly bitmaps: BitmapMemory
 }
 
 /** Places in `Qcow2Memory.state`: what of the header changes, and where free clusters are looked for. */
@@ -26,7 +30,8 @@ export const STATE = {
   lowestFreed: 7,
 } as const
 
-export function createQcow2Memory(header: Qcow2Header): Qcow2Memory {
+/** Reads the image's persistent bitmaps, if it has any. Throws SystemError. */
+export function createQcow2Memory(header: Qcow2Header, store: Store): Qcow2Memory {
   const state = new SharedArrayBuffer(8 * Object.keys(STATE).length)
   const values = new Float64Array(state)
   values[STATE.sizeBytes] = header.sizeBytes
@@ -35,5 +40,12 @@ export function createQcow2Memory(header: Qcow2Header): Qcow2Memory {
   values[STATE.refcountTableOffset] = header.refcountTableOffset
   values[STATE.refcountTableClusters] = header.refcountTableClusters
   values[STATE.lowestFreed] = Number.POSITIVE_INFINITY
-  return { pool: createPoolMemory(), guard: createGuardMemory(), freed: createFreeMemory(), state }
+  const isSole = (at: number) => readCount(store, header, at / clusterBytes(header)) === 1
+  return {
+    pool: createPoolMemory(),
+    guard: createGuardMemory(),
+    freed: createFreeMemory(),
+    state,
+    bitmaps: loadBitmaps(store, header, isSole),
+  }
 }

@@ -26,6 +26,8 @@ import {
   SUBCLUSTERS,
   ZERO_FLAG,
 } from './driver.js'
+import { holdBitmaps, storeBitmaps } from './bitmap-store.js'
+import { BitmapTracker } from './bitmap-tracker.js'
 import { FreeQueue } from './free-queue.js'
 import { Guard, KIND } from './guard.js'
 import { guardMetadata } from './guarded.js'
@@ -81,6 +83,7 @@ export class Qcow2Writer implements WritableDriver {
   private readonly refcounts: Refcounts
   private readonly subclusterBytes: number
   private readonly keepsRaw: boolean
+  private readonly tracker: BitmapTracker
 
   constructor(private readonly parts: Qcow2WriterParts) {
     const { driver, header, store, storeId, metadata, memory, pool } = parts
@@ -92,6 +95,7 @@ export class Qcow2Writer implements WritableDriver {
     this.guard = new Guard(memory.guard)
     this.freed = new FreeQueue(memory.freed)
     this.state = new Float64Array(memory.state)
+    this.tracker = new BitmapTracker(memory.bitmaps)
     this.keepsRaw = driver.external && (header.autoclear & AUTOCLEAR.rawExternalData) !== 0n
     this.refcounts = new Refcounts({
       store,
@@ -122,24 +126,45 @@ export class Qcow2Writer implements WritableDriver {
   }
 
   begin(): void {
-    const { header, store } = this.parts
+    const { header, store, memory } = this.parts
     this.guard.clear()
-    guardMetadata(this.guard, store, header)
+    guardMetadata(this.guard, store, header, memory.bitmaps)
+    holdBitmaps(store, memory.bitmaps, 'write', () => this.writeFeatures(true))
     if (header.version === 2) return
-    const isLazy = (header.compatible & COMPATIBLE.lazyRefcounts) !== 0n
-    // What is promised by bits that are not known here does not hold any more.
-    const autoclear = header.autoclear & AUTOCLEAR.rawExternalData
-    const incompatible = header.incompatible | (isLazy ? INCOMPATIBLE.dirty : 0n)
-    if (autoclear === header.autoclear && incompatible === header.incompatible) return
-    writeFeatures(store, { incompatible, compatible: header.compatible, autoclear })
+    if (this.keptAutoclear === header.autoclear && !this.isLazy) return
+    this.writeFeatures(true)
     orEndWriting(() => store.sync())
+  }
+
+  private get isLazy(): boolean {
+    return (this.parts.header.compatible & COMPATIBLE.lazyRefcounts) !== 0n
+  }
+
+  /** What is promised by bits that are not known here does not hold once something is written. */
+  private get keptAutoclear(): bigint {
+    const { header, memory } = this.parts
+    const kept = AUTOCLEAR.rawExternalData | (memory.bitmaps.areLost ? 0n : AUTOCLEAR.bitmaps)
+    return header.autoclear & kept
+  }
+
+  private writeFeatures(isOpen: boolean): void {
+    const { header, store } = this.parts
+    const { incompatible, compatible } = header
+    writeFeatures(store, {
+      // Others who see it rebuild the counts before they write.
+      incompatible: isOpen && this.isLazy ? incompatible | INCOMPATIBLE.dirty : incompatible,
+      compatible,
+      autoclear: this.keptAutoclear,
+    })
   }
 
   hasRoom(): boolean {
     return this.pool.hasRoom(STEP_SLICES) && this.freed.hasRoom(STEP_RECORDS)
   }
 
-  mark(): void {}
+  mark(offset: number, length: number): void {
+    this.tracker.mark(offset, length)
+  }
 
   overwritable(offset: number, length: number): number {
     const { driver } = this.parts
@@ -498,7 +523,7 @@ export class Qcow2Writer implements WritableDriver {
   }
 
   grow(sizeBytes: number): void {
-    const { driver, header } = this.parts
+    const { driver, header, memory } = this.parts
     if (header.version === 2 && header.snapshotCount > 0) {
       throw this.refused('an image of version 2 with snapshots cannot grow')
     }
@@ -506,6 +531,7 @@ export class Qcow2Writer implements WritableDriver {
     const entries = Math.ceil(sizeBytes / driver.coverage)
     if (entries * 8 > MAX_L1_BYTES)
       throw this.refused(`a disk of ${sizeBytes} bytes is too large for its clusters`)
+    holdBitmaps(this.parts.store, memory.bitmaps, 'resize', () => this.writeFeatures(true))
     if (entries > value(this.state, STATE.l1Entries)) this.growL1(entries)
     if (driver.external && this.dataStore.sizeBytes < sizeBytes) this.dataStore.truncate(sizeBytes)
     this.state[STATE.sizeBytes] = sizeBytes
@@ -538,9 +564,7 @@ export class Qcow2Writer implements WritableDriver {
       const offset = run.cluster * unitBytes
       this.pool.forget(offset, table.length)
       store.write(table, 0, table.length, offset)
-      const counts = this.pool.collect()
-      this.writeSlices(counts)
-      this.pool.flushed(counts)
+      this.flushAlone()
     } catch (error) {
       this.refcounts.cancel(run)
       throw error
@@ -559,13 +583,30 @@ export class Qcow2Writer implements WritableDriver {
     this.refresh()
   }
 
-  close(): void {
-    const { header, store } = this.parts
-    if (header.version === 2 || (header.compatible & COMPATIBLE.lazyRefcounts) === 0n) return
-    const { incompatible, compatible } = header
-    const autoclear = header.autoclear & AUTOCLEAR.rawExternalData
-    writeFeatures(store, { incompatible, compatible, autoclear })
-    orEndWriting(() => store.sync())
+  close(): readonly string[] {
+    const { store, memory, header } = this.parts
+    const space = {
+      allocate: (clusters: number) => {
+        const { cluster } = this.refcounts.allocateRun(clusters)
+        this.flushAlone()
+        return cluster * this.unitBytes
+      },
+      free: (at: number, clusters: number) => this.freed.put(at / this.unitBytes, clusters),
+    }
+    const warnings = storeBitmaps(store, memory.bitmaps, this.sizeBytes, space)
+    while (!this.freed.isEmpty || this.pool.dirty > 0) this.flushAlone()
+    if (header.version === 3 && this.isLazy) {
+      this.writeFeatures(false)
+      orEndWriting(() => store.sync())
+    }
+    return warnings
+  }
+
+  /** A whole flush, by whoever is alone. */
+  private flushAlone(): void {
+    const flush = this.collect()
+    flush.run()
+    flush.settle()
   }
 
   /** The L2 table of an L1 entry, which nothing else points at: new, or a copy, where need be. Rule (5). */
