@@ -1,6 +1,7 @@
 /**
- * What is measured and what has to be reached. A read case is one fio job on one image; `targets`
- * are ratios of medians, vimgfs to the best setting of qemu-storage-daemon (qsd) and to the floor.
+ * What is measured and what has to be reached. A read or write case is one fio job on one image;
+ * `targets` are ratios of medians, vimgfs to the best setting of qemu-storage-daemon (qsd) and to the
+ * floor.
  */
 import {
   GiB,
@@ -9,6 +10,7 @@ import {
   compressed,
   empty,
   plain,
+  snapshotted,
   tablesEverywhere,
   withSnapshots,
 } from './images.mjs'
@@ -101,6 +103,121 @@ export const readCases = [
     targets: { qsd: 2, floor: 0.9 },
   },
 ]
+
+/** The disks of the write cases, before each round. A copy is half as large as a disk to read. */
+export const writeImages = {
+  empty: { title: 'never written', make: (place, { size }) => empty(place, size / 2) },
+  plain: {
+    title: 'written in order, incompressible',
+    make: (place, { size }) => plain(place, size / 2),
+  },
+  snapshot: {
+    title: 'written in order, then a snapshot',
+    make: (place, { size }) => snapshotted(place, size / 2),
+    without: ['floor'], // it has no snapshots and would only overwrite
+  },
+}
+
+const sequentialWrites = { pattern: 'write', blockBytes: MiB, unit: 'MB/s' }
+const randomWrites = { pattern: 'randwrite', blockBytes: 4096, direct: true, jobs: 1, unit: 'k/s' }
+
+/**
+ * `oncePerCluster`: each write meets a cluster that none was made to before. `fdatasync`: after each
+ * write. `passes`: over the disk, where one would be over too soon; each, and all the other cases, end
+ * with fsync, in the time that counts.
+ */
+export const writeCases = [
+  {
+    id: 'write-new-buffered',
+    title: '1 MiB sequential that allocates, buffered',
+    image: 'empty',
+    ...sequentialWrites,
+    direct: false,
+    targets: { qsd: 1.5 },
+  },
+  {
+    id: 'write-new-direct',
+    title: '1 MiB sequential that allocates, O_DIRECT',
+    image: 'empty',
+    ...sequentialWrites,
+    direct: true,
+    targets: { qsd: 1.5 },
+  },
+  {
+    id: 'write-new-rand',
+    title: '4 KiB random that allocates, O_DIRECT',
+    image: 'empty',
+    ...randomWrites,
+    oncePerCluster: true,
+    targets: { qsd: 1.5 },
+  },
+  {
+    id: 'write-over-buffered',
+    title: '1 MiB sequential overwrite, buffered',
+    image: 'plain',
+    ...sequentialWrites,
+    passes: 4,
+    direct: false,
+    targets: { qsd: 1.5 },
+  },
+  {
+    id: 'write-over-direct',
+    title: '1 MiB sequential overwrite, O_DIRECT',
+    image: 'plain',
+    ...sequentialWrites,
+    passes: 4,
+    direct: true,
+    targets: { qsd: 1.5 },
+  },
+  {
+    id: 'write-over-rand-1',
+    title: '4 KiB random overwrite, O_DIRECT, 1 job',
+    image: 'plain',
+    ...randomWrites,
+    targets: { qsd: 2 },
+  },
+  {
+    id: 'write-over-rand-8',
+    title: '4 KiB random overwrite, O_DIRECT, 8 jobs',
+    image: 'plain',
+    ...randomWrites,
+    jobs: 8,
+    targets: { qsd: 1.8 },
+  },
+  {
+    id: 'write-fdatasync',
+    title: '4 KiB random overwrite, buffered, fdatasync after each',
+    image: 'plain',
+    ...randomWrites,
+    direct: false,
+    fdatasync: true,
+    targets: { qsd: 1 },
+  },
+  {
+    id: 'write-snapshot',
+    title: '4 KiB random after a snapshot (copy-on-write), O_DIRECT',
+    image: 'snapshot',
+    ...randomWrites,
+    oncePerCluster: true,
+    targets: { qsd: 1.5 },
+  },
+]
+
+/** A file system and a tree of files in it; its figure is the tree's bytes by the whole time. */
+export const treeCases = [
+  {
+    id: 'tree',
+    title: 'mkfs.ext4, mount, copy a tree in, umount, sync',
+    image: 'empty',
+    unit: 'MB/s',
+    targets: { qsd: 1 },
+  },
+]
+
+/** vimgfs against itself: reading what is mounted read-write, and what is mounted read-only. */
+export const readWritableCases = readCases
+  .filter(({ image }) => image === 'plain')
+  .map(readCase => ({ ...readCase, id: `rw-${readCase.id}`, targets: { readOnly: 0.9 } }))
 
 const SNAPSHOTS = 1000
 

@@ -1,7 +1,7 @@
 /*
- * The floor: the least a FUSE server in user space can do for a read on this kernel, and so the
- * measure of what the kernel itself costs. N threads, each a blocking loop of read(/dev/fuse),
- * pread(raw file), writev(/dev/fuse). It shows one file, disk.raw. Root only (it calls mount(2)).
+ * The floor: the least a FUSE server in user space can do for a read or a write on this kernel, and so
+ * the measure of what the kernel itself costs. N threads, each a blocking loop of read(/dev/fuse),
+ * pread or pwrite(raw file), writev(/dev/fuse). It shows one file, disk.raw. Root only (it calls mount(2)).
  *
  *   gcc -O2 -pthread floor.c -o floor
  *   ./floor RAWFILE MOUNTPOINT THREADS      ends when it is unmounted
@@ -23,6 +23,10 @@
 #include <unistd.h>
 
 enum { ROOT = 1, DISK = 2, MAX_THREADS = 64, MAX_IO = 1 << 20, MESSAGE = MAX_IO + 4096 };
+
+#ifndef FOPEN_PARALLEL_DIRECT_WRITES /* before Linux 6.2 */
+#define FOPEN_PARALLEL_DIRECT_WRITES (1 << 6)
+#endif
 
 static const char NAME[] = "disk.raw";
 static int source;
@@ -85,7 +89,8 @@ static void answer(int fd, char *message, char *data) {
   case FUSE_GETATTR: getattr(fd, in->unique, in->nodeid); break;
   case FUSE_OPEN:
   case FUSE_OPENDIR: {
-    struct fuse_open_out out = {.fh = 1, .open_flags = FOPEN_KEEP_CACHE};
+    struct fuse_open_out out = {.fh = 1,
+                                .open_flags = FOPEN_KEEP_CACHE | FOPEN_PARALLEL_DIRECT_WRITES};
     reply(fd, in->unique, 0, &out, sizeof out);
     break;
   }
@@ -103,6 +108,12 @@ static void answer(int fd, char *message, char *data) {
     break;
   }
   case FUSE_FSYNC: reply(fd, in->unique, fdatasync(source) < 0 ? -errno : 0, NULL, 0); break;
+  case FUSE_FALLOCATE: {
+    struct fuse_fallocate_in *args = body;
+    int failed = fallocate(source, args->mode, args->offset, args->length) < 0;
+    reply(fd, in->unique, failed ? -errno : 0, NULL, 0);
+    break;
+  }
   case FUSE_RELEASE:
   case FUSE_RELEASEDIR:
   case FUSE_FLUSH: reply(fd, in->unique, 0, NULL, 0); break;

@@ -1,7 +1,8 @@
 /**
  * The disk images of the benchmark. All contents come from a seed, so every run measures the same
- * bytes. An image is { id, qcow2, raw, sizeBytes, check }: `raw` is the same disk for the servers
- * that know no qcow2, `check` a file whose first bytes are those of the disk.
+ * bytes. An image is { id, qcow2, raw, sizeBytes, check, snapshot }: `raw` is the same disk for the
+ * servers that know no qcow2, `check` a file whose first bytes are those of the disk, `snapshot` the
+ * tag of a snapshot with the same contents, if there is one.
  */
 import crypto from 'node:crypto'
 import fs from 'node:fs'
@@ -18,7 +19,7 @@ const L2_SPAN = L2_ENTRIES * CLUSTER // 512 MiB of the disk for each L2 table
 const COPIED = 0x80000000 // the high half's top bit: this cluster has one reference
 
 /** Incompressible: the key stream of AES in counter mode, some GB/s and the same every time. */
-function randomStream(seed) {
+export function randomStream(seed) {
   const key = crypto.createHash('sha256').update(seed).digest()
   const cipher = crypto.createCipheriv('aes-256-ctr', key, Buffer.alloc(16))
   return bytes => cipher.update(Buffer.alloc(bytes))
@@ -75,6 +76,21 @@ async function fromRaw(place, id, sizeBytes, stream, convertOptions) {
 /** Every cluster written, in order, with bytes that do not compress. */
 export const plain = (place, sizeBytes) =>
   fromRaw(place, 'plain', sizeBytes, randomStream('plain'), [])
+
+/** The same, all of it shared with a snapshot. */
+export async function snapshotted(place, sizeBytes) {
+  const image = await fromRaw(place, 'snapshot', sizeBytes, randomStream('plain'), [])
+  await run('qemu-img', ['snapshot', '-c', 'before', image.qcow2])
+  return { ...image, snapshot: 'before' }
+}
+
+/** A copy that a server may write to, of the file that this server reads. */
+export async function copyFor(place, image, { raw }) {
+  const kind = raw ? 'raw' : 'qcow2'
+  const copy = `${place.folder('copy')}/${image.id}.${kind}`
+  await run('cp', ['--sparse=auto', image[kind], copy])
+  return { ...image, raw: undefined, qcow2: undefined, [kind]: copy }
+}
 
 /** Every cluster compressed with zlib. */
 export const compressed = (place, sizeBytes) =>

@@ -1,10 +1,12 @@
-/** One measurement each: a read by fio, a server's memory meanwhile, equal contents, and the noise. */
+/** One measurement each: reads and writes by fio, a server's memory, equal contents, and the noise. */
 import fs from 'node:fs'
+import { randomStream } from './images.mjs'
 import { run, sleep } from './workplace.mjs'
 
 const RAMP_MS = 300
 const MAX_PASS_MS = 20_000
 const KIB = 1024
+const CLUSTER = 65536
 
 /** Empties the client's page cache of a file: sequential buffered reads must reach the server. */
 export const dropCache = file =>
@@ -23,13 +25,14 @@ async function cachedBytes(file) {
  * in one run of fio would find everything cached.
  */
 export async function read(file, fileBytes, testCase, { ms, note }) {
-  if (testCase.direct) return fio(file, fileBytes, testCase, { ms, rampMs: RAMP_MS })
+  if (testCase.direct) return timedRead(file, fileBytes, testCase, { ms, rampMs: RAMP_MS })
   let bytes = 0
   let spentMs = 0
   for (let pass = 0; pass < 5 && spentMs < ms; pass++) {
     await dropCache(file)
     if ((await cachedBytes(file)) > 0) note('some of the file stayed in the page cache')
-    const result = await fio(file, fileBytes, testCase, {})
+    const args = ['--readonly', `--filename=${file}`, `--size=${fileBytes}`]
+    const result = await fio(testCase, [...args, `--runtime=${MAX_PASS_MS}ms`], MAX_PASS_MS)
     bytes += result.bytes
     spentMs += result.ms
   }
@@ -37,34 +40,88 @@ export async function read(file, fileBytes, testCase, { ms, note }) {
   return { bytes, ms: spentMs, value: bytes / spentMs / 1000 }
 }
 
-/** `value` is MB/s for sequential reads and thousands of requests a second for random ones. */
-async function fio(file, fileBytes, { pattern, blockBytes, direct, jobs = 1 }, { ms, rampMs }) {
-  const timed = ms ? ['--time_based', `--runtime=${ms}ms`, `--ramp_time=${rampMs}ms`] : []
+function timedRead(file, fileBytes, testCase, { ms, rampMs }) {
+  const args = [
+    '--readonly',
+    `--filename=${file}`,
+    `--size=${fileBytes}`,
+    '--norandommap',
+    '--random_generator=tausworthe64',
+    '--time_based',
+    `--runtime=${ms}ms`,
+    `--ramp_time=${rampMs}ms`,
+  ]
+  return fio(testCase, args, ms)
+}
+
+/**
+ * Writes a part of a disk, each block or, if the case says so, a block of each cluster once, until all
+ * is written or `ms` are over; fsync included. `coveredBytes` of the disk are new then. fio's buffers
+ * are random, and it marks each sector with the sector's place (scramble_buffers), by which verify.mjs
+ * knows what has been written.
+ */
+export async function write(file, { from, bytes }, testCase, { ms, place }) {
+  const { jobs = 1, passes = 1, fdatasync, oncePerCluster } = testCase
+  const args = [
+    '--scramble_buffers=1',
+    '--end_fsync=1',
+    '--fallocate=none',
+    '--allow_file_create=0',
+    `--runtime=${ms}ms`,
+    ...(fdatasync ? ['--fdatasync=1'] : []),
+  ]
+  if (oncePerCluster) {
+    const log = place.path('iolog') // always the same: nobody else writes meanwhile
+    fs.writeFileSync(log, blockInEachCluster(file, from, bytes))
+    args.push(`--read_iolog=${log}`)
+  } else {
+    const span = bytes / jobs
+    args.push(`--filename=${file}`, `--offset=${from}`, `--offset_increment=${span}`)
+    args.push(`--size=${span}`, `--loops=${passes}`, '--random_generator=lfsr')
+  }
+  const result = await fio(testCase, args, ms)
+  return { ...result, coveredBytes: Math.min(result.bytes, bytes) }
+}
+
+/** What fio is to replay: it can't keep to one block a cluster and to none twice by itself. */
+function blockInEachCluster(file, from, bytes) {
+  const count = bytes / CLUSTER
+  const random = new Uint32Array(randomStream('order')(count * 4).buffer)
+  const order = Uint32Array.from(random.keys()).sort((a, b) => random[a] - random[b])
+  const lines = Array.from(order, cluster => {
+    const offset = from + cluster * CLUSTER + (random[cluster] % (CLUSTER / 4096)) * 4096
+    return `${file} write ${offset} 4096`
+  })
+  return ['fio version 2 iolog', `${file} add`, `${file} open`, ...lines, ''].join('\n')
+}
+
+/** `value` is MB/s for sequential requests and thousands of requests a second for random ones. */
+async function fio({ pattern, blockBytes, direct, jobs = 1 }, more, ms) {
   const args = [
     '--name=bench',
-    `--filename=${file}`,
-    '--readonly',
     '--thread',
     '--group_reporting',
     '--ioengine=psync',
-    '--norandommap',
-    '--random_generator=tausworthe64',
     '--output-format=json',
     `--rw=${pattern}`,
     `--bs=${blockBytes}`,
-    `--size=${fileBytes}`,
     `--direct=${direct ? 1 : 0}`,
     `--numjobs=${jobs}`,
-    ...(ms ? timed : [`--runtime=${MAX_PASS_MS}ms`]),
+    ...more,
   ]
-  const { stdout } = await run('fio', args, { timeoutMs: (ms ?? MAX_PASS_MS) + 20_000 })
+  const options = { timeoutMs: ms + 20_000, mayFail: true }
+  const { code, stdout, stderr } = await run('fio', args, options)
+  if (code !== 0) {
+    const why = /error=(.*)/.exec(stdout + stderr)?.[1] ?? `exit code ${code} ${stderr.trim()}`
+    throw new Error(`fio: ${why}`)
+  }
   // Warnings may stand before the JSON.
   const [job] = JSON.parse(stdout.slice(stdout.indexOf('{'))).jobs
-  if (job.error) throw new Error(`fio: error ${job.error}`)
-  const { iops, io_bytes: bytes, bw_bytes: bytesPerSecond, runtime, clat_ns: latency } = job.read
-  if (!(bytes > 0)) throw new Error('fio read nothing')
+  const done = pattern.endsWith('read') ? job.read : job.write
+  const { iops, io_bytes: bytes, bw_bytes: bytesPerSecond, runtime, clat_ns: latency } = done
+  if (!(bytes > 0)) throw new Error('fio moved nothing')
   return {
-    value: pattern === 'randread' ? iops / 1000 : bytesPerSecond / 1e6,
+    value: pattern.startsWith('rand') ? iops / 1000 : bytesPerSecond / 1e6,
     bytes,
     ms: runtime,
     p50us: latency.percentile?.['50.000000'] / 1000,
@@ -95,7 +152,7 @@ export async function memory(mounted, testCase, { ms }) {
       await sleep(50)
     }
   })()
-  const result = await fio(file, image.sizeBytes, testCase, { ms, rampMs: 0 }).finally(
+  const result = await timedRead(file, image.sizeBytes, testCase, { ms, rampMs: 0 }).finally(
     () => (reading = false),
   )
   await sampling

@@ -1,11 +1,13 @@
 /**
  * Where the time of a read goes inside the server, without a kernel between: `npm run bench:profile`.
  * What a request takes beyond these figures is the kernel's: waking threads, copying, page tables.
+ * `npm run bench:profile -- write [CASE…]` looks at a mounted server while it is written to.
  */
 import { execFileSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import fs from 'node:fs'
 import path from 'node:path'
+import { profileWrites } from './profile-writes.mjs'
 
 const DIST = new URL('../../dist/', import.meta.url)
 const load = file => import(new URL(file, DIST))
@@ -20,38 +22,48 @@ const MIB = 2 ** 20
 const CLUSTER = 64 * 1024
 const DISK = 256 * MIB
 
-const folder = fs.mkdtempSync(
-  path.join(fs.existsSync('/dev/shm') ? '/dev/shm' : '/tmp', 'vimgfs-profile-'),
-)
-try {
-  const raw = path.join(folder, 'disk.raw')
-  fs.writeFileSync(raw, halfRandom(DISK))
-  for (const [name, ...options] of [['plain'], ['packed', '-c']]) {
-    const target = path.join(folder, `${name}.qcow2`)
-    execFileSync('qemu-img', ['convert', '-O', 'qcow2', ...options, raw, target], {
-      timeout: 120_000,
-    })
+const [kind, ...names] = process.argv.slice(2)
+if (kind === 'write') await profileWrites(names)
+else profileReads()
+
+function profileReads() {
+  const folder = fs.mkdtempSync(
+    path.join(fs.existsSync('/dev/shm') ? '/dev/shm' : '/tmp', 'vimgfs-profile-'),
+  )
+  try {
+    const raw = path.join(folder, 'disk.raw')
+    fs.writeFileSync(raw, halfRandom(DISK))
+    for (const [name, ...options] of [['plain'], ['packed', '-c']]) {
+      const target = path.join(folder, `${name}.qcow2`)
+      execFileSync('qemu-img', ['convert', '-O', 'qcow2', ...options, raw, target], {
+        timeout: 120_000,
+      })
+    }
+    profile(folder, 'plain.qcow2', [
+      ['4 KiB, random: lookup', 4096, ({ view, at }) => view.driver.lookup(at, 4096)],
+      [
+        '4 KiB, random: pread of the file',
+        4096,
+        ({ fd, target, at }) => pread(fd, target, 4096, at),
+      ],
+      ['4 KiB, random: all', 4096, ({ view, target, at }) => readView(view, target, 0, 4096, at)],
+      ['1 MiB: lookup', MIB, ({ view, at }) => view.driver.lookup(at, MIB)],
+      ['1 MiB: pread of the file', MIB, ({ fd, target, at }) => pread(fd, target, MIB, at)],
+      ['1 MiB: all', MIB, ({ view, target, at }) => readView(view, target, 0, MIB, at)],
+    ])
+    profile(folder, 'packed.qcow2', [
+      ['zlib cluster: lookup', CLUSTER, ({ view, at }) => view.driver.lookup(at, CLUSTER)],
+      ['zlib cluster: pread of the file', CLUSTER, c => readPacked(c)],
+      ['zlib cluster: pread and inflate', CLUSTER, c => inflateCluster(readPacked(c), c.cluster)],
+      [
+        'zlib cluster: all',
+        CLUSTER,
+        ({ view, target, at }) => readView(view, target, 0, CLUSTER, at),
+      ],
+    ])
+  } finally {
+    fs.rmSync(folder, { recursive: true })
   }
-  profile('plain.qcow2', [
-    ['4 KiB, random: lookup', 4096, ({ view, at }) => view.driver.lookup(at, 4096)],
-    ['4 KiB, random: pread of the file', 4096, ({ fd, target, at }) => pread(fd, target, 4096, at)],
-    ['4 KiB, random: all', 4096, ({ view, target, at }) => readView(view, target, 0, 4096, at)],
-    ['1 MiB: lookup', MIB, ({ view, at }) => view.driver.lookup(at, MIB)],
-    ['1 MiB: pread of the file', MIB, ({ fd, target, at }) => pread(fd, target, MIB, at)],
-    ['1 MiB: all', MIB, ({ view, target, at }) => readView(view, target, 0, MIB, at)],
-  ])
-  profile('packed.qcow2', [
-    ['zlib cluster: lookup', CLUSTER, ({ view, at }) => view.driver.lookup(at, CLUSTER)],
-    ['zlib cluster: pread of the file', CLUSTER, c => readPacked(c)],
-    ['zlib cluster: pread and inflate', CLUSTER, c => inflateCluster(readPacked(c), c.cluster)],
-    [
-      'zlib cluster: all',
-      CLUSTER,
-      ({ view, target, at }) => readView(view, target, 0, CLUSTER, at),
-    ],
-  ])
-} finally {
-  fs.rmSync(folder, { recursive: true })
 }
 
 /** Random bytes in hexadecimal digits, which deflate halves: nothing repeats, so all of it is decoding. */
@@ -67,7 +79,7 @@ function readPacked({ view, fd, at, packed }) {
   return packed.subarray(0, pread(fd, packed, packedBytes, place))
 }
 
-function profile(image, rows) {
+function profile(folder, image, rows) {
   const chain = openChain(path.join(folder, image))
   const images = new ImageSet(chain.layers, { metadataBytes: 32 * MIB, clusterBytes: MIB })
   const context = {

@@ -54,13 +54,13 @@ export async function machine() {
   }
 }
 
-// ---- reads: results.read is [{ case, entries: [{ id, title, setting, values, p99us }] }]
+// ---- reads and writes: results.read is [{ case, entries: [{ id, title, setting, values, p99us }] }]
 
-function readTables(results) {
+function transferTables(results, verb) {
   const servers = new Map(results.flatMap(r => r.entries.map(e => [e.id, e.title])))
   const ids = [...servers.keys()]
   const figures = {
-    head: ['read', 'unit', ...servers.values()],
+    head: [verb, 'unit', ...servers.values()],
     rows: results.map(({ case: c, entries }) => [
       c.title,
       c.unit,
@@ -76,7 +76,7 @@ function readTables(results) {
     return [text, `≥ ${targets[name]}`, reached(ratio >= targets[name])]
   }
   const ratios = {
-    head: ['read', '/ daemon', 'target', 'reached', '/ floor', 'target', 'reached'],
+    head: [verb, '/ daemon', 'target', 'reached', '/ floor', 'target', 'reached'],
     rows: results.map(result => [
       result.case.title,
       ...against(result, 'qsd', bestDaemon(result.entries)),
@@ -84,9 +84,10 @@ function readTables(results) {
     ]),
   }
   const latency = {
-    head: ['read', ...servers.values()],
+    head: [verb, ...servers.values()],
     rows: results
-      .filter(({ case: c }) => c.pattern === 'randread')
+      // What is longest there, the fdatasync, fio counts elsewhere.
+      .filter(({ case: c }) => c.unit === 'k/s' && !c.fdatasync)
       .map(({ case: c, entries }) => [
         c.title,
         ...ids.map(id => {
@@ -98,9 +99,9 @@ function readTables(results) {
   return { figures, ratios, latency }
 }
 
-function settingsTable(results) {
+function settingsTable(results, verb) {
   return {
-    head: ['read', 'daemon', 'taken', 'all that were tried, best first'],
+    head: [verb, 'daemon', 'taken', 'all that were tried, best first'],
     rows: results.flatMap(({ case: c, calibration }) =>
       calibration.map(({ title, taken, tried }) => [
         c.title,
@@ -109,6 +110,21 @@ function settingsTable(results) {
         tried.map(t => `${t.setting} ${short(t.value)}`).join('; '),
       ]),
     ),
+  }
+}
+
+/** The same server, mounted in two ways. */
+function readWritableTable(results) {
+  return {
+    head: ['read', 'unit', 'mounted read-write', 'mounted read-only', 'ratio', 'target', 'reached'],
+    rows: results.map(({ case: c, entries }) => {
+      const target = `≥ ${c.targets.readOnly}`
+      const [own, other] = ['vimgfs', 'read-only'].map(id => byId(entries, id))
+      if (!own || !other) return [c.title, c.unit, '–', '–', '–', target, '–']
+      const { ratio, range } = ratioOf(own, other)
+      const verdict = [`${times(ratio)} (${range})`, target, reached(ratio >= c.targets.readOnly)]
+      return [c.title, c.unit, spread(own), spread(other), ...verdict]
+    }),
   }
 }
 
@@ -179,12 +195,23 @@ function plainTable({ head, rows }) {
 /** Every part of the report once, for both kinds of output: [heading, text or table]. */
 function sections({ results, notes, skipped, readahead, options }) {
   const parts = []
-  if (results.read?.length > 0) {
-    const { figures, ratios, latency } = readTables(results.read)
-    parts.push(['Reading: vimgfs against the others', ratios], ['Reading: figures', figures])
-    if (latency.rows.length > 0) parts.push(['Latency, µs: median / 99th percentile', latency])
-    const settings = settingsTable(results.read)
-    if (settings.rows.length > 0) parts.push(['Settings of qemu-storage-daemon', settings])
+  for (const [kind, verb, heading] of [
+    ['read', 'read', 'Reading'],
+    ['write', 'written', 'Writing'],
+  ]) {
+    if (!(results[kind]?.length > 0)) continue
+    const { figures, ratios, latency } = transferTables(results[kind], verb)
+    parts.push([`${heading}: vimgfs against the others`, ratios], [`${heading}: figures`, figures])
+    if (latency.rows.length > 0) {
+      parts.push([`${heading}: latency, µs: median / 99th percentile`, latency])
+    }
+    const settings = settingsTable(results[kind], verb)
+    if (settings.rows.length > 0) {
+      parts.push([`${heading}: settings of qemu-storage-daemon`, settings])
+    }
+  }
+  if (results.readWritable?.length > 0) {
+    parts.push(['Reading what can be written', readWritableTable(results.readWritable)])
   }
   if (results.mount?.length > 0) {
     const { figures, targets } = mountTables(results.mount)
@@ -202,6 +229,14 @@ function sections({ results, notes, skipped, readahead, options }) {
     `Medians of ${options.rounds} rounds, lowest and highest in parentheses; each case has servers started for it and warmed up by a run of the same case; in each round each server is measured once, in an order that rotates. A ratio is one of medians; in parentheses stand the lowest and highest ratio within one round.`,
     'All image files lie on tmpfs. Buffered sequential reads start with an empty client page cache; the others bypass it with O_DIRECT. Before timing, the contents of each server are compared with the disk.',
     `The floor is a C server of two threads that only hands on bytes of the raw file (floor.c); with compressed data it reads what the others have to decompress. fuse-native answers from memory.`,
+    results.write?.length > 0 &&
+      `A write case has in each round a fresh copy of its image and a server started for it, which is warmed up on the last eighth of the disk, measured once on the rest (${options.ms / 1000} s at most) and stopped. The closing fsync is in the time. The tree is timed from losetup to the last sync, on a server just started; its MB/s are the tree's bytes by that time.`,
+    results.write?.length > 0 &&
+      'After each of these, unmeasured, `qemu-img check` has to find nothing; each sector that fio wrote has to be in the image, and all others and the snapshot have to be as they were; the file system has to pass e2fsck, and its files have to be those of the tree. A server that fails this has no figure.',
+    results.write?.length > 0 &&
+      'The floor writes 4 KiB where the others allocate 64 KiB. On tmpfs, fdatasync costs what the server does itself; whether data are safe then is for the tests to show, not for this.',
+    results.readWritable?.length > 0 &&
+      'Reading what can be written: each round mounts the same image anew, read-write and read-only in turn; twice as many rounds.',
     kb.length > 0 &&
       `Readahead of the mounts, KiB: ${kb.join(', ')}. vimgfs raises it itself (as root), the floor got the same, the others keep the kernel's${options['readahead-all'] ? ', but here they all got it' : ''}.`,
     options.quick && 'A quick run: small images, short times. Not for comparison.',
@@ -241,10 +276,10 @@ const kindOf = id => ({ vimgfs: 'own', floor: 'floor' })[id] ?? 'bar'
 
 function draw({ results, machine: m }) {
   const panels = []
-  for (const { case: c, entries } of results.read ?? []) {
+  for (const { case: c, entries } of [...(results.read ?? []), ...(results.write ?? [])]) {
     const daemon = bestDaemon(entries)
     const floor = c.targets.floor && byId(entries, 'floor')
-    // Where the floor has other work (it decompresses nothing) its bar would only mislead.
+    // Where the floor has other work (it decompresses and allocates nothing) its bar would mislead.
     const shown = entries.filter(({ id }) => floor || id !== 'floor')
     const bars = shown.map(entry => {
       const ratios = []
@@ -257,6 +292,13 @@ function draw({ results, machine: m }) {
       return { label: entry.title, value, text, kind: kindOf(entry.id) }
     })
     panels.push({ title: c.title, bars })
+  }
+  for (const { case: c, entries } of results.readWritable ?? []) {
+    const bars = entries.map(({ id, title, values }) => {
+      const value = median(values)
+      return { label: title, value, text: `${short(value)} ${c.unit}`, kind: kindOf(id) }
+    })
+    panels.push({ title: `Read while writable: ${c.title}`, bars })
   }
   for (const { case: c, entries } of results.mount ?? []) {
     const bars = entries.map(({ id, title, values }) => {

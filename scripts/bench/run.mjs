@@ -3,14 +3,23 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
-import { memoryCases, mountCases, readCases, readImages } from './cases.mjs'
+import {
+  memoryCases,
+  mountCases,
+  readCases,
+  readImages,
+  readWritableCases,
+  treeCases,
+  writeCases,
+} from './cases.mjs'
 import { GiB, MiB } from './images.mjs'
 import { Disturbance, compare, memory, read } from './measure.mjs'
 import { machine, median, print, write } from './report.mjs'
 import { findServers, mount, readaheadKb } from './servers.mjs'
-import { Workplace, isRoot } from './workplace.mjs'
+import { Workplace, isRoot, rotated } from './workplace.mjs'
+import { Writes } from './writes.mjs'
 
-const HELP = `usage: npm run bench -- [read] [mount] [memory] [options]
+const HELP = `usage: npm run bench -- [read] [write] [mount] [memory] [options]
 
 Measures vimgfs beside qemu-storage-daemon's FUSE export, qcowmount, nbdfuse over qemu-nbd,
 fuse-native and a minimal C server (the floor), whichever of them are there, and prints the
@@ -22,7 +31,7 @@ medians and ratios. Without a name everything is measured.
   --only CASE       only this case; may be given again (--list names them)
   --servers A,B     only these: vimgfs, floor, qsd, qsd-given, qcowmount, nbdfuse, fuse-native
   --qsd-setting S   do not look for qemu-storage-daemon's best setting, take this one
-  --size MIB        size of the read cases' disk (2048)
+  --size MIB        size of the read cases' disk (2048); those that are written are half as large
   --readahead KB    readahead of the floor (that of vimgfs, or 1024 without vimgfs)
   --readahead-all   give every server the floor's readahead, also those that leave it alone
   --dir DIR         work here and not on a tmpfs that is found
@@ -36,6 +45,14 @@ example: QSD=/opt/qemu/bin/qemu-storage-daemon npm run bench -- read --only rand
 `
 const DEFAULT_READAHEAD_KB = 1024
 const MOUNT_ROUNDS_FACTOR = 2 // mounts are short and vary more than reads
+const KINDS = {
+  read: readCases,
+  write: [...writeCases, ...treeCases, ...readWritableCases],
+  mount: mountCases,
+  memory: memoryCases,
+}
+
+const allCases = Object.values(KINDS).flat()
 
 function readOptions() {
   const { values, positionals } = parseArgs({
@@ -61,10 +78,10 @@ function readOptions() {
     if (Number.isInteger(value) && value > 0) return value
     throw new Error(`--${name} takes a positive number, not ${values[name]}`)
   }
-  const kinds = ['read', 'mount', 'memory']
+  const kinds = Object.keys(KINDS)
   const wrong = positionals.find(name => !kinds.includes(name))
   if (wrong) throw new Error(`there is no benchmark '${wrong}': ${kinds.join(', ')}`)
-  const ids = [...readCases, ...mountCases, ...memoryCases].map(({ id }) => id)
+  const ids = allCases.map(({ id }) => id)
   const unknown = values.only.find(id => !ids.includes(id))
   if (unknown) throw new Error(`there is no case '${unknown}': ${ids.join(', ')}`)
   return {
@@ -82,9 +99,6 @@ function readOptions() {
 
 const say = text => process.stderr.write(`${text}\n`)
 
-/** Starting another way every round, so that no server always follows the same one. */
-const rotated = (list, by) => list.map((_, i) => list[(i + by) % list.length])
-
 class Bench {
   constructor(options) {
     this.options = options
@@ -95,6 +109,7 @@ class Bench {
     this.disturbance = new Disturbance()
   }
 
+  say = say
   note = text => this.notes.includes(text) || this.notes.push(text)
 
   chosen(kind, cases) {
@@ -105,7 +120,11 @@ class Bench {
 
   async run(place) {
     const { options } = this
-    this.context = { place, only: options.servers.split(',').filter(Boolean) }
+    this.context = {
+      place,
+      only: options.servers.split(',').filter(Boolean),
+      onlyWriting: options.what.every(kind => kind === 'write'),
+    }
     const skip = (title, why) => this.skipped.push({ title, why })
     const servers = await findServers(this.context, skip)
     for (const { title, why } of this.skipped) say(`not measured: ${title}: ${why}`)
@@ -115,6 +134,7 @@ class Bench {
       throw new Error(`there is no setting '${only}': ${[...new Set(known)].join('; ')}`)
     }
     await this.reads(place, servers, this.chosen('read', readCases))
+    await new Writes(this).run(place, servers)
     const rest = servers.filter(s => !s.memory && (s.setting ?? 'default') === 'default')
     await this.mounts(place, rest, this.chosen('mount', mountCases))
     await this.memories(place, rest, this.chosen('memory', memoryCases))
@@ -366,12 +386,13 @@ async function main() {
   const options = readOptions()
   if (options.help) return void process.stdout.write(HELP)
   if (options.list) {
-    const all = [...readCases, ...mountCases, ...memoryCases]
-    return void console.log(all.map(({ id, title }) => `${id.padEnd(16)} ${title}`).join('\n'))
+    const lines = allCases.map(({ id, title }) => `${id.padEnd(20)} ${title}`)
+    return void console.log(lines.join('\n'))
   }
   const begun = Date.now()
   const bench = new Bench(options)
-  // Raw and qcow2, a client's page cache and fuse-native's copy; or the tables of 16 TiB, twice.
+  // Raw and qcow2, a client's page cache and fuse-native's copy (or, half as large, what is written,
+  // copies and what is compared); or the tables of 16 TiB, twice.
   const needBytes = Math.max(4 * options.size, 3 * GiB) + GiB
   const place = new Workplace({ parent: options.dir, needBytes, note: bench.note })
   process.on('exit', () => place.cleanup())
@@ -381,7 +402,8 @@ async function main() {
       process.exit(130)
     })
   }
-  if (options.what.includes('read')) place.touchMemory(4 * options.size)
+  if (options.what.some(kind => kind === 'read' || kind === 'write'))
+    place.touchMemory(4 * options.size)
   const about = await machine()
   await bench.run(place)
   bench.note(bench.disturbance.text())

@@ -3,14 +3,16 @@
  * mount() does what they have in common and knows when the first answer came.
  *
  *   find(context)    why it can't run here, or undefined; may install or compile what it needs
- *   launch(job)      starts it; job is { image, dir, mountPoint, place, context }
+ *   launch(job)      starts it; job is { image, dir, mountPoint, context, writable }
  *   file(job)        where the disk appears
  *   raw              it can't read qcow2 and gets the same disk as a raw file
+ *   writes           it can show a disk that is written to
  */
 import fs from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import {
+  detachLoops,
   has,
   isAlive,
   isRoot,
@@ -25,7 +27,7 @@ import {
 } from './workplace.mjs'
 
 const HERE = path.dirname(fileURLToPath(import.meta.url))
-const CLI = process.env.VIMGFS ?? path.resolve(HERE, '../../dist/cli/main.js')
+export const CLI = process.env.VIMGFS ?? path.resolve(HERE, '../../dist/cli/main.js')
 const FLOOR_THREADS = '2'
 const FUSE_NATIVE = 'fuse-native@2.2.6'
 const ANSWER_TIMEOUT_MS = 60_000
@@ -35,15 +37,17 @@ const needs = async (...commands) => {
   for (const command of commands) if (!(await has(command))) return `${command} is not installed`
 }
 
-const vimgfs = {
+export const vimgfs = {
   id: 'vimgfs',
   title: 'vimgfs',
+  writes: true,
   async find() {
     if (!fs.existsSync(CLI)) return 'it is not built (npm run build)'
   },
-  launch({ image, mountPoint }) {
+  launch({ image, mountPoint, writable }) {
     // It goes to the background by itself, and its exit code says whether it is mounted.
-    return { command: run(process.execPath, [CLI, 'mount', image.qcow2, mountPoint]) }
+    const args = ['mount', ...(writable ? [] : ['-o', 'ro']), image.qcow2, mountPoint]
+    return { command: run(process.execPath, [CLI, ...args]) }
   },
   file: ({ image, mountPoint }) => path.join(mountPoint, `${image.id}.raw`),
   async unmount({ mountPoint }) {
@@ -55,6 +59,7 @@ const floor = {
   id: 'floor',
   title: 'floor (C)',
   raw: true,
+  writes: true,
   async find({ place }) {
     if (!isRoot) return 'it calls mount(2), which needs root'
     const compiler = await findCompiler()
@@ -107,10 +112,11 @@ function storageDaemons(id, title, program) {
     family: id,
     title,
     setting,
+    writes: true,
     async find() {
       return needs(program)
     },
-    launch({ image, mountPoint, file }) {
+    launch({ image, mountPoint, file, writable }) {
       fs.rmdirSync(mountPoint)
       fs.writeFileSync(file, '') // it mounts on a regular file
       const objects = Array.from({ length: threads }, (_, i) => ['--object', `iothread,id=t${i}`])
@@ -118,9 +124,9 @@ function storageDaemons(id, title, program) {
       const args = [
         ...objects.flat(),
         '--blockdev',
-        `driver=qcow2,node-name=disk,read-only=on,file.driver=file,file.filename=${image.qcow2}${block}`,
+        `driver=qcow2,node-name=disk,read-only=${writable ? 'off' : 'on'},file.driver=file,file.filename=${image.qcow2}${block}`,
         '--export',
-        `type=fuse,id=fuse,node-name=disk,mountpoint=${file},writable=off${iothread}`,
+        `type=fuse,id=fuse,node-name=disk,mountpoint=${file},writable=${writable ? 'on' : 'off'}${iothread}`,
       ]
       return { child: start(program, args) }
     },
@@ -202,6 +208,7 @@ export async function findServers(context, skip) {
   for (const server of all) {
     const family = server.family ?? server.id
     if (context.only.length > 0 && !context.only.includes(family)) continue
+    if (context.onlyWriting && !server.writes) continue
     const why = await server.find(context)
     if (!why) found.push(server)
     else if (!told.has(family)) skip(server.title, why)
@@ -211,11 +218,11 @@ export async function findServers(context, skip) {
 }
 
 /** Starts a server on an image and returns when the disk's size can be seen. */
-export async function mount(server, image, context) {
+export async function mount(server, image, context, { writable = false } = {}) {
   const dir = context.place.folder(server.id.replace(/\W+/g, '-'))
   const mountPoint = path.join(dir, 'mnt')
   fs.mkdirSync(mountPoint)
-  const job = { image, dir, mountPoint, context }
+  const job = { image, dir, mountPoint, context, writable }
   job.file = server.file(job)
   const before = new Set(pidsServing())
 
@@ -252,6 +259,7 @@ export async function mount(server, image, context) {
 }
 
 async function stop({ server, dir, mountPoint, pids, ...job }) {
+  detachLoops(dir)
   if (server.unmount) await server.unmount({ mountPoint, ...job }).catch(() => {})
   for (const point of mountsBelow(dir)) unmountLazily(point)
   // Some end when they are unmounted; the others are asked to, and then made to.

@@ -20,6 +20,9 @@ export const isRoot = process.getuid() === 0
 export const sleep = ms => new Promise(resolve => setTimeout(resolve, ms))
 const sleepSync = ms => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms)
 
+/** Starting another way every round, so that no server always follows the same one. */
+export const rotated = (list, by) => list.map((_, i) => list[(i + by) % list.length])
+
 const children = new Set()
 
 /** Runs a command to its end. Rejects when it fails, unless `mayFail`, and when it takes too long. */
@@ -118,6 +121,7 @@ export class Workplace {
 
   cleanup() {
     if (!fs.existsSync(this.dir)) return
+    detachLoops(this.dir)
     for (const child of children) child.kill('SIGTERM')
     for (const mount of mountsBelow(this.dir)) unmountLazily(mount)
     for (const signal of ['SIGTERM', 'SIGKILL']) {
@@ -143,6 +147,7 @@ function removeStale(base) {
     const pid = Number(new RegExp(`^${PREFIX}(\\d+)-`).exec(name)?.[1])
     if (!pid || fs.existsSync(`/proc/${pid}`)) continue
     const dir = path.join(base, name)
+    detachLoops(dir)
     for (const mount of mountsBelow(dir)) unmountLazily(mount)
     for (const pid of pidsMentioning(dir)) kill(pid, 'SIGKILL')
     sleepSync(100)
@@ -176,6 +181,15 @@ export const mountsBelow = dir =>
 export function unmountLazily(mount) {
   const [command, ...args] = isRoot ? ['umount', '-l'] : ['fusermount3', '-uz']
   spawnSync(command, [...args, mount], { timeout: 5000 })
+}
+
+/** Loop devices over files below; one that is mounted goes when it is unmounted. */
+export function detachLoops(dir) {
+  for (const name of fs.readdirSync('/sys/block').filter(name => name.startsWith('loop'))) {
+    const setting = `/sys/block/${name}/loop/backing_file`
+    if (!fs.existsSync(setting) || !fs.readFileSync(setting, 'utf8').startsWith(`${dir}/`)) continue
+    spawnSync('losetup', ['-d', `/dev/${name}`], { timeout: 5000 })
+  }
 }
 
 /** Processes with `text` in their command line, but for this one. */

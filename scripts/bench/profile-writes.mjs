@@ -1,0 +1,77 @@
+/**
+ * Where a server's time goes while it is written to: V8's profiles of all its threads, summed up by
+ * function. Waiting for a request counts as the time of the function that waits. Run by profile.mjs.
+ */
+import fs from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { writeCases, writeImages } from './cases.mjs'
+import { GiB, MiB, copyFor } from './images.mjs'
+import { write } from './measure.mjs'
+import { CLI, mount, vimgfs } from './servers.mjs'
+import { Workplace, start } from './workplace.mjs'
+
+const DISK = 512 * MiB
+const MAX_MS = 5000
+const SHOWN = 16
+const DIST = path.resolve(path.dirname(CLI), '..')
+
+/** Profiles the write cases with these names, or all. */
+export async function profileWrites(names) {
+  const unknown = names.find(name => !writeCases.some(({ id }) => id === name))
+  if (unknown) throw new Error(`there is no write case '${unknown}'`)
+  const place = new Workplace({ needBytes: 3 * GiB, note: text => console.log(text) })
+  process.on('exit', () => place.cleanup())
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => process.exit(130))
+  for (const testCase of writeCases) {
+    if (names.length > 0 && !names.includes(testCase.id)) continue
+    await profileCase(place, testCase)
+  }
+}
+
+async function profileCase(place, testCase) {
+  const image = await writeImages[testCase.image].make(place, { size: 2 * DISK })
+  const copy = await copyFor(place, image, vimgfs)
+  const profiles = place.folder('profiles')
+  const server = {
+    ...vimgfs,
+    launch({ image, mountPoint }) {
+      // In front, so that the process started here is the one that serves.
+      const options = ['--cpu-prof', `--cpu-prof-dir=${profiles}`]
+      const args = [...options, CLI, 'mount', '-f', '-q']
+      return { child: start(process.execPath, [...args, image.qcow2, mountPoint]) }
+    },
+  }
+  const mounted = await mount(server, copy, { place }, { writable: true })
+  const part = { from: 0, bytes: DISK }
+  const { value } = await write(mounted.file, part, testCase, { ms: MAX_MS, place }).finally(
+    mounted.stop,
+  )
+  console.log(`\n${testCase.title}: ${value.toFixed(0)} ${testCase.unit} while profiled`)
+  for (const [name, ms, share] of longest(profiles)) {
+    console.log(`${ms.toFixed(0).padStart(7)} ms ${share.toFixed(1).padStart(5)} %  ${name}`)
+  }
+  for (const file of [image.qcow2, copy.qcow2]) fs.rmSync(path.dirname(file), { recursive: true })
+}
+
+/** The functions with the most time of their own, in all threads: [name, ms, percent]. */
+function longest(folder) {
+  const times = new Map()
+  for (const file of fs.readdirSync(folder)) {
+    const { nodes, samples, timeDeltas } = JSON.parse(fs.readFileSync(path.join(folder, file)))
+    const names = new Map(nodes.map(({ id, callFrame }) => [id, nameOf(callFrame)]))
+    samples.forEach((id, i) => {
+      const name = names.get(id)
+      if (name !== '(idle)') times.set(name, (times.get(name) ?? 0) + timeDeltas[i] / 1000)
+    })
+  }
+  const all = [...times.values()].reduce((sum, ms) => sum + ms, 0)
+  const sorted = [...times].sort(([, a], [, b]) => b - a).slice(0, SHOWN)
+  return sorted.map(([name, ms]) => [name, ms, (ms / all) * 100])
+}
+
+function nameOf({ functionName, url, lineNumber }) {
+  const place = url.startsWith('file:') ? path.relative(DIST, fileURLToPath(url)) : url
+  const name = functionName || '(anonymous)'
+  return place ? `${name}  ${place}:${lineNumber + 1}` : name
+}

@@ -1,0 +1,71 @@
+/** Whether what was written is in the image: whoever throws writes away would be the fastest. */
+import fs from 'node:fs'
+import path from 'node:path'
+import { MiB } from './images.mjs'
+import { run } from './workplace.mjs'
+
+const SECTOR = 512
+const UNIT = 4096
+const CHUNK = 4 * MiB
+
+/** A server's image, which nobody serves any more, as a raw file. Throws if it is not sound. */
+export async function rawOf(image) {
+  if (image.raw) return image.raw
+  await run('qemu-img', ['check', '-q', '-f', 'qcow2', image.qcow2])
+  const seen = path.join(path.dirname(image.qcow2), 'seen.raw')
+  await run('qemu-img', ['convert', '-f', 'qcow2', '-O', 'raw', image.qcow2, seen])
+  return seen
+}
+
+/** Throws unless `bytes` of the disk were written by fio and all others are as they were. */
+export async function verifyWritten(image, bytes) {
+  const seen = await rawOf(image)
+  const found = writtenUnits(seen, image.check) * UNIT
+  if (found !== bytes) throw new Error(`${bytes} bytes were written and ${found} are in the image`)
+  fs.rmSync(seen)
+  if (image.snapshot) await verifySnapshot(image, seen)
+}
+
+async function verifySnapshot({ qcow2, snapshot, check }, target) {
+  const args = ['-l', `snapshot.name=${snapshot}`, '-f', 'qcow2', '-O', 'raw', qcow2, target]
+  await run('qemu-img', ['convert', ...args])
+  await run('cmp', [target, check])
+}
+
+/** How many units of a disk fio has marked; throws where another one is not as it was. */
+function writtenUnits(file, before) {
+  const [fd, beforeFd] = [file, before].map(name => fs.openSync(name, 'r'))
+  const [now, then] = [Buffer.alloc(CHUNK), Buffer.alloc(CHUNK)]
+  const words = new Uint32Array(now.buffer)
+  let units = 0
+  try {
+    for (let at = 0, length; (length = fs.readSync(fd, now, 0, CHUNK, at)) > 0; at += length) {
+      if (fs.readSync(beforeFd, then, 0, CHUNK, at) !== length) {
+        throw new Error('the disk has another size')
+      }
+      for (let unit = 0; unit < length; unit += UNIT) {
+        if (isMarked(words, unit, at + unit)) units++
+        else if (now.compare(then, unit, unit + UNIT, unit, unit + UNIT) !== 0) {
+          throw new Error(`bytes at ${at + unit} were never written so`)
+        }
+      }
+    }
+  } finally {
+    fs.closeSync(fd)
+    fs.closeSync(beforeFd)
+  }
+  return units
+}
+
+/** Each sector that fio wrote has its place on the disk somewhere in it, as an aligned number. */
+function isMarked(words, unit, offset) {
+  for (let sector = 0; sector < UNIT; sector += SECTOR) {
+    const low = (offset + sector) % 2 ** 32
+    const high = Math.floor((offset + sector) / 2 ** 32)
+    const end = (unit + sector + SECTOR) / 4
+    let word = (unit + sector) / 4
+    while (word < end && (words[word] !== low || words[word + 1] !== high)) word += 2
+    if (word >= end) return false
+  }
+  return true
+}
