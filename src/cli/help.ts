@@ -3,12 +3,13 @@ import { UsageError } from '../errors.js'
 import { VERSION } from '../version.js'
 
 export function overview(): string {
-  return `vimgfs ${VERSION}: shows virtual disk images as raw files, and each of their snapshots too
+  return `vimgfs ${VERSION}: shows virtual disk images as raw files to read and write, and their snapshots too
 
 Usage: vimgfs COMMAND [OPTION…] ARGUMENT…
 
   mount IMAGE MOUNTPOINT   show IMAGE's disk and snapshots as files in the folder MOUNTPOINT
   umount MOUNTPOINT        unmount it, and return when its server has ended
+  check IMAGE              looks for leaks and damage in its tables, and repairs them
   info IMAGE               what IMAGE is: format, sizes, snapshots, backing files
   help COMMAND             all options of a command, with an example
 
@@ -21,25 +22,34 @@ Example: vimgfs mount disk.qcow2 /mnt/x && ls -l /mnt/x && vimgfs umount /mnt/x
 const HELP: Record<string, string> = {
   mount: `Usage: vimgfs mount [OPTION…] IMAGE MOUNTPOINT
 
-Shows the disk image IMAGE (qcow2, raw) in the folder MOUNTPOINT, read-only:
+Shows the disk image IMAGE (qcow2, raw) in the folder MOUNTPOINT:
 
-  disk.raw               the disk, with its virtual size; holes are holes
-  disk@SNAPSHOT.raw      each snapshot, with its date
+  disk.raw               the disk, with its virtual size; holes are holes. What is written to it is
+                         in IMAGE, at the latest after fsync or a few seconds.
+  disk@SNAPSHOT.raw      each snapshot, with its date; read-only, as are those below
   disk@SNAPSHOT.vmstate  the memory that was saved with it, if any
   disk@BACKING.raw       each backing file of its chain
   .vimgfs/               found by name: stats.json, status.json
 
 The server goes to the background once the mount answers. SIGINT, SIGTERM and SIGHUP unmount it.
 
+IMAGE is locked as QEMU does it: what a running machine has open is refused, and the other way
+round.
+
   -o OPTION[,OPTION…]    mount options:
+       ro                  read only; IMAGE is not opened for writing
+       rw                  read and write or fail; without ro and rw a write-protected image is
+                           mounted read-only
+       force-share         with ro: also while others write IMAGE; what is read may be torn
+       growable            truncate -s, or writing behind the end, makes the disk larger
+       commit=SECONDS      how often what was written is made durable (5); 0 only when asked to
        allow_root          root may use the mount too (a loop mount needs that, say)
        allow_other         every user may, as far as the files' modes let them;
                            for ordinary users both need user_allow_other in /etc/fuse.conf
        default_permissions the kernel checks modes (it always does with the two above)
        uid=N, gid=N        who owns the files (the mounting user)
-       umask=OCTAL         the files' modes (those of IMAGE; never write bits)
+       umask=OCTAL         the files' modes (those of IMAGE; write bits for disk.raw only)
        fsname=NAME         what mount lists as the source (the path of IMAGE)
-       ro                  what it does anyway
   -f, --foreground       stay in front and log to standard error
   -q, --quiet            say nothing but errors
   --format F             raw or qcow2 (found by the first bytes)
@@ -55,18 +65,34 @@ What root does with an ordinary user's mount, such as mount -o loop, needs allow
 allow_other; the kernel refuses it otherwise.
 
 Example:
-  vimgfs mount disk.qcow2 /mnt/x
+  vimgfs mount -o ro disk.qcow2 /mnt/x
   mount -o loop,ro,offset=1048576 /mnt/x/disk@before-upgrade.raw /mnt/old
 `,
   umount: `Usage: vimgfs umount [--lazy] MOUNTPOINT
 
-Unmounts MOUNTPOINT and returns when its server has ended. It also removes a mount whose server was
-killed.
+Unmounts MOUNTPOINT and returns when its server has ended and all that was written is in the image.
+It also removes a mount whose server was killed.
 
-  -l, --lazy             take it away at once, also while it is in use, and do not wait
+  -l, --lazy             take it away at once, also while it is in use, and do not wait: its server
+                         saves what was written when it ends, and only its log tells if that failed
 
 Example:
   vimgfs umount /mnt/x
+`,
+  check: `Usage: vimgfs check [OPTION…] IMAGE
+
+Looks whether the tables of IMAGE are sound: what is used is counted, and nothing is used twice.
+
+  --output=human|json    for people (the default) or for programs, with the fields of qemu-img check
+  --repair=leaks|all     gives back what nothing uses, or mends the rest, too; nobody else may have
+                         IMAGE open, and a copy of it is a good thing to have
+  --format F             raw or qcow2 (found by the first bytes)
+
+Exit code: 0 it is sound, 1 it could not be checked, 2 it is damaged, 3 space is lost and nothing
+else, 63 its format has nothing to check.
+
+Example:
+  vimgfs check disk.qcow2
 `,
   info: `Usage: vimgfs info [OPTION…] IMAGE
 

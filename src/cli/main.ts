@@ -7,6 +7,7 @@ const COMMANDS: Record<string, () => Promise<{ run(args: string[]): Promise<numb
   mount: () => import('./mount.js'),
   umount: () => import('./umount.js'),
   info: () => import('./info.js'),
+  check: () => import('./check.js'),
   help: () => import('./help.js'),
 }
 

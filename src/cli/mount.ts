@@ -90,8 +90,7 @@ async function serveInFront(args: string[]): Promise<number> {
   const server = await serve(request, target)
   for (const warning of server.warnings) process.stderr.write(`vimgfs: ${printable(warning)}\n`)
   if (!quiet) process.stdout.write(`${hints(request, server, undefined).join('\n')}\n`)
-  await server.finished
-  return 0
+  return (await server.finished) ? 0 : 1
 }
 
 async function serveInBackground(args: string[], reportFd: number): Promise<number> {
@@ -114,8 +113,7 @@ async function serveInBackground(args: string[], reportFd: number): Promise<numb
     process.chdir('/')
     for (const warning of server.warnings) target.logger.warn(warning)
     report({ lines: hints(request, server, target.place), warnings: server.warnings })
-    await server.finished
-    return 0
+    return (await server.finished) ? 0 : 1
   } catch (error) {
     if (!isExpected(error)) throw error
     report({ error: oneLine(error) })
@@ -217,7 +215,7 @@ function hints(request: ServeRequest, server: Server, logPlace: string | undefin
         ? 'You and root can use it.'
         : 'Only you can use it: what root does with it (a loop mount, say) needs -o allow_root or -o allow_other.'
   return [
-    `${disk?.name} (${humanSize(disk?.sizeBytes ?? 0)})${extras.length > 0 ? ` with ${extras.join(', ')}` : ''} in ${server.mountpoint}, read-only`,
+    `${disk?.name} (${humanSize(disk?.sizeBytes ?? 0)})${extras.length > 0 ? ` with ${extras.join(', ')}` : ''} in ${server.mountpoint}, ${server.isWritable ? 'read-write' : 'read-only'}`,
     ...(who === '' ? [] : [who]),
     `Unmount it with: vimgfs umount ${server.mountpoint}${logPlace === undefined ? '' : ` (log: ${logPlace})`}`,
   ].map(printable)

@@ -14,6 +14,8 @@ const OPTIONS = { lazy: { type: 'boolean', short: 'l' } } as const
 /** A server that was detached may have long to go; one that was unmounted ends at once. */
 const END_TIMEOUT_MS = 30_000
 const STATUS_TIMEOUT_MS = 2_000
+/** Much may be waiting to be written. */
+const FLUSH_TIMEOUT_MS = 600_000
 
 export async function run(args: string[]): Promise<number> {
   const { values, positionals } = parse(args, OPTIONS, 'umount', ['MOUNTPOINT'])
@@ -26,8 +28,16 @@ export async function run(args: string[]): Promise<number> {
     )
   }
   const server = await serverOf(mount)
+  let failure = server?.failure ?? null
+  // Afterwards nobody would be there to tell that it failed.
+  if (server && !server.readOnly && !values.lazy) failure = await flush(mount, server)
   unmountFuse(mount, values.lazy === true)
   if (server && !values.lazy) await endOf(server, mountpoint)
+  if (failure !== null) {
+    throw new MountError(
+      `${mountpoint}: it is unmounted, but not all that was written could be kept: ${failure}; look at the image with vimgfs check`,
+    )
+  }
   return 0
 }
 
@@ -35,30 +45,67 @@ interface RunningServer {
   readonly pid: number
   /** The process's start in clock ticks: a number that is used again has another. */
   readonly startTicks: string
+  readonly readOnly: boolean
+  /** Why the disk has become read-only, if it has. */
+  readonly failure: string | null
+  /** The name of the disk's file. */
+  readonly disk: string
 }
 
 /**
- * Which process serves the mount, by its own word. Asked in another process: a server that hangs would
- * hang us too; and as the mounting user where that is another, since the mount is closed to root then.
- * Undefined when the server is dead or silent.
+ * Has what was written made durable. Throws MountError where that failed and may yet succeed; returns
+ * why not where it never will, else null.
  */
-async function serverOf(mount: MountInfo): Promise<RunningServer | undefined> {
-  const owner = Number(/(?:^|,)user_id=([0-9]+)/.exec(mount.options)?.[1] ?? 0)
-  const isOthers = process.geteuid?.() === 0 && owner !== 0
+async function flush(mount: MountInfo, server: RunningServer): Promise<string | null> {
+  let why: string
   try {
-    const status = path.join(mount.mountpoint, '.vimgfs', 'status.json')
-    const { stdout } = await promisify(execFile)('cat', [status], {
-      cwd: '/',
-      timeout: STATUS_TIMEOUT_MS,
-      killSignal: 'SIGKILL',
-      ...(isOthers && { uid: owner }),
-    })
-    const { pid } = JSON.parse(stdout) as { pid: number }
-    const startTicks = startOf(pid)
-    return startTicks === undefined ? undefined : { pid, startTicks }
+    const file = path.join(mount.mountpoint, server.disk)
+    await runAsOwner(mount, 'sync', ['--data', file], FLUSH_TIMEOUT_MS)
+    return null
+  } catch (error) {
+    const { stderr = '', message } = error as Error & { stderr?: string }
+    why = stderr.trim().split(': ').at(-1) || message
+  }
+  const now = await serverOf(mount)
+  if (now?.failure) return now.failure
+  throw new MountError(
+    `${mount.mountpoint}: what was written could not be saved (${why}), so it stays mounted; put that right and try again, or give it up with vimgfs umount --lazy ${mount.mountpoint}`,
+  )
+}
+
+/** Which process serves the mount, by its own word. Undefined when the server is dead or silent. */
+async function serverOf(mount: MountInfo): Promise<RunningServer | undefined> {
+  try {
+    const file = path.join(mount.mountpoint, '.vimgfs', 'status.json')
+    const text = await runAsOwner(mount, 'cat', [file], STATUS_TIMEOUT_MS)
+    const status = JSON.parse(text) as Omit<RunningServer, 'startTicks'>
+    const startTicks = startOf(status.pid)
+    return startTicks === undefined ? undefined : { ...status, startTicks }
   } catch {
     return undefined
   }
+}
+
+/**
+ * What a command prints that touches the mount. In another process, since a server that hangs would
+ * hang us too; and as the mounting user where that is another, since the mount is closed to root then.
+ */
+async function runAsOwner(
+  mount: MountInfo,
+  command: string,
+  args: string[],
+  timeout: number,
+): Promise<string> {
+  const owner = Number(/(?:^|,)user_id=([0-9]+)/.exec(mount.options)?.[1] ?? 0)
+  const isOthers = process.geteuid?.() === 0 && owner !== 0
+  const { stdout } = await promisify(execFile)(command, args, {
+    cwd: '/',
+    timeout,
+    killSignal: 'SIGKILL',
+    env: { ...process.env, LC_ALL: 'C' },
+    ...(isOthers && { uid: owner }),
+  })
+  return stdout
 }
 
 async function endOf({ pid, startTicks }: RunningServer, mountpoint: string): Promise<void> {

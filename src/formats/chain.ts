@@ -4,16 +4,22 @@
  */
 import fs from 'node:fs'
 import { ImageError } from '../errors.js'
-import { isLockedByOthers, sizeOf } from '../io/libc.js'
-import { allowedFolders, type OpenedFile, openGiven, openNamed } from '../io/named-file.js'
-import { FileStore } from '../io/store.js'
+import { sizeOf } from '../io/libc.js'
+import { isWrittenByOthers, lockImage } from '../io/locks.js'
+import {
+  type Access,
+  allowedFolders,
+  type OpenedFile,
+  openGiven,
+  openNamed,
+  WriteProtected,
+} from '../io/named-file.js'
+import { FileStore, WritableFileStore } from '../io/store.js'
 import { MAX_CHAIN_DEPTH } from './limits.js'
 import { FORMATS, type Format, probe, probeGiven } from './probe.js'
 import { INCOMPATIBLE, type Qcow2Header, readHeader } from './qcow2/header.js'
+import { recover } from './qcow2/recovery.js'
 import { type Qcow2Snapshot, readSnapshots } from './qcow2/snapshots.js'
-
-/** QEMU locks this byte of an image while it may write (block/file-posix.c, RAW_LOCK_PERM_BASE + 1). */
-const QEMU_WRITE_LOCK_AT = 101
 
 export interface FileSpec {
   readonly path: string
@@ -44,6 +50,8 @@ export interface Chain {
   readonly snapshots: readonly Qcow2Snapshot[]
   /** What the user should know, a line each. */
   readonly warnings: readonly string[]
+  /** Whether the first layer, with its data file, is open for writing. */
+  readonly isWritable: boolean
 }
 
 export interface OpenOptions {
@@ -54,15 +62,35 @@ export interface OpenOptions {
   /** Layers at most, 1 to MAX_CHAIN_DEPTH.highest. */
   readonly maxDepth?: number
   /**
+   * What the image is opened for; all that it stands on is read only. 'write if possible' falls back to
+   * reading, with a warning, where the image is write-protected or marked corrupt. Reading is the default.
+   */
+  readonly access?: Access | 'write if possible'
+  /** Whether QEMU's locks are taken; without, an image that others write is read with a warning. */
+  readonly takesLocks?: boolean
+  /**
    * Opens it only to describe it, alone or with its backing files: data files stay closed, and
    * encrypted images pass.
    */
   readonly describe?: 'image' | 'chain'
 }
 
-/** Opens `image` and what it stands on, for reading. Throws ImageError, and then leaves nothing open. */
+/** Opens `image` and what it stands on. Throws ImageError, and then leaves nothing open. */
 export function openChain(image: string, options: OpenOptions = {}): Chain {
-  const opener = new ChainOpener(image, options)
+  const { access = 'read' } = options
+  if (access !== 'write if possible') return openFor(access, image, options)
+  try {
+    return openFor('write', image, options)
+  } catch (error) {
+    if (!(error instanceof WriteProtected)) throw error
+    const chain = openFor('read', image, options)
+    const warning = `${error.context.path}: ${error.message}, mounted read-only`
+    return { ...chain, warnings: [warning, ...chain.warnings] }
+  }
+}
+
+function openFor(access: Access, image: string, options: OpenOptions): Chain {
+  const opener = new ChainOpener(image, options, access)
   try {
     return opener.open()
   } catch (error) {
@@ -86,12 +114,13 @@ class ChainOpener {
   constructor(
     private readonly image: string,
     private readonly options: OpenOptions,
+    private readonly access: Access,
   ) {}
 
   open(): Chain {
-    const top = this.layer(openGiven(this.image), this.options.format, true)
+    const top = this.layer(openGiven(this.image, this.access), this.options.format, this.access)
     this.allowed = allowedFolders(this.image, this.options.allowPaths ?? [])
-    const layers: [LayerSpec, ...LayerSpec[]] = [this.withDataFile(top)]
+    const layers: [LayerSpec, ...LayerSpec[]] = [this.withDataFile(top, this.access)]
     const maxDepth = this.options.maxDepth ?? MAX_CHAIN_DEPTH.default
     const isAlone = this.options.describe === 'image'
     for (let last: LayerSpec = top; !isAlone && last.qcow2?.backingName !== undefined; ) {
@@ -105,12 +134,13 @@ class ChainOpener {
           },
         )
       }
-      last = this.withDataFile(this.backing(last, last.qcow2.backingName))
+      last = this.withDataFile(this.backing(last, last.qcow2.backingName), 'read')
       layers.push(last)
     }
     const [{ qcow2 }] = layers
     const snapshots = qcow2 ? readSnapshots(storeOf(top), qcow2) : []
-    return { layers, snapshots, warnings: this.warnings }
+    const isWritable = this.access === 'write'
+    return { layers, snapshots, warnings: this.warnings, isWritable }
   }
 
   close(): void {
@@ -120,11 +150,7 @@ class ChainOpener {
   private backing(overlay: LayerSpec, name: string): LayerSpec {
     const format = this.statedFormat(overlay, name)
     const file = openNamed(name, { by: overlay.path, role: 'backing file', allowed: this.allowed })
-    if (
-      this.opened.some(
-        other => other.stat.dev === file.stat.dev && other.stat.ino === file.stat.ino,
-      )
-    ) {
+    if (this.isOpen(file)) {
       fs.closeSync(file.fd)
       throw new ImageError(
         'CORRUPT',
@@ -135,7 +161,11 @@ class ChainOpener {
         },
       )
     }
-    return this.layer(file, format, false)
+    return this.layer(file, format, 'read')
+  }
+
+  private isOpen({ stat }: OpenedFile): boolean {
+    return this.opened.some(other => other.stat.dev === stat.dev && other.stat.ino === stat.ino)
   }
 
   private statedFormat(overlay: LayerSpec, name: string): Format | undefined {
@@ -156,16 +186,14 @@ class ChainOpener {
     })
   }
 
-  private layer(file: OpenedFile, format: Format | undefined, isTop: boolean): LayerSpec {
+  private layer(file: OpenedFile, format: Format | undefined, access: Access): LayerSpec {
+    const isTop = this.opened.length === 0
     this.opened.push(file)
+    // First of all: what is read before others are kept out may change at once.
+    this.lock(file, access)
     const spec = fileSpec(file)
     const store = storeOf(spec)
     const actual = format ?? (isTop ? probeGiven(store) : probe(store))
-    if (isLockedByOthers(file.fd, QEMU_WRITE_LOCK_AT)) {
-      this.warnings.push(
-        `${file.path}: another program has it open for writing (a running machine?); what is read may be out of date or torn`,
-      )
-    }
     const mtime = file.stat.mtimeNs
     const layer: LayerSpec = {
       ...spec,
@@ -178,11 +206,38 @@ class ChainOpener {
     }
     if (actual === 'raw') return layer
     const header = readHeader(store)
-    this.judge(header, spec.path)
+    this.judge(header, spec.path, access)
+    if (header.incompatible & INCOMPATIBLE.dirty && access === 'write') return this.recovered(layer)
     return { ...layer, qcow2: header }
   }
 
-  private judge(header: Qcow2Header, path: string): void {
+  /** The counts of an image that was not closed cleanly are made right before anybody relies on them. */
+  private recovered(layer: LayerSpec): LayerSpec {
+    const size = new BigInt64Array(new SharedArrayBuffer(8))
+    size[0] = BigInt(layer.sizeBytes)
+    const store = new WritableFileStore(layer.path, layer.fd, size)
+    try {
+      const warning = recover(store)
+      if (warning !== undefined) this.warnings.push(warning)
+    } catch (error) {
+      if (!(error instanceof ImageError)) throw error
+      throw new WriteProtected(layer.path, error.message, 'mount it with -o ro, or repair a copy')
+    }
+    return { ...layer, sizeBytes: store.sizeBytes, qcow2: readHeader(store) }
+  }
+
+  private lock(file: OpenedFile, access: Access): void {
+    if (this.options.takesLocks) {
+      const warning = lockImage(file.fd, file.path, access)
+      if (warning !== undefined) this.warnings.push(warning)
+    } else if (isWrittenByOthers(file.fd)) {
+      this.warnings.push(
+        `${file.path}: another program has it open for writing (a running machine?); what is read may be out of date or torn`,
+      )
+    }
+  }
+
+  private judge(header: Qcow2Header, path: string, access: Access): void {
     if (header.cryptMethod !== 0 && !this.options.describe) {
       const method = header.cryptMethod === 2 ? 'LUKS' : 'AES'
       throw new ImageError(
@@ -194,34 +249,57 @@ class ChainOpener {
         },
       )
     }
-    if (header.incompatible & INCOMPATIBLE.dirty) {
+    const isCorrupt = (header.incompatible & INCOMPATIBLE.corrupt) !== 0n
+    if (isCorrupt && access === 'write') {
+      const hint = 'repair a copy of it with qemu-img check -r all, or mount it with -o ro'
+      throw new WriteProtected(path, 'it is marked corrupt', hint)
+    }
+    // Opened for writing it is repaired.
+    if (header.incompatible & INCOMPATIBLE.dirty && access === 'read') {
       this.warnings.push(
         `${path}: it was not closed cleanly (its dirty bit is set); its data read as they are`,
       )
     }
-    if (header.incompatible & INCOMPATIBLE.corrupt) {
+    if (isCorrupt) {
       this.warnings.push(
         `${path}: it is marked corrupt; what is readable is shown, check it with qemu-img check on a copy`,
       )
     }
   }
 
-  private withDataFile(layer: LayerSpec): LayerSpec {
+  private withDataFile(layer: LayerSpec, access: Access): LayerSpec {
     const header = layer.qcow2
     if (!header || this.options.describe) return layer
     if ((header.incompatible & INCOMPATIBLE.externalData) === 0n) return layer
     const name = header.dataFileName as string
-    const file = openNamed(name, { by: layer.path, role: 'data file', allowed: this.allowed })
+    const naming = { by: layer.path, role: 'data file', allowed: this.allowed }
+    const file = openNamed(name, naming, access)
+    const isOpen = this.isOpen(file)
     this.opened.push(file)
+    // Written to, it would write over tables.
+    if (isOpen) {
+      throw new ImageError('CORRUPT', `its data file "${name}" is an image of its own chain`, {
+        path: layer.path,
+        hint: 'restore the image from a copy',
+      })
+    }
+    this.lock(file, access)
     return { ...layer, dataFile: fileSpec(file) }
   }
 }
 
 function fileSpec({ path, fd, stat }: OpenedFile): FileSpec {
-  const isDevice = stat.isBlockDevice()
-  const sizeBytes = isDevice ? sizeOf(fd) : Number(stat.size)
-  return { path, fd, sizeBytes, allocatedBytes: isDevice ? sizeBytes : Number(stat.blocks) * 512 }
+  const sizeBytes = stat.isBlockDevice() ? sizeOf(fd) : Number(stat.size)
+  return { path, fd, sizeBytes, allocatedBytes: allocatedBytes(stat, sizeBytes) }
 }
+
+function allocatedBytes(stat: fs.BigIntStats, sizeBytes: number): number {
+  return stat.isBlockDevice() ? sizeBytes : Number(stat.blocks) * 512
+}
+
+/** What a file takes now, where `file` says what it took when it was opened. */
+export const allocatedNow = (file: FileSpec): number =>
+  allocatedBytes(fs.fstatSync(file.fd, { bigint: true }), file.sizeBytes)
 
 export function storeOf(file: FileSpec): FileStore {
   return new FileStore(file.path, file.fd, file.sizeBytes)

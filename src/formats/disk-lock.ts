@@ -13,6 +13,7 @@
 const EXCLUSIVE = 0
 const WAITING = 1
 const FLUSHING = 2
+const GROWING = 3
 const SLOTS = 8
 
 /** How much of the disk a stripe takes, in bytes, before the stripes start over. */
@@ -87,6 +88,15 @@ export class DiskLock {
 
   untakeFlush(): void {
     this.release(FLUSHING)
+  }
+
+  /** The right to make the disk larger, which is taken before all others. */
+  takeGrowth(): void {
+    this.claim(GROWING)
+  }
+
+  untakeGrowth(): void {
+    this.release(GROWING)
   }
 
   private claim(word: number): void {

@@ -89,16 +89,6 @@ export class ImageSet {
     return { driver, parent: this.parentOf(entry.layer) }
   }
 
-  /** What the files from `layer` down take on their disks: no more of a view's data can be real. */
-  allocatedBytes(layer: number): number {
-    return this.layers
-      .slice(layer)
-      .reduce(
-        (sum, { spec }) => sum + spec.allocatedBytes + (spec.dataFile?.allocatedBytes ?? 0),
-        0,
-      )
-  }
-
   /** Built from the lowest layer up: a chain may be as deep as a stack of calls. */
   private layerView(index: number): View {
     for (let i = this.layers.length - 1; i >= index; i--) {

@@ -80,16 +80,23 @@ export class SharedDisk implements WritableDisk {
 
   write(source: Buffer, start: number, length: number, offset: number): void {
     this.requireSound()
-    if (this.driver.detectsZeros && length >= this.driver.zeroUnitBytes) {
-      this.writeBetweenZeros(source, start, length, offset)
-    } else this.writeBytes(source, start, length, offset)
-    this.count()
+    try {
+      if (this.driver.detectsZeros && length >= this.driver.zeroUnitBytes) {
+        this.writeBetweenZeros(source, start, length, offset)
+      } else this.writeBytes(source, start, length, offset)
+    } finally {
+      // What failed half-way has changed something, too.
+      this.count()
+    }
   }
 
   zero(offset: number, length: number): void {
     this.requireSound()
-    this.zeroRange(offset, length)
-    this.count()
+    try {
+      this.zeroRange(offset, length)
+    } finally {
+      this.count()
+    }
   }
 
   flush(): void {
@@ -105,13 +112,20 @@ export class SharedDisk implements WritableDisk {
 
   grow(sizeBytes: number): void {
     this.requireSound()
-    const before = this.sizeBytes
-    if (sizeBytes <= before) return
+    this.lock.takeGrowth()
+    try {
+      const before = this.sizeBytes
+      if (sizeBytes > before) this.growFrom(before, sizeBytes)
+    } finally {
+      this.lock.untakeGrowth()
+    }
+  }
+
+  private growFrom(before: number, sizeBytes: number): void {
     this.resize(sizeBytes)
     try {
       // What was there before, of a larger disk or of a layer below, must not show.
-      this.zeroRange(before, sizeBytes - before)
-      this.count()
+      this.zero(before, sizeBytes - before)
       this.flush()
     } catch (error) {
       this.resize(before)

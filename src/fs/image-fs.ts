@@ -2,21 +2,26 @@
  * The file system's operations on the inode tree, each for one opcode. They read what they need from
  * a request, write the payload of its reply, and return the payload's length, or an errno, negative.
  */
+import fs from 'node:fs'
 import { constants } from 'node:os'
-import { isExpected } from '../errors.js'
 import type { View } from '../formats/driver.js'
 import { readView } from '../formats/engine.js'
-import { countAllocated, nextData, nextHole } from '../formats/holes.js'
+import { nextData, nextHole } from '../formats/holes.js'
+import type { LayerSpec, Timestamp } from '../formats/chain.js'
 import type { ImageSet } from '../formats/image-set.js'
 import type { UnpackCrew } from '../formats/unpack-crew.js'
 import { SEEK_DATA, SEEK_HOLE } from '../io/libc.js'
+import { AllocatedBytes, writtenDisk } from './allocated-bytes.js'
 import type { TextSlots } from './control.js'
+import { DiskFile } from './disk-file.js'
 import {
   ACCESS_IN,
   ATTR,
   ATTR_OUT,
   DIRENT,
+  COHERENT_DIRECT_IO_MINOR,
   ENTRY_OUT,
+  FLUSH_IN,
   FOPEN,
   GETXATTR_IN,
   GETXATTR_OUT,
@@ -26,13 +31,14 @@ import {
   OPEN_IN,
   OPEN_OUT,
   READ_IN,
-  ROOT_ID,
   STATFS_OUT,
   STATX_OUT,
 } from './protocol.js'
 import type { ControlNode, DirNode, ImageNode, Node, Tree } from './tree.js'
 
-const { EACCES, EINVAL, EISDIR, ENODATA, ENOENT, ENOTDIR, ENXIO, ERANGE, EROFS } = constants.errno
+const { EACCES, EINVAL, EISDIR, ENODATA, ENOENT, ENOSYS, ENOTDIR, ENXIO } = constants.errno
+const { EOPNOTSUPP, ERANGE, EROFS } = constants.errno
+const { O_DIRECT, O_TRUNC } = fs.constants
 
 /** One request; the worker has one such object and fills it anew each time. */
 export interface Request {
@@ -49,21 +55,32 @@ export interface Request {
 export interface ImageFsParts {
   readonly tree: Tree
   readonly images: ImageSet
+  readonly layers: readonly LayerSpec[]
   /** Allocated bytes by place in the catalog, -1 where nobody counted yet; shared by the workers. */
   readonly allocated: Float64Array
   readonly slots: TextSlots
-  readonly controlText: { status: string; stats(): string }
+  readonly controlText: { status(): string; stats(): string }
   /** With allow_root the kernel lets all in, and everybody but these is turned away here. */
   readonly onlyUids?: readonly number[]
   /** Decompresses on two processors; its target is the payload of all requests. */
   readonly crew?: UnpackCrew
+  /** Whether what is written behind the disk's end makes it larger. */
+  readonly isGrowable?: boolean
+  /** Called whenever a request has the disk flushed. */
+  readonly onFlush?: () => void
 }
 
-/** Nothing changes while it is mounted: the kernel may remember names and attributes for a year. */
+/** What nobody writes does not change: the kernel may remember names and attributes for a year. */
 const VALID_SECONDS = 365 * 86400
+/**
+ * Of a disk that is written. The kernel forgets its attributes whenever it writes; but its blocks may be
+ * counted anew later.
+ */
+const WRITTEN_VALID_SECONDS = 1
 const BLOCK_BYTES = 4096
 const ACCESS_MODE = 3
-const O_TRUNC = 0o1000
+/** The handle of whoever has opened the disk for writing; others have 0. */
+const WRITING = 1
 const X_OK = 1
 const W_OK = 2
 const S_IFDIR = 0o040000
@@ -73,14 +90,31 @@ const DT_REG = 8
 const STATX_BASIC_STATS = 0x7ff
 const STATX_BTIME = 0x800
 const XATTR_PREFIX = 'user.vimgfs.'
-/** A count of allocated bytes may take this long for the first files, less for each later one. */
-const COUNTING_MS = 40
 
 export class ImageFs {
   private readonly views = new Map<number, View>()
-  private counted = 0
+  private readonly allocated: AllocatedBytes
+  private readonly diskFile: DiskFile | undefined
+  private isDirectCoherent = false
 
-  constructor(private readonly parts: ImageFsParts) {}
+  constructor(private readonly parts: ImageFsParts) {
+    const { images, layers, allocated, tree, isGrowable = false, onFlush = () => {} } = parts
+    this.allocated = new AllocatedBytes(images, layers, allocated, node => this.view(node))
+    if (!images.disk) return
+    const node = tree.disk
+    this.diskFile = new DiskFile(images.disk, {
+      isGrowable,
+      onFlush,
+      onZero: length => {
+        if (node) this.allocated.lower(node, length)
+      },
+    })
+  }
+
+  /** What the kernel and we have agreed on: the protocol's minor version. */
+  speak(minor: number): void {
+    this.isDirectCoherent = minor >= COHERENT_DIRECT_IO_MINOR
+  }
 
   /** Whether `uid` may ask for anything at all. */
   admits(uid: number): boolean {
@@ -100,19 +134,27 @@ export class ImageFs {
   getattr(request: Request): number {
     const node = this.parts.tree.node(request.nodeid)
     if (!node) return -ENOENT
-    ATTR_OUT.put(request.payload, 0, { attrValid: validity(node), attrValidNsec: 0, padding: 0 })
-    this.putAttr(request.payload, ATTR_OUT.size, node)
-    return ATTR_OUT.size + ATTR.size
+    return this.putAttrOut(request.payload, node)
+  }
+
+  setattr(request: Request): number {
+    const node = this.parts.tree.node(request.nodeid)
+    const file = this.writable(node)
+    if (!node || !file) return -EROFS
+    const { diskMode: mode, uid, gid } = this.parts.tree.appearance
+    const error = file.setattr(request, { mode, uid, gid })
+    return error < 0 ? error : this.putAttrOut(request.payload, node)
   }
 
   statx(request: Request): number {
     const node = this.parts.tree.node(request.nodeid)
     if (!node) return -ENOENT
     const a = this.attributes(node)
+    const attrValid = this.validity(node)
     const isSnapshot = node.kind === 'image' && node.entry.table !== undefined
     const time = { seconds: a.mtime, nanoseconds: a.mtimensec, reserved: 0 }
     STATX_OUT.put(request.payload, 0, {
-      attrValid: validity(node),
+      attrValid,
       attrValidNsec: 0,
       flags: 0,
       spare: Buffer.alloc(16),
@@ -146,12 +188,38 @@ export class ImageFs {
     if (!node) return -ENOENT
     if (node.kind === 'dir') return -EISDIR
     const { flags } = OPEN_IN.decode(request.message, request.args)
-    if ((flags & ACCESS_MODE) !== 0 || flags & O_TRUNC) return -EROFS
-    const fh = node.kind === 'control' ? this.openControl(node) : 0
-    // The image files cannot change while we serve them: their pages stay good for every opening.
-    const openFlags = node.kind === 'control' ? FOPEN.DIRECT_IO : FOPEN.KEEP_CACHE
+    const isWriting = (flags & ACCESS_MODE) !== 0 || (flags & O_TRUNC) !== 0
+    const file = this.writable(node)
+    if (isWriting && file?.disk.failure !== '') return -EROFS
+    const fh = node.kind === 'control' ? this.openControl(node) : isWriting ? WRITING : 0
+    // Only the kernel's own writes change the files: their pages stay good for every opening.
+    let openFlags = node.kind === 'control' ? FOPEN.DIRECT_IO : FOPEN.KEEP_CACHE
+    // Who writes past the page cache need not write one after the other.
+    if (file && flags & O_DIRECT && this.isDirectCoherent) {
+      openFlags |= FOPEN.DIRECT_IO | FOPEN.PARALLEL_DIRECT_WRITES
+    }
     OPEN_OUT.put(request.payload, 0, { fh, openFlags, padding: 0 })
     return OPEN_OUT.size
+  }
+
+  write(request: Request): number {
+    const file = this.writable(this.parts.tree.node(request.nodeid))
+    return file ? file.write(request) : -EROFS
+  }
+
+  fallocate(request: Request): number {
+    const file = this.writable(this.parts.tree.node(request.nodeid))
+    return file ? file.fallocate(request) : -EROFS
+  }
+
+  fsync(request: Request): number {
+    return this.writable(this.parts.tree.node(request.nodeid))?.flush() ?? 0
+  }
+
+  /** For FLUSH and RELEASE: whoever closes what he has written wants it kept. */
+  close(request: Request): number {
+    const fh = request.message.readUInt32LE(request.args + FLUSH_IN.at.fh)
+    return fh === WRITING ? this.fsync(request) : 0
   }
 
   opendir(request: Request): number {
@@ -177,7 +245,7 @@ export class ImageFs {
       // Behind the text's end there is nothing, where copying from there would throw.
       return text.subarray(offset, offset + size).copy(payload)
     }
-    const length = Math.max(0, Math.min(size, node.entry.sizeBytes - offset))
+    const length = Math.max(0, Math.min(size, this.sizeOf(node) - offset))
     if (length > 0) this.readImage(node, payload, length, offset)
     return length
   }
@@ -189,9 +257,16 @@ export class ImageFs {
     if (node.kind !== 'image') return -EINVAL
     const { offset, whence } = LSEEK_IN.decode(request.message, request.args)
     if (whence !== SEEK_DATA && whence !== SEEK_HOLE) return -EINVAL
-    if (offset >= node.entry.sizeBytes) return -ENXIO
-    const view = this.view(node)
-    const found = whence === SEEK_DATA ? nextData(view, offset) : nextHole(view, offset)
+    if (offset >= this.sizeOf(node)) return -ENXIO
+    const { disk } = this.parts.images
+    let found: number
+    disk?.beginRead(0, 0)
+    try {
+      const view = this.view(node)
+      found = whence === SEEK_DATA ? nextData(view, offset) : nextHole(view, offset)
+    } finally {
+      disk?.endRead()
+    }
     if (found < 0) return -ENXIO
     LSEEK_OUT.put(request.payload, 0, { offset: found })
     return LSEEK_OUT.size
@@ -207,9 +282,7 @@ export class ImageFs {
 
   statfs(request: Request): number {
     const { tree } = this.parts
-    const root = tree.node(ROOT_ID) as DirNode
-    const disk = tree.node(root.children[0] as number)
-    const bytes = disk?.kind === 'image' ? disk.entry.sizeBytes : 0
+    const bytes = tree.disk ? this.sizeOf(tree.disk) : 0
     STATFS_OUT.put(request.payload, 0, {
       blocks: Math.ceil(bytes / BLOCK_BYTES),
       bfree: 0,
@@ -229,7 +302,7 @@ export class ImageFs {
     const node = this.parts.tree.node(request.nodeid)
     if (!node) return -ENOENT
     const { mask } = ACCESS_IN.decode(request.message, request.args)
-    if (mask & W_OK) return -EROFS
+    if (mask & W_OK && !this.writable(node)) return -EROFS
     // Folders are entered; no file here is a program.
     return mask & X_OK && node.kind !== 'dir' ? -EACCES : 0
   }
@@ -240,7 +313,7 @@ export class ImageFs {
     const { size } = GETXATTR_IN.decode(request.message, request.args)
     const name = stringAt(request, request.args + GETXATTR_IN.size)
     const key = name.startsWith(XATTR_PREFIX) ? name.slice(XATTR_PREFIX.length) : undefined
-    const value = key === undefined ? undefined : extendedAttributes(node).get(key)
+    const value = key === undefined ? undefined : this.extendedAttributes(node).get(key)
     return value === undefined ? -ENODATA : putSized(request.payload, size, Buffer.from(value))
   }
 
@@ -248,7 +321,7 @@ export class ImageFs {
     const node = this.parts.tree.node(request.nodeid)
     if (!node) return -ENOENT
     const { size } = GETXATTR_IN.decode(request.message, request.args)
-    const names = [...extendedAttributes(node).keys()].map(key => `${XATTR_PREFIX}${key}\0`)
+    const names = [...this.extendedAttributes(node).keys()].map(key => `${XATTR_PREFIX}${key}\0`)
     return putSized(request.payload, size, Buffer.from(names.join('')))
   }
 
@@ -257,13 +330,37 @@ export class ImageFs {
     return -EROFS
   }
 
+  /** For changes that a file which is written could have, but has not: programs go on without. */
+  refuseAttribute(request: Request): number {
+    return this.writable(this.parts.tree.node(request.nodeid)) ? -EOPNOTSUPP : -EROFS
+  }
+
+  /** The kernel then reads and writes, and does not ask again. */
+  copyFileRange(): number {
+    return this.diskFile ? -ENOSYS : -EROFS
+  }
+
+  /** What changes the file of `node`, if anything can. */
+  private writable(node: Node | undefined): DiskFile | undefined {
+    return node?.kind === 'image' && node.entry.kind === 'disk' ? this.diskFile : undefined
+  }
+
+  private sizeOf(node: ImageNode): number {
+    return writtenDisk(this.parts.images, node)?.sizeBytes ?? node.entry.sizeBytes
+  }
+
   private readImage(node: ImageNode, payload: Buffer, length: number, offset: number): void {
-    const { crew } = this.parts
+    const { images, crew } = this.parts
+    const { disk } = images
+    // What snapshots and layers below have is never overwritten: only where it lies must stay.
+    if (node.entry.kind === 'disk') disk?.beginRead(offset, length)
+    else disk?.beginRead(0, 0)
     try {
       readView(this.view(node), payload, 0, length, offset, crew)
     } finally {
       // Also when the read failed: nobody may write to the payload any more.
       crew?.finish()
+      disk?.endRead()
     }
   }
 
@@ -282,7 +379,7 @@ export class ImageFs {
   }
 
   private controlText(node: ControlNode, slot: number): Buffer {
-    if (node.file === 'status.json') return Buffer.from(this.parts.controlText.status)
+    if (node.file === 'status.json') return Buffer.from(this.parts.controlText.status())
     return this.parts.slots.get(slot)
   }
 
@@ -319,44 +416,55 @@ export class ImageFs {
 
   /** An entry without an id says nothing of its node: counting a thousand files is for who asks. */
   private putListedEntry(payload: Buffer, at: number, node: Node, isDots: boolean): void {
-    const isKnown = node.kind !== 'image' || this.allocatedOf(node, false) >= 0
+    const isKnown = node.kind !== 'image' || this.allocated.isKnown(node)
     if (!isDots && isKnown) this.putEntry(payload, at, node)
     else payload.fill(0, at, at + ENTRY_OUT.size + ATTR.size)
   }
 
+  /** The attributes come first: what they are decides for how long they hold. */
   private putEntry(payload: Buffer, at: number, node: Node): void {
+    ATTR.put(payload, at + ENTRY_OUT.size, this.attributes(node))
     ENTRY_OUT.put(payload, at, {
       nodeid: node.id,
       generation: 0,
       entryValid: VALID_SECONDS,
-      attrValid: validity(node),
+      attrValid: this.validity(node),
       entryValidNsec: 0,
       attrValidNsec: 0,
     })
-    this.putAttr(payload, at + ENTRY_OUT.size, node)
   }
 
-  private putAttr(payload: Buffer, at: number, node: Node): void {
-    ATTR.put(payload, at, this.attributes(node))
+  private putAttrOut(payload: Buffer, node: Node): number {
+    ATTR.put(payload, ATTR_OUT.size, this.attributes(node))
+    const attrValid = this.validity(node)
+    ATTR_OUT.put(payload, 0, { attrValid, attrValidNsec: 0, padding: 0 })
+    return ATTR_OUT.size + ATTR.size
+  }
+
+  /** How many seconds the attributes hold that were just made. Control files are made at each opening. */
+  private validity(node: Node): number {
+    if (node.kind === 'control') return 0
+    const file = this.writable(node)
+    if (!file) return VALID_SECONDS
+    return this.allocated.isCurrent(file.disk) ? WRITTEN_VALID_SECONDS : 0
   }
 
   private attributes(node: Node) {
-    const { uid, gid, fileMode, dirMode, modified } = this.parts.tree.appearance
+    const { uid, gid, fileMode, diskMode, dirMode, modified } = this.parts.tree.appearance
     const isDir = node.kind === 'dir'
-    const entry = node.kind === 'image' ? node.entry : undefined
-    const time = entry ? entry.modified : modified
-    const size = entry ? entry.sizeBytes : 0
+    const isDisk = node.kind === 'image' && node.entry.kind === 'disk'
+    const time = node.kind === 'image' ? this.modified(node) : modified
     return {
       ino: node.id,
-      size,
-      blocks: node.kind === 'image' ? Math.ceil(this.allocatedOf(node, true) / 512) : 0,
+      size: node.kind === 'image' ? this.sizeOf(node) : 0,
+      blocks: node.kind === 'image' ? Math.ceil(this.allocated.of(node) / 512) : 0,
       atime: time.seconds,
       mtime: time.seconds,
       ctime: time.seconds,
       atimensec: time.nanoseconds,
       mtimensec: time.nanoseconds,
       ctimensec: time.nanoseconds,
-      mode: isDir ? S_IFDIR | dirMode : S_IFREG | fileMode,
+      mode: isDir ? S_IFDIR | dirMode : S_IFREG | (isDisk ? diskMode : fileMode),
       nlink: isDir ? 2 : 1,
       uid,
       gid,
@@ -366,35 +474,19 @@ export class ImageFs {
     }
   }
 
-  /** Allocated bytes of a file; -1 when nobody counted yet and `mayCount` is false. */
-  private allocatedOf(node: ImageNode, mayCount: boolean): number {
-    const { allocated } = this.parts
-    const known = allocated[node.place] as number
-    if (known >= 0 || !mayCount) return known
-    const bytes = this.count(node, COUNTING_MS / (1 + this.counted++ / 8))
-    allocated[node.place] = bytes
-    return bytes
+  private modified(node: ImageNode): Timestamp {
+    const milliseconds = writtenDisk(this.parts.images, node)?.modified ?? 0
+    if (milliseconds === 0) return node.entry.modified
+    const seconds = Math.floor(milliseconds / 1000)
+    return { seconds, nanoseconds: (milliseconds - seconds * 1000) * 1_000_000 }
   }
 
-  /** A file whose table is damaged has attributes all the same: reading it is what fails. */
-  private count(node: ImageNode, milliseconds: number): number {
-    const fileBytes = this.parts.images.allocatedBytes(node.entry.layer)
-    try {
-      return countAllocated(this.view(node), fileBytes, milliseconds)
-    } catch (error) {
-      if (isExpected(error)) return 0
-      throw error
-    }
+  private extendedAttributes(node: Node): Map<string, string> {
+    if (node.kind !== 'image') return new Map()
+    const { kind, attributes } = node.entry
+    const size = String(this.sizeOf(node))
+    return new Map(Object.entries({ kind, 'virtual-size': size, ...attributes }))
   }
-}
-
-/** Control files are made anew whenever they are opened. */
-const validity = (node: Node): number => (node.kind === 'control' ? 0 : VALID_SECONDS)
-
-function extendedAttributes(node: Node): Map<string, string> {
-  if (node.kind !== 'image') return new Map()
-  const { kind, attributes, sizeBytes } = node.entry
-  return new Map(Object.entries({ kind, 'virtual-size': String(sizeBytes), ...attributes }))
 }
 
 /** The answer of GETXATTR and LISTXATTR: a size when none was offered, else the bytes. */

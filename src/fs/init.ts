@@ -3,7 +3,9 @@ import { MountError } from '../errors.js'
 import {
   IN_HEADER,
   INIT_FLAG,
+  INIT_FLAG2,
   INIT_IN,
+  INIT_IN_EXT,
   INIT_OUT,
   KERNEL_VERSION,
   MAX_REQUEST_BYTES,
@@ -12,7 +14,13 @@ import {
   OUT_HEADER,
 } from './protocol.js'
 
-/** What the data do while they are served: nothing. So the kernel may cache and ask in parallel. */
+/**
+ * Nobody else changes the data while they are served, so the kernel may cache and ask in parallel. What
+ * is not among them:
+ *  WRITEBACK_CACHE, since a write that has returned is to be in the server;
+ *  ATOMIC_O_TRUNC, since the kernel would believe that opening has emptied the file. Without it opening
+ *  with O_TRUNC is a SETATTR of its own, whose reply says how large the disk still is.
+ */
 const WANTED_FLAGS = Object.values(INIT_FLAG).reduce((all, flag) => all | flag, 0)
 
 /** Requests in flight that nobody waits for, such as readahead. The kernel's own default is 12. */
@@ -44,6 +52,12 @@ export function answerInit(message: Buffer): InitAnswer {
   const minor = Math.min(offered.minor, MINOR_VERSION)
   // A flag has 32 bits and JavaScript's numbers have a sign there.
   const flags = (offered.flags & WANTED_FLAGS) >>> 0
+  const isExtended =
+    (flags & INIT_FLAG.INIT_EXT) !== 0 &&
+    message.length >= IN_HEADER.size + INIT_IN.size + INIT_IN_EXT.size
+  const offered2 = isExtended
+    ? INIT_IN_EXT.decode(message, IN_HEADER.size + INIT_IN.size).flags2
+    : 0
   const out = INIT_OUT.encode({
     major: KERNEL_VERSION,
     minor: isFinal ? minor : MINOR_VERSION,
@@ -55,7 +69,7 @@ export function answerInit(message: Buffer): InitAnswer {
     timeGranularity: 1,
     maxPages: flags & INIT_FLAG.MAX_PAGES ? MAX_REQUEST_BYTES / 4096 : 0,
     mapAlignment: 0,
-    flags2: 0,
+    flags2: offered2 & INIT_FLAG2.DIRECT_IO_ALLOW_MMAP,
     maxStackDepth: 0,
     unused: Buffer.alloc(24),
   })

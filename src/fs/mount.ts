@@ -16,6 +16,7 @@ const HELPERS = ['fusermount3', 'fusermount']
 export interface MountRequest {
   readonly mountpoint: string
   readonly fsname: string
+  readonly isWritable: boolean
   /** Whether others than the mounting user may ask at all. */
   readonly allowOther: boolean
   /** Whether the kernel checks modes. */
@@ -88,7 +89,7 @@ function mountDirectly(request: MountRequest): number | { why: string } {
     ...(request.defaultPermissions ? ['default_permissions'] : []),
     ...(request.allowOther ? ['allow_other'] : []),
   ].join(',')
-  const flags = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_RDONLY
+  const flags = libc.MS_NOSUID | libc.MS_NODEV | (request.isWritable ? 0 : libc.MS_RDONLY)
   try {
     libc.mount(request.fsname, request.mountpoint, FS_TYPE, flags, data)
     return device
@@ -102,7 +103,7 @@ function mountDirectly(request: MountRequest): number | { why: string } {
 
 function mountByHelper(request: MountRequest, why: string): number {
   const options = [
-    'ro',
+    request.isWritable ? 'rw' : 'ro',
     'nosuid',
     'nodev',
     `fsname=${request.fsname.replace(/[\\,]/g, c => `\\${c}`)}`,

@@ -8,6 +8,8 @@ import { errnoOf } from '../errors.js'
 import type { ImageFs, Request } from './image-fs.js'
 import {
   ACCESS_IN,
+  FALLOCATE_IN,
+  FLUSH_IN,
   GETXATTR_IN,
   IN_HEADER,
   LSEEK_IN,
@@ -16,7 +18,9 @@ import {
   READ_IN,
   RELEASE_IN,
   REPLY_BYTES,
+  SETATTR_IN,
   STATX_IN,
+  WRITE_IN,
 } from './protocol.js'
 
 const { EACCES, EINVAL, ENOSYS, ENOTTY } = constants.errno
@@ -50,7 +54,7 @@ const ROWS: readonly Opcode[] = [
   row(1, 'LOOKUP', 1, (fs, r) => fs.lookup(r)),
   row(2, 'FORGET', 0, undefined),
   row(3, 'GETATTR', 0, (fs, r) => fs.getattr(r)),
-  row(4, 'SETATTR', 0, refuse),
+  row(4, 'SETATTR', SETATTR_IN.size, (fs, r) => fs.setattr(r)),
   row(5, 'READLINK', 0, () => -EINVAL),
   row(6, 'SYMLINK', 0, refuse),
   row(8, 'MKNOD', 0, refuse),
@@ -61,15 +65,15 @@ const ROWS: readonly Opcode[] = [
   row(13, 'LINK', 0, refuse),
   row(14, 'OPEN', OPEN_IN.size, (fs, r) => fs.open(r)),
   row(15, 'READ', READ_IN.size, (fs, r) => fs.read(r), ONCE_OPEN),
-  row(16, 'WRITE', 0, refuse),
+  row(16, 'WRITE', WRITE_IN.size, (fs, r) => fs.write(r), ONCE_OPEN),
   row(17, 'STATFS', 0, (fs, r) => fs.statfs(r)),
-  row(18, 'RELEASE', RELEASE_IN.size, done, ONCE_OPEN),
-  row(20, 'FSYNC', 0, done, ONCE_OPEN),
-  row(21, 'SETXATTR', 0, refuse),
+  row(18, 'RELEASE', RELEASE_IN.size, (fs, r) => fs.close(r), ONCE_OPEN),
+  row(20, 'FSYNC', 0, (fs, r) => fs.fsync(r), ONCE_OPEN),
+  row(21, 'SETXATTR', 0, (fs, r) => fs.refuseAttribute(r)),
   row(22, 'GETXATTR', GETXATTR_IN.size, (fs, r) => fs.getxattr(r)),
   row(23, 'LISTXATTR', GETXATTR_IN.size, (fs, r) => fs.listxattr(r)),
-  row(24, 'REMOVEXATTR', 0, refuse),
-  row(25, 'FLUSH', 0, done, ONCE_OPEN),
+  row(24, 'REMOVEXATTR', 0, (fs, r) => fs.refuseAttribute(r)),
+  row(25, 'FLUSH', FLUSH_IN.size, (fs, r) => fs.close(r), ONCE_OPEN),
   // Answered before the workers start; another one is a kernel gone astray.
   row(26, 'INIT', 0, () => -EINVAL, ONCE_OPEN),
   row(27, 'OPENDIR', OPEN_IN.size, (fs, r) => fs.opendir(r)),
@@ -85,11 +89,11 @@ const ROWS: readonly Opcode[] = [
   row(39, 'IOCTL', 0, notTyped),
   row(40, 'POLL', 0, unknown),
   row(42, 'BATCH_FORGET', 0, undefined),
-  row(43, 'FALLOCATE', 0, refuse),
+  row(43, 'FALLOCATE', FALLOCATE_IN.size, (fs, r) => fs.fallocate(r), ONCE_OPEN),
   row(44, 'READDIRPLUS', READ_IN.size, (fs, r) => fs.readdirplus(r), ONCE_OPEN),
   row(45, 'RENAME2', 0, refuse),
   row(46, 'LSEEK', LSEEK_IN.size, (fs, r) => fs.lseek(r)),
-  row(47, 'COPY_FILE_RANGE', 0, refuse),
+  row(47, 'COPY_FILE_RANGE', 0, fs => fs.copyFileRange()),
   row(51, 'TMPFILE', 0, refuse),
   row(52, 'STATX', STATX_IN.size, (fs, r) => fs.statx(r)),
 ]

@@ -2,6 +2,14 @@
 import { UsageError } from '../errors.js'
 
 export interface MountOptions {
+  /** What was asked for; undefined where neither was, and writing is fine where it can be. */
+  readonly access: 'ro' | 'rw' | undefined
+  /** Read only, and whatever others do with the image. */
+  readonly forceShare: boolean
+  /** Whether writing behind the disk's end makes it larger. */
+  readonly growable: boolean
+  /** How often what was written is made durable, in seconds; 0 for never. */
+  readonly commitSeconds: number
   readonly allowOther: boolean
   readonly allowRoot: boolean
   readonly defaultPermissions: boolean
@@ -14,7 +22,7 @@ export interface MountOptions {
 
 /** Asked for by mount(8) and fstab; what they would do is done or is meaningless here. */
 const ACCEPTED = new Set([
-  ...['ro', 'rw', 'defaults', 'nodev', 'nosuid', 'noexec', 'exec', 'atime', 'noatime', 'relatime'],
+  ...['defaults', 'nodev', 'nosuid', 'noexec', 'exec', 'atime', 'noatime', 'relatime'],
   ...[
     'async',
     'sync',
@@ -29,25 +37,37 @@ const ACCEPTED = new Set([
   ],
 ])
 
+const FLAGS = new Set([
+  ...['allow_other', 'allow_root', 'default_permissions', 'force-share', 'growable'],
+])
+const VALUES = new Set(['uid', 'gid', 'umask', 'fsname', 'commit'])
+const DEFAULT_COMMIT_SECONDS = 5
+const MAX_COMMIT_SECONDS = 86400
+
 /** Parses the arguments of all -o. Throws UsageError. */
 export function parseMountOptions(lists: readonly string[]): MountOptions {
   const flags = new Set<string>()
   const values = new Map<string, string>()
+  let access: MountOptions['access']
   for (const option of lists.flatMap(splitOptions)) {
-    const [name, ...rest] = option.split('=')
+    const [name = '', ...rest] = option.split('=')
     const value = rest.join('=')
-    if (name === 'uid' || name === 'gid' || name === 'umask' || name === 'fsname') {
+    if (VALUES.has(name)) {
       if (value === '') throw new UsageError(`-o ${name} needs a value: -o ${name}=…`)
       values.set(name, value)
     } else if (rest.length > 0) throw new UsageError(`unknown mount option "${option}"`)
-    else if (name === 'allow_other' || name === 'allow_root' || name === 'default_permissions') {
-      flags.add(name)
-    } else if (!ACCEPTED.has(option) && !option.startsWith('x-')) {
+    else if (FLAGS.has(name)) flags.add(name)
+    // The last one counts.
+    else if (name === 'ro' || name === 'rw') access = name
+    else if (!ACCEPTED.has(option) && !option.startsWith('x-')) {
       throw new UsageError(`unknown mount option "${option}"`)
     }
   }
   if (flags.has('allow_other') && flags.has('allow_root')) {
     throw new UsageError('allow_other and allow_root exclude each other')
+  }
+  if (flags.has('force-share') && access !== 'ro') {
+    throw new UsageError('force-share is for reading only: -o ro,force-share')
   }
   const number = (name: string, radix: 8 | 10, max: number): number | undefined => {
     const text = values.get(name)
@@ -55,12 +75,21 @@ export function parseMountOptions(lists: readonly string[]): MountOptions {
     const isNumber = (radix === 8 ? /^[0-7]+$/ : /^[0-9]+$/).test(text)
     const value = Number.parseInt(text, radix)
     if (!isNumber || value > max) {
-      const kind = radix === 8 ? 'an octal number up to 777' : 'a number'
+      const kind =
+        radix === 8
+          ? 'an octal number up to 777'
+          : name === 'commit'
+            ? `seconds, up to ${max}`
+            : 'a number'
       throw new UsageError(`-o ${name}=${text}: it takes ${kind}`)
     }
     return value
   }
   return {
+    access,
+    forceShare: flags.has('force-share'),
+    growable: flags.has('growable'),
+    commitSeconds: number('commit', 10, MAX_COMMIT_SECONDS) ?? DEFAULT_COMMIT_SECONDS,
     allowOther: flags.has('allow_other'),
     allowRoot: flags.has('allow_root'),
     defaultPermissions: flags.has('default_permissions'),

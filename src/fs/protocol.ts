@@ -33,6 +33,8 @@ export const OUT_HEADER = layout({ length: u32le, error: i32le, unique: bytes(8)
 export const REPLY_BYTES = OUT_HEADER.size + MAX_REQUEST_BYTES
 
 export const INIT_IN = layout({ major: u32le, minor: u32le, maxReadahead: u32le, flags: u32le })
+/** Follows INIT_IN where the kernel has INIT_EXT among its flags. */
+export const INIT_IN_EXT = layout({ flags2: u32le })
 export const INIT_OUT = layout({
   major: u32le,
   minor: u32le,
@@ -57,7 +59,15 @@ export const INIT_FLAG = {
   PARALLEL_DIROPS: 1 << 18,
   MAX_PAGES: 1 << 22,
   EXPLICIT_INVAL_DATA: 1 << 25,
+  /**
+   * Writing takes set-user-ID bits and capabilities away from a file. Ours never have any; without this
+   * the kernel asks for the attribute `security.capability` before each write.
+   */
+  HANDLE_KILLPRIV_V2: 1 << 28,
+  INIT_EXT: 1 << 30,
 }
+/** In `flags2`: FUSE_DIRECT_IO_ALLOW_MMAP, bit 36 of all. Files may be mapped that FOPEN.DIRECT_IO is for. */
+export const INIT_FLAG2 = { DIRECT_IO_ALLOW_MMAP: 1 << 4 }
 
 export const ATTR = layout({
   ino: u64le,
@@ -130,7 +140,17 @@ export const STATX_OUT = layout({
 
 export const OPEN_IN = layout({ flags: u32le, openFlags: u32le })
 export const OPEN_OUT = layout({ fh: u64le, openFlags: u32le, padding: u32le })
-export const FOPEN = { DIRECT_IO: 1 << 0, KEEP_CACHE: 1 << 1, CACHE_DIR: 1 << 3 }
+export const FOPEN = {
+  DIRECT_IO: 1 << 0,
+  KEEP_CACHE: 1 << 1,
+  CACHE_DIR: 1 << 3,
+  PARALLEL_DIRECT_WRITES: 1 << 6,
+}
+/**
+ * From this minor version on (Linux 6.6) a write past the page cache drops the pages that it makes old,
+ * so that handles with FOPEN.DIRECT_IO and others see the same.
+ */
+export const COHERENT_DIRECT_IO_MINOR = 39
 
 /** The same for READ, READDIR and READDIRPLUS. */
 export const READ_IN = layout({
@@ -142,6 +162,44 @@ export const READ_IN = layout({
   flags: u32le,
   padding: u32le,
 })
+/** The bytes follow. */
+export const WRITE_IN = layout({
+  fh: u64le,
+  offset: u64le,
+  size: u32le,
+  writeFlags: u32le,
+  lockOwner: bytes(8),
+  flags: u32le,
+  padding: u32le,
+})
+export const WRITE_OUT = layout({ size: u32le, padding: u32le })
+export const FALLOCATE_IN = layout({
+  fh: u64le,
+  offset: u64le,
+  length: u64le,
+  mode: u32le,
+  padding: u32le,
+})
+export const SETATTR_IN = layout({
+  valid: u32le,
+  padding: u32le,
+  fh: u64le,
+  size: u64le,
+  lockOwner: bytes(8),
+  atime: u64le,
+  mtime: u64le,
+  ctime: u64le,
+  atimensec: u32le,
+  mtimensec: u32le,
+  ctimensec: u32le,
+  mode: u32le,
+  unused4: u32le,
+  uid: u32le,
+  gid: u32le,
+  unused5: u32le,
+})
+/** What a SETATTR sets; the times are the other bits. */
+export const FATTR = { MODE: 1 << 0, UID: 1 << 1, GID: 1 << 2, SIZE: 1 << 3, FH: 1 << 6 }
 export const DIRENT = layout({ ino: u64le, off: u64le, namelen: u32le, type: u32le })
 export const STATFS_OUT = layout({
   blocks: u64le,
@@ -161,6 +219,7 @@ export const LSEEK_OUT = layout({ offset: u64le })
 /** The same for GETXATTR (a name follows) and LISTXATTR. */
 export const GETXATTR_IN = layout({ size: u32le, padding: u32le })
 export const GETXATTR_OUT = layout({ size: u32le, padding: u32le })
+export const FLUSH_IN = layout({ fh: u64le, unused: u32le, padding: u32le, lockOwner: bytes(8) })
 export const RELEASE_IN = layout({
   fh: u64le,
   flags: u32le,

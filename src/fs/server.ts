@@ -12,23 +12,27 @@ import {
   type LayerSpec,
   type OpenOptions,
   openChain,
+  storeOf,
 } from '../formats/chain.js'
-import type { CacheSizes } from '../formats/image-set.js'
+import { createDiskMemory, type DiskMemory } from '../formats/disk-memory.js'
+import { type CacheSizes, ImageSet } from '../formats/image-set.js'
 import { type CrewMemory, crewMemories } from '../formats/unpack-crew.js'
 import { clusterBytes, l2CoverageBytes } from '../formats/qcow2/header.js'
-import { errno, read, write } from '../io/libc.js'
+import type { WritableDisk } from '../formats/writable.js'
+import { errno, exitNow, read, write } from '../io/libc.js'
 import type { Logger } from '../log.js'
 import { VERSION } from '../version.js'
 import { TextSlots } from './control.js'
 import { answerInit } from './init.js'
+import { DiskKeeper } from './disk-keeper.js'
 import { checkMountpoint, mountFuse, unmountFuse } from './mount.js'
 import { type MountInfo, mountAt, realMountpoint } from './mountinfo.js'
 import type { MountOptions } from './options.js'
 import { MAX_REQUEST_BYTES, MESSAGE_BYTES, REPLY_BYTES } from './protocol.js'
-import { sharedStats } from './stats.js'
+import { sharedStats, WorkerStats } from './stats.js'
 import type { Appearance } from './tree.js'
 import type { HelperSetup } from './unpack-helper.js'
-import type { WorkerMessage, WorkerSetup } from './worker.js'
+import type { SessionStart, WorkerMessage, WorkerSetup } from './worker.js'
 
 export interface ServeRequest {
   readonly image: string
@@ -45,8 +49,12 @@ export interface Server {
   readonly mountpoint: string
   readonly entries: readonly CatalogEntry[]
   readonly warnings: readonly string[]
-  /** Settles when the last request has been served: after unmounting, by whomever. */
-  readonly finished: Promise<void>
+  readonly isWritable: boolean
+  /**
+   * Settles when the last request has been served: after unmounting, by whomever. False when not all
+   * that was written could be kept.
+   */
+  readonly finished: Promise<boolean>
   /** Unmounts; a mount that is in use is detached and served to its end. */
   stop(reason: string): void
 }
@@ -60,7 +68,12 @@ const ANSWER_TIMEOUT_MS = 20_000
 
 /** Mounts and resolves when the mount answers. Throws ImageError, MountError; then nothing is left. */
 export async function startServer(request: ServeRequest, logger: Logger): Promise<Server> {
-  const chain = openChain(request.image, request.open)
+  const { access, forceShare } = request.options
+  const chain = openChain(request.image, {
+    ...request.open,
+    access: access === 'ro' ? 'read' : access === 'rw' ? 'write' : 'write if possible',
+    takesLocks: !forceShare,
+  })
   try {
     checkMountpoint(request.mountpoint)
     return await serveChain(chain, request, logger)
@@ -72,38 +85,99 @@ export async function startServer(request: ServeRequest, logger: Logger): Promis
 
 async function serveChain(chain: Chain, request: ServeRequest, logger: Logger): Promise<Server> {
   const { entries, warnings: catalogWarnings } = catalogOf(chain)
-  const warnings = [...chain.warnings, ...catalogWarnings]
   const mountpoint = realMountpoint(request.mountpoint)
-  const workers = startWorkers(chain, entries, request, mountpoint, logger)
+  const { threads, metadataBytes = defaultMetadataBytes(chain.layers[0], request.threads) } =
+    request
+  const caches: CacheSizes = {
+    metadataBytes: Math.floor(metadataBytes / threads),
+    clusterBytes: Math.floor(CLUSTER_CACHE_BYTES / threads),
+  }
+  // The main thread flushes, and counts that as a worker does.
+  const stats = sharedStats(threads + 1)
+  const memory = chain.isWritable
+    ? createDiskMemory(chain.layers[0], threads + 1, storeOf(chain.layers[0]))
+    : undefined
+  const warnings = [...chain.warnings, ...catalogWarnings, ...(memory?.warnings ?? [])]
+  const keeper = memory && keeperOf(chain, caches, memory, request, stats, logger)
   let mount: MountInfo | undefined
+  let isServing = false
+  const workers = startWorkers(
+    { chain, entries, request, mountpoint, logger, caches, memory, stats },
+    () => {
+      if (isServing) abandon(mount, logger)
+    },
+  )
   try {
     const { allowOther, allowRoot, defaultPermissions, fsname } = request.options
     const device = mountFuse({
       mountpoint,
       fsname: fsname ?? chain.layers[0].path,
+      isWritable: chain.isWritable,
       allowOther: allowOther || allowRoot,
       // Who lets others in means those that the image's own mode lets in.
       defaultPermissions: defaultPermissions || allowOther || allowRoot,
     })
     mount = mountAt(mountpoint)
-    negotiate(device, logger)
+    const minor = negotiate(device, logger)
     if (mount) raiseReadAhead(mount, logger)
-    for (const worker of workers.threads) worker.postMessage(device)
+    isServing = true
+    for (const worker of workers.threads) {
+      worker.postMessage({ device, minor } satisfies SessionStart)
+    }
     await firstAnswer(mountpoint, workers.finished)
   } catch (error) {
     if (mount) unmountFuse(mount, true)
     await workers.end()
+    keeper?.close()
     throw error
   }
-  logger.info({ image: chain.layers[0].path, mountpoint, files: entries.length }, 'mounted')
+  const { isWritable } = chain
+  const files = entries.length
+  logger.info({ image: chain.layers[0].path, mountpoint, files, isWritable }, 'mounted')
+  keeper?.start(request.options.commitSeconds)
   const finished = workers.finished.then(() => {
     // The workers end with the mount; where they failed, it must not stay behind without them.
     stopMount(mount, 'no worker is left', logger)
+    const isKept = keeper?.close() ?? true
     closeChain(chain)
     logger.info({ mountpoint }, 'unmounted')
+    return isKept
   })
-  const stop = (reason: string) => stopMount(mount, reason, logger)
-  return { mountpoint, entries, warnings, finished, stop }
+  const stop = (reason: string) => {
+    stopMount(mount, reason, logger)
+    // Whoever still uses it may do so for long.
+    keeper?.flush()
+  }
+  return { mountpoint, entries, warnings, isWritable, finished, stop }
+}
+
+/** Opens the disk for writing on this thread, the last of those that take part. Throws ImageError. */
+function keeperOf(
+  chain: Chain,
+  caches: CacheSizes,
+  memory: DiskMemory,
+  { threads }: ServeRequest,
+  stats: SharedArrayBuffer,
+  logger: Logger,
+): DiskKeeper {
+  const counts = new WorkerStats(stats, threads)
+  const { disk } = new ImageSet(chain.layers, caches, counts, { memory, thread: threads })
+  return new DiskKeeper(disk as WritableDisk, () => counts.countFlush(), logger)
+}
+
+/**
+ * Ends all at once, as kill -9 would: a thread that died while it wrote may have left the shared memory
+ * half changed, and what is in the image is sound without it.
+ */
+function abandon(mount: MountInfo | undefined, logger: Logger): void {
+  logger.fatal('a thread has died while the disk is mounted for writing: giving up at once')
+  const current = mount && mountAt(mount.mountpoint)
+  try {
+    if (current && current.device === mount.device) unmountFuse(current, true)
+  } catch (error) {
+    logger.error({ why: (error as Error).message }, 'it could not be unmounted')
+  }
+  exitNow(1)
 }
 
 /**
@@ -125,36 +199,43 @@ interface Workers {
   end(): Promise<void>
 }
 
+interface WorkersRequest {
+  readonly chain: Chain
+  readonly entries: readonly CatalogEntry[]
+  readonly request: ServeRequest
+  readonly mountpoint: string
+  readonly logger: Logger
+  /** Of each thread. */
+  readonly caches: CacheSizes
+  readonly memory: DiskMemory | undefined
+  readonly stats: SharedArrayBuffer
+}
+
+/** @param onDeath called when a worker has died that may have been writing */
 function startWorkers(
-  chain: Chain,
-  entries: readonly CatalogEntry[],
-  request: ServeRequest,
-  mountpoint: string,
-  logger: Logger,
+  { chain, entries, request, mountpoint, logger, caches, memory, stats }: WorkersRequest,
+  onDeath: () => void,
 ): Workers {
-  const { threads, metadataBytes = defaultMetadataBytes(chain.layers[0], request.threads) } =
-    request
+  const { threads } = request
   const started = Date.now()
   const shared: WorkerSetup['shared'] = {
-    stats: sharedStats(threads),
+    stats,
     allocated: new SharedArrayBuffer(entries.length * 8),
     slots: new TextSlots().shared,
     polling: new SharedArrayBuffer(4),
     crews: crewMemories(threads, REPLY_BYTES),
+    disk: memory,
   }
   new Float64Array(shared.allocated).fill(-1)
-  const caches: CacheSizes = {
-    metadataBytes: Math.floor(metadataBytes / threads),
-    clusterBytes: Math.floor(CLUSTER_CACHE_BYTES / threads),
-  }
   const setup: Omit<WorkerSetup, 'index'> = {
     layers: chain.layers,
     entries,
     appearance: appearanceOf(chain, request.options),
     onlyUids: request.options.allowRoot ? [0, process.getuid?.() ?? 0] : undefined,
     caches,
-    status: statusText(chain, request, mountpoint, started),
+    status: statusOf(chain, entries, request, mountpoint, started),
     started,
+    isGrowable: request.options.growable,
     shared,
   }
   let isHelped = false
@@ -170,7 +251,10 @@ function startWorkers(
         isHelped = true
       } else logger[message.log.level](message.log.detail ?? {}, message.log.message)
     })
-    worker.on('error', error => logger.fatal({ stack: error.stack }, 'a worker has died'))
+    worker.on('error', error => {
+      logger.fatal({ stack: error.stack }, 'a worker has died')
+      if (memory) onDeath()
+    })
     return worker
   })
   const ended = all.map(
@@ -196,8 +280,8 @@ function startHelper(crews: readonly CrewMemory[], { layers }: Chain, logger: Lo
   helper.on('error', error => logger.error({ stack: error.stack }, 'the helper has died'))
 }
 
-/** Reads INIT and answers it, before any worker reads. */
-function negotiate(device: number, logger: Logger): void {
+/** Reads INIT and answers it, before any worker reads. Returns the protocol's minor version. */
+function negotiate(device: number, logger: Logger): number {
   const message = Buffer.alloc(MESSAGE_BYTES)
   for (;;) {
     const length = read(device, message, message.length)
@@ -212,7 +296,7 @@ function negotiate(device: number, logger: Logger): void {
     }
     if (isFinal) {
       logger.debug({ protocol: `7.${minor}`, flags }, 'negotiated with the kernel')
-      return
+      return minor
     }
   }
 }
@@ -270,30 +354,34 @@ function appearanceOf(chain: Chain, options: MountOptions): Appearance {
   const [top] = chain.layers
   const mode = options.umask === undefined ? top.mode : 0o777 & ~options.umask
   // Whoever could open the image to mount it may read what it holds.
-  const fileMode = (mode & 0o444) | (options.umask === undefined ? 0o400 : 0)
+  const ours = options.umask === undefined ? 0o600 : 0
+  const fileMode = (mode & 0o444) | (ours & 0o444)
   return {
     uid: options.uid ?? process.getuid?.() ?? 0,
     gid: options.gid ?? process.getgid?.() ?? 0,
     fileMode,
+    diskMode: chain.isWritable ? fileMode | (mode & 0o222) | ours : fileMode,
     // Who may read the files may enter.
     dirMode: fileMode | (fileMode >> 2),
     modified: top.modified,
   }
 }
 
-function statusText(
+/** What status.json says that does not change. */
+function statusOf(
   chain: Chain,
+  entries: readonly CatalogEntry[],
   request: ServeRequest,
   mountpoint: string,
   started: number,
-): string {
-  const status = {
+): Record<string, unknown> {
+  return {
     version: VERSION,
     pid: process.pid,
     started: new Date(started).toISOString(),
     image: chain.layers[0].path,
     mountpoint,
-    readOnly: true,
+    disk: entries[0]?.name,
     threads: request.threads,
     snapshots: chain.snapshots.length,
     layers: chain.layers.map(({ path: file, format, dataFile }) => ({
@@ -302,5 +390,4 @@ function statusText(
       ...(dataFile && { dataFile: dataFile.path }),
     })),
   }
-  return `${JSON.stringify(status, null, 2)}\n`
 }

@@ -13,20 +13,26 @@ const SMALLEST_US = 0.25
 /** Every how many requests one is timed: a clock costs as much as a cached lookup. */
 const SAMPLED = 16
 
+const CACHES = OPCODES + 4
+const LATENCIES = CACHES + 2 * COUNTS
 const AT = {
   requests: 0,
   bytesRead: OPCODES,
-  errors: OPCODES + 1,
-  metadata: OPCODES + 2,
-  clusters: OPCODES + 2 + COUNTS,
-  reads: OPCODES + 2 + 2 * COUNTS,
-  others: OPCODES + 2 + 2 * COUNTS + BUCKETS,
+  bytesWritten: OPCODES + 1,
+  errors: OPCODES + 2,
+  flushes: OPCODES + 3,
+  metadata: CACHES,
+  clusters: CACHES + COUNTS,
+  reads: LATENCIES,
+  writes: LATENCIES + BUCKETS,
+  others: LATENCIES + 2 * BUCKETS,
 }
-const REGION = AT.others + BUCKETS
+const REGION = LATENCIES + 3 * BUCKETS
 
 const READ = 15
+const WRITE = 16
 
-/** One worker's region. */
+/** One thread's region. */
 export class WorkerStats {
   readonly metadata: Float64Array
   readonly clusters: Float64Array
@@ -46,21 +52,28 @@ export class WorkerStats {
 
   /**
    * @param error the errno of the reply, 0 or negative
-   * @param payloadBytes of the reply
+   * @param dataBytes what a READ has read or a WRITE has written
    * @param started what `start()` returned
    */
-  count(opcode: number, error: number, payloadBytes: number, started: number): void {
+  count(opcode: number, error: number, dataBytes: number, started: number): void {
     const { region } = this
     region[opcode < OPCODES ? opcode : 0]!++
     if (error !== 0) region[AT.errors]!++
-    else if (opcode === READ) region[AT.bytesRead]! += payloadBytes
+    else if (opcode === READ) region[AT.bytesRead]! += dataBytes
+    else if (opcode === WRITE) region[AT.bytesWritten]! += dataBytes
     if (started !== 0) {
       const bucket = bucketOf((performance.now() - started) * 1000)
-      region[(opcode === READ ? AT.reads : AT.others) + bucket]!++
+      const at = opcode === READ ? AT.reads : opcode === WRITE ? AT.writes : AT.others
+      region[at + bucket]!++
     }
+  }
+
+  countFlush(): void {
+    this.region[AT.flushes]!++
   }
 }
 
+/** @param workers threads that count; each has a region */
 export function sharedStats(workers: number): SharedArrayBuffer {
   return new SharedArrayBuffer(workers * REGION * 8)
 }
@@ -69,9 +82,12 @@ export interface Stats {
   requests: Record<string, number>
   errors: number
   bytesRead: number
+  bytesWritten: number
+  /** How often the disk was asked to be on the image's disk: by programs, by the clock, at the end. */
+  flushes: number
   caches: { metadata: CacheStats; clusters: CacheStats }
   /** Of one request in 16, in microseconds. */
-  latency: { read: LatencyStats; other: LatencyStats }
+  latency: { read: LatencyStats; write: LatencyStats; other: LatencyStats }
 }
 type CacheStats = Record<keyof typeof COUNT, number>
 interface LatencyStats {
@@ -98,8 +114,14 @@ export function readStats(shared: SharedArrayBuffer, nameOf: (opcode: number) =>
     requests,
     errors: sum[AT.errors] as number,
     bytesRead: sum[AT.bytesRead] as number,
+    bytesWritten: sum[AT.bytesWritten] as number,
+    flushes: sum[AT.flushes] as number,
     caches: { metadata: cacheStats(sum, AT.metadata), clusters: cacheStats(sum, AT.clusters) },
-    latency: { read: latencyStats(sum, AT.reads), other: latencyStats(sum, AT.others) },
+    latency: {
+      read: latencyStats(sum, AT.reads),
+      write: latencyStats(sum, AT.writes),
+      other: latencyStats(sum, AT.others),
+    },
   }
 }
 

@@ -41,6 +41,8 @@ export interface Appearance {
   readonly gid: number
   /** Permission bits of the image files; no write bits. */
   readonly fileMode: number
+  /** The same of the disk, which may be written. */
+  readonly diskMode: number
   readonly dirMode: number
   /** Of the folder. */
   readonly modified: Timestamp
@@ -87,6 +89,12 @@ export class Tree {
 
   child(dir: number, name: string): Node | undefined {
     return this.names.get(`${dir}/${name}`)
+  }
+
+  /** The file of the disk itself; a tree without one is for tests. */
+  get disk(): ImageNode | undefined {
+    const node = this.nodes.get(FIRST_FILE_ID)
+    return node?.kind === 'image' ? node : undefined
   }
 
   /** Image files. */

@@ -8,13 +8,14 @@ import { parentPort, workerData } from 'node:worker_threads'
 import { errnoName, ImageError, isExpected } from '../errors.js'
 import type { CatalogEntry } from '../formats/catalog.js'
 import type { LayerSpec } from '../formats/chain.js'
+import type { DiskMemory } from '../formats/disk-memory.js'
 import { type CacheSizes, ImageSet } from '../formats/image-set.js'
 import { type CrewMemory, UnpackCrew } from '../formats/unpack-crew.js'
 import { cloneDevice, errno, read, write } from '../io/libc.js'
 import { TextSlots } from './control.js'
 import { ImageFs } from './image-fs.js'
 import { opcodeName, Responder } from './opcodes.js'
-import { IN_HEADER, MESSAGE_BYTES, OUT_HEADER } from './protocol.js'
+import { IN_HEADER, MESSAGE_BYTES, OUT_HEADER, WRITE_OUT } from './protocol.js'
 import { readStats, WorkerStats } from './stats.js'
 import { type Appearance, Tree } from './tree.js'
 
@@ -26,8 +27,9 @@ export interface WorkerSetup {
   readonly appearance: Appearance
   readonly onlyUids: readonly number[] | undefined
   readonly caches: CacheSizes
-  readonly status: string
+  readonly status: Readonly<Record<string, unknown>>
   readonly started: number
+  readonly isGrowable: boolean
   readonly shared: {
     readonly stats: SharedArrayBuffer
     readonly allocated: SharedArrayBuffer
@@ -36,7 +38,17 @@ export interface WorkerSetup {
     readonly polling: SharedArrayBuffer
     /** By worker; the target is where it writes its replies. */
     readonly crews: readonly CrewMemory[]
+    /** Where the disk is written. */
+    readonly disk: DiskMemory | undefined
   }
+}
+
+/** What a worker begins to serve with. */
+export interface SessionStart {
+  /** The descriptor of the mount's /dev/fuse. */
+  readonly device: number
+  /** The minor version of the protocol that was agreed on. */
+  readonly minor: number
 }
 
 /** What a worker tells the main thread. */
@@ -54,6 +66,9 @@ const EAGAIN = 11
 const ENODEV = 19
 const ECONNABORTED = 103
 
+/** An opcode. */
+const WRITE = 16
+
 /**
  * How long a worker polls for the next request before it sleeps. Waking a thread costs as much as
  * answering; who asks for one block after the other comes back within this time. One worker polls at
@@ -67,19 +82,28 @@ const MAX_LOGGED_FAULTS = 1000
 function run(setup: WorkerSetup): void {
   const crew = setup.shared.crews[setup.index] as CrewMemory
   const stats = new WorkerStats(setup.shared.stats, setup.index)
-  const images = new ImageSet(setup.layers, setup.caches, stats)
+  const { disk: memory } = setup.shared
+  const writing = memory && { memory, thread: setup.index }
+  const images = new ImageSet(setup.layers, setup.caches, stats, writing)
   const fileSystem = new ImageFs({
     tree: new Tree(setup.entries, setup.appearance),
     images,
+    layers: setup.layers,
     allocated: new Float64Array(setup.shared.allocated),
     slots: new TextSlots(setup.shared.slots),
-    controlText: { status: setup.status, stats: () => statsText(setup) },
+    controlText: {
+      status: () => statusText(setup.status, images),
+      stats: () => statsText(setup),
+    },
+    isGrowable: setup.isGrowable,
+    onFlush: () => stats.countFlush(),
     ...(setup.onlyUids && { onlyUids: setup.onlyUids }),
     ...(availableParallelism() > 1 && { crew: joinCrew(crew) }),
   })
   const responder = new Responder(fileSystem, faultLogger(), Buffer.from(crew.target))
-  parentPort?.once('message', (session: number) => {
-    serve(session, responder, stats, new Int32Array(setup.shared.polling))
+  parentPort?.once('message', ({ device, minor }: SessionStart) => {
+    fileSystem.speak(minor)
+    serve(device, responder, stats, new Int32Array(setup.shared.polling))
     parentPort?.close()
   })
 }
@@ -136,7 +160,12 @@ function serve(session: number, responder: Responder, stats: WorkerStats, token:
     const bytes = responder.answer(message, length)
     if (bytes > 0) send(device, responder.reply, bytes)
     const error = bytes > 0 ? responder.reply.readInt32LE(OUT_HEADER.at.error) : 0
-    stats.count(message.readUInt32LE(IN_HEADER.at.opcode), error, bytes - OUT_HEADER.size, started)
+    const opcode = message.readUInt32LE(IN_HEADER.at.opcode)
+    const written = error === 0 && opcode === WRITE
+    const dataBytes = written
+      ? responder.reply.readUInt32LE(OUT_HEADER.size + WRITE_OUT.at.size)
+      : bytes - OUT_HEADER.size
+    stats.count(opcode, error, dataBytes, started)
   }
 }
 
@@ -188,6 +217,12 @@ function log(entry: WorkerLog): void {
 
 function tell(message: WorkerMessage): void {
   parentPort?.postMessage(message)
+}
+
+function statusText(status: WorkerSetup['status'], { disk }: ImageSet): string {
+  const failure = disk?.failure || null
+  const text = { ...status, readOnly: !disk || failure !== null, failure }
+  return `${JSON.stringify(text, null, 2)}\n`
 }
 
 function statsText(setup: WorkerSetup): string {

@@ -87,18 +87,37 @@ export function sizeOf(fd: number): number {
 }
 
 const F_OFD_GETLK = 36
+const F_OFD_SETLK = 37
+const F_RDLCK = 0
 const F_WRLCK = 1
 const F_UNLCK = 2
 const FLOCK_BYTES = 32
 
 /** Whether another open file description holds a lock of any kind on the byte at `at` (fcntl(2)). */
 export function isLockedByOthers(fd: number, at: number): boolean {
-  const flock = Buffer.alloc(FLOCK_BYTES)
-  flock.writeInt16LE(F_WRLCK, 0)
-  flock.writeBigInt64LE(BigInt(at), 8)
-  flock.writeBigInt64LE(1n, 16)
+  const flock = flockOf(F_WRLCK, at)
   return fcntl(fd, F_OFD_GETLK, 'void *', flock) === 0 && flock.readInt16LE(0) !== F_UNLCK
 }
+
+/**
+ * Locks the byte at `at` for as long as the open file description of `fd` lives, as others may, too
+ * (fcntl(2), F_OFD_SETLK). 0, or -1 with {@link errno} set.
+ */
+export function lockShared(fd: number, at: number): number {
+  return fcntl(fd, F_OFD_SETLK, 'void *', flockOf(F_RDLCK, at))
+}
+
+/** struct flock of 64-bit Linux, for one byte. */
+function flockOf(type: number, at: number): Buffer {
+  const flock = Buffer.alloc(FLOCK_BYTES)
+  flock.writeInt16LE(type, 0)
+  flock.writeBigInt64LE(BigInt(at), 8)
+  flock.writeBigInt64LE(1n, 16)
+  return flock
+}
+
+/** Ends the process at once: no other thread runs on, no handler, nothing is written out (_exit(2)). */
+export const exitNow: (code: number) => void = libc.func('void _exit(int code)')
 
 const FUSE_DEV_IOC_CLONE = 0x8004e500
 

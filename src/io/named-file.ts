@@ -9,7 +9,17 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { ImageError } from '../errors.js'
 
-const { O_RDONLY, O_NONBLOCK, O_NOFOLLOW } = fs.constants
+const { O_RDONLY, O_RDWR, O_NONBLOCK, O_NOFOLLOW, O_EXCL } = fs.constants
+
+/** 'write' means reading, too. */
+export type Access = 'read' | 'write'
+
+/** A file that cannot be opened for writing; reading it may do. */
+export class WriteProtected extends ImageError {
+  constructor(path: string, message: string, hint: string) {
+    super('READ_ONLY', message, { path, hint })
+  }
+}
 
 export interface OpenedFile {
   /** As it was named, made absolute; symbolic links are not resolved. */
@@ -19,7 +29,7 @@ export interface OpenedFile {
 }
 
 /** Opens what the user named: a regular file or a block device. Throws ImageError. */
-export function openGiven(name: string): OpenedFile {
+export function openGiven(name: string, access: Access = 'read'): OpenedFile {
   const file = path.resolve(name)
   const stat = statOf(file, file, 'look at the name')
   if (!stat.isFile() && !stat.isBlockDevice()) {
@@ -28,7 +38,9 @@ export function openGiven(name: string): OpenedFile {
       hint: 'name an image file or a block device',
     })
   }
-  return open(file, file, 0)
+  // A device that is mounted or part of another one is not written behind the kernel's back.
+  const flags = access === 'write' && stat.isBlockDevice() ? O_EXCL : 0
+  return open(file, file, access, flags)
 }
 
 const RESTORE_NAMED = 'restore it, or name it with qemu-img rebase -u'
@@ -43,7 +55,7 @@ export interface Naming {
 }
 
 /** Opens what an image named. Throws ImageError. */
-export function openNamed(name: string, naming: Naming): OpenedFile {
+export function openNamed(name: string, naming: Naming, access: Access = 'read'): OpenedFile {
   const refuse = (code: 'REFUSED' | 'UNSUPPORTED', what: string, hint: string): never => {
     throw new ImageError(code, `its ${naming.role} "${name}" ${what}`, { path: naming.by, hint })
   }
@@ -78,7 +90,7 @@ export function openNamed(name: string, naming: Naming): OpenedFile {
       'an image may name regular files only',
     )
   }
-  const opened = open(real, naming.by, O_NOFOLLOW, context)
+  const opened = open(real, naming.by, access, O_NOFOLLOW, context)
   // Between the look and the opening somebody may have put another thing there.
   if (!opened.stat.isFile()) {
     fs.closeSync(opened.fd)
@@ -138,11 +150,26 @@ function statOf(file: string, at: string, hint: string, what = 'it'): fs.BigIntS
 }
 
 /** O_NONBLOCK: what turns out to be a FIFO must not hold us up before we see what it is. */
-function open(file: string, at: string, flags: number, what = 'it'): OpenedFile {
+function open(file: string, at: string, access: Access, flags: number, what = 'it'): OpenedFile {
   let fd: number
   try {
-    fd = fs.openSync(file, O_RDONLY | O_NONBLOCK | flags)
+    fd = fs.openSync(file, (access === 'write' ? O_RDWR : O_RDONLY) | O_NONBLOCK | flags)
   } catch (error) {
+    const { code = '' } = error as NodeJS.ErrnoException
+    if (access === 'write' && PROTECTED.has(code)) {
+      const message = `${what} is write-protected (${why(error)})`
+      throw new WriteProtected(
+        file,
+        message,
+        'check that you may write it, or only read it (mount -o ro)',
+      )
+    }
+    if (access === 'write' && code === 'EBUSY') {
+      throw new ImageError('REFUSED', `${what} is in use: mounted, or part of another device`, {
+        path: file,
+        hint: 'unmount it (lsblk shows where), or read it with -o ro',
+      })
+    }
     throw new ImageError(
       'MISSING',
       `${what} cannot be opened: ${why(error)}`,
@@ -156,10 +183,15 @@ function open(file: string, at: string, flags: number, what = 'it'): OpenedFile 
   return { path: file, fd, stat: fs.fstatSync(fd, { bigint: true }) }
 }
 
+/** What open(2) says of files that may not be written, or not now. */
+const PROTECTED = new Set(['EACCES', 'EPERM', 'EROFS', 'ETXTBSY'])
+
 const REASONS: Record<string, string> = {
   ENOENT: 'no such file',
   EACCES: 'permission denied',
   EPERM: 'not permitted',
+  EROFS: 'its file system is read-only',
+  ETXTBSY: 'it is being executed, or is swapped to',
   ENOTDIR: 'a part of the path is not a folder',
   ELOOP: 'too many symbolic links',
   ENAMETOOLONG: 'the name is too long',

@@ -4,7 +4,7 @@ import t from 'tap'
 import { HERE, vimgfs } from '../support/mount.js'
 
 const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'))
-const COMMANDS = ['mount', 'umount', 'info', 'help']
+const COMMANDS = ['mount', 'umount', 'check', 'info', 'help']
 
 t.test('help', async t => {
   for (const args of [['--help'], ['-h'], ['help']]) {
@@ -42,6 +42,7 @@ t.test('the help of mount names all of its options', async t => {
   for (const option of [
     ...['allow_root', 'allow_other', 'default_permissions', 'uid=', 'gid=', 'umask=', 'fsname='],
     ...['--foreground', '--format', '--threads', '--metadata-cache', '--allow-path', '--max-chain'],
+    ...['rw ', 'force-share', 'growable', 'commit='],
     ...['--log-level', '--log-file', '--quiet', 'user_allow_other'],
   ]) {
     t.match(stdout, option)

@@ -8,8 +8,14 @@ const MAX_PAGES = 1 << 22
 const INIT_EXT = 1 << 30
 
 /** fuse_init_in; kernels before 7.36 end it after `flags`. */
-function init(major: number, minor: number, flags: number, readahead = 131072): Buffer {
-  const extension = minor >= 36 ? `${u32(0xffffffff)} ${'00'.repeat(44)}` : ''
+function init(
+  major: number,
+  minor: number,
+  flags: number,
+  readahead = 131072,
+  flags2 = 0xffffffff,
+): Buffer {
+  const extension = minor >= 36 ? `${u32(flags2)} ${'00'.repeat(44)}` : ''
   const args = bytes(`
     ${u32(major)} ${u32(minor)}
     ${u32(readahead)} ${u32(flags)}
@@ -29,11 +35,11 @@ t.test('the answer, all of it in bytes', async t => {
       5000000000000000 ${UNIQUE}
       07000000 26000000         # 7.38
       00001000                  # readahead up to 1 MiB
-      21e04402                  # the flags below
+      21e04452                  # the flags below
       4000 3000                 # max_background, congestion_threshold
       00001000 01000000         # max_write, time_gran
       0001 0000                 # max_pages 256, map_alignment
-      00000000 00000000         # flags2, max_stack_depth
+      10000000 00000000         # flags2: DIRECT_IO_ALLOW_MMAP; max_stack_depth
       ${'00'.repeat(24)}`),
   )
   t.ok(isFinal)
@@ -49,17 +55,27 @@ t.test('kernels', async t => {
     ASYNC_DIO: 15,
   }
   const later = { PARALLEL_DIROPS: 18, MAX_PAGES: 22, EXPLICIT_INVAL_DATA: 25 }
-  const wanted = Object.values({ ...ours, ...later }).reduce((all, bit) => all + 2 ** bit, 0)
+  const latest = { HANDLE_KILLPRIV_V2: 28, INIT_EXT: 30 }
+  const wanted = Object.values({ ...ours, ...later, ...latest }).reduce(
+    (all, bit) => all + 2 ** bit,
+    0,
+  )
   const cases = [
     // Linux 4.18 knows neither MAX_PAGES (7.28) nor EXPLICIT_INVAL_DATA (7.30).
     { minor: 27, offered: 0x1fffff, flags: wanted & 0x1fffff, pages: 0 },
-    { minor: 31, offered: 0xfffffff, flags: wanted, pages: 256 },
-    { minor: 31, offered: 0xfffffff & ~MAX_PAGES, flags: wanted & ~MAX_PAGES, pages: 0 },
-    { minor: 38, offered: ALL_FLAGS, flags: wanted, pages: 256 },
-    { minor: 45, offered: 0xffffffff, flags: wanted, pages: 256, spoken: 39 },
+    { minor: 31, offered: 0xfffffff, flags: wanted & 0xfffffff, pages: 256 },
+    {
+      ...{ minor: 31, offered: 0xfffffff & ~MAX_PAGES, pages: 0 },
+      flags: wanted & 0xfffffff & ~MAX_PAGES,
+    },
+    { minor: 38, offered: ALL_FLAGS, flags: wanted, pages: 256, flags2: 16 },
+    { minor: 38, offered: (ALL_FLAGS & ~INIT_EXT) >>> 0, flags: wanted & ~INIT_EXT, pages: 256 },
+    { minor: 45, offered: 0xffffffff, flags: wanted, pages: 256, spoken: 39, flags2: 16 },
+    // It says that more follows, but nothing does.
+    { minor: 31, offered: 0xffffffff, flags: wanted, pages: 256 },
     { minor: 45, offered: 0, flags: 0, pages: 0, spoken: 39 },
   ]
-  for (const { minor, offered, flags, pages, spoken = minor } of cases) {
+  for (const { minor, offered, flags, pages, spoken = minor, flags2 = 0 } of cases) {
     const title = `7.${minor} with ${offered.toString(16)}`
     const answer = answerInit(init(7, minor, offered))
     t.equal(answer.reply.length, 80, title)
@@ -67,8 +83,19 @@ t.test('kernels', async t => {
     t.equal(answer.reply.readUInt32LE(20), spoken)
     t.equal(answer.reply.readUInt32LE(28), flags)
     t.equal(answer.reply.readUInt16LE(44), pages)
-    t.equal(answer.reply.readUInt32LE(28) & INIT_EXT, 0, 'flags2 was not asked for')
+    t.equal(answer.reply.readUInt32LE(48), flags2)
     t.match(answer, { isFinal: true, minor: spoken, flags })
+  }
+})
+
+t.test('flags2: what we want, if the kernel has it', async t => {
+  for (const [offered2, flags2] of [
+    [0, 0],
+    [16, 16],
+    [0xffffffef, 0],
+  ] as const) {
+    const { reply } = answerInit(init(7, 39, ALL_FLAGS, 131072, offered2))
+    t.equal(reply.readUInt32LE(48), flags2)
   }
 })
 

@@ -582,15 +582,19 @@ t.test('messages without all of their arguments', async t => {
   const fs = smallFs(t)
   const needed = {
     1: 1,
+    4: 88,
     14: 8,
     15: 40,
+    16: 40,
     18: 24,
     22: 8,
     23: 8,
+    25: 24,
     27: 8,
     28: 40,
     29: 24,
     34: 8,
+    43: 32,
     44: 40,
     46: 24,
     52: 24,
@@ -685,10 +689,10 @@ t.test('only the message counts, not what a buffer held before', async t => {
 
 t.test('allow_root', async t => {
   const fs = smallFs(t, [0, 1000])
-  const openToAll = new Set([15, 18, 20, 25, 26, 28, 29, 30, 38, 44])
+  const openToAll = new Set([15, 16, 18, 20, 25, 26, 28, 29, 30, 38, 43, 44])
   for (const entry of OPCODES) {
     if (entry?.run === undefined) continue
-    const asking = { opcode: entry.opcode, node: NODE.disk, args: '00'.repeat(64) }
+    const asking = { opcode: entry.opcode, node: NODE.disk, args: '00'.repeat(88) }
     const errorFor = (uid: number) => answer(fs, message({ ...asking, uid }))?.readInt32LE(4)
     for (const uid of [0, 1000]) t.not(errorFor(uid), -EACCES, `${entry.name} by ${uid}`)
     const isOpen = openToAll.has(entry.opcode)

@@ -88,6 +88,26 @@ const cases: Record<string, { layout: { size: number; at: object }; size: number
     size: 40,
     at: { fh: 0, offset: 8, size: 16, readFlags: 20, lockOwner: 24, flags: 32 },
   },
+  fuse_write_in: {
+    layout: protocol.WRITE_IN,
+    size: 40,
+    at: { fh: 0, offset: 8, size: 16, writeFlags: 20, lockOwner: 24, flags: 32 },
+  },
+  fuse_write_out: { layout: protocol.WRITE_OUT, size: 8, at: { size: 0 } },
+  fuse_fallocate_in: {
+    layout: protocol.FALLOCATE_IN,
+    size: 32,
+    at: { fh: 0, offset: 8, length: 16, mode: 24 },
+  },
+  fuse_setattr_in: {
+    layout: protocol.SETATTR_IN,
+    size: 88,
+    at: {
+      ...{ valid: 0, fh: 8, size: 16, lockOwner: 24, atime: 32, mtime: 40, ctime: 48 },
+      ...{ atimensec: 56, mtimensec: 60, ctimensec: 64, mode: 68, uid: 76, gid: 80 },
+    },
+  },
+  fuse_flush_in: { layout: protocol.FLUSH_IN, size: 24, at: { fh: 0, lockOwner: 16 } },
   fuse_dirent: { layout: protocol.DIRENT, size: 24, at: { ino: 0, off: 8, namelen: 16, type: 20 } },
   fuse_statfs_out: {
     layout: protocol.STATFS_OUT,
@@ -117,7 +137,12 @@ for (const [name, { layout, size, at }] of Object.entries(cases)) {
 }
 
 t.test('flags', async t => {
-  t.same(protocol.FOPEN, { DIRECT_IO: 1, KEEP_CACHE: 2, CACHE_DIR: 8 })
+  t.same(protocol.FOPEN, {
+    ...{ DIRECT_IO: 1, KEEP_CACHE: 2, CACHE_DIR: 8, PARALLEL_DIRECT_WRITES: 64 },
+  })
+  t.same(protocol.FATTR, { MODE: 1, UID: 2, GID: 4, SIZE: 8, FH: 64 })
+  // Bit 36 of both words.
+  t.same(protocol.INIT_FLAG2, { DIRECT_IO_ALLOW_MMAP: 16 })
   t.same(protocol.INIT_FLAG, {
     ASYNC_READ: 1,
     BIG_WRITES: 32,
@@ -127,5 +152,7 @@ t.test('flags', async t => {
     PARALLEL_DIROPS: 262144,
     MAX_PAGES: 4194304,
     EXPLICIT_INVAL_DATA: 33554432,
+    HANDLE_KILLPRIV_V2: 268435456,
+    INIT_EXT: 1073741824,
   })
 })

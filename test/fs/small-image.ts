@@ -23,6 +23,7 @@ const APPEARANCE = {
   uid: 1000,
   gid: 1001,
   fileMode: 0o440,
+  diskMode: 0o440,
   dirMode: 0o550,
   modified: { seconds: 1_700_000_000, nanoseconds: 500_000_000 },
 }
@@ -85,9 +86,10 @@ export function smallFs(t: Test, onlyUids?: readonly number[]): ImageFs {
   return new ImageFs({
     tree: new Tree(entries, APPEARANCE),
     images: new ImageSet(chain.layers, CACHES),
+    layers: chain.layers,
     allocated: new Float64Array(entries.length).fill(-1),
     slots: new TextSlots(),
-    controlText: { status: STATUS, stats: () => STATS },
+    controlText: { status: () => STATUS, stats: () => STATS },
     ...(onlyUids && { onlyUids }),
   })
 }
@@ -101,9 +103,11 @@ export function listedFs(count: number, allocated: Float64Array): ImageFs {
   })
   return new ImageFs({
     tree: new Tree(entries, APPEARANCE),
-    images: new ImageSet([], CACHES),
+    // Nothing is read.
+    images: {} as ImageSet,
+    layers: [],
     allocated,
     slots: new TextSlots(),
-    controlText: { status: '', stats: () => '' },
+    controlText: { status: () => '', stats: () => '' },
   })
 }

@@ -3,6 +3,7 @@ import { COUNT } from '../../src/cache/counts.js'
 import { readStats, sharedStats, WorkerStats } from '../../src/fs/stats.js'
 
 const READ = 15
+const WRITE = 16
 const LOOKUP = 1
 const nameOf = (opcode: number) => `op${opcode}`
 
@@ -13,8 +14,10 @@ t.test('nothing yet', async t => {
     requests: {},
     errors: 0,
     bytesRead: 0,
+    bytesWritten: 0,
+    flushes: 0,
     caches: { metadata: cache, clusters: cache },
-    latency: { read: none, other: none },
+    latency: { read: none, write: none, other: none },
   })
 })
 
@@ -29,13 +32,20 @@ t.test('the workers are added up', async t => {
   // FORGET has no reply, not even a header.
   second.count(2, 0, -16, 0)
   first.count(4096, -38, 0, 0)
+  first.count(WRITE, 0, 512, 0)
+  second.count(WRITE, 0, 8, 0)
+  second.count(WRITE, -28, 0, 0)
+  first.countFlush()
+  second.countFlush()
   first.metadata[COUNT.hits]! += 3
   second.metadata[COUNT.hits]! += 4
   second.clusters[COUNT.evictions]! += 5
   t.match(readStats(shared, nameOf), {
-    requests: { op0: 1, op1: 2, op2: 1, op15: 3 },
-    errors: 3,
+    requests: { op0: 1, op1: 2, op2: 1, op15: 3, op16: 3 },
+    errors: 4,
     bytesRead: 4196,
+    bytesWritten: 520,
+    flushes: 2,
     caches: { metadata: { hits: 7, misses: 0 }, clusters: { hits: 0, evictions: 5 } },
   })
 })
@@ -55,7 +65,8 @@ t.test('percentiles', async t => {
   for (let i = 0; i < 9; i++) take(READ, 20)
   take(READ, 3000)
   take(LOOKUP, 20)
-  const { read, other } = readStats(shared, nameOf).latency
+  take(WRITE, 3000)
+  const { read, write, other } = readStats(shared, nameOf).latency
   t.equal(read.samples, 100)
   // A bucket ends at most a fifth above what is in it; taking the time costs something, too.
   const isAbout = (got: number, milliseconds: number) =>
@@ -66,6 +77,7 @@ t.test('percentiles', async t => {
   t.ok(isAbout(read.max, 3000), `max ${read.max}`)
   t.ok(isAbout(other.p50, 20), `other p50 ${other.p50}`)
   t.equal(other.p50, other.max)
+  t.ok(isAbout(write.p50, 3000), `write p50 ${write.p50}`)
 })
 
 t.test('times out of all range', async t => {

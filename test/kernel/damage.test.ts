@@ -3,7 +3,17 @@ import { readFileSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { buildImage, type Cluster } from '../fixtures/qcow2-builder.js'
-import { call, HERE, mount, noFuse, runIn, sharedFolder, until, vimgfs } from '../support/mount.js'
+import {
+  call,
+  HERE,
+  mount,
+  noFuse,
+  READ_ONLY,
+  runIn,
+  sharedFolder,
+  until,
+  vimgfs,
+} from '../support/mount.js'
 
 const CLUSTER = 65536
 const data = (letter: string): Cluster => ({ kind: 'data', bytes: Buffer.alloc(CLUSTER, letter) })
@@ -43,7 +53,9 @@ t.test('an L2 table and a cluster', skip, async t => {
   writeFileSync(file, bytes)
 
   for (const threads of ['1', '2']) {
-    const { file: inMount, log } = await mount(t, file, { args: ['--threads', threads] })
+    const { file: inMount, log } = await mount(t, file, {
+      args: [...READ_ONLY, '--threads', threads],
+    })
     const disk = inMount('disk.raw')
     const read = (skipped: number) =>
       runIn(HERE, 'dd', [`if=${disk}`, 'bs=64k', 'count=1', `skip=${skipped}`, 'status=none'])
@@ -80,9 +92,9 @@ t.test('a file that becomes shorter while it is mounted', skip, async t => {
   const file = join(sharedFolder(t), 'disk.qcow2')
   const clusters = new Map([...'ABCDEFGH'].map((letter, index) => [index, data(letter)] as const))
   buildImage({ clusterBits: 16, sizeBytes: 8 * CLUSTER, clusters }).write(file)
-  const { file: inMount, log } = await mount(t, file)
+  const { file: inMount, log } = await mount(t, file, { args: READ_ONLY })
   t.same(await call(HERE, 'failures', inMount('disk.raw'), CLUSTER), [])
-  const { file: again, log: logAgain } = await mount(t, file)
+  const { file: again, log: logAgain } = await mount(t, file, { args: READ_ONLY })
   truncateSync(file, readFileSync(file).length - 2 * CLUSTER)
   const failed = await call(HERE, 'failures', again('disk.raw'), CLUSTER)
   t.same(failed, [
@@ -111,7 +123,7 @@ t.test('a snapshot whose table cannot be: the others are served', skip, async t 
   const bytes = image.bytes()
   bytes.writeBigUInt64BE(777n, image.snapshotsAt)
   writeFileSync(file, bytes)
-  const { file: inMount, folder, log } = await mount(t, file)
+  const { file: inMount, folder, log } = await mount(t, file, { args: READ_ONLY })
   t.equal(await runIn(HERE, 'ls', [folder]), 'disk.raw\ndisk@bad.raw\ndisk@good.raw\n')
   t.match(await call(HERE, 'stat', inMount('disk@bad.raw')), { size: String(CLUSTER) })
   await t.rejects(runIn(HERE, 'cat', [inMount('disk@bad.raw')]), /Input\/output error/)
@@ -126,7 +138,7 @@ t.test('a dirty and corrupt image: served, with a warning', skip, async t => {
     ...{ clusterBits: 16, sizeBytes: CLUSTER, incompatible: 3n },
     clusters: new Map([[0, data('A')]]),
   }).write(file)
-  const { printed, file: inMount, log } = await mount(t, file)
+  const { printed, file: inMount, log } = await mount(t, file, { args: READ_ONLY })
   t.match(printed.stderr, /not closed cleanly.*\n.*marked corrupt.*\n/)
   t.match(log(), 'not closed cleanly')
   t.equal(await runIn(HERE, 'cat', [inMount('disk.raw')]), 'A'.repeat(CLUSTER))

@@ -6,7 +6,7 @@ import { randomFillSync } from 'node:crypto'
 import { rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { call, HERE, mount, noFuse, sharedFolder } from '../support/mount.js'
+import { call, HERE, mount, noFuse, READ_ONLY, sharedFolder } from '../support/mount.js'
 import { needs, run } from '../support/run.js'
 import { convert } from './images.js'
 
@@ -32,7 +32,7 @@ t.test(`${GIB} GiB`, { ...needs('qemu-img', 'qemu-io'), ...noFuse() }, async t =
     await run('qemu-io', ['-f', 'qcow2', ...writes.flat(), image])
     if (snapshot) await run('qemu-img', ['snapshot', '-c', snapshot, image])
   }
-  const { file } = await mount(t, image)
+  const { file } = await mount(t, image, { args: READ_ONLY })
   for (const snapshot of states) {
     const raw = await convert(image, join(folder, 'raw'), snapshot)
     const name = snapshot ? `disk@${snapshot}.raw` : 'disk.raw'

@@ -17,6 +17,7 @@ import {
   NO_LOG,
   noFuse,
   ordinaryUser,
+  READ_ONLY,
   type Place,
   runIn,
   serversOf,
@@ -58,7 +59,7 @@ t.test('by root and by an ordinary user', skip, async t => {
 async function lifecycle(t: Test, place: Place): Promise<void> {
   for (const signal of SIGNALS) {
     await t.test(`${signal} unmounts and ends the server`, async t => {
-      const { folder, pid, log } = await mount(t, SAMPLE, { place })
+      const { folder, pid, log } = await mount(t, SAMPLE, { place, args: READ_ONLY })
       process.kill(pid, signal)
       t.ok(await until(() => !isRunning(pid)), 'it has ended')
       t.notOk(await isMounted(place, folder))
@@ -67,7 +68,7 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
 
     await t.test(`${signal} in front: exit code 0`, async t => {
       const folder = mountFolder(t, place)
-      const ended = vimgfs(place, ['mount', '-f', SAMPLE, folder])
+      const ended = vimgfs(place, ['mount', '-f', ...READ_ONLY, SAMPLE, folder])
       t.ok(await until(() => isMounted(place, folder)))
       t.equal(await runIn(place, 'ls', [folder]), LISTING, 'it answers')
       for (const pid of serversOf(folder)) process.kill(pid, signal)
@@ -81,7 +82,7 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
   }
 
   await t.test('in use: detached on a signal, and served to its end', async t => {
-    const { folder, pid, file, log } = await mount(t, SAMPLE, { place })
+    const { folder, pid, file, log } = await mount(t, SAMPLE, { place, args: READ_ONLY })
     const { finish } = await holder(t, place, file('disk.raw'), folder)
     process.kill(pid, 'SIGTERM')
     t.ok(await until(async () => !(await isMounted(place, folder))), 'the mount is gone')
@@ -92,7 +93,7 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
   })
 
   await t.test('in use: umount refuses in one line and changes nothing', async t => {
-    const { folder, pid, file } = await mount(t, SAMPLE, { place })
+    const { folder, pid, file } = await mount(t, SAMPLE, { place, args: READ_ONLY })
     for (const cwd of ['/', folder]) {
       const { finish } = await holder(t, place, cwd === '/' ? file('disk.raw') : '/dev/zero', cwd)
       const { code, stderr } = await vimgfs(place, ['umount', folder])
@@ -107,7 +108,7 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
   })
 
   await t.test('in use: umount --lazy takes it away', async t => {
-    const { folder, pid, file } = await mount(t, SAMPLE, { place })
+    const { folder, pid, file } = await mount(t, SAMPLE, { place, args: READ_ONLY })
     const { finish } = await holder(t, place, file('disk.raw'))
     t.equal((await vimgfs(place, ['umount', '--lazy', folder])).code, 0)
     t.notOk(await isMounted(place, folder))
@@ -117,25 +118,25 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
   })
 
   await t.test('killed: what is left can be removed', async t => {
-    const { folder, pid, file } = await mount(t, SAMPLE, { place })
+    const { folder, pid, file } = await mount(t, SAMPLE, { place, args: READ_ONLY })
     kill(pid, 'SIGKILL')
     t.ok(await until(() => !isRunning(pid)))
     const dead = await attemptIn(place, 'cat', [file('disk.raw')])
     t.match(dead.stderr, /endpoint is not connected|caused connection abort/)
 
-    const again = await vimgfs(place, ['mount', ...NO_LOG, SAMPLE, folder])
+    const again = await vimgfs(place, ['mount', ...NO_LOG, ...READ_ONLY, SAMPLE, folder])
     t.equal(again.code, 1)
     oneLine(t, again.stderr, /there already.*vimgfs umount/)
 
     const { code, stderr } = await vimgfs(place, ['umount', folder])
     t.same({ code, stderr }, { code: 0, stderr: '' })
     t.notOk(await isMounted(place, folder))
-    await mount(t, SAMPLE, { place, folder })
+    await mount(t, SAMPLE, { place, folder, args: READ_ONLY })
     t.equal(await runIn(place, 'ls', [folder]), LISTING, 'mounted anew')
   })
 
   await t.test('killed while it is read', async t => {
-    const { folder, pid, file } = await mount(t, SAMPLE, { place })
+    const { folder, pid, file } = await mount(t, SAMPLE, { place, args: READ_ONLY })
     const { finish } = await holder(t, place, file('disk.raw'))
     kill(pid, 'SIGKILL')
     t.ok(await until(() => !isRunning(pid)))
@@ -149,7 +150,7 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
   })
 
   await t.test('stopped: umount does not wait for its word forever', async t => {
-    const { folder, pid } = await mount(t, SAMPLE, { place })
+    const { folder, pid } = await mount(t, SAMPLE, { place, args: READ_ONLY })
     process.kill(pid, 'SIGSTOP')
     const ended = vimgfs(place, ['umount', folder])
     t.ok(await until(async () => !(await isMounted(place, folder))))
@@ -159,18 +160,18 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
   })
 
   await t.test('unmounted by others: the server ends', async t => {
-    const { folder, pid } = await mount(t, SAMPLE, { place })
+    const { folder, pid } = await mount(t, SAMPLE, { place, args: READ_ONLY })
     await runIn(place, ...unmounting(place, folder))
     t.ok(await until(() => !isRunning(pid)))
   })
 
   await t.test('other names of the folder', async t => {
-    const { folder, pid } = await mount(t, SAMPLE, { place })
+    const { folder, pid } = await mount(t, SAMPLE, { place, args: READ_ONLY })
     const parent = join(folder, '..')
     await runIn(place, 'ln', ['-s', folder, join(parent, 'link')])
     t.equal((await vimgfs(place, ['umount', 'link/'], { cwd: parent })).code, 0)
     t.notOk(isRunning(pid))
-    await mount(t, SAMPLE, { place, folder })
+    await mount(t, SAMPLE, { place, folder, args: READ_ONLY })
     t.equal((await vimgfs(place, ['umount', './mnt'], { cwd: parent })).code, 0)
     t.notOk(await isMounted(place, folder))
   })
@@ -178,7 +179,16 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
   await t.test('interrupted while it starts: nothing is left', async t => {
     const folder = mountFolder(t, place)
     for (const seconds of ['0.05', '0.1', '0.15', '0.2']) {
-      const command = [seconds, process.execPath, MAIN, 'mount', ...NO_LOG, SAMPLE, folder]
+      const command = [
+        seconds,
+        process.execPath,
+        MAIN,
+        'mount',
+        ...NO_LOG,
+        ...READ_ONLY,
+        SAMPLE,
+        folder,
+      ]
       const { stdout } = await attemptIn(place, 'timeout', command)
       // The signal may have come too late, when all had been said.
       if (stdout.includes('Unmount it with')) await vimgfs(place, ['umount', folder])
@@ -188,7 +198,9 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
   })
 
   await t.test('many at once', async t => {
-    const mounts = await Promise.all(Array.from({ length: 4 }, () => mount(t, SAMPLE, { place })))
+    const mounts = await Promise.all(
+      Array.from({ length: 4 }, () => mount(t, SAMPLE, { place, args: READ_ONLY })),
+    )
     for (const { folder } of mounts) t.equal(await runIn(place, 'ls', [folder]), LISTING)
     const ends = await Promise.all(mounts.map(({ folder }) => vimgfs(place, ['umount', folder])))
     t.same(
@@ -210,7 +222,7 @@ t.test("where the log of an ordinary user's server goes", skip, async t => {
   const state = join(folder, '..', 'state')
   await runIn(place, 'mkdir', [state])
   const env = { XDG_STATE_HOME: state }
-  const { stdout } = await vimgfs(place, ['mount', SAMPLE, folder], { env })
+  const { stdout } = await vimgfs(place, ['mount', ...READ_ONLY, SAMPLE, folder], { env })
   t.match(stdout, `(log: ${existsSync('/dev/log') ? 'syslog' : `${state}/vimgfs/vimgfs.log`})`)
   t.equal((await vimgfs(place, ['umount', folder])).code, 0)
   if (existsSync('/dev/log')) return

@@ -2,7 +2,15 @@
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { HERE, mount, namespace, type Place, runIn, sharedFolder } from '../support/mount.js'
+import {
+  HERE,
+  mount,
+  namespace,
+  type Place,
+  READ_ONLY,
+  runIn,
+  sharedFolder,
+} from '../support/mount.js'
 import { attempt, needs, needsRoot, run } from '../support/run.js'
 
 const MIB = 2 ** 20
@@ -43,14 +51,14 @@ t.test('buffered and direct', skip, async t => {
   const { root, user } = await namespace(t, { fuseConf: 'user_allow_other\n' })
   for (const direct of [false, true]) {
     await t.test(`root's, ${direct ? 'direct' : 'buffered'}`, async t => {
-      const { file } = await mount(t, image)
+      const { file } = await mount(t, image, { args: READ_ONLY })
       const inside = await loopMount(t, HERE, file('disk.raw'), direct)
       await run('diff', ['-r', '--exclude=lost+found', source, inside])
     })
     await t.test(
       `an ordinary user's with allow_root, ${direct ? 'direct' : 'buffered'}`,
       async t => {
-        const { file } = await mount(t, image, { place: user, args: ['-o', 'allow_root'] })
+        const { file } = await mount(t, image, { place: user, args: ['-o', 'ro,allow_root'] })
         const inside = await loopMount(t, root, file('disk.raw'), direct)
         await runIn(root, 'diff', ['-r', '--exclude=lost+found', source, inside])
       },
@@ -60,7 +68,7 @@ t.test('buffered and direct', skip, async t => {
 
 t.test('the states of the sample', skip, async t => {
   const sample = new URL('../../samples/disk.qcow2', import.meta.url).pathname
-  const { file } = await mount(t, sample)
+  const { file } = await mount(t, sample, { args: READ_ONLY })
   const states = {
     'disk.raw': { motd: 'Upgraded', release: 'Sample 2.0\n' },
     'disk@before-upgrade.raw': { motd: 'Sam has moved in', release: 'Sample 1.0\n' },
@@ -75,7 +83,7 @@ t.test('the states of the sample', skip, async t => {
 
 t.test('a disk of that size', skip, async t => {
   const sample = new URL('../../samples/disk.qcow2', import.meta.url).pathname
-  const { file } = await mount(t, sample)
+  const { file } = await mount(t, sample, { args: READ_ONLY })
   const device = (
     await run('losetup', ['--find', '--show', '--read-only', file('disk.raw')])
   ).trim()

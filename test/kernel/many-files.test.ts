@@ -2,7 +2,7 @@
 import { join } from 'node:path'
 import t from 'tap'
 import { buildImage, type Cluster } from '../fixtures/qcow2-builder.js'
-import { call, HERE, mount, noFuse, runIn, sharedFolder } from '../support/mount.js'
+import { call, HERE, mount, noFuse, READ_ONLY, runIn, sharedFolder } from '../support/mount.js'
 
 const CLUSTER = 4096
 const cluster = (text: string): Cluster => ({ kind: 'data', bytes: Buffer.alloc(CLUSTER, text) })
@@ -22,7 +22,7 @@ t.test('2000 snapshots', skip, async t => {
       clusters: new Map([[0, cluster(content(index))]]),
     })),
   }).write(file)
-  const { folder, file: inMount, printed } = await mount(t, file)
+  const { folder, file: inMount, printed } = await mount(t, file, { args: READ_ONLY })
   t.match(printed.stdout, 'with 2000 snapshots')
 
   const names = (await runIn(HERE, 'ls', ['-U', folder])).trim().split('\n')
@@ -59,7 +59,7 @@ t.test('names and memory states', skip, async t => {
       { id: '7', name: '', clusters: new Map([[0, cluster('7')]]) },
     ],
   }).write(file)
-  const { folder, file: inMount } = await mount(t, file)
+  const { folder, file: inMount } = await mount(t, file, { args: READ_ONLY })
   const names = (await runIn(HERE, 'ls', ['-U', folder])).trim().split('\n')
   t.same(names.slice(0, 6), [
     'my disk.v2.raw',

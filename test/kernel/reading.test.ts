@@ -13,6 +13,7 @@ import {
   noFuse,
   ordinaryUser,
   type Place,
+  READ_ONLY,
   runIn,
   sharedFolder,
   vimgfs,
@@ -40,7 +41,7 @@ t.test('a disk and its snapshots', skip, async t => {
   const places: Place[] = isRoot ? [HERE, await ordinaryUser(t)] : [HERE]
   for (const place of places) {
     await t.test(`by ${place.name}`, async t => {
-      const { file: inMount, folder: mnt } = await mount(t, file, { place })
+      const { file: inMount, folder: mnt } = await mount(t, file, { place, args: READ_ONLY })
       const in_ = (command: string, ...args: string[]) => runIn(place, command, args)
 
       await t.test('names', async t => {
@@ -215,7 +216,7 @@ t.test('a disk and its snapshots', skip, async t => {
 
       await t.test('unmounting ends the server and closes the image', async t => {
         const again = mountFolder(t, place)
-        const { pid } = await mount(t, file, { place, folder: again })
+        const { pid } = await mount(t, file, { place, folder: again, args: READ_ONLY })
         const { code, stdout, stderr } = await vimgfs(place, ['umount', again])
         t.same({ code, stdout, stderr }, { code: 0, stdout: '', stderr: '' })
         t.notOk(isRunning(pid))
@@ -230,7 +231,7 @@ t.test('a raw image: its holes are its own', skip, async t => {
   const raw = await convert(file, join(folder, 'plain.img'))
   const fd = openSync(raw, 'r')
   t.teardown(() => closeSync(fd))
-  const { file: inMount } = await mount(t, raw)
+  const { file: inMount } = await mount(t, raw, { args: READ_ONLY })
   await run('cmp', [inMount('plain.raw'), raw])
   const { size, blocks } = fstatSync(fd)
   t.match(await call(HERE, 'stat', inMount('plain.raw')), {

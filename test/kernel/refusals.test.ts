@@ -13,6 +13,7 @@ import {
   noFuse,
   ordinaryUser,
   type Place,
+  READ_ONLY,
   runIn,
   serversOf,
   sharedFolder,
@@ -42,6 +43,7 @@ async function refused(
       'mount',
       ...NO_LOG,
       ...how,
+      ...READ_ONLY,
       ...args,
       SAMPLE,
       folder,
@@ -76,13 +78,14 @@ t.test('mount points', noFuse(), async t => {
       /\/proc: proc \(proc\) is mounted there already; unmount it with umount/,
     )
 
-    const busy = await mount(t, SAMPLE, { place })
+    const busy = await mount(t, SAMPLE, { place, args: READ_ONLY })
     const pattern =
       /disk\.qcow2 \(fuse\.vimgfs\) is mounted there already; unmount it with vimgfs umount/
     for (const how of [[], ['-f']]) {
       const { code, stderr } = await vimgfs(place, [
         'mount',
         ...NO_LOG,
+        ...READ_ONLY,
         ...how,
         SAMPLE,
         busy.folder,
@@ -175,6 +178,7 @@ t.test('names that need care', noFuse(), async t => {
       const args = [
         'mount',
         ...NO_LOG,
+        ...READ_ONLY,
         '-o',
         `fsname=${name.replace(/[\\,]/g, c => `\\${c}`)}`,
         SAMPLE,

@@ -10,6 +10,8 @@ const libc = koffi.load('libc.so.6')
 const SEEK_DATA = 3
 const SEEK_HOLE = 4
 const PROT_READ = 1
+const PROT_WRITE = 2
+const MS_SYNC = 4
 const MAP_SHARED = 1
 
 const CALLS = {
@@ -47,6 +49,90 @@ const CALLS = {
     const { size } = fs.fstatSync(fd)
     const address = mmap(null, size, PROT_READ, MAP_SHARED, fd, 0)
     return hash(Buffer.from(koffi.view(address, size)))
+  },
+
+  /** Writes `text` at `offset` through a mapping, in a file that was opened with `flags` besides O_RDWR. */
+  mapWrite(file, offset, text, flags) {
+    const mmap = libc.func(
+      'void *mmap(void *address, size_t bytes, int protection, int flags, int fd, int64_t at)',
+    )
+    const msync = libc.func('int msync(void *address, size_t bytes, int flags)')
+    const fd = fs.openSync(file, fs.constants.O_RDWR | flags)
+    const { size } = fs.fstatSync(fd)
+    const address = mmap(null, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+    Buffer.from(koffi.view(address, size)).write(text, offset)
+    return msync(address, size, MS_SYNC)
+  },
+
+  /** Writes to `file`, and then the process `pid` may write nothing behind `limitBytes` of any file. */
+  writeThenLimit(file, offset, text, pid, limitBytes) {
+    const prlimit = libc.func('int prlimit64(int pid, int resource, void *limits, void *old)')
+    const RLIMIT_FSIZE = 1
+    const limits = Buffer.alloc(16, 0xff)
+    limits.writeBigUInt64LE(BigInt(limitBytes), 0)
+    const fd = fs.openSync(file, 'r+')
+    fs.writeSync(fd, text, offset)
+    // Not by a command: whatever is started closes what we have open, and that flushes.
+    return prlimit(pid, RLIMIT_FSIZE, limits, null)
+  },
+
+  /** What each of these ends with: bytes written, or an error's code. */
+  ends(file, size) {
+    const outcome = act => {
+      try {
+        return act() ?? 'done'
+      } catch (error) {
+        return error.code
+      }
+    }
+    const { O_RDWR, O_WRONLY, O_APPEND, O_DIRECT } = fs.constants
+    const fd = fs.openSync(file, O_RDWR)
+    const direct = fs.openSync(file, O_RDWR | O_DIRECT)
+    const bytes = Buffer.alloc(10_000, 'e')
+    return {
+      inside: outcome(() => fs.writeSync(fd, bytes, 0, 10_000, size - 10_000)),
+      over: outcome(() => fs.writeSync(fd, bytes, 0, 10_000, size - 5_000)),
+      at: outcome(() => fs.writeSync(fd, bytes, 0, 1, size)),
+      behind: outcome(() => fs.writeSync(fd, bytes, 0, 1, size + 2 ** 40)),
+      directOver: outcome(() => fs.writeSync(direct, bytes, 0, 8192, size - 4096)),
+      directAt: outcome(() => fs.writeSync(direct, bytes, 0, 4096, size)),
+      append: outcome(() => fs.writeSync(fs.openSync(file, O_WRONLY | O_APPEND), 'x')),
+      truncate: outcome(() => fs.ftruncateSync(fd, 0)),
+      shorter: outcome(() => fs.ftruncateSync(fd, size - 1)),
+      longer: outcome(() => fs.ftruncateSync(fd, size + 1)),
+      same: outcome(() => fs.ftruncateSync(fd, size)),
+      fsync: outcome(() => fs.fsyncSync(fd)),
+      fdatasync: outcome(() => fs.fdatasyncSync(direct)),
+      utimes: outcome(() => fs.futimesSync(fd, 0, 0)),
+      chmod: outcome(() => fs.fchmodSync(fd, 0o777)),
+      chown: outcome(() => fs.fchownSync(fd, 12345, 0)),
+      size: fs.fstatSync(fd).size,
+    }
+  },
+
+  /**
+   * Writers of their own places at once, by all ways, with readers between them that look whether a
+   * write that has returned is there. Returns what was wrong.
+   */
+  async crowd(file, rounds) {
+    const { O_RDWR, O_DIRECT } = fs.constants
+    const BLOCK = 4096
+    const wrong = []
+    const open = flags => fs.promises.open(file, O_RDWR | flags)
+    const writer = async index => {
+      const [plain, direct] = [await open(0), await open(O_DIRECT)]
+      for (let round = 0; round < rounds; round++) {
+        const offset = ((round * 37 + index) % 500) * 8 * BLOCK + index * BLOCK
+        const bytes = Buffer.alloc(BLOCK, `${index} ${round} `)
+        const [write, read] = (round + index) % 2 ? [plain, direct] : [direct, plain]
+        await write.write(bytes, 0, BLOCK, offset)
+        const { buffer } = await read.read(Buffer.alloc(BLOCK), 0, BLOCK, offset)
+        if (!buffer.equals(bytes)) wrong.push([index, round])
+      }
+      await Promise.all([plain.close(), direct.close()])
+    }
+    await Promise.all(Array.from({ length: 8 }, (_, index) => writer(index)))
+    return wrong
   },
 
   /** Readers at once, each of its own places; the SHA-256 of all pieces, in the file's order. */

@@ -155,6 +155,9 @@ export async function runIn(
   return stdout
 }
 
+/** For tests of what reading is like, and of images that others use at the same time. */
+export const READ_ONLY = ['-o', 'ro']
+
 /** So that root's servers leave no /var/log/vimgfs.log behind. */
 export const NO_LOG = ['--log-file', '/dev/null']
 

@@ -1,0 +1,110 @@
+/**
+ * Checking a qcow2 image: whether its tables make sense, and whether its reference counts are how often
+ * each cluster is pointed at (QEMU docs/interop/qcow2.rst).
+ *
+ * The totals are those of `qemu-img check`, with these exceptions:
+ *
+ *  (1) What `vimgfs mount` answers EIO for is a corruption, also where QEMU's check is silent: the zero
+ *      flag in version 2, an entry that maps another place of an external data file, and a table that the
+ *      end of the file cuts off.
+ *  (2) An L1 entry that has flags but names no table is one corruption. QEMU takes the header for its
+ *      L2 table.
+ *  (3) A compressed cluster whose extended entry has subcluster bits is counted: it is readable. QEMU
+ *      does not count it, and would free it.
+ *  (4) Structures that lie over each other are a corruption even where the count says so, too.
+ *  (5) QEMU stops at a damaged entry of a bitmap table; it is one corruption here. At a snapshot table or
+ *      a bitmap directory that is damaged, or cut off by the end of the file, the check stops: nobody knows
+ *      what the rest of them uses.
+ *  (6) What `readHeader` refuses (tables over each other or behind the end of the file, no refcount table)
+ *      is not checked; QEMU checks some of it.
+ *  (7) Images above 2^31 clusters are checked.
+ */
+import type { Store } from '../../io/store.js'
+import { Census } from './check/census.js'
+import { compareCounts } from './check/compare.js'
+import { checkDataPlaces } from './check/data-places.js'
+import { CheckedImage } from './check/image.js'
+import { inspectL1Tables } from './check/l1-inspect.js'
+import { type CheckResult, Report } from './check/report.js'
+import type { CellMemory } from './check/window.js'
+
+export type { CheckResult, Finding, FindingKind } from './check/report.js'
+
+export interface CheckOptions {
+  /** Told how much is done, 0 to 1. */
+  readonly progress?: (part: number) => void
+}
+
+/**
+ * Checks the image. Throws ImageError where the header is damaged, SystemError where the file cannot be
+ * read.
+ */
+export function checkQcow2(store: Store, options: CheckOptions = {}): CheckResult {
+  const report = new Report()
+  checkImage(new CheckedImage(store), report, options)
+  return report
+}
+
+const SECTOR_BYTES = 512
+
+/** False where not all that the image uses is known: what nothing names may be data all the same. */
+export function checkImage(
+  image: CheckedImage,
+  report: Report,
+  options: CheckOptions,
+  memory?: CellMemory,
+): boolean {
+  const { header } = image
+  // A disk that ends within a sector ends with the sector before it (formats.md, 6.4).
+  const diskBytes = Math.floor(header.sizeBytes / SECTOR_BYTES) * SECTOR_BYTES
+  report.totalClusters = Math.ceil(diskBytes / image.clusterBytes)
+  const { obstacle } = image
+  if (obstacle) {
+    report.error(obstacle.at, () => obstacle.message)
+    return false
+  }
+  inspectSnapshots(image, report)
+  inspectBitmaps(image, report)
+  const census = new Census(image, memory)
+  const isReadable = inspectL1Tables(image, census.blocks, report)
+  if (image.isExternal) checkDataPlaces(image, report)
+  let end = 0
+  census.run(
+    report,
+    () => {
+      end = Math.max(end, compareCounts(census, report))
+    },
+    options.progress,
+  )
+  report.imageEndOffset = Math.max(1, end) * image.clusterBytes
+  return isReadable && !census.hasLost
+}
+
+function inspectSnapshots(image: CheckedImage, report: Report): void {
+  const { snapshots } = image.snapshots
+  for (const { number, entryAt, l1At, l1Entries, extraBytes } of snapshots) {
+    if (image.isIncomplete(extraBytes)) {
+      report.corruption(entryAt, () => `the entry of snapshot ${number} lacks the disk's size`)
+    }
+    if (!image.namesL1Table(l1At, l1Entries)) {
+      report.corruption(
+        entryAt,
+        () =>
+          `snapshot ${number} has an L1 table of ${l1Entries} entries at ${l1At}, which cannot be`,
+      )
+    }
+  }
+  if (image.isExternal && snapshots.length > 0) {
+    report.corruption(
+      image.header.snapshotsOffset,
+      () => 'it has snapshots and an external data file',
+    )
+  }
+}
+
+function inspectBitmaps(image: CheckedImage, report: Report): void {
+  for (const { number, entryAt, isInUse } of image.bitmaps?.tables ?? []) {
+    if (!isInUse) continue
+    report.note('notice', entryAt, () => `bitmap ${number} was not closed; what it says is void`)
+  }
+}

@@ -1,0 +1,65 @@
+/** Comparing the counts that the image has with the references that were found. */
+import type { Census } from './census.js'
+import { clustersOf, type Run, Runs } from './runs.js'
+import { DATA, EXCLUSIVE, REFERENCES, TABLE, UNKNOWN } from './window.js'
+import type { Report } from './report.js'
+
+/** Compares the census's window; the end of the last cluster in use, in clusters. */
+export function compareCounts(census: Census, report: Report): number {
+  const { window, blocks, image } = census
+  const { cells, first } = window
+  const { maxCount } = image
+  const runs = new Runs<Fault>(run => describe(run, image.clusterBytes, report))
+  // The cluster behind the file is there when something names it.
+  const end = Math.min(window.end, image.clusters + (census.reachesBeyond ? 1 : 0))
+  let used = 0
+  for (let from = first; from < end; from += blocks.perSlice) {
+    const stop = Math.min(end, from + blocks.perSlice)
+    const slice = blocks.slice(from)
+    for (let cluster = from; cluster < stop; cluster++) {
+      const cell = cells[cluster - first] as number
+      const references = cell & REFERENCES
+      if (references > maxCount) {
+        const more = references - maxCount
+        const at = cluster * image.clusterBytes
+        report.corruption(
+          at,
+          () => `the cluster: references ${references}, the highest count that fits is ${maxCount}`,
+          more,
+        )
+      }
+      if ((cell & UNKNOWN) !== 0 || !slice) {
+        runs.add(cluster, 'error', -1, references)
+        continue
+      }
+      const counted = blocks.read(slice, cluster - from)
+      const expected = Math.min(references, maxCount)
+      if (counted > 0 || expected > 0) used = cluster + 1
+      if (counted < expected) runs.add(cluster, 'corruption', counted, references)
+      else if (counted > expected) runs.add(cluster, 'leak', counted, references)
+      else if (references <= maxCount && isOverlap(cell, references))
+        runs.add(cluster, 'overlap', counted, references)
+    }
+  }
+  runs.end()
+  return used
+}
+
+const isOverlap = (cell: number, references: number): boolean =>
+  ((cell & EXCLUSIVE) !== 0 && references > 1) || ((cell & TABLE) !== 0 && (cell & DATA) !== 0)
+
+type Fault = 'corruption' | 'leak' | 'error' | 'overlap'
+
+function describe(run: Run<Fault>, clusterBytes: number, report: Report): void {
+  const { kind, length, counted, references } = run
+  const at = run.start * clusterBytes
+  const what = clustersOf(run)
+  const message = () => `${what}: count ${counted}, references ${references}`
+  if (kind === 'leak') report.leak(at, message, length)
+  else if (kind === 'corruption') report.corruption(at, message, length)
+  else if (kind === 'error') {
+    report.error(at, () => `${what}: count unreadable, references ${references}`, length)
+  } else {
+    report.corruption(at, () => `${message()}, by structures that share no cluster`, length)
+  }
+}

@@ -1,0 +1,158 @@
+/** What is checked: the image, its dimensions, and its structures that lie at places of their own. */
+import type { Store } from '../../../io/store.js'
+import { MAX_L1_BYTES } from '../../limits.js'
+import {
+  clusterBytes,
+  INCOMPATIBLE,
+  isExtendedL2,
+  l2EntryBytes,
+  type Qcow2Header,
+  readHeader,
+} from '../header.js'
+import { type BitmapDirectory, readBitmapDirectory } from './bitmap-directory.js'
+import { readSnapshotTable, type SnapshotTable } from './snapshot-table.js'
+
+/** A structure that nothing else may share a cluster with. */
+export interface Region {
+  readonly name: string
+  readonly at: number
+  readonly bytes: number
+}
+
+/** An L1 table that lies where one can. */
+export interface L1Table {
+  readonly name: string
+  readonly at: number
+  readonly entries: number
+  /** The entries that the file holds; the others read as 0. */
+  readonly entriesInFile: number
+  readonly isActive: boolean
+}
+
+const SECTOR_BYTES = 512
+const V3_SNAPSHOT_EXTRA_BYTES = 16
+/** Bytes of all L1 tables, as a multiple of the file's: sound ones do not overlap. */
+const MAX_L1_OVERLAP = 16
+
+export class CheckedImage {
+  readonly header: Qcow2Header
+  readonly clusterBytes: number
+  /** Of the file, in whole sectors, as QEMU has it. */
+  readonly fileBytes: number
+  /** Clusters of the file; the last one may be cut short. */
+  readonly clusters: number
+  readonly l2EntryBytes: number
+  readonly isExtended: boolean
+  readonly isExternal: boolean
+  /** The highest count that fits. */
+  readonly maxCount: number
+  readonly snapshots: SnapshotTable
+  readonly bitmaps: BitmapDirectory | undefined
+  readonly l1Tables: readonly L1Table[]
+  readonly regions: readonly Region[]
+
+  /** Reads the header, the snapshot table and the bitmap directory. Throws ImageError for the header. */
+  constructor(readonly store: Store) {
+    const header = readHeader(store)
+    this.header = header
+    this.clusterBytes = clusterBytes(header)
+    this.fileBytes = Math.ceil(store.sizeBytes / SECTOR_BYTES) * SECTOR_BYTES
+    this.clusters = Math.ceil(this.fileBytes / this.clusterBytes)
+    this.l2EntryBytes = l2EntryBytes(header)
+    this.isExtended = isExtendedL2(header)
+    this.isExternal = (header.incompatible & INCOMPATIBLE.externalData) !== 0n
+    this.maxCount = 2 ** (2 ** header.refcountOrder) - 1
+    this.snapshots = readSnapshotTable(store, header)
+    this.bitmaps = readBitmapDirectory(store, header)
+    this.l1Tables = this.findL1Tables()
+    this.regions = this.findRegions()
+  }
+
+  /**
+   * Whether a range that something names is in the file. It may end in the cluster that the file ends
+   * in, or less than a cluster behind the file: QEMU allocates without making the file longer.
+   */
+  isInFile(at: number, bytes: number): boolean {
+    return at + bytes - this.fileBytes < this.clusterBytes
+  }
+
+  /** Why the image cannot be checked to the end; undefined where it can. */
+  get obstacle(): { readonly at: number; readonly message: string } | undefined {
+    const { header, snapshots, bitmaps } = this
+    if (snapshots.obstacle !== undefined) {
+      return {
+        at: header.snapshotsOffset + snapshots.bytes,
+        message: `the snapshot table is damaged: ${snapshots.obstacle}`,
+      }
+    }
+    const l1Bytes = this.l1Tables.reduce((sum, table) => sum + table.entriesInFile * 8, 0)
+    if (l1Bytes > MAX_L1_OVERLAP * this.fileBytes) {
+      return { at: header.snapshotsOffset, message: "the snapshots' L1 tables lie over each other" }
+    }
+    if (bitmaps?.obstacle !== undefined) return { at: bitmaps.at, message: bitmaps.obstacle }
+    return undefined
+  }
+
+  /** Whether the snapshot's entry says where its L1 table is. */
+  namesL1Table(l1At: number, l1Entries: number): boolean {
+    return l1At % this.clusterBytes === 0 && l1Entries * 8 <= MAX_L1_BYTES
+  }
+
+  /** Whether version 3 asks for more than the entry of a snapshot holds. */
+  isIncomplete(extraBytes: number): boolean {
+    return this.header.version === 3 && extraBytes < V3_SNAPSHOT_EXTRA_BYTES
+  }
+
+  private findL1Tables(): L1Table[] {
+    const { header } = this
+    const table = (name: string, at: number, entries: number, isActive: boolean): L1Table => ({
+      name,
+      at,
+      entries,
+      entriesInFile: Math.max(0, Math.min(entries, Math.floor((this.fileBytes - at) / 8))),
+      isActive,
+    })
+    return [
+      table('the L1 table', header.l1Offset, header.l1Entries, true),
+      ...this.snapshots.snapshots
+        .filter(({ l1At, l1Entries }) => this.namesL1Table(l1At, l1Entries))
+        .map(({ number, l1At, l1Entries }) =>
+          table(`the L1 table of snapshot ${number}`, l1At, l1Entries, false),
+        ),
+    ].filter(({ entries }) => entries > 0)
+  }
+
+  private findRegions(): Region[] {
+    const { header, bitmaps } = this
+    const { encryption } = header
+    return [
+      { name: 'the header', at: 0, bytes: this.clusterBytes },
+      ...this.l1Tables.map(({ name, at, entries }) => ({ name, at, bytes: entries * 8 })),
+      {
+        name: 'the snapshot table',
+        at: header.snapshotsOffset,
+        bytes: this.snapshots.bytes,
+      },
+      {
+        name: 'the refcount table',
+        at: header.refcountTableOffset,
+        bytes: header.refcountTableClusters * this.clusterBytes,
+      },
+      {
+        name: 'the encryption header',
+        at: encryption?.offset ?? 0,
+        bytes: encryption?.length ?? 0,
+      },
+      {
+        name: 'the bitmap directory',
+        at: bitmaps?.at ?? 0,
+        bytes: bitmaps?.bytes ?? 0,
+      },
+      ...(bitmaps?.tables ?? []).map(({ number, tableAt, tableEntries }) => ({
+        name: `the table of bitmap ${number}`,
+        at: tableAt,
+        bytes: tableEntries * 8,
+      })),
+    ].filter(({ bytes }) => bytes > 0)
+  }
+}

@@ -1,0 +1,136 @@
+/** Going over L1 tables (QEMU docs/interop/qcow2.rst, "Cluster mapping"). */
+import type { Store } from '../../../io/store.js'
+import type { L1Table } from './image.js'
+import { hostOffset, readWords, wordBuffer } from './words.js'
+
+const CHUNK_BYTES = 2 ** 20
+
+/** Calls `visit` with the two halves of each entry that is not 0. Holes of the file are not read. */
+export function walkL1(
+  store: Store,
+  table: L1Table,
+  visit: (high: number, low: number, index: number) => void,
+): void {
+  const end = table.at + table.entriesInFile * 8
+  const buffer = wordBuffer(Math.min(CHUNK_BYTES, table.entriesInFile * 8))
+  for (let at = table.at; at < end; ) {
+    const data = store.nextData(at)
+    if (data < 0 || data >= end) return
+    at = Math.max(at, data - (data % 8))
+    const bytes = Math.min(buffer.length, end - at)
+    const words = readWords(store, buffer, bytes, at)
+    const first = (at - table.at) / 8
+    for (let i = 0; i < words.length; i += 2) {
+      const high = words[i] as number
+      const low = words[i + 1] as number
+      if (high !== 0 || low !== 0) visit(high, low, first + i / 2)
+    }
+    at += bytes
+  }
+}
+
+/** L2 tables by their place in the file, each once, and how often it is named. */
+export interface L2Tables {
+  readonly length: number
+  /** Ascending. */
+  readonly at: Float64Array
+  readonly times: Uint32Array
+  /** The host clusters that its entries name, as the first walk over it found them. */
+  readonly lowest: Float64Array
+  readonly highest: Float64Array
+}
+
+/** Tables held at a time. */
+const MAX_TABLES = 2 ** 18
+
+/** The L2 tables that L1 tables name, in parts that fit in memory, ascending by place. */
+export class L2Catalog {
+  private whole: L2Tables | undefined
+
+  constructor(
+    private readonly store: Store,
+    private readonly l1Tables: readonly L1Table[],
+    /** Behind it no table is read. */
+    private readonly fileBytes: number,
+    private readonly maxTables = MAX_TABLES,
+  ) {}
+
+  *parts(): Generator<L2Tables> {
+    if (this.whole) {
+      yield this.whole
+      return
+    }
+    for (let from = 0; from < this.fileBytes; ) {
+      const collector = new Collector(from, this.fileBytes, this.maxTables)
+      for (const table of this.l1Tables) {
+        walkL1(this.store, table, (high, low) => collector.add(hostOffset(high, low)))
+      }
+      const tables = collector.finish()
+      // Only then what the walks found out of each table is worth keeping.
+      if (from === 0 && collector.end >= this.fileBytes) this.whole = tables
+      if (tables.length > 0) yield tables
+      from = collector.end
+    }
+  }
+}
+
+/** Sorts places and counts equal ones; of more than fit, it keeps the lowest. */
+class Collector {
+  private readonly pending: Float64Array
+  private pendingLength = 0
+  private at: Float64Array
+  private times: Uint32Array
+  private length = 0
+
+  constructor(
+    private readonly from: number,
+    /** What is here or behind it is for another time. */
+    public end: number,
+    private readonly max: number,
+  ) {
+    this.pending = new Float64Array(max)
+    this.at = new Float64Array(0)
+    this.times = new Uint32Array(0)
+  }
+
+  add(place: number): void {
+    if (place === 0 || place < this.from || place >= this.end) return
+    this.pending[this.pendingLength++] = place
+    if (this.pendingLength === this.max) this.merge()
+  }
+
+  finish(): L2Tables {
+    this.merge()
+    const { length, at, times } = this
+    const lowest = new Float64Array(length).fill(Number.NaN)
+    const highest = new Float64Array(length).fill(Number.NaN)
+    return { length, at, times, lowest, highest }
+  }
+
+  private merge(): void {
+    const added = this.pending.subarray(0, this.pendingLength).sort()
+    const room = Math.min(this.max, this.length + added.length)
+    const at = new Float64Array(room)
+    const times = new Uint32Array(room)
+    let length = 0
+    let kept = 0
+    let i = 0
+    while (kept < this.length || i < added.length) {
+      const old = kept < this.length ? (this.at[kept] as number) : Number.POSITIVE_INFINITY
+      const fresh = i < added.length ? (added[i] as number) : Number.POSITIVE_INFINITY
+      const place = Math.min(old, fresh)
+      if (length === this.max) {
+        this.end = place
+        break
+      }
+      let count = old === place ? (this.times[kept++] as number) : 0
+      for (; i < added.length && added[i] === place; i++) count++
+      at[length] = place
+      times[length++] = count
+    }
+    this.at = at.subarray(0, length)
+    this.times = times.subarray(0, length)
+    this.length = length
+    this.pendingLength = 0
+  }
+}

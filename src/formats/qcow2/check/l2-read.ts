@@ -1,0 +1,56 @@
+/** Reading L2 tables, neighbours in the file together. */
+import type { CheckedImage } from './image.js'
+import type { L2Tables } from './l1-walk.js'
+import { readWords, wordBuffer } from './words.js'
+
+const MAX_READ_BYTES = 2 * 2 ** 20
+/**
+ * Tables that are not aligned are gone over nevertheless: what they may name is kept. Sound images have
+ * none; there are as many places for them as the file has sectors, and each costs a cluster.
+ */
+const MAX_UNALIGNED = 1024
+
+export class L2Reader {
+  private readonly buffer: Buffer
+
+  constructor(private readonly image: CheckedImage) {
+    this.buffer = wordBuffer(Math.max(MAX_READ_BYTES, image.clusterBytes))
+  }
+
+  /**
+   * Calls `visit` with the words of each table that `wants` says yes to, until the next one is read.
+   * Returns how many tables that are not aligned were left out.
+   */
+  read(
+    tables: L2Tables,
+    wants: (index: number) => boolean,
+    visit: (words: Uint32Array, index: number) => void,
+  ): number {
+    const { clusterBytes, store } = this.image
+    const perRead = this.buffer.length / clusterBytes
+    const wordsOfTable = clusterBytes / 4
+    let unaligned = 0
+    for (let i = 0; i < tables.length; ) {
+      const at = tables.at[i] as number
+      if (!wants(i) || (at % clusterBytes !== 0 && ++unaligned > MAX_UNALIGNED)) {
+        i++
+        continue
+      }
+      let count = 1
+      while (
+        count < perRead &&
+        i + count < tables.length &&
+        tables.at[i + count] === at + count * clusterBytes &&
+        wants(i + count)
+      ) {
+        count++
+      }
+      const words = readWords(store, this.buffer, count * clusterBytes, at)
+      for (let j = 0; j < count; j++) {
+        visit(words.subarray(j * wordsOfTable, (j + 1) * wordsOfTable), i + j)
+      }
+      i += count
+    }
+    return Math.max(0, unaligned - MAX_UNALIGNED)
+  }
+}

@@ -1,0 +1,156 @@
+/**
+ * Repairing a qcow2 image.
+ *
+ * No byte of the disk or of a snapshot reads differently afterwards. What nobody can know (which of two
+ * uses of a cluster is right, where a table was that an entry names wrongly) is said and left as it is.
+ *
+ * The order, each step synced before the next, so that a power cut in between leaves an image that the
+ * next repair finds no worse:
+ *
+ *  (1) The dirty bit is set: until the end, counts are not to be trusted.
+ *  (2) Entries of tables are made such that they can be.
+ *  (3) Counts are made right (repair/counts.ts), then the COPIED flags, which say what the counts say.
+ *  (4) The dirty and the corrupt bit are cleared, if a check finds no corruption.
+ */
+import { ImageError } from '../../errors.js'
+import type { WritableStore } from '../../io/store.js'
+import { type CheckOptions, checkImage } from './check.js'
+import { CheckedImage } from './check/image.js'
+import { L2Catalog } from './check/l1-walk.js'
+import { type CheckResult, type Finding, Report } from './check/report.js'
+import { CellMemory } from './check/window.js'
+import { INCOMPATIBLE } from './header.js'
+import { writeFeatures } from './header-update.js'
+import { fixCopiedFlags } from './repair/copied-flags.js'
+import { type CountChanges, fixCounts } from './repair/counts.js'
+import { soundL1Entry, soundL2Entries } from './repair/entries.js'
+import { findSharedTables } from './repair/shared-tables.js'
+import { completeSnapshotTable } from './repair/snapshot-table.js'
+import { TableEditor } from './repair/table-editor.js'
+
+export interface RepairResult {
+  readonly before: CheckResult
+  readonly after: CheckResult
+  /** What was changed, of kind `fix`, and what could not be, of kind `error`. */
+  readonly changes: readonly Finding[]
+  readonly changesLeftOut: number
+}
+
+/**
+ * Repairs the image: `leaks` gives back space, `all` also makes right what may cost data. Throws
+ * ImageError where the header is damaged or the repair is impossible, SystemError where the file cannot
+ * be read or written.
+ */
+export function repairQcow2(
+  store: WritableStore,
+  what: 'leaks' | 'all',
+  options: CheckOptions = {},
+): RepairResult {
+  const before = new Report()
+  const changes = new Report()
+  const memory = new CellMemory()
+  const image = new CheckedImage(store)
+  const isKnown = checkImage(image, before, options, memory)
+  const isDamaged = before.corruptions > 0 || before.checkErrors > 0
+  const isMarked = (image.header.incompatible & (INCOMPATIBLE.dirty | INCOMPATIBLE.corrupt)) !== 0n
+  if (image.obstacle || (!isDamaged && before.leaks === 0)) {
+    if (what === 'all' && !isDamaged && isMarked) clearMarks(store)
+    return { before, after: before, changes: [], changesLeftOut: 0 }
+  }
+  if (!isKnown) {
+    changes.note('error', 0, () => 'leaks are kept: damaged entries may have named them')
+  }
+  if (what === 'all') repairAll(store, isKnown, changes, memory)
+  else giveBackLeaks(store, isKnown, before, changes, memory)
+  const after = new Report()
+  checkImage(new CheckedImage(store), after, options, memory)
+  if (what === 'all' && after.corruptions === 0 && after.checkErrors === 0) clearMarks(store)
+  else if (what === 'all') writeMarks(store, image.header.incompatible)
+  return { before, after, changes: changes.findings, changesLeftOut: changes.findingsLeftOut }
+}
+
+/**
+ * Makes the counts what the tables say, and touches nothing else: what an image needs whose dirty bit is
+ * set, before it is written. Throws ImageError where tables are damaged, so that nobody knows what they
+ * use, and then has changed nothing.
+ */
+export function rebuildRefcounts(store: WritableStore, options: CheckOptions = {}): CountChanges {
+  const report = new Report()
+  const memory = new CellMemory()
+  if (!checkImage(new CheckedImage(store), report, options, memory)) {
+    const [worst] = report.findings.filter(({ kind }) => kind !== 'leak' && kind !== 'notice')
+    throw new ImageError(
+      'CORRUPT',
+      `its reference counts cannot be made right: ${worst?.message ?? 'its tables are damaged'}`,
+      { path: store.path, hint: 'see what vimgfs check says of it' },
+    )
+  }
+  return fixCounts(store, { raise: 'all', lower: 'all' }, undefined, memory)
+}
+
+function repairAll(
+  store: WritableStore,
+  isKnown: boolean,
+  changes: Report,
+  memory: CellMemory,
+): void {
+  let image = new CheckedImage(store)
+  writeMarks(store, image.header.incompatible | INCOMPATIBLE.dirty)
+  store.sync()
+  fixEntries(image, store, changes, memory)
+  completeSnapshotTable(image, store, changes)
+  store.sync()
+  fixCounts(store, { raise: 'all', lower: isKnown ? 'all' : 'none' }, changes, memory)
+  image = new CheckedImage(store)
+  fixCopiedFlags(image, store, changes, memory)
+  store.sync()
+}
+
+/**
+ * Where there is more wrong than leaks, and than the flags that leaks make wrong, only clusters that
+ * nothing uses are given back: a count of 1 asks for a COPIED flag, which is right only where all counts
+ * are.
+ */
+function giveBackLeaks(
+  store: WritableStore,
+  isKnown: boolean,
+  { corruptions, wrongFlags, checkErrors }: Report,
+  changes: Report,
+  memory: CellMemory,
+): void {
+  if (!isKnown) return
+  const isDamaged = corruptions > wrongFlags || checkErrors > 0
+  fixCounts(store, { raise: 'none', lower: isDamaged ? 'unused' : 'all' }, changes, memory)
+  if (!isDamaged) fixCopiedFlags(new CheckedImage(store), store, changes, memory)
+  store.sync()
+}
+
+function fixEntries(
+  image: CheckedImage,
+  store: WritableStore,
+  changes: Report,
+  memory: CellMemory,
+): void {
+  const shared = findSharedTables(image, memory)
+  const editor = new TableEditor(image, store, shared, changes)
+  for (const table of image.l1Tables) editor.editL1(table, soundL1Entry)
+  for (const isActive of [true, false]) {
+    const tables = image.l1Tables.filter(table => table.isActive === isActive)
+    const catalog = new L2Catalog(store, tables, image.fileBytes)
+    editor.editL2(catalog, () => true, soundL2Entries(image))
+  }
+  store.sync()
+}
+
+function clearMarks(store: WritableStore): void {
+  const { incompatible } = new CheckedImage(store).header
+  writeMarks(store, incompatible & ~(INCOMPATIBLE.dirty | INCOMPATIBLE.corrupt))
+}
+
+/** Sets the incompatible features; version 2 has none. */
+function writeMarks(store: WritableStore, incompatible: bigint): void {
+  const { version, compatible, autoclear, incompatible: old } = new CheckedImage(store).header
+  if (version < 3 || incompatible === old) return
+  writeFeatures(store, { incompatible, compatible, autoclear })
+  store.sync()
+}

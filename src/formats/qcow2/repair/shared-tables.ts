@@ -1,0 +1,49 @@
+/**
+ * L1 and L2 tables that share a cluster with something else. They must not be written: what else is
+ * there, data of the disk perhaps, would change with them.
+ */
+import { ImageError } from '../../../errors.js'
+import { Census } from '../check/census.js'
+import type { CheckedImage } from '../check/image.js'
+import { type CellMemory, DATA, EXCLUSIVE } from '../check/window.js'
+
+/** More are no damage that a repair could make better. */
+const MAX_SHARED = 2 ** 18
+
+/** Where these tables are in the file. */
+export function findSharedTables(image: CheckedImage, memory: CellMemory): ReadonlySet<number> {
+  const census = new Census(image, memory)
+  const { window } = census
+  const { clusterBytes } = image
+  const shared = new Set<number>()
+  census.run(undefined, () => {
+    for (const { at, entries } of image.l1Tables) {
+      const last = Math.min(window.end - 1, Math.floor((at + entries * 8 - 1) / clusterBytes))
+      for (let i = Math.max(window.first, at / clusterBytes); i <= last; i++) {
+        if (window.referencesTo(i) !== 1) shared.add(at)
+      }
+    }
+    for (const catalog of [census.activeTables, census.snapshotTables]) {
+      for (const tables of catalog.parts()) {
+        for (let i = 0; i < tables.length; i++) {
+          const at = tables.at[i] as number
+          const index = Math.floor(at / clusterBytes) - window.first
+          if (index < 0 || index >= window.length) continue
+          // Two L1 tables may have an L2 table in common.
+          if (((window.cells[index] as number) & (DATA | EXCLUSIVE)) !== 0) shared.add(at)
+        }
+      }
+    }
+    if (shared.size > MAX_SHARED) {
+      throw new ImageError(
+        'CORRUPT',
+        'its tables lie over each other: there is no repairing them',
+        {
+          path: image.store.path,
+          hint: 'save its data with qemu-img convert, or restore a copy',
+        },
+      )
+    }
+  })
+  return shared
+}

@@ -1,0 +1,64 @@
+/**
+ * Keeps a disk that is mounted for writing, on the main thread: what was written becomes durable every
+ * few seconds and at the end, whoever forgets to ask for it. What fails is in the log once.
+ */
+import { isExpected } from '../errors.js'
+import type { WritableDisk } from '../formats/writable.js'
+import type { Logger } from '../log.js'
+
+export class DiskKeeper {
+  private timer: NodeJS.Timeout | undefined
+  private readonly logged = new Set<string>()
+
+  /** @param onFlush called whenever there is something to flush */
+  constructor(
+    private readonly disk: WritableDisk,
+    private readonly onFlush: () => void,
+    private readonly logger: Logger,
+  ) {}
+
+  /** Flushes every `seconds`; never, where that is 0. */
+  start(seconds: number): void {
+    if (seconds === 0) return
+    this.timer = setInterval(() => this.flush(), seconds * 1000)
+    this.timer.unref()
+  }
+
+  flush(): void {
+    if (this.disk.failure === '' && this.disk.isDirty) {
+      this.attempt('what was written could not be made durable', () => {
+        this.onFlush()
+        this.disk.flush()
+      })
+    }
+    const { failure } = this.disk
+    if (failure !== '') this.log('the disk has become read-only', failure)
+  }
+
+  /** When nobody else writes any more. Returns whether all that was written is kept. */
+  close(): boolean {
+    clearInterval(this.timer)
+    return this.attempt('the image could not be closed cleanly', () => {
+      this.onFlush()
+      for (const warning of this.disk.close()) this.logger.warn(warning)
+    })
+  }
+
+  private attempt(problem: string, act: () => void): boolean {
+    try {
+      act()
+      return true
+    } catch (error) {
+      const stack = error instanceof Error ? error.stack : String(error)
+      this.log(problem, isExpected(error) ? error.message : `${stack}`)
+      return false
+    }
+  }
+
+  private log(problem: string, why: string): void {
+    const line = `${problem}: ${why}`
+    if (this.logged.has(line)) return
+    this.logged.add(line)
+    this.logger.error({ why }, problem)
+  }
+}

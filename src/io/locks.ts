@@ -1,0 +1,128 @@
+/**
+ * QEMU's image locks (block/file-posix.c, raw_check_perm), so that a running machine and vimgfs never
+ * write the same image, nor two of us.
+ *
+ * They are locks on single bytes of the file, all of them shared: byte 100 + n says "I do n", byte
+ * 200 + n says "nobody else may do n", for the n below. Whoever opens takes its own, and then looks
+ * whether anybody holds the opposite of one: of two that come at once, both see it. They belong to the
+ * open file description, and go with its last descriptor, however the process ends.
+ */
+import fs from 'node:fs'
+import path from 'node:path'
+import { errnoName, ImageError } from '../errors.js'
+import { errno, isLockedByOthers, lockShared } from './libc.js'
+
+const READ = 0
+const WRITE = 1
+const RESIZE = 3
+const DOES_AT = 100
+const FORBIDS_AT = 200
+
+/** What one does with an image, and what nobody else may do meanwhile. */
+const HOLDS = {
+  read: { does: [READ], forbids: [WRITE, RESIZE] },
+  write: { does: [READ, WRITE, RESIZE], forbids: [WRITE, RESIZE] },
+}
+
+/** Whether another program may write the file; whoever reads it then sees it change. */
+export const isWrittenByOthers = (fd: number): boolean => isLockedByOthers(fd, DOES_AT + WRITE)
+
+const EACCES = 13
+const EAGAIN = 11
+
+/**
+ * Locks the file that is open at `fd` for as long as it is. Returns what the user should know where its
+ * file system has no such locks, else nothing. Throws ImageError where another program is in the way.
+ */
+export function lockImage(
+  fd: number,
+  file: string,
+  purpose: keyof typeof HOLDS,
+): string | undefined {
+  const { does, forbids } = HOLDS[purpose]
+  for (const at of [...does.map(n => DOES_AT + n), ...forbids.map(n => FORBIDS_AT + n)]) {
+    if (lockShared(fd, at) === 0) continue
+    const reason = errno()
+    if (reason === EAGAIN || reason === EACCES) throw inUse(fd, file, purpose, [at])
+    return `${file}: its file system has no locks (${errnoName(reason)}): nothing keeps a running machine or another mount from writing it, too`
+  }
+  const opposite = [...does.map(n => FORBIDS_AT + n), ...forbids.map(n => DOES_AT + n)]
+  const held = opposite.filter(at => isLockedByOthers(fd, at))
+  if (held.length > 0) throw inUse(fd, file, purpose, held)
+  return undefined
+}
+
+function inUse(fd: number, file: string, purpose: string, held: readonly number[]): ImageError {
+  const isWritten = isWrittenByOthers(fd)
+  const holders = holdersOf(fd, held)
+  const who = holders.length > 0 ? holders.join(' and ') : 'another program'
+  const find = holders.length > 0 ? '' : `find it with fuser ${file} or lsof, and `
+  // Who only reads is in the way of writers, and would let us read.
+  const wayOut = isWritten ? 'read it as it is with -o ro,force-share' : 'mount it with -o ro'
+  const act = isWritten ? 'writes' : purpose === 'read' ? 'has locked' : 'reads'
+  return new ImageError('REFUSED', `it is in use: ${who} ${act} it`, {
+    path: file,
+    hint: `${find}end that, or ${wayOut}`,
+  })
+}
+
+const MAX_NAMED = 3
+
+/**
+ * The processes that hold a lock on one of the bytes `at`, as far as we may see. /proc tells the locks
+ * of each descriptor, so that no file is touched: it may lie on a mount that hangs.
+ */
+function holdersOf(fd: number, at: readonly number[]): string[] {
+  const file = locksOf('self', String(fd))[0]?.file
+  if (file === undefined) return []
+  const found: string[] = []
+  for (const pid of list('/proc')) {
+    if (!/^[0-9]+$/.test(pid) || Number(pid) === process.pid) continue
+    const holds = list(`/proc/${pid}/fd`).some(other =>
+      locksOf(pid, other).some(
+        lock => lock.file === file && at.some(byte => lock.start <= byte && byte <= lock.end),
+      ),
+    )
+    if (holds) found.push(`${nameOf(pid)} (process ${pid})`)
+    if (found.length === MAX_NAMED) break
+  }
+  return found
+}
+
+interface Lock {
+  /** Its device and inode, as the kernel writes them. */
+  readonly file: string
+  readonly start: number
+  readonly end: number
+}
+
+/** The locks of a descriptor (proc(5), fdinfo): "lock:\t1: OFDLCK  ADVISORY  READ -1 fe:00:42 101 101". */
+function locksOf(pid: string, fd: string): Lock[] {
+  let text: string
+  try {
+    text = fs.readFileSync(`/proc/${pid}/fdinfo/${fd}`, 'utf8')
+  } catch {
+    return []
+  }
+  return [...text.matchAll(/^lock:.* (\S+:\S+:\d+) (\d+) (\d+|EOF)$/gm)].map(match => {
+    const [, file = '', start, end] = match
+    return { file, start: Number(start), end: end === 'EOF' ? Infinity : Number(end) }
+  })
+}
+
+function nameOf(pid: string): string {
+  try {
+    const [program = '', script] = fs.readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0')
+    return script !== undefined && script === process.argv[1] ? 'vimgfs' : path.basename(program)
+  } catch {
+    return 'a program'
+  }
+}
+
+function list(folder: string): string[] {
+  try {
+    return fs.readdirSync(folder)
+  } catch {
+    return []
+  }
+}

@@ -1,0 +1,89 @@
+/** st_blocks and times of a disk that is written. */
+import { setTimeout as sleep } from 'node:timers/promises'
+import t from 'tap'
+import type { ImageFs } from '../../src/fs/image-fs.js'
+import { answer } from '../../src/fs/opcodes.js'
+import { DISK, DISK_BYTES, SNAPSHOT, writtenFs } from './fake-disk.js'
+import { message, u32, u64 } from './messages.js'
+
+/** GETATTR: fuse_attr_out, with fuse_attr behind its first 16 bytes. */
+function attributes(fs: ImageFs, node = DISK) {
+  const payload = answer(fs, message({ opcode: 3, node, args: u64(0).repeat(2) }))!.subarray(16)
+  const number = (at: number) => Number(payload.readBigUInt64LE(at))
+  return {
+    validSeconds: number(0),
+    blocks: number(16 + 16),
+    mtime: number(16 + 32) * 1000 + payload.readUInt32LE(16 + 52) / 1e6,
+    mode: payload.readUInt32LE(16 + 60),
+  }
+}
+
+const punch = (fs: ImageFs, length: number) =>
+  answer(
+    fs,
+    message({
+      opcode: 43,
+      node: DISK,
+      args: `${u64(1)} ${u64(0)} ${u64(length)} ${u32(3)} 00000000`,
+    }),
+  )
+
+t.test('before the first write: the image file says when; later the disk does', async t => {
+  const { fs, disk } = writtenFs()
+  t.match(attributes(fs), { mtime: 1_000_000.000005, mode: 0o100640 })
+  disk.modified = 1_700_000_000_123
+  t.match(attributes(fs), { mtime: 1_700_000_000_123 })
+  t.match(attributes(fs, SNAPSHOT), { mtime: 1_000_000.000005, mode: 0o100440 })
+  t.equal(attributes(fs, SNAPSHOT).validSeconds, 365 * 86400)
+})
+
+t.test('counted again after a write, and not before', async t => {
+  const { fs, disk, allocated } = writtenFs()
+  allocated.fill(-1)
+  const counts = () => disk.calls.filter(call => call.startsWith('begin')).length
+  attributes(fs)
+  t.equal(counts(), 1)
+  for (let i = 0; i < 10; i++) attributes(fs)
+  t.equal(counts(), 1)
+  disk.modified = Date.now() - 1000
+  await sleep(300)
+  attributes(fs)
+  t.equal(counts(), 2)
+  t.equal(attributes(fs).validSeconds, 1)
+  disk.modified = Date.now() + 1000
+  await sleep(300)
+  attributes(fs)
+  t.equal(attributes(fs).validSeconds, 0, 'who has just written may write on')
+  attributes(fs, SNAPSHOT)
+  const before = counts()
+  disk.modified++
+  for (let i = 0; i < 100; i++) attributes(fs, SNAPSHOT)
+  t.equal(counts(), before, 'a snapshot stays as it was')
+})
+
+t.test('counting takes a small share of the time', async t => {
+  const { fs, disk } = writtenFs()
+  const begin = disk.beginRead.bind(disk)
+  disk.beginRead = (...args) => {
+    begin(...args)
+    const until = performance.now() + 5
+    while (performance.now() < until);
+  }
+  for (let i = 0; i < 200; i++) {
+    disk.modified = Date.now()
+    attributes(fs)
+  }
+  t.ok(disk.calls.filter(call => call.startsWith('begin')).length <= 2)
+})
+
+t.test('what was given back is no more counted', async t => {
+  const { fs, allocated } = writtenFs()
+  punch(fs, 4096)
+  t.equal(allocated[0], DISK_BYTES - 4096)
+  punch(fs, 4096)
+  punch(fs, 4096)
+  t.equal(allocated[0], 0, 'it errs to the low side')
+  allocated[0] = -1
+  punch(fs, 4096)
+  t.equal(allocated[0], -1, 'nobody has counted yet')
+})

@@ -1,0 +1,88 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import t from 'tap'
+import { SystemError } from '../../src/errors.js'
+import { DiskKeeper } from '../../src/fs/disk-keeper.js'
+import type { Logger } from '../../src/log.js'
+import { FakeDisk } from './fake-disk.js'
+
+function keeper() {
+  const disk = new FakeDisk()
+  const lines: string[] = []
+  const log = (level: string) => (detail: { why?: string } | string, message?: string) =>
+    void lines.push(
+      typeof detail === 'string' ? `${level} ${detail}` : `${level} ${message}: ${detail.why}`,
+    )
+  const logger = { warn: log('warn'), error: log('error') } as unknown as Logger
+  let flushes = 0
+  return {
+    disk,
+    lines,
+    keeper: new DiskKeeper(disk, () => flushes++, logger),
+    flushes: () => flushes,
+  }
+}
+
+t.test('flushed when there is something to flush', async t => {
+  const { disk, keeper: kept, flushes } = keeper()
+  kept.flush()
+  t.same(disk.calls, [])
+  disk.isDirty = true
+  kept.flush()
+  kept.flush()
+  t.same(disk.calls, ['flush'])
+  t.equal(flushes(), 1)
+})
+
+t.test('by the clock, and not after the end', async t => {
+  const { disk, keeper: kept } = keeper()
+  kept.start(0.05)
+  disk.isDirty = true
+  await sleep(120)
+  t.same(disk.calls, ['flush'])
+  t.ok(kept.close())
+  disk.isDirty = true
+  await sleep(120)
+  t.same(disk.calls, ['flush', 'close'])
+})
+
+t.test('never, if told so', async t => {
+  const { disk, keeper: kept } = keeper()
+  kept.start(0)
+  disk.isDirty = true
+  await sleep(50)
+  t.same(disk.calls, [])
+})
+
+t.test('what fails is logged once, and tried again', async t => {
+  const { disk, keeper: kept, lines } = keeper()
+  disk.isDirty = true
+  disk.error = new SystemError('write', 28, 'disk')
+  for (let i = 0; i < 3; i++) kept.flush()
+  t.same(disk.calls, ['flush', 'flush', 'flush'])
+  t.same(lines, ['error what was written could not be made durable: write disk: ENOSPC'])
+  disk.error = undefined
+  kept.flush()
+  t.equal(disk.isDirty, false)
+  t.ok(kept.close())
+})
+
+t.test(
+  'a disk that has become read-only is not flushed any more, and does not end well',
+  async t => {
+    const { disk, keeper: kept, lines } = keeper()
+    disk.isDirty = true
+    disk.failure = 'a sync failed'
+    for (let i = 0; i < 3; i++) kept.flush()
+    t.same(disk.calls, [])
+    t.same(lines, ['error the disk has become read-only: a sync failed'])
+    t.notOk(kept.close())
+    t.equal(lines.length, 2)
+  },
+)
+
+t.test('what closing warns of', async t => {
+  const { disk, keeper: kept, lines } = keeper()
+  disk.close = () => ['a bitmap was not kept']
+  t.ok(kept.close())
+  t.same(lines, ['warn a bitmap was not kept'])
+})
