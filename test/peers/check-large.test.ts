@@ -33,14 +33,14 @@ t.test('600 GiB, all of it allocated', needs('qemu-img'), async t => {
   t.equal(code, 0)
 })
 
-t.test('a file of 15 TiB with little in it', needs('qemu-img'), async t => {
+t.test('a file of 4 TiB with little in it', needs('qemu-img'), async t => {
   const image = join(tempFolder(t), 'disk.qcow2')
   await qemuImg('create', '-q', '-f', 'qcow2', image, '1G')
   const fd = openSync(image, 'r+')
   t.teardown(() => closeSync(fd))
-  ftruncateSync(fd, 15 * T)
+  ftruncateSync(fd, 4 * T)
   const before = process.resourceUsage().maxRSS * 1024
-  const store = new WritableFileStore(image, fd, BigInt64Array.of(BigInt(15 * T)))
+  const store = new WritableFileStore(image, fd, BigInt64Array.of(BigInt(4 * T)))
   t.match(checkQcow2(store), { corruptions: 0, leaks: 0, checkErrors: 0 })
   t.ok(process.resourceUsage().maxRSS * 1024 - before < MAX_GROWTH_BYTES, 'memory')
 })

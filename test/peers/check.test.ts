@@ -130,7 +130,7 @@ t.test('damaged images', needs('qemu-img'), async t => {
     const [a, b] = [JSON.stringify(totals(ours)), JSON.stringify(theirs)]
     if (a !== b) throw new Error(`ours ${a}, QEMU's ${b}`)
   })
-  t.ok(compared > 50, `${compared} images`)
+  t.ok(compared > 10, `${compared} images`)
 })
 
 /** Undefined where the header is refused. */

