@@ -85,8 +85,9 @@ Looks whether the tables of IMAGE are sound: what is used is counted, and nothin
 
   --output=human|json    for people (the default) or for programs, with the fields of qemu-img check
   --repair=leaks|all     gives back what nothing uses, or mends the rest, too; nobody else may have
-                         IMAGE open, and a copy of it is a good thing to have. No byte of the disk or
-                         of a snapshot reads differently afterwards: what cannot be known is left.
+                         IMAGE open, and a copy of it is a good thing to have. No byte of the
+                         disk or of a snapshot reads differently afterwards: what cannot be
+                         known is left.
   --format F             raw or qcow2 (found by the first bytes)
 
 Exit code: 0 it is sound, 1 it could not be checked, 2 it is damaged, 3 space is lost and nothing
