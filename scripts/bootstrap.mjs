@@ -14,20 +14,27 @@ export const CLI = join(ROOT, 'dist/cli/main.js')
 
 /** The Debian package that brings a command. */
 const PACKAGE_OF = {
+  btrfs: 'btrfs-progs',
   debugfs: 'e2fsprogs',
+  e2fsck: 'e2fsprogs',
   fio: 'fio',
   fusermount3: 'fuse3',
   getfattr: 'attr',
+  losetup: 'mount',
   mke2fs: 'e2fsprogs',
+  'mkfs.btrfs': 'btrfs-progs',
+  'mkfs.ext4': 'e2fsprogs',
+  'mkfs.xfs': 'xfsprogs',
   nbdfuse: 'libnbd-bin',
   'qemu-img': 'qemu-utils',
   'qemu-io': 'qemu-utils',
   'qemu-nbd': 'qemu-utils',
-  losetup: 'mount',
   'qemu-storage-daemon': 'qemu-system-common',
+  'qemu-system-x86_64': 'qemu-system-x86',
   qcowmount: 'libqcow-utils',
   setpriv: 'util-linux',
   unshare: 'util-linux',
+  xfs_repair: 'xfsprogs',
   zstd: 'zstd',
 }
 

@@ -1,0 +1,208 @@
+/**
+ * What root does with a disk: makes a file system on it through a loop device, copies a tree of
+ * thousands of files in, checks, compares; with snapshots between the rounds, and QEMU's view of it
+ * all at the end.
+ */
+import { cpSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import t, { type Test } from 'tap'
+import { loop, mountDevice } from '../support/loop.js'
+import { type Mount, mount, mountFolder, noFuse, sharedFolder, until } from '../support/mount.js'
+import { attempt, needs, needsRoot, run } from '../support/run.js'
+import { convert, isSound, sha256, snapshot, takenBytes, unmount } from './disks.js'
+import { LIMIT_MS, sized } from './size.js'
+
+const MIB = 2 ** 20
+const LIMIT = { timeout: LIMIT_MS }
+const SIZE = sized('640M', '6G')
+/** Each but the last ends with a snapshot. */
+const ROUNDS = sized(3, 8)
+/** What is written, removed and trimmed, to see the image file shrink. */
+const JUNK_BYTES = sized(48, 512) * MIB
+const NODE_MODULES = fileURLToPath(new URL('../../node_modules', import.meta.url))
+/** Thousands of small files, some large ones, and links; half of the packages a round. */
+const PACKAGES = sized(
+  ['es-toolkit', 'typescript', '.bin', 'prismjs', '@isaacs', 'rimraf'],
+  readdirSync(NODE_MODULES),
+)
+
+interface FileSystemKind {
+  readonly type: 'ext4' | 'xfs' | 'btrfs'
+  readonly make: readonly string[]
+  readonly check: readonly string[]
+  /** For reading what must not be written, also where the log would be replayed. */
+  readonly readOnly: readonly string[]
+  /** Whether the loop device bypasses the page cache of disk.raw. */
+  readonly direct: boolean
+}
+
+const KINDS: readonly FileSystemKind[] = [
+  {
+    type: 'ext4',
+    make: ['mkfs.ext4', '-q', '-F'],
+    check: ['e2fsck', '-fn'],
+    readOnly: ['ro', 'noload'],
+    direct: true,
+  },
+  {
+    type: 'xfs',
+    make: ['mkfs.xfs', '-q', '-f'],
+    check: ['xfs_repair', '-n'],
+    readOnly: ['ro', 'norecovery', 'nouuid'],
+    direct: false,
+  },
+  {
+    type: 'btrfs',
+    make: ['mkfs.btrfs', '-q', '-f'],
+    check: ['btrfs', 'check'],
+    readOnly: ['ro'],
+    direct: true,
+  },
+]
+
+class Rounds {
+  private readonly folder: string
+  private readonly image: string
+  private readonly mountpoint: string
+  /** What the file system is to hold. */
+  private readonly tree: string
+  /** The disk's hash when the snapshot was taken. */
+  private readonly states = new Map<string, string>()
+
+  constructor(
+    private readonly t: Test,
+    private readonly kind: FileSystemKind,
+  ) {
+    this.folder = sharedFolder(t)
+    this.image = join(this.folder, 'disk.qcow2')
+    this.mountpoint = mountFolder(t)
+    this.tree = join(this.folder, 'tree')
+  }
+
+  async run(): Promise<void> {
+    const { t, image } = this
+    await run('qemu-img', ['create', '-q', '-f', 'qcow2', image, SIZE])
+    for (let round = 1; round <= ROUNDS; round++) {
+      await t.test(`round ${round}`, t => this.round(t, round))
+      // What comes after would only tell of this.
+      if (!t.passing()) return
+      await isSound(t, image, `after round ${round}`)
+      if (round < ROUNDS) await this.snapshot(`round ${round}`)
+    }
+    await t.test('mounted anew', async t => {
+      const mounted = await this.mount()
+      await this.comparesReadOnly(t, mounted.file('disk.raw'))
+      for (const [name, then] of this.states) {
+        t.equal(await sha256(mounted.file(`disk@${name}.raw`)), then, `${name} is what it was`)
+      }
+      // A file system of the past can be looked at while the disk has moved on.
+      await this.reads(t, mounted.file('disk@round 1.raw'), 'round 1')
+      await unmount(mounted)
+    })
+    await t.test('converted by qemu-img', async t => {
+      const raw = await convert(image, join(this.folder, 'raw'))
+      await this.comparesReadOnly(t, raw)
+      for (const [name, then] of this.states) {
+        t.equal(await sha256(await convert(image, raw, name)), then, `${name} for QEMU`)
+      }
+    })
+  }
+
+  private mount(): Promise<Mount> {
+    return mount(this.t, this.image, { folder: this.mountpoint })
+  }
+
+  private async snapshot(name: string): Promise<void> {
+    await snapshot(this.image, name)
+    const raw = await convert(this.image, join(this.folder, 'raw'))
+    this.states.set(name, await sha256(raw))
+    rmSync(raw)
+  }
+
+  private async round(t: Test, round: number): Promise<void> {
+    const { type, make, check, direct } = this.kind
+    const mounted = await this.mount()
+    const { device, detach } = await loop(t, mounted.file('disk.raw'), { direct })
+    if (round === 1) await run(make[0]!, [...make.slice(1), device], LIMIT)
+    if (round === ROUNDS) await this.trims(t, device)
+    const inside = await mountDevice(t, device, type)
+    this.changeTree(round)
+    const target = join(inside.folder, 'tree')
+    await run('rm', ['-rf', join(target, 'gone')], LIMIT)
+    // Files of the rounds before are written over, and thousands are new.
+    await run('cp', ['-a', '--no-target-directory', this.tree, target], LIMIT)
+    await run('sync', ['--file-system', inside.folder], LIMIT)
+    await this.compares(t, inside.folder, 'while it is mounted')
+    await inside.unmount()
+    const checked = await attempt(check[0]!, [...check.slice(1), device], LIMIT)
+    const output = checked.code === 0 ? '' : `${checked.stdout}${checked.stderr}`.slice(-2000)
+    t.equal(checked.code, 0, `${check[0]} ${output}`.trim())
+    await detach()
+    await unmount(mounted)
+  }
+
+  /** The tree for this round: other packages are added, a file changes, a folder comes or goes. */
+  private changeTree(round: number): void {
+    const copy = (name: string, to: string) => {
+      const options = { recursive: true, verbatimSymlinks: true }
+      cpSync(join(NODE_MODULES, name), join(this.tree, to), options)
+    }
+    for (const [index, name] of PACKAGES.entries()) {
+      if (index % 2 === round % 2) copy(name, `${round} ${name}`)
+    }
+    writeFileSync(join(this.tree, 'changed'), `round ${round}\n`.repeat(100_000))
+    if (round % 2) copy('tar', 'gone')
+    else rmSync(join(this.tree, 'gone'), { recursive: true })
+  }
+
+  /** What a file took is given back to the image file once it has gone and the space is trimmed. */
+  private async trims(t: Test, device: string): Promise<void> {
+    let inside = await mountDevice(t, device, this.kind.type)
+    const junk = join(inside.folder, 'junk')
+    await run('fstrim', [inside.folder], LIMIT)
+    const before = takenBytes(this.image)
+    const count = `count=${JUNK_BYTES / MIB}`
+    await run('dd', ['if=/dev/urandom', `of=${junk}`, 'bs=1M', count, 'conv=fsync'], LIMIT)
+    const full = takenBytes(this.image)
+    t.ok(full - before > 0.9 * JUNK_BYTES, `${full - before} bytes more with ${JUNK_BYTES} written`)
+    await run('rm', [junk], LIMIT)
+    // XFS trims no space whose freeing is still under way; after a mount none is.
+    await inside.unmount()
+    inside = await mountDevice(t, device, this.kind.type)
+    await run('fstrim', [inside.folder], LIMIT)
+    await inside.unmount()
+    // Space is given back once nothing on disk points at it: with the next flush.
+    await until(() => full - takenBytes(this.image) > 0.9 * JUNK_BYTES)
+    const given = full - takenBytes(this.image)
+    t.ok(given > 0.9 * JUNK_BYTES, `${given} bytes given back of ${JUNK_BYTES}`)
+  }
+
+  private async compares(t: Test, inside: string, when: string): Promise<void> {
+    const args = ['-r', '--no-dereference', this.tree, join(inside, 'tree')]
+    const { code, stdout, stderr } = await attempt('diff', args, LIMIT)
+    t.equal(code, 0, `the tree ${when} ${stdout.slice(0, 1000)}${stderr.slice(0, 1000)}`.trim())
+  }
+
+  private async comparesReadOnly(t: Test, file: string): Promise<void> {
+    await t.test('read-only', async t => {
+      const { device } = await loop(t, file, { readOnly: true })
+      const inside = await mountDevice(t, device, this.kind.type, this.kind.readOnly)
+      await this.compares(t, inside.folder, 'read-only')
+    })
+  }
+
+  private async reads(t: Test, file: string, round: string): Promise<void> {
+    await t.test(`inside of ${round}`, async t => {
+      const { device } = await loop(t, file, { readOnly: true })
+      const inside = await mountDevice(t, device, this.kind.type, this.kind.readOnly)
+      t.match(await run('head', ['-n', '1', join(inside.folder, 'tree', 'changed')]), round)
+    })
+  }
+}
+
+for (const kind of KINDS) {
+  const commands = [kind.make[0]!, kind.check[0]!, 'losetup', 'fstrim', 'qemu-img']
+  const skip = { ...noFuse(), ...needs(...commands), ...needsRoot() }
+  t.test(kind.type, skip, t => new Rounds(t, kind).run())
+}

@@ -1,0 +1,218 @@
+/**
+ * kill -9 of a server under load, at moments that nobody chose: the image has leaks at worst, what was
+ * synced is there, and the next mount goes on. KILL_SEED=n repeats the writes, not the moments.
+ */
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
+import t, { type Test } from 'tap'
+import {
+  HERE,
+  isMounted,
+  isRunning,
+  kill,
+  mount,
+  mountFolder,
+  noFuse,
+  runIn,
+  sharedFolder,
+  until,
+  vimgfs,
+} from '../support/mount.js'
+import { needs, run } from '../support/run.js'
+import { checked, convert, countsAgree, isSound, sha256, snapshot, unmount } from './disks.js'
+import { LIMIT_MS, sized } from './size.js'
+
+const STAMPS = fileURLToPath(new URL('kill-stamps.mjs', import.meta.url))
+const SEED = Number(process.env.KILL_SEED ?? Date.now() % 2 ** 31)
+const SECTORS = 8
+/** Of each writer; behind them is as much for noise. */
+const BLOCKS = 4096
+const WRITERS = 3
+const WATCHED_BLOCKS = WRITERS * BLOCKS
+const DISK_BLOCKS = (WRITERS + 1) * BLOCKS
+const LIMIT = { timeout: LIMIT_MS }
+
+const qemuImg = (...args: string[]) => run('qemu-img', args, LIMIT)
+
+interface Case {
+  readonly name: string
+  readonly kills: number
+  readonly snapshots?: boolean
+  /** The counts of such an image are wrong until it is mounted again. */
+  readonly isLazy?: boolean
+  /** Makes the image of what the raw file has. */
+  create(folder: string, raw: string, image: string): Promise<unknown>
+}
+
+const compressed = (options?: string) => (_: string, raw: string, image: string) =>
+  qemuImg('convert', '-c', '-f', 'raw', '-O', 'qcow2', ...optional(options), raw, image)
+
+const optional = (options?: string) => (options === undefined ? [] : ['-o', options])
+
+const CASES: readonly Case[] = [
+  { name: 'compressed, snapshots', kills: sized(5, 100), snapshots: true, create: compressed() },
+  { name: '4 KiB clusters', kills: sized(3, 50), create: compressed('cluster_size=4k') },
+  {
+    name: '512 B clusters, 64-bit counts',
+    kills: sized(2, 50),
+    snapshots: true,
+    // The refcount table grows, too.
+    create: (_, raw, image) => {
+      const o = optional('cluster_size=512,refcount_bits=64')
+      return qemuImg('convert', '-f', 'raw', '-O', 'qcow2', ...o, raw, image)
+    },
+  },
+  {
+    name: 'subclusters, snapshots',
+    kills: sized(3, 50),
+    snapshots: true,
+    create: compressed('extended_l2=on'),
+  },
+  {
+    name: 'lazy counts',
+    kills: sized(3, 50),
+    isLazy: true,
+    create: compressed('lazy_refcounts=on'),
+  },
+  {
+    name: 'on a backing file',
+    kills: sized(2, 50),
+    create: async (folder, raw, image) => {
+      const base = join(folder, 'base.qcow2')
+      await qemuImg('convert', '-c', '-f', 'raw', '-O', 'qcow2', raw, base)
+      await qemuImg('create', '-q', '-f', 'qcow2', '-b', base, '-F', 'qcow2', image)
+    },
+  },
+  {
+    name: 'raw data file',
+    kills: sized(2, 50),
+    create: async (folder, raw, image) => {
+      const o = optional(`data_file=${join(folder, 'data')},data_file_raw=on`)
+      await qemuImg('convert', '-f', 'raw', '-O', 'qcow2', ...o, raw, image)
+    },
+  },
+]
+
+class Kills {
+  private readonly folder: string
+  private readonly image: string
+  private readonly numbers: string
+  private readonly raw: string
+  private readonly mountpoint: string
+  private readonly states = new Map<string, string>()
+  private syncs = 0
+
+  constructor(
+    private readonly t: Test,
+    private readonly of: Case,
+  ) {
+    this.folder = sharedFolder(t)
+    this.image = join(this.folder, 'disk.qcow2')
+    this.numbers = join(this.folder, 'numbers')
+    this.raw = join(this.folder, 'raw')
+    this.mountpoint = mountFolder(t)
+  }
+
+  async run(): Promise<void> {
+    const { t, image, of } = this
+    const { raw: file, numbers } = this
+    await this.stamps('prepare', { file, numbers, sectors: DISK_BLOCKS * SECTORS })
+    await of.create(this.folder, file, image)
+
+    for (let round = 0; round < of.kills; round++) {
+      const logs = await this.killedUnderLoad(round)
+      if (!of.isLazy) await this.isLeakyAtWorst(round)
+      else await this.mountsOnce()
+      await this.verify(await convert(image, file), logs, `kill ${round + 1}`)
+      if (of.snapshots && round < 3) {
+        await snapshot(image, `s${round}`)
+        this.states.set(`s${round}`, await sha256(file))
+      }
+      if (!t.passing()) return
+    }
+    t.ok(this.syncs > 0, `${this.syncs} syncs`)
+
+    const mounted = await mount(t, image, { folder: this.mountpoint })
+    t.equal(await sha256(mounted.file('disk.raw')), await sha256(file), 'as QEMU has it')
+    for (const [name, then] of this.states) {
+      t.equal(await sha256(mounted.file(`disk@${name}.raw`)), then, `snapshot ${name}`)
+    }
+    await unmount(mounted)
+    await qemuImg('check', '-q', '-r', 'leaks', image)
+    await isSound(t, image, 'once the leaks are mended')
+  }
+
+  /** Mounts, writes, kills; resolves to what the writers noted. */
+  private async killedUnderLoad(round: number): Promise<string[]> {
+    const mounted = await mount(this.t, this.image, { folder: this.mountpoint })
+    const file = mounted.file('disk.raw')
+    if (round > 0) this.t.equal(await sha256(file), await sha256(this.raw), 'as it was left')
+    const logs = Array.from({ length: WRITERS }, (_, i) => join(this.folder, `log${i}`))
+    const writers = logs.map((log, i) => {
+      const place = { first: i * BLOCKS, blocks: BLOCKS, direct: i === 1 }
+      const number = (round + 1) * 1_000_000
+      return this.start('write', { file, log, seed: SEED + round * WRITERS + i, number, ...place })
+    })
+    writers.push(this.start('noise', { file, first: WATCHED_BLOCKS, blocks: BLOCKS }))
+    await until(() => logs.every(log => existsSync(log)))
+    // All of them write; from now on any moment will do.
+    await sleep(Math.random() ** 2 * sized(1500, 5000))
+    kill(mounted.pid, 'SIGKILL')
+    this.t.ok(await until(() => !isRunning(mounted.pid)), 'the server is gone')
+    await Promise.all(writers)
+    const { code } = await vimgfs(HERE, ['umount', this.mountpoint])
+    this.t.notOk(await isMounted(HERE, this.mountpoint), `umount of what is left: ${code}`)
+    return logs
+  }
+
+  private async isLeakyAtWorst(round: number): Promise<void> {
+    const state = await checked(this.image)
+    this.t.ok(state === 'sound' || state === 'leaks', `kill ${round + 1}: ${state}`)
+    await countsAgree(this.t, this.image)
+    // Every other time the next mount gets the leaks.
+    if (state !== 'leaks' || round % 2) return
+    if (round % 4) await qemuImg('check', '-q', '-r', 'leaks', this.image)
+    else await vimgfs(HERE, ['check', '--repair', 'leaks', this.image], LIMIT)
+    await isSound(this.t, this.image, 'once the leaks are mended')
+  }
+
+  /** Which puts the counts right. */
+  private async mountsOnce(): Promise<void> {
+    await unmount(await mount(this.t, this.image, { folder: this.mountpoint }))
+    await isSound(this.t, this.image, 'once it was mounted')
+  }
+
+  private async verify(file: string, logs: string[], when: string): Promise<void> {
+    const { numbers } = this
+    const result = await this.stamps('verify', { file, numbers, logs, blocks: WATCHED_BLOCKS })
+    const { syncs, open, wrongs, first, errors } = JSON.parse(result)
+    this.syncs += syncs
+    this.t.equal(wrongs, 0, `${when}: ${syncs} syncs, ${open} sectors open, ${first.join('; ')}`)
+    const isGone = (error: string) => /^ended: (ENOTCONN|ECONNABORTED|EIO|.*errno \d+)/.test(error)
+    this.t.ok(errors.every(isGone), `${when}: ${errors.join('; ')}`)
+  }
+
+  private stamps(command: string, job: object): Promise<string> {
+    return runIn(HERE, process.execPath, [STAMPS, command, JSON.stringify(job)], LIMIT)
+  }
+
+  /** The same in the background; resolves when it has ended. */
+  private start(command: string, job: object): Promise<unknown> {
+    const env = { ...process.env, NODE_OPTIONS: '' }
+    const args = [STAMPS, command, JSON.stringify(job)]
+    const child = spawn(process.execPath, args, { stdio: ['ignore', 'ignore', 'inherit'], env })
+    this.t.teardown(() => child.kill('SIGKILL'))
+    return once(child, 'close')
+  }
+}
+
+t.test('kill -9', { ...noFuse(), ...needs('qemu-img') }, async t => {
+  t.comment(`KILL_SEED=${SEED}`)
+  for (const each of CASES) {
+    await t.test(`${each.name}: ${each.kills} kills`, t => new Kills(t, each).run())
+  }
+})

@@ -1,0 +1,240 @@
+/**
+ * Errors from below at the nth write or sync of a scenario.
+ *
+ *  (1) The caller gets the errno; or the disk is read-only from then on, and says why.
+ *  (2) What reported success reads back, always. What failed reads as before or as after, to the byte,
+ *      and stays so.
+ *  (3) A flush that returned keeps its promise through a power cut, even if a sync had failed before
+ *      it: what that one was asked for may be lost, and a later sync does not bring it back.
+ *  (4) The image is sound: leaks at worst. It can be opened and written again.
+ *  (5) Healed, and not read-only, it goes on.
+ */
+import { errnoOf, ImageError } from '../../src/errors.js'
+import {
+  type Fault,
+  FaultPlan,
+  FaultStore,
+  type Journal,
+  type MemoryStore,
+  RecordingStore,
+} from '../support/stores.js'
+import { type OpenDisk, type Opener, readDisk } from '../support/writable.js'
+import { DiskModel } from './disk-model.js'
+import type { Kind } from './kinds.js'
+import { randomChoice, Replay } from './replay.js'
+import { act, basesOf, checkFiles, checkReads, isPossible, openKind, recover } from './scenario.js'
+import { Random, randomSteps, show, type Step } from './steps.js'
+
+/** Steps that a fault that persists goes on for. */
+const STEPS_UNTIL_HEALED = 4
+/** Cuts after each run. */
+const CUTS = 6
+
+export interface Outcome {
+  /** Whether the fault struck at all. */
+  readonly struck: boolean
+  readonly turnedReadOnly: boolean
+  /** Whether the last close reported success. */
+  readonly closed: boolean
+  /** Clusters that leak at the end. */
+  readonly leaks: number
+}
+
+type Mark =
+  | { readonly begun: Step }
+  | { readonly flushed: true }
+  | { readonly failed: Step; readonly actual: Buffer; readonly isReadOnly: boolean }
+
+/** How many calls a fault may strike when all goes well. */
+export function callsOf(kind: Kind, steps: readonly Step[], open: Opener): FaultPlan['counts'] {
+  const plan = new FaultPlan()
+  new Run(kind, open, plan).all(steps)
+  return plan.counts
+}
+
+export function runWithFault(
+  kind: Kind,
+  steps: readonly Step[],
+  open: Opener,
+  fault: Fault,
+): Outcome {
+  const plan = new FaultPlan(fault)
+  try {
+    return new Run(kind, open, plan, fault).all(steps)
+  } catch (error) {
+    const { message } = error as Error
+    const what = `${kind.title}, ${JSON.stringify(fault)} struck ${plan.failed.join(', ')}`
+    throw new Error(`${what}: ${message}\n  steps: ${show(steps)}`, { cause: error })
+  }
+}
+
+class Run {
+  private readonly journal: Journal<Mark> = []
+  private readonly files: readonly MemoryStore[]
+  private readonly stores: readonly FaultStore[]
+  private readonly model: DiskModel
+  private hasClosed = false
+  private stepsSinceStrike = 0
+  private isHealed = false
+
+  constructor(
+    private readonly kind: Kind,
+    private readonly open: Opener,
+    private readonly plan: FaultPlan,
+    private readonly fault?: Fault,
+  ) {
+    this.files = basesOf(kind).map(base => base.clone())
+    this.stores = this.files.map(
+      (store, file) => new FaultStore(new RecordingStore(store, this.journal, file), plan),
+    )
+    this.model = new DiskModel(kind.disk)
+  }
+
+  all(steps: readonly Step[]): Outcome {
+    const opened = this.tryOpen()
+    const turnedReadOnly = opened ? this.steps(opened, steps) : false
+    this.plan.heal()
+    const verdict = checkFiles(this.kind, this.files, this.model, 'mixed')
+    this.cut()
+    recover(this.kind, this.files, this.open, randomSteps(this.fault?.nth ?? 0, 6, this.kind))
+    const struck = this.plan.failed.length > 0
+    return { struck, turnedReadOnly, closed: this.hasClosed, leaks: verdict.leaks }
+  }
+
+  private tryOpen(): OpenDisk | undefined {
+    try {
+      return openKind(this.kind, this.stores, this.open)
+    } catch (error) {
+      this.expected(error, 'opening')
+      return undefined
+    }
+  }
+
+  /** Whether it turned read-only. */
+  private steps(first: OpenDisk, steps: readonly Step[]): boolean {
+    let opened = first
+    for (const step of steps) {
+      if (!isPossible(step, this.model.sizeBytes)) continue
+      this.maybeHeal()
+      if (step.kind === 'reopen') {
+        // Whoever opens it after a failed sync reads what may never reach the disk, and cannot know it.
+        if (this.hasSyncFailed) break
+        if (!this.close(opened)) return opened.disk.failure !== ''
+        const again = this.tryOpen()
+        if (!again) return false
+        opened = again
+      } else if (step.kind === 'flush') this.flush(opened)
+      else this.change(opened, step)
+      checkReads(opened, this.model, step)
+    }
+    checkReads(opened, this.model)
+    this.close(opened)
+    return opened.disk.failure !== ''
+  }
+
+  private get hasSyncFailed(): boolean {
+    return this.plan.failed.some(call => call.startsWith('sync'))
+  }
+
+  private maybeHeal(): void {
+    if (this.plan.failed.length === 0 || this.stepsSinceStrike++ < STEPS_UNTIL_HEALED) return
+    this.plan.heal()
+    this.isHealed = true
+  }
+
+  private flush({ disk }: OpenDisk): void {
+    const wasReadOnly = disk.failure !== ''
+    try {
+      disk.flush()
+    } catch (error) {
+      this.expected(error, 'flush', disk.failure, wasReadOnly)
+      return
+    }
+    this.flushed()
+  }
+
+  private flushed(): void {
+    this.model.flushed()
+    this.mark({ flushed: true })
+  }
+
+  private mark(mark: Mark): void {
+    this.journal.push({ kind: 'mark', mark })
+  }
+
+  private close({ disk }: OpenDisk): boolean {
+    const wasReadOnly = disk.failure !== ''
+    this.hasClosed = false
+    try {
+      disk.close()
+    } catch (error) {
+      this.expected(error, 'close', disk.failure, wasReadOnly)
+      return false
+    }
+    this.flushed()
+    this.hasClosed = true
+    return true
+  }
+
+  private change(opened: OpenDisk, step: Step): void {
+    const { disk } = opened
+    const wasReadOnly = disk.failure !== ''
+    if (wasReadOnly) {
+      try {
+        act(opened, step)
+      } catch (error) {
+        this.expected(error, step.kind, disk.failure, wasReadOnly)
+        return
+      }
+      throw new Error(`${step.kind} passes, and the disk is read-only: ${disk.failure}`)
+    }
+    this.model.begin(step)
+    this.mark({ begun: step })
+    try {
+      act(opened, step)
+    } catch (error) {
+      this.expected(error, step.kind, disk.failure)
+      const actual = readDisk(opened)
+      const isReadOnly = disk.failure !== ''
+      this.model.failed(step, actual, `after a failed ${step.kind}`, isReadOnly)
+      this.mark({ failed: step, actual, isReadOnly })
+    }
+  }
+
+  /** rule (1), rule (5) */
+  private expected(error: unknown, what: string, failure = '', wasReadOnly = false): void {
+    if (this.plan.failed.length === 0) throw error
+    const isReadOnly = error instanceof ImageError && error.code === 'READ_ONLY' && failure !== ''
+    if (wasReadOnly ? isReadOnly : errnoOf(error) === this.fault?.errno || isReadOnly) {
+      if (!this.isHealed || isReadOnly || failure !== '') return
+      throw new Error(`${what} fails after all was healed: ${(error as Error).message}`)
+    }
+    throw new Error(`${what} throws ${(error as Error).stack}, failure "${failure}"`)
+  }
+
+  /** rule (3) */
+  private cut(): void {
+    const random = new Random(this.fault?.nth ?? 0)
+    const model = new DiskModel(this.kind.disk)
+    const replay = new Replay<Mark>(this.journal, basesOf(this.kind), mark => {
+      if ('begun' in mark) model.begin(mark.begun)
+      else if ('failed' in mark) model.failed(mark.failed, mark.actual, 'again', mark.isReadOnly)
+      else model.flushed()
+    })
+    const places = Array.from({ length: CUTS - 2 }, () => random.below(this.journal.length + 1))
+    places.push(this.journal.length, this.journal.length)
+    places.sort((a, b) => a - b)
+    places.forEach((place, index) => {
+      replay.advance(place)
+      const isLast = index === places.length - 1
+      const choice = isLast ? () => false : randomChoice(random, Math.max(1, replay.pending))
+      const files = replay.cut(choice, 'calls', false)
+      try {
+        checkFiles(this.kind, files, model, 'mixed')
+      } catch (error) {
+        const where = `cut before entry ${place} of ${this.journal.length}: ${replay.describe(choice)}`
+        throw new Error(`${(error as Error).message}\n  ${where}`, { cause: error })
+      }
+    })
+  }
+}

@@ -1,0 +1,33 @@
+/** A disk that is full for a while, over kinds of images. */
+import t from 'tap'
+import { needs, tempFolder } from '../support/run.js'
+import { openWritable } from '../support/writable.js'
+import { runFull } from './full-disk.js'
+import { makeKind, RECIPES } from './kinds.js'
+import { Random, randomSteps } from './steps.js'
+
+const RUNS = process.env.VIMGFS_TEST_LONG === '1' ? 400 : 20
+const FIRST_SEED = Number(process.env.VIMGFS_TEST_SEED ?? 1)
+const STEPS = 40
+
+/** A raw data file needs no room that the others do not, and bits of maps are stored at the end. */
+const KINDS = RECIPES.filter(({ isHeavy }) => !isHeavy)
+
+for (const recipe of KINDS) {
+  t.test(recipe.title, needs('qemu-img', 'qemu-io'), async t => {
+    const kind = await makeKind(recipe, tempFolder(t))
+    let refused = 0
+    let refusedFlushes = 0
+    for (let seed = FIRST_SEED; seed < FIRST_SEED + RUNS; seed++) {
+      const random = new Random(seed)
+      const outcome = runFull(kind, randomSteps(seed, STEPS, kind), openWritable, {
+        roomBytes: random.below(Math.min(24, kind.sizeBytes / 16384)) * 4096,
+        roomAgainAt: 10 + random.below(20),
+      })
+      if (outcome.leaks > 0) t.fail(`seed ${seed}: ${outcome.leaks} clusters leak`)
+      refused += outcome.refused
+      refusedFlushes += outcome.refusedFlushes
+    }
+    t.ok(refused > 0, `${refused} steps refused, ${refusedFlushes} of them flushes`)
+  })
+}

@@ -1,0 +1,88 @@
+/**
+ * A disk that is full for a while.
+ *
+ * Writes that need room fail with ENOSPC and leave their range as before or as after. All else goes on:
+ * reading, writing in place, flushing. When there is room again, so does everything; and when the image
+ * is closed then, nothing has leaked.
+ */
+import { SystemError } from '../../src/errors.js'
+import { FullDiskStore, type Journal, type MemoryStore, RecordingStore } from '../support/stores.js'
+import { type Opener, readDisk } from '../support/writable.js'
+import { DiskModel } from './disk-model.js'
+import type { Kind } from './kinds.js'
+import { act, basesOf, checkFiles, checkReads, isPossible, openKind } from './scenario.js'
+import { show, type Step } from './steps.js'
+
+export interface FullOutcome {
+  /** Steps that met the full disk. */
+  readonly refused: number
+  /** Of them, flushes. */
+  readonly refusedFlushes: number
+  /** Clusters that leak after the clean close, beyond those that did before. */
+  readonly leaks: number
+}
+
+/**
+ * Runs the steps on a disk that has `roomBytes` at first, and as much as it wants from step `roomAgainAt`
+ * on.
+ */
+export function runFull(
+  kind: Kind,
+  steps: readonly Step[],
+  open: Opener,
+  { roomBytes, roomAgainAt }: { roomBytes: number; roomAgainAt: number },
+): FullOutcome {
+  try {
+    return run(kind, steps, open, roomBytes, roomAgainAt)
+  } catch (error) {
+    const where = `${kind.title}, room for ${roomBytes} bytes until step ${roomAgainAt}`
+    throw new Error(`${where}: ${(error as Error).message}\n  steps: ${show(steps)}`, {
+      cause: error,
+    })
+  }
+}
+
+function run(
+  kind: Kind,
+  steps: readonly Step[],
+  open: Opener,
+  roomBytes: number,
+  roomAgainAt: number,
+): FullOutcome {
+  const journal: Journal<never> = []
+  const files: readonly MemoryStore[] = basesOf(kind).map(base => base.clone())
+  const disks = files.map(file => new FullDiskStore(file))
+  const stores = disks.map((disk, i) => new RecordingStore(disk, journal, i))
+  const model = new DiskModel(kind.disk)
+  const opened = openKind(kind, stores, open)
+  for (const disk of disks) disk.limitBytes = disk.usedBytes + roomBytes
+  let refused = 0
+  let refusedFlushes = 0
+  steps.forEach((step, index) => {
+    if (index === roomAgainAt) for (const disk of disks) disk.limitBytes = Number.POSITIVE_INFINITY
+    if (step.kind === 'reopen' || !isPossible(step, model.sizeBytes)) return
+    if (step.kind !== 'flush') model.begin(step)
+    try {
+      if (step.kind === 'flush') {
+        opened.disk.flush()
+        model.flushed()
+      } else act(opened, step)
+    } catch (error) {
+      if (!(error instanceof SystemError) || error.code !== 'ENOSPC' || index >= roomAgainAt) {
+        throw new Error(`step ${index}, ${step.kind}: ${(error as Error).stack}`, { cause: error })
+      }
+      refused++
+      if (step.kind === 'flush') refusedFlushes++
+      else model.failed(step, readDisk(opened), `after step ${index}, which was refused`)
+    }
+    if (opened.disk.failure) throw new Error(`step ${index}: read-only: ${opened.disk.failure}`)
+    checkReads(opened, model, step)
+  })
+  for (const disk of disks) disk.limitBytes = Number.POSITIVE_INFINITY
+  checkReads(opened, model)
+  opened.disk.close()
+  model.flushed()
+  const { leaks, isDirty } = checkFiles(kind, files, model, 'exactly')
+  if (isDirty) throw new Error('the image is closed and dirty')
+  return { refused, refusedFlushes, leaks: leaks - kind.leaks }
+}

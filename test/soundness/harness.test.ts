@@ -1,0 +1,77 @@
+/** The harness itself: it passes a writer that keeps the order, and catches each way to break it. */
+import t from 'tap'
+import { buildImage } from '../fixtures/qcow2-builder.js'
+import { noise } from '../fixtures/model.js'
+import { MemoryStore } from '../support/stores.js'
+import { type Kind, settled } from './kinds.js'
+import { strikeAll } from './fault-suite.js'
+import { cutPower } from './power-cut.js'
+import { randomSteps } from './steps.js'
+import { type Flaw, toyWriter } from './toy-writer.js'
+
+const K = 1024
+
+const small: Kind = {
+  ...settled(
+    'a small image',
+    new MemoryStore(
+      'small',
+      buildImage({
+        clusterBits: 9,
+        sizeBytes: 48 * K,
+        clusters: new Map([0, 1, 2, 50, 70].map(i => [i, { kind: 'data', bytes: noise(512, i) }])),
+      }).bytes(),
+    ),
+  ),
+  cluster: 512,
+  isRawData: false,
+  isLazy: false,
+  isHeavy: false,
+  folder: '',
+}
+
+function cuts(flaw: Flaw | undefined, seeds: number): number {
+  let judged = 0
+  for (let seed = 1; seed <= seeds; seed++) {
+    const steps = randomSteps(seed, 30, small)
+    const options = { seed, open: toyWriter(flaw), cuts: 200, allUpTo: 6, recoverEvery: 10 }
+    judged += cutPower(small, steps, options)
+  }
+  return judged
+}
+
+t.test('a writer that keeps the order passes', async t => {
+  t.ok(cuts(undefined, 8) > 1000)
+})
+
+const FLAWS: readonly { flaw: Flaw; message: RegExp }[] = [
+  { flaw: 'links early', message: /reads|corrupt|beyond/ },
+  { flaw: 'frees early', message: /reads|corrupt/ },
+  { flaw: 'counts late', message: /counted/ },
+  { flaw: 'forgets to sync', message: /flushed\) reads/ },
+  { flaw: 'fills in part', message: /read back/ },
+]
+for (const { flaw, message } of FLAWS) {
+  t.test(`a writer that ${flaw} is caught`, async t => {
+    t.throws(() => cuts(flaw, 8), { message })
+    try {
+      cuts(flaw, 8)
+    } catch (error) {
+      t.comment((error as Error).message)
+    }
+  })
+}
+
+const strike = (flaw?: Flaw): number =>
+  [1, 2, 4].reduce(
+    (sum, seed) => sum + strikeAll(small, randomSteps(seed, 20, small), toyWriter(flaw)).struck,
+    0,
+  )
+
+t.test('errors from below: a writer that gives up after a failed sync passes', async t => {
+  t.ok(strike() > 100)
+})
+
+t.test('errors from below: a writer that trusts a second sync is caught', async t => {
+  t.throws(() => strike('trusts a second sync'), { message: /flushed\) reads|corrupt|beyond/ })
+})

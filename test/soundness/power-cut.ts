@@ -1,0 +1,182 @@
+/**
+ * Cuts the power at any moment of a scenario, and judges what is left.
+ *
+ *  (1) The image opens, and all of it reads.
+ *  (2) What points at something points at what is counted and there: a check finds leaks at worst.
+ *  (3) A sector that was flushed and not written again since reads back. One that was written since
+ *      reads as it was then or as any write since left it, never as anything else.
+ *  (4) Snapshots are unchanged to the byte.
+ *  (5) It can be written again, and is sound then.
+ */
+import { type Journal, type MemoryStore, RecordingStore } from '../support/stores.js'
+import type { OpenDisk, Opener } from '../support/writable.js'
+import { DiskModel } from './disk-model.js'
+import type { Kind } from './kinds.js'
+import { type Choice, type CutModel, randomChoice, Replay } from './replay.js'
+import {
+  act,
+  basesOf,
+  checkClosed,
+  checkFiles,
+  checkReads,
+  isPossible,
+  openKind,
+  recover,
+} from './scenario.js'
+import { Random, randomSteps, show, shortest, type Step } from './steps.js'
+
+export interface CutOptions {
+  readonly seed: number
+  readonly open: Opener
+  /** Cuts at random that are tried, about. */
+  readonly cuts: number
+  /** All subsets are tried where no more than so many writes are in doubt. */
+  readonly allUpTo: number
+  /** One of so many cuts is opened and written again. */
+  readonly recoverEvery: number
+  /** Is handed what cuts left. */
+  readonly sample?: (files: readonly MemoryStore[]) => void
+}
+
+type Mark = { readonly begun: Step } | { readonly flushed: true }
+
+/** How many cuts were judged. Throws the failure with the shortest steps that show it. */
+export function cutPower(kind: Kind, steps: readonly Step[], options: CutOptions): number {
+  try {
+    return runAndCut(kind, steps, options)
+  } catch (error) {
+    let last = error as Error
+    const fails = (fewer: readonly Step[]): boolean => {
+      try {
+        runAndCut(kind, fewer, options)
+        return false
+      } catch (again) {
+        last = again as Error
+        return true
+      }
+    }
+    const { sample: _, ...quiet } = options
+    options = quiet
+    const fewest = shortest(steps, fails, 15_000)
+    fails(fewest)
+    const message = `${kind.title}, seed ${options.seed}: ${last.message}\n  steps: ${show(fewest)}`
+    throw new Error(message, { cause: last })
+  }
+}
+
+/** Records the steps, then cuts. */
+function runAndCut(kind: Kind, steps: readonly Step[], options: CutOptions): number {
+  const journal: Journal<Mark> = []
+  const files = basesOf(kind).map(base => base.clone())
+  record(kind, steps, options.open, files, journal)
+  const cutter = new Cutter(kind, journal, options)
+  return cutter.run()
+}
+
+function record(
+  kind: Kind,
+  steps: readonly Step[],
+  open: Opener,
+  files: readonly MemoryStore[],
+  journal: Journal<Mark>,
+): void {
+  const stores = files.map((store, file) => new RecordingStore(store, journal, file))
+  const model = new DiskModel(kind.disk)
+  const flushed = () => {
+    model.flushed()
+    journal.push({ kind: 'mark', mark: { flushed: true } })
+  }
+  let opened: OpenDisk = openKind(kind, stores, open)
+  for (const step of steps) {
+    if (!isPossible(step, model.sizeBytes)) continue
+    if (step.kind === 'flush' || step.kind === 'reopen') {
+      if (step.kind === 'flush') opened.disk.flush()
+      else {
+        opened.disk.close()
+        checkClosed(kind, files, model)
+        opened = openKind(kind, stores, open)
+      }
+      flushed()
+      continue
+    }
+    journal.push({ kind: 'mark', mark: { begun: step } })
+    model.begin(step)
+    act(opened, step)
+    checkReads(opened, model, step)
+  }
+  checkReads(opened, model)
+  opened.disk.close()
+  flushed()
+  checkClosed(kind, files, model)
+}
+
+class Cutter {
+  private readonly model: DiskModel
+  private readonly random: Random
+  private readonly replay: Replay<Mark>
+  private judged = 0
+
+  constructor(
+    private readonly kind: Kind,
+    private readonly journal: Journal<Mark>,
+    private readonly options: CutOptions,
+  ) {
+    this.model = new DiskModel(kind.disk)
+    this.random = new Random(options.seed)
+    this.replay = new Replay(journal, basesOf(kind), mark => {
+      if ('begun' in mark) this.model.begin(mark.begun)
+      else this.model.flushed()
+    })
+  }
+
+  run(): number {
+    const { journal, options } = this
+    const perPlace = options.cuts / journal.length
+    for (let at = 0; at <= journal.length; at++) {
+      this.replay.advance(at)
+      const count = this.replay.pending
+      const isBeforeSync = journal[at]?.kind === 'sync' && journal[at - 1]?.kind !== 'sync'
+      if (count === 0) {
+        if (isBeforeSync || at === journal.length) this.cut(at, () => true)
+        continue
+      }
+      // Killed, not cut: all that was written is there.
+      if (journal[at - 1]?.kind !== 'mark' && this.random.chance(perPlace)) this.cut(at, () => true)
+      if (isBeforeSync && count <= options.allUpTo) {
+        for (let set = 0; set < 2 ** count; set++) this.cut(at, i => ((set >> i) & 1) === 1)
+      }
+      const tries = Math.floor(perPlace) + (this.random.chance(perPlace % 1) ? 1 : 0)
+      for (let i = 0; i < tries; i++) this.cut(at, randomChoice(this.random, count))
+    }
+    return this.judged
+  }
+
+  private cut(at: number, choice: Choice): void {
+    const { options, random, replay } = this
+    const model: CutModel = random.chance(0.5) ? 'sectors' : 'calls'
+    const keepsSize = random.chance(0.2)
+    const files = replay.cut(choice, model, keepsSize)
+    this.judged++
+    try {
+      checkFiles(this.kind, files, this.model, model === 'sectors' ? 'exactly' : 'mixed')
+      if (this.judged % options.recoverEvery === 0) {
+        const { sizeBytes } = this.model
+        const steps = randomSteps(options.seed + this.judged, 6, {
+          sizeBytes,
+          cluster: this.kind.cluster,
+        })
+        try {
+          recover(this.kind, files, options.open, steps)
+        } catch (error) {
+          const { message } = error as Error
+          throw new Error(`opened again (${show(steps)}): ${message}`, { cause: error })
+        }
+      }
+    } catch (error) {
+      const { message } = error as Error
+      const where = `cut before entry ${at} of ${this.journal.length} (${model}${keepsSize ? ', size kept' : ''}): ${replay.describe(choice)}`
+      throw new Error(`${message}\n  ${where}`, { cause: error })
+    }
+    options.sample?.(files)
+  }
+}

@@ -1,0 +1,102 @@
+/** One thread of threads.test.ts: reads and writes a disk that others read and write. */
+import { parentPort } from 'node:worker_threads'
+import type { CatalogEntry } from '../../src/formats/catalog.js'
+import type { LayerSpec } from '../../src/formats/chain.js'
+import type { DiskMemory } from '../../src/formats/disk-memory.js'
+import { ImageSet } from '../../src/formats/image-set.js'
+import type { WritableDisk } from '../../src/formats/writable.js'
+import { bracketed } from '../support/writable.js'
+import { SECTOR, type StampMemory, Stamps } from './stamped.js'
+import { Random } from './steps.js'
+
+export interface ThreadSetup {
+  readonly layers: readonly LayerSpec[]
+  readonly entries: readonly CatalogEntry[]
+  readonly memory: DiskMemory
+  readonly thread: number
+  readonly stamps: StampMemory
+  /** What the snapshots hold, in the order of `entries` behind the disk. */
+  readonly snapshots: readonly SharedArrayBuffer[]
+  readonly seed: number
+  readonly milliseconds: number
+}
+
+export interface ThreadOutcome {
+  readonly failure: string
+  readonly reads: number
+  readonly writes: number
+  readonly zeros: number
+  readonly flushes: number
+}
+
+/** Small caches: what is cached shall leave and come again. */
+const CACHES = { metadataBytes: 128 * 1024, clusterBytes: 256 * 1024 }
+
+function run(setup: ThreadSetup): ThreadOutcome {
+  const { memory, thread, seed } = setup
+  const images = new ImageSet(setup.layers, CACHES, undefined, { memory, thread })
+  const disk = images.disk as WritableDisk
+  const views = setup.entries.map(entry => bracketed(disk, images.viewOf(entry)))
+  const read = views[0] as (offset: number, length: number) => Buffer
+  const snapshots = setup.snapshots.map(shared => Buffer.from(shared))
+  const stamps = new Stamps(setup.stamps)
+  const random = new Random(seed * 31 + thread)
+  const counts = { reads: 0, writes: 0, zeros: 0, flushes: 0 }
+  const who = `thread ${thread}, seed ${seed}`
+
+  const range = (): [number, number] => {
+    // Half of all meets in a few places.
+    const first = random.chance(0.5) ? random.below(64) : random.below(stamps.sectors)
+    const longest = random.pick([1, 8, 40, 300])
+    return [first, Math.min(1 + random.below(longest), stamps.sectors - first)]
+  }
+  const change = (isZero: boolean): void => {
+    const [first, count] = range()
+    if (!stamps.claim(first, count)) return
+    const bytes = stamps.begin(first, count, isZero)
+    if (isZero) disk.zero(first * SECTOR, count * SECTOR)
+    else disk.write(bytes, 0, bytes.length, first * SECTOR)
+    stamps.end(first, count)
+    // A read that begins after the write has returned.
+    const lowest = stamps.lowest(first, count)
+    stamps.check(read(first * SECTOR, count * SECTOR), first, lowest, `${who}, after its write`)
+    stamps.release(first, count)
+    if (isZero) counts.zeros++
+    else counts.writes++
+  }
+  const look = (): void => {
+    const [first, count] = range()
+    const lowest = stamps.lowest(first, count)
+    stamps.check(read(first * SECTOR, count * SECTOR), first, lowest, who)
+    counts.reads++
+  }
+  const lookBack = (): void => {
+    const index = random.below(snapshots.length)
+    const expected = snapshots[index] as Buffer
+    const offset = random.below(expected.length)
+    const length = Math.min(1 + random.below(100_000), expected.length - offset)
+    const actual = views[index + 1]?.(offset, length)
+    if (actual?.equals(expected.subarray(offset, offset + length))) return
+    throw new Error(`${who}: snapshot ${index + 1} has changed at ${offset}+${length}`)
+  }
+
+  try {
+    const end = Date.now() + setup.milliseconds
+    while (Date.now() < end) {
+      const roll = random.below(100)
+      if (roll < 40) change(false)
+      else if (roll < 52) change(true)
+      else if (roll < 58 && snapshots.length > 0) lookBack()
+      else if (roll < 60) {
+        disk.flush()
+        counts.flushes++
+      } else look()
+    }
+    return { failure: disk.failure, ...counts }
+  } catch (error) {
+    return { failure: `${(error as Error).stack}`, ...counts }
+  }
+}
+
+parentPort?.on('message', (setup: ThreadSetup) => parentPort?.postMessage(run(setup)))
+parentPort?.postMessage('ready')

@@ -1,0 +1,65 @@
+/**
+ * Loop devices over a file of a mount, and file systems on them.
+ *
+ * A kernel that waits for a server which hangs waits without end, so every command has its limit, and
+ * whatever is left is detached when the test ends: `umount -l` first, since a device that is in use
+ * cannot go.
+ */
+import { mkdirSync } from 'node:fs'
+import { join } from 'node:path'
+import type { Test } from 'tap'
+import { attempt, run, tempFolder } from './run.js'
+
+const LIMIT = { timeout: 60_000 }
+
+export interface LoopOptions {
+  readonly readOnly?: boolean
+  /** Whether the device bypasses the page cache of the file below it. */
+  readonly direct?: boolean
+}
+
+export interface Loop {
+  readonly device: string
+  detach(): Promise<void>
+}
+
+/** A free loop device over `file`, until the test ends at the latest. Needs root. */
+export async function loop(t: Test, file: string, options: LoopOptions = {}): Promise<Loop> {
+  const { readOnly = false, direct = false } = options
+  const flags = [...(readOnly ? ['--read-only'] : []), `--direct-io=${direct ? 'on' : 'off'}`]
+  const device = (await run('losetup', ['--find', '--show', ...flags, file], LIMIT)).trim()
+  let isAttached = true
+  const detach = async () => {
+    if (!isAttached) return
+    isAttached = false
+    await run('losetup', ['--detach', device], LIMIT)
+  }
+  t.teardown(() => detach().catch(() => {}))
+  return { device, detach }
+}
+
+export interface FileSystem {
+  readonly folder: string
+  unmount(): Promise<void>
+}
+
+/** Mounts the file system on `device`, until the test ends at the latest. */
+export async function mountDevice(
+  t: Test,
+  device: string,
+  type: string,
+  options: readonly string[] = ['rw'],
+): Promise<FileSystem> {
+  const folder = join(tempFolder(t), 'inside')
+  mkdirSync(folder)
+  await run('mount', ['-t', type, '-o', options.join(','), device, folder], LIMIT)
+  let isMounted = true
+  const unmount = async () => {
+    await run('umount', [folder], LIMIT)
+    isMounted = false
+  }
+  t.teardown(async () => {
+    if (isMounted) await attempt('umount', ['-l', folder], LIMIT)
+  })
+  return { folder, unmount }
+}

@@ -1,0 +1,152 @@
+/** Disks opened for writing in this process, over stores: the one place that knows how. */
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
+import { ClusterCache } from '../../src/cache/cluster-cache.js'
+import { COUNTS } from '../../src/cache/counts.js'
+import { MetadataCache } from '../../src/cache/metadata-cache.js'
+import { TablePool } from '../../src/cache/table-pool.js'
+import type { FileSpec } from '../../src/formats/chain.js'
+import { createDiskMemory } from '../../src/formats/disk-memory.js'
+import type { View } from '../../src/formats/driver.js'
+import { readView } from '../../src/formats/engine.js'
+import { Qcow2Driver, type Qcow2Parts } from '../../src/formats/qcow2/driver.js'
+import { type Qcow2Header, readHeader } from '../../src/formats/qcow2/header.js'
+import { recover } from '../../src/formats/qcow2/recovery.js'
+import { readSnapshots } from '../../src/formats/qcow2/snapshots.js'
+import type { Qcow2Memory } from '../../src/formats/qcow2/write-memory.js'
+import { Qcow2Writer } from '../../src/formats/qcow2/writer.js'
+import { RawDriver } from '../../src/formats/raw.js'
+import { SharedDisk } from '../../src/formats/shared-disk.js'
+import type { WritableDisk } from '../../src/formats/writable.js'
+import type { Store, WritableStore } from '../../src/io/store.js'
+import { readAll } from './image.js'
+import { MemoryStore } from './stores.js'
+
+/** An image and what it stands on. */
+export interface DiskFiles<S extends Store = WritableStore> {
+  readonly store: S
+  /** The external data file. */
+  readonly dataStore?: S | undefined
+  /** The disk of the backing file. */
+  readonly parent?: Buffer | undefined
+}
+
+/** What scenarios do to a disk. */
+export type TestedDisk = Pick<
+  WritableDisk,
+  'sizeBytes' | 'failure' | 'write' | 'zero' | 'flush' | 'grow' | 'close'
+>
+
+export interface OpenDisk {
+  readonly disk: TestedDisk
+  /** Reads as a request would. */
+  read(offset: number, length: number): Buffer
+}
+
+export type Opener = (files: DiskFiles) => OpenDisk
+
+/** The program's own writer, of one thread. */
+export const openWritable: Opener = ({ store, dataStore = store, parent }) => {
+  collectShared()
+  recover(store)
+  const header = readHeader(store)
+  const dataFile = dataStore === store ? {} : { dataFile: dataStore as unknown as FileSpec }
+  const memory = createDiskMemory(
+    { sizeBytes: store.sizeBytes, qcow2: header, ...dataFile },
+    1,
+    store,
+  )
+  const pool = new TablePool((memory.qcow2 as Qcow2Memory).pool)
+  const parts = partsOf(header, store, dataStore, pool)
+  const active = { offset: header.l1Offset, entries: header.l1Entries }
+  const writer = new Qcow2Writer({
+    ...parts,
+    store,
+    dataStore,
+    pool,
+    driver: new Qcow2Driver(parts, active, header.sizeBytes),
+    memory: memory.qcow2 as Qcow2Memory,
+    hasParent: parent !== undefined,
+  })
+  const view = { driver: writer, parent: parent && parentView(parent) }
+  const disk = new SharedDisk(view, memory, 0, store.path)
+  return { disk, read: bracketed(disk, view) }
+}
+
+/**
+ * What a disk's threads share is much address space, of which little is used; the collector does not
+ * know what it costs, and a process with too much of it cannot start others.
+ */
+const collectShared = (() => {
+  setFlagsFromString('--expose-gc')
+  const collect = runInNewContext('gc') as () => void
+  let opened = 0
+  return () => {
+    if (++opened % 16 === 0) collect()
+  }
+})()
+
+const CACHE_BYTES = 2 ** 20
+
+function partsOf(
+  header: Qcow2Header,
+  store: Store,
+  dataStore: Store,
+  pool?: TablePool,
+): Qcow2Parts {
+  return {
+    header,
+    store,
+    dataStore,
+    storeId: 0,
+    metadata: new MetadataCache(CACHE_BYTES, new Float64Array(COUNTS), pool),
+    clusters: new ClusterCache(CACHE_BYTES, new Float64Array(COUNTS)),
+  }
+}
+
+export const readDisk = ({ disk, read }: OpenDisk): Buffer => read(0, disk.sizeBytes)
+
+/** Brackets a read of `view` as requests do. */
+export function bracketed(disk: WritableDisk, view: View): OpenDisk['read'] {
+  return (offset, length) => {
+    const target = Buffer.alloc(length, 0xee)
+    disk.beginRead(offset, length)
+    try {
+      readView(view, target, 0, length, offset)
+    } finally {
+      disk.endRead()
+    }
+    return target
+  }
+}
+
+/** What the files show to one who opens them for reading only. Throws what opening or reading throws. */
+export function readImage(files: DiskFiles<Store>): { disk: Buffer; snapshots: Buffer[] } {
+  const { store, dataStore = store } = files
+  const header = readHeader(store)
+  const parts = partsOf(header, store, dataStore)
+  const parent = files.parent && parentView(files.parent)
+  const active = { offset: header.l1Offset, entries: header.l1Entries }
+  const driver = new Qcow2Driver(parts, active, header.sizeBytes)
+  const snapshots = readSnapshots(store, header).map(({ l1Offset, l1Entries, sizeBytes }) =>
+    readAll({
+      driver: new Qcow2Driver(parts, { offset: l1Offset, entries: l1Entries }, sizeBytes),
+      parent,
+    }),
+  )
+  return { disk: readAll({ driver, parent }), snapshots }
+}
+
+export const parentView = (parent: Buffer): View => ({
+  driver: new RawDriver(parentStore(parent)),
+  parent: undefined,
+})
+
+const parents = new WeakMap<Buffer, MemoryStore>()
+
+/** The parent as a store; nothing ever writes to it. */
+export function parentStore(parent: Buffer): Store {
+  const known = parents.get(parent) ?? new MemoryStore('parent.raw', parent)
+  parents.set(parent, known)
+  return known
+}
