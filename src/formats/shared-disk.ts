@@ -284,7 +284,8 @@ export class SharedDisk implements WritableDisk {
         let bytes = step.length
         if (step.kind === 'units') bytes = driver.zeroUnits(at, step.length)
         if (step.kind === 'bytes' || bytes === 0) {
-          bytes = Math.min(step.length, ZEROS.length)
+          // Pieces end where sectors do: a power cut must not leave half of one.
+          bytes = Math.min(step.length, ZEROS.length - (at % ZEROS.length))
           const inPlace = driver.overwritable(at, bytes)
           if (inPlace > 0) driver.dataStore.write(ZEROS, 0, inPlace, driver.placeAt)
           bytes = inPlace > 0 ? inPlace : writeReserved(view, scratch, ZEROS, 0, bytes, at)

@@ -1,8 +1,8 @@
 /** Taking down all metadata of an image before it is written; see guard.ts. */
 import { ImageError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
-import type { BitmapMemory } from './bitmap-memory.js'
-import { isCluster, readTable } from './bitmap-table.js'
+import type { BitmapMemory, ValidBitmap } from './bitmap-memory.js'
+import { type BitmapTable, isCluster, readTable } from './bitmap-table.js'
 import { type Guard, KIND, type Kind } from './guard.js'
 import { AUTOCLEAR, clusterBytes, type Qcow2Header } from './header.js'
 import { readSnapshots, snapshotTableBytes } from './snapshots.js'
@@ -48,12 +48,7 @@ export function guardMetadata(
   const directory = header.autoclear & AUTOCLEAR.bitmaps ? header.bitmaps : undefined
   if (!directory) return
   add('the bitmap directory', directory.directoryOffset, directory.directoryBytes, KIND.bitmaps)
-  for (const { problem, name, tableAt, tableEntries } of bitmaps.bitmaps) {
-    if (problem !== '') continue
-    const table = readTable(store, tableAt, tableEntries, cluster)
-    add(`the table of bitmap "${name}"`, tableAt, tableEntries * 8, KIND.bitmaps)
-    for (const at of table) if (isCluster(at)) add(`bitmap "${name}"`, at, cluster, KIND.bitmaps)
-  }
+  for (const bitmap of bitmaps.bitmaps) guardBitmap(guard, store, cluster, bitmap, add)
 }
 
 type Add = (what: string, at: number, bytes: number, kind: Kind) => void
@@ -80,6 +75,29 @@ function guardSnapshots(guard: Guard, store: WritableStore, header: Qcow2Header,
       }
     })
   }
+}
+
+/** A bitmap that is not kept stays what it is all the same, as far as its table can be read. */
+function guardBitmap(
+  guard: Guard,
+  store: WritableStore,
+  cluster: number,
+  { problem, name, tableAt, tableEntries }: ValidBitmap,
+  add: Add,
+): void {
+  const tolerant: Add = (_what, at, bytes, kind) => {
+    if (at % cluster === 0) guard.add(at / cluster, Math.ceil(bytes / cluster), kind)
+  }
+  const put = problem === '' ? add : tolerant
+  let table: BitmapTable
+  try {
+    table = readTable(store, tableAt, tableEntries, cluster)
+  } catch (error) {
+    if (!(error instanceof ImageError)) throw error
+    return
+  }
+  put(`the table of bitmap "${name}"`, tableAt, tableEntries * 8, KIND.bitmaps)
+  for (const at of table) if (isCluster(at)) put(`bitmap "${name}"`, at, cluster, KIND.bitmaps)
 }
 
 /** Calls `visit` for each offset in a table of entries of 64 bits that is not 0. */

@@ -383,7 +383,9 @@ export class Qcow2Writer implements WritableDriver {
 
   cancel(reservation: Reservation): void {
     const { run } = reservation as Qcow2Reservation
-    if (run) this.refcounts.cancel(run)
+    // What has reached a raw data file is what its disk has now.
+    if (this.keepsRaw) this.link(reservation)
+    else if (run) this.refcounts.cancel(run)
   }
 
   zeroUnits(offset: number, length: number): number {
@@ -511,6 +513,8 @@ export class Qcow2Writer implements WritableDriver {
       const freed = this.freed.take(freedUntil)
       if (!freed) break
       for (let c = freed.cluster; c < freed.cluster + freed.clusters; c++) {
+        // A table that somebody still knows is not free, whatever its count says.
+        if (this.guard.kindOf(c) !== 0 && this.refcounts.count(c) <= 1) continue
         if (!this.refcounts.release(c)) continue
         if (c !== end) {
           punch()
@@ -661,11 +665,21 @@ export class Qcow2Writer implements WritableDriver {
       const { at: from, packedBytes } = packedAt(slice, at, header.clusterBits)
       const first = Math.floor(from / this.unitBytes)
       const last = Math.floor((from + packedBytes - 1) / this.unitBytes)
-      this.freed.put(first, last - first + 1)
+      this.free(first, last - first + 1, offset)
       return
     }
     const host = driver.checkedHost(high, slice.readUInt32BE(at + 4), offset)
-    if (host !== 0) this.freed.put(host / this.unitBytes, 1)
+    if (host !== 0) this.free(host / this.unitBytes, 1, offset)
+  }
+
+  /** Rule (4): an entry that names a table was never the table's. */
+  private free(cluster: number, clusters: number, offset: number): void {
+    for (let c = cluster; c < cluster + clusters; c++) {
+      if (this.guard.kindOf(c) === 0) continue
+      const what = `an L2 entry maps the disk to ${c * this.unitBytes}, where the image has a table`
+      throw this.damage(what, offset)
+    }
+    this.freed.put(cluster, clusters)
   }
 
   private damage(message: string, offset?: number): ImageError {
