@@ -28,6 +28,7 @@ import { DiskKeeper } from './disk-keeper.js'
 import { checkMountpoint, mountFuse, unmountFuse } from './mount.js'
 import { type MountInfo, mountAt, realMountpoint } from './mountinfo.js'
 import type { MountOptions } from './options.js'
+import { createPollMemory } from './poller.js'
 import { MAX_REQUEST_BYTES, MESSAGE_BYTES, REPLY_BYTES } from './protocol.js'
 import { sharedStats, WorkerStats } from './stats.js'
 import type { Appearance } from './tree.js'
@@ -222,7 +223,7 @@ function startWorkers(
     stats,
     allocated: new SharedArrayBuffer(entries.length * 8),
     slots: new TextSlots().shared,
-    polling: new SharedArrayBuffer(4),
+    polling: createPollMemory(),
     crews: crewMemories(threads, REPLY_BYTES),
     disk: memory,
   }

@@ -15,6 +15,7 @@ import { cloneDevice, errno, read, write } from '../io/libc.js'
 import { TextSlots } from './control.js'
 import { ImageFs } from './image-fs.js'
 import { opcodeName, Responder } from './opcodes.js'
+import { Poller } from './poller.js'
 import { IN_HEADER, MESSAGE_BYTES, OUT_HEADER, WRITE_OUT } from './protocol.js'
 import { readStats, WorkerStats } from './stats.js'
 import { type Appearance, Tree } from './tree.js'
@@ -34,7 +35,7 @@ export interface WorkerSetup {
     readonly stats: SharedArrayBuffer
     readonly allocated: SharedArrayBuffer
     readonly slots: SharedArrayBuffer
-    /** One Int32: 1 while some worker polls. */
+    /** Who polls. */
     readonly polling: SharedArrayBuffer
     /** By worker; the target is where it writes its replies. */
     readonly crews: readonly CrewMemory[]
@@ -69,13 +70,6 @@ const ECONNABORTED = 103
 /** An opcode. */
 const WRITE = 16
 
-/**
- * How long a worker polls for the next request before it sleeps. Waking a thread costs as much as
- * answering; who asks for one block after the other comes back within this time. One worker polls at
- * a time, and only after a request, so an idle mount costs nothing.
- */
-const POLL_MS = 0.05
-
 /** Damage that was logged already: a scan over a lost table is one line a place, not a million. */
 const MAX_LOGGED_FAULTS = 1000
 
@@ -103,7 +97,7 @@ function run(setup: WorkerSetup): void {
   const responder = new Responder(fileSystem, faultLogger(), Buffer.from(crew.target))
   parentPort?.once('message', ({ device, minor }: SessionStart) => {
     fileSystem.speak(minor)
-    serve(device, responder, stats, new Int32Array(setup.shared.polling))
+    serve(device, responder, stats, new Poller(setup.shared.polling, setup.index))
     parentPort?.close()
   })
 }
@@ -138,12 +132,12 @@ function openDevices(session: number): { sleeping: number; polling: number } {
   }
 }
 
-function serve(session: number, responder: Responder, stats: WorkerStats, token: Int32Array): void {
+function serve(session: number, responder: Responder, stats: WorkerStats, poller: Poller): void {
   const message = Buffer.allocUnsafeSlow(MESSAGE_BYTES)
   const devices = openDevices(session)
   for (;;) {
     let device = devices.polling
-    let length = device < 0 ? -1 : poll(device, message, token)
+    let length = device < 0 ? -1 : poller.poll(device, message)
     if (length < 0) {
       device = devices.sleeping
       length = read(device, message, message.length)
@@ -167,17 +161,6 @@ function serve(session: number, responder: Responder, stats: WorkerStats, token:
       : bytes - OUT_HEADER.size
     stats.count(opcode, error, dataBytes, started)
   }
-}
-
-/** A message's length, or -1 when none came in time or another worker is at it. */
-function poll(device: number, message: Buffer, token: Int32Array): number {
-  if (Atomics.compareExchange(token, 0, 0, 1) !== 0) return -1
-  const deadline = performance.now() + POLL_MS
-  let length: number
-  do length = read(device, message, message.length)
-  while (length < 0 && errno() === EAGAIN && performance.now() < deadline)
-  Atomics.store(token, 0, 0)
-  return length
 }
 
 function send(device: number, reply: Buffer, bytes: number): void {

@@ -1,0 +1,101 @@
+/**
+ * Who of the workers waits for the next request, and how.
+ *
+ * Waking a thread costs as much as answering, so a worker that has just answered polls for a while
+ * before it sleeps in the kernel. A worker that sleeps there is woken by every request, also by those
+ * that the polling one takes: with one client at a time, the others cost more than they help. So:
+ *
+ *  (1) One worker polls at a time, for POLL_MS, and only after a request: an idle mount costs nothing.
+ *  (2) A worker that found request after request so, none of which had waited, leads: the others are
+ *      parked, and the kernel does not know them.
+ *  (3) It leads no longer when it finds nothing in time, when requests have waited for it, or when it
+ *      has been busy with one for LONG_MS: then the others are there again.
+ */
+import { errno, read } from '../io/libc.js'
+
+const TOKEN = 0
+const LEADER = 1
+/** Requests that leaders have taken. */
+const TAKEN = 2
+const WORDS = 3
+
+const POLL_MS = 0.05
+const LONG_MS = 20
+/** Requests in a row that make a leader, and that unmake one by having waited. */
+const TO_LEAD = 4
+const TO_RESIGN = 2
+
+const EAGAIN = 11
+
+export const createPollMemory = (): SharedArrayBuffer => new SharedArrayBuffer(4 * WORDS)
+
+/** One worker's part. `take` is read(2), or what tests have in its place. */
+export class Poller {
+  private readonly words: Int32Array
+  private readonly me: number
+  /** Requests in a row that had not waited, and that had. */
+  private prompt = 0
+  private late = 0
+
+  constructor(
+    memory: SharedArrayBuffer,
+    worker: number,
+    private readonly take: (device: number, target: Buffer, bytes: number) => number = read,
+    private readonly reason: () => number = errno,
+  ) {
+    this.words = new Int32Array(memory)
+    this.me = worker + 1
+  }
+
+  /** The length of the next message, or -1 when this worker should sleep until one comes. */
+  poll(device: number, message: Buffer): number {
+    const { words, me } = this
+    const leader = Atomics.load(words, LEADER)
+    if (leader !== 0 && leader !== me) {
+      this.park(leader)
+      return -1
+    }
+    if (leader === 0 && Atomics.compareExchange(words, TOKEN, 0, me) !== 0) return -1
+    let length = this.take(device, message, message.length)
+    const hasWaited = length >= 0
+    if (!hasWaited) length = this.spin(device, message)
+    if (leader === 0) Atomics.store(words, TOKEN, 0)
+    this.judge(leader === me, length >= 0, hasWaited)
+    return length
+  }
+
+  private spin(device: number, message: Buffer): number {
+    const deadline = performance.now() + POLL_MS
+    let length = -1
+    while (length < 0 && this.reason() === EAGAIN && performance.now() < deadline) {
+      length = this.take(device, message, message.length)
+    }
+    return length
+  }
+
+  /** Rules (2) and (3). */
+  private judge(leads: boolean, isFound: boolean, hasWaited: boolean): void {
+    this.prompt = isFound && !hasWaited ? this.prompt + 1 : 0
+    this.late = hasWaited ? this.late + 1 : 0
+    if (leads) {
+      Atomics.add(this.words, TAKEN, 1)
+      if (!isFound || this.late >= TO_RESIGN) this.end(this.me)
+    } else if (this.prompt >= TO_LEAD) Atomics.compareExchange(this.words, LEADER, 0, this.me)
+  }
+
+  /** Until nobody leads. */
+  private park(leader: number): void {
+    const { words } = this
+    for (let taken = Atomics.load(words, TAKEN); Atomics.load(words, LEADER) === leader; ) {
+      if (Atomics.wait(words, LEADER, leader, LONG_MS) !== 'timed-out') continue
+      const now = Atomics.load(words, TAKEN)
+      if (now === taken) this.end(leader)
+      taken = now
+    }
+  }
+
+  private end(leader: number): void {
+    if (Atomics.compareExchange(this.words, LEADER, leader, 0) !== leader) return
+    Atomics.notify(this.words, LEADER)
+  }
+}
