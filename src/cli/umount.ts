@@ -11,8 +11,11 @@ import { parse } from './arguments.js'
 
 const OPTIONS = { lazy: { type: 'boolean', short: 'l' } } as const
 
-/** A server that was detached may have long to go; one that was unmounted ends at once. */
-const END_TIMEOUT_MS = 30_000
+/**
+ * A server that was detached may have long to go; one that was unmounted ends when what was written is on
+ * the disk, which a busy one may take minutes for.
+ */
+const END_TIMEOUT_MS = 300_000
 const STATUS_TIMEOUT_MS = 2_000
 /** Much may be waiting to be written. */
 const FLUSH_TIMEOUT_MS = 600_000
