@@ -210,3 +210,10 @@ function ticks() {
   const busy = user + nice + system + irq + softIrq
   return { busy, stolen, all: busy + idle + wait + stolen }
 }
+
+/** Which of a server's settings is taken, and what all of them reached; `tried` is sorted, best first. */
+export const calibrationOf = (title, tried) => ({
+  title,
+  taken: tried[0].setting,
+  tried: tried.map(({ setting, value }) => ({ setting, value })),
+})

@@ -13,7 +13,7 @@ import {
   writeCases,
 } from './cases.mjs'
 import { GiB, MiB } from './images.mjs'
-import { Disturbance, compare, memory, read } from './measure.mjs'
+import { calibrationOf, compare, Disturbance, memory, read } from './measure.mjs'
 import { machine, median, print, write } from './report.mjs'
 import { findServers, mount, readaheadKb } from './servers.mjs'
 import { Workplace, isRoot, rotated } from './workplace.mjs'
@@ -280,11 +280,7 @@ class Bench {
       const [{ mounted, setting }] = tried
       const { title } = mounted.server
       taken.push(mounted)
-      calibration.push({
-        title,
-        taken: setting,
-        tried: tried.map(({ setting, value }) => ({ setting, value })),
-      })
+      calibration.push(calibrationOf(title, tried))
       say(`  ${testCase.id}: ${title} at its best with: ${setting}`)
     }
     return { taken, calibration }

@@ -7,7 +7,7 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { readWritableCases, treeCases, writeCases, writeImages } from './cases.mjs'
 import { MiB, copyFor } from './images.mjs'
-import { read, write } from './measure.mjs'
+import { calibrationOf, read, write } from './measure.mjs'
 import { median } from './report.mjs'
 import { mount } from './servers.mjs'
 import { copyIn, makeTree, verifyTree } from './tree.mjs'
@@ -112,11 +112,7 @@ export class Writes {
       const [{ entry, setting }] = tried
       const { title } = entry.server
       taken.push(entry)
-      calibration.push({
-        title,
-        taken: setting,
-        tried: tried.map(({ setting, value }) => ({ setting, value })),
-      })
+      calibration.push(calibrationOf(title, tried))
       this.#bench.say(`  ${testCase.id}: ${title} at its best with: ${setting}`)
     }
     await this.#rounds(testCase, taken, work, rounds)

@@ -22,3 +22,5 @@ export const MAX_BACKING_NAME_BYTES = 1023
 /** Bytes of the bitmap directory. */
 export const MAX_BITMAP_DIRECTORY_BYTES = 1024 * 65535
 export const MAX_BITMAPS = 65535
+/** Bytes of the bits of all bitmaps that a mount keeps, the room to grow included. */
+export const MAX_BITMAP_BYTES = 256 * 2 ** 20

@@ -8,6 +8,7 @@
  */
 import { ImageError, printable } from '../../errors.js'
 import type { Store } from '../../io/store.js'
+import { MAX_BITMAP_BYTES } from '../limits.js'
 import {
   type BitmapTable,
   bitmapBytesFor,
@@ -19,8 +20,6 @@ import {
 import { areBitmapsValid, BITMAP_FLAG, type BitmapEntry, readDirectory } from './bitmaps.js'
 import { clusterBytes, type Qcow2Header } from './header.js'
 
-/** Bytes of the bits of all bitmaps of an image, the room to grow included. */
-export const MAX_BITMAP_BYTES = 256 * 2 ** 20
 /** How far a disk may grow with its bits in memory: to so many times its size, and so many bytes. */
 const ROOM_FACTOR = 16
 const MIN_ROOM_BYTES = 2 ** 20

@@ -20,13 +20,8 @@ import assert from 'node:assert'
 import { layout, u32be, u64be } from '../../binary.js'
 import { ImageError, isExpected, oneLine } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
-import {
-  type BitmapMemory,
-  isAuto,
-  lossOf,
-  MAX_BITMAP_BYTES,
-  type ValidBitmap,
-} from './bitmap-memory.js'
+import { MAX_BITMAP_BYTES } from '../limits.js'
+import { type BitmapMemory, isAuto, lossOf, type ValidBitmap } from './bitmap-memory.js'
 import {
   ALL_ZEROS,
   type BitmapTable,

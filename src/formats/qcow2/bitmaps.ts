@@ -46,6 +46,12 @@ export interface BitmapEntry {
   readonly extraBytes: number
 }
 
+/** Whether an entry is of the only type that there is, with a granularity that can be. */
+export const isDirtyBitmap = (entry: { type: number; granularityBits: number }): boolean =>
+  entry.type === DIRTY_TRACKING &&
+  entry.granularityBits >= MIN_GRANULARITY_BITS &&
+  entry.granularityBits <= MAX_GRANULARITY_BITS
+
 /** Whether the image has bitmaps that can be trusted, but for those in use. */
 export const areBitmapsValid = (header: Qcow2Header): boolean =>
   (header.autoclear & AUTOCLEAR.bitmaps) !== 0n
@@ -107,10 +113,7 @@ function readEntry(
   const nameAt = at + BITMAP_ENTRY.size + fields.extraBytes
   const end = nameAt + nameBytes
   const isSound =
-    end <= directory.length &&
-    type === DIRTY_TRACKING &&
-    fields.granularityBits >= MIN_GRANULARITY_BITS &&
-    fields.granularityBits <= MAX_GRANULARITY_BITS
+    end <= directory.length && isDirtyBitmap({ type, granularityBits: fields.granularityBits })
   if (!isSound) return { end }
   return {
     entry: { ...fields, at: directoryOffset + at, name: directory.subarray(nameAt, end) },

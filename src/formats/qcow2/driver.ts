@@ -20,6 +20,7 @@ import {
   type Qcow2Header,
 } from './header.js'
 import { unpackFrom } from './inflate.js'
+import { COMPRESSED, COPIED, hostOffset, ZERO_FLAG } from './words.js'
 
 export interface Qcow2Parts {
   readonly header: Qcow2Header
@@ -32,12 +33,6 @@ export interface Qcow2Parts {
   readonly clusters: ClusterCache
 }
 
-/** Of an L1 or L2 entry's high half, and of its low half. */
-export const COMPRESSED_HIGH = 0x40000000
-export const COPIED_HIGH = 0x80000000
-const OFFSET_HIGH_MASK = 0x00ffffff
-const OFFSET_LOW_MASK = 0xfffffe00
-export const ZERO_FLAG = 1
 export const SUBCLUSTERS = 32
 
 /** What a run of clusters is, so that neighbours of one kind become one extent. */
@@ -120,8 +115,8 @@ export class Qcow2Driver implements FormatDriver {
     const at = (l1Index * 8) % this.sliceBytes
     const high = slice.readUInt32BE(at)
     const low = slice.readUInt32BE(at + 4)
-    if (((high & OFFSET_HIGH_MASK) | (low & OFFSET_LOW_MASK)) === 0) return 0
     const table = hostOffset(high, low)
+    if (table === 0) return 0
     if (table % this.unitBytes !== 0 || !Number.isSafeInteger(table)) {
       throw this.damage(
         `the L1 entry ${l1Index} names an L2 table at ${table}, which cannot be`,
@@ -204,7 +199,7 @@ export class Qcow2Driver implements FormatDriver {
   private decodeStandard(slice: Buffer, at: number, offset: number): void {
     const high = slice.readUInt32BE(at)
     const low = slice.readUInt32BE(at + 4)
-    if (high & COMPRESSED_HIGH) {
+    if (high & COMPRESSED) {
       this.kind = 'packed'
       return
     }
@@ -223,7 +218,7 @@ export class Qcow2Driver implements FormatDriver {
   /** Whether `host` is where data are: 0 stands for "nowhere", but not in an external data file. */
   isAllocated(high: number, offset: number, host: number): boolean {
     if (!this.external) return host !== 0
-    if (host === 0 && (high & COPIED_HIGH) === 0) return false
+    if (host === 0 && (high & COPIED) === 0) return false
     if (host !== offset - (offset % this.unitBytes)) {
       throw this.damage(`an L2 entry maps another place of the data file, ${host}`, offset)
     }
@@ -256,7 +251,7 @@ export class Qcow2Driver implements FormatDriver {
     length: number,
   ): Extent {
     const high = slice.readUInt32BE(inSlice)
-    if (high & COMPRESSED_HIGH) return this.packed(slice, inSlice, inCluster, offset, length)
+    if (high & COMPRESSED) return this.packed(slice, inSlice, inCluster, offset, length)
     const subclusterBytes = this.unitBytes / SUBCLUSTERS
     const first = Math.floor(inCluster / subclusterBytes)
     const kind = this.decodeSubcluster(slice, inSlice, first, offset)
@@ -268,7 +263,7 @@ export class Qcow2Driver implements FormatDriver {
       if (++subcluster === SUBCLUSTERS) {
         subcluster = 0
         at += this.entryBytes
-        if (at >= slice.length || slice.readUInt32BE(at) & COMPRESSED_HIGH) break
+        if (at >= slice.length || slice.readUInt32BE(at) & COMPRESSED) break
       }
       if (
         !this.continuesSubcluster(slice, at, subcluster, offset + end, kind, host + inCluster + end)
@@ -374,11 +369,8 @@ export function packedAt(
 ): { at: number; packedBytes: number } {
   // Of the 62 low bits the offset takes the lower ones; 49 to 61 of them, so all of the low half.
   const highOffsetBits = 62 - (clusterBits - 8) - 32
-  const high = slice.readUInt32BE(inSlice) & ~(COMPRESSED_HIGH | COPIED_HIGH)
+  const high = slice.readUInt32BE(inSlice) & ~(COMPRESSED | COPIED)
   const at = (high % 2 ** highOffsetBits) * 2 ** 32 + slice.readUInt32BE(inSlice + 4)
   const moreSectors = Math.floor(high / 2 ** highOffsetBits)
   return { at, packedBytes: (moreSectors + 1) * 512 - (at % 512) }
 }
-
-const hostOffset = (high: number, low: number): number =>
-  (high & OFFSET_HIGH_MASK) * 2 ** 32 + ((low & OFFSET_LOW_MASK) >>> 0)

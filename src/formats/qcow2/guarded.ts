@@ -3,9 +3,10 @@ import { ImageError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
 import type { BitmapMemory, ValidBitmap } from './bitmap-memory.js'
 import { type BitmapTable, isCluster, readTable } from './bitmap-table.js'
+import { readSnapshotTable } from './check/snapshot-table.js'
 import { type Guard, KIND, type Kind } from './guard.js'
 import { AUTOCLEAR, clusterBytes, type Qcow2Header } from './header.js'
-import { readSnapshots, snapshotTableBytes } from './snapshots.js'
+import { blockOffset, hostOffset, readWords, wordBuffer } from './words.js'
 
 /** Entries of the L1 tables of all snapshots that are looked into; a few seconds' worth. */
 const MAX_SNAPSHOT_L1_ENTRIES = 2 ** 22
@@ -38,10 +39,10 @@ export function guardMetadata(
   add('the header', 0, cluster, KIND.header)
   add('the L1 table', l1Offset, l1Bytes, KIND.l1)
   add('the refcount table', refcountTableOffset, refcountBytes, KIND.refcountTable)
-  forEachOffset(store, refcountTableOffset, refcountBytes, 0xffffffff, at =>
+  forEachOffset(store, refcountTableOffset, refcountBytes, blockOffset, at =>
     add('a refcount block', at, cluster, KIND.refcountBlock),
   )
-  forEachOffset(store, l1Offset, l1Bytes, 0x00ffffff, at =>
+  forEachOffset(store, l1Offset, l1Bytes, hostOffset, at =>
     add('an L2 table', at, cluster, KIND.l2),
   )
   guardSnapshots(guard, store, header, add)
@@ -54,21 +55,16 @@ export function guardMetadata(
 type Add = (what: string, at: number, bytes: number, kind: Kind) => void
 
 function guardSnapshots(guard: Guard, store: WritableStore, header: Qcow2Header, add: Add): void {
-  if (header.snapshotCount === 0) return
   const cluster = clusterBytes(header)
-  const snapshots = readSnapshots(store, header)
-  add(
-    'the snapshot table',
-    header.snapshotsOffset,
-    snapshotTableBytes(store, header),
-    KIND.snapshotTable,
-  )
+  const { snapshots, bytes, obstacle } = readSnapshotTable(store, header)
+  if (obstacle !== undefined) throw damage(store, obstacle)
+  add('the snapshot table', header.snapshotsOffset, bytes, KIND.snapshotTable)
   let entries = 0
-  for (const { l1Offset, l1Entries } of snapshots) {
-    add("a snapshot's L1 table", l1Offset, l1Entries * 8, KIND.snapshotL1)
+  for (const { l1At, l1Entries } of snapshots) {
+    add("a snapshot's L1 table", l1At, l1Entries * 8, KIND.snapshotL1)
     entries += l1Entries
     if (entries > MAX_SNAPSHOT_L1_ENTRIES) continue
-    forEachOffset(store, l1Offset, l1Entries * 8, 0x00ffffff, at => {
+    forEachOffset(store, l1At, l1Entries * 8, hostOffset, at => {
       // Those that the disk shares are taken down as its own.
       if (at % cluster === 0 && guard.kindOf(at / cluster) === 0) {
         guard.add(at / cluster, 1, KIND.snapshotL2)
@@ -105,17 +101,15 @@ function forEachOffset(
   store: WritableStore,
   at: number,
   bytes: number,
-  highMask: number,
+  offsetOf: (high: number, low: number) => number,
   visit: (offset: number) => void,
 ): void {
+  const buffer = wordBuffer(Math.min(CHUNK_BYTES, bytes))
   for (let done = 0; done < bytes; done += CHUNK_BYTES) {
-    const chunk = Buffer.alloc(Math.min(CHUNK_BYTES, bytes - done))
-    // What the file does not reach are zeros, as a table's last cluster may be.
-    store.read(chunk, 0, chunk.length, at + done)
-    for (let i = 0; i + 8 <= chunk.length; i += 8) {
-      const high = (chunk.readUInt32BE(i) & highMask) >>> 0
-      const low = (chunk.readUInt32BE(i + 4) & 0xfffffe00) >>> 0
-      if (high !== 0 || low !== 0) visit(high * 2 ** 32 + low)
+    const words = readWords(store, buffer, Math.min(CHUNK_BYTES, bytes - done), at + done)
+    for (let i = 0; i < words.length; i += 2) {
+      const offset = offsetOf(words[i] as number, words[i + 1] as number)
+      if (offset !== 0) visit(offset)
     }
   }
 }

@@ -15,10 +15,12 @@ import { STAGE, type TablePool } from '../../cache/table-pool.js'
 import { ImageError, orEndWriting, SystemError } from '../../errors.js'
 import type { Store, WritableStore } from '../../io/store.js'
 import { MAX_REFCOUNT_TABLE_BYTES } from '../limits.js'
+import { getCount, setCount } from './counts.js'
 import type { FreeQueue } from './free-queue.js'
 import { type Guard, KIND } from './guard.js'
 import { clusterBytes, type Qcow2Header } from './header.js'
 import { writeRefcountTable } from './header-update.js'
+import { blockOffset } from './words.js'
 import { STATE } from './write-memory.js'
 
 const { EFBIG } = constants.errno
@@ -49,7 +51,6 @@ const MIN_FREED_TO_GO_BACK = 64
 const PASSED_EACH = 1024
 /** A host offset has 56 bits; files end at 2^63, numbers at 2^53. */
 const MAX_FILE_BYTES = 2 ** 53
-const OFFSET_LOW_MASK = 0xfffffe00
 
 export class Refcounts {
   /** Clusters that one block counts, and those of one slice of it. */
@@ -163,8 +164,7 @@ export class Refcounts {
     if (index >= this.tableEntries) return 0
     const slice = this.tableSlice(index)
     const at = (index * 8) % slice.length
-    const low = slice.readUInt32BE(at + 4) & OFFSET_LOW_MASK
-    const block = slice.readUInt32BE(at) * 2 ** 32 + (low >>> 0)
+    const block = blockOffset(slice.readUInt32BE(at), slice.readUInt32BE(at + 4))
     if (block === 0) return 0
     if (
       block % clusterBytes !== 0 ||
@@ -321,7 +321,7 @@ export function readCount(store: Store, header: Qcow2Header, cluster: number): n
   if (index * 8 >= refcountTableClusters * clusterBytes(header)) return 0
   const entry = Buffer.alloc(8)
   store.read(entry, 0, 8, refcountTableOffset + index * 8)
-  const block = entry.readUInt32BE(0) * 2 ** 32 + ((entry.readUInt32BE(4) & OFFSET_LOW_MASK) >>> 0)
+  const block = blockOffset(entry.readUInt32BE(0), entry.readUInt32BE(4))
   if (block === 0 || !Number.isSafeInteger(block)) return 0
   // Eight counts, so that those of less than a byte come with their byte.
   const counts = Buffer.alloc(2 ** refcountOrder)
@@ -333,50 +333,4 @@ export function readCount(store: Store, header: Qcow2Header, cluster: number): n
 function putOffset(table: Buffer, at: number, offset: number): void {
   table.writeUInt32BE(Math.floor(offset / 2 ** 32), at)
   table.writeUInt32BE(offset % 2 ** 32, at + 4)
-}
-
-/** Count number `index` of a slice; counts of less than 8 bits begin with a byte's lowest bits. */
-export function getCount(slice: Buffer, index: number, order: number): number {
-  switch (order) {
-    case 4:
-      return slice.readUInt16BE(index * 2)
-    case 3:
-      return slice[index] as number
-    case 5:
-      return slice.readUInt32BE(index * 4)
-    case 6:
-      return slice.readUInt32BE(index * 8) * 2 ** 32 + slice.readUInt32BE(index * 8 + 4)
-    default: {
-      const bits = 1 << order
-      const perByte = 8 / bits
-      const byte = slice[Math.floor(index / perByte)] as number
-      return (byte >> ((index % perByte) * bits)) & ((1 << bits) - 1)
-    }
-  }
-}
-
-export function setCount(slice: Buffer, index: number, order: number, count: number): void {
-  switch (order) {
-    case 4:
-      slice.writeUInt16BE(count, index * 2)
-      return
-    case 3:
-      slice[index] = count
-      return
-    case 5:
-      slice.writeUInt32BE(count, index * 4)
-      return
-    case 6:
-      slice.writeUInt32BE(Math.floor(count / 2 ** 32), index * 8)
-      slice.writeUInt32BE(count % 2 ** 32, index * 8 + 4)
-      return
-    default: {
-      const bits = 1 << order
-      const perByte = 8 / bits
-      const at = Math.floor(index / perByte)
-      const shift = (index % perByte) * bits
-      const mask = ((1 << bits) - 1) << shift
-      slice[at] = ((slice[at] as number) & ~mask) | (count << shift)
-    }
-  }
 }

@@ -39,18 +39,6 @@ export interface Qcow2Snapshot {
 
 /** Reads the table in bounded steps. Throws ImageError for a table that is damaged or cut off. */
 export function readSnapshots(store: Store, header: Qcow2Header): Qcow2Snapshot[] {
-  return readTable(store, header).snapshots
-}
-
-/** The table's length in bytes. Throws as `readSnapshots`. */
-export function snapshotTableBytes(store: Store, header: Qcow2Header): number {
-  return readTable(store, header).bytes
-}
-
-function readTable(
-  store: Store,
-  header: Qcow2Header,
-): { snapshots: Qcow2Snapshot[]; bytes: number } {
   const snapshots: Qcow2Snapshot[] = []
   const reader = new TableReader(store, header.snapshotsOffset)
   for (let i = 0; i < header.snapshotCount; i++) {
@@ -69,7 +57,7 @@ function readTable(
       )
     }
   }
-  return { snapshots, bytes: reader.position }
+  return snapshots
 }
 
 function readEntry(reader: TableReader, header: Qcow2Header): Qcow2Snapshot {
@@ -102,8 +90,7 @@ const CHUNK_BYTES = 64 * 1024
 class TableReader {
   private chunk = Buffer.alloc(0)
   private chunkAt = 0
-  /** Bytes from the table's beginning. */
-  position = 0
+  private position = 0
 
   constructor(
     private readonly store: Store,

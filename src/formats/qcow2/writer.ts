@@ -18,14 +18,7 @@ import type { WritableStore } from '../../io/store.js'
 import type { Extent } from '../driver.js'
 import { MAX_L1_BYTES } from '../limits.js'
 import type { Flush, Reservation, WritableDriver } from '../writable.js'
-import {
-  COMPRESSED_HIGH,
-  COPIED_HIGH,
-  packedAt,
-  type Qcow2Driver,
-  SUBCLUSTERS,
-  ZERO_FLAG,
-} from './driver.js'
+import { packedAt, type Qcow2Driver, SUBCLUSTERS } from './driver.js'
 import { holdBitmaps, storeBitmaps } from './bitmap-store.js'
 import { BitmapTracker } from './bitmap-tracker.js'
 import { FreeQueue } from './free-queue.js'
@@ -34,6 +27,7 @@ import { guardMetadata } from './guarded.js'
 import { AUTOCLEAR, COMPATIBLE, INCOMPATIBLE, type Qcow2Header } from './header.js'
 import { writeDiskSize, writeFeatures, writeL1 } from './header-update.js'
 import { Refcounts, type Run } from './refcounts.js'
+import { COMPRESSED, COPIED, ZERO_FLAG } from './words.js'
 import { type Qcow2Memory, STATE } from './write-memory.js'
 
 export interface Qcow2WriterParts {
@@ -57,10 +51,17 @@ const STEP_RECORDS = 2048
 const MAX_RUN = 512
 const ALL_SUBCLUSTERS = 0xffffffff
 
-interface Qcow2Reservation extends Reservation {
-  /** Where the slice of the L2 table and the first entry in it are. */
+/** An L2 entry, and what it maps. */
+interface Place {
+  /** Where the slice of the L2 table is in the file, and the entry in it. */
   readonly sliceAt: number
   readonly inSlice: number
+  /** Where its cluster begins on the disk. */
+  readonly offset: number
+}
+
+/** Of the clusters from a place on; `offset` is where the piece begins. */
+interface Qcow2Reservation extends Reservation, Place {
   /** Where the first cluster is. */
   readonly host: number
   readonly clusters: number
@@ -204,7 +205,7 @@ export class Qcow2Writer implements WritableDriver {
   private ownHost(slice: Buffer, at: number, offset: number): number {
     const { driver } = this.parts
     const high = slice.readUInt32BE(at)
-    if (high & COMPRESSED_HIGH || !(high & COPIED_HIGH)) return -1
+    if (high & COMPRESSED || !(high & COPIED)) return -1
     const low = slice.readUInt32BE(at + 4)
     const host = driver.checkedHost(high, low, offset)
     if (!driver.isAllocated(high, offset, host)) return -1
@@ -251,14 +252,10 @@ export class Qcow2Writer implements WritableDriver {
 
   reserve(offset: number, length: number): Reservation {
     const { driver } = this.parts
-    const l1Index = Math.floor(offset / driver.coverage)
-    const table = this.ownTable(l1Index, offset)
-    const entryAt = Math.floor((offset % driver.coverage) / this.unitBytes) * driver.entryBytes
-    const inSlice = entryAt % driver.sliceBytes
-    const sliceAt = table + entryAt - inSlice
-    const slice = driver.slice(sliceAt, offset)
+    const place = this.ownPlace(offset)
+    const { inSlice } = place
+    const slice = driver.slice(place.sliceAt, offset)
     const inCluster = offset % this.unitBytes
-    const place = { sliceAt, inSlice, offset: offset - inCluster }
     const host = this.ownHost(slice, inSlice, offset)
     if (host >= 0) return this.reserveInOwn(slice, place, inCluster, length, host)
 
@@ -283,7 +280,7 @@ export class Qcow2Writer implements WritableDriver {
   /** The entry's own cluster: it is marked as zeros, or holds only some of its subclusters. */
   private reserveInOwn(
     slice: Buffer,
-    place: { sliceAt: number; inSlice: number; offset: number },
+    place: Place,
     inCluster: number,
     length: number,
     host: number,
@@ -312,11 +309,7 @@ export class Qcow2Writer implements WritableDriver {
   }
 
   /** A new cluster of which only the subclusters that are written become allocated. */
-  private reservePart(
-    place: { sliceAt: number; inSlice: number; offset: number },
-    inCluster: number,
-    length: number,
-  ): Qcow2Reservation {
+  private reservePart(place: Place, inCluster: number, length: number): Qcow2Reservation {
     const first = Math.floor(inCluster / this.subclusterBytes)
     const until = Math.min(inCluster + length, this.unitBytes)
     const end = Math.ceil(until / this.subclusterBytes)
@@ -330,11 +323,7 @@ export class Qcow2Writer implements WritableDriver {
     }
   }
 
-  private reserveClusters(
-    place: { sliceAt: number; inSlice: number; offset: number },
-    clusters: number,
-    subclusters: number,
-  ): Qcow2Reservation {
+  private reserveClusters(place: Place, clusters: number, subclusters: number): Qcow2Reservation {
     const base = { ...place, store: this.dataStore, subclusters }
     if (this.parts.driver.external) {
       // Every byte of the disk has its place in the data file ("External data files").
@@ -351,7 +340,7 @@ export class Qcow2Writer implements WritableDriver {
   /** Whether an extended entry has no cluster, so that nothing has to move with it. */
   private holdsNothing(slice: Buffer, at: number): boolean {
     const high = slice.readUInt32BE(at)
-    if (high & COMPRESSED_HIGH) return false
+    if (high & COMPRESSED) return false
     return slice.readUInt32BE(at + 12) === 0
   }
 
@@ -369,9 +358,9 @@ export class Qcow2Writer implements WritableDriver {
       const at = r.inSlice + i * driver.entryBytes
       const isOwn =
         r.run === undefined && this.ownHost(slice, at, r.offset + i * this.unitBytes) >= 0
-      const wasPacked = (slice.readUInt32BE(at) & COMPRESSED_HIGH) !== 0
+      const wasPacked = (slice.readUInt32BE(at) & COMPRESSED) !== 0
       if (!isOwn) this.release(slice, at, r.offset)
-      putEntry(slice, at, r.host + i * this.unitBytes, COPIED_HIGH, 0)
+      putEntry(slice, at, r.host + i * this.unitBytes, COPIED, 0)
       if (!driver.extended) continue
       // The bits of a compressed cluster have no meaning.
       const zeros = wasPacked ? 0 : slice.readUInt32BE(at + 8)
@@ -393,10 +382,8 @@ export class Qcow2Writer implements WritableDriver {
     // Whoever reads the data file as it is has to find the zeros there. It has no layer below.
     if (this.keepsRaw) return this.dataStore.punch(offset, length) ? length : 0
     if (header.version === 2 && hasParent) return 0
-    const l1Index = Math.floor(offset / driver.coverage)
-    const first = Math.floor((offset % driver.coverage) / this.unitBytes) * driver.entryBytes
-    const inSlice = first % driver.sliceBytes
-    const slice = this.editLinks(this.ownTable(l1Index, offset) + first - inSlice, offset)
+    const { sliceAt, inSlice } = this.ownPlace(offset)
+    const slice = this.editLinks(sliceAt, offset)
     let done = 0
     for (let at = inSlice; done < length && at < slice.length; at += driver.entryBytes) {
       const from = done === 0 ? offset % this.unitBytes : 0
@@ -436,7 +423,7 @@ export class Qcow2Writer implements WritableDriver {
     to: number,
     offset: number,
   ): number {
-    if (slice.readUInt32BE(at) & COMPRESSED_HIGH) return 0
+    if (slice.readUInt32BE(at) & COMPRESSED) return 0
     const bits = bitsOf(from / this.subclusterBytes, Math.ceil(to / this.subclusterBytes))
     const { zeros, allocated } = this.bitmapOf(slice, at, offset)
     const { external } = this.parts.driver
@@ -613,6 +600,19 @@ export class Qcow2Writer implements WritableDriver {
     flush.settle()
   }
 
+  /** The entry that maps `offset`, in a table that may be changed. */
+  private ownPlace(offset: number): Place {
+    const { driver } = this.parts
+    const table = this.ownTable(Math.floor(offset / driver.coverage), offset)
+    const entryAt = Math.floor((offset % driver.coverage) / this.unitBytes) * driver.entryBytes
+    const inSlice = entryAt % driver.sliceBytes
+    return {
+      sliceAt: table + entryAt - inSlice,
+      inSlice,
+      offset: offset - (offset % this.unitBytes),
+    }
+  }
+
   /** The L2 table of an L1 entry, which nothing else points at: new, or a copy, where need be. Rule (5). */
   private ownTable(l1Index: number, offset: number): number {
     const { driver, store } = this.parts
@@ -637,7 +637,7 @@ export class Qcow2Writer implements WritableDriver {
         this.pool.edit(driver.l1SliceAt(l1Index), STAGE.links, load),
         inSlice,
         place,
-        COPIED_HIGH,
+        COPIED,
         0,
       )
     } catch (error) {
@@ -661,7 +661,7 @@ export class Qcow2Writer implements WritableDriver {
     const { driver, header } = this.parts
     if (driver.external) return
     const high = slice.readUInt32BE(at)
-    if (high & COMPRESSED_HIGH) {
+    if (high & COMPRESSED) {
       const { at: from, packedBytes } = packedAt(slice, at, header.clusterBits)
       const first = Math.floor(from / this.unitBytes)
       const last = Math.floor((from + packedBytes - 1) / this.unitBytes)
@@ -697,8 +697,7 @@ export class Qcow2Writer implements WritableDriver {
 
 const value = (state: Float64Array, at: number): number => state[at] as number
 
-const isCopied = (slice: Buffer, at: number): boolean =>
-  (slice.readUInt32BE(at) & COPIED_HIGH) !== 0
+const isCopied = (slice: Buffer, at: number): boolean => (slice.readUInt32BE(at) & COPIED) !== 0
 
 /** Bits `first` to `end - 1`. */
 const bitsOf = (first: number, end: number): number =>

@@ -1,6 +1,6 @@
 /** The clusters that bitmaps are in (QEMU docs/interop/qcow2.rst, "Bitmaps", "Bitmap table"). */
 import type { CheckedImage } from './image.js'
-import { BITMAP_RESERVED, hostOffset, readWords, wordBuffer } from './words.js'
+import { BITMAP_RESERVED, hostOffset, readWords, wordBuffer } from '../words.js'
 
 export interface BitmapCluster {
   /** Where the table's entry is in the file. */

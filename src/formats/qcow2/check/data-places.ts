@@ -4,7 +4,7 @@ import type { CheckedImage } from './image.js'
 import { walkL1 } from './l1-walk.js'
 import { L2Entry } from './l2-entry.js'
 import type { Report } from './report.js'
-import { hostOffset, readWords, wordBuffer } from './words.js'
+import { hostOffset, readWords, wordBuffer } from '../words.js'
 
 /** Checks that each cluster of the disk is at its own offset in the data file. */
 export function checkDataPlaces(image: CheckedImage, report: Report): void {

@@ -3,7 +3,7 @@ import type { CheckedImage, L1Table } from './image.js'
 import { walkL1 } from './l1-walk.js'
 import type { RefcountBlocks } from './refcount-blocks.js'
 import type { Report } from './report.js'
-import { COPIED, hostOffset, L1_RESERVED } from './words.js'
+import { COPIED, hostOffset, L1_RESERVED } from '../words.js'
 
 /** False where tables cannot be read, so that nobody knows what they name. */
 export function inspectL1Tables(

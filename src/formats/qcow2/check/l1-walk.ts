@@ -1,7 +1,7 @@
 /** Going over L1 tables (QEMU docs/interop/qcow2.rst, "Cluster mapping"). */
 import type { Store } from '../../../io/store.js'
 import type { L1Table } from './image.js'
-import { hostOffset, readWords, wordBuffer } from './words.js'
+import { hostOffset, readWords, wordBuffer } from '../words.js'
 
 const CHUNK_BYTES = 2 ** 20
 

@@ -1,6 +1,6 @@
 /** What an L2 entry says (QEMU docs/interop/qcow2.rst, "Cluster mapping", "Extended L2 Entries"). */
 import type { CheckedImage } from './image.js'
-import { COMPRESSED, COPIED, hostOffset, L2_RESERVED, ZERO_FLAG } from './words.js'
+import { COMPRESSED, COPIED, hostOffset, L2_RESERVED, ZERO_FLAG } from '../words.js'
 
 /** Decodes one entry at a time into its own fields: there are millions of them. */
 export class L2Entry {

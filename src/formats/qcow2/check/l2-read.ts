@@ -1,7 +1,7 @@
 /** Reading L2 tables, neighbours in the file together. */
 import type { CheckedImage } from './image.js'
 import type { L2Tables } from './l1-walk.js'
-import { readWords, wordBuffer } from './words.js'
+import { readWords, wordBuffer } from '../words.js'
 
 const MAX_READ_BYTES = 2 * 2 ** 20
 /**

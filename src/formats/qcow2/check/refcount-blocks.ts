@@ -1,5 +1,6 @@
 /** The reference counts as the image has them (QEMU docs/interop/qcow2.rst, "Reference counts"). */
-import { blockOffset, REFCOUNT_TABLE_RESERVED_LOW } from './words.js'
+import { getCount, setCount } from '../counts.js'
+import { blockOffset, REFCOUNT_TABLE_RESERVED_LOW } from '../words.js'
 import type { CheckedImage } from './image.js'
 
 /** Clusters whose counts are read at a time. */
@@ -99,40 +100,14 @@ export class RefcountBlocks {
     this.cachedSlice = -1
   }
 
-  /** The count at `index` of a slice: below a byte the lowest bits first, else big-endian. */
+  /** The count at `index` of a slice. */
   read(slice: Buffer, index: number): number {
-    switch (this.order) {
-      case 4:
-        return ((slice[index * 2] as number) << 8) | (slice[index * 2 + 1] as number)
-      case 3:
-        return slice[index] as number
-      case 5:
-        return slice.readUInt32BE(index * 4)
-      case 6:
-        return slice.readUInt32BE(index * 8) * 2 ** 32 + slice.readUInt32BE(index * 8 + 4)
-      default: {
-        const bits = 1 << this.order
-        const shift = (index * bits) & 7
-        return ((slice[(index * bits) >> 3] as number) >> shift) & ((1 << bits) - 1)
-      }
-    }
+    return getCount(slice, index, this.order)
   }
 
   /** Sets the count at `index` of a slice to `count`, which fits. */
   write(slice: Buffer, index: number, count: number): void {
-    if (this.order === 6) {
-      slice.writeUInt32BE(Math.floor(count / 2 ** 32), index * 8)
-      slice.writeUInt32BE(count % 2 ** 32, index * 8 + 4)
-    } else if (this.order >= 3) {
-      const bytes = 1 << (this.order - 3)
-      slice.writeUIntBE(count, index * bytes, bytes)
-    } else {
-      const bits = 1 << this.order
-      const shift = (index * bits) & 7
-      const at = (index * bits) >> 3
-      const others = (slice[at] as number) & ~(((1 << bits) - 1) << shift)
-      slice[at] = others | (count << shift)
-    }
+    setCount(slice, index, this.order, count)
   }
 
   private isEmpty(block: number): boolean {

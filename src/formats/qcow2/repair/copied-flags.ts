@@ -6,7 +6,7 @@ import type { L2Tables } from '../check/l1-walk.js'
 import { L2Entry } from '../check/l2-entry.js'
 import type { Report } from '../check/report.js'
 import { type CellMemory, COUNTED_ONCE, UNKNOWN } from '../check/window.js'
-import { COPIED, hostOffset } from '../check/words.js'
+import { COPIED, hostOffset } from '../words.js'
 import { findSharedTables } from './shared-tables.js'
 import { TableEditor } from './table-editor.js'
 

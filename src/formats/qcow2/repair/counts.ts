@@ -19,7 +19,7 @@ import { walkL1 } from '../check/l1-walk.js'
 import type { Report } from '../check/report.js'
 import { clustersOf, type Run, Runs } from '../check/runs.js'
 import { type CellMemory, REFERENCES } from '../check/window.js'
-import { hostOffset } from '../check/words.js'
+import { hostOffset } from '../words.js'
 import { writeRefcountTable } from '../header-update.js'
 
 export interface CountChanges {

@@ -5,7 +5,7 @@
  */
 import type { CheckedImage } from '../check/image.js'
 import { L2Entry } from '../check/l2-entry.js'
-import { COPIED, hostOffset, L1_RESERVED, L2_RESERVED, ZERO_FLAG } from '../check/words.js'
+import { COPIED, hostOffset, L1_RESERVED, L2_RESERVED, ZERO_FLAG } from '../words.js'
 import type { Change } from './table-editor.js'
 
 export function soundL1Entry(high: number, low: number): Change | undefined {

@@ -3,7 +3,7 @@
  * "Reference counts"). An offset has at most 56 bits and is a multiple of 512, which a number holds
  * exactly.
  */
-import type { Store } from '../../../io/store.js'
+import type { Store } from '../../io/store.js'
 
 /** In the high half. */
 export const COPIED = 0x80000000
