@@ -3,6 +3,7 @@
  * statistics adds them up. Plain stores: a count that is read while it is raised is one off.
  */
 import { COUNT, COUNTS } from '../cache/counts.js'
+import { OPCODE } from './protocol.js'
 
 /** Opcodes are below this; others are counted at 0. */
 const OPCODES = 64
@@ -28,9 +29,6 @@ const AT = {
   others: LATENCIES + 2 * BUCKETS,
 }
 const REGION = LATENCIES + 3 * BUCKETS
-
-const READ = 15
-const WRITE = 16
 
 /** One thread's region. */
 export class WorkerStats {
@@ -59,11 +57,11 @@ export class WorkerStats {
     const { region } = this
     region[opcode < OPCODES ? opcode : 0]!++
     if (error !== 0) region[AT.errors]!++
-    else if (opcode === READ) region[AT.bytesRead]! += dataBytes
-    else if (opcode === WRITE) region[AT.bytesWritten]! += dataBytes
+    else if (opcode === OPCODE.READ) region[AT.bytesRead]! += dataBytes
+    else if (opcode === OPCODE.WRITE) region[AT.bytesWritten]! += dataBytes
     if (started !== 0) {
       const bucket = bucketOf((performance.now() - started) * 1000)
-      const at = opcode === READ ? AT.reads : opcode === WRITE ? AT.writes : AT.others
+      const at = opcode === OPCODE.READ ? AT.reads : opcode === OPCODE.WRITE ? AT.writes : AT.others
       region[at + bucket]!++
     }
   }

@@ -16,9 +16,10 @@ import { TextSlots } from './control.js'
 import { ImageFs } from './image-fs.js'
 import { opcodeName, Responder } from './opcodes.js'
 import { Poller } from './poller.js'
-import { IN_HEADER, MESSAGE_BYTES, OUT_HEADER, WRITE_OUT } from './protocol.js'
+import { IN_HEADER, MESSAGE_BYTES, OPCODE, OUT_HEADER, WRITE_OUT } from './protocol.js'
 import { readStats, WorkerStats } from './stats.js'
 import { type Appearance, Tree } from './tree.js'
+import { warmUp } from './warm-up.js'
 
 /** What a worker starts from; all of it plain data or shared memory. */
 export interface WorkerSetup {
@@ -67,9 +68,6 @@ const EAGAIN = 11
 const ENODEV = 19
 const ECONNABORTED = 103
 
-/** An opcode. */
-const WRITE = 16
-
 /** Damage that was logged already: a scan over a lost table is one line a place, not a million. */
 const MAX_LOGGED_FAULTS = 1000
 
@@ -78,6 +76,8 @@ function run(setup: WorkerSetup): void {
   const stats = new WorkerStats(setup.shared.stats, setup.index)
   const { disk: memory } = setup.shared
   const writing = memory && { memory, thread: setup.index }
+  // Before anything of the real disk is made: see warm-up.ts.
+  const warming = memory && new Warming(setup)
   const images = new ImageSet(setup.layers, setup.caches, stats, writing)
   const fileSystem = new ImageFs({
     tree: new Tree(setup.entries, setup.appearance),
@@ -97,9 +97,43 @@ function run(setup: WorkerSetup): void {
   const responder = new Responder(fileSystem, faultLogger(), Buffer.from(crew.target))
   parentPort?.once('message', ({ device, minor }: SessionStart) => {
     fileSystem.speak(minor)
-    serve(device, responder, stats, new Poller(setup.shared.polling, setup.index))
+    serve(device, responder, stats, new Poller(setup.shared.polling, setup.index), warming)
     parentPort?.close()
   })
+}
+
+/** The steps of the warm-up, as long as there are any. */
+class Warming {
+  private steps: Iterator<void> | undefined
+
+  constructor({ index, layers, caches }: WorkerSetup) {
+    // More at once than there are processors would take longer than it is worth.
+    if (index >= availableParallelism() || availableParallelism() === 1) return
+    this.guarded(() => {
+      this.steps = warmUp(layers[0] as LayerSpec, caches)
+    })
+  }
+
+  /** Goes on until a request comes, which waits for one step at most: its length, or -1 at the end. */
+  poll(device: number, message: Buffer): number {
+    while (this.steps) {
+      const length = read(device, message, message.length)
+      if (length >= 0) return length
+      this.guarded(() => {
+        if (this.steps?.next().done) this.steps = undefined
+      })
+    }
+    return -1
+  }
+
+  private guarded(act: () => void): void {
+    try {
+      act()
+    } catch (error) {
+      this.steps = undefined
+      log({ level: 'debug', message: 'no warm-up', detail: { why: String(error) } })
+    }
+  }
 }
 
 /** The helper is started with the first compressed cluster: most images have none. */
@@ -132,12 +166,22 @@ function openDevices(session: number): { sleeping: number; polling: number } {
   }
 }
 
-function serve(session: number, responder: Responder, stats: WorkerStats, poller: Poller): void {
+function serve(
+  session: number,
+  responder: Responder,
+  stats: WorkerStats,
+  poller: Poller,
+  warming: Warming | undefined,
+): void {
   const message = Buffer.allocUnsafeSlow(MESSAGE_BYTES)
   const devices = openDevices(session)
   for (;;) {
     let device = devices.polling
-    let length = device < 0 ? -1 : poller.poll(device, message)
+    let length = -1
+    if (device >= 0) {
+      length = warming?.poll(device, message) ?? -1
+      if (length < 0) length = poller.poll(device, message)
+    }
     if (length < 0) {
       device = devices.sleeping
       length = read(device, message, message.length)
@@ -155,7 +199,7 @@ function serve(session: number, responder: Responder, stats: WorkerStats, poller
     if (bytes > 0) send(device, responder.reply, bytes)
     const error = bytes > 0 ? responder.reply.readInt32LE(OUT_HEADER.at.error) : 0
     const opcode = message.readUInt32LE(IN_HEADER.at.opcode)
-    const written = error === 0 && opcode === WRITE
+    const written = error === 0 && opcode === OPCODE.WRITE
     const dataBytes = written
       ? responder.reply.readUInt32LE(OUT_HEADER.size + WRITE_OUT.at.size)
       : bytes - OUT_HEADER.size

@@ -53,6 +53,17 @@ export const FALLOC_FL_KEEP_SIZE = 1
 export const FALLOC_FL_PUNCH_HOLE = 2
 export const FALLOC_FL_ZERO_RANGE = 16
 
+const memfd_create = libc.func('int memfd_create(const char *name, unsigned int flags)')
+const MFD_CLOEXEC = 1
+
+/** An empty file in memory that only its descriptor leads to (memfd_create(2)). For `closeFile`. */
+export function memoryFile(name: string): number {
+  return check(memfd_create(name, MFD_CLOEXEC), 'memfd_create')
+}
+
+/** close(2), for descriptors that Node has not opened: of those it would warn. */
+export const closeFile: (fd: number) => number = libc.func('int close(int fd)')
+
 const lseek64 = libc.func('int64_t lseek64(int fd, int64_t offset, int whence)')
 const fcntl = libc.func('int fcntl(int fd, int command, ...)')
 const ioctl32 = libc.func('int ioctl(int fd, unsigned long request, void *argument)')

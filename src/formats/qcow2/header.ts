@@ -228,6 +228,35 @@ export function readHeader(store: Store): Qcow2Header {
   return header
 }
 
+/** The header of an image without names, snapshots or extensions. */
+export function encodeHeader(
+  header: Pick<
+    Qcow2Header,
+    | 'version'
+    | 'clusterBits'
+    | 'sizeBytes'
+    | 'l1Entries'
+    | 'l1Offset'
+    | 'refcountTableOffset'
+    | 'refcountTableClusters'
+    | 'incompatible'
+    | 'refcountOrder'
+  >,
+): Buffer {
+  const first = V2_HEADER.encode({
+    ...header,
+    magic: MAGIC,
+    backingNameOffset: 0,
+    backingNameBytes: 0,
+    cryptMethod: 0,
+    snapshotCount: 0,
+    snapshotsOffset: 0,
+  })
+  if (header.version === 2) return first
+  const v3 = { ...header, compatible: 0n, autoclear: 0n, headerBytes: COMPRESSION_TYPE_AT }
+  return Buffer.concat([first, V3_FIELDS.encode(v3)])
+}
+
 const RESTORE = 'restore it from a copy, or try qemu-img check on a copy'
 const PROBE = 'give the format with --format, or leave it out to have it found'
 const V2_DEFAULTS = {
