@@ -90,7 +90,19 @@ async function serveInFront(args: string[]): Promise<number> {
   const server = await serve(request, target)
   for (const warning of server.warnings) process.stderr.write(`vimgfs: ${printable(warning)}\n`)
   if (!quiet) process.stdout.write(`${hints(request, server, undefined).join('\n')}\n`)
-  return (await server.finished) ? 0 : 1
+  return end(server)
+}
+
+/**
+ * When the last request has been served all is in the image, and the process goes at once: taking down
+ * its threads one by one can only go wrong, and whoever unmounts waits for it.
+ */
+async function end(server: Server): Promise<number> {
+  const { exitNow } = await import('../io/libc.js')
+  if (!(await server.finished)) process.exitCode = 1
+  const code = Number(process.exitCode ?? 0)
+  exitNow(code)
+  return code
 }
 
 async function serveInBackground(args: string[], reportFd: number): Promise<number> {
@@ -113,7 +125,7 @@ async function serveInBackground(args: string[], reportFd: number): Promise<numb
     process.chdir('/')
     for (const warning of server.warnings) target.logger.warn(warning)
     report({ lines: hints(request, server, target.place), warnings: server.warnings })
-    return (await server.finished) ? 0 : 1
+    return await end(server)
   } catch (error) {
     if (!isExpected(error)) throw error
     report({ error: oneLine(error) })

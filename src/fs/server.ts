@@ -250,7 +250,8 @@ function startWorkers(
       if (message === 'help') {
         if (!isHelped) startHelper(shared.crews, chain, logger)
         isHelped = true
-      } else logger[message.log.level](message.log.detail ?? {}, message.log.message)
+      } else if (message !== 'served')
+        logger[message.log.level](message.log.detail ?? {}, message.log.message)
     })
     worker.on('error', error => {
       logger.fatal({ stack: error.stack }, 'a worker has died')
@@ -258,8 +259,15 @@ function startWorkers(
     })
     return worker
   })
+  // A worker is done when it has served its last request; how its thread ends concerns nobody.
   const ended = all.map(
-    worker => new Promise<void>(resolve => worker.once('exit', () => resolve())),
+    worker =>
+      new Promise<void>(resolve => {
+        worker.once('exit', () => resolve())
+        worker.on('message', (message: WorkerMessage) => {
+          if (message === 'served') resolve()
+        })
+      }),
   )
   return {
     threads: all,

@@ -53,8 +53,8 @@ export interface SessionStart {
   readonly minor: number
 }
 
-/** What a worker tells the main thread. */
-export type WorkerMessage = { readonly log: WorkerLog } | 'help'
+/** What a worker tells the main thread; 'served' is the last. */
+export type WorkerMessage = { readonly log: WorkerLog } | 'help' | 'served'
 
 export interface WorkerLog {
   readonly level: 'debug' | 'warn' | 'error'
@@ -98,6 +98,7 @@ function run(setup: WorkerSetup): void {
   parentPort?.once('message', ({ device, minor }: SessionStart) => {
     fileSystem.speak(minor)
     serve(device, responder, stats, new Poller(setup.shared.polling, setup.index), warming)
+    tell('served')
     parentPort?.close()
   })
 }

@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import {
   attemptIn,
+  hasEnded,
   HERE,
   isMounted,
   isRoot,
@@ -17,8 +18,8 @@ import {
   NO_LOG,
   noFuse,
   ordinaryUser,
-  READ_ONLY,
   type Place,
+  READ_ONLY,
   runIn,
   serversOf,
   until,
@@ -61,7 +62,7 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
     await t.test(`${signal} unmounts and ends the server`, async t => {
       const { folder, pid, log } = await mount(t, SAMPLE, { place, args: READ_ONLY })
       process.kill(pid, signal)
-      t.ok(await until(() => !isRunning(pid)), 'it has ended')
+      t.ok(await hasEnded(t, pid), 'it has ended')
       t.notOk(await isMounted(place, folder))
       t.match(log(), '"msg":"unmounted"')
     })
@@ -89,7 +90,7 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
     t.ok(isRunning(pid), 'its server is not')
     t.match(log(), /"reason":"SIGTERM".*in use: detached/)
     t.equal(await finish(), '65536', 'it is served')
-    t.ok(await until(() => !isRunning(pid)), 'and ends with the last user')
+    t.ok(await hasEnded(t, pid), 'and ends with the last user')
   })
 
   await t.test('in use: umount refuses in one line and changes nothing', async t => {
@@ -114,13 +115,13 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
     t.notOk(await isMounted(place, folder))
     t.ok(isRunning(pid))
     t.equal(await finish(), '65536')
-    t.ok(await until(() => !isRunning(pid)))
+    t.ok(await hasEnded(t, pid))
   })
 
   await t.test('killed: what is left can be removed', async t => {
     const { folder, pid, file } = await mount(t, SAMPLE, { place, args: READ_ONLY })
     kill(pid, 'SIGKILL')
-    t.ok(await until(() => !isRunning(pid)))
+    t.ok(await hasEnded(t, pid))
     const dead = await attemptIn(place, 'cat', [file('disk.raw')])
     t.match(dead.stderr, /endpoint is not connected|caused connection abort/)
 
@@ -139,7 +140,7 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
     const { folder, pid, file } = await mount(t, SAMPLE, { place, args: READ_ONLY })
     const { finish } = await holder(t, place, file('disk.raw'))
     kill(pid, 'SIGKILL')
-    t.ok(await until(() => !isRunning(pid)))
+    t.ok(await hasEnded(t, pid))
     const refused = await vimgfs(place, ['umount', folder])
     if (refused.code !== 0) {
       oneLine(t, refused.stderr, /in use/)
@@ -156,13 +157,13 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
     t.ok(await until(async () => !(await isMounted(place, folder))))
     process.kill(pid, 'SIGCONT')
     t.equal((await ended).code, 0)
-    t.ok(await until(() => !isRunning(pid)))
+    t.ok(await hasEnded(t, pid))
   })
 
   await t.test('unmounted by others: the server ends', async t => {
     const { folder, pid } = await mount(t, SAMPLE, { place, args: READ_ONLY })
     await runIn(place, ...unmounting(place, folder))
-    t.ok(await until(() => !isRunning(pid)))
+    t.ok(await hasEnded(t, pid))
   })
 
   await t.test('other names of the folder', async t => {

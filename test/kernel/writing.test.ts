@@ -8,16 +8,17 @@ import t, { type Test } from 'tap'
 import {
   attemptIn,
   call,
+  hasEnded,
   HERE,
   isMounted,
   isRoot,
   isRunning,
   kill,
-  type Mount,
   mount,
+  type Mount,
   mountFolder,
-  NO_LOG,
   namespace,
+  NO_LOG,
   noFuse,
   ordinaryUser,
   type Place,
@@ -256,7 +257,7 @@ t.test('what is written is in the image', skip, async t => {
       await act(mounted, mounted.file(image.name))
       // What the server had not flushed is lost with it.
       kill(mounted.pid, 'SIGKILL')
-      await until(() => !isRunning(mounted.pid))
+      await hasEnded(t, mounted.pid)
       t.equal((await image.content()).toString('latin1', 0, 512), 'A'.repeat(512))
     })
   }

@@ -10,9 +10,9 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import {
+  hasEnded,
   HERE,
   isMounted,
-  isRunning,
   kill,
   mount,
   mountFolder,
@@ -162,7 +162,7 @@ class Kills {
     // All of them write; from now on any moment will do.
     await sleep(Math.random() ** 2 * sized(1500, 5000))
     kill(mounted.pid, 'SIGKILL')
-    this.t.ok(await until(() => !isRunning(mounted.pid)), 'the server is gone')
+    this.t.ok(await hasEnded(this.t, mounted.pid), 'the server is gone')
     await Promise.all(writers)
     const { code } = await vimgfs(HERE, ['umount', this.mountpoint])
     this.t.notOk(await isMounted(HERE, this.mountpoint), `umount of what is left: ${code}`)

@@ -59,6 +59,8 @@ for (const title of TITLES) {
           attempt(() => opened.disk.close())
           const label = `${name}, ${isCopied ? '' : 'not '}COPIED, ${what} (${told.join(' ')})`
           t.equal(problemOf(kind, store), '', label)
+          // An entry that names the header's cluster maps nothing.
+          if (at > 0) t.equal(told[0], 'CORRUPT', `${label} is refused`)
         }
       }
     }

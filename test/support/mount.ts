@@ -264,6 +264,20 @@ export async function isMounted(place: Place, folder: string): Promise<boolean> 
   return mounts.stdout.includes(` ${folder} `)
 }
 
+/** Waits until a process has ended, for ten seconds at most; says where it hangs if it has not. */
+export async function hasEnded(t: Test, pid: number): Promise<boolean> {
+  if (await until(() => !isRunning(pid))) return true
+  for (const thread of readdirSync(`/proc/${pid}/task`)) {
+    const about = (name: string) => readFileSync(`/proc/${pid}/task/${thread}/${name}`, 'utf8')
+    try {
+      t.comment(`thread ${thread}: ${about('wchan')} ${about('syscall')}${about('stack')}`)
+    } catch {
+      // It has ended meanwhile, or is not ours to look into.
+    }
+  }
+  return false
+}
+
 /** Waits until `isTrue`, for ten seconds at most. */
 export async function until(isTrue: () => boolean | Promise<boolean>): Promise<boolean> {
   for (let tries = 0; tries < 200; tries++) {
