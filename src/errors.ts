@@ -104,11 +104,11 @@ export function oneLine(error: Error): string {
   return printable(`${path}${error.message}${hint}`)
 }
 
-/** `text` with control characters as \xNN, cut at 2000 characters. */
+/** `text` with control characters as \xNN and separators of lines as \uNNNN, cut at 2000 characters. */
 export function printable(text: string): string {
   const cut = text.length > 2000 ? `${text.slice(0, 2000)}…` : text
-  return cut.replace(
-    /[\x00-\x1f\x7f-\x9f]/g,
-    c => `\\x${c.charCodeAt(0).toString(16).padStart(2, '0')}`,
-  )
+  return cut.replace(/[\x00-\x1f\x7f-\x9f\u2028\u2029]/g, c => {
+    const code = c.charCodeAt(0)
+    return code > 0xff ? `\\u${code.toString(16)}` : `\\x${code.toString(16).padStart(2, '0')}`
+  })
 }

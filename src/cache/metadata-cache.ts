@@ -49,13 +49,14 @@ export class MetadataCache {
    * `length` bytes of `store` at `at`, a multiple of 512 below 2^53. `storeId`, 0 to 511, tells
    * stores apart. A table that is cut off by the end of the file is damage, never zeros: an entry
    * that is missing would read as "never written". What is returned is valid until the next call.
+   * @param place where that counts as, for stores that share an id: a multiple of 512 below 2^53, too
    */
-  slice(store: Store, storeId: number, at: number, length: number): Buffer {
+  slice(store: Store, storeId: number, at: number, length: number, place = at): Buffer {
     const pool = storeId === 0 ? this.pool : undefined
-    const changed = pool?.find(at)
+    const changed = pool?.find(place)
     if (changed !== undefined) return changed
-    const key = storeId * 2 ** 44 + at / 512
-    const version = pool === undefined ? 0 : pool.version(at)
+    const key = storeId * 2 ** 44 + place / 512
+    const version = pool === undefined ? 0 : pool.version(place)
     const cached = this.slices.get(key)
     // An L1 table may be shorter than a slice, and a damaged image name its place for another table.
     if (cached !== undefined && cached.bytes.length >= length && cached.version === version) {

@@ -32,8 +32,13 @@ export async function run(args: string[]): Promise<number> {
     await lock(file, repair === undefined ? 'read' : 'write')
     const store = await storeOf(file)
     const { probeGiven } = await import('../formats/probe.js')
-    if ((format ?? probeGiven(store)) === 'raw') {
-      process.stderr.write(`vimgfs: ${printable(name)}: raw images have no tables to check\n`)
+    const actual = format ?? probeGiven(store)
+    if (actual !== 'qcow2') {
+      const why =
+        actual === 'raw'
+          ? 'raw images have no tables to check'
+          : `${actual} images are not checked yet`
+      process.stderr.write(`vimgfs: ${printable(name)}: ${why}\n`)
       return EXIT.unsupported
     }
     const isWatched = output === 'human' && process.stderr.isTTY

@@ -22,7 +22,7 @@ Example: vimgfs mount disk.qcow2 /mnt/x && ls -l /mnt/x && vimgfs umount /mnt/x
 const HELP: Record<string, string> = {
   mount: `Usage: vimgfs mount [OPTION…] IMAGE MOUNTPOINT
 
-Shows the disk image IMAGE (qcow2, raw) in the folder MOUNTPOINT:
+Shows the disk image IMAGE (qcow2, vmdk, raw) in the folder MOUNTPOINT:
 
   disk.raw               the disk, with its virtual size; holes are holes. What is written to it is
                          in IMAGE, at the latest after fsync or a few seconds.
@@ -52,11 +52,13 @@ round.
        fsname=NAME         what mount lists as the source (the path of IMAGE)
   -f, --foreground       stay in front and log to standard error
   -q, --quiet            say nothing but errors
-  --format F             raw or qcow2 (found by the first bytes)
+  --format F             raw, qcow2 or vmdk (found by the first bytes)
   --threads N            threads that serve requests (2, up to 4 with more processors)
   --metadata-cache SIZE  tables to keep in memory, of all threads together
                          (all that the disk can have, for each thread, but 48M at most)
-  --allow-path DIR       IMAGE may name backing and data files below DIR too (its own folder)
+  --allow-path DIR       IMAGE may name backing files, data files and extents below DIR too (its own
+                         folder)
+  --ignore-cid           read a vmdk whose parent has been changed since it was made
   --max-chain N          backing files at most (200)
   --log-level LEVEL      trace, debug, info, warn, error, fatal, silent (info)
   --log-file FILE        log there (syslog, or a file that the hint after mounting names)
@@ -88,7 +90,7 @@ Looks whether the tables of IMAGE are sound: what is used is counted, and nothin
                          IMAGE open, and a copy of it is a good thing to have. No byte of the
                          disk or of a snapshot reads differently afterwards: what cannot be
                          known is left.
-  --format F             raw or qcow2 (found by the first bytes)
+  --format F             raw, qcow2 or vmdk (found by the first bytes)
 
 Exit code: 0 it is sound, 1 it could not be checked, 2 it is damaged, 3 space is lost and nothing
 else, 63 its format has nothing to check.
@@ -103,7 +105,7 @@ Says what IMAGE is, with the fields and numbers of qemu-img info.
 
   --output=human|json    for people (the default) or for programs
   --backing-chain        all layers down to the last backing file
-  --format F             raw or qcow2 (found by the first bytes)
+  --format F             raw, qcow2 or vmdk (found by the first bytes)
   --allow-path DIR       IMAGE may name files below DIR too (its own folder)
 
 Example:

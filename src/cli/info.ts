@@ -9,6 +9,7 @@ const OPTIONS = {
   'backing-chain': { type: 'boolean' },
   format: { type: 'string' },
   'allow-path': { type: 'string', multiple: true },
+  'ignore-cid': { type: 'boolean' },
 } as const
 
 export async function run(args: string[]): Promise<number> {
@@ -21,6 +22,7 @@ export async function run(args: string[]): Promise<number> {
   const open = {
     ...(values.format !== undefined && { format: parseChoice(values.format, '--format', FORMATS) }),
     allowPaths: values['allow-path'] ?? [],
+    ignoreCid: values['ignore-cid'] === true,
   }
   const infos = describe(image, open, withBackingChain)
   const [top] = infos as [ImageInfo]

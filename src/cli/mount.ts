@@ -19,6 +19,7 @@ const OPTIONS = {
   threads: { type: 'string' },
   'metadata-cache': { type: 'string' },
   'allow-path': { type: 'string', multiple: true },
+  'ignore-cid': { type: 'boolean' },
   'max-chain': { type: 'string' },
   'log-level': { type: 'string' },
   'log-file': { type: 'string' },
@@ -69,6 +70,7 @@ async function requestOf(args: string[]): Promise<Settings> {
           maxDepth: parseCount(depth, '--max-chain', 1, MAX_CHAIN_DEPTH.highest),
         }),
         allowPaths: values['allow-path'] ?? [],
+        ignoreCid: values['ignore-cid'] === true,
       },
       threads:
         threads === undefined ? DEFAULT_THREADS : parseCount(threads, '--threads', 1, MAX_THREADS),

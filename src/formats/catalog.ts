@@ -4,6 +4,7 @@ import type { Chain, LayerSpec, Timestamp } from './chain.js'
 import { distinctNames, stemOf, type Tagged } from './file-names.js'
 import { clusterBytes, l2CoverageBytes, type Qcow2Header } from './qcow2/header.js'
 import type { Qcow2Snapshot } from './qcow2/snapshots.js'
+import type { MachineSnapshot } from './vmdk/machine.js'
 
 /** Plain data: the threads get it as a message. */
 export interface CatalogEntry {
@@ -21,14 +22,24 @@ export interface CatalogEntry {
 }
 
 export function catalogOf(chain: Chain): { entries: CatalogEntry[]; warnings: string[] } {
-  const [top, ...below] = chain.layers
+  const [top] = chain.layers
+  // What a snapshot froze is shown as that.
+  const frozen = new Set(chain.machineSnapshots.map(({ layer }) => layer))
+  const below = chain.layers
+    .map((layer, place) => ({ layer, place }))
+    .slice(1, chain.depth)
+    .filter(({ place }) => !frozen.has(place))
   const stem = stemOf(top.path)
   const warnings: string[] = []
   const tags: Tagged[] = [
     ...chain.snapshots.map(({ name, id }) => ({ tag: name, id })),
-    ...below.map((layer, index) => ({
+    ...chain.machineSnapshots.map(({ displayName, uid }) => ({
+      tag: Buffer.from(displayName),
+      id: String(uid),
+    })),
+    ...below.map(({ layer, place }) => ({
       tag: Buffer.from(path.parse(layer.path).name),
-      id: String(index + 1),
+      id: String(place),
     })),
   ]
   const names = distinctNames(stem, tags)
@@ -53,29 +64,47 @@ export function catalogOf(chain: Chain): { entries: CatalogEntry[]; warnings: st
         warnings.push(`${top.path}: the VM state of snapshot ${snapshot.id} has an impossible size`)
     }
   })
-  below.forEach((layer, index) => {
+  const shown = chain.snapshots.length
+  chain.machineSnapshots.forEach((snapshot, index) => {
+    const layer = chain.layers[snapshot.layer] as LayerSpec
     entries.push({
-      name: `${names[chain.snapshots.length + index]}.raw`,
+      name: `${names[shown + index]}.raw`,
+      kind: 'snapshot',
+      layer: snapshot.layer,
+      startOffset: 0,
+      sizeBytes: diskBytes(layer),
+      modified: snapshot.created ?? layer.modified,
+      attributes: { ...layerAttributes(layer), path: layer.path, ...machineAttributes(snapshot) },
+    })
+  })
+  below.forEach(({ layer, place }, index) => {
+    entries.push({
+      name: `${names[shown + chain.machineSnapshots.length + index]}.raw`,
       kind: 'layer',
-      layer: index + 1,
+      layer: place,
       startOffset: 0,
       sizeBytes: diskBytes(layer),
       modified: layer.modified,
-      attributes: { ...layerAttributes(layer), layer: String(index + 1), path: layer.path },
+      attributes: { ...layerAttributes(layer), layer: String(place), path: layer.path },
     })
   })
   return { entries, warnings }
 }
 
-export const diskBytes = (layer: LayerSpec): number => layer.qcow2?.sizeBytes ?? layer.sizeBytes
+export const diskBytes = ({ qcow2, vmdk, sizeBytes }: LayerSpec): number =>
+  (qcow2 ?? vmdk)?.sizeBytes ?? sizeBytes
 
 function layerAttributes(layer: LayerSpec): Record<string, string> {
-  const { qcow2 } = layer
+  const { qcow2, vmdk } = layer
   return {
     format: layer.format,
     ...(qcow2 && {
       'cluster-size': String(clusterBytes(qcow2)),
       'format-version': String(qcow2.version),
+    }),
+    ...(vmdk?.descriptor && {
+      'create-type': vmdk.descriptor.createType,
+      cid: vmdk.descriptor.cid.toString(16).padStart(8, '0'),
     }),
   }
 }
@@ -127,6 +156,18 @@ function snapshotAttributes(snapshot: Qcow2Snapshot, layer: LayerSpec): Record<s
     'snapshot-date': date.toISOString(),
     'snapshot-vm-clock-ns': String(snapshot.guestNanoseconds),
     'snapshot-vm-state-size': String(snapshot.vmStateBytes),
+  }
+}
+
+function machineAttributes(snapshot: MachineSnapshot): Record<string, string> {
+  const { uid, parent, displayName, description, created } = snapshot
+  const date = created && new Date(created.seconds * 1000 + created.nanoseconds / 1e6)
+  return {
+    'snapshot-id': String(uid),
+    'snapshot-name': displayName,
+    ...(description !== '' && { 'snapshot-description': description }),
+    ...(parent !== undefined && { 'snapshot-parent': String(parent) }),
+    ...(date && { 'snapshot-date': date.toISOString() }),
   }
 }
 

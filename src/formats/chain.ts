@@ -3,7 +3,8 @@
  * is handed to worker threads. Nothing is read but headers and the top's snapshot table.
  */
 import fs from 'node:fs'
-import { ImageError } from '../errors.js'
+import path from 'node:path'
+import { ImageError, printable } from '../errors.js'
 import { sizeOf } from '../io/libc.js'
 import { isWrittenByOthers, lockImage } from '../io/locks.js'
 import {
@@ -11,15 +12,19 @@ import {
   allowedFolders,
   type OpenedFile,
   openGiven,
+  openFirst,
   openNamed,
   WriteProtected,
 } from '../io/named-file.js'
 import { FileStore, WritableFileStore } from '../io/store.js'
-import { MAX_CHAIN_DEPTH } from './limits.js'
-import { FORMATS, type Format, probe, probeGiven } from './probe.js'
+import { MAX_CHAIN_DEPTH, MAX_LAYERS, MAX_REFUSED_SNAPSHOTS, MAX_VMSD_BYTES } from './limits.js'
+import { FORMATS, FORMATS_READ, type Format, probe, probeGiven } from './probe.js'
 import { INCOMPATIBLE, type Qcow2Header, readHeader } from './qcow2/header.js'
 import { recover } from './qcow2/recovery.js'
 import { type Qcow2Snapshot, readSnapshots } from './qcow2/snapshots.js'
+import { openVmdk, type VmdkSpec } from './vmdk/image.js'
+import { type MachineSnapshot, snapshotsOfDisk } from './vmdk/machine.js'
+import { checkCid, extentNames, type ParentLink, parentLink, parentNames } from './vmdk/parent.js'
 
 export interface FileSpec {
   readonly path: string
@@ -36,6 +41,10 @@ export interface LayerSpec extends FileSpec {
   readonly mode: number
   readonly qcow2?: Qcow2Header
   readonly dataFile?: FileSpec
+  /** Its extents have files of their own, or its file is one of them. */
+  readonly vmdk?: VmdkSpec
+  /** What shows through where it is silent, by its place among the layers. */
+  readonly below?: number
 }
 
 export interface Timestamp {
@@ -44,10 +53,16 @@ export interface Timestamp {
 }
 
 export interface Chain {
-  /** The image first, then its backing file, and so on. Never empty. */
+  /**
+   * The image first, then its backing file, and so on, `depth` of them; then what only snapshots of
+   * other branches stand on. Never empty.
+   */
   readonly layers: readonly [LayerSpec, ...LayerSpec[]]
+  readonly depth: number
   /** The snapshots of the image itself. */
   readonly snapshots: readonly Qcow2Snapshot[]
+  /** Those of the machine whose disk it is: each is a disk file, frozen since. */
+  readonly machineSnapshots: readonly MachineSnapshot[]
   /** What the user should know, a line each. */
   readonly warnings: readonly string[]
   /** Whether the first layer, with its data file, is open for writing. */
@@ -66,6 +81,8 @@ export interface OpenOptions {
    * reading, with a warning, where the image is write-protected or marked corrupt. Reading is the default.
    */
   readonly access?: Access | 'write if possible'
+  /** Whether a vmdk image is read whose parent has changed since; with a warning. */
+  readonly ignoreCid?: boolean
   /** Whether QEMU's locks are taken; without, an image that others write is read with a warning. */
   readonly takesLocks?: boolean
   /**
@@ -101,9 +118,21 @@ function openFor(access: Access, image: string, options: OpenOptions): Chain {
 
 export function closeChain(chain: Chain): void {
   for (const layer of chain.layers) {
-    fs.closeSync(layer.fd)
-    if (layer.dataFile) fs.closeSync(layer.dataFile.fd)
+    for (const { fd } of filesOf(layer)) fs.closeSync(fd)
   }
+}
+
+/** The files of a layer's extents, in their order. */
+export const extentFiles = ({ vmdk }: LayerSpec): FileSpec[] =>
+  vmdk?.extents.flatMap(({ file }) => file ?? []) ?? []
+
+/** For the files of vmdk images that are not where they should be. */
+const BESIDE = 'put it beside the image'
+
+/** All files of a layer, each once; its own first. */
+export function filesOf(layer: LayerSpec): FileSpec[] {
+  const files = [layer, ...(layer.dataFile ? [layer.dataFile] : []), ...extentFiles(layer)]
+  return [...new Map(files.map(file => [file.fd, file])).values()]
 }
 
 class ChainOpener {
@@ -118,50 +147,172 @@ class ChainOpener {
   ) {}
 
   open(): Chain {
-    const top = this.layer(openGiven(this.image, this.access), this.options.format, this.access)
+    const file = openGiven(this.image, this.access)
+    this.opened.push(file)
     this.allowed = allowedFolders(this.image, this.options.allowPaths ?? [])
+    const top = this.layer(file, this.options.format, this.access)
     const layers: [LayerSpec, ...LayerSpec[]] = [this.withDataFile(top, this.access)]
-    const maxDepth = this.options.maxDepth ?? MAX_CHAIN_DEPTH.default
-    const isAlone = this.options.describe === 'image'
-    for (let last: LayerSpec = top; !isAlone && last.qcow2?.backingName !== undefined; ) {
-      if (layers.length >= maxDepth) {
-        throw new ImageError(
-          'UNSUPPORTED',
-          `its chain of backing files is longer than ${maxDepth}`,
-          {
-            path: top.path,
-            hint: 'raise --max-chain, or shorten it with qemu-img commit or rebase',
-          },
-        )
-      }
-      last = this.withDataFile(this.backing(last, last.qcow2.backingName), 'read')
-      layers.push(last)
-    }
+    if (this.options.describe !== 'image') this.openBelowLast(layers)
+    const depth = layers.length
+    const machineSnapshots = top.vmdk ? this.machine(layers) : []
     const [{ qcow2 }] = layers
     const snapshots = qcow2 ? readSnapshots(storeOf(top), qcow2) : []
     const isWritable = this.access === 'write'
-    return { layers, snapshots, warnings: this.warnings, isWritable }
+    return { layers, depth, snapshots, machineSnapshots, warnings: this.warnings, isWritable }
+  }
+
+  /** Adds what the last of `layers` stands on, down to the lowest, or to one that is among them. */
+  private openBelowLast(layers: LayerSpec[]): void {
+    const first = layers.length - 1
+    const maxDepth = this.options.maxDepth ?? MAX_CHAIN_DEPTH.default
+    for (;;) {
+      const at = layers.length - 1
+      const last = layers[at] as LayerSpec
+      if (!standsOnAnother(last)) return
+      if (at - first >= maxDepth - 1 || (first > 0 && at >= MAX_LAYERS - 1)) {
+        const what = `its chain of backing files is longer than ${maxDepth}`
+        throw new ImageError('UNSUPPORTED', what, {
+          path: (layers[first] as LayerSpec).path,
+          hint: 'raise --max-chain, or shorten it with qemu-img commit or rebase',
+        })
+      }
+      const known = last.vmdk && first > 0 ? this.knownParent(last, last.vmdk, layers) : -1
+      if (known >= first) throw loopAt(last, `parent ${(layers[known] as LayerSpec).path}`)
+      layers[at] = { ...last, below: known >= 0 ? known : at + 1 }
+      if (known >= 0) return
+      layers.push(last.vmdk ? this.parent(last, last.vmdk) : this.backing(last))
+    }
+  }
+
+  /** A disk's snapshots by its machine's own list, with the disks that they froze among `layers`. */
+  private machine(layers: LayerSpec[]): MachineSnapshot[] {
+    const [top] = layers as [LayerSpec]
+    const found: MachineSnapshot[] = []
+    let refused = 0
+    const read = (name: string) => this.readBeside(top, name)
+    const warn = (text: string) => this.warnings.push(text)
+    for (const snapshot of snapshotsOfDisk(top, layers, read, warn)) {
+      if (layers.length >= MAX_LAYERS || refused >= MAX_REFUSED_SNAPSHOTS) {
+        this.warnings.push(
+          `${top.path}: snapshots from "${printable(snapshot.displayName)}" on are not shown: there are too many, or too many of them are damaged`,
+        )
+        break
+      }
+      const before = { layers: layers.length, files: this.opened.length }
+      try {
+        // To describe them their disks need not be there.
+        const layer = this.options.describe ? 0 : this.frozen(snapshot.fileName, layers)
+        found.push({ ...snapshot, layer })
+      } catch (error) {
+        if (!(error instanceof ImageError)) throw error
+        refused++
+        layers.length = before.layers
+        for (const { fd } of this.opened.splice(before.files)) fs.closeSync(fd)
+        const name = printable(snapshot.displayName)
+        this.warnings.push(`${top.path}: the snapshot "${name}" is not shown: ${error.message}`)
+      }
+    }
+    return found
+  }
+
+  /**
+   * The place of a disk file among the layers, where it is put if it is not there yet. Throws ImageError
+   * where it stands on none of them: then it is another disk's.
+   */
+  private frozen(fileName: string, layers: LayerSpec[]): number {
+    const [top] = layers as [LayerSpec]
+    const naming = { by: top.path, role: 'snapshot', allowed: this.allowed, hint: BESIDE }
+    const file = openFirst(extentNames(fileName), naming) as OpenedFile
+    const known = layers.findIndex(layer => isSame(file, layer))
+    if (known >= 0) {
+      fs.closeSync(file.fd)
+      return known
+    }
+    this.opened.push(file)
+    layers.push(this.layer(file, 'vmdk', 'read'))
+    const place = layers.length - 1
+    this.openBelowLast(layers)
+    if ((layers.at(-1)?.below ?? place) >= place) {
+      const what = `its disk "${fileName}" has nothing in common with this one`
+      throw new ImageError('CORRUPT', what, { path: top.path })
+    }
+    return place
+  }
+
+  /** All of a small file in the image's folder; undefined where there is none of that name. */
+  private readBeside(top: LayerSpec, name: string): Buffer | undefined {
+    const naming = { by: top.path, role: 'list of snapshots', allowed: this.allowed }
+    const file = path.resolve(path.dirname(top.path), name)
+    if (!fs.lstatSync(file, { throwIfNoEntry: false })) return undefined
+    const { fd, stat } = openNamed(name, naming)
+    try {
+      if (stat.size > MAX_VMSD_BYTES) {
+        const what = `it has ${stat.size} bytes, too many for a list of snapshots`
+        throw new ImageError('CORRUPT', what, { path: top.path })
+      }
+      const bytes = Buffer.alloc(Number(stat.size))
+      return bytes.subarray(0, fs.readSync(fd, bytes, 0, bytes.length, 0))
+    } finally {
+      fs.closeSync(fd)
+    }
+  }
+
+  /** Where the parent of a vmdk layer is among those that are open; -1 where it is not. */
+  private knownParent(child: LayerSpec, spec: VmdkSpec, layers: readonly LayerSpec[]): number {
+    const link = parentLink(spec, child.path) as ParentLink
+    const naming = { by: child.path, role: 'parent', allowed: this.allowed, hint: BESIDE }
+    const file = openFirst(parentNames(link.hint), naming, file => !isSame(file, child))
+    if (!file) return -1
+    const known = layers.findIndex(layer => isSame(file, layer))
+    fs.closeSync(file.fd)
+    if (known >= 0) this.judgeParent(child, spec, link, layers[known] as LayerSpec)
+    return known
   }
 
   close(): void {
     for (const file of this.opened) fs.closeSync(file.fd)
   }
 
-  private backing(overlay: LayerSpec, name: string): LayerSpec {
+  private backing(overlay: LayerSpec): LayerSpec {
+    const name = overlay.qcow2?.backingName as string
     const format = this.statedFormat(overlay, name)
     const file = openNamed(name, { by: overlay.path, role: 'backing file', allowed: this.allowed })
-    if (this.isOpen(file)) {
-      fs.closeSync(file.fd)
-      throw new ImageError(
-        'CORRUPT',
-        `its backing file "${name}" stands above it: the chain is a loop`,
-        {
-          path: overlay.path,
-          hint: 'name the right file with qemu-img rebase -u',
-        },
-      )
+    this.openBelow(file, overlay, `backing file "${name}"`)
+    return this.withDataFile(this.layer(file, format, 'read'), 'read')
+  }
+
+  private parent(child: LayerSpec, spec: VmdkSpec): LayerSpec {
+    const link = parentLink(spec, child.path) as ParentLink
+    const naming = { by: child.path, role: 'parent', allowed: this.allowed, hint: BESIDE }
+    // One that stands above has the parent's name, perhaps, and is another disk.
+    const file = openFirst(parentNames(link.hint), naming, file => !this.isOpen(file))
+    if (!file) throw loopAt(child, `parent "${link.hint}"`)
+    this.opened.push(file)
+    const layer = this.layer(file, 'vmdk', 'read')
+    this.judgeParent(child, spec, link, layer)
+    return layer
+  }
+
+  private judgeParent(child: LayerSpec, spec: VmdkSpec, link: ParentLink, layer: LayerSpec): void {
+    const parent = layer.vmdk as VmdkSpec
+    try {
+      checkCid(link, parent, child.path, layer.path)
+    } catch (error) {
+      if (!this.options.ignoreCid || !(error instanceof ImageError)) throw error
+      this.warnings.push(`${child.path}: ${error.message}; what is read may be nonsense`)
     }
-    return this.layer(file, format, 'read')
+    if (parent.sizeBytes !== spec.sizeBytes) {
+      const sizes = `${spec.sizeBytes} bytes and ${parent.sizeBytes}`
+      this.warnings.push(`${child.path}: it and its parent differ in size (${sizes})`)
+    }
+  }
+
+  /** Takes a file for one that stands below `above`, unless it stands above it already. */
+  private openBelow(file: OpenedFile, above: LayerSpec, what: string): void {
+    const isLoop = this.isOpen(file)
+    this.opened.push(file)
+    if (!isLoop) return
+    throw loopAt(above, what)
   }
 
   private isOpen({ stat }: OpenedFile): boolean {
@@ -182,13 +333,18 @@ class ChainOpener {
     if (known) return known
     throw new ImageError('UNSUPPORTED', `its backing file "${name}" has the format "${stated}"`, {
       path: overlay.path,
-      hint: `${FORMATS.join(' and ')} are read; convert it with qemu-img convert`,
+      hint: `${FORMATS_READ} are read; convert it with qemu-img convert`,
     })
   }
 
   private layer(file: OpenedFile, format: Format | undefined, access: Access): LayerSpec {
-    const isTop = this.opened.length === 0
-    this.opened.push(file)
+    const isTop = this.opened.length === 1
+    // Nobody has to be kept out of what is only read.
+    const early = storeOf(fileSpec(file))
+    if (access === 'write' && (format ?? probe(early)) === 'vmdk') {
+      const message = 'vmdk images are not written yet'
+      throw new WriteProtected(file.path, message, 'mount it with -o ro')
+    }
     // First of all: what is read before others are kept out may change at once.
     this.lock(file, access)
     const spec = fileSpec(file)
@@ -205,10 +361,42 @@ class ChainOpener {
       mode: Number(file.stat.mode & 0o777n),
     }
     if (actual === 'raw') return layer
+    if (actual === 'vmdk') return this.vmdkLayer(layer)
     const header = readHeader(store)
     this.judge(header, spec.path, access)
     if (header.incompatible & INCOMPATIBLE.dirty && access === 'write') return this.recovered(layer)
     return { ...layer, qcow2: header }
+  }
+
+  private vmdkLayer(layer: LayerSpec): LayerSpec {
+    const known: { file: OpenedFile; spec: FileSpec }[] = []
+    const naming = { by: layer.path, role: 'extent', allowed: this.allowed, hint: BESIDE }
+    const vmdk = openVmdk(layer, {
+      storeOf,
+      warn: text => this.warnings.push(text),
+      open: name => {
+        const file = openFirst(extentNames(name), naming, (_, found) => {
+          if (found !== name && found !== name.replaceAll('\\', '/')) {
+            this.warnings.push(`${layer.path}: for its extent "${name}" "${found}" is read`)
+          }
+          return true
+        }) as OpenedFile
+        // Many lines may name one file.
+        const again = isSame(file, layer)
+          ? layer
+          : known.find(({ file: { stat } }) => isSameStat(stat, file.stat))?.spec
+        if (again) {
+          fs.closeSync(file.fd)
+          return again
+        }
+        this.opened.push(file)
+        this.lock(file, 'read')
+        const spec = fileSpec(file)
+        known.push({ file, spec })
+        return spec
+      },
+    })
+    return { ...layer, vmdk }
   }
 
   /** The counts of an image that was not closed cleanly are made right before anybody relies on them. */
@@ -287,6 +475,23 @@ class ChainOpener {
     return { ...layer, dataFile: fileSpec(file) }
   }
 }
+
+const loopAt = (above: LayerSpec, what: string): ImageError =>
+  new ImageError('CORRUPT', `its ${what} stands above it: the chain is a loop`, {
+    path: above.path,
+    hint: above.vmdk
+      ? 'correct the line parentFileNameHint of its descriptor'
+      : 'name the right file with qemu-img rebase -u',
+  })
+
+const standsOnAnother = ({ qcow2, vmdk, path }: LayerSpec): boolean =>
+  qcow2?.backingName !== undefined || (vmdk !== undefined && parentLink(vmdk, path) !== undefined)
+
+const isSame = ({ stat }: OpenedFile, other: FileSpec): boolean =>
+  isSameStat(stat, fs.fstatSync(other.fd, { bigint: true }))
+
+const isSameStat = (a: fs.BigIntStats, b: fs.BigIntStats): boolean =>
+  a.dev === b.dev && a.ino === b.ino
 
 function fileSpec({ path, fd, stat }: OpenedFile): FileSpec {
   const sizeBytes = stat.isBlockDevice() ? sizeOf(fd) : Number(stat.size)

@@ -1,6 +1,9 @@
 /** The seam between formats and the engine: a driver says where bytes are and never moves them. */
 import type { Store } from '../io/store.js'
 
+/** zlib and zstd: clusters of qcow2. grain: those of vmdk, behind a marker. */
+export type Compression = 'zlib' | 'zstd' | 'grain'
+
 /**
  * What the bytes from some offset on are. `length` is in bytes, above 0 and never more than asked.
  *  data: `length` bytes of `store` from `at` on.
@@ -16,12 +19,16 @@ export type Extent =
       readonly kind: 'packed'
       readonly length: number
       readonly skip: number
+      /** What `unpack` returns, in bytes: a cluster, or a grain. */
+      readonly wholeBytes: number
       /** Where the compressed bytes are, for whoever decompresses elsewhere; see unpack-crew.ts. */
       readonly packed: {
         readonly storeId: number
         readonly at: number
         readonly packedBytes: number
-        readonly compression: 'zlib' | 'zstd'
+        readonly compression: Compression
+        /** Of a grain: where it is on its extent's disk, and how much of it has to be there, in bytes. */
+        readonly grain?: { readonly offset: number; readonly neededBytes: number }
       }
       /** The cluster, decompressed; it belongs to the cache: do not change it. Throws ImageError. */
       unpack(): Buffer

@@ -31,7 +31,7 @@ export function readView(
     else if (extent.kind === 'parent' && parent) {
       readView(parent, target, to, extent.length, offset + done, crew)
     } else if (extent.kind === 'packed') {
-      if (extent.length === driver.unitBytes) {
+      if (extent.length === extent.wholeBytes) {
         if (!crew?.add(extent, to)) extent.unpackInto(target.subarray(to, to + extent.length))
       } else extent.unpack().copy(target, to, extent.skip, extent.skip + extent.length)
     } else clear(target, to, to + extent.length)

@@ -3,9 +3,9 @@ import { ClusterCache } from '../cache/cluster-cache.js'
 import { COUNTS } from '../cache/counts.js'
 import { MetadataCache } from '../cache/metadata-cache.js'
 import { TablePool } from '../cache/table-pool.js'
-import { type Store, WritableFileStore, type WritableStore } from '../io/store.js'
+import { type FileStore, type Store, WritableFileStore, type WritableStore } from '../io/store.js'
 import type { CatalogEntry } from './catalog.js'
-import { type LayerSpec, storeOf } from './chain.js'
+import { extentFiles, type LayerSpec, storeOf } from './chain.js'
 import type { DiskMemory } from './disk-memory.js'
 import type { Extent, FormatDriver, View } from './driver.js'
 import { Qcow2Driver, type Qcow2Parts } from './qcow2/driver.js'
@@ -15,6 +15,8 @@ import { Qcow2Writer } from './qcow2/writer.js'
 import { RawDriver } from './raw.js'
 import { RawWriter } from './raw-writer.js'
 import { SharedDisk } from './shared-disk.js'
+import { VmdkDriver } from './vmdk/driver.js'
+import type { VmdkSpec } from './vmdk/image.js'
 import type { WritableDisk } from './writable.js'
 
 export interface CacheSizes {
@@ -42,6 +44,8 @@ export type WritableStores = Stores<WritableStore>
 
 interface OpenLayer extends Stores<Store> {
   readonly spec: LayerSpec
+  /** What the first of its extents' files is called in the caches; the others follow. */
+  readonly extentId: number
   view?: View
 }
 
@@ -71,10 +75,14 @@ export class ImageSet {
     this.clusters = new ClusterCache(sizes.clusterBytes, counts.clusters)
     const [top, ...below] = layers as readonly [LayerSpec, ...LayerSpec[]]
     const written = writing && (writing.stores ?? writableStores(top, writing.memory))
-    this.layers = [
-      { spec: top, ...(written ?? readableStores(top)) },
-      ...below.map(spec => ({ spec, ...readableStores(spec) })),
-    ]
+    // The files of layers are numbered as layers are, those of extents behind them.
+    let extentId = layers.length
+    const open = (spec: LayerSpec, stores: Stores<Store> = readableStores(spec)) => {
+      const layer = { spec, extentId, ...stores }
+      extentId += extentFiles(spec).length
+      return layer
+    }
+    this.layers = [open(top, written), ...below.map(spec => open(spec))]
     if (writing && written) this.disk = this.openDisk(writing, written, pool)
   }
 
@@ -91,15 +99,22 @@ export class ImageSet {
 
   /** Built from the lowest layer up: a chain may be as deep as a stack of calls. */
   private layerView(index: number): View {
-    for (let i = this.layers.length - 1; i >= index; i--) {
-      const layer = this.layers[i] as OpenLayer
-      layer.view ??= { driver: this.driver(i), parent: this.layers[i + 1]?.view }
+    const path: number[] = []
+    for (let i: number | undefined = index; i !== undefined; i = this.layers[i]?.spec.below) {
+      path.push(i)
     }
-    return (this.layers[index] as OpenLayer).view as View
+    let view: View | undefined
+    for (const i of path.reverse()) {
+      const layer = this.layers[i] as OpenLayer
+      layer.view ??= { driver: this.driver(i), parent: view }
+      view = layer.view
+    }
+    return view as View
   }
 
   private parentOf(index: number): View | undefined {
-    return index + 1 < this.layers.length ? this.layerView(index + 1) : undefined
+    const below = this.layers[index]?.spec.below
+    return below === undefined ? undefined : this.layerView(below)
   }
 
   /** The first layer's view is the one that is written. */
@@ -131,11 +146,21 @@ export class ImageSet {
   }
 
   private driver(index: number): FormatDriver {
-    const { spec, store } = this.layers[index] as OpenLayer
-    const { qcow2 } = spec
+    const { spec, store, extentId } = this.layers[index] as OpenLayer
+    const { qcow2, vmdk } = spec
+    if (vmdk) return this.vmdkDriver(vmdk, index, extentId)
     if (!qcow2) return new RawDriver(store)
     const l1 = { offset: qcow2.l1Offset, entries: qcow2.l1Entries }
     return new Qcow2Driver(this.parts(index), l1, qcow2.sizeBytes)
+  }
+
+  private vmdkDriver(spec: VmdkSpec, layerId: number, extentId: number): VmdkDriver {
+    const { metadata, clusters } = this
+    let storeId = extentId
+    const stores = spec.extents.map(
+      ({ file }) => file && { store: storeOf(file), storeId: storeId++ },
+    )
+    return new VmdkDriver({ spec, stores, layerId, metadata, clusters })
   }
 
   private parts(index: number): Qcow2Parts {
@@ -145,6 +170,10 @@ export class ImageSet {
     return { header: spec.qcow2, store, dataStore, storeId: index, metadata, clusters }
   }
 }
+
+/** What compressed bytes are read from, by the ids that extents of this layers' views have. */
+export const packedStores = (layers: readonly LayerSpec[]): FileStore[] =>
+  [...layers, ...layers.flatMap(extentFiles)].map(storeOf)
 
 function readableStores(spec: LayerSpec): Stores<Store> {
   const store = storeOf(spec)

@@ -3,7 +3,16 @@
  * that reads that reads this. The order is that of QEMU's hash table, and its human output shows it.
  */
 import fs from 'node:fs'
-import { closeChain, type LayerSpec, type OpenOptions, openChain, storeOf } from './chain.js'
+import {
+  type Chain,
+  closeChain,
+  type FileSpec,
+  filesOf,
+  type LayerSpec,
+  type OpenOptions,
+  openChain,
+  storeOf,
+} from './chain.js'
 import { readBitmaps } from './qcow2/bitmaps.js'
 import {
   AUTOCLEAR,
@@ -15,6 +24,9 @@ import {
 } from './qcow2/header.js'
 import { readLuks } from './qcow2/luks.js'
 import { type Qcow2Snapshot, readSnapshots } from './qcow2/snapshots.js'
+import type { ExtentLayout, VmdkSpec } from './vmdk/image.js'
+import type { MachineSnapshot } from './vmdk/machine.js'
+import { parentLink } from './vmdk/parent.js'
 
 /** A field that is undefined is not there. */
 export type InfoValue = string | number | bigint | boolean | readonly InfoValue[] | InfoFields
@@ -55,15 +67,15 @@ export type SnapshotInfo = {
  */
 export function describe(
   image: string,
-  options: Pick<OpenOptions, 'format' | 'allowPaths'>,
+  options: Pick<OpenOptions, 'format' | 'allowPaths' | 'ignoreCid'>,
   withBackingChain: boolean,
 ): ImageInfo[] {
   const chain = openChain(image, { ...options, describe: withBackingChain ? 'chain' : 'image' })
   try {
     let filename = image
-    return chain.layers.map((layer, depth) => {
-      const info = describeLayer(layer, filename, depth === 0 ? chain.snapshots : undefined)
-      const backing = layer.qcow2?.backingName
+    return chain.layers.slice(0, chain.depth).map((layer, depth) => {
+      const info = describeLayer(layer, filename, depth === 0 ? chain : undefined)
+      const backing = backingOf(layer)
       if (backing !== undefined) filename = beside(filename, backing.replace(/^file:/, ''))
       return info
     })
@@ -74,24 +86,26 @@ export function describe(
 
 const SECTOR_BYTES = 512
 
-function describeLayer(
-  layer: LayerSpec,
-  filename: string,
-  knownSnapshots: readonly Qcow2Snapshot[] | undefined,
-): ImageInfo {
+function describeLayer(layer: LayerSpec, filename: string, top: Chain | undefined): ImageInfo {
   const header = layer.qcow2
-  const snapshots = knownSnapshots ?? (header ? readSnapshots(storeOf(layer), header) : [])
-  const backing = header?.backingName
+  const own = top?.snapshots ?? (header ? readSnapshots(storeOf(layer), header) : [])
+  const machine = top?.machineSnapshots ?? []
+  const snapshots = [...own.map(describeSnapshot), ...machine.map(describeMachineSnapshot)]
+  const backing = backingOf(layer)
   return {
-    snapshots: snapshots.length > 0 ? snapshots.map(describeSnapshot) : undefined,
+    snapshots: snapshots.length > 0 ? snapshots : undefined,
     'backing-filename-format':
-      backing === undefined ? undefined : header?.backingFormat || undefined,
+      backing === undefined
+        ? undefined
+        : (layer.vmdk ? 'vmdk' : header?.backingFormat) || undefined,
     'virtual-size': virtualBytes(layer),
     filename,
-    'cluster-size': header && clusterBytes(header),
+    'cluster-size': layer.vmdk ? grainBytes(layer.vmdk) : header && clusterBytes(header),
     format: layer.format,
-    'actual-size': Number(fs.fstatSync(layer.fd, { bigint: true }).blocks) * SECTOR_BYTES,
-    'format-specific': header && { type: 'qcow2', data: describeQcow2(layer, header) },
+    'actual-size': filesOf(layer).reduce((sum, file) => sum + takenBytes(file), 0),
+    'format-specific': layer.vmdk
+      ? { type: 'vmdk', data: describeVmdk(layer, layer.vmdk, filename) }
+      : header && { type: 'qcow2', data: describeQcow2(layer, header) },
     'full-backing-filename': backing === undefined ? undefined : beside(filename, backing),
     encrypted: header && header.cryptMethod !== 0 ? true : undefined,
     'backing-filename': backing,
@@ -100,12 +114,19 @@ function describeLayer(
 }
 
 /** Whole sectors, as QEMU shows a disk: an odd end counts as one in a raw file, not in a qcow2 image. */
-function virtualBytes({ qcow2, sizeBytes }: LayerSpec): number {
+function virtualBytes({ qcow2, vmdk, sizeBytes }: LayerSpec): number {
+  if (vmdk) return vmdk.sizeBytes
   const sectors = qcow2
     ? Math.floor(qcow2.sizeBytes / SECTOR_BYTES)
     : Math.ceil(sizeBytes / SECTOR_BYTES)
   return sectors * SECTOR_BYTES
 }
+
+const backingOf = ({ qcow2, vmdk, path }: LayerSpec): string | undefined =>
+  vmdk ? parentLink(vmdk, path)?.hint : qcow2?.backingName
+
+const takenBytes = ({ fd }: FileSpec): number =>
+  Number(fs.fstatSync(fd, { bigint: true }).blocks) * SECTOR_BYTES
 
 function describeSnapshot(snapshot: Qcow2Snapshot): SnapshotInfo {
   const { icount, guestNanoseconds } = snapshot
@@ -119,6 +140,20 @@ function describeSnapshot(snapshot: Qcow2Snapshot): SnapshotInfo {
     'vm-clock-sec': Number(guestNanoseconds / NANOSECONDS),
     id: text(Buffer.from(snapshot.id), MAX_ID_BYTES),
     'vm-state-size': snapshot.vmStateBytes,
+  }
+}
+
+/** QEMU knows nothing of these; the fields are those of its own. */
+function describeMachineSnapshot({ uid, displayName, created }: MachineSnapshot): SnapshotInfo {
+  return {
+    icount: undefined,
+    'vm-clock-nsec': 0,
+    name: displayName,
+    'date-sec': created?.seconds ?? 0,
+    'date-nsec': created?.nanoseconds ?? 0,
+    'vm-clock-sec': 0,
+    id: String(uid),
+    'vm-state-size': 0,
   }
 }
 
@@ -155,6 +190,41 @@ function describeQcow2(layer: LayerSpec, header: Qcow2Header): InfoFields {
     corrupt: (header.incompatible & INCOMPATIBLE.corrupt) !== 0n,
     'extended-l2': isExtendedL2(header),
   }
+}
+
+/** A layer's data file is not opened to describe it, but of a vmdk the extents are the image. */
+function describeVmdk(
+  { fd }: LayerSpec,
+  { descriptor, extents }: VmdkSpec,
+  filename: string,
+): InfoFields {
+  const described = extents.map(({ sizeBytes, file, layout }, index) => {
+    const line = descriptor?.extents[index]
+    // QEMU has no type for an extent that the descriptor stands in.
+    const isOwn = file?.fd === fd
+    return {
+      compressed: layout.kind === 'sparse' && layout.header.isCompressed ? true : undefined,
+      'virtual-size': sizeBytes,
+      filename: file && (isOwn ? filename : beside(filename, line?.fileName ?? '')),
+      'cluster-size': grainBytesOf(layout),
+      format: isOwn ? '' : (line?.type ?? ''),
+    }
+  })
+  return {
+    cid: descriptor?.cid,
+    'parent-cid': descriptor?.parentCid,
+    'create-type': descriptor?.createType,
+    extents: described,
+  }
+}
+
+const grainBytesOf = (layout: ExtentLayout): number | undefined =>
+  layout.kind === 'zero' || layout.kind === 'flat' ? undefined : layout.header.grainBytes
+
+/** Where all extents agree. */
+function grainBytes({ extents }: VmdkSpec): number | undefined {
+  const sizes = new Set(extents.map(({ layout }) => grainBytesOf(layout)))
+  return sizes.size === 1 ? [...sizes][0] : undefined
 }
 
 function describeBitmaps(layer: LayerSpec, header: Qcow2Header): InfoFields[] | undefined {

@@ -3,21 +3,19 @@ import path from 'node:path'
 import { ImageError } from '../errors.js'
 import type { Store } from '../io/store.js'
 import { MAGIC } from './qcow2/header.js'
+import { isDescriptor } from './vmdk/descriptor.js'
+import { extentKind } from './vmdk/parts.js'
 
-export const FORMATS = ['raw', 'qcow2'] as const
+export const FORMATS = ['raw', 'qcow2', 'vmdk'] as const
 export type Format = (typeof FORMATS)[number]
+/** For messages. */
+export const FORMATS_READ = `${FORMATS.slice(0, -1).join(', ')} and ${FORMATS.at(-1)}`
 
 /** What is recognised, so that it is not shown as if it were raw, but not read. */
 const FOREIGN: { name: string; matches: (head: Buffer) => boolean }[] = [
   {
     name: 'qcow (version 1)',
     matches: b => b.length >= 8 && b.readUInt32BE(0) === MAGIC && b.readUInt32BE(4) === 1,
-  },
-  { name: 'vmdk', matches: b => startsWith(b, 'KDMV') || startsWith(b, 'COWD') },
-  { name: 'vmdk (seSparse)', matches: b => startsWith(b, '\xbe\xba\xfe\xca\0\0\0\0') },
-  {
-    name: 'vmdk (descriptor)',
-    matches: b => /^# *disk descriptorfile/i.test(b.toString('latin1', 0, 64)),
   },
   { name: 'cow', matches: b => startsWith(b, 'OOOM') || startsWith(b, 'MOOO') },
   { name: 'qed', matches: b => startsWith(b, 'QED\0') },
@@ -44,10 +42,11 @@ export function probe(store: Store): Format {
   if (foreign) {
     throw new ImageError('UNSUPPORTED', `${foreign.name} images are not read yet`, {
       path: store.path,
-      hint: 'raw and qcow2 are; convert it with qemu-img convert, or show it as it is with --format raw',
+      hint: `${FORMATS_READ} are; convert it with qemu-img convert, or show it as it is with --format raw`,
     })
   }
-  return bytes.length >= 4 && bytes.readUInt32BE(0) === MAGIC ? 'qcow2' : 'raw'
+  if (bytes.length >= 4 && bytes.readUInt32BE(0) === MAGIC) return 'qcow2'
+  return isVmdk(bytes) ? 'vmdk' : 'raw'
 }
 
 /** The same for the file that the user named: what cannot be a raw disk is not taken for one. */
@@ -69,6 +68,8 @@ export function probeGiven(store: Store): Format {
   }
   return format
 }
+
+const isVmdk = (b: Buffer): boolean => extentKind(b) !== undefined || isDescriptor(b)
 
 const startsWith = (b: Buffer, text: string): boolean =>
   b.toString('latin1', 0, text.length) === text

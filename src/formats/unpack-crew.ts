@@ -11,6 +11,7 @@
 import type { FileStore } from '../io/store.js'
 import type { Extent } from './driver.js'
 import { unpackFrom } from './qcow2/inflate.js'
+import { unpackGrain } from './vmdk/grain.js'
 
 type Packed = Extent & { kind: 'packed' }
 
@@ -22,8 +23,13 @@ const FAILED = 4
 /** A read of 1 MiB has so many clusters of 16 KiB; smaller ones are not worth handing over. */
 const MAX_JOBS = 64
 const MIN_CLUSTER_BYTES = 16 * 1024
-/** Words of 32 bits: state, store, place (low, high), bytes, target, cluster, compression. */
-const JOB_WORDS = 8
+/**
+ * Words of 32 bits: state, store, place (low, high), bytes, target, cluster, compression; and of a grain
+ * its first sector (low, high) and how many bytes it needs.
+ */
+export const JOB_WORDS = 11
+const COMPRESSIONS = ['zlib', 'zstd', 'grain'] as const
+const SECTOR_BYTES = 512
 /** How long a helper may take for a cluster before it counts as dead. */
 const HELPER_TIMEOUT_MS = 30_000
 
@@ -69,8 +75,9 @@ export class UnpackCrew {
 
   /** Takes over to fill `extent`'s cluster in at `to` of the target. False when that is not worth it. */
   add(extent: Packed, to: number): boolean {
-    const { storeId, at, packedBytes, compression } = extent.packed
+    const { storeId, at, packedBytes, compression, grain } = extent.packed
     if (extent.length < MIN_CLUSTER_BYTES || this.extents.length === MAX_JOBS) return false
+    const sector = (grain?.offset ?? 0) / SECTOR_BYTES
     const words = [
       storeId,
       (at % 2 ** 32) | 0,
@@ -78,7 +85,10 @@ export class UnpackCrew {
       packedBytes,
       this.targetOffset + to,
       extent.length,
-      compression === 'zstd' ? 1 : 0,
+      COMPRESSIONS.indexOf(compression),
+      (sector % 2 ** 32) | 0,
+      Math.floor(sector / 2 ** 32),
+      grain?.neededBytes ?? 0,
     ]
     if (!this.isCalled) this.callHelper()
     this.isCalled = true
@@ -165,11 +175,18 @@ function help(
 ): boolean {
   const word = (index: number) => board[job + index] as number
   const store = stores[word(1)]
-  const at = (word(2) >>> 0) + word(3) * 2 ** 32
+  const wide = (low: number) => (word(low) >>> 0) + word(low + 1) * 2 ** 32
+  const at = wide(2)
+  const packedBytes = word(4)
   const cluster = target.subarray(word(5), word(5) + word(6))
   try {
     if (!store) return false
-    unpackFrom(store, at, word(4), word(7) === 1 ? 'zstd' : 'zlib', cluster)
+    const compression = COMPRESSIONS[word(7)]
+    if (compression === 'grain') {
+      const [offset, neededBytes] = [wide(8) * SECTOR_BYTES, word(10)]
+      unpackGrain(store, { at, packedBytes, offset, neededBytes }, cluster)
+    } else if (compression) unpackFrom(store, at, packedBytes, compression, cluster)
+    else return false
     return true
   } catch {
     // The worker does it again, and reports what is wrong.

@@ -1,6 +1,6 @@
 /** How many bytes of each file are allocated, for st_blocks: counted when somebody asks. */
 import { isExpected } from '../errors.js'
-import { allocatedNow, type LayerSpec } from '../formats/chain.js'
+import { allocatedNow, filesOf, type LayerSpec } from '../formats/chain.js'
 import type { View } from '../formats/driver.js'
 import { countAllocated } from '../formats/holes.js'
 import type { ImageSet } from '../formats/image-set.js'
@@ -87,10 +87,10 @@ export class AllocatedBytes {
   /** What the files from `layer` down take on their disks: no more of a view's data can be real. */
   private fileBytes(layer: number): number {
     let sum = 0
-    for (const [index, spec] of this.layers.slice(layer).entries()) {
-      const files = spec.dataFile ? [spec, spec.dataFile] : [spec]
-      const isWritten = layer + index === 0 && this.images.disk !== undefined
-      for (const file of files) sum += isWritten ? allocatedNow(file) : file.allocatedBytes
+    for (let at: number | undefined = layer; at !== undefined; at = this.layers[at]?.below) {
+      const spec = this.layers[at] as LayerSpec
+      const isWritten = at === 0 && this.images.disk !== undefined
+      for (const file of filesOf(spec)) sum += isWritten ? allocatedNow(file) : file.allocatedBytes
     }
     return sum
   }

@@ -9,6 +9,7 @@ import { type CatalogEntry, catalogOf } from '../formats/catalog.js'
 import {
   type Chain,
   closeChain,
+  extentFiles,
   type LayerSpec,
   type OpenOptions,
   openChain,
@@ -18,6 +19,7 @@ import { createDiskMemory, type DiskMemory } from '../formats/disk-memory.js'
 import { type CacheSizes, ImageSet } from '../formats/image-set.js'
 import { type CrewMemory, crewMemories } from '../formats/unpack-crew.js'
 import { clusterBytes, l2CoverageBytes } from '../formats/qcow2/header.js'
+import { tableBytes } from '../formats/vmdk/image.js'
 import type { WritableDisk } from '../formats/writable.js'
 import { errno, exitNow, read, write } from '../io/libc.js'
 import type { Logger } from '../log.js'
@@ -182,14 +184,17 @@ function abandon(mount: MountInfo | undefined, logger: Logger): void {
 }
 
 /**
- * The bytes of tables that are kept unless told otherwise: all L2 tables that the disk can have, once
- * for each thread, but at most 48 MiB in all. A thread of two then holds the tables of 192 GiB with
+ * The bytes of tables that are kept unless told otherwise: all L2 or grain tables that the disk can have,
+ * once for each thread, but at most 48 MiB in all. A thread of two then holds the tables of 192 GiB with
  * clusters of 64 KiB.
  */
 export function defaultMetadataBytes(layer: LayerSpec, threads: number): number {
-  const { qcow2 } = layer
-  if (!qcow2) return 0
-  const tables = Math.ceil(qcow2.sizeBytes / l2CoverageBytes(qcow2)) * clusterBytes(qcow2)
+  const { qcow2, vmdk } = layer
+  const tables = qcow2
+    ? Math.ceil(qcow2.sizeBytes / l2CoverageBytes(qcow2)) * clusterBytes(qcow2)
+    : vmdk
+      ? tableBytes(vmdk)
+      : 0
   return Math.min(MAX_METADATA_BYTES, threads * tables)
 }
 
@@ -392,11 +397,12 @@ function statusOf(
     mountpoint,
     disk: entries[0]?.name,
     threads: request.threads,
-    snapshots: chain.snapshots.length,
-    layers: chain.layers.map(({ path: file, format, dataFile }) => ({
-      path: file,
-      format,
-      ...(dataFile && { dataFile: dataFile.path }),
+    snapshots: chain.snapshots.length + chain.machineSnapshots.length,
+    layers: chain.layers.map(layer => ({
+      path: layer.path,
+      format: layer.format,
+      ...(layer.dataFile && { dataFile: layer.dataFile.path }),
+      ...(layer.vmdk && { extents: extentFiles(layer).map(({ path }) => path) }),
     })),
   }
 }

@@ -1,6 +1,7 @@
 /** The thread that decompresses with the workers; see formats/unpack-crew.ts. */
 import { workerData } from 'node:worker_threads'
-import { type LayerSpec, storeOf } from '../formats/chain.js'
+import type { LayerSpec } from '../formats/chain.js'
+import { packedStores } from '../formats/image-set.js'
 import { type CrewMemory, helpCrews } from '../formats/unpack-crew.js'
 
 export interface HelperSetup {
@@ -9,4 +10,4 @@ export interface HelperSetup {
 }
 
 const { crews, layers } = workerData as HelperSetup
-helpCrews(crews, layers.map(storeOf))
+helpCrews(crews, packedStores(layers))

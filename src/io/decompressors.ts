@@ -5,13 +5,23 @@
  */
 import koffi, { type LibraryHandle } from 'koffi'
 
+const LIBDEFLATE = ['libdeflate.so.0', 'libdeflate.so.1']
+
 /**
  * Fills `target` with the raw deflate stream at the start of `packed`; bytes behind it are ignored.
  * False when the stream is damaged or does not fill it exactly, or when there is no library; `target`
  * may then hold anything.
  */
 export const inflateExactly: (packed: Buffer, target: Buffer) => boolean =
-  firstOf(['libdeflate.so.0', 'libdeflate.so.1'], libdeflate) ?? (() => false)
+  firstOf(LIBDEFLATE, libdeflate) ?? (() => false)
+
+/**
+ * Decompresses the zlib stream (RFC 1950) at the start of `packed` to the start of `target`; bytes behind
+ * it are ignored. Returns the bytes written; -1 when it is damaged or holds more, or when there is no
+ * library, and `target` may then hold anything.
+ */
+export const inflateZlib: (packed: Buffer, target: Buffer) => number =
+  firstOf(LIBDEFLATE, libdeflateZlib) ?? (() => -1)
 
 /**
  * Decompresses the zstd frame `frame` to the start of `target`. Returns the bytes written, -1 when the
@@ -42,6 +52,20 @@ function libdeflate(library: LibraryHandle): (packed: Buffer, target: Buffer) =>
   // Without a place for the bytes that were filled, less than all of them is an error.
   return (packed, target) =>
     decompress(decompressor, packed, packed.length, target, target.length, used, null) === 0
+}
+
+function libdeflateZlib(library: LibraryHandle): (packed: Buffer, target: Buffer) => number {
+  const decompressor = library.func('void *libdeflate_alloc_decompressor()')()
+  const decompress = library.func(
+    'int libdeflate_zlib_decompress_ex(void *decompressor, const void *packed, size_t packedBytes, void *target, size_t targetBytes, void *used, void *filled)',
+  )
+  const used = Buffer.alloc(8)
+  const filled = Buffer.alloc(8)
+  // A count is below the length of `target`, which fits in its low half.
+  return (packed, target) =>
+    decompress(decompressor, packed, packed.length, target, target.length, used, filled) === 0
+      ? filled.readUInt32LE()
+      : -1
 }
 
 function libzstd(library: LibraryHandle): (frame: Buffer, target: Buffer) => number {

@@ -52,6 +52,8 @@ export interface Naming {
   readonly role: string
   /** Folders, resolved, below which files may be opened. */
   readonly allowed: readonly string[]
+  /** What to do where it is not there; for qcow2 it is known. */
+  readonly hint?: string
 }
 
 /** Opens what an image named. Throws ImageError. */
@@ -82,7 +84,7 @@ export function openNamed(name: string, naming: Naming, access: Access = 'read')
     )
   }
   const context = `its ${naming.role} "${name}"`
-  const stat = statOf(file, naming.by, RESTORE_NAMED, context)
+  const stat = statOf(file, naming.by, naming.hint ?? RESTORE_NAMED, context)
   if (!stat.isFile()) {
     refuse(
       'REFUSED',
@@ -101,6 +103,34 @@ export function openNamed(name: string, naming: Naming, access: Access = 'read')
     )
   }
   return { ...opened, path: file }
+}
+
+/**
+ * Opens the first of `names` that is there and fits; undefined where all that are there do not fit. The
+ * others are for files that have gone elsewhere: one that is where the first name says, and may not be
+ * opened, is refused. Throws ImageError, which says what is wrong with the first.
+ */
+export function openFirst(
+  names: readonly string[],
+  naming: Naming,
+  fits: (file: OpenedFile, name: string) => boolean = () => true,
+): OpenedFile | undefined {
+  let problem: unknown
+  let isUnfit = false
+  for (const name of names) {
+    try {
+      const file = openNamed(name, naming)
+      if (fits(file, name)) return file
+      fs.closeSync(file.fd)
+      isUnfit = true
+    } catch (error) {
+      if (name === names[0] && fs.existsSync(path.resolve(path.dirname(naming.by), name)))
+        throw error
+      problem ??= error
+    }
+  }
+  if (isUnfit && problem === undefined) return undefined
+  throw problem
 }
 
 /** The folders that an image may name files in: its own, by both its names, and `extra`. */

@@ -268,10 +268,10 @@ t.test('backing files', async t => {
     {
       title: 'a format that is not read',
       make: folder => {
-        writeFileSync(join(folder, 'base.vmdk'), 'KDMV')
-        return backed('base.vmdk', 'vmdk')(folder)
+        writeFileSync(join(folder, 'base.vhdx'), 'vhdxfile')
+        return backed('base.vhdx', 'vhdx')(folder)
       },
-      message: /its backing file "base\.vmdk" has the format "vmdk"; raw and qcow2 are read/,
+      message: /its backing file "base\.vhdx" has the format "vhdx"; raw, qcow2 and vmdk are read/,
     },
     {
       title: 'control characters in its name are shown, not obeyed',

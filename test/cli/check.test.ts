@@ -102,6 +102,7 @@ t.test('what it refuses, in one line', async t => {
   const cases = [
     { args: [raw], code: 63, says: /disk\.raw: raw images have no tables/ },
     { args: ['--format', 'raw', image], code: 63, says: /no tables/ },
+    { args: ['--format', 'vmdk', image], code: 63, says: /vmdk images are not checked yet/ },
     { args: [cut], code: 1, says: /cut\.qcow2: the qcow2 header is cut off after 80 bytes; / },
     { args: [folder], code: 1, says: /this is a folder, not a disk image; / },
     { args: [join(folder, 'none')], code: 1, says: /none: it cannot be opened: no such file; / },

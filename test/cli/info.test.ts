@@ -14,6 +14,7 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { buildImage } from '../fixtures/qcow2-builder.js'
+import { vmsdOf } from '../fixtures/vmsd.js'
 import { attempt, needs, run, tempFolder } from '../support/run.js'
 
 const MAIN = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
@@ -430,6 +431,7 @@ t.test('what is no image', async t => {
     'cut.qcow2': sound.subarray(0, 60),
     'halved.qcow2': sound.subarray(0, 65536 + 100),
     'disk.vmdk': Buffer.concat([Buffer.from('KDMV'), Buffer.alloc(1020)]),
+    'disk.vhdx': Buffer.concat([Buffer.from('vhdxfile'), Buffer.alloc(1016)]),
     'future.qcow2': Buffer.from(sound),
   }
   files['future.qcow2'].writeUInt8(0x80, 72)
@@ -444,7 +446,8 @@ t.test('what is no image', async t => {
     ['short.raw', /no disk image/],
     ['cut.qcow2', /the qcow2 header is cut off after 60 bytes/],
     ['halved.qcow2', /lies beyond the end of the file/],
-    ['disk.vmdk', /vmdk images are not read yet/],
+    ['disk.vmdk', /version 0/],
+    ['disk.vhdx', /vhdx images are not read yet/],
     ['future.qcow2', /incompatible features .*bit 63/],
   ]
   for (const [name, says] of refusals) {
@@ -462,7 +465,7 @@ t.test('wrong usage', async t => {
     [[], /IMAGE is missing/],
     [['a', 'b'], /"b" is one argument too many/],
     [['--no-such-option', 'a'], /--no-such-option/],
-    [['--format', 'vdi', 'a'], /--format takes raw, qcow2, not "vdi"/],
+    [['--format', 'vdi', 'a'], /--format takes raw, qcow2, vmdk, not "vdi"/],
     [['--output=xml', 'a'], /--output takes human, json, not "xml"/],
   ]
   for (const [args, says] of usages) {
@@ -471,4 +474,29 @@ t.test('wrong usage', async t => {
     t.match(stderr, says)
     t.match(stderr, /^vimgfs: [^\n]+\n$/)
   }
+})
+
+t.test('vmdk', needs('qemu-img'), async t => {
+  const cwd = tempFolder(t)
+  const create = (...args: string[]) => qemuImg(cwd, 'create', '-q', '-f', 'vmdk', ...args)
+  const kinds = ['monolithicSparse', 'monolithicFlat', 'twoGbMaxExtentSparse', 'twoGbMaxExtentFlat']
+  for (const kind of [...kinds, 'streamOptimized']) {
+    await create('-o', `subformat=${kind}`, `${kind}.vmdk`, '3G')
+    await compare(t, cwd, `${kind}.vmdk`)
+  }
+  mkdirSync(join(cwd, 'folder'))
+  await create('-o', 'subformat=twoGbMaxExtentSparse', 'folder/split.vmdk', '3G')
+  await compare(t, cwd, 'folder/split.vmdk')
+  await create('-b', 'monolithicSparse.vmdk', '-F', 'vmdk', 'child.vmdk')
+  await create('-b', 'child.vmdk', '-F', 'vmdk', 'grandchild.vmdk')
+  await compare(t, cwd, 'grandchild.vmdk')
+  await compare(t, cwd, 'grandchild.vmdk', '--backing-chain')
+  const disks = { 'scsi0:0': 'child.vmdk' }
+  const created = 1_600_000_000_123_456
+  const list = vmsdOf([{ uid: 7, name: 'one', created, disks }], 7)
+  writeFileSync(join(cwd, 'machine.vmsd'), list)
+  const { stdout } = await vimgfs(cwd, '--output=json', 'child.vmdk')
+  const { snapshots } = JSON.parse(stdout)
+  t.match(snapshots, [{ name: 'one', id: '7', 'date-sec': 1_600_000_000, 'vm-state-size': 0 }])
+  t.match((await vimgfs(cwd, 'child.vmdk')).stdout, /^7 +one +0 B 2020-09-13/m)
 })

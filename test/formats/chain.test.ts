@@ -43,9 +43,9 @@ const refused: { title: string; name: string; format?: string; code: string; say
   {
     title: 'a format that is not read',
     name: 'base.raw',
-    format: 'vmdk',
+    format: 'vdi',
     code: 'UNSUPPORTED',
-    says: /has the format "vmdk"/,
+    says: /has the format "vdi"/,
   },
   {
     title: 'a format that is a screen code',

@@ -44,6 +44,7 @@ function driverOf(steps: readonly Step[], store: Store, unitBytes = 1): FormatDr
             kind: 'packed',
             length: rest,
             skip: inside,
+            wholeBytes: step.length,
             unpack: () => cluster,
             unpackInto: (target: Buffer) => cluster.copy(target),
             // Where its bytes are packed is nothing to the engine.

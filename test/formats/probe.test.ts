@@ -4,8 +4,10 @@ import { join } from 'node:path'
 import t from 'tap'
 import { oneLine } from '../../src/errors.js'
 import { closeChain, openChain } from '../../src/formats/chain.js'
+import { probe } from '../../src/formats/probe.js'
 import { buildImage } from '../fixtures/qcow2-builder.js'
 import { tempFolder } from '../support/run.js'
+import { MemoryStore } from '../support/stores.js'
 
 const sector = (start: string | Buffer, at = 0): Buffer => {
   const b = Buffer.alloc(4096)
@@ -46,11 +48,6 @@ for (const { title, name, bytes, format, ...rest } of known) {
 
 const refused = [
   { says: 'qcow (version 1)', bytes: sector('QFI\xfb\0\0\0\x01') },
-  { says: 'vmdk', bytes: sector('KDMV\x01\0\0\0') },
-  { says: 'vmdk', bytes: sector('COWD\x01\0\0\0') },
-  { says: 'vmdk (seSparse)', bytes: sector('\xbe\xba\xfe\xca\0\0\0\0') },
-  { says: 'vmdk (descriptor)', bytes: sector('# Disk DescriptorFile\nversion=1\n') },
-  { says: 'vmdk (descriptor)', bytes: sector('# disk descriptorfile\r\n') },
   { says: 'cow', bytes: sector('OOOM\0\0\0\x02') },
   { says: 'qed', bytes: sector('QED\0') },
   { says: 'vdi', bytes: sector('\x7f\x10\xda\xbe', 64) },
@@ -69,6 +66,19 @@ for (const [index, { says, bytes }] of refused.entries()) {
       t.match(error, { code: 'UNSUPPORTED' })
       t.ok(oneLine(error as Error).startsWith(`${image}: ${says} images are not read yet; `))
     }
+  })
+}
+
+for (const bytes of [
+  sector('KDMV\x01\0\0\0'),
+  sector('COWD\x01\0\0\0'),
+  sector('\xbe\xba\xfe\xca\0\0\0\0'),
+  sector('# Disk DescriptorFile\nversion=1\n'),
+  sector('# disk descriptorfile\r\n'),
+  sector('version = 1\nCID=1\n'),
+]) {
+  t.test(`${bytes.toString('latin1', 0, 12)} is vmdk`, async t => {
+    t.equal(probe(new MemoryStore('disk.img', bytes)), 'vmdk')
   })
 }
 

@@ -2,7 +2,12 @@ import { Worker } from 'node:worker_threads'
 import zlib from 'node:zlib'
 import t from 'tap'
 import type { Extent } from '../../src/formats/driver.js'
-import { type CrewMemory, crewMemories, UnpackCrew } from '../../src/formats/unpack-crew.js'
+import {
+  type CrewMemory,
+  crewMemories,
+  JOB_WORDS,
+  UnpackCrew,
+} from '../../src/formats/unpack-crew.js'
 import { ImageError } from '../../src/errors.js'
 
 const CLUSTER_BYTES = 64 * 1024
@@ -16,6 +21,7 @@ function extentOf(letter: string, unpacked: string[], failure?: Error): Packed {
     kind: 'packed',
     length: CLUSTER_BYTES,
     skip: 0,
+    wholeBytes: CLUSTER_BYTES,
     packed: { storeId: 0, at: 4096, packedBytes: 512, compression: 'zlib' },
     unpack: () => Buffer.alloc(CLUSTER_BYTES, letter),
     unpackInto: target => {
@@ -104,7 +110,7 @@ for (const { title, state, letter } of [
     const unpacked: string[] = []
     crew.add(extentOf('a', unpacked), 0)
     crew.add(extentOf('b', unpacked), CLUSTER_BYTES)
-    const workerData = { ...memory, job: 8, state }
+    const workerData = { ...memory, job: JOB_WORDS, state }
     const other = new Worker(OTHER_SIDE, { eval: true, workerData })
     await new Promise(resolve => other.once('message', resolve))
     crew.finish()
@@ -114,32 +120,59 @@ for (const { title, state, letter } of [
   })
 }
 
-t.test('the helper unpacks what the file holds', async t => {
-  const { crew, memory, target } = crewOf(1)
-  const cluster = Buffer.alloc(CLUSTER_BYTES, 'from the file ')
-  const packed = zlib.deflateRawSync(cluster, { windowBits: 12 })
-  const folder = t.testdir({
-    image: Buffer.concat([Buffer.alloc(4096), packed, Buffer.alloc(512)]),
+const CLUSTER = Buffer.alloc(CLUSTER_BYTES, 'from the file ')
+
+/** The marker of the grain at 5 TiB, and its stream. */
+function grainAt(offset: number): Buffer {
+  const stream = zlib.deflateSync(CLUSTER)
+  const marker = Buffer.alloc(12)
+  marker.writeBigUInt64LE(BigInt(offset / 512))
+  marker.writeUInt32LE(stream.length, 8)
+  return Buffer.concat([marker, stream])
+}
+
+const GRAIN_AT = 5 * 2 ** 40
+for (const { compression, packed, grain } of [
+  { compression: 'zlib' as const, packed: zlib.deflateRawSync(CLUSTER, { windowBits: 12 }) },
+  {
+    compression: 'grain' as const,
+    packed: grainAt(GRAIN_AT),
+    grain: { offset: GRAIN_AT, neededBytes: CLUSTER_BYTES },
+  },
+]) {
+  t.test(`the helper unpacks what the file holds: ${compression}`, async t => {
+    const { crew, memory, target } = crewOf(1)
+    const cluster = CLUSTER
+    const folder = t.testdir({
+      image: Buffer.concat([Buffer.alloc(4096), packed, Buffer.alloc(512)]),
+    })
+    const helper = new Worker(new URL('./unpack-crew-helper.ts', import.meta.url), {
+      workerData: { memory, path: `${folder}/image` },
+    })
+    t.teardown(() => helper.terminate())
+    await new Promise(resolve => helper.once('online', resolve))
+    const mine: string[] = []
+    const packedExtent = {
+      ...extentOf('w', mine),
+      packed: {
+        storeId: 0,
+        at: 4096,
+        packedBytes: packed.length,
+        compression,
+        ...(grain && { grain }),
+      },
+    }
+    // It takes a while to come; until then the worker does the job itself.
+    for (let round = 0; round < 200; round++) {
+      mine.length = 0
+      crew.add(packedExtent, 0)
+      await new Promise(resolve => setTimeout(resolve, 10))
+      crew.finish()
+      const expected = mine.length > 0 ? Buffer.alloc(CLUSTER_BYTES, 'w') : cluster
+      if (!target.equals(expected))
+        return t.fail("a cluster is neither the worker's nor the file's")
+      if (mine.length === 0) return t.pass('the helper did it')
+    }
+    t.fail('the helper never came')
   })
-  const helper = new Worker(new URL('./unpack-crew-helper.ts', import.meta.url), {
-    workerData: { memory, path: `${folder}/image` },
-  })
-  t.teardown(() => helper.terminate())
-  await new Promise(resolve => helper.once('online', resolve))
-  const mine: string[] = []
-  const packedExtent = {
-    ...extentOf('w', mine),
-    packed: { storeId: 0, at: 4096, packedBytes: packed.length, compression: 'zlib' as const },
-  }
-  // It takes a while to come; until then the worker does the job itself.
-  for (let round = 0; round < 200; round++) {
-    mine.length = 0
-    crew.add(packedExtent, 0)
-    await new Promise(resolve => setTimeout(resolve, 10))
-    crew.finish()
-    const expected = mine.length > 0 ? Buffer.alloc(CLUSTER_BYTES, 'w') : cluster
-    if (!target.equals(expected)) return t.fail("a cluster is neither the worker's nor the file's")
-    if (mine.length === 0) return t.pass('the helper did it')
-  }
-  t.fail('the helper never came')
-})
+}

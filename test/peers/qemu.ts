@@ -82,10 +82,14 @@ function randomNumbers(seed: number): (below: number) => number {
 }
 
 /** What `qemu-img convert` makes of the disk, or of a snapshot. */
-export async function convertedBy(image: string, snapshotId?: string): Promise<Buffer> {
+export async function convertedBy(
+  image: string,
+  snapshotId?: string,
+  format = 'qcow2',
+): Promise<Buffer> {
   const raw = `${image}.converted`
   const from = snapshotId === undefined ? [] : ['-l', `snapshot.id=${snapshotId}`]
-  await run('qemu-img', ['convert', '-f', 'qcow2', ...from, '-O', 'raw', image, raw], {
+  await run('qemu-img', ['convert', '-f', format, ...from, '-O', 'raw', image, raw], {
     cwd: dirname(image),
   })
   const bytes = readFileSync(raw)

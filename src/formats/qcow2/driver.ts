@@ -328,6 +328,7 @@ export class Qcow2Driver implements FormatDriver {
       kind: 'packed',
       length: Math.min(length, this.unitBytes - inCluster),
       skip: inCluster,
+      wholeBytes: this.unitBytes,
       packed: { storeId, at, packedBytes, compression },
       unpack: () =>
         this.located(offset, () =>

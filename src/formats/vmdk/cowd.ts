@@ -1,0 +1,220 @@
+/**
+ * COWD extents ("vmfsSparse"): what ESX keeps snapshots in on VMFS 5, and what VMware kept its disks in
+ * before there was VMDK (VMware, Virtual Disk Format 5.0, "ESX Server Sparse Extents"; libyal/libvmdk,
+ * "The COWD sparse extent data file"). Little-endian; all places and sizes are in sectors.
+ *
+ * One directory, tables where there was room, and no entry that says "zeros": a grain is in the file or
+ * it is the parent's.
+ */
+import { bytes, layout, u32le } from '../../binary.js'
+import { type ErrorCode, ImageError } from '../../errors.js'
+import type { Store } from '../../io/store.js'
+import { MAX_COWD_GRAIN_SECTORS, MAX_GRAIN_DIRECTORY_ENTRIES } from '../limits.js'
+import {
+  DAMAGED,
+  GrainTables,
+  PARENT,
+  type Region,
+  TABLE_ENTRIES,
+  wholeSectors,
+} from './grain-tables.js'
+import { type ExtentParts, SECTOR_BYTES } from './parts.js'
+
+const MAGIC = 'COWD'
+
+const HEADER = layout({
+  magic: bytes(4),
+  version: u32le,
+  flags: u32le,
+  capacitySectors: u32le,
+  grainSectors: u32le,
+  directorySector: u32le,
+  directoryEntries: u32le,
+  freeSector: u32le,
+  // In a root the geometry lies here.
+  parentName: bytes(1024),
+  parentGeneration: u32le,
+  generation: u32le,
+  name: bytes(60),
+  description: bytes(512),
+  savedGeneration: u32le,
+  reserved: bytes(8),
+  unclean: u32le,
+})
+/** The fields and their padding: four sectors. */
+const HEADER_BYTES = 2048
+
+/**
+ * The names are those of fox-it/dissect.hypervisor, c_vmdk.py. ESX sets `root` in its snapshots, too:
+ * their parents stand in the descriptor.
+ */
+const FLAG = { root: 1, inconsistent: 4 }
+
+/** Plain data, in bytes: the threads get it as a message. */
+export interface CowdHeader {
+  readonly capacityBytes: number
+  readonly grainBytes: number
+  readonly flags: number
+  readonly directoryOffset: number
+  readonly directoryEntries: number
+  /** Where the next table or grain was to go; the file's length is what counts. */
+  readonly freeOffset: number
+  /** Undefined in a root. */
+  readonly parent: { readonly name: string; readonly generation: number } | undefined
+  readonly generation: number
+  readonly savedGeneration: number
+  readonly name: string
+  readonly description: string
+  readonly isUnclean: boolean
+  readonly warnings: readonly string[]
+}
+
+const RESTORE = 'restore it from a copy, or clone the disk with vmkfstools -i on its ESX host'
+
+/** Reads and checks all of the header. Throws ImageError, which names the file. */
+export function readCowdHeader(store: Store): CowdHeader {
+  const fail = (code: ErrorCode, message: string, hint: string): never => {
+    throw new ImageError(code, message, { path: store.path, hint })
+  }
+  const head = Buffer.alloc(HEADER_BYTES)
+  const got = store.read(head, 0, head.length, 0)
+  if (head.toString('latin1', 0, MAGIC.length) !== MAGIC) {
+    fail(
+      'NOT_AN_IMAGE',
+      `this is no COWD extent: its first bytes are not "${MAGIC}"`,
+      'give the format with --format, or leave it out to have it found',
+    )
+  }
+  if (got < HEADER_BYTES) {
+    fail('NOT_AN_IMAGE', `the COWD header is cut off after ${got} bytes`, RESTORE)
+  }
+  const h = HEADER.decode(head)
+  if (h.version !== 1) {
+    fail('UNSUPPORTED', `COWD version ${h.version} is not known`, 'version 1 is read')
+  }
+  const { grainSectors } = h
+  if (grainSectors === 0 || grainSectors > MAX_COWD_GRAIN_SECTORS || !isPowerOfTwo(grainSectors)) {
+    fail(
+      'CORRUPT',
+      `the header gives grains of ${grainSectors} sectors, not a power of two from 1 to ${MAX_COWD_GRAIN_SECTORS}`,
+      RESTORE,
+    )
+  }
+  const header: CowdHeader = {
+    capacityBytes: h.capacitySectors * SECTOR_BYTES,
+    grainBytes: grainSectors * SECTOR_BYTES,
+    flags: h.flags,
+    directoryOffset: h.directorySector * SECTOR_BYTES,
+    directoryEntries: h.directoryEntries,
+    freeOffset: h.freeSector * SECTOR_BYTES,
+    parent:
+      h.flags & FLAG.root
+        ? undefined
+        : { name: text(h.parentName), generation: h.parentGeneration },
+    generation: h.generation,
+    savedGeneration: h.savedGeneration,
+    name: text(h.name),
+    description: text(h.description),
+    isUnclean: h.unclean !== 0,
+    warnings: [],
+  }
+  const problem = directoryProblem(header, store.sizeBytes)
+  if (problem !== undefined) fail('CORRUPT', problem, RESTORE)
+  return { ...header, warnings: warningsOf(header, store.sizeBytes) }
+}
+
+const isPowerOfTwo = (value: number): boolean => (value & (value - 1)) === 0
+
+/** What is wrong with where the directory is said to be. */
+function directoryProblem(header: CowdHeader, fileBytes: number): string | undefined {
+  const { capacityBytes, grainBytes, directoryEntries } = header
+  const needed = Math.ceil(capacityBytes / (grainBytes * TABLE_ENTRIES))
+  if (directoryEntries > MAX_GRAIN_DIRECTORY_ENTRIES) {
+    return `the grain directory has ${directoryEntries} entries, above ${MAX_GRAIN_DIRECTORY_ENTRIES}`
+  }
+  if (directoryEntries < needed) {
+    return `the grain directory has ${directoryEntries} entries and the disk needs ${needed}`
+  }
+  const { offset, bytes } = directoryOf(header)
+  if (offset < HEADER_BYTES) return `the grain directory at ${offset} lies over the header`
+  if (offset + bytes > fileBytes) {
+    return `the grain directory at ${offset} lies beyond the end of the file (${fileBytes} bytes)`
+  }
+  return undefined
+}
+
+function warningsOf(header: CowdHeader, fileBytes: number): string[] {
+  const warnings: string[] = []
+  if (header.isUnclean) {
+    warnings.push('it was not closed cleanly: what was written last may be missing')
+  }
+  if (header.flags & FLAG.inconsistent) warnings.push('it is marked inconsistent')
+  if (header.freeOffset > fileBytes) {
+    const missing = header.freeOffset - fileBytes
+    warnings.push(`its last ${missing} bytes are missing; reading what lies in them fails`)
+  }
+  return warnings
+}
+
+function directoryOf(header: CowdHeader): Region {
+  return { offset: header.directoryOffset, bytes: wholeSectors(header.directoryEntries * 4) }
+}
+
+/** Up to the first NUL, if there is one. */
+function text(field: Buffer): string {
+  const nul = field.indexOf(0)
+  return field.toString('utf8', 0, nul < 0 ? field.length : nul)
+}
+
+const TABLE_BYTES = TABLE_ENTRIES * 4
+
+export class CowdDriver extends GrainTables {
+  private readonly directoryStart: number
+  private readonly directoryEnd: number
+
+  constructor(parts: ExtentParts, header: CowdHeader) {
+    const directory = directoryOf(header)
+    const { capacityBytes, grainBytes } = header
+    super(parts, { capacityBytes, grainBytes, entryBytes: 4, directory })
+    this.directoryStart = directory.offset
+    this.directoryEnd = directory.offset + directory.bytes
+  }
+
+  protected tableOf(slice: Buffer, at: number, index: number, offset: number): number {
+    const table = slice.readUInt32LE(at) * SECTOR_BYTES
+    if (table === 0) return 0
+    const where = this.taken(table, TABLE_BYTES)
+    if (where === undefined) return table
+    throw this.damage(
+      `the directory entry ${index} names a grain table at ${table}, ${where}`,
+      offset,
+    )
+  }
+
+  protected entryOf(slice: Buffer, at: number, table: number): number {
+    const place = slice.readUInt32LE(at) * SECTOR_BYTES
+    if (place === 0) return PARENT
+    return this.grainTaken(place, table) === undefined ? place : DAMAGED
+  }
+
+  protected problemOf(slice: Buffer, at: number, table: number): string {
+    const place = slice.readUInt32LE(at) * SECTOR_BYTES
+    return `a grain table entry maps a grain at ${place}, ${this.grainTaken(place, table)}`
+  }
+
+  private grainTaken(place: number, table: number): string | undefined {
+    if (place < table + TABLE_BYTES && place + this.unitBytes > table) {
+      return 'which lies over its own table'
+    }
+    return this.taken(place, this.unitBytes)
+  }
+
+  /** What keeps a table or a grain of `length` bytes from lying at `at`. */
+  private taken(at: number, length: number): string | undefined {
+    if (at < HEADER_BYTES) return 'which lies over the header'
+    if (at < this.directoryEnd && at + length > this.directoryStart) {
+      return 'which lies over the grain directory'
+    }
+    return at < this.fileBytes ? undefined : 'which is beyond the end of the file'
+  }
+}

@@ -1,0 +1,280 @@
+/**
+ * The descriptor: which files hold which part of the disk, and which disk lies below (VMware, Virtual
+ * Disk Format 5.0, "The Descriptor File"; libyal, VMDK format, "The descriptor file").
+ *
+ * Read as leniently as VMware's tools do, but for the extents: a line that might be one is never passed
+ * over, since without it all that follows would show at the wrong place of the disk.
+ */
+import { type ErrorCode, ImageError, printable } from '../../errors.js'
+import {
+  MAX_DDB_ENTRIES,
+  MAX_VMDK_DESCRIPTOR_BYTES,
+  MAX_DESCRIPTOR_LINE_LENGTH,
+  MAX_EXTENT_LINES,
+  MAX_FILE_NAME_BYTES,
+} from '../limits.js'
+import { SECTOR_BYTES } from './parts.js'
+import { keyValue, readText, textBytes, trimBlanks } from './text.js'
+
+/** A parentCID that stands for no parent. */
+export const NO_PARENT_CID = 0xffffffff
+
+const ACCESSES = ['RW', 'RDONLY', 'NOACCESS'] as const
+const TYPES = [
+  'FLAT',
+  'SPARSE',
+  'ZERO',
+  'VMFS',
+  'VMFSSPARSE',
+  'VMFSRDM',
+  'VMFSRAW',
+  'SESPARSE',
+] as const
+export type ExtentAccess = (typeof ACCESSES)[number]
+export type ExtentType = (typeof TYPES)[number]
+
+export interface ExtentLine {
+  readonly access: ExtentAccess
+  /** The part of the disk that it makes up. */
+  readonly sectors: number
+  readonly type: ExtentType
+  /** As written; undefined for ZERO, never empty. */
+  readonly fileName: string | undefined
+  /** Where in the file it begins; 0 where the line does not say. */
+  readonly startSectors: number
+  /** All of it, for messages. */
+  readonly line: string
+}
+
+export interface Descriptor {
+  readonly version: number
+  /** As written; undefined where the file does not say. */
+  readonly encoding: string | undefined
+  /** 32 bits that change whenever the disk does; 0 where the file does not say. */
+  readonly cid: number
+  /** The parent's CID; NO_PARENT_CID where there is no parent, or the file does not say. */
+  readonly parentCid: number
+  /** As written; empty where the file does not say. It does not tell how the extents are to be read. */
+  readonly createType: string
+  readonly parentHint: string | undefined
+  readonly changeTrackPath: string | undefined
+  readonly isNativeSnapshot: boolean
+  readonly longContentId: string | undefined
+  /** The keys in lower case, without `ddb.`; no prototype. */
+  readonly ddb: Readonly<Record<string, string>>
+  /** One at least, in the order of the disk. */
+  readonly extents: readonly ExtentLine[]
+}
+
+/** What no text holds: control characters but for tabs, line ends and the end mark of DOS. */
+const BINARY = /[\x00-\x08\x0b\x0c\x0e-\x19\x1b-\x1f\x7f]/
+
+/** Whether a file that begins with `head` is a descriptor. */
+export function isDescriptor(head: Buffer): boolean {
+  const text = textBytes(head)
+  // Padding of zeros may follow, as after a descriptor within an extent, and nothing else.
+  const padding = head.subarray(text.byteOffset - head.byteOffset + text.length)
+  if (padding.some(byte => byte !== 0)) return false
+  const characters = text.toString('latin1')
+  if (BINARY.test(characters)) return false
+  for (const line of characters.split(/[\r\n]/)) {
+    const rest = trimBlanks(line)
+    if (/^#[ \t]*disk[ \t]+descriptorfile/i.test(rest)) return true
+    if (rest !== '' && !rest.startsWith('#')) return /^version[ \t]*=/i.test(rest)
+  }
+  return false
+}
+
+/** Reads all of a descriptor, from a file of its own or from within an extent. Throws ImageError. */
+export function parseDescriptor(bytes: Buffer, path: string): Descriptor {
+  const fail: Fail = (message, code = 'CORRUPT') => {
+    throw new ImageError(code, message, { path, hint: RESTORE })
+  }
+  const text = textBytes(bytes.subarray(0, MAX_VMDK_DESCRIPTOR_BYTES + 1))
+  if (text.length > MAX_VMDK_DESCRIPTOR_BYTES) {
+    fail(`the descriptor has more than ${MAX_VMDK_DESCRIPTOR_BYTES} bytes`)
+  }
+  const { encoding, lines } = readText(text, 'encoding')
+  const tooLong = lines.find(line => line.length > MAX_DESCRIPTOR_LINE_LENGTH)
+  if (tooLong !== undefined) {
+    fail(`a line has more than ${MAX_DESCRIPTOR_LINE_LENGTH} characters: ${quoted(tooLong)}`)
+  }
+  const { keys, ddb } = readKeys(lines, fail)
+  return {
+    version: versionOf(keys, fail),
+    encoding,
+    cid: cidOf(keys, 'CID', 0, fail),
+    parentCid: cidOf(keys, 'parentCID', NO_PARENT_CID, fail),
+    createType: keys.get('createtype') ?? '',
+    parentHint: pathOf(keys, 'parentFileNameHint', fail),
+    changeTrackPath: pathOf(keys, 'changeTrackPath', fail),
+    isNativeSnapshot: keys.get('isnativesnapshot')?.toLowerCase() === 'yes',
+    longContentId: ddb.longcontentid,
+    ddb,
+    extents: readExtents(lines, fail),
+  }
+}
+
+const RESTORE =
+  'restore the descriptor from a copy, or write it anew for the extents that are there'
+type Fail = (message: string, code?: ErrorCode) => never
+
+const QUOTED_LENGTH = 160
+
+/** `text` for a message. */
+function quoted(text: string): string {
+  const cut = text.length > QUOTED_LENGTH ? `${text.slice(0, QUOTED_LENGTH)}…` : text
+  return `'${printable(cut)}'`
+}
+
+type Keys = ReadonlyMap<string, string>
+
+/** By the key in lower case. Of a key that occurs twice the first one counts, as for QEMU. */
+function readKeys(lines: readonly string[], fail: Fail): { keys: Keys; ddb: Descriptor['ddb'] } {
+  const keys = new Map<string, string>()
+  const ddb: Record<string, string> = Object.create(null)
+  let ddbCount = 0
+  for (const line of lines) {
+    const found = keyValue(line)
+    if (!found) continue
+    const key = found.key.toLowerCase()
+    if (!key.startsWith(DDB)) {
+      if (KNOWN_KEYS.includes(key) && !keys.has(key)) keys.set(key, found.value)
+      continue
+    }
+    const name = key.slice(DDB.length)
+    if (name in ddb) continue
+    if (++ddbCount > MAX_DDB_ENTRIES) {
+      fail(`the descriptor has more than ${MAX_DDB_ENTRIES} ddb entries`)
+    }
+    ddb[name] = found.value
+  }
+  return { keys, ddb }
+}
+
+const DDB = 'ddb.'
+const KNOWN_KEYS = [
+  'version',
+  'cid',
+  'parentcid',
+  'createtype',
+  'parentfilenamehint',
+  'changetrackpath',
+  'isnativesnapshot',
+]
+
+function versionOf(keys: Keys, fail: Fail): number {
+  const value = keys.get('version') ?? '1'
+  return /^[0-9]{1,9}$/.test(value)
+    ? Number(value)
+    : fail(`the descriptor's version is ${quoted(value)}`)
+}
+
+/** Hex digits, of any case and without leading zeros where QEMU wrote them. */
+function cidOf(keys: Keys, name: 'CID' | 'parentCID', missing: number, fail: Fail): number {
+  const value = keys.get(name.toLowerCase())
+  if (value === undefined) return missing
+  return /^[0-9a-f]{1,8}$/i.test(value)
+    ? Number.parseInt(value, 16)
+    : fail(`the descriptor's ${name} is ${quoted(value)}, not 1 to 8 hex digits`)
+}
+
+function pathOf(keys: Keys, name: string, fail: Fail): string | undefined {
+  const value = keys.get(name.toLowerCase())
+  if (value === undefined || value === '') return undefined
+  if (Buffer.byteLength(value) > MAX_FILE_NAME_BYTES) {
+    fail(`the descriptor's ${name} has more than ${MAX_FILE_NAME_BYTES} bytes: ${quoted(value)}`)
+  }
+  return value
+}
+
+/** A disk of this many sectors has a size in bytes that is exact as a number. */
+const MAX_SECTORS = Math.floor(Number.MAX_SAFE_INTEGER / SECTOR_BYTES)
+
+function readExtents(lines: readonly string[], fail: Fail): ExtentLine[] {
+  const extents: ExtentLine[] = []
+  let total = 0
+  for (const line of lines.filter(isExtentLine)) {
+    if (extents.length === MAX_EXTENT_LINES) {
+      fail(`the descriptor has more than ${MAX_EXTENT_LINES} extents`)
+    }
+    const extent = parseExtent(line, fail)
+    total += extent.sectors
+    if (total > MAX_SECTORS) fail(`with the extent ${quoted(line)} the disk has over 2^53 bytes`)
+    extents.push(extent)
+  }
+  if (extents.length === 0) {
+    fail('the descriptor names no extent: no line of it says where the data are')
+  }
+  return extents
+}
+
+const isAccess = (word: string): word is ExtentAccess => ACCESSES.some(access => access === word)
+const isType = (word: string): word is ExtentType => TYPES.some(type => type === word)
+
+/** Whether `line` is meant as an extent, be it damaged: by its access, its size or its type. */
+function isExtentLine(line: string): boolean {
+  const key = keyValue(line)?.key.toUpperCase()
+  if (key !== undefined && !isAccess(key)) return false
+  const words = line
+    .toUpperCase()
+    .split(/[ \t"]+/, 5)
+    .filter(word => word !== '')
+  return isAccess(words[0] ?? '') || /^[0-9]+$/.test(words[1] ?? '') || words.some(isType)
+}
+
+function parseExtent(line: string, fail: Fail): ExtentLine {
+  const match = /^([^ \t"]+)[ \t]+([^ \t"]+)[ \t]+([^ \t"]+)[ \t]*/.exec(line)
+  if (!match) return fail(`an extent is cut short: ${quoted(line)}`)
+  const [all, accessWord = '', sectorsWord = '', typeWord = ''] = match
+  const access = accessWord.toUpperCase()
+  const type = typeWord.toUpperCase()
+  if (!isAccess(access)) return fail(`an extent's access is not known: ${quoted(line)}`)
+  if (!isType(type)) {
+    return fail(`an extent's type is not known: ${quoted(line)}`, 'UNSUPPORTED')
+  }
+  const sectors = /^[0-9]+$/.test(sectorsWord) ? Number(sectorsWord) : Number.NaN
+  if (Number.isNaN(sectors)) fail(`an extent's size is no number: ${quoted(line)}`)
+  if (sectors > MAX_SECTORS) fail(`an extent has over 2^53 bytes: ${quoted(line)}`)
+  if (type === 'ZERO') {
+    return { access, sectors, type, fileName: undefined, startSectors: 0, line }
+  }
+  const { fileName, startSectors } = parseFile(line, all.length, type, fail)
+  if (startSectors + sectors > MAX_SECTORS) {
+    fail(`an extent reaches beyond 2^53 bytes of its file: ${quoted(line)}`)
+  }
+  return { access, sectors, type, fileName, startSectors, line }
+}
+
+/**
+ * The name in quotes, which may hold quotes itself, and the offset behind it: what stands behind the
+ * offset (a partition's and a device's ID) is not needed. The name of a FLAT extent ends at the last
+ * quote before an offset, any other one, which has none by rule, at the last that can end it.
+ */
+function parseFile(
+  line: string,
+  at: number,
+  type: ExtentType,
+  fail: Fail,
+): { fileName: string; startSectors: number } {
+  const ends = line[at] === '"' ? nameEnds(line, at + 1) : []
+  const end = (type === 'FLAT' && ends.findLast(e => e.offset !== undefined)) || ends.at(-1)
+  if (!end || end.at === at + 1) return fail(`an extent's file has no name: ${quoted(line)}`)
+  const fileName = line.slice(at + 1, end.at)
+  if (Buffer.byteLength(fileName) > MAX_FILE_NAME_BYTES) {
+    fail(`an extent's file name has more than ${MAX_FILE_NAME_BYTES} bytes: ${quoted(line)}`)
+  }
+  return { fileName, startSectors: end.offset ?? 0 }
+}
+
+/** The quotes from `from` on that can end a name: an offset follows, a comment, or nothing. */
+function nameEnds(line: string, from: number): { at: number; offset: number | undefined }[] {
+  const ends: { at: number; offset: number | undefined }[] = []
+  const behind = /"[ \t]*(?:(?<=[ \t])([0-9]+)(?=[ \t#]|$)|#|$)/y
+  for (let at = line.indexOf('"', from); at >= 0; at = line.indexOf('"', at + 1)) {
+    behind.lastIndex = at
+    const match = behind.exec(line)
+    if (match) ends.push({ at, offset: match[1] === undefined ? undefined : Number(match[1]) })
+  }
+  return ends
+}

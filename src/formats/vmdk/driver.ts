@@ -1,0 +1,109 @@
+/** Where the bytes of a VMDK disk are: in its extents, one behind the other. */
+import type { ClusterCache } from '../../cache/cluster-cache.js'
+import type { MetadataCache } from '../../cache/metadata-cache.js'
+import { ImageError } from '../../errors.js'
+import type { Store } from '../../io/store.js'
+import type { Extent, FormatDriver } from '../driver.js'
+import { CowdDriver } from './cowd.js'
+import type { VmdkExtent, VmdkSpec } from './image.js'
+import { type ReadTable, SECTOR_BYTES } from './parts.js'
+import { SesparseDriver } from './sesparse.js'
+import { SparseDriver } from './sparse-driver.js'
+
+export interface VmdkParts {
+  readonly spec: VmdkSpec
+  /** Of each extent, with what tells it apart in the caches; undefined where it has no file. */
+  readonly stores: readonly ({ readonly store: Store; readonly storeId: number } | undefined)[]
+  /** Tells the layer apart in the cache of tables, 0 to 511. */
+  readonly layerId: number
+  readonly metadata: MetadataCache
+  readonly clusters: ClusterCache
+}
+
+/** An extent's place on the disk, in bytes. */
+interface Placed {
+  readonly start: number
+  readonly end: number
+  readonly driver: Pick<FormatDriver, 'lookup'>
+}
+
+export class VmdkDriver implements FormatDriver {
+  /** Grains may begin at any sector, so a file may end within the last sector alone. */
+  readonly unitBytes = SECTOR_BYTES
+  readonly sizeBytes: number
+  private readonly extents: readonly Placed[]
+  /** The one that was looked into last: most requests go on where the one before ended. */
+  private last: Placed
+
+  constructor(parts: VmdkParts) {
+    this.sizeBytes = parts.spec.sizeBytes
+    this.extents = placed(parts)
+    this.last = this.extents[0] as Placed
+  }
+
+  lookup(offset: number, length: number): Extent {
+    const { start, end, driver } = this.extentAt(offset)
+    return driver.lookup(offset - start, Math.min(length, end - offset))
+  }
+
+  private extentAt(offset: number): Placed {
+    if (offset >= this.last.start && offset < this.last.end) return this.last
+    let low = 0
+    let high = this.extents.length - 1
+    while (low < high) {
+      const middle = Math.floor((low + high + 1) / 2)
+      if ((this.extents[middle] as Placed).start <= offset) low = middle
+      else high = middle - 1
+    }
+    this.last = this.extents[low] as Placed
+    return this.last
+  }
+}
+
+function placed(parts: VmdkParts): Placed[] {
+  let start = 0
+  // Tables of all extents lie in one space of the cache, each file behind the one before.
+  let base = 0
+  const all: Placed[] = []
+  parts.spec.extents.forEach((extent, index) => {
+    const end = start + extent.sizeBytes
+    if (end > start) all.push({ start, end, driver: driverOf(extent, index, base, parts) })
+    start = end
+    const fileBytes = extent.file?.sizeBytes ?? 0
+    base += Math.ceil(fileBytes / SECTOR_BYTES) * SECTOR_BYTES
+    if (!Number.isSafeInteger(base)) {
+      const what = 'the files of its extents are too large to be real'
+      throw new ImageError('CORRUPT', what, { path: extent.file?.path ?? '' })
+    }
+  })
+  return all
+}
+
+function driverOf(
+  { layout }: VmdkExtent,
+  index: number,
+  base: number,
+  { stores, layerId, metadata, clusters }: VmdkParts,
+): Pick<FormatDriver, 'lookup'> {
+  const file = stores[index]
+  if (layout.kind === 'zero' || !file) return { lookup: (_, length) => ({ kind: 'zero', length }) }
+  const { store, storeId } = file
+  if (layout.kind === 'flat') {
+    const { startBytes } = layout
+    return {
+      lookup: (offset, length) => ({ kind: 'data', length, store, at: startBytes + offset }),
+    }
+  }
+  const readTable: ReadTable = (at, length) => {
+    // Behind its end the next file's tables begin in the cache.
+    if (at + length > store.sizeBytes) {
+      const what = `a table at ${at} lies beyond the end of the file`
+      throw new ImageError('CORRUPT', what, { path: store.path })
+    }
+    return metadata.slice(store, layerId, at, length, base + at)
+  }
+  const extentParts = { store, storeId, readTable, grains: clusters }
+  if (layout.kind === 'sparse') return new SparseDriver(extentParts, layout.header)
+  if (layout.kind === 'cowd') return new CowdDriver(extentParts, layout.header)
+  return new SesparseDriver(extentParts, layout.header)
+}

@@ -1,0 +1,205 @@
+/**
+ * Two levels of tables of 4096 entries: a grain directory, and the grain tables it names. COWD and
+ * seSparse extents have them; what an entry means is each one's own.
+ *
+ * A lookup reads one slice of the directory and the slices of one grain table, and makes one extent of
+ * neighbours of one kind. Grains may begin at any sector, so that where the file ends within a grain is
+ * told here, grain by grain, and not by what the engine rounds to.
+ */
+import { ImageError } from '../../errors.js'
+import type { Extent, FormatDriver } from '../driver.js'
+import { type ExtentParts, SECTOR_BYTES } from './parts.js'
+
+/** Entries of a grain table. */
+export const TABLE_ENTRIES = 4096
+
+/** What is read of a table at once, in bytes. */
+const SLICE_BYTES = 4096
+
+/** Where bytes lie in the file. */
+export interface Region {
+  readonly offset: number
+  readonly bytes: number
+}
+
+export interface GrainShape {
+  readonly capacityBytes: number
+  readonly grainBytes: number
+  /** Of the directory and of the tables alike. */
+  readonly entryBytes: 4 | 8
+  /** Whole sectors. */
+  readonly directory: Region
+}
+
+/**
+ * What an entry of a grain table says: the grain's place in the file, or one of these, which no place
+ * is. Numbers, since a request may have thousands of entries: neighbours of one kind are equal or one
+ * grain apart.
+ */
+export const PARENT = -1
+export const ZERO = -2
+export const DAMAGED = -3
+
+export abstract class GrainTables implements FormatDriver {
+  readonly sizeBytes: number
+  readonly unitBytes: number
+  /** Bytes of the disk that one grain table maps. */
+  private readonly coverage: number
+  private readonly entryBytes: number
+  private readonly tableBytes: number
+  private readonly directory: Region
+  /** Of the file, for one lookup. */
+  protected fileBytes = 0
+
+  constructor(
+    protected readonly parts: ExtentParts,
+    shape: GrainShape,
+  ) {
+    this.sizeBytes = shape.capacityBytes
+    this.unitBytes = shape.grainBytes
+    this.entryBytes = shape.entryBytes
+    this.tableBytes = TABLE_ENTRIES * shape.entryBytes
+    this.coverage = TABLE_ENTRIES * shape.grainBytes
+    this.directory = shape.directory
+  }
+
+  /**
+   * Where the grain table of the directory entry at `at` of `slice` is in the file; 0 when there is
+   * none. `index` and `offset` are for messages. Throws ImageError.
+   */
+  protected abstract tableOf(slice: Buffer, at: number, index: number, offset: number): number
+
+  /** What the entry at `at` of `slice` says, which belongs to the grain table at `table`. */
+  protected abstract entryOf(slice: Buffer, at: number, table: number): number
+
+  /** Why that is DAMAGED. */
+  protected abstract problemOf(slice: Buffer, at: number, table: number): string
+
+  lookup(offset: number, length: number): Extent {
+    this.fileBytes = this.parts.store.sizeBytes
+    const index = Math.floor(offset / this.coverage)
+    const inTable = offset - index * this.coverage
+    const directory = this.directorySlice(index, offset)
+    const at = (index * this.entryBytes) % SLICE_BYTES
+    const table = this.tableOf(directory, at, index, offset)
+    if (table !== 0) return this.grains(table, inTable, offset, length)
+    const silent = this.silentTables(directory, at, index, inTable + length) * this.coverage
+    return { kind: 'parent', length: Math.min(length, silent - inTable) }
+  }
+
+  private directorySlice(index: number, offset: number): Buffer {
+    const inDirectory = Math.floor((index * this.entryBytes) / SLICE_BYTES) * SLICE_BYTES
+    const length = Math.min(SLICE_BYTES, this.directory.bytes - inDirectory)
+    return this.located(offset, () =>
+      this.parts.readTable(this.directory.offset + inDirectory, length),
+    )
+  }
+
+  /** How many entries of the slice from `at` on name no table, as far as `bytes` of the disk reach. */
+  private silentTables(slice: Buffer, at: number, index: number, bytes: number): number {
+    const listed = Math.floor((slice.length - at) / this.entryBytes)
+    const wanted = Math.min(listed, Math.ceil(bytes / this.coverage))
+    let count = 1
+    while (count < wanted && this.isSilent(slice, at + count * this.entryBytes, index + count)) {
+      count++
+    }
+    return count
+  }
+
+  /** False for a damaged entry too: it is for the read that gets there. */
+  private isSilent(slice: Buffer, at: number, index: number): boolean {
+    try {
+      return this.tableOf(slice, at, index, index * this.coverage) === 0
+    } catch (error) {
+      if (error instanceof ImageError) return false
+      throw error
+    }
+  }
+
+  /** The run of grains that begins at `inTable` of what the grain table at `table` maps. */
+  private grains(table: number, inTable: number, offset: number, length: number): Extent {
+    const { unitBytes, entryBytes } = this
+    const inGrain = inTable % unitBytes
+    const from = Math.floor(inTable / unitBytes) * entryBytes
+    const slice = this.tableSlice(table, from, offset)
+    const first = this.entryOf(slice, from % SLICE_BYTES, table)
+    if (first === DAMAGED) {
+      throw this.damage(this.problemOf(slice, from % SLICE_BYTES, table), offset)
+    }
+    const wanted = from + Math.ceil((inGrain + length) / unitBytes) * entryBytes
+    const to = this.runEnd(slice, table, from, Math.min(wanted, this.tableBytes), first)
+    const found = Math.min(length, ((to - from) / entryBytes) * unitBytes - inGrain)
+    if (first >= 0) return this.data(first + inGrain, found)
+    return { kind: first === ZERO ? 'zero' : 'parent', length: found }
+  }
+
+  /**
+   * Where in the table, up to `to`, the run ends that `first` begins at `from`. Damage further on ends
+   * it, too: that is for the read that gets there, once the good bytes are delivered.
+   */
+  private runEnd(slice: Buffer, table: number, from: number, to: number, first: number): number {
+    const { entryBytes } = this
+    const step = first >= 0 ? this.unitBytes : 0
+    let expected = first
+    for (let at = from + entryBytes; at < to; at += entryBytes) {
+      const inSlice = at % SLICE_BYTES
+      if (inSlice === 0) {
+        const next = this.tableSliceUnlessDamaged(table, at)
+        if (next === undefined) return at
+        slice = next
+      }
+      expected += step
+      if (this.entryOf(slice, inSlice, table) !== expected) return at
+    }
+    return to
+  }
+
+  private tableSliceUnlessDamaged(table: number, at: number): Buffer | undefined {
+    try {
+      return this.parts.readTable(table + at, SLICE_BYTES)
+    } catch (error) {
+      if (error instanceof ImageError) return undefined
+      throw error
+    }
+  }
+
+  /** The slice of the grain table at `table` that has its byte `at`. */
+  private tableSlice(table: number, at: number, offset: number): Buffer {
+    const start = table + at - (at % SLICE_BYTES)
+    return this.located(offset, () => this.parts.readTable(start, SLICE_BYTES))
+  }
+
+  /** A file may end within its last grain: what is missing of that one reads as zeros. */
+  private data(at: number, length: number): Extent {
+    const inFile = this.fileBytes - at
+    if (inFile <= 0) return { kind: 'zero', length }
+    return { kind: 'data', length: Math.min(length, inFile), store: this.parts.store, at }
+  }
+
+  /** Runs `read`; what it throws of damage is named with the place on the disk it was met at. */
+  private located<T>(offset: number, read: () => T): T {
+    try {
+      return read()
+    } catch (error) {
+      if (!(error instanceof ImageError)) throw error
+      throw this.damage(error.message, offset, error)
+    }
+  }
+
+  protected damage(message: string, offset: number, cause?: unknown): ImageError {
+    return new ImageError('CORRUPT', message, { path: this.parts.store.path, offset }, { cause })
+  }
+}
+
+/** The first two of `regions`, as they stand in the file, that lie one over the other. */
+export function overlap<T extends Region>(regions: readonly T[]): [T, T] | undefined {
+  const sorted = regions.filter(({ bytes }) => bytes > 0).sort((a, b) => a.offset - b.offset)
+  for (let i = 1; i < sorted.length; i++) {
+    const [before, after] = [sorted[i - 1] as T, sorted[i] as T]
+    if (after.offset < before.offset + before.bytes) return [before, after]
+  }
+  return undefined
+}
+
+export const wholeSectors = (bytes: number): number =>
+  Math.ceil(bytes / SECTOR_BYTES) * SECTOR_BYTES

@@ -1,0 +1,201 @@
+/**
+ * A VMDK image: a descriptor, in a file of its own or within a sparse extent, and the extents that it
+ * lists, which follow one another on the disk (VMware, Virtual Disk Format 5.0).
+ */
+import { ImageError, printable } from '../../errors.js'
+import type { Store } from '../../io/store.js'
+import type { FileSpec } from '../chain.js'
+import { MAX_VMDK_DESCRIPTOR_BYTES } from '../limits.js'
+import { type CowdHeader, readCowdHeader } from './cowd.js'
+import { type Descriptor, type ExtentLine, parseDescriptor } from './descriptor.js'
+import { extentKind, SECTOR_BYTES } from './parts.js'
+import { readSesparseHeader, type SesparseHeader } from './sesparse.js'
+import { readEmbeddedDescriptor, readSparseHeader, type SparseHeader } from './sparse-header.js'
+
+/** Plain data: the threads get it as a message. */
+export interface VmdkSpec {
+  /** Of the disk. */
+  readonly sizeBytes: number
+  /** Undefined for an extent that was opened without its descriptor. */
+  readonly descriptor: Descriptor | undefined
+  readonly extents: readonly VmdkExtent[]
+}
+
+export interface VmdkExtent {
+  /** What it holds of the disk. */
+  readonly sizeBytes: number
+  /** Undefined where all of it is zeros. */
+  readonly file: FileSpec | undefined
+  readonly layout: ExtentLayout
+}
+
+export type ExtentLayout =
+  | { readonly kind: 'zero' }
+  | { readonly kind: 'flat'; readonly startBytes: number }
+  | SparseLayout
+type SparseLayout =
+  | { readonly kind: 'sparse'; readonly header: SparseHeader }
+  | { readonly kind: 'cowd'; readonly header: CowdHeader }
+  | { readonly kind: 'sesparse'; readonly header: SesparseHeader }
+
+export interface Opener {
+  storeOf(file: FileSpec): Store
+  /** Opens what the descriptor names. Throws ImageError. */
+  open(fileName: string): FileSpec
+  warn(text: string): void
+}
+
+/** Opens all extents of the image in `file`. Throws ImageError. */
+export function openVmdk(file: FileSpec, opener: Opener): VmdkSpec {
+  const store = opener.storeOf(file)
+  const kind = kindOf(store)
+  if (kind === undefined) return described(parseDescriptor(allOf(store), file.path), file, opener)
+  const layout = layoutOf(store, kind, file.path, opener)
+  const text = layout.kind === 'sparse' ? readEmbeddedDescriptor(store, layout.header) : undefined
+  // An extent of a split disk has room for a descriptor, and none in it.
+  if (text === undefined || text.toString('latin1').trim() === '') {
+    opener.warn(`${file.path}: it has no descriptor, and is shown as a disk of its own`)
+    return { descriptor: undefined, ...whole(file, layout) }
+  }
+  const descriptor = parseDescriptor(text, file.path)
+  // It may have been renamed: a single extent is the one that it stands in.
+  const [line, ...others] = descriptor.extents
+  if (others.length > 0 || capacityOf(layout) === 0) return described(descriptor, file, opener)
+  return { descriptor, ...lined(line as ExtentLine, file, layout) }
+}
+
+/** Bytes of all tables that the disk can have. */
+export function tableBytes({ extents }: VmdkSpec): number {
+  const bytesOf = ({ sizeBytes, layout }: VmdkExtent): number => {
+    if (layout.kind === 'zero' || layout.kind === 'flat') return 0
+    const entryBytes = layout.kind === 'sesparse' ? 8 : 4
+    return Math.ceil(sizeBytes / layout.header.grainBytes) * entryBytes
+  }
+  return extents.reduce((sum, extent) => sum + bytesOf(extent), 0)
+}
+
+function described(descriptor: Descriptor, file: FileSpec, opener: Opener): VmdkSpec {
+  const layouts = new Map<number, SparseLayout>()
+  const extents = descriptor.extents.map(line => extentOf(line, file, opener, layouts))
+  const sizeBytes = extents.reduce((sum, extent) => sum + extent.sizeBytes, 0)
+  return { descriptor, extents, sizeBytes }
+}
+
+function whole(file: FileSpec, layout: SparseLayout): Omit<VmdkSpec, 'descriptor'> {
+  const sizeBytes = capacityOf(layout)
+  return { sizeBytes, extents: [{ sizeBytes, file, layout }] }
+}
+
+function lined(
+  line: ExtentLine,
+  file: FileSpec,
+  layout: SparseLayout,
+): Omit<VmdkSpec, 'descriptor'> {
+  const sizeBytes = line.sectors * SECTOR_BYTES
+  requireCapacity(line, file, layout)
+  return { sizeBytes, extents: [{ sizeBytes, file, layout }] }
+}
+
+/** @param layouts of the files that lines before have named, by descriptor */
+function extentOf(
+  line: ExtentLine,
+  image: FileSpec,
+  opener: Opener,
+  layouts: Map<number, SparseLayout>,
+): VmdkExtent {
+  const refuse = (what: string, hint: string): never => {
+    const text = printable(line.line)
+    throw new ImageError('UNSUPPORTED', `${what}: ${text}`, { path: image.path, hint })
+  }
+  if (line.access === 'NOACCESS')
+    refuse('an extent may not be accessed', 'remove it where it is in use')
+  if (line.type === 'VMFSRDM' || line.type === 'VMFSRAW') {
+    refuse(
+      'an extent is a raw device of an ESX host',
+      'open it on that host, or clone it to a disk file',
+    )
+  }
+  const sizeBytes = line.sectors * SECTOR_BYTES
+  if (line.type === 'ZERO') return { sizeBytes, file: undefined, layout: { kind: 'zero' } }
+  const file = opener.open(line.fileName as string)
+  const store = opener.storeOf(file)
+  if (line.type === 'FLAT' || line.type === 'VMFS') {
+    const startBytes = line.startSectors * SECTOR_BYTES
+    if (startBytes + sizeBytes > file.sizeBytes) {
+      const lost = startBytes + sizeBytes - file.sizeBytes
+      opener.warn(`${file.path}: its last ${lost} bytes are missing; reading them fails`)
+    }
+    return { sizeBytes, file, layout: { kind: 'flat', startBytes } }
+  }
+  const kind = kindOf(store)
+  if (kind === undefined) {
+    throw new ImageError(
+      'CORRUPT',
+      `the extent "${printable(line.fileName as string)}" is not sparse, as its line says`,
+      {
+        path: image.path,
+        hint: 'restore the extent from a copy',
+      },
+    )
+  }
+  const layout = layouts.get(file.fd) ?? layoutOf(store, kind, file.path, opener)
+  layouts.set(file.fd, layout)
+  requireCapacity(line, file, layout)
+  return { sizeBytes, file, layout }
+}
+
+/** An extent may hold more than its line says, since it holds whole grains; less is damage. */
+function requireCapacity(line: ExtentLine, file: FileSpec, layout: SparseLayout): void {
+  const held = capacityOf(layout)
+  const sizeBytes = line.sectors * SECTOR_BYTES
+  if (held > 0 && held >= sizeBytes) return
+  throw new ImageError(
+    'CORRUPT',
+    `the extent holds ${held} bytes, and its line says ${sizeBytes}`,
+    {
+      path: file.path,
+      hint: 'restore it from a copy',
+    },
+  )
+}
+
+const capacityOf = ({ header }: SparseLayout): number => header.capacityBytes
+
+function layoutOf(
+  store: Store,
+  kind: SparseLayout['kind'],
+  path: string,
+  opener: Opener,
+): SparseLayout {
+  const layout: SparseLayout =
+    kind === 'sparse'
+      ? { kind, header: readSparseHeader(store) }
+      : kind === 'cowd'
+        ? { kind, header: readCowdHeader(store) }
+        : { kind, header: readSesparseHeader(store) }
+  for (const warning of layout.header.warnings) opener.warn(`${path}: ${warning}`)
+  return layout
+}
+
+function kindOf(store: Store): SparseLayout['kind'] | undefined {
+  const head = Buffer.alloc(8)
+  store.read(head, 0, head.length, 0)
+  return extentKind(head)
+}
+
+/** A descriptor is all of its file. */
+function allOf(store: Store): Buffer {
+  if (store.sizeBytes > MAX_VMDK_DESCRIPTOR_BYTES) {
+    const what = `a descriptor of ${store.sizeBytes} bytes is too long`
+    throw new ImageError('CORRUPT', what, { path: store.path, hint: 'restore it from a copy' })
+  }
+  const buffer = Buffer.alloc(store.sizeBytes)
+  const bytes = buffer.subarray(0, store.read(buffer, 0, buffer.length, 0))
+  const nul = bytes.indexOf(0)
+  // What a NUL cuts off would be missing from the disk.
+  if (nul >= 0 && bytes.subarray(nul).some(byte => byte !== 0)) {
+    const what = `the descriptor has a NUL at ${nul}, before its end`
+    throw new ImageError('CORRUPT', what, { path: store.path, hint: 'restore it from a copy' })
+  }
+  return bytes
+}

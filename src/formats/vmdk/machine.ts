@@ -1,0 +1,104 @@
+/**
+ * The snapshots of the machine that a disk belongs to. Each froze the disk file that was current then;
+ * what the machine calls it stands in its .vmsd, beside the disk (see vmsd.ts).
+ */
+import fs from 'node:fs'
+import path from 'node:path'
+import { ImageError } from '../../errors.js'
+import type { LayerSpec, Timestamp } from '../chain.js'
+import { parseVmsd, parseVmxDisks, type VmsdSnapshot } from './vmsd.js'
+
+/** Plain data. */
+export interface MachineSnapshot {
+  readonly uid: number
+  /** The snapshot that it was taken after. */
+  readonly parent: number | undefined
+  readonly displayName: string
+  readonly description: string
+  readonly created: Timestamp | undefined
+  /** The disk file that it froze, by its place among the layers. */
+  readonly layer: number
+}
+
+/** The same, before its file was looked for. */
+export type NamedSnapshot = Omit<MachineSnapshot, 'layer'> & { readonly fileName: string }
+
+/** The year 10000, in milliseconds: no machine was there. */
+const END_OF_TIME = Date.UTC(10_000)
+/** Machines whose disks lie in one folder, at most, that are looked at. */
+const MAX_MACHINES = 64
+
+/**
+ * The snapshots of the disk `top` that stands on `layers`, parents first; none where no .vmsd beside it
+ * knows the disk. `warn` is told what cannot be read.
+ */
+export function snapshotsOfDisk(
+  top: LayerSpec,
+  layers: readonly LayerSpec[],
+  read: (name: string) => Buffer | undefined,
+  warn: (text: string) => void,
+): NamedSnapshot[] {
+  const own = new Set(layers.map(({ path: file }) => path.basename(file)))
+  for (const file of listed(path.dirname(top.path), '.vmsd')) {
+    try {
+      const { snapshots } = parseVmsd(read(file) ?? Buffer.alloc(0), file)
+      const node = nodeOf(file, snapshots, own, read)
+      if (node !== undefined) return snapshots.flatMap(snapshot => named(snapshot, node, own))
+    } catch (error) {
+      if (!(error instanceof ImageError)) throw error
+      warn(`${file}: ${error.message}; snapshots are shown by their files' names`)
+    }
+  }
+  return []
+}
+
+/** Where the disk is plugged in: by a snapshot that froze one of its files, or by the machine itself. */
+function nodeOf(
+  vmsd: string,
+  snapshots: readonly VmsdSnapshot[],
+  own: ReadonlySet<string>,
+  read: (name: string) => Buffer | undefined,
+): string | undefined {
+  const isOwn = ({ fileName }: { fileName: string }) => own.has(baseName(fileName))
+  for (const { disks } of snapshots) {
+    const disk = disks.find(isOwn)
+    if (disk) return disk.node
+  }
+  const vmx = `${vmsd.slice(0, -'.vmsd'.length)}.vmx`
+  const bytes = read(vmx)
+  return bytes && parseVmxDisks(bytes).find(isOwn)?.node
+}
+
+/** The disk of that node, or one that is known to be among the layers. */
+function named(snapshot: VmsdSnapshot, node: string, own: ReadonlySet<string>): NamedSnapshot[] {
+  const { disks } = snapshot
+  const disk =
+    disks.find(({ fileName }) => own.has(baseName(fileName))) ??
+    disks.find(disk => node !== '' && disk.node === node)
+  if (!disk) return []
+  const { uid, parent, displayName, description, created } = snapshot
+  const milliseconds = created?.getTime() ?? -1
+  const isTime = milliseconds >= 0 && milliseconds < END_OF_TIME
+  const time = isTime && {
+    seconds: Math.floor(milliseconds / 1000),
+    nanoseconds: (milliseconds % 1000) * 1e6,
+  }
+  const { fileName } = disk
+  return [{ uid, parent, displayName, description, created: time || undefined, fileName }]
+}
+
+/** Names of files in a folder; none where it cannot be listed. */
+function listed(folder: string, suffix: string): string[] {
+  let names: string[]
+  try {
+    names = fs.readdirSync(folder)
+  } catch {
+    return []
+  }
+  return names
+    .filter(name => name.toLowerCase().endsWith(suffix))
+    .sort()
+    .slice(0, MAX_MACHINES)
+}
+
+const baseName = (name: string): string => name.replaceAll('\\', '/').split('/').at(-1) as string

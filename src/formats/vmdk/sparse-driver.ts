@@ -1,0 +1,254 @@
+/**
+ * Where the bytes of a hosted sparse extent are: the grain directory, and the grain tables that it names
+ * (VMware, Virtual Disk Format 5.0, "Hosted Sparse Extents"). An entry has 32 bits and counts sectors.
+ */
+import { ImageError } from '../../errors.js'
+import type { Extent, FormatDriver } from '../driver.js'
+import { maxPackedBytes, type PackedGrain, unpackGrain } from './grain.js'
+import { type ExtentParts, SECTOR_BYTES } from './parts.js'
+import { directoryEntries, isInFile, type SparseHeader, tableBytes } from './sparse-header.js'
+
+const ENTRY_BYTES = 4
+/** What is read of the directory at once. */
+const SLICE_BYTES = 4096
+/** Entries that name no sector: of the layer below, and zeros where the header allows them. */
+const SILENT = 0
+const ZERO = 1
+
+/** What a grain is, so that neighbours of one kind become one extent. */
+type Run = 'data' | 'zero' | 'parent'
+
+export class SparseDriver implements FormatDriver {
+  readonly sizeBytes: number
+  readonly unitBytes: number
+  /** Bytes of the disk that one grain table maps. */
+  private readonly coverage: number
+  private readonly directoryBytes: number
+  private readonly tableBytes: number
+  /** Where no grain can be: the header, the descriptor and the directories. */
+  private readonly reserved: readonly { readonly start: number; readonly end: number }[]
+  /** The kind and the place of the entry that was decoded last: no object on the data path. */
+  private kind: Run | 'packed' | 'damaged' = 'parent'
+  private at = 0
+
+  /** @param header of an extent with a capacity */
+  constructor(
+    private readonly parts: ExtentParts,
+    private readonly header: SparseHeader,
+  ) {
+    this.sizeBytes = header.capacityBytes
+    this.unitBytes = header.grainBytes
+    this.coverage = header.grainBytes * header.tableEntries
+    this.directoryBytes = tableBytes(directoryEntries(header))
+    this.tableBytes = tableBytes(header.tableEntries)
+    this.reserved = reservedPlaces(header, this.directoryBytes)
+  }
+
+  lookup(offset: number, length: number): Extent {
+    const index = Math.floor(offset / this.coverage)
+    const inTable = offset - index * this.coverage
+    const table = this.table(index, offset)
+    if (table === undefined) {
+      const silent = this.silentTables(index) * this.coverage - inTable
+      return { kind: 'parent', length: Math.min(length, silent) }
+    }
+    const entry = Math.floor(inTable / this.unitBytes)
+    const inGrain = inTable % this.unitBytes
+    this.decode(table.readUInt32LE(entry * ENTRY_BYTES))
+    if (this.kind === 'damaged') return this.redundantGrain(index, entry, offset, length)
+    if (this.kind === 'packed') {
+      const packedBytes = this.likelyBytes(table, entry)
+      return this.packed(this.at, packedBytes, inGrain, offset, length)
+    }
+    return this.run(table, entry, inGrain, length)
+  }
+
+  /** The grain table of a directory entry, valid until the next read; undefined when there is none. */
+  private table(index: number, offset: number): Buffer | undefined {
+    const { directoryAt } = this.header
+    const sector = this.directoryEntry(directoryAt, index, offset)
+    if (sector === SILENT) return undefined
+    if (this.isTable(sector)) return this.read(sector * SECTOR_BYTES, this.tableBytes, offset)
+    const spare = this.redundantTable(index, offset)
+    if (spare) return spare
+    throw this.damage(
+      `the grain directory's entry ${index} names a table at ${sector * SECTOR_BYTES}, which cannot be`,
+      offset,
+    )
+  }
+
+  /** The redundant table of a directory entry; undefined when there is none that is sound. */
+  private redundantTable(index: number, offset: number): Buffer | undefined {
+    const { redundantDirectoryAt } = this.header
+    if (redundantDirectoryAt === undefined) return undefined
+    const sector = this.directoryEntry(redundantDirectoryAt, index, offset)
+    if (!this.isTable(sector)) return undefined
+    return this.read(sector * SECTOR_BYTES, this.tableBytes, offset)
+  }
+
+  private isTable(sector: number): boolean {
+    return isInFile(sector * SECTOR_BYTES, this.tableBytes, this.parts.store.sizeBytes)
+  }
+
+  private directoryEntry(directoryAt: number, index: number, offset: number): number {
+    const slice = this.directorySlice(directoryAt, index, offset)
+    return slice.readUInt32LE((index * ENTRY_BYTES) % SLICE_BYTES)
+  }
+
+  private directorySlice(directoryAt: number, index: number, offset: number): Buffer {
+    const start = Math.floor((index * ENTRY_BYTES) / SLICE_BYTES) * SLICE_BYTES
+    const length = Math.min(SLICE_BYTES, this.directoryBytes - start)
+    return this.read(directoryAt + start, length, offset)
+  }
+
+  /** How many entries of the directory from `index` on name no table, within the slice of `index`. */
+  private silentTables(index: number): number {
+    const slice = this.directorySlice(this.header.directoryAt, index, index * this.coverage)
+    const first = (index * ENTRY_BYTES) % SLICE_BYTES
+    const end = Math.min(SLICE_BYTES, first + this.directoryBytes - index * ENTRY_BYTES)
+    let at = first + ENTRY_BYTES
+    while (at < end && slice.readUInt32LE(at) === SILENT) at += ENTRY_BYTES
+    return (at - first) / ENTRY_BYTES
+  }
+
+  /** Sets `kind` and `at` from an entry of a grain table. */
+  private decode(sector: number): void {
+    if (sector === SILENT) this.kind = 'parent'
+    else if (sector === ZERO && this.header.hasZeroGrains) this.kind = 'zero'
+    else {
+      this.at = sector * SECTOR_BYTES
+      if (!this.isGrain(this.at)) this.kind = 'damaged'
+      else this.kind = this.header.isCompressed ? 'packed' : 'data'
+    }
+  }
+
+  /** Whether a grain can begin at `at`; how much of it the file holds is for who reads it. */
+  private isGrain(at: number): boolean {
+    if (at >= this.parts.store.sizeBytes) return false
+    const end = at + (this.header.isCompressed ? SECTOR_BYTES : this.unitBytes)
+    for (const place of this.reserved) if (at < place.end && end > place.start) return false
+    return true
+  }
+
+  /** The grains from `entry` on that go on as the one that was just decoded, within the table. */
+  private run(table: Buffer, entry: number, inGrain: number, length: number): Extent {
+    const kind = this.kind as Run
+    const start = this.at + inGrain
+    let end = this.unitBytes - inGrain
+    for (let next = entry + 1; end < length && next < this.header.tableEntries; next++) {
+      this.decode(table.readUInt32LE(next * ENTRY_BYTES))
+      if (this.kind !== kind || (kind === 'data' && this.at !== start + end)) break
+      end += this.unitBytes
+    }
+    return this.extent(kind, start, Math.min(length, end))
+  }
+
+  private extent(kind: Run, at: number, length: number): Extent {
+    return kind === 'data' ? { kind, length, store: this.parts.store, at } : { kind, length }
+  }
+
+  /**
+   * A grain whose entry is damaged, by the redundant table. An entry there that names nothing does not
+   * count: it would contradict the first, which says that something was written.
+   */
+  private redundantGrain(index: number, entry: number, offset: number, length: number): Extent {
+    const damagedAt = this.at
+    const inGrain = offset % this.unitBytes
+    const inside = Math.min(length, this.unitBytes - inGrain)
+    const table = this.redundantTable(index, offset)
+    if (table) this.decode(table.readUInt32LE(entry * ENTRY_BYTES))
+    if (table && this.kind === 'packed') {
+      const packedBytes = this.likelyBytes(table, entry)
+      return this.packed(this.at, packedBytes, inGrain, offset, inside)
+    }
+    if (table && (this.kind === 'data' || this.kind === 'zero')) {
+      return this.extent(this.kind, this.at + inGrain, inside)
+    }
+    const what =
+      damagedAt < this.parts.store.sizeBytes ? 'where tables are' : 'beyond the end of the file'
+    throw this.damage(`a grain table's entry names a grain at ${damagedAt}, ${what}`, offset)
+  }
+
+  /** What the compressed grain of `entry` takes if the next one follows it; else enough for most. */
+  private likelyBytes(table: Buffer, entry: number): number {
+    const next = entry + 1
+    const sector = next < this.header.tableEntries ? table.readUInt32LE(next * ENTRY_BYTES) : 0
+    const between = sector * SECTOR_BYTES - this.at
+    const isNext = between > 0 && between <= maxPackedBytes(this.unitBytes)
+    return isNext ? between : this.unitBytes + SECTOR_BYTES
+  }
+
+  private packed(
+    at: number,
+    packedBytes: number,
+    inGrain: number,
+    offset: number,
+    length: number,
+  ): Extent {
+    const { grains, storeId, store } = this.parts
+    const grainStart = offset - inGrain
+    const neededBytes = Math.min(this.unitBytes, this.sizeBytes - grainStart)
+    const grain: PackedGrain = { at, packedBytes, offset: grainStart, neededBytes }
+    // By its place on the disk: the marker of what is at `at` may be that of another grain.
+    return {
+      kind: 'packed',
+      length: Math.min(length, this.unitBytes - inGrain),
+      skip: inGrain,
+      wholeBytes: this.unitBytes,
+      packed: { storeId, at, packedBytes, compression: 'grain', grain },
+      unpack: () =>
+        grains.get(storeId, grainStart, () => {
+          const target = Buffer.allocUnsafeSlow(this.unitBytes)
+          this.unpackInto(store, grain, offset, target)
+          return target
+        }),
+      unpackInto: target => {
+        const cached = grains.find(storeId, grainStart)
+        if (cached) cached.copy(target)
+        else this.unpackInto(store, grain, offset, target)
+      },
+    }
+  }
+
+  private unpackInto(
+    store: ExtentParts['store'],
+    grain: PackedGrain,
+    offset: number,
+    target: Buffer,
+  ): void {
+    try {
+      unpackGrain(store, grain, target)
+    } catch (error) {
+      throw this.located(error, offset)
+    }
+  }
+
+  private read(at: number, length: number, offset: number): Buffer {
+    try {
+      return this.parts.readTable(at, length)
+    } catch (error) {
+      throw this.located(error, offset)
+    }
+  }
+
+  /** What was thrown; damage is named with the place on the disk that it was met at. */
+  private located(error: unknown, offset: number): unknown {
+    return error instanceof ImageError ? this.damage(error.message, offset, error) : error
+  }
+
+  private damage(message: string, offset: number, cause?: unknown): ImageError {
+    return new ImageError('CORRUPT', message, { path: this.parts.store.path, offset }, { cause })
+  }
+}
+
+function reservedPlaces(
+  { descriptor, directoryAt, redundantDirectoryAt }: SparseHeader,
+  directoryBytes: number,
+): { start: number; end: number }[] {
+  const places = [{ start: 0, end: SECTOR_BYTES }]
+  const add = (start: number, bytes: number) => places.push({ start, end: start + bytes })
+  if (descriptor) add(descriptor.offset, descriptor.bytes)
+  add(directoryAt, directoryBytes)
+  if (redundantDirectoryAt !== undefined) add(redundantDirectoryAt, directoryBytes)
+  return places
+}

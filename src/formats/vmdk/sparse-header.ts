@@ -1,0 +1,334 @@
+/**
+ * The header of a hosted sparse extent, which a stream has at its end, too (VMware, Virtual Disk
+ * Format 5.0, "Hosted Sparse Extents", "Stream-Optimized Compressed Sparse Extents").
+ */
+import assert from 'node:assert'
+import { bytes, type Field, layout, u8, u16le, u32le } from '../../binary.js'
+import { type ErrorCode, ImageError } from '../../errors.js'
+import type { Store } from '../../io/store.js'
+import {
+  MAX_GRAIN_DIRECTORY_BYTES,
+  MAX_GRAIN_SECTORS,
+  MAX_GRAIN_TABLE_ENTRIES,
+  MAX_PACKED_GRAIN_BYTES,
+  MAX_VMDK_DESCRIPTOR_BYTES,
+} from '../limits.js'
+import { SECTOR_BYTES } from './parts.js'
+
+/** All 64 bits of a count of sectors: 2^64 - 1 has a meaning, and any other may be damage. */
+const sectors: Field<bigint> = {
+  size: 8,
+  get: (b, at) => b.readBigUInt64LE(at),
+  put: (b, at, v) => void b.writeBigUInt64LE(v, at),
+}
+
+const HEADER = layout({
+  magic: u32le,
+  version: u32le,
+  flags: u32le,
+  capacity: sectors,
+  grain: sectors,
+  descriptorOffset: sectors,
+  descriptorSize: sectors,
+  tableEntries: u32le,
+  redundantDirectory: sectors,
+  directory: sectors,
+  overhead: sectors,
+  unclean: u8,
+  newlines: bytes(4),
+  compression: u16le,
+})
+assert.equal(HEADER.size, 79)
+type RawHeader = ReturnType<typeof HEADER.decode>
+
+/** A sector between those of a stream that are no grains; `size` 0 tells it from a grain's. */
+const MARKER = layout({ sectors, size: u32le, type: u32le })
+const MARKER_TYPE = { endOfStream: 0, footer: 3 }
+
+/** "KDMV" */
+const MAGIC = 0x564d444b
+/** What a transfer as text would have changed. */
+const NEWLINES = Buffer.from('\n \r\n', 'latin1')
+const FLAG = {
+  newlines: 1 << 0,
+  redundant: 1 << 1,
+  zeroGrains: 1 << 2,
+  compressed: 1 << 16,
+  markers: 1 << 17,
+}
+/** The others of the upper half change what the file means; those of the lower may be ignored. */
+const UNKNOWN_FLAGS = 0xfffc0000
+const DEFLATE = 1
+/** The directory's place where only the footer knows it. */
+const AT_END = 2n ** 64n - 1n
+/** What ends a stream: the footer's marker, the footer, and the marker of the end. */
+const STREAM_END_BYTES = 3 * SECTOR_BYTES
+
+const ENTRY_BYTES = 4
+const SCAN_BYTES = 64 * 1024
+
+/** Plain data; places and sizes are in bytes. */
+export interface SparseHeader {
+  readonly version: number
+  /** 0 where the file is only there for its descriptor; the grains and tables then say nothing. */
+  readonly capacityBytes: number
+  readonly grainBytes: number
+  /** Of a grain table. */
+  readonly tableEntries: number
+  readonly directoryAt: number
+  /** Undefined where there is none, or none that is kept up and can be read. */
+  readonly redundantDirectoryAt: number | undefined
+  readonly isCompressed: boolean
+  readonly hasZeroGrains: boolean
+  readonly isUnclean: boolean
+  readonly descriptor: { readonly offset: number; readonly bytes: number } | undefined
+  readonly warnings: readonly string[]
+}
+
+/** Reads and checks the header, or the footer where that counts. Throws ImageError, SystemError. */
+export function readSparseHeader(store: Store): SparseHeader {
+  const fail: Fail = (code, message, hint = RESTORE) => {
+    throw new ImageError(code, message, { path: store.path, hint })
+  }
+  const first = readRaw(store, 0, 'header', fail)
+  const descriptor = descriptorOf(first, store.sizeBytes, fail)
+  if (first.capacity === 0n) return descriptorOnly(first, descriptor, fail)
+  const raw = first.directory === AT_END ? readFooter(store, fail) : first
+  const shape = shapeOf(raw, fail)
+  const warnings: string[] = []
+  const directories = chooseDirectory(store, raw, shape, warnings, fail)
+  const isUnclean = raw.unclean !== 0
+  if (isUnclean) warnings.push('it was not closed cleanly: what was written last may be missing')
+  return { version: raw.version, ...shape, ...directories, isUnclean, descriptor, warnings }
+}
+
+/**
+ * The descriptor's text, up to the first NUL; undefined where the extent has none. Throws ImageError,
+ * SystemError.
+ */
+export function readEmbeddedDescriptor(store: Store, header: SparseHeader): Buffer | undefined {
+  if (!header.descriptor) return undefined
+  const { offset, bytes } = header.descriptor
+  const text = Buffer.alloc(bytes)
+  const got = store.read(text, 0, bytes, offset)
+  if (got < bytes) {
+    throw new ImageError('CORRUPT', 'the descriptor is cut off by the end of the file', {
+      path: store.path,
+      hint: RESTORE,
+    })
+  }
+  const nul = text.indexOf(0)
+  return nul < 0 ? text : text.subarray(0, nul)
+}
+
+/** Bytes that a table of `entries` takes in the file. */
+export const tableBytes = (entries: number): number =>
+  Math.ceil((entries * ENTRY_BYTES) / SECTOR_BYTES) * SECTOR_BYTES
+
+/** The entries of the grain directory. */
+export const directoryEntries = (
+  header: Pick<SparseHeader, 'capacityBytes' | 'grainBytes' | 'tableEntries'>,
+): number => Math.ceil(header.capacityBytes / (header.grainBytes * header.tableEntries))
+
+/** Whether `bytes` at `at` lie behind the header and before the file's end. */
+export const isInFile = (at: number, bytes: number, fileBytes: number): boolean =>
+  at >= SECTOR_BYTES && at + bytes <= fileBytes
+
+const RESTORE = 'restore it from a copy'
+const CONVERT = 'convert it with the program that made it'
+type Fail = (code: ErrorCode, message: string, hint?: string) => never
+
+/** What stands at `at`, with what makes it a header checked. */
+function readRaw(store: Store, at: number, name: 'header' | 'footer', fail: Fail): RawHeader {
+  const sector = Buffer.alloc(SECTOR_BYTES)
+  if (store.read(sector, 0, SECTOR_BYTES, at) < SECTOR_BYTES) {
+    fail('NOT_AN_IMAGE', `the ${name} of the sparse extent is cut off`)
+  }
+  const raw = HEADER.decode(sector)
+  if (raw.magic !== MAGIC) {
+    const code = name === 'header' ? 'NOT_AN_IMAGE' : 'CORRUPT'
+    fail(code, `the ${name} of a sparse extent begins with "KDMV", and this one does not`)
+  }
+  if (raw.version < 1 || raw.version > 3) {
+    fail('UNSUPPORTED', `VMDK has no version ${raw.version} that is known here`, CONVERT)
+  }
+  const unknown = (raw.flags & UNKNOWN_FLAGS) >>> 0
+  if (unknown !== 0) {
+    fail('UNSUPPORTED', `the ${name} has unknown flags, 0x${unknown.toString(16)}`, CONVERT)
+  }
+  if (raw.flags & FLAG.newlines && !raw.newlines.equals(NEWLINES)) {
+    const what = 'its newline characters were changed, as a transfer as text does'
+    fail('CORRUPT', what, 'transfer it again, as binary')
+  }
+  return raw
+}
+
+/** The footer, between its marker and that of the stream's end. */
+function readFooter(store: Store, fail: Fail): RawHeader {
+  const end = Buffer.alloc(STREAM_END_BYTES)
+  const at = store.sizeBytes - STREAM_END_BYTES
+  const isWhole =
+    at > 0 &&
+    at % SECTOR_BYTES === 0 &&
+    store.read(end, 0, STREAM_END_BYTES, at) === STREAM_END_BYTES &&
+    isMarker(end, 0, MARKER_TYPE.footer) &&
+    isMarker(end, 2 * SECTOR_BYTES, MARKER_TYPE.endOfStream)
+  if (!isWhole) {
+    const what = 'it is a stream that was cut short: the footer at its end is missing'
+    fail('CORRUPT', what, 'transfer or export it again')
+  }
+  const footer = readRaw(store, at + SECTOR_BYTES, 'footer', fail)
+  if (footer.capacity === 0n) fail('CORRUPT', 'the footer gives a disk of no sectors')
+  if (footer.directory === AT_END) fail('CORRUPT', 'the footer names no grain directory')
+  return footer
+}
+
+function isMarker(b: Buffer, at: number, type: number): boolean {
+  const marker = MARKER.decode(b, at)
+  const isEnd = type === MARKER_TYPE.endOfStream
+  return marker.size === 0 && marker.type === type && (!isEnd || marker.sectors === 0n)
+}
+
+type Shape = Pick<
+  SparseHeader,
+  'capacityBytes' | 'grainBytes' | 'tableEntries' | 'isCompressed' | 'hasZeroGrains'
+>
+
+/** How the disk is divided into grains and tables, as far as it can be. */
+function shapeOf(raw: RawHeader, fail: Fail): Shape {
+  if (raw.capacity > BigInt(Number.MAX_SAFE_INTEGER) / BigInt(SECTOR_BYTES)) {
+    fail('CORRUPT', `the header gives a disk of ${raw.capacity} sectors`)
+  }
+  if (!isPowerOfTwo(raw.grain) || raw.grain > MAX_GRAIN_SECTORS) {
+    const what = `the header gives grains of ${raw.grain} sectors`
+    fail('CORRUPT', `${what}, not a power of two up to ${MAX_GRAIN_SECTORS}`)
+  }
+  const { tableEntries } = raw
+  if (!isPowerOfTwo(BigInt(tableEntries))) {
+    fail('CORRUPT', `the header gives grain tables of ${tableEntries} entries, no power of two`)
+  }
+  if (tableEntries > MAX_GRAIN_TABLE_ENTRIES) {
+    const what = `grain tables of ${tableEntries} entries are not read`
+    fail('UNSUPPORTED', `${what}, only up to ${MAX_GRAIN_TABLE_ENTRIES}`, CONVERT)
+  }
+  const shape = {
+    capacityBytes: Number(raw.capacity) * SECTOR_BYTES,
+    grainBytes: Number(raw.grain) * SECTOR_BYTES,
+    tableEntries,
+    isCompressed: isCompressed(raw, fail),
+    hasZeroGrains: (raw.flags & FLAG.zeroGrains) !== 0,
+  }
+  if (shape.isCompressed && shape.grainBytes > MAX_PACKED_GRAIN_BYTES) {
+    const what = `compressed grains of ${shape.grainBytes} bytes are not read`
+    fail('UNSUPPORTED', `${what}, only up to ${MAX_PACKED_GRAIN_BYTES}`, CONVERT)
+  }
+  const entries = directoryEntries(shape)
+  if (entries * ENTRY_BYTES > MAX_GRAIN_DIRECTORY_BYTES) {
+    const what = `a grain directory of ${entries} entries is not read`
+    const most = MAX_GRAIN_DIRECTORY_BYTES / ENTRY_BYTES
+    fail('UNSUPPORTED', `${what}, only up to ${most}`, 'convert it with larger grains')
+  }
+  return shape
+}
+
+const isPowerOfTwo = (value: bigint): boolean => value > 0n && (value & (value - 1n)) === 0n
+
+function isCompressed({ flags, compression }: RawHeader, fail: Fail): boolean {
+  const compressed = (flags & FLAG.compressed) !== 0
+  const markers = (flags & FLAG.markers) !== 0
+  if (compression > DEFLATE) {
+    fail('UNSUPPORTED', `compression method ${compression} is not known`, CONVERT)
+  }
+  if (compressed !== (compression === DEFLATE) || (markers && !compressed)) {
+    fail('CORRUPT', 'its flags and its compression method contradict each other')
+  }
+  // Programs disagree about what stands before the data of such a grain.
+  if (compressed && !markers) {
+    fail(
+      'UNSUPPORTED',
+      'its compressed grains have no markers, and such grains are not read',
+      CONVERT,
+    )
+  }
+  return compressed
+}
+
+function descriptorOf(raw: RawHeader, fileBytes: number, fail: Fail): SparseHeader['descriptor'] {
+  if (raw.descriptorOffset === 0n || raw.descriptorSize === 0n) return undefined
+  const offset = Number(raw.descriptorOffset) * SECTOR_BYTES
+  const bytes = Number(raw.descriptorSize) * SECTOR_BYTES
+  if (bytes > MAX_VMDK_DESCRIPTOR_BYTES) fail('CORRUPT', `the descriptor has ${bytes} bytes`)
+  if (!isInFile(offset, bytes, fileBytes)) {
+    fail('CORRUPT', `the descriptor at ${offset} lies beyond the end of the file`)
+  }
+  return { offset, bytes }
+}
+
+/** QEMU (block/vmdk.c) takes a header of no capacity for that of a descriptor alone. */
+function descriptorOnly(
+  { version, unclean }: RawHeader,
+  descriptor: SparseHeader['descriptor'],
+  fail: Fail,
+): SparseHeader {
+  if (!descriptor) fail('CORRUPT', 'the header gives neither a disk nor a descriptor')
+  return {
+    version,
+    capacityBytes: 0,
+    grainBytes: 0,
+    tableEntries: 0,
+    directoryAt: 0,
+    redundantDirectoryAt: undefined,
+    isCompressed: false,
+    hasZeroGrains: false,
+    isUnclean: unclean !== 0,
+    descriptor,
+    warnings: [],
+  }
+}
+
+/**
+ * The directory to read, and the other one where it can stand in for damaged entries: that is, where the
+ * flag says that it is kept up. Instead of a first one that is damaged the other is read alone, if it is
+ * sound: what is left of the first would show old data, or none, where its entries lost their bits.
+ */
+function chooseDirectory(
+  store: Store,
+  raw: RawHeader,
+  shape: Shape,
+  warnings: string[],
+  fail: Fail,
+): Pick<SparseHeader, 'directoryAt' | 'redundantDirectoryAt'> {
+  const entries = directoryEntries(shape)
+  const directoryAt = Number(raw.directory) * SECTOR_BYTES
+  const redundantAt = raw.flags & FLAG.redundant ? Number(raw.redundantDirectory) * SECTOR_BYTES : 0
+  const isThere = (at: number) => isInFile(at, tableBytes(entries), store.sizeBytes)
+  const strays = (at: number) => countStrays(store, at, entries, tableBytes(shape.tableEntries))
+  const damaged = isThere(directoryAt) ? strays(directoryAt) : undefined
+  const isSpare = isThere(redundantAt)
+  if (damaged === 0) return { directoryAt, redundantDirectoryAt: isSpare ? redundantAt : undefined }
+  if (isSpare && strays(redundantAt) === 0) {
+    warnings.push('its grain directory is damaged, and the redundant one is read instead')
+    return { directoryAt: redundantAt, redundantDirectoryAt: undefined }
+  }
+  if (damaged === undefined) {
+    fail('CORRUPT', `the grain directory at ${directoryAt} lies beyond the end of the file`)
+  }
+  warnings.push(`${damaged} of its ${entries} grain tables lie beyond the end of the file`)
+  return { directoryAt, redundantDirectoryAt: isSpare ? redundantAt : undefined }
+}
+
+/** How many entries of the directory at `at` name a table that is not in the file. */
+function countStrays(store: Store, at: number, entries: number, bytesOfTable: number): number {
+  const part = Buffer.alloc(Math.min(SCAN_BYTES, entries * ENTRY_BYTES))
+  let strays = 0
+  for (let done = 0; done < entries * ENTRY_BYTES; done += part.length) {
+    const wanted = Math.min(part.length, entries * ENTRY_BYTES - done)
+    const got = store.read(part, 0, wanted, at + done)
+    if (got < wanted) return entries
+    for (let i = 0; i < got; i += ENTRY_BYTES) {
+      const sector = part.readUInt32LE(i)
+      if (sector !== 0 && !isInFile(sector * SECTOR_BYTES, bytesOfTable, store.sizeBytes)) strays++
+    }
+  }
+  return strays
+}
