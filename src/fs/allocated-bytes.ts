@@ -87,10 +87,12 @@ export class AllocatedBytes {
   /** What the files from `layer` down take on their disks: no more of a view's data can be real. */
   private fileBytes(layer: number): number {
     let sum = 0
-    for (let at: number | undefined = layer; at !== undefined; at = this.layers[at]?.below) {
-      const spec = this.layers[at] as LayerSpec
+    for (let at: number | undefined = layer; at !== undefined; ) {
+      const spec: LayerSpec | undefined = this.layers[at]
+      if (!spec) break
       const isWritten = at === 0 && this.images.disk !== undefined
       for (const file of filesOf(spec)) sum += isWritten ? allocatedNow(file) : file.allocatedBytes
+      at = spec.below
     }
     return sum
   }
