@@ -115,7 +115,9 @@ async function endOf({ pid, startTicks }: RunningServer, mountpoint: string): Pr
   const deadline = Date.now() + END_TIMEOUT_MS
   while (startOf(pid) === startTicks) {
     if (Date.now() > deadline) {
-      throw new MountError(`${mountpoint}: it is unmounted, but its server ${pid} has not ended`)
+      throw new MountError(
+        `${mountpoint}: it is unmounted here, but its server ${pid} has not ended: another mount namespace (a container's, a service's) may still have it; grep -l ${mountpoint} /proc/*/mountinfo shows whose`,
+      )
     }
     await sleep(5)
   }

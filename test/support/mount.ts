@@ -74,6 +74,9 @@ export async function namespace(
   const device = join(folder, 'fuse')
   const script = [
     'set -e',
+    // The namespace begins with a copy of all mounts. Those of tests that run beside this one would live
+    // on in it: their servers would not end, and their devices stay busy.
+    `awk '$3 ~ /^fuse/ || $1 ~ /^.dev.loop/ { print $2 }' /proc/self/mounts | tac | while read -r mount; do umount -l "$mount" || true; done`,
     `mount --bind ${conf} /etc/fuse.conf`,
     ...(deviceMode === 'missing'
       ? [
