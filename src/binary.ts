@@ -51,6 +51,12 @@ export const bits64be: Field<bigint> = {
   get: (b, at) => b.readBigUInt64BE(at),
   put: (b, at, v) => void b.writeBigUInt64BE(v, at),
 }
+/** Any 64 bits of a file: where damage is to be named, and not rounded away as by `u64le`. */
+export const bits64le: Field<bigint> = {
+  size: 8,
+  get: (b, at) => b.readBigUInt64LE(at),
+  put: (b, at, v) => void b.writeBigUInt64LE(v, at),
+}
 export const u16le: Field<number> = {
   size: 2,
   get: (b, at) => b.readUInt16LE(at),

@@ -277,7 +277,9 @@ class ChainOpener {
     const name = overlay.qcow2?.backingName as string
     const format = this.statedFormat(overlay, name)
     const file = openNamed(name, { by: overlay.path, role: 'backing file', allowed: this.allowed })
-    this.openBelow(file, overlay, `backing file "${name}"`)
+    const isLoop = this.isOpen(file)
+    this.opened.push(file)
+    if (isLoop) throw loopAt(overlay, `backing file "${name}"`)
     return this.withDataFile(this.layer(file, format, 'read'), 'read')
   }
 
@@ -305,14 +307,6 @@ class ChainOpener {
       const sizes = `${spec.sizeBytes} bytes and ${parent.sizeBytes}`
       this.warnings.push(`${child.path}: it and its parent differ in size (${sizes})`)
     }
-  }
-
-  /** Takes a file for one that stands below `above`, unless it stands above it already. */
-  private openBelow(file: OpenedFile, above: LayerSpec, what: string): void {
-    const isLoop = this.isOpen(file)
-    this.opened.push(file)
-    if (!isLoop) return
-    throw loopAt(above, what)
   }
 
   private isOpen({ stat }: OpenedFile): boolean {

@@ -1,9 +1,8 @@
 /** What a VMDK image stands on: the disk that it was the state of when a snapshot was taken. */
 import { ImageError, printable } from '../../errors.js'
+import { NO_PARENT_CID } from './descriptor.js'
 import type { VmdkSpec } from './image.js'
 
-/** In `parentCID`: there is no parent. */
-const NO_PARENT = 0xffffffff
 const NO_UUID = /^[0{}-]*$/
 
 export interface ParentLink {
@@ -17,7 +16,7 @@ export interface ParentLink {
 export function parentLink({ descriptor }: VmdkSpec, path: string): ParentLink | undefined {
   if (!descriptor) return undefined
   const { parentCid, parentHint, ddb } = descriptor
-  if (parentCid !== NO_PARENT) {
+  if (parentCid !== NO_PARENT_CID) {
     if (parentHint !== undefined && parentHint !== '') return { hint: parentHint, cid: parentCid }
     throw new ImageError('CORRUPT', 'it has a parent, which it does not name', {
       path,

@@ -5,7 +5,7 @@
  *
  * The header says where each kind of thing has its region, so that an entry is an index into one.
  */
-import { bytes, type Field, layout } from '../../binary.js'
+import { bits64le, bytes, type Field, layout } from '../../binary.js'
 import { type ErrorCode, ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import { MAX_GRAIN_DIRECTORY_ENTRIES } from '../limits.js'
@@ -29,12 +29,6 @@ const TABLE_SECTORS = 64
 const GRAIN_BYTES = GRAIN_SECTORS * SECTOR_BYTES
 const TABLE_BYTES = TABLE_SECTORS * SECTOR_BYTES
 
-/** Any 64 bits: damage is to be named, and not to be rounded away. */
-const bits64le: Field<bigint> = {
-  size: 8,
-  get: (b, at) => b.readBigUInt64LE(at),
-  put: (b, at, v) => void b.writeBigUInt64LE(v, at),
-}
 /** A region's first sector and its sectors. */
 const sectors: Field<{ first: bigint; count: bigint }> = {
   size: 16,

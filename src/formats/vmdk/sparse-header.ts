@@ -3,7 +3,7 @@
  * Format 5.0, "Hosted Sparse Extents", "Stream-Optimized Compressed Sparse Extents").
  */
 import assert from 'node:assert'
-import { bytes, type Field, layout, u8, u16le, u32le } from '../../binary.js'
+import { bits64le, bytes, layout, u8, u16le, u32le } from '../../binary.js'
 import { type ErrorCode, ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import {
@@ -16,11 +16,7 @@ import {
 import { SECTOR_BYTES } from './parts.js'
 
 /** All 64 bits of a count of sectors: 2^64 - 1 has a meaning, and any other may be damage. */
-const sectors: Field<bigint> = {
-  size: 8,
-  get: (b, at) => b.readBigUInt64LE(at),
-  put: (b, at, v) => void b.writeBigUInt64LE(v, at),
-}
+const sectors = bits64le
 
 const HEADER = layout({
   magic: u32le,
