@@ -30,6 +30,9 @@ const SLEEP_MS = 50
 /** No holder takes so long unless its thread has died. */
 const DEAD_MS = 300_000
 
+/** What nobody wakes anyone by. */
+const NEVER = new Int32Array(new SharedArrayBuffer(4))
+
 /** @param threads how many threads take part */
 export function createLockMemory(threads: number): SharedArrayBuffer {
   return new SharedArrayBuffer(4 * (SLOTS + threads))
@@ -79,6 +82,11 @@ export class DiskLock {
 
   untake(): void {
     this.release(EXCLUSIVE)
+  }
+
+  /** Lets those in who wait for what this thread has just given up, before it takes it again. */
+  giveWay(): void {
+    if (Atomics.load(this.words, WAITING) > 0) Atomics.wait(NEVER, 0, 0, 1)
   }
 
   /** The right to flush, which goes beside both sides: one thread at a time. */

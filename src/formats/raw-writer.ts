@@ -9,6 +9,7 @@ const BLOCK_BYTES = 4096
 
 export class RawWriter implements WritableDriver {
   readonly unitBytes = 1
+  readonly fillBytes = 0
   readonly zeroUnitBytes = BLOCK_BYTES
   /** Who writes zeros to a raw image may want the space that they take. */
   readonly detectsZeros = false
@@ -59,6 +60,8 @@ export class RawWriter implements WritableDriver {
   refresh(): void {
     this.sizeBytes = this.dataStore.sizeBytes
   }
+
+  checkGrowth(): void {}
 
   grow(sizeBytes: number): void {
     this.dataStore.truncate(sizeBytes)

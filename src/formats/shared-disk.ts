@@ -25,6 +25,8 @@ export const COUNTERS = 8
 
 /** Zeros are written in pieces of this size where they have to be written. */
 const ZEROS = Buffer.alloc(64 * 1024)
+/** How long the disk is held for steps. */
+const HOLD_MS = 20
 /** Flushes in a row that may be needed until all that was freed is given back. */
 const MAX_FLUSHES = 1000
 
@@ -115,7 +117,9 @@ export class SharedDisk implements WritableDisk {
     this.lock.takeGrowth()
     try {
       const before = this.sizeBytes
-      if (sizeBytes > before) this.growFrom(before, sizeBytes)
+      if (sizeBytes <= before) return
+      this.driver.checkGrowth(sizeBytes)
+      this.growFrom(before, sizeBytes)
     } finally {
       this.lock.untakeGrowth()
     }
@@ -298,24 +302,34 @@ export class SharedDisk implements WritableDisk {
 
   /**
    * Runs the steps that `start` returns until one says that it was the last, alone. Between steps the
-   * lock is given up where there is something to flush before there is room for the next.
+   * lock is given up where there is something to flush before there is room for the next, and now and
+   * then for the others: zeroing may have a whole disk to go through.
    */
   private alone(start: () => () => boolean): void {
     let step: (() => boolean) | undefined
-    for (let flushes = 0; ; flushes++) {
+    for (let flushes = 0; ; ) {
+      let hasRoom = false
       this.lock.take()
       try {
         this.refresh()
         this.requireSound()
         this.begin()
         step ??= start()
-        while (this.driver.hasRoom()) if (step()) return
+        const until = performance.now() + HOLD_MS
+        do {
+          hasRoom = this.driver.hasRoom()
+          if (hasRoom && step()) return
+        } while (hasRoom && performance.now() < until)
       } catch (error) {
         throw this.judged(error)
       } finally {
         this.lock.untake()
       }
-      if (flushes > MAX_FLUSHES) throw new Error('flushing makes no room')
+      if (hasRoom) {
+        this.lock.giveWay()
+        continue
+      }
+      if (flushes++ > MAX_FLUSHES) throw new Error('flushing makes no room')
       this.lock.takeFlush()
       try {
         this.flushOnce()

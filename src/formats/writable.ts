@@ -23,11 +23,13 @@ export interface Reservation {
 export interface WritableDriver extends FormatDriver {
   /**
    * How many bytes from `offset` on, `length` at most, may be written where they are; 0 for none. They
-   * then lie at `placeAt` of `dataStore`, in one run. Several threads may ask at once.
+   * then lie at `placeAt` of `dataStore`, in one run. Several threads may ask at once, each its own driver.
    */
   overwritable(offset: number, length: number): number
   readonly placeAt: number
   readonly dataStore: WritableStore
+  /** Reservations of at most so many bytes are put together in memory and written at once. */
+  readonly fillBytes: number
   /** Called before the first change of this mount; after an error it is called again. */
   begin(): void
   /** Whether what another step changes can be noted. Where not, there is something to flush. */
@@ -56,6 +58,8 @@ export interface WritableDriver extends FormatDriver {
   collect(): Flush
   /** Where the disk changed its size or its tables' places by another thread's doing. */
   refresh(): void
+  /** Throws ImageError where the disk cannot become so large; nothing has changed then. */
+  checkGrowth(sizeBytes: number): void
   /**
    * Makes the disk larger, in memory and in its tables, so that what is behind its old end can be
    * zeroed; or takes that back. No flush runs meanwhile.

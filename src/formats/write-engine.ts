@@ -52,6 +52,9 @@ export class Scratch {
   }
 }
 
+/** What surrounds a write is copied in pieces of this size at most: a grain may have a GiB. */
+const COPY_BYTES = 2 ** 21
+
 /** Fills a reservation: `bytes` of `source` from its byte `head` on, around them what the disk has. */
 function fill(
   view: WritableView,
@@ -66,7 +69,7 @@ function fill(
   const tail = length - end
   const keepsHead = head > 0 && !(isZeroed && isZero(view, offset, head))
   const keepsTail = tail > 0 && !(isZeroed && isZero(view, offset + end, tail))
-  if (length <= view.driver.unitBytes && (keepsHead || keepsTail)) {
+  if (length <= view.driver.fillBytes && (keepsHead || keepsTail)) {
     const unit = scratch.take(length)
     const from = keepsHead ? 0 : head
     const to = keepsTail ? length : end
@@ -76,18 +79,22 @@ function fill(
     store.write(unit, from, to - from, at + from)
     return
   }
-  if (keepsHead) {
-    const part = scratch.take(head)
-    readView(view, part, 0, head, offset)
-    store.write(part, 0, head, at)
+  const keep = (from: number, to: number) => {
+    for (let done = from; done < to; ) {
+      const length = Math.min(COPY_BYTES, to - done)
+      const part = scratch.take(length)
+      readView(view, part, 0, length, offset + done)
+      store.write(part, 0, length, at + done)
+      done += length
+    }
   }
+  if (keepsHead) keep(0, head)
   store.write(source, start, bytes, at + head)
-  if (keepsTail) {
-    const part = scratch.take(tail)
-    readView(view, part, 0, tail, offset + end)
-    store.write(part, 0, tail, at + end)
-  }
+  if (keepsTail) keep(end, length)
 }
+
+/** Pieces of what is no zeros, at most, that one step goes over. */
+const STEP_PIECES = 64
 
 /** What is next to be done of a range that shall read as zeros. */
 export interface ZeroStep {
@@ -100,20 +107,22 @@ export interface ZeroStep {
  * zeroed as such ('units'), or with bytes that zeros have to be written to ('bytes').
  */
 export function nextZeroStep(view: WritableView, offset: number, length: number): ZeroStep {
+  const unit = view.driver.zeroUnitBytes
   let zeros = 0
   let others = 0
+  let pieces = 0
   walkView(view, offset, length, extent => {
     if (extent.kind === 'zero') {
       if (others > 0) return false
       zeros += extent.length
-    } else {
-      if (zeros > 0) return false
-      others += extent.length
+      return true
     }
-    return true
+    if (zeros > 0) return false
+    others += extent.length
+    // All of it would be looked through again in each step.
+    return ++pieces < STEP_PIECES || others < unit
   })
   if (zeros > 0) return { kind: 'done', length: zeros }
-  const unit = view.driver.zeroUnitBytes
   const inUnit = offset % unit
   const toBorder = inUnit === 0 ? 0 : unit - inUnit
   if (toBorder > 0) return { kind: 'bytes', length: Math.min(toBorder, length) }

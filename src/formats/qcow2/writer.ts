@@ -73,6 +73,7 @@ interface Qcow2Reservation extends Reservation, Place {
 
 export class Qcow2Writer implements WritableDriver {
   readonly unitBytes: number
+  readonly fillBytes: number
   readonly zeroUnitBytes: number
   readonly detectsZeros = true
   readonly dataStore: WritableStore
@@ -89,6 +90,7 @@ export class Qcow2Writer implements WritableDriver {
   constructor(private readonly parts: Qcow2WriterParts) {
     const { driver, header, store, storeId, metadata, memory, pool } = parts
     this.unitBytes = driver.unitBytes
+    this.fillBytes = driver.unitBytes
     this.subclusterBytes = driver.extended ? driver.unitBytes / SUBCLUSTERS : driver.unitBytes
     this.zeroUnitBytes = this.subclusterBytes
     this.dataStore = parts.dataStore
@@ -513,15 +515,20 @@ export class Qcow2Writer implements WritableDriver {
     punch()
   }
 
-  grow(sizeBytes: number): void {
-    const { driver, header, memory } = this.parts
+  checkGrowth(sizeBytes: number): void {
+    const { driver, header } = this.parts
     if (header.version === 2 && header.snapshotCount > 0) {
       throw this.refused('an image of version 2 with snapshots cannot grow')
     }
     if (this.keepsRaw) throw this.refused('an image with a raw external data file cannot grow')
-    const entries = Math.ceil(sizeBytes / driver.coverage)
-    if (entries * 8 > MAX_L1_BYTES)
+    if (Math.ceil(sizeBytes / driver.coverage) * 8 > MAX_L1_BYTES) {
       throw this.refused(`a disk of ${sizeBytes} bytes is too large for its clusters`)
+    }
+  }
+
+  grow(sizeBytes: number): void {
+    const { driver, memory } = this.parts
+    const entries = Math.ceil(sizeBytes / driver.coverage)
     holdBitmaps(this.parts.store, memory.bitmaps, 'resize', () => this.writeFeatures(true))
     if (entries > value(this.state, STATE.l1Entries)) this.growL1(entries)
     if (driver.external && this.dataStore.sizeBytes < sizeBytes) this.dataStore.truncate(sizeBytes)
