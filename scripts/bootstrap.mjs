@@ -32,6 +32,7 @@ const PACKAGE_OF = {
   'qemu-storage-daemon': 'qemu-system-common',
   'qemu-system-x86_64': 'qemu-system-x86',
   qcowmount: 'libqcow-utils',
+  vmdkmount: 'libvmdk-utils',
   setpriv: 'util-linux',
   unshare: 'util-linux',
   xfs_repair: 'xfsprogs',

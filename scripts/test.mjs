@@ -40,6 +40,7 @@ const PEERS = [
   'fio',
   'zstd',
   'losetup',
+  'vmdkmount',
   'setpriv',
   'unshare',
 ]

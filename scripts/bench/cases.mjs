@@ -1,7 +1,7 @@
 /**
  * What is measured and what has to be reached. A read or write case is one fio job on one image;
- * `targets` are ratios of medians, vimgfs to the best setting of qemu-storage-daemon (qsd) and to the
- * floor.
+ * `targets` are ratios of medians, vimgfs to the best setting of qemu-storage-daemon (qsd), to the floor
+ * and to vmdkmount.
  */
 import {
   GiB,

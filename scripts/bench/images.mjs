@@ -1,12 +1,14 @@
 /**
  * The disk images of the benchmark. All contents come from a seed, so every run measures the same
- * bytes. An image is { id, qcow2, raw, sizeBytes, check, snapshot }: `raw` is the same disk for the
- * servers that know no qcow2, `check` a file whose first bytes are those of the disk, `snapshot` the
- * tag of a snapshot with the same contents, if there is one.
+ * bytes. An image is { id, file, format, raw, sizeBytes, check, snapshot }: `file` is in `format` (qcow2,
+ * vmdk, or raw for a copy of `raw`), `raw` is the same disk for the servers that know no formats,
+ * `check` a file whose first bytes are those of the disk, `snapshot` the tag of a snapshot with the
+ * same contents, if there is one.
  */
 import crypto from 'node:crypto'
 import fs from 'node:fs'
 import os from 'node:os'
+import path from 'node:path'
 import { run } from './workplace.mjs'
 
 export const MiB = 2 ** 20
@@ -17,6 +19,7 @@ const CLUSTER = 65536
 const L2_ENTRIES = CLUSTER / 8
 const L2_SPAN = L2_ENTRIES * CLUSTER // 512 MiB of the disk for each L2 table
 const COPIED = 0x80000000 // the high half's top bit: this cluster has one reference
+const COMPRESSED = { qcow2: ['-c', '-m', '4'], vmdk: ['-o', 'subformat=streamOptimized'] }
 
 /** Incompressible: the key stream of AES in counter mode, some GB/s and the same every time. */
 export function randomStream(seed) {
@@ -64,54 +67,58 @@ function writeSparse(file, sizeBytes) {
   fs.closeSync(fd)
 }
 
-async function fromRaw(place, id, sizeBytes, stream, convertOptions) {
+/** The files of an image that is still to be made, in a folder of their own. */
+function planned(place, id, sizeBytes, format) {
   const dir = place.folder(`image-${id}`)
-  const image = { id, sizeBytes, raw: `${dir}/${id}.raw`, qcow2: `${dir}/${id}.qcow2` }
+  return { id, sizeBytes, format, raw: `${dir}/${id}.raw`, file: `${dir}/${id}.${format}` }
+}
+
+async function fromRaw(place, id, sizeBytes, stream, format, convertOptions = []) {
+  const image = planned(place, id, sizeBytes, format)
   writeFilled(image.raw, sizeBytes, stream)
-  const args = ['convert', ...convertOptions, '-f', 'raw', '-O', 'qcow2', image.raw, image.qcow2]
+  const args = ['convert', ...convertOptions, '-f', 'raw', '-O', format, image.raw, image.file]
   await run('qemu-img', args, { timeoutMs: 600_000 })
   return { ...image, check: image.raw }
 }
 
-/** Every cluster written, in order, with bytes that do not compress. */
-export const plain = (place, sizeBytes) =>
-  fromRaw(place, 'plain', sizeBytes, randomStream('plain'), [])
+/** Every cluster (vmdk: grain) written, in order, with bytes that do not compress. */
+export const plain = (place, sizeBytes, format = 'qcow2') =>
+  fromRaw(place, 'plain', sizeBytes, randomStream('plain'), format)
 
 /** The same, all of it shared with a snapshot. */
 export async function snapshotted(place, sizeBytes) {
-  const image = await fromRaw(place, 'snapshot', sizeBytes, randomStream('plain'), [])
-  await run('qemu-img', ['snapshot', '-c', 'before', image.qcow2])
+  const image = await fromRaw(place, 'snapshot', sizeBytes, randomStream('plain'), 'qcow2')
+  await run('qemu-img', ['snapshot', '-c', 'before', image.file])
   return { ...image, snapshot: 'before' }
 }
 
 /** A copy that a server may write to, of the file that this server reads. */
 export async function copyFor(place, image, { raw }) {
-  const kind = raw ? 'raw' : 'qcow2'
-  const copy = `${place.folder('copy')}/${image.id}.${kind}`
-  await run('cp', ['--sparse=auto', image[kind], copy])
-  return { ...image, raw: undefined, qcow2: undefined, [kind]: copy }
+  const format = raw ? 'raw' : image.format
+  const file = `${place.folder('copy')}/${image.id}.${format}`
+  await run('cp', ['--sparse=auto', raw ? image.raw : image.file, file])
+  return { ...image, file, format, raw: raw ? file : undefined }
 }
 
-/** Every cluster compressed with zlib. */
-export const compressed = (place, sizeBytes) =>
-  fromRaw(place, 'compressed', sizeBytes, mixedStream('mixed'), ['-c', '-m', '4'])
+/** Every cluster compressed with zlib; as vmdk this is a streamOptimized image. */
+export const compressed = (place, sizeBytes, format = 'qcow2') =>
+  fromRaw(place, 'compressed', sizeBytes, mixedStream('mixed'), format, COMPRESSED[format])
 
 /** A disk nothing was ever written to. */
-export async function empty(place, sizeBytes, id = 'empty') {
-  const dir = place.folder(`image-${id}`)
-  const image = { id, sizeBytes, raw: `${dir}/${id}.raw`, qcow2: `${dir}/${id}.qcow2` }
+export async function empty(place, sizeBytes, { id = 'empty', format = 'qcow2' } = {}) {
+  const image = planned(place, id, sizeBytes, format)
   writeSparse(image.raw, sizeBytes)
-  await run('qemu-img', ['create', '-q', '-f', 'qcow2', image.qcow2, String(sizeBytes)])
+  await run('qemu-img', ['create', '-q', '-f', format, image.file, String(sizeBytes)])
   return { ...image, check: image.raw }
 }
 
 /** 1 GiB with 4 MiB written, and that many internal snapshots. */
 export async function withSnapshots(place, count) {
-  const image = await empty(place, GiB, `snapshots-${count}`)
-  const write = ['-f', 'qcow2', '-c', 'write -q -P 7 0 4M', image.qcow2]
+  const image = await empty(place, GiB, { id: `snapshots-${count}` })
+  const write = ['-f', image.format, '-c', 'write -q -P 7 0 4M', image.file]
   await run('qemu-io', write)
   for (let i = 0; i < count; i++) {
-    await run('qemu-img', ['snapshot', '-c', `snapshot-${i}`, image.qcow2])
+    await run('qemu-img', ['snapshot', '-c', `snapshot-${i}`, image.file])
   }
   fs.rmSync(image.raw)
   const check = image.raw
@@ -133,8 +140,7 @@ export async function withSnapshots(place, count) {
  * unallocated clusters and are cached just the same. image.tables tells how many are which.
  */
 export function tablesEverywhere(place, sizeBytes, id) {
-  const dir = place.folder(`image-${id}`)
-  const image = { id, sizeBytes, raw: `${dir}/${id}.raw`, qcow2: `${dir}/${id}.qcow2` }
+  const image = planned(place, id, sizeBytes, 'qcow2')
   const tables = Math.ceil(sizeBytes / L2_SPAN)
   const written = os.freemem() > tables * CLUSTER + 4 * GiB ? tables : Math.min(tables, 4096)
 
@@ -161,7 +167,7 @@ export function tablesEverywhere(place, sizeBytes, id) {
   for (let i = 0; i < L2_ENTRIES; i++) putU64(l2, i * 8, dataAt)
   const data = randomStream('cluster')(CLUSTER)
 
-  const fd = fs.openSync(image.qcow2, 'wx')
+  const fd = fs.openSync(image.file, 'wx')
   fs.ftruncateSync(fd, l2At + tables * CLUSTER)
   fs.writeSync(fd, header, 0, header.length, 0)
   fs.writeSync(fd, l1, 0, l1.length, l1At)
@@ -169,7 +175,7 @@ export function tablesEverywhere(place, sizeBytes, id) {
   for (let i = 0; i < written; i++) fs.writeSync(fd, l2, 0, CLUSTER, l2At + i * CLUSTER)
   fs.closeSync(fd)
 
-  const check = `${dir}/check`
+  const check = `${path.dirname(image.file)}/check`
   const start = Buffer.concat(Array(MiB / CLUSTER).fill(data))
   fs.writeFileSync(check, start)
   fs.writeFileSync(image.raw, start) // as much of the disk as is compared, then a hole

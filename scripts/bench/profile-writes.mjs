@@ -5,6 +5,7 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { vmdkWriteCases, vmdkWriteImages } from './cases-vmdk.mjs'
 import { writeCases, writeImages } from './cases.mjs'
 import { GiB, MiB, copyFor } from './images.mjs'
 import { write } from './measure.mjs'
@@ -18,19 +19,21 @@ const DIST = path.resolve(path.dirname(CLI), '..')
 
 /** Profiles the write cases with these names, or all. */
 export async function profileWrites(names) {
-  const unknown = names.find(name => !writeCases.some(({ id }) => id === name))
+  const all = [...writeCases, ...vmdkWriteCases]
+  const unknown = names.find(name => !all.some(({ id }) => id === name))
   if (unknown) throw new Error(`there is no write case '${unknown}'`)
   const place = new Workplace({ needBytes: 3 * GiB, note: text => console.log(text) })
   process.on('exit', () => place.cleanup())
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => process.exit(130))
-  for (const testCase of writeCases) {
+  for (const testCase of all) {
     if (names.length > 0 && !names.includes(testCase.id)) continue
     await profileCase(place, testCase)
   }
 }
 
 async function profileCase(place, testCase) {
-  const image = await writeImages[testCase.image].make(place, { size: 2 * DISK })
+  const images = vmdkWriteCases.includes(testCase) ? vmdkWriteImages : writeImages
+  const image = await images[testCase.image].make(place, { size: 2 * DISK })
   const copy = await copyFor(place, image, vimgfs)
   const profiles = place.folder('profiles')
   const server = {
@@ -39,7 +42,7 @@ async function profileCase(place, testCase) {
       // In front, so that the process started here is the one that serves.
       const options = ['--cpu-prof', `--cpu-prof-dir=${profiles}`]
       const args = [...options, CLI, 'mount', '-f', '-q']
-      return { child: start(process.execPath, [...args, image.qcow2, mountPoint]) }
+      return { child: start(process.execPath, [...args, image.file, mountPoint]) }
     },
   }
   const mounted = await mount(server, copy, { place }, { writable: true })
@@ -51,13 +54,16 @@ async function profileCase(place, testCase) {
   for (const [name, ms, share] of longest(profiles)) {
     console.log(`${ms.toFixed(0).padStart(7)} ms ${share.toFixed(1).padStart(5)} %  ${name}`)
   }
-  for (const file of [image.qcow2, copy.qcow2]) fs.rmSync(path.dirname(file), { recursive: true })
+  for (const { file } of [image, copy]) fs.rmSync(path.dirname(file), { recursive: true })
 }
 
 /** The functions with the most time of their own, in all threads: [name, ms, percent]. */
 function longest(folder) {
   const times = new Map()
-  for (const file of fs.readdirSync(folder)) {
+  const files = fs.readdirSync(folder)
+  // Node writes them when it takes a thread down, which a server that ends with _exit never does.
+  if (files.length === 0) throw new Error('the server ended without writing its profiles')
+  for (const file of files) {
     const { nodes, samples, timeDeltas } = JSON.parse(fs.readFileSync(path.join(folder, file)))
     const names = new Map(nodes.map(({ id, callFrame }) => [id, nameOf(callFrame)]))
     samples.forEach((id, i) => {

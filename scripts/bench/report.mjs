@@ -11,6 +11,14 @@ export function median(values) {
   return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2
 }
 
+/** The parts of a run (run.mjs) that move data: what their tables call it, and their headings. */
+const TRANSFERS = [
+  { part: 'read', verb: 'read', heading: 'Reading' },
+  { part: 'write', verb: 'written', heading: 'Writing' },
+  { part: 'vmdkRead', verb: 'read', heading: 'Reading vmdk', panel: 'vmdk, read: ' },
+  { part: 'vmdkWrite', verb: 'written', heading: 'Writing vmdk', panel: 'vmdk, written: ' },
+]
+
 const short = value => (value >= 100 ? value.toFixed(0) : value.toFixed(value >= 10 ? 1 : 2))
 const times = ratio => `${ratio.toFixed(2)} ×`
 const reached = ok => (ok ? 'yes' : '**no**')
@@ -36,8 +44,8 @@ function bestDaemon(entries) {
 }
 
 export async function machine() {
-  const version = async (command, pattern) => {
-    const { stdout } = await run(command, ['--version'], { mayFail: true }).catch(() => ({}))
+  const version = async (command, pattern, option = '--version') => {
+    const { stdout } = await run(command, [option], { mayFail: true }).catch(() => ({}))
     return pattern.exec(stdout ?? '')?.[1]
   }
   const cpu = os.cpus()
@@ -49,12 +57,21 @@ export async function machine() {
     node: process.versions.node,
     qemu: await version('qemu-storage-daemon', /version (\S+)/),
     'qemu ($QSD)': process.env.QSD && (await version(process.env.QSD, /version (\S+)/)),
+    vmdkmount: await version('vmdkmount', /vmdkmount (\S+)/, '-V'),
     nbdfuse: await version('nbdfuse', /nbdfuse (\S+)/),
     fio: await version('fio', /fio-(\S+)/),
   }
 }
 
-// ---- reads and writes: results.read is [{ case, entries: [{ id, title, setting, values, p99us }] }]
+// ---- reads and writes: results.read is [{ case, entries: [{ id, title, setting, values, p99us }] }],
+// and so are results.write, .vmdkRead and .vmdkWrite
+
+/** What vimgfs is compared with: a target's name, the column's heading, and whose figures these are. */
+const PEERS = [
+  { name: 'qsd', head: '/ daemon', find: bestDaemon },
+  { name: 'floor', head: '/ floor', find: entries => byId(entries, 'floor') },
+  { name: 'vmdkmount', head: '/ vmdkmount', find: entries => byId(entries, 'vmdkmount') },
+]
 
 function transferTables(results, verb) {
   const servers = new Map(results.flatMap(r => r.entries.map(e => [e.id, e.title])))
@@ -75,12 +92,15 @@ function transferTables(results, verb) {
     if (!targets[name]) return [text, '', '']
     return [text, `≥ ${targets[name]}`, reached(ratio >= targets[name])]
   }
+  const hasTargets = name => results.some(({ case: c }) => c.targets[name])
+  const peers = PEERS.filter(
+    ({ name, find }) => hasTargets(name) || results.some(({ entries }) => find(entries)),
+  )
   const ratios = {
-    head: [verb, '/ daemon', 'target', 'reached', '/ floor', 'target', 'reached'],
+    head: [verb, ...peers.flatMap(({ head }) => [head, 'target', 'reached'])],
     rows: results.map(result => [
       result.case.title,
-      ...against(result, 'qsd', bestDaemon(result.entries)),
-      ...against(result, 'floor', byId(result.entries, 'floor')),
+      ...peers.flatMap(({ name, find }) => against(result, name, find(result.entries))),
     ]),
   }
   const latency = {
@@ -195,25 +215,22 @@ function plainTable({ head, rows }) {
 /** Every part of the report once, for both kinds of output: [heading, text or table]. */
 function sections({ results, notes, skipped, readahead, options }) {
   const parts = []
-  for (const [kind, verb, heading] of [
-    ['read', 'read', 'Reading'],
-    ['write', 'written', 'Writing'],
-  ]) {
-    if (!(results[kind]?.length > 0)) continue
-    const { figures, ratios, latency } = transferTables(results[kind], verb)
+  const isMeasured = part => results[part]?.length > 0
+  for (const { part, verb, heading } of TRANSFERS.filter(({ part }) => isMeasured(part))) {
+    const { figures, ratios, latency } = transferTables(results[part], verb)
     parts.push([`${heading}: vimgfs against the others`, ratios], [`${heading}: figures`, figures])
     if (latency.rows.length > 0) {
       parts.push([`${heading}: latency, µs: median / 99th percentile`, latency])
     }
-    const settings = settingsTable(results[kind], verb)
+    const settings = settingsTable(results[part], verb)
     if (settings.rows.length > 0) {
       parts.push([`${heading}: settings of qemu-storage-daemon`, settings])
     }
   }
-  if (results.readWritable?.length > 0) {
+  if (isMeasured('readWritable')) {
     parts.push(['Reading what can be written', readWritableTable(results.readWritable)])
   }
-  if (results.mount?.length > 0) {
+  if (isMeasured('mount')) {
     const { figures, targets } = mountTables(results.mount)
     parts.push(['Mounting: from the command to the first answer', targets])
     parts.push(['Mounting: figures', figures])
@@ -225,17 +242,22 @@ function sections({ results, notes, skipped, readahead, options }) {
     parts.push(['', `${result.seconds} s of reading; ${all} L2 tables of 64 KiB, ${how}.`])
   }
   const kb = Object.entries(readahead).map(([title, value]) => `${title} ${value}`)
+  const isWritten = isMeasured('write') || isMeasured('vmdkWrite')
   const facts = [
     `Medians of ${options.rounds} rounds, lowest and highest in parentheses; each case has servers started for it and warmed up by a run of the same case; in each round each server is measured once, in an order that rotates. A ratio is one of medians; in parentheses stand the lowest and highest ratio within one round.`,
     'All image files lie on tmpfs. Buffered sequential reads start with an empty client page cache; the others bypass it with O_DIRECT. Before timing, the contents of each server are compared with the disk.',
     `The floor is a C server of two threads that only hands on bytes of the raw file (floor.c); with compressed data it reads what the others have to decompress. fuse-native answers from memory.`,
-    results.write?.length > 0 &&
-      `A write case has in each round a fresh copy of its image and a server started for it, which is warmed up on the last eighth of the disk, measured once on the rest (${options.ms / 1000} s at most) and stopped. The closing fsync is in the time. The tree is timed from losetup to the last sync, on a server just started; its MB/s are the tree's bytes by that time.`,
-    results.write?.length > 0 &&
-      'After each of these, unmeasured, `qemu-img check` has to find nothing; each sector that fio wrote has to be in the image, and all others and the snapshot have to be as they were; the file system has to pass e2fsck, and its files have to be those of the tree. A server that fails this has no figure.',
-    results.write?.length > 0 &&
+    isMeasured('vmdkRead') &&
+      'The vmdk images are those that qemu-img makes: monolithicSparse with grains of 64 KiB, or streamOptimized. vmdkmount (libvmdk) only reads.',
+    isWritten &&
+      `A write case has in each round a fresh copy of its image and a server started for it, which is warmed up on the last eighth of the disk, measured once on the rest (${options.ms / 1000} s at most) and stopped. The closing fsync is in the time.`,
+    isWritten &&
+      'After each of these, unmeasured, `qemu-img check` has to find nothing; each sector that fio wrote has to be in the image, and all others, and a snapshot, have to be as they were. A server that fails this has no figure.',
+    isWritten &&
       'The floor writes 4 KiB where the others allocate 64 KiB. On tmpfs, fdatasync costs what the server does itself; whether data are safe then is for the tests to show, not for this.',
-    results.readWritable?.length > 0 &&
+    isMeasured('write') &&
+      "The tree is timed from losetup to the last sync, on a server just started; its MB/s are the tree's bytes by that time. The file system has to pass e2fsck, and its files have to be those of the tree.",
+    isMeasured('readWritable') &&
       'Reading what can be written: each round mounts the same image anew, read-write and read-only in turn; twice as many rounds.',
     kb.length > 0 &&
       `Readahead of the mounts, KiB: ${kb.join(', ')}. vimgfs raises it itself (as root), the floor got the same, the others keep the kernel's${options['readahead-all'] ? ', but here they all got it' : ''}.`,
@@ -276,7 +298,10 @@ const kindOf = id => ({ vimgfs: 'own', floor: 'floor' })[id] ?? 'bar'
 
 function draw({ results, machine: m }) {
   const panels = []
-  for (const { case: c, entries } of [...(results.read ?? []), ...(results.write ?? [])]) {
+  const transfers = TRANSFERS.flatMap(({ part, panel = '' }) =>
+    (results[part] ?? []).map(result => ({ ...result, panel })),
+  )
+  for (const { case: c, entries, panel } of transfers) {
     const daemon = bestDaemon(entries)
     const floor = c.targets.floor && byId(entries, 'floor')
     // Where the floor has other work (it decompresses and allocates nothing) its bar would mislead.
@@ -291,7 +316,7 @@ function draw({ results, machine: m }) {
       const text = [`${short(value)} ${c.unit}`, ...ratios].join(' · ')
       return { label: entry.title, value, text, kind: kindOf(entry.id) }
     })
-    panels.push({ title: c.title, bars })
+    panels.push({ title: `${panel}${c.title}`, bars })
   }
   for (const { case: c, entries } of results.readWritable ?? []) {
     const bars = entries.map(({ id, title, values }) => {

@@ -3,6 +3,7 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
+import { vmdkReadCases, vmdkReadImages, vmdkWriteCases, vmdkWriteImages } from './cases-vmdk.mjs'
 import {
   memoryCases,
   mountCases,
@@ -11,27 +12,30 @@ import {
   readWritableCases,
   treeCases,
   writeCases,
+  writeImages,
 } from './cases.mjs'
 import { GiB, MiB } from './images.mjs'
 import { calibrationOf, compare, Disturbance, memory, read } from './measure.mjs'
 import { machine, median, print, write } from './report.mjs'
-import { findServers, mount, readaheadKb } from './servers.mjs'
+import { findServers, mount, readaheadKb, takesPart } from './servers.mjs'
 import { Workplace, isRoot, rotated } from './workplace.mjs'
 import { Writes } from './writes.mjs'
 
-const HELP = `usage: npm run bench -- [read] [write] [mount] [memory] [options]
+const HELP = `usage: npm run bench -- [read] [write] [vmdk] [mount] [memory] [options]
 
-Measures vimgfs beside qemu-storage-daemon's FUSE export, qcowmount, nbdfuse over qemu-nbd,
-fuse-native and a minimal C server (the floor), whichever of them are there, and prints the
-medians and ratios. Without a name everything is measured.
+Measures vimgfs beside qemu-storage-daemon's FUSE export, qcowmount, vmdkmount, nbdfuse over
+qemu-nbd, fuse-native and a minimal C server (the floor), whichever of them are there, and prints
+the medians and ratios. Without a name everything is measured. vmdk reads and writes vmdk images,
+all others take qcow2.
 
   --rounds N        rounds of each case (5)
   --quick           small images, short times and 2 rounds: does it work, not how fast is it
   --out DIR         where bench.md, bench.svg and bench.json go (bench-results)
   --only CASE       only this case; may be given again (--list names them)
-  --servers A,B     only these: vimgfs, floor, qsd, qsd-given, qcowmount, nbdfuse, fuse-native
+  --servers A,B     only these: vimgfs, floor, qsd, qsd-given, qcowmount, vmdkmount, nbdfuse,
+                    fuse-native
   --qsd-setting S   do not look for qemu-storage-daemon's best setting, take this one
-  --size MIB        size of the read cases' disk (2048); those that are written are half as large
+  --size MIB        size of the disk that is read (2048); those that are written are half as large
   --readahead KB    readahead of the floor (that of vimgfs, or 1024 without vimgfs)
   --readahead-all   give every server the floor's readahead, also those that leave it alone
   --dir DIR         work here and not on a tmpfs that is found
@@ -45,14 +49,27 @@ example: QSD=/opt/qemu/bin/qemu-storage-daemon npm run bench -- read --only rand
 `
 const DEFAULT_READAHEAD_KB = 1024
 const MOUNT_ROUNDS_FACTOR = 2 // mounts are short and vary more than reads
-const KINDS = {
+
+/** What is measured in one way on one choice of servers, in the order in which it is. */
+const PARTS = {
   read: readCases,
   write: [...writeCases, ...treeCases, ...readWritableCases],
+  vmdkRead: vmdkReadCases,
+  vmdkWrite: vmdkWriteCases,
   mount: mountCases,
   memory: memoryCases,
 }
 
-const allCases = Object.values(KINDS).flat()
+/** The benchmarks that have a name, and their parts. */
+const KINDS = {
+  read: ['read'],
+  write: ['write'],
+  vmdk: ['vmdkRead', 'vmdkWrite'],
+  mount: ['mount'],
+  memory: ['memory'],
+}
+
+const allCases = Object.values(PARTS).flat()
 
 function readOptions() {
   const { values, positionals } = parseArgs({
@@ -79,14 +96,20 @@ function readOptions() {
     throw new Error(`--${name} takes a positive number, not ${values[name]}`)
   }
   const kinds = Object.keys(KINDS)
-  const wrong = positionals.find(name => !kinds.includes(name))
+  const what = positionals.length > 0 ? positionals : kinds
+  const wrong = what.find(name => !kinds.includes(name))
   if (wrong) throw new Error(`there is no benchmark '${wrong}': ${kinds.join(', ')}`)
   const ids = allCases.map(({ id }) => id)
   const unknown = values.only.find(id => !ids.includes(id))
   if (unknown) throw new Error(`there is no case '${unknown}': ${ids.join(', ')}`)
+  const parts = what
+    .flatMap(kind => KINDS[kind])
+    .filter(part => named(PARTS[part], values.only).length > 0)
+  if (parts.length === 0) throw new Error(`none of these cases is in: ${what.join(', ')}`)
   return {
     ...values,
-    what: positionals.length > 0 ? positionals : kinds,
+    what,
+    parts,
     rounds: number('rounds', values.quick ? 2 : 5),
     size: number('size', values.quick ? 256 : 2048) * MiB,
     readahead: number('readahead'),
@@ -96,6 +119,8 @@ function readOptions() {
     memoryMs: values.quick ? 3000 : 15_000,
   }
 }
+
+const named = (cases, only) => cases.filter(({ id }) => only.length === 0 || only.includes(id))
 
 const say = text => process.stderr.write(`${text}\n`)
 
@@ -112,10 +137,10 @@ class Bench {
   say = say
   note = text => this.notes.includes(text) || this.notes.push(text)
 
-  chosen(kind, cases) {
-    const { what, only } = this.options
-    if (!what.includes(kind)) return []
-    return cases.filter(({ id }) => only.length === 0 || only.includes(id))
+  /** Those of a part's cases that are to be measured. */
+  chosen(part, cases) {
+    const { parts, only } = this.options
+    return parts.includes(part) ? named(cases, only) : []
   }
 
   async run(place) {
@@ -123,7 +148,7 @@ class Bench {
     this.context = {
       place,
       only: options.servers.split(',').filter(Boolean),
-      onlyWriting: options.what.every(kind => kind === 'write'),
+      parts: options.parts,
     }
     const skip = (title, why) => this.skipped.push({ title, why })
     const servers = await findServers(this.context, skip)
@@ -133,11 +158,27 @@ class Bench {
       const known = servers.flatMap(({ setting = [] }) => setting)
       throw new Error(`there is no setting '${only}': ${[...new Set(known)].join('; ')}`)
     }
-    await this.reads(place, servers, this.chosen('read', readCases))
-    await new Writes(this).run(place, servers)
-    const rest = servers.filter(s => !s.memory && (s.setting ?? 'default') === 'default')
-    await this.mounts(place, rest, this.chosen('mount', mountCases))
-    await this.memories(place, rest, this.chosen('memory', memoryCases))
+    const { results } = this
+    const able = part => servers.filter(server => takesPart(server, part))
+    const reads = (part, images, cases) =>
+      this.reads(place, able(part), images, this.chosen(part, cases))
+    const writes = (part, images, cases) => new Writes(this).run(place, able(part), images, cases)
+    results.read = await reads('read', readImages, readCases)
+    const qcow2 = await writes('write', writeImages, {
+      writing: this.chosen('write', writeCases),
+      trees: this.chosen('write', treeCases),
+      reading: this.chosen('write', readWritableCases),
+    })
+    results.write = qcow2.written
+    results.readWritable = qcow2.read
+    results.vmdkRead = await reads('vmdkRead', vmdkReadImages, vmdkReadCases)
+    const vmdk = await writes('vmdkWrite', vmdkWriteImages, {
+      writing: this.chosen('vmdkWrite', vmdkWriteCases),
+    })
+    results.vmdkWrite = vmdk.written
+    await this.mounts(place, able('mount').filter(isDefault), this.chosen('mount', mountCases))
+    const remembering = able('memory').filter(isDefault)
+    await this.memories(place, remembering, this.chosen('memory', memoryCases))
   }
 
   /** Mounts an image, or says why not and goes on without. */
@@ -174,17 +215,18 @@ class Bench {
 
   // ---- reads
 
-  async reads(place, servers, cases) {
-    this.results.read = []
-    for (const [name, { title, make, without = [] }] of Object.entries(readImages)) {
+  async reads(place, servers, images, cases) {
+    const results = []
+    for (const [name, { title, make, without = [] }] of Object.entries(images)) {
       const own = cases.filter(({ image }) => image === name)
       if (own.length === 0) continue
       say(`image: ${title}`)
       const image = await make(place, this.options)
       const able = servers.filter(({ id }) => !without.includes(id))
-      for (const testCase of own) await this.readCase(image, able, testCase)
-      fs.rmSync(path.dirname(image.qcow2), { recursive: true })
+      for (const testCase of own) results.push(await this.readCase(image, able, testCase))
+      fs.rmSync(path.dirname(image.file), { recursive: true })
     }
+    return results
   }
 
   /**
@@ -219,7 +261,7 @@ class Bench {
       }
     }
     for (const { mounted } of entries) await this.end(mounted)
-    this.results.read.push({
+    return {
       case: testCase,
       calibration,
       entries: entries
@@ -232,7 +274,7 @@ class Bench {
           p50us: median(runs.map(({ p50us }) => p50us)),
           p99us: median(runs.map(({ p99us }) => p99us)),
         })),
-    })
+    }
   }
 
   /** After its first failure in a case a server is left out of it. */
@@ -321,7 +363,7 @@ class Bench {
             return { id: family ?? id, title, values, commands }
           }),
       })
-      for (const dir of new Set(entries.map(({ image }) => path.dirname(image.qcow2)))) {
+      for (const dir of new Set(entries.map(({ image }) => path.dirname(image.file)))) {
         fs.rmSync(dir, { recursive: true })
       }
     }
@@ -349,7 +391,7 @@ class Bench {
       say(`image: ${testCase.title}`)
       const image = await testCase.make(place)
       const entries = []
-      for (const server of servers.filter(({ raw }) => !raw)) {
+      for (const server of servers) {
         const mounted = await this.tryMount(server, image)
         if (!mounted) continue
         const { id, family, title } = server
@@ -363,10 +405,13 @@ class Bench {
       }
       const { tables } = image
       this.results.memory.push({ case: testCase, tables, seconds: memoryMs / 1000, entries })
-      fs.rmSync(path.dirname(image.qcow2), { recursive: true })
+      fs.rmSync(path.dirname(image.file), { recursive: true })
     }
   }
 }
+
+/** Of a storage daemon's settings the one that counts where no best one is looked for. */
+const isDefault = ({ setting = 'default' }) => setting === 'default'
 
 /** The command as one would type it again, without the paths of this machine. */
 function commandLine() {
@@ -382,12 +427,13 @@ async function main() {
   const options = readOptions()
   if (options.help) return void process.stdout.write(HELP)
   if (options.list) {
-    const lines = allCases.map(({ id, title }) => `${id.padEnd(20)} ${title}`)
+    const width = Math.max(...allCases.map(({ id }) => id.length))
+    const lines = allCases.map(({ id, title }) => `${id.padEnd(width)} ${title}`)
     return void console.log(lines.join('\n'))
   }
   const begun = Date.now()
   const bench = new Bench(options)
-  // Raw and qcow2, a client's page cache and fuse-native's copy (or, half as large, what is written,
+  // Raw and image, a client's page cache and fuse-native's copy (or, half as large, what is written,
   // copies and what is compared); or the tables of 16 TiB, twice.
   const needBytes = Math.max(4 * options.size, 3 * GiB) + GiB
   const place = new Workplace({ parent: options.dir, needBytes, note: bench.note })
@@ -398,7 +444,7 @@ async function main() {
       process.exit(130)
     })
   }
-  if (options.what.some(kind => kind === 'read' || kind === 'write'))
+  if (options.parts.some(part => part !== 'mount' && part !== 'memory'))
     place.touchMemory(4 * options.size)
   const about = await machine()
   await bench.run(place)

@@ -5,8 +5,8 @@
  *   find(context)    why it can't run here, or undefined; may install or compile what it needs
  *   launch(job)      starts it; job is { image, dir, mountPoint, context, writable }
  *   file(job)        where the disk appears
- *   raw              it can't read qcow2 and gets the same disk as a raw file
- *   writes           it can show a disk that is written to
+ *   raw              it knows no formats and gets the same disk as a raw file
+ *   parts            the parts of a run (run.mjs) that it can take part in; without it, all
  */
 import fs from 'node:fs'
 import path from 'node:path'
@@ -40,13 +40,12 @@ const needs = async (...commands) => {
 export const vimgfs = {
   id: 'vimgfs',
   title: 'vimgfs',
-  writes: true,
   async find() {
     if (!fs.existsSync(CLI)) return 'it is not built (npm run build)'
   },
   launch({ image, mountPoint, writable }) {
     // It goes to the background by itself, and its exit code says whether it is mounted.
-    const args = ['mount', ...(writable ? [] : ['-o', 'ro']), image.qcow2, mountPoint]
+    const args = ['mount', ...(writable ? [] : ['-o', 'ro']), image.file, mountPoint]
     return { command: run(process.execPath, [CLI, ...args]) }
   },
   file: ({ image, mountPoint }) => path.join(mountPoint, `${image.id}.raw`),
@@ -59,7 +58,7 @@ const floor = {
   id: 'floor',
   title: 'floor (C)',
   raw: true,
-  writes: true,
+  parts: ['read', 'write', 'vmdkRead', 'vmdkWrite', 'mount'],
   async find({ place }) {
     if (!isRoot) return 'it calls mount(2), which needs root'
     const compiler = await findCompiler()
@@ -112,7 +111,6 @@ function storageDaemons(id, title, program) {
     family: id,
     title,
     setting,
-    writes: true,
     async find() {
       return needs(program)
     },
@@ -124,7 +122,7 @@ function storageDaemons(id, title, program) {
       const args = [
         ...objects.flat(),
         '--blockdev',
-        `driver=qcow2,node-name=disk,read-only=${writable ? 'off' : 'on'},file.driver=file,file.filename=${image.qcow2}${block}`,
+        `driver=${image.format},node-name=disk,read-only=${writable ? 'off' : 'on'},file.driver=file,file.filename=${image.file}${block}`,
         '--export',
         `type=fuse,id=fuse,node-name=disk,mountpoint=${file},writable=${writable ? 'on' : 'off'}${iothread}`,
       ]
@@ -134,26 +132,32 @@ function storageDaemons(id, title, program) {
   }))
 }
 
-const qcowmount = {
-  id: 'qcowmount',
-  title: 'qcowmount (libyal)',
+/** libyal's servers, one a format: they go to the background and only read. */
+const libyalServer = (id, name, parts) => ({
+  id,
+  title: `${id} (libyal)`,
+  parts,
   async find() {
-    return needs('qcowmount')
+    return needs(id)
   },
-  launch: ({ image, mountPoint }) => ({ command: run('qcowmount', [image.qcow2, mountPoint]) }),
-  file: ({ mountPoint }) => path.join(mountPoint, 'qcow1'),
-}
+  launch: ({ image, mountPoint }) => ({ command: run(id, [image.file, mountPoint]) }),
+  file: ({ mountPoint }) => path.join(mountPoint, name),
+})
+
+const qcowmount = libyalServer('qcowmount', 'qcow1', ['read', 'mount', 'memory'])
+const vmdkmount = libyalServer('vmdkmount', 'vmdk1', ['vmdkRead'])
 
 const nbdfuse = {
   id: 'nbdfuse',
   title: 'nbdfuse, qemu-nbd',
+  parts: ['read', 'vmdkRead', 'mount', 'memory'],
   async find() {
     return needs('nbdfuse', 'qemu-nbd')
   },
   launch({ image, dir, mountPoint }) {
     const socket = path.join(dir, 'nbd.sock')
     // The socket, never a port. nbdfuse opens four connections where the server allows as many.
-    const args = ['-r', '-t', '-e', '8', '-f', 'qcow2', '-k', socket, image.qcow2]
+    const args = ['-r', '-t', '-e', '8', '-f', image.format, '-k', socket, image.file]
     const server = start('qemu-nbd', args)
     const command = waitFor(() => fs.existsSync(socket), 5000).then(() => {
       const uri = `nbd+unix:///?socket=${socket}`
@@ -169,7 +173,7 @@ const fuseNative = {
   id: 'fuse-native',
   title: 'fuse-native, memory',
   raw: true,
-  memory: true,
+  parts: ['read'],
   async find({ place }) {
     if (!isRoot && !(await has('fusermount'))) return 'its libfuse 2 needs fusermount'
     // A folder of its own for the time of the run: the project does not depend on this package.
@@ -191,7 +195,9 @@ const fuseNative = {
   file: ({ mountPoint }) => path.join(mountPoint, 'disk.raw'),
 }
 
-/** All definitions that can run here; `skip` hears of the others and why. */
+export const takesPart = ({ parts }, part) => !parts || parts.includes(part)
+
+/** All definitions that the run needs and that can run here; `skip` hears of the others and why. */
 export async function findServers(context, skip) {
   const newer = process.env.QSD
   const all = [
@@ -200,6 +206,7 @@ export async function findServers(context, skip) {
     ...storageDaemons('qsd', 'qemu-storage-daemon', 'qemu-storage-daemon'),
     ...(newer ? storageDaemons('qsd-given', 'qemu-storage-daemon ($QSD)', newer) : []),
     qcowmount,
+    vmdkmount,
     nbdfuse,
     fuseNative,
   ]
@@ -208,7 +215,7 @@ export async function findServers(context, skip) {
   for (const server of all) {
     const family = server.family ?? server.id
     if (context.only.length > 0 && !context.only.includes(family)) continue
-    if (context.onlyWriting && !server.writes) continue
+    if (!context.parts.some(part => takesPart(server, part))) continue
     const why = await server.find(context)
     if (!why) found.push(server)
     else if (!told.has(family)) skip(server.title, why)

@@ -10,10 +10,11 @@ const CHUNK = 4 * MiB
 
 /** A server's image, which nobody serves any more, as a raw file. Throws if it is not sound. */
 export async function rawOf(image) {
-  if (image.raw) return image.raw
-  await run('qemu-img', ['check', '-q', '-f', 'qcow2', image.qcow2])
-  const seen = path.join(path.dirname(image.qcow2), 'seen.raw')
-  await run('qemu-img', ['convert', '-f', 'qcow2', '-O', 'raw', image.qcow2, seen])
+  const { file, format } = image
+  if (format === 'raw') return file
+  await run('qemu-img', ['check', '-q', '-f', format, file])
+  const seen = path.join(path.dirname(file), 'seen.raw')
+  await run('qemu-img', ['convert', '-f', format, '-O', 'raw', file, seen])
   return seen
 }
 
@@ -26,8 +27,8 @@ export async function verifyWritten(image, bytes) {
   if (image.snapshot) await verifySnapshot(image, seen)
 }
 
-async function verifySnapshot({ qcow2, snapshot, check }, target) {
-  const args = ['-l', `snapshot.name=${snapshot}`, '-f', 'qcow2', '-O', 'raw', qcow2, target]
+async function verifySnapshot({ file, format, snapshot, check }, target) {
+  const args = ['-l', `snapshot.name=${snapshot}`, '-f', format, '-O', 'raw', file, target]
   await run('qemu-img', ['convert', ...args])
   await run('cmp', [target, check])
 }

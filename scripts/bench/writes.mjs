@@ -5,7 +5,6 @@
  */
 import fs from 'node:fs'
 import path from 'node:path'
-import { readWritableCases, treeCases, writeCases, writeImages } from './cases.mjs'
 import { MiB, copyFor } from './images.mjs'
 import { calibrationOf, read, write } from './measure.mjs'
 import { median } from './report.mjs'
@@ -28,33 +27,31 @@ export class Writes {
     this.#options = bench.options
   }
 
-  async run(place, servers) {
-    const { results } = this.#bench
-    const all = servers.filter(({ writes }) => writes)
-    const chosen = cases => this.#bench.chosen('write', cases)
-    results.write = []
-    results.readWritable = []
-    for (const [name, { title, make, without = [] }] of Object.entries(writeImages)) {
-      const own = cases => chosen(cases).filter(({ image }) => image === name)
-      const [writing, trees, reading] = [writeCases, treeCases, readWritableCases].map(own)
+  /** The results of cases on these images: `written`, trees included, and `read`. */
+  async run(place, servers, images, cases) {
+    const results = { written: [], read: [] }
+    for (const [name, { title, make, without = [] }] of Object.entries(images)) {
+      const own = (some = []) => some.filter(({ image }) => image === name)
+      const [writing, trees, reading] = [cases.writing, cases.trees, cases.reading].map(own)
       if (writing.length + trees.length + reading.length === 0) continue
       this.#bench.say(`image to write: ${title}`)
       const image = await make(place, this.#options)
-      const able = all.filter(({ id }) => !without.includes(id))
+      const able = servers.filter(({ id }) => !without.includes(id))
       for (const testCase of writing) {
-        results.write.push(
+        results.written.push(
           await this.#compare(testCase, able, this.#writing(place, image, testCase)),
         )
       }
       for (const testCase of trees) {
         if (!isRoot) this.#bench.note(`Not measured: ${testCase.title}: it needs root.`)
-        else results.write.push(await this.#treeCase(place, image, able, testCase))
+        else results.written.push(await this.#treeCase(place, image, able, testCase))
       }
       for (const testCase of reading) {
-        results.readWritable.push(await this.#reading(image, all, testCase))
+        results.read.push(await this.#reading(image, servers, testCase))
       }
-      fs.rmSync(path.dirname(image.qcow2), { recursive: true })
+      fs.rmSync(path.dirname(image.file), { recursive: true })
     }
+    return results
   }
 
   #writing(place, image, testCase) {
@@ -180,9 +177,7 @@ export class Writes {
       else this.#bench.complain(`${name} failed in ${testCase.id}`, error.message)
     } finally {
       if (mounted) await this.#bench.end(mounted)
-      if (verify && image) {
-        fs.rmSync(path.dirname(image.qcow2 ?? image.raw), { recursive: true, force: true })
-      }
+      if (verify && image) fs.rmSync(path.dirname(image.file), { recursive: true, force: true })
     }
   }
 }

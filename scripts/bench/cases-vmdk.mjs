@@ -1,0 +1,45 @@
+/**
+ * The cases of vmdk: those of qcow2 but for snapshots, on the same disks in images that qemu-img makes.
+ * Their grains are as large as qcow2's clusters. What is read has targets against vmdkmount, too.
+ */
+import { readCases, writeCases } from './cases.mjs'
+import { compressed, empty, plain } from './images.mjs'
+
+/** All are monolithicSparse unless the title says otherwise. */
+export const vmdkReadImages = {
+  plain: {
+    title: 'vmdk, written in order, incompressible',
+    make: (place, { size }) => plain(place, size, 'vmdk'),
+  },
+  compressed: {
+    title: 'vmdk, streamOptimized, about 2:1',
+    make: (place, { size }) => compressed(place, size / 4, 'vmdk'),
+  },
+  empty: {
+    title: 'vmdk, never written',
+    make: (place, { size }) => empty(place, size, { format: 'vmdk' }),
+  },
+}
+
+export const vmdkReadCases = readCases.map(({ id, title, targets, ...readCase }) => ({
+  ...readCase,
+  id: `vmdk-${id.replace('zlib', 'stream')}`,
+  title: title.replace('zlib-compressed', 'streamOptimized'),
+  targets: { ...targets, vmdkmount: readCase.pattern === 'randread' ? 5 : 2 },
+}))
+
+/** As large as those of qcow2. */
+export const vmdkWriteImages = {
+  empty: {
+    title: 'vmdk, never written',
+    make: (place, { size }) => empty(place, size / 2, { format: 'vmdk' }),
+  },
+  plain: {
+    title: 'vmdk, written in order, incompressible',
+    make: (place, { size }) => plain(place, size / 2, 'vmdk'),
+  },
+}
+
+export const vmdkWriteCases = writeCases
+  .filter(({ image }) => image in vmdkWriteImages)
+  .map(writeCase => ({ ...writeCase, id: `vmdk-${writeCase.id}`, targets: { qsd: 1.5 } }))
