@@ -59,6 +59,8 @@ round.
   --allow-path DIR       IMAGE may name backing files, data files and extents below DIR too (its own
                          folder)
   --ignore-cid           read a vmdk whose parent has been changed since it was made
+  --drop-change-tracking write a vmdk whose changes are tracked for backups; they are not any more
+  --force                write a vmdk that another disk or a snapshot stands on, which breaks that
   --max-chain N          backing files at most (200)
   --log-level LEVEL      trace, debug, info, warn, error, fatal, silent (info)
   --log-file FILE        log there (syslog, or a file that the hint after mounting names)
@@ -83,14 +85,17 @@ Example:
 `,
   check: `Usage: vimgfs check [OPTION…] IMAGE
 
-Looks whether the tables of IMAGE are sound: what is used is counted, and nothing is used twice.
+Looks whether the tables of IMAGE (qcow2, vmdk) are sound: what is used is counted, and nothing is
+used twice. Of a vmdk all extents are looked at, and its parents not.
 
   --output=human|json    for people (the default) or for programs, with the fields of qemu-img check
   --repair=leaks|all     gives back what nothing uses, or mends the rest, too; nobody else may have
                          IMAGE open, and a copy of it is a good thing to have. No byte of the
                          disk or of a snapshot reads differently afterwards: what cannot be
-                         known is left.
+                         known is left. Of a vmdk only sparse extents that are not compressed are
+                         repaired, and seSparse ones are not.
   --format F             raw, qcow2 or vmdk (found by the first bytes)
+  --allow-path DIR       a vmdk may name extents below DIR too (its own folder)
 
 Exit code: 0 it is sound, 1 it could not be checked, 2 it is damaged, 3 space is lost and nothing
 else, 63 its format has nothing to check.

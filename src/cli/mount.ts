@@ -20,6 +20,8 @@ const OPTIONS = {
   'metadata-cache': { type: 'string' },
   'allow-path': { type: 'string', multiple: true },
   'ignore-cid': { type: 'boolean' },
+  'drop-change-tracking': { type: 'boolean' },
+  force: { type: 'boolean' },
   'max-chain': { type: 'string' },
   'log-level': { type: 'string' },
   'log-file': { type: 'string' },
@@ -71,6 +73,8 @@ async function requestOf(args: string[]): Promise<Settings> {
         }),
         allowPaths: values['allow-path'] ?? [],
         ignoreCid: values['ignore-cid'] === true,
+        dropsChangeTracking: values['drop-change-tracking'] === true,
+        force: values.force === true,
       },
       threads:
         threads === undefined ? DEFAULT_THREADS : parseCount(threads, '--threads', 1, MAX_THREADS),
@@ -103,7 +107,8 @@ async function end(server: Server): Promise<number> {
   const { exitNow } = await import('../io/libc.js')
   if (!(await server.finished)) process.exitCode = 1
   const code = Number(process.exitCode ?? 0)
-  exitNow(code)
+  // A profile of the server is written at an ordinary end.
+  if (!process.execArgv.some(arg => arg.startsWith('--cpu-prof'))) exitNow(code)
   return code
 }
 

@@ -22,8 +22,11 @@ import { FORMATS, FORMATS_READ, type Format, probe, probeGiven } from './probe.j
 import { INCOMPATIBLE, type Qcow2Header, readHeader } from './qcow2/header.js'
 import { recover } from './qcow2/recovery.js'
 import { type Qcow2Snapshot, readSnapshots } from './qcow2/snapshots.js'
+import { childrenOf } from './vmdk/children.js'
 import { openVmdk, type VmdkSpec } from './vmdk/image.js'
 import { type MachineSnapshot, snapshotsOfDisk } from './vmdk/machine.js'
+import { vmwareLocks } from './vmdk/vmware-lock.js'
+import { requireWritable } from './vmdk/writability.js'
 import { checkCid, extentNames, type ParentLink, parentLink, parentNames } from './vmdk/parent.js'
 
 export interface FileSpec {
@@ -83,6 +86,10 @@ export interface OpenOptions {
   readonly access?: Access | 'write if possible'
   /** Whether a vmdk image is read whose parent has changed since; with a warning. */
   readonly ignoreCid?: boolean
+  /** Whether a vmdk image whose changes are tracked gives that up to be written. */
+  readonly dropsChangeTracking?: boolean
+  /** Whether a vmdk image is written that others stand on, which it breaks. */
+  readonly force?: boolean
   /** Whether QEMU's locks are taken; without, an image that others write is read with a warning. */
   readonly takesLocks?: boolean
   /**
@@ -123,20 +130,24 @@ export function closeChain(chain: Chain): void {
 }
 
 /** The files of a layer's extents, in their order. */
-export const extentFiles = ({ vmdk }: LayerSpec): FileSpec[] =>
+export const extentFiles = ({ vmdk }: Pick<LayerSpec, 'vmdk'>): FileSpec[] =>
   vmdk?.extents.flatMap(({ file }) => file ?? []) ?? []
 
 /** For the files of vmdk images that are not where they should be. */
 const BESIDE = 'put it beside the image'
 
 /** All files of a layer, each once; its own first. */
-export function filesOf(layer: LayerSpec): FileSpec[] {
+export function filesOf<T extends Pick<FileSpec, 'fd' | 'sizeBytes'>>(
+  layer: T & Pick<LayerSpec, 'dataFile' | 'vmdk'>,
+): (T | FileSpec)[] {
   const files = [layer, ...(layer.dataFile ? [layer.dataFile] : []), ...extentFiles(layer)]
   return [...new Map(files.map(file => [file.fd, file])).values()]
 }
 
 class ChainOpener {
   private readonly opened: OpenedFile[] = []
+  /** The extents' files of those that are opened for writing. */
+  private readonly written: OpenedFile[] = []
   private readonly warnings: string[] = []
   private allowed: string[] = []
 
@@ -158,6 +169,11 @@ class ChainOpener {
     const [{ qcow2 }] = layers
     const snapshots = qcow2 ? readSnapshots(storeOf(top), qcow2) : []
     const isWritable = this.access === 'write'
+    if (top.vmdk && (isWritable || !this.options.describe)) this.judgeVmwareLocks(layers[0])
+    if (isWritable && top.vmdk && !this.options.describe && !this.options.force) {
+      const frozen = machineSnapshots.filter(({ layer }) => layer === 0)
+      refuseParent(top, top.vmdk, frozen)
+    }
     return { layers, depth, snapshots, machineSnapshots, warnings: this.warnings, isWritable }
   }
 
@@ -309,6 +325,17 @@ class ChainOpener {
     }
   }
 
+  /** What lies below must not change with what lies above. */
+  private requireUnwritten(file: OpenedFile, name: string, by: string): void {
+    if (!this.written.some(({ stat }) => isSameStat(stat, file.stat))) return
+    fs.closeSync(file.fd)
+    const what = `its extent "${name}" is one of the disk above it, too`
+    throw new ImageError('CORRUPT', what, {
+      path: by,
+      hint: 'correct the extent lines of the descriptors, or mount it with -o ro',
+    })
+  }
+
   private isOpen({ stat }: OpenedFile): boolean {
     return this.opened.some(other => other.stat.dev === stat.dev && other.stat.ino === stat.ino)
   }
@@ -333,12 +360,6 @@ class ChainOpener {
 
   private layer(file: OpenedFile, format: Format | undefined, access: Access): LayerSpec {
     const isTop = this.opened.length === 1
-    // Nobody has to be kept out of what is only read.
-    const early = storeOf(fileSpec(file))
-    if (access === 'write' && (format ?? probe(early)) === 'vmdk') {
-      const message = 'vmdk images are not written yet'
-      throw new WriteProtected(file.path, message, 'mount it with -o ro')
-    }
     // First of all: what is read before others are kept out may change at once.
     this.lock(file, access)
     const spec = fileSpec(file)
@@ -355,41 +376,51 @@ class ChainOpener {
       mode: Number(file.stat.mode & 0o777n),
     }
     if (actual === 'raw') return layer
-    if (actual === 'vmdk') return this.vmdkLayer(layer)
+    if (actual === 'vmdk') return this.vmdkLayer(layer, access, file.stat.isBlockDevice())
     const header = readHeader(store)
     this.judge(header, spec.path, access)
     if (header.incompatible & INCOMPATIBLE.dirty && access === 'write') return this.recovered(layer)
     return { ...layer, qcow2: header }
   }
 
-  private vmdkLayer(layer: LayerSpec): LayerSpec {
-    const known: { file: OpenedFile; spec: FileSpec }[] = []
+  private vmdkLayer(layer: LayerSpec, access: Access, isDevice: boolean): LayerSpec {
+    const known: { file: OpenedFile; spec: FileSpec; access: Access }[] = []
     const naming = { by: layer.path, role: 'extent', allowed: this.allowed, hint: BESIDE }
     const vmdk = openVmdk(layer, {
       storeOf,
       warn: text => this.warnings.push(text),
-      open: name => {
-        const file = openFirst(extentNames(name), naming, (_, found) => {
+      open: (name, isWritable) => {
+        const extentAccess = isWritable ? access : 'read'
+        const told = (_: OpenedFile, found: string) => {
           if (found !== name && found !== name.replaceAll('\\', '/')) {
-            this.warnings.push(`${layer.path}: for its extent "${name}" "${found}" is read`)
+            this.warnings.push(`${layer.path}: for its extent "${name}" "${found}" is used`)
           }
           return true
-        }) as OpenedFile
+        }
+        const file = openFirst(extentNames(name), naming, told, extentAccess) as OpenedFile
         // Many lines may name one file.
         const again = isSame(file, layer)
-          ? layer
-          : known.find(({ file: { stat } }) => isSameStat(stat, file.stat))?.spec
+          ? { spec: layer, access }
+          : known.find(({ file: { stat } }) => isSameStat(stat, file.stat))
         if (again) {
           fs.closeSync(file.fd)
-          return again
+          if (again.access === extentAccess || again.access === 'write') return again.spec
+          const what = 'one part of it may be written, and another may not'
+          throw new WriteProtected(again.spec.path, what, 'mount it with -o ro')
         }
+        if (access === 'read') this.requireUnwritten(file, name, layer.path)
         this.opened.push(file)
-        this.lock(file, 'read')
+        if (extentAccess === 'write') this.written.push(file)
+        this.lock(file, extentAccess)
         const spec = fileSpec(file)
-        known.push({ file, spec })
+        known.push({ file, spec, access: extentAccess })
         return spec
       },
     })
+    if (access === 'write') {
+      const dropsChangeTracking = this.options.dropsChangeTracking === true
+      requireWritable(vmdk, layer.path, { dropsChangeTracking, isDevice })
+    }
     return { ...layer, vmdk }
   }
 
@@ -416,6 +447,29 @@ class ChainOpener {
       this.warnings.push(
         `${file.path}: another program has it open for writing (a running machine?); what is read may be out of date or torn`,
       )
+    }
+  }
+
+  /** VMware's programs know nothing of QEMU's locks, and QEMU nothing of theirs. */
+  private judgeVmwareLocks(top: LayerSpec): void {
+    for (const { path: file } of filesOf(top)) {
+      for (const { path: lock, isLive, owner, writes } of vmwareLocks(file)) {
+        if (!isLive) {
+          this.warnings.push(
+            `${file}: ${lock} was left behind by ${owner}, and is no lock any more`,
+          )
+        } else if (this.access === 'write') {
+          const what = `it is in use by ${owner}, says ${lock}`
+          throw new ImageError('REFUSED', what, {
+            path: file,
+            hint: 'end that, or read it with -o ro; where nobody uses it, delete the lock',
+          })
+        } else if (writes) {
+          this.warnings.push(
+            `${file}: it is in use by ${owner}, says ${lock}; what is read may be out of date or torn`,
+          )
+        }
+      }
     }
   }
 
@@ -468,6 +522,22 @@ class ChainOpener {
     this.lock(file, access)
     return { ...layer, dataFile: fileSpec(file) }
   }
+}
+
+/** Whoever writes a disk that others hold only the differences from breaks them. */
+function refuseParent(top: LayerSpec, spec: VmdkSpec, frozen: readonly MachineSnapshot[]): void {
+  const disks = childrenOf(top, spec)
+  const names = [
+    ...frozen.map(({ displayName }) => `the snapshot "${printable(displayName)}"`),
+    ...disks.map(name => `the disk "${printable(name)}"`),
+  ]
+  if (names.length === 0) return
+  const more = names.length > 2 ? ` and ${names.length - 2} more` : ''
+  const what = `${names.slice(0, 2).join(' and ')}${more} would be broken by writing it`
+  throw new ImageError('REFUSED', what, {
+    path: top.path,
+    hint: 'mount what stands on it, or this with -o ro; --force insists',
+  })
 }
 
 const loopAt = (above: LayerSpec, what: string): ImageError =>

@@ -1,9 +1,11 @@
 /** What the threads of a mount share of a disk that they write. Plain data: it goes as a message. */
+import { createPoolMemory, type PoolMemory } from '../cache/table-pool.js'
 import type { Store } from '../io/store.js'
-import type { LayerSpec } from './chain.js'
+import { filesOf, type LayerSpec } from './chain.js'
 import { createLockMemory } from './disk-lock.js'
 import { createQcow2Memory, type Qcow2Memory } from './qcow2/write-memory.js'
 import { COUNTERS } from './shared-disk.js'
+import { createVmdkMemory, type VmdkMemory } from './vmdk/write-memory.js'
 
 export interface DiskMemory {
   readonly lock: SharedArrayBuffer
@@ -12,12 +14,18 @@ export interface DiskMemory {
   readonly times: SharedArrayBuffer
   /** Why nothing is written any more: its length, and the text. */
   readonly message: SharedArrayBuffer
-  /** The sizes of the image's file and of its external data file. */
+  /** The sizes of the image's files, in the order of `filesOf`. */
   readonly sizes: SharedArrayBuffer
+  /** Tables that have changed, of formats that have any. */
+  readonly pool: PoolMemory | undefined
   readonly qcow2: Qcow2Memory | undefined
+  readonly vmdk: VmdkMemory | undefined
   /** What the user should know before something is written, a line each. */
   readonly warnings: readonly string[]
 }
+
+/** What of a layer says how it is written. */
+export type WrittenLayer = Pick<LayerSpec, 'fd' | 'sizeBytes' | 'qcow2' | 'dataFile' | 'vmdk'>
 
 const MESSAGE_BYTES = 4 + 2048
 
@@ -26,13 +34,10 @@ const MESSAGE_BYTES = 4 + 2048
  * @param threads how many threads take part, the main thread included
  * @param store the image's file; throws SystemError where it cannot be read
  */
-export function createDiskMemory(
-  layer: Pick<LayerSpec, 'sizeBytes' | 'qcow2' | 'dataFile'>,
-  threads: number,
-  store: Store,
-): DiskMemory {
-  const sizes = new SharedArrayBuffer(16)
-  new BigInt64Array(sizes).set([BigInt(layer.sizeBytes), BigInt(layer.dataFile?.sizeBytes ?? 0)])
+export function createDiskMemory(layer: WrittenLayer, threads: number, store: Store): DiskMemory {
+  const files = filesOf(layer)
+  const sizes = new SharedArrayBuffer(8 * files.length)
+  new BigInt64Array(sizes).set(files.map(({ sizeBytes }) => BigInt(sizeBytes)))
   const qcow2 = layer.qcow2 && createQcow2Memory(layer.qcow2, store)
   return {
     lock: createLockMemory(threads),
@@ -40,7 +45,9 @@ export function createDiskMemory(
     times: new SharedArrayBuffer(8),
     message: new SharedArrayBuffer(MESSAGE_BYTES),
     sizes,
+    pool: layer.qcow2 || layer.vmdk ? createPoolMemory() : undefined,
     qcow2,
+    vmdk: layer.vmdk && createVmdkMemory(layer.vmdk),
     warnings: qcow2?.bitmaps.warnings ?? [],
   }
 }

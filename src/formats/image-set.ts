@@ -5,11 +5,10 @@ import { MetadataCache } from '../cache/metadata-cache.js'
 import { TablePool } from '../cache/table-pool.js'
 import { type FileStore, type Store, WritableFileStore, type WritableStore } from '../io/store.js'
 import type { CatalogEntry } from './catalog.js'
-import { extentFiles, type LayerSpec, storeOf } from './chain.js'
+import { extentFiles, type FileSpec, filesOf, type LayerSpec, storeOf } from './chain.js'
 import type { DiskMemory } from './disk-memory.js'
 import type { Extent, FormatDriver, View } from './driver.js'
 import { Qcow2Driver, type Qcow2Parts } from './qcow2/driver.js'
-import type { Qcow2Header } from './qcow2/header.js'
 import type { Qcow2Memory } from './qcow2/write-memory.js'
 import { Qcow2Writer } from './qcow2/writer.js'
 import { RawDriver } from './raw.js'
@@ -17,7 +16,9 @@ import { RawWriter } from './raw-writer.js'
 import { SharedDisk } from './shared-disk.js'
 import { VmdkDriver } from './vmdk/driver.js'
 import type { VmdkSpec } from './vmdk/image.js'
-import type { WritableDisk } from './writable.js'
+import type { VmdkMemory } from './vmdk/write-memory.js'
+import { VmdkWriter } from './vmdk/writer.js'
+import type { WritableDisk, WritableDriver } from './writable.js'
 
 export interface CacheSizes {
   /** Bytes of tables. */
@@ -31,16 +32,16 @@ export interface Writing {
   readonly memory: DiskMemory
   /** 0 to the number of threads - 1; the main thread takes the last. */
   readonly thread: number
-  /** What the first layer is read from and written to, where that is no file. */
-  readonly stores?: WritableStores
 }
 
 /** The file of a layer, and where its data are: in the same file, or in an external data file. */
 interface Stores<S extends Store> {
   readonly store: S
   readonly dataStore: S
+  /** Of each extent of a vmdk. */
+  readonly extents?: readonly (S | undefined)[]
 }
-export type WritableStores = Stores<WritableStore>
+type WritableStores = Stores<WritableStore>
 
 interface OpenLayer extends Stores<Store> {
   readonly spec: LayerSpec
@@ -53,6 +54,7 @@ export class ImageSet {
   private readonly metadata: MetadataCache
   private readonly clusters: ClusterCache
   private readonly layers: readonly OpenLayer[]
+  private readonly isWritten: boolean
 
   /** The first layer's disk, where it is written. */
   readonly disk?: WritableDisk
@@ -70,11 +72,12 @@ export class ImageSet {
     },
     writing?: Writing,
   ) {
-    const pool = writing?.memory.qcow2 && new TablePool(writing.memory.qcow2.pool)
+    const pool = writing?.memory.pool && new TablePool(writing.memory.pool)
     this.metadata = new MetadataCache(sizes.metadataBytes, counts.metadata, pool)
     this.clusters = new ClusterCache(sizes.clusterBytes, counts.clusters)
+    this.isWritten = writing !== undefined
     const [top, ...below] = layers as readonly [LayerSpec, ...LayerSpec[]]
-    const written = writing && (writing.stores ?? writableStores(top, writing.memory))
+    const written = writing && writableStores(top, writing.memory)
     // The files of layers are numbered as layers are, those of extents behind them.
     let extentId = layers.length
     const open = (spec: LayerSpec, stores: Stores<Store> = readableStores(spec)) => {
@@ -120,47 +123,67 @@ export class ImageSet {
   /** The first layer's view is the one that is written. */
   private openDisk(
     { memory, thread }: Writing,
-    { store, dataStore }: WritableStores,
+    stores: WritableStores,
     pool: TablePool | undefined,
   ): WritableDisk {
     const layer = this.layers[0] as OpenLayer
     const parent = this.parentOf(0)
-    const reader = this.driver(0)
-    const driver =
-      reader instanceof Qcow2Driver
-        ? new Qcow2Writer({
-            header: layer.spec.qcow2 as Qcow2Header,
-            driver: reader,
-            store,
-            dataStore,
-            storeId: 0,
-            metadata: this.metadata,
-            pool: pool as TablePool,
-            memory: memory.qcow2 as Qcow2Memory,
-            hasParent: parent !== undefined,
-          })
-        : new RawWriter(store)
+    const parts = { pool: pool as TablePool, hasParent: parent !== undefined }
+    const driver = this.writer(layer.spec, stores, memory, parts)
     const view = { driver, parent }
     layer.view = view
     return new SharedDisk(view, memory, thread, layer.spec.path)
   }
 
+  private writer(
+    { qcow2, vmdk }: LayerSpec,
+    { store, dataStore, extents = [] }: WritableStores,
+    memory: DiskMemory,
+    parts: { pool: TablePool; hasParent: boolean },
+  ): WritableDriver {
+    if (qcow2) {
+      return new Qcow2Writer({
+        ...parts,
+        header: qcow2,
+        driver: this.driver(0) as Qcow2Driver,
+        store,
+        dataStore,
+        storeId: 0,
+        metadata: this.metadata,
+        memory: memory.qcow2 as Qcow2Memory,
+      })
+    }
+    if (!vmdk) return new RawWriter(store)
+    return new VmdkWriter({
+      ...parts,
+      spec: vmdk,
+      image: store,
+      stores: extents,
+      driver: this.driver(0) as VmdkDriver,
+      memory: memory.vmdk as VmdkMemory,
+    })
+  }
+
   private driver(index: number): FormatDriver {
-    const { spec, store, extentId } = this.layers[index] as OpenLayer
+    const layer = this.layers[index] as OpenLayer
+    const { spec, store } = layer
     const { qcow2, vmdk } = spec
-    if (vmdk) return this.vmdkDriver(vmdk, index, extentId)
+    if (vmdk) return this.vmdkDriver(vmdk, index, layer)
     if (!qcow2) return new RawDriver(store)
     const l1 = { offset: qcow2.l1Offset, entries: qcow2.l1Entries }
     return new Qcow2Driver(this.parts(index), l1, qcow2.sizeBytes)
   }
 
-  private vmdkDriver(spec: VmdkSpec, layerId: number, extentId: number): VmdkDriver {
+  private vmdkDriver(
+    spec: VmdkSpec,
+    layerId: number,
+    { extentId, extents = [] }: OpenLayer,
+  ): VmdkDriver {
     const { metadata, clusters } = this
     let storeId = extentId
-    const stores = spec.extents.map(
-      ({ file }) => file && { store: storeOf(file), storeId: storeId++ },
-    )
-    return new VmdkDriver({ spec, stores, layerId, metadata, clusters })
+    const stores = extents.map(store => store && { store, storeId: storeId++ })
+    const isWritten = layerId === 0 && this.isWritten
+    return new VmdkDriver({ spec, stores, layerId, metadata, clusters, isWritten })
   }
 
   private parts(index: number): Qcow2Parts {
@@ -176,15 +199,25 @@ export const packedStores = (layers: readonly LayerSpec[]): FileStore[] =>
   [...layers, ...layers.flatMap(extentFiles)].map(storeOf)
 
 function readableStores(spec: LayerSpec): Stores<Store> {
-  const store = storeOf(spec)
-  return { store, dataStore: spec.dataFile ? storeOf(spec.dataFile) : store }
+  return storesOf(spec, storeOf)
 }
 
-function writableStores({ path, fd, dataFile }: LayerSpec, memory: DiskMemory): WritableStores {
-  const store = new WritableFileStore(path, fd, new BigInt64Array(memory.sizes, 0, 1))
-  if (!dataFile) return { store, dataStore: store }
-  const size = new BigInt64Array(memory.sizes, 8, 1)
-  return { store, dataStore: new WritableFileStore(dataFile.path, dataFile.fd, size) }
+/** Threads that write a file share its size. */
+function writableStores(spec: LayerSpec, { sizes }: DiskMemory): WritableStores {
+  const stores = filesOf(spec).map(({ path, fd }, index) => {
+    const size = new BigInt64Array(sizes, 8 * index, 1)
+    return [fd, new WritableFileStore(path, fd, size)] as const
+  })
+  const byFile = new Map(stores)
+  return storesOf(spec, ({ fd }) => byFile.get(fd) as WritableFileStore)
+}
+
+function storesOf<S extends Store>(spec: LayerSpec, open: (file: FileSpec) => S): Stores<S> {
+  const { dataFile, vmdk } = spec
+  const store = open(spec)
+  const dataStore = dataFile ? open(dataFile) : store
+  if (!vmdk) return { store, dataStore }
+  return { store, dataStore, extents: vmdk.extents.map(({ file }) => file && open(file)) }
 }
 
 /** A disk without its first `startOffset` bytes. */

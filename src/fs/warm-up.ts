@@ -18,6 +18,7 @@ import { type CacheSizes, ImageSet } from '../formats/image-set.js'
 import { BLANK_CLUSTER_BYTES, writeBlank } from '../formats/qcow2/blank.js'
 import { readHeader } from '../formats/qcow2/header.js'
 import { STATE } from '../formats/qcow2/write-memory.js'
+import { blankVmdk } from '../formats/vmdk/blank.js'
 import { closeFile, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, memoryFile } from '../io/libc.js'
 import { WritableFileStore } from '../io/store.js'
 import { TextSlots } from './control.js'
@@ -177,15 +178,14 @@ function blankLayer(top: LayerSpec, fd: number, diskBytes: number): LayerSpec {
   if (top.qcow2) writeBlank(store, top.qcow2, diskBytes)
   else store.truncate(diskBytes)
   const { path, sizeBytes } = store
+  const file = { path, fd, sizeBytes, allocatedBytes: 0 }
   return structuredClone({
-    path,
-    fd,
-    sizeBytes,
-    allocatedBytes: 0,
+    ...file,
     format: top.format,
     modified: MODIFIED,
     mode: 0o600,
     ...(top.qcow2 && { qcow2: readHeader(store) }),
+    ...(top.vmdk && { vmdk: blankVmdk(top.vmdk, diskBytes, file) }),
   })
 }
 

@@ -114,12 +114,13 @@ export function openFirst(
   names: readonly string[],
   naming: Naming,
   fits: (file: OpenedFile, name: string) => boolean = () => true,
+  access: Access = 'read',
 ): OpenedFile | undefined {
   let problem: unknown
   let isUnfit = false
   for (const name of names) {
     try {
-      const file = openNamed(name, naming)
+      const file = openNamed(name, naming, access)
       if (fits(file, name)) return file
       fs.closeSync(file.fd)
       isUnfit = true

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { buildImage, type Cluster, type ImageSpec } from '../fixtures/qcow2-builder.js'
 import { noise } from '../fixtures/model.js'
+import { buildExtent, descriptorText, HEADER_AT } from '../fixtures/vmdk-builder.js'
 import { HERE, vimgfs } from '../support/mount.js'
 import { tempFolder } from '../support/run.js'
 
@@ -92,17 +93,140 @@ t.test('a snapshot table that is damaged: the check has failed', async t => {
   t.ok(readFileSync(image).equals(bytes), 'nothing is written')
 })
 
+const SPARSE = buildExtent({
+  capacitySectors: 2048,
+  descriptor: descriptorText('monolithicSparse', 2048, 'disk.vmdk'),
+  grains: new Map([
+    [0, { kind: 'data', bytes: noise(65536, 1) }],
+    [5, { kind: 'data', bytes: noise(65536, 2) }],
+  ]),
+})
+const descriptorOf = (extent: string) =>
+  descriptorText('monolithicSparse', 2048, extent).replace('monolithicSparse', 'custom')
+const lostGrain: Damage = bytes => {
+  bytes.writeUInt32LE(0, SPARSE.entryAt(5))
+  bytes.writeUInt32LE(0, SPARSE.redundantEntryAt(5))
+}
+const strayGrain: Damage = bytes => void bytes.writeUInt32LE(1e6, SPARSE.entryAt(0))
+
+function vmdkIn(folder: string, damage?: Damage): string {
+  const file = join(folder, 'disk.vmdk')
+  const bytes = Buffer.from(SPARSE.bytes)
+  damage?.(bytes)
+  writeFileSync(file, bytes)
+  return file
+}
+
+t.test('a vmdk: what it says, and its exit codes', async t => {
+  const cases = [
+    { title: 'a sound image', code: 0, says: /^.*disk\.vmdk: no errors found\n2 of 16 grains/ },
+    {
+      title: 'leaks',
+      damage: lostGrain,
+      code: 3,
+      says: /^leak at \d+: nothing uses 65536 bytes\n.*1 leaked grain\nLeaks.*--repair leaks /,
+    },
+    {
+      title: 'corruption',
+      damage: strayGrain,
+      code: 2,
+      says: /^corruption at .*2 corruptions.*\nData.*--repair all /s,
+    },
+  ]
+  for (const { title, damage, code, says } of cases) {
+    await t.test(title, async t => {
+      const image = vmdkIn(tempFolder(t), damage)
+      const before = readFileSync(image)
+      const found = await vimgfs(HERE, ['check', image])
+      t.equal(found.code, code)
+      t.match(found.stdout, says)
+      t.equal(found.stderr, '')
+      t.ok(readFileSync(image).equals(before), 'nothing is written')
+    })
+  }
+})
+
+t.test('a vmdk: JSON, and repairing', async t => {
+  const image = vmdkIn(tempFolder(t), strayGrain)
+  const checked = await vimgfs(HERE, ['check', '--output=json', image])
+  t.equal(checked.code, 2)
+  t.same(JSON.parse(checked.stdout), {
+    filename: image,
+    format: 'vmdk',
+    'check-errors': 0,
+    'image-end-offset': SPARSE.bytes.length,
+    'total-clusters': 16,
+    'allocated-clusters': 2,
+    'fragmented-clusters': 1,
+    corruptions: 2,
+    leaks: 1,
+  })
+  t.match(checked.stderr, /^corruption at \d+: .*\ncorruption at \d+: .*\nleak at \d+: /)
+  const repaired = await vimgfs(HERE, ['check', '--repair', 'all', image])
+  t.equal(repaired.code, 0)
+  t.match(
+    repaired.stdout,
+    /^repaired at \d+: .*\n.*: repaired: 2 corruptions, 1 leaked grain\n.*: no errors found\n/,
+  )
+  t.ok(readFileSync(image).equals(SPARSE.bytes))
+  const leaking = vmdkIn(tempFolder(t), lostGrain)
+  t.equal((await vimgfs(HERE, ['check', '--repair', 'leaks', leaking])).code, 0)
+  t.equal(readFileSync(leaking).length, SPARSE.placeOf(5))
+})
+
+t.test('a vmdk: extents in files of their own', async t => {
+  const folder = tempFolder(t)
+  const other = tempFolder(t)
+  const extent = vmdkIn(other, lostGrain)
+  const image = join(folder, 'all.vmdk')
+  writeFileSync(image, descriptorOf(extent))
+  const refused = await vimgfs(HERE, ['check', image])
+  t.equal(refused.code, 1)
+  t.match(refused.stderr, /lies outside the image's folder; allow it with --allow-path/)
+  const allowed = ['check', '--allow-path', other]
+  t.equal((await vimgfs(HERE, [...allowed, image])).code, 3)
+  writeFileSync(image, descriptorOf(extent).replace('RW ', 'RDONLY '))
+  const kept = await vimgfs(HERE, [...allowed, '--repair=all', image])
+  t.equal(kept.code, 3)
+  t.match(kept.stdout, /^not done at 0: none of its extents may be written\nleak at /)
+  writeFileSync(image, descriptorOf(extent))
+  t.equal((await vimgfs(HERE, [...allowed, '--repair=all', image])).code, 0)
+  t.equal(readFileSync(extent).length, SPARSE.placeOf(5))
+})
+
+t.test('a vmdk that was not closed cleanly', async t => {
+  const image = vmdkIn(tempFolder(t), bytes => void bytes.writeUInt8(1, HEADER_AT.unclean))
+  const { code, stdout, stderr } = await vimgfs(HERE, ['check', image])
+  t.equal(code, 0)
+  t.match(stdout, /^notice at 0: it was not closed cleanly.*\n.*: no errors found\n/)
+  t.equal(stderr, '')
+  const repaired = await vimgfs(HERE, ['check', '--repair=leaks', image])
+  t.equal(repaired.code, 0)
+  t.match(repaired.stdout, /^repaired at 72: it is marked as closed cleanly\n/)
+  t.ok(readFileSync(image).equals(SPARSE.bytes))
+})
+
 t.test('what it refuses, in one line', async t => {
   const folder = tempFolder(t)
   const image = imageIn(folder)
   const raw = join(folder, 'disk.raw')
   writeFileSync(raw, Buffer.alloc(1024))
+  const sparse = join(folder, 'disk.vmdk')
+  writeFileSync(sparse, SPARSE.bytes)
+  const lost = join(folder, 'lost.vmdk')
+  writeFileSync(lost, descriptorOf('none.vmdk'))
   const cut = join(folder, 'cut.qcow2')
   writeFileSync(cut, IMAGE.bytes().subarray(0, 80))
   const cases = [
     { args: [raw], code: 63, says: /disk\.raw: raw images have no tables/ },
     { args: ['--format', 'raw', image], code: 63, says: /no tables/ },
-    { args: ['--format', 'vmdk', image], code: 63, says: /vmdk images are not checked yet/ },
+    { args: ['--format', 'vmdk', image], code: 1, says: /disk\.qcow2: / },
+    { args: ['--format', 'qcow2', sparse], code: 1, says: /disk\.vmdk: this is no qcow2 image/ },
+    {
+      args: [lost],
+      code: 1,
+      says: /its extent "none\.vmdk" cannot be opened: no such file; put it/,
+    },
     { args: [cut], code: 1, says: /cut\.qcow2: the qcow2 header is cut off after 80 bytes; / },
     { args: [folder], code: 1, says: /this is a folder, not a disk image; / },
     { args: [join(folder, 'none')], code: 1, says: /none: it cannot be opened: no such file; / },

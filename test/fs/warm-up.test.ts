@@ -4,14 +4,15 @@ import { join } from 'node:path'
 import t from 'tap'
 import { closeChain, openChain } from '../../src/formats/chain.js'
 import { warmUp } from '../../src/fs/warm-up.js'
+import { buildCowd } from '../fixtures/cowd-builder.js'
 import { buildImage, type ImageSpec } from '../fixtures/qcow2-builder.js'
+import { buildExtent, descriptorText } from '../fixtures/vmdk-builder.js'
 import { tempFolder } from '../support/run.js'
 
 const CACHES = { metadataBytes: 2 ** 20, clusterBytes: 2 ** 20 }
 const SIZE = 2 ** 20
 
-const KINDS: Record<string, Omit<ImageSpec, 'sizeBytes'> | undefined> = {
-  raw: undefined,
+const QCOW2: Record<string, Omit<ImageSpec, 'sizeBytes'>> = {
   'qcow2 of version 3': {},
   'qcow2 of version 2': { version: 2 },
   'counts of 1 bit': { refcountOrder: 0 },
@@ -23,14 +24,48 @@ const KINDS: Record<string, Omit<ImageSpec, 'sizeBytes'> | undefined> = {
 
 const openFiles = () => readdirSync('/proc/self/fd').length
 
-for (const [name, spec] of Object.entries(KINDS)) {
+const SECTORS = SIZE / 512
+const descriptor = (type: string, extent: string) =>
+  descriptorText('monolithicSparse', SECTORS, extent).replace('SPARSE', type)
+
+/** Each makes its image, or all of its files, in a folder of its own. */
+const OTHERS: Record<string, (file: string) => void> = {
+  raw: file => writeFileSync(file, Buffer.alloc(SIZE)),
+  vmdk: file => {
+    const text = descriptorText('monolithicSparse', SECTORS, 'disk')
+    writeFileSync(file, buildExtent({ capacitySectors: SECTORS, descriptor: text }).bytes)
+  },
+  'vmdk with one directory and small grains': file => {
+    const shape = { capacitySectors: SECTORS, grainSectors: 1, hasRedundant: false }
+    writeFileSync(file, buildExtent({ ...shape, hasZeroGrains: true }).bytes)
+  },
+  'a flat vmdk': file => {
+    writeFileSync(file, descriptor('FLAT', 'flat').replace('"flat"', '"flat" 0'))
+    writeFileSync(join(file, '..', 'flat'), Buffer.alloc(SIZE))
+  },
+  COWD: file => {
+    writeFileSync(file, descriptor('VMFSSPARSE', 'delta'))
+    writeFileSync(join(file, '..', 'delta'), buildCowd({ sectors: SECTORS }).bytes)
+  },
+}
+
+const KINDS: Record<string, (file: string) => void> = {
+  ...OTHERS,
+  ...Object.fromEntries(
+    Object.entries(QCOW2).map(([name, spec]) => [
+      name,
+      (file: string) => {
+        buildImage({ ...spec, sizeBytes: SIZE }).write(file)
+        if (spec.dataFile) writeFileSync(join(file, '..', spec.dataFile), Buffer.alloc(SIZE))
+      },
+    ]),
+  ),
+}
+
+for (const [name, make] of Object.entries(KINDS)) {
   t.test(name, async t => {
     const file = join(tempFolder(t), 'disk')
-    if (spec) {
-      const image = buildImage({ ...spec, sizeBytes: SIZE })
-      image.write(file)
-      if (spec.dataFile) writeFileSync(join(file, '..', spec.dataFile), Buffer.alloc(SIZE))
-    } else writeFileSync(file, Buffer.alloc(SIZE))
+    make(file)
     const chain = openChain(file)
     t.teardown(() => closeChain(chain))
     const before = openFiles()

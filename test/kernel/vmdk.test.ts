@@ -1,5 +1,6 @@
 /** A machine's disk with its snapshots, mounted: each file is what qemu-img reads of its disk file. */
-import { readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { randomFillSync } from 'node:crypto'
+import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { vmsdOf } from '../fixtures/vmsd.js'
@@ -8,12 +9,15 @@ import {
   HERE,
   isRoot,
   mount,
+  mountFolder,
+  NO_LOG,
   noFuse,
   ordinaryUser,
   type Place,
   READ_ONLY,
   runIn,
   sharedFolder,
+  vimgfs,
 } from '../support/mount.js'
 import { needs, run } from '../support/run.js'
 import { sha256 } from './images.js'
@@ -131,13 +135,111 @@ t.test('a snapshot whose disk is gone is named, and the others are there', skip,
   t.equal(readdirSync(mnt).length, 4)
 })
 
-t.test('read and write as it is by default', skip, async t => {
+t.test('the disk is written, and nothing that it stands on', skip, async t => {
   const folder = sharedFolder(t)
   await makeMachine(folder)
   const image = join(folder, 'disk-000003.vmdk')
-  const before = readFileSync(image)
+  const frozen = readdirSync(folder).filter(name => !name.startsWith('disk-000003'))
+  const before = new Map(frozen.map(name => [name, readFileSync(join(folder, name))]))
+  const old = descriptorOf(image)
+  const raw = join(folder, 'expected')
+  await run('qemu-img', ['convert', '-f', 'vmdk', '-O', 'raw', image, raw])
+  const expected = readFileSync(raw)
+
   const { folder: mnt, printed } = await mount(t, image, {})
-  t.match(printed.stderr, /vmdk images are not written yet, mounted read-only/)
-  t.equal(statSync(join(mnt, 'disk-000003.raw')).mode & 0o222, 0)
-  t.ok(readFileSync(image).equals(before))
+  t.equal(printed.stderr, '')
+  t.match(printed.stdout, ', read-write')
+  const disk = join(mnt, 'disk-000003.raw')
+  for (const [at, length] of [
+    [0, 3 * GRAIN],
+    [4 * M + 1234, 300_000],
+    [SIZE - 700, 700],
+  ] as const) {
+    const content = randomFillSync(Buffer.alloc(length))
+    content.copy(expected, at)
+    writeFileSync(join(folder, 'part'), content)
+    const place = ['oflag=seek_bytes', `seek=${at}`, 'conv=notrunc', 'bs=64k', 'status=none']
+    await runIn(HERE, 'dd', [`if=${join(folder, 'part')}`, `of=${disk}`, ...place])
+  }
+  await runIn(HERE, 'fallocate', ['-p', '-o', '1M', '-l', '1M', disk])
+  expected.fill(0, M, 2 * M)
+  t.ok(readFileSync(disk).equals(expected), 'read back')
+  t.equal((await vimgfs(HERE, ['umount', mnt])).code, 0)
+
+  rmSync(join(folder, 'part'))
+  await run('qemu-img', ['check', '-q', '-f', 'vmdk', image])
+  await run('qemu-img', ['convert', '-f', 'vmdk', '-O', 'raw', image, raw])
+  t.ok(readFileSync(raw).equals(expected), 'as qemu-img reads it')
+  for (const [name, bytes] of before) t.ok(readFileSync(join(folder, name)).equals(bytes), name)
+  const now = descriptorOf(image)
+  t.not(now.CID, old.CID, 'its content ID has changed')
+  t.equal(now.parentCID, old.parentCID)
+  rmSync(raw)
+  const again = await mount(t, image, { args: READ_ONLY })
+  await sameFiles(t, folder, again.folder, HERE)
 })
+
+t.test('a disk that others stand on is not written', skip, async t => {
+  const folder = sharedFolder(t)
+  await makeMachine(folder)
+  const base = join(folder, 'disk.vmdk')
+  const refused = async (image: string, pattern: RegExp) => {
+    const { code, stderr } = await vimgfs(HERE, ['mount', ...NO_LOG, image, mountFolder(t)])
+    t.equal(code, 1)
+    t.match(stderr, pattern)
+  }
+  await refused(
+    base,
+    /^vimgfs: [^\n]*disk\.vmdk: the snapshot "fresh" and the disk "disk-000001\.vmdk"[^\n]*--force insists\n$/,
+  )
+  rmSync(join(folder, 'machine.vmsd'))
+  await refused(base, /the disk "disk-000001\.vmdk" would be broken/)
+  await refused(
+    join(folder, 'disk-000001.vmdk'),
+    /the disk "disk-000002\.vmdk" and the disk "disk-000004\.vmdk" would be broken/,
+  )
+  const { folder: mnt, printed } = await mount(t, base, { args: READ_ONLY })
+  t.equal(printed.stderr, '', 'reading is fine')
+  t.equal((await vimgfs(HERE, ['umount', mnt])).code, 0)
+  const forced = await mount(t, base, { args: ['--force'] })
+  await runIn(HERE, 'sh', ['-c', `printf x | dd of=${forced.file('disk.raw')} conv=notrunc`])
+  t.equal((await vimgfs(HERE, ['umount', forced.folder])).code, 0)
+  await refused(join(folder, 'disk-000001.vmdk'), /has been changed since/)
+})
+
+t.test('what is in use by a program of VMware', skip, async t => {
+  const folder = sharedFolder(t)
+  const image = join(folder, 'disk.vmdk')
+  await run('qemu-img', ['create', '-q', '-f', 'vmdk', image, '4M'])
+  mkdirSync(`${image}.lck`)
+  const member = join(`${image}.lck`, 'M12345.lck')
+  const lockOf = (pid: number) => {
+    writeFileSync(member, `AAAAAAAAAAAAAAAA ${pid}-0(vmware-vmx) 1 X 0 lc=self`.padEnd(512, '\0'))
+  }
+  lockOf(process.pid)
+  const { code, stderr } = await vimgfs(HERE, ['mount', ...NO_LOG, image, mountFolder(t)])
+  t.equal(code, 1)
+  t.match(stderr, /^vimgfs: [^\n]*in use by vmware-vmx \(process \d+\)[^\n]*M12345\.lck[^\n]*\n$/)
+  const reading = await mount(t, image, { args: READ_ONLY })
+  t.match(reading.printed.stderr, /in use by vmware-vmx .*; what is read may be out of date/)
+  t.equal((await vimgfs(HERE, ['umount', reading.folder])).code, 0)
+  // No process has such a number; in a container nobody knows whether one outside has.
+  lockOf(2 ** 22 + 1)
+  if (readlinkSync('/proc/self/ns/pid') !== 'pid:[4026531836]') {
+    const unknown = await vimgfs(HERE, ['mount', ...NO_LOG, image, mountFolder(t)])
+    t.equal(unknown.code, 1)
+    return
+  }
+  const { printed } = await mount(t, image, {})
+  t.match(printed.stderr, /M12345\.lck was left behind by vmware-vmx/)
+  t.match(printed.stdout, ', read-write')
+})
+
+/** The keys of the descriptor in an image, or of one in a file of its own. */
+const descriptorOf = (image: string): Record<string, string> =>
+  Object.fromEntries(
+    Array.from(readFileSync(image, 'latin1').matchAll(/^(\w+)=(.*)$/gm), ([, key, value]) => [
+      key,
+      value,
+    ]),
+  )

@@ -188,7 +188,7 @@ t.test('files that are not there, or elsewhere', tools, async t => {
   writeFileSync(outside, text.replace('flat-flat.vmdk', '/vmfs/volumes/gone/flat-flat.vmdk'))
   t.match(
     openedImage(t, outside).warnings.join('\n'),
-    /for its extent "\/vmfs.*" "flat-flat\.vmdk" is read/,
+    /for its extent "\/vmfs.*" "flat-flat\.vmdk" is used/,
   )
   writeFileSync(outside, text.replace('RW ', 'NOACCESS '))
   t.match(problem(outside), /may not be accessed: NOACCESS 2048 FLAT/)

@@ -4,7 +4,7 @@
  * all at the end.
  */
 import { cpSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { join, parse } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { loop, mountDevice } from '../support/loop.js'
@@ -35,22 +35,27 @@ interface FileSystemKind {
   readonly readOnly: readonly string[]
   /** Whether the loop device bypasses the page cache of disk.raw. */
   readonly direct: boolean
+  /** A snapshot of a vmdk is a new disk on top, and qcow2's are in the image. */
+  readonly format: 'qcow2' | 'vmdk'
 }
 
+const ext4 = {
+  type: 'ext4',
+  make: ['mkfs.ext4', '-q', '-F'],
+  check: ['e2fsck', '-fn'],
+  readOnly: ['ro', 'noload'],
+} as const
+
 const KINDS: readonly FileSystemKind[] = [
-  {
-    type: 'ext4',
-    make: ['mkfs.ext4', '-q', '-F'],
-    check: ['e2fsck', '-fn'],
-    readOnly: ['ro', 'noload'],
-    direct: true,
-  },
+  { ...ext4, direct: true, format: 'qcow2' },
+  { ...ext4, direct: false, format: 'vmdk' },
   {
     type: 'xfs',
     make: ['mkfs.xfs', '-q', '-f'],
     check: ['xfs_repair', '-n'],
     readOnly: ['ro', 'norecovery', 'nouuid'],
     direct: false,
+    format: 'qcow2',
   },
   {
     type: 'btrfs',
@@ -58,53 +63,62 @@ const KINDS: readonly FileSystemKind[] = [
     check: ['btrfs', 'check'],
     readOnly: ['ro'],
     direct: true,
+    format: 'qcow2',
   },
 ]
 
+/** What the disk was when a snapshot was taken. */
+interface State {
+  readonly name: string
+  /** The image that has it. */
+  readonly image: string
+  readonly sum: string
+}
+
 class Rounds {
   private readonly folder: string
-  private readonly image: string
+  private image: string
   private readonly mountpoint: string
   /** What the file system is to hold. */
   private readonly tree: string
-  /** The disk's hash when the snapshot was taken. */
-  private readonly states = new Map<string, string>()
+  private readonly states: State[] = []
 
   constructor(
     private readonly t: Test,
     private readonly kind: FileSystemKind,
   ) {
     this.folder = sharedFolder(t)
-    this.image = join(this.folder, 'disk.qcow2')
+    this.image = join(this.folder, `disk.${kind.format}`)
     this.mountpoint = mountFolder(t)
     this.tree = join(this.folder, 'tree')
   }
 
   async run(): Promise<void> {
-    const { t, image } = this
-    await run('qemu-img', ['create', '-q', '-f', 'qcow2', image, SIZE])
+    const { t, kind } = this
+    await run('qemu-img', ['create', '-q', '-f', kind.format, this.image, SIZE])
     for (let round = 1; round <= ROUNDS; round++) {
       await t.test(`round ${round}`, t => this.round(t, round))
       // What comes after would only tell of this.
       if (!t.passing()) return
-      await isSound(t, image, `after round ${round}`)
-      if (round < ROUNDS) await this.snapshot(`round ${round}`)
+      await isSound(t, this.image, `after round ${round}`)
+      if (round < ROUNDS) await this.snapshot(round)
     }
     await t.test('mounted anew', async t => {
       const mounted = await this.mount()
-      await this.comparesReadOnly(t, mounted.file('disk.raw'))
-      for (const [name, then] of this.states) {
-        t.equal(await sha256(mounted.file(`disk@${name}.raw`)), then, `${name} is what it was`)
+      await this.comparesReadOnly(t, this.disk(mounted))
+      for (const state of this.states) {
+        t.equal(await sha256(this.disk(mounted, state)), state.sum, `${state.name} is what it was`)
       }
       // A file system of the past can be looked at while the disk has moved on.
-      await this.reads(t, mounted.file('disk@round 1.raw'), 'round 1')
+      await this.reads(t, this.disk(mounted, this.states[0]), 'round 1')
       await unmount(mounted)
     })
     await t.test('converted by qemu-img', async t => {
-      const raw = await convert(image, join(this.folder, 'raw'))
+      const raw = await convert(this.image, join(this.folder, 'raw'))
       await this.comparesReadOnly(t, raw)
-      for (const [name, then] of this.states) {
-        t.equal(await sha256(await convert(image, raw, name)), then, `${name} for QEMU`)
+      for (const { name, image, sum } of this.states) {
+        const tag = kind.format === 'qcow2' ? name : undefined
+        t.equal(await sha256(await convert(image, raw, tag)), sum, `${name} for QEMU`)
       }
     })
   }
@@ -113,17 +127,32 @@ class Rounds {
     return mount(this.t, this.image, { folder: this.mountpoint })
   }
 
-  private async snapshot(name: string): Promise<void> {
-    await snapshot(this.image, name)
-    const raw = await convert(this.image, join(this.folder, 'raw'))
-    this.states.set(name, await sha256(raw))
+  /** The disk in a mount, or a state of it. */
+  private disk({ file }: Mount, state?: State): string {
+    const { name } = parse(this.image)
+    return file(state ? `${name}@${state.name}.raw` : `${name}.raw`)
+  }
+
+  private async snapshot(round: number): Promise<void> {
+    const { image, folder, kind } = this
+    const raw = await convert(image, join(folder, 'raw'))
+    const sum = await sha256(raw)
     rmSync(raw)
+    if (kind.format === 'qcow2') {
+      const name = `round ${round}`
+      await snapshot(image, name)
+      this.states.push({ name, image, sum })
+      return
+    }
+    this.states.push({ name: parse(image).name, image, sum })
+    this.image = join(folder, `disk-${round}.vmdk`)
+    await run('qemu-img', ['create', '-q', '-f', 'vmdk', '-b', image, '-F', 'vmdk', this.image])
   }
 
   private async round(t: Test, round: number): Promise<void> {
     const { type, make, check, direct } = this.kind
     const mounted = await this.mount()
-    const { device, detach } = await loop(t, mounted.file('disk.raw'), { direct })
+    const { device, detach } = await loop(t, this.disk(mounted), { direct })
     if (round === 1) await run(make[0]!, [...make.slice(1), device], LIMIT)
     if (round === ROUNDS) await this.trims(t, device)
     const inside = await mountDevice(t, device, type)
@@ -204,5 +233,5 @@ class Rounds {
 for (const kind of KINDS) {
   const commands = [kind.make[0]!, kind.check[0]!, 'losetup', 'fstrim', 'qemu-img']
   const skip = { ...noFuse(), ...needs(...commands), ...needsRoot() }
-  t.test(kind.type, skip, t => new Rounds(t, kind).run())
+  t.test(`${kind.type} on ${kind.format}`, skip, t => new Rounds(t, kind).run())
 }

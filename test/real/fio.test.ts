@@ -88,39 +88,48 @@ function fio(
   return runIn(HERE, 'fio', ofEach.flat(), LIMIT)
 }
 
+const EMPTY: Disk = { source: undefined, hasSnapshot: false }
+
 /** What the writes find, all over the disk. */
-const DISKS = {
-  'an empty disk': { source: undefined, hasSnapshot: false },
+const DISKS: Record<string, Disk> = {
+  'an empty disk': EMPTY,
   'clusters of a snapshot': { source: [], hasSnapshot: true },
   'compressed clusters': { source: ['-c'], hasSnapshot: false },
   'compressed clusters, subclusters': { source: ['-c', '-o', 'extended_l2=on'], hasSnapshot: true },
+  'an empty vmdk': { ...EMPTY, format: 'vmdk' },
 }
-type Disk = keyof typeof DISKS
+
+interface Disk {
+  /** How qemu-img makes its image of a file that is full; undefined for one that is empty. */
+  readonly source: readonly string[] | undefined
+  readonly hasSnapshot: boolean
+  readonly format?: 'vmdk'
+}
 
 /** A command of qemu-io for all of the disk: it takes less than 2 GiB at once. */
 const onHalves = (command: string): string[] =>
   [0, DISK_BYTES / 2].flatMap(at => ['-c', `${command} ${at} ${DISK_BYTES / 2}`])
 
-async function makeDisk(t: Test, kind: Disk): Promise<string> {
-  const { source, hasSnapshot } = DISKS[kind]
+async function makeDisk(t: Test, disk: Disk): Promise<string> {
+  const { source, hasSnapshot, format = 'qcow2' } = disk
   const folder = sharedFolder(t)
-  const image = join(folder, 'disk.qcow2')
+  const image = join(folder, `disk.${format}`)
   if (source) {
     const raw = join(folder, 'raw')
     await run('qemu-img', ['create', '-q', '-f', 'raw', raw, String(DISK_BYTES)])
     await run('qemu-io', ['-f', 'raw', ...onHalves('write -q -P 0x5a'), raw], LIMIT)
     await run('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', ...source, raw, image], LIMIT)
-  } else await run('qemu-img', ['create', '-q', '-f', 'qcow2', image, String(DISK_BYTES)])
+  } else await run('qemu-img', ['create', '-q', '-f', format, image, String(DISK_BYTES)])
   if (hasSnapshot) await snapshot(image, 'before')
   return image
 }
 
-for (const [index, [disk, { hasSnapshot }]] of Object.entries(DISKS).entries()) {
-  t.test(`verify=crc32c, on ${disk}`, skip, async t => {
+for (const [index, [name, disk]] of Object.entries(DISKS).entries()) {
+  t.test(`verify=crc32c, on ${name}`, skip, async t => {
     // CI takes every other pair of a disk and a case.
     for (const each of CASES.filter((_, i) => isLong || (i + index) % 2 === 0)) {
       await t.test(each.name, async t => {
-        const image = await makeDisk(t, disk as Disk)
+        const image = await makeDisk(t, disk)
         const folder = mountFolder(t)
         const first = await mount(t, image, { folder })
         await fio(first.file('disk.raw'), each, '--do_verify=1')
@@ -130,7 +139,7 @@ for (const [index, [disk, { hasSnapshot }]] of Object.entries(DISKS).entries()) 
         const again = await mount(t, image, { folder })
         await fio(again.file('disk.raw'), each, '--verify_only=1')
         await unmount(again)
-        if (!hasSnapshot) return
+        if (!disk.hasSnapshot) return
         const raw = await convert(image, join(folder, '..', 'raw'), 'before')
         await run('qemu-io', ['-f', 'raw', ...onHalves('read -q -P 0x5a'), raw], LIMIT)
         t.pass('the snapshot is what it was')
@@ -142,7 +151,7 @@ for (const [index, [disk, { hasSnapshot }]] of Object.entries(DISKS).entries()) 
 t.test('with trims, on a loop device', { ...skip, ...needsRoot() }, async t => {
   for (const direct of [false, true]) {
     await t.test(direct ? 'direct' : 'buffered', async t => {
-      const image = await makeDisk(t, 'an empty disk')
+      const image = await makeDisk(t, EMPTY)
       const mounted = await mount(t, image)
       const { device, detach } = await loop(t, mounted.file('disk.raw'), { direct })
       const queues = ['--ioengine=libaio', '--iodepth=8', '--direct=1']

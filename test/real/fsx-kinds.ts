@@ -9,7 +9,7 @@ const MIB = K * K
 
 export interface Kind {
   readonly name: string
-  readonly format?: 'raw'
+  readonly format?: 'raw' | 'vmdk'
   readonly clusterBytes: number
   /** Whether to take snapshots between the rounds. */
   readonly snapshots?: boolean
@@ -113,6 +113,41 @@ const raw: Kind = {
   },
 }
 
+/** With a layer below that ends where it does: a vmdk has one of its own size. */
+function vmdk(name: string, options: string, below?: string): Kind {
+  return {
+    name: `vmdk, ${name}`,
+    format: 'vmdk',
+    clusterBytes: 64 * K,
+    create: async (folder, image) => {
+      const create = (file: string, o: string, ...more: string[]) =>
+        run('qemu-img', ['create', '-q', '-f', 'vmdk', '-o', o, ...more, file, `${SIZE_BYTES}`])
+      if (below === undefined) {
+        await create(image, options)
+        return []
+      }
+      const [source, base] = [join(folder, 'source'), join(folder, 'base.vmdk')]
+      writeSource(source, SIZE_BYTES)
+      const o = ['-f', 'raw', '-O', 'vmdk', '-o', `subformat=${below}`]
+      await run('qemu-img', ['convert', ...o, source, base])
+      await run('qemu-img', [
+        'create',
+        '-q',
+        '-f',
+        'vmdk',
+        '-o',
+        options,
+        '-b',
+        base,
+        '-F',
+        'vmdk',
+        image,
+      ])
+      return [base]
+    },
+  }
+}
+
 const bitmap: Kind = {
   ...empty('a bitmap, snapshots', 64 * K, '', { snapshots: true }),
   bitmap: { name: 'changed', bytes: 32 * K },
@@ -142,4 +177,9 @@ export const KINDS: readonly Kind[] = [
   bitmap,
   dataFile('data file', false),
   dataFile('raw data file', true),
+  vmdk('sparse', 'subformat=monolithicSparse'),
+  vmdk('split', 'subformat=twoGbMaxExtentSparse,zeroed_grain=on'),
+  vmdk('flat', 'subformat=monolithicFlat'),
+  vmdk('on a flat one', 'subformat=monolithicSparse', 'monolithicFlat'),
+  vmdk('zeroed grains, on a stream', 'zeroed_grain=on', 'streamOptimized'),
 ]

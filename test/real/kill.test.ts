@@ -44,6 +44,8 @@ interface Case {
   readonly snapshots?: boolean
   /** The counts of such an image are wrong until it is mounted again. */
   readonly isLazy?: boolean
+  /** qcow2 unless given. */
+  readonly format?: 'vmdk'
   /** Makes the image of what the raw file has. */
   create(folder: string, raw: string, image: string): Promise<unknown>
 }
@@ -88,6 +90,17 @@ const CASES: readonly Case[] = [
     },
   },
   {
+    name: 'vmdk on a stream',
+    kills: sized(3, 50),
+    format: 'vmdk',
+    create: async (folder, raw, image) => {
+      const base = join(folder, 'base.vmdk')
+      const o = optional('subformat=streamOptimized')
+      await qemuImg('convert', '-f', 'raw', '-O', 'vmdk', ...o, raw, base)
+      await qemuImg('create', '-q', '-f', 'vmdk', '-b', base, '-F', 'vmdk', image)
+    },
+  },
+  {
     name: 'raw data file',
     kills: sized(2, 50),
     create: async (folder, raw, image) => {
@@ -111,7 +124,7 @@ class Kills {
     private readonly of: Case,
   ) {
     this.folder = sharedFolder(t)
-    this.image = join(this.folder, 'disk.qcow2')
+    this.image = join(this.folder, `disk.${of.format ?? 'qcow2'}`)
     this.numbers = join(this.folder, 'numbers')
     this.raw = join(this.folder, 'raw')
     this.mountpoint = mountFolder(t)
@@ -125,8 +138,9 @@ class Kills {
 
     for (let round = 0; round < of.kills; round++) {
       const logs = await this.killedUnderLoad(round)
-      if (!of.isLazy) await this.isLeakyAtWorst(round)
-      else await this.mountsOnce()
+      if (of.format) await this.isMendedByUs(round)
+      else if (of.isLazy) await this.mountsOnce()
+      else await this.isLeakyAtWorst(round)
       await this.verify(await convert(image, file), logs, `kill ${round + 1}`)
       if (of.snapshots && round < 3) {
         await snapshot(image, `s${round}`)
@@ -142,7 +156,8 @@ class Kills {
       t.equal(await sha256(mounted.file(`disk@${name}.raw`)), then, `snapshot ${name}`)
     }
     await unmount(mounted)
-    await qemuImg('check', '-q', '-r', 'leaks', image)
+    if (of.format) await vimgfs(HERE, ['check', '--repair', 'leaks', image], LIMIT)
+    else await qemuImg('check', '-q', '-r', 'leaks', image)
     await isSound(t, image, 'once the leaks are mended')
   }
 
@@ -178,6 +193,19 @@ class Kills {
     if (round % 4) await qemuImg('check', '-q', '-r', 'leaks', this.image)
     else await vimgfs(HERE, ['check', '--repair', 'leaks', this.image], LIMIT)
     await isSound(this.t, this.image, 'once the leaks are mended')
+  }
+
+  /** QEMU counts no leaks of such an image, and mends none. */
+  private async isMendedByUs(round: number): Promise<void> {
+    const { t, image } = this
+    await isSound(t, image, `kill ${round + 1}`)
+    const { code, stdout } = await vimgfs(HERE, ['check', image], LIMIT)
+    t.ok(code === 0 || code === 3, `kill ${round + 1}: vimgfs check: exit ${code} ${stdout}`)
+    // Every other time the next mount gets the leaks.
+    if (round % 2) return
+    const repaired = await vimgfs(HERE, ['check', '--repair', 'leaks', image], LIMIT)
+    t.equal(repaired.code, 0, `once the leaks are mended ${repaired.stdout}${repaired.stderr}`)
+    await isSound(t, image, 'once the leaks are mended')
   }
 
   /** Which puts the counts right. */

@@ -3,9 +3,10 @@ import t from 'tap'
 import { needs, tempFolder } from '../support/run.js'
 import type { MemoryStore } from '../support/stores.js'
 import { openWritable } from '../support/writable.js'
-import { type Kind, makeKind, type Recipe } from './kinds.js'
+import { makeKind, type Recipe } from './kinds.js'
 import { cutPower } from './power-cut.js'
 import { qemuChecks } from './qemu-check.js'
+import { type Subject, subjectOf } from './scenario.js'
 import { Random, randomSteps } from './steps.js'
 
 /** The long form does so many times as much. */
@@ -23,28 +24,31 @@ const USUAL = { scenarios: 3, steps: 24, cuts: 220, allUpTo: 5, qemuChecks: 120 
 const HEAVY = { scenarios: 2, steps: 12, cuts: 40, allUpTo: 3, qemuChecks: 16 }
 
 /** Only kinds whose names have this in them. */
-const ONLY = process.env.VIMGFS_TEST_KIND ?? ''
+export const ONLY = process.env.VIMGFS_TEST_KIND ?? ''
 
 export function cutSuite(recipes: readonly Recipe[]): void {
   for (const recipe of recipes.filter(({ title }) => title.includes(ONLY))) {
     t.test(recipe.title, needs('qemu-img', 'qemu-io'), async t => {
       const kind = await makeKind(recipe, tempFolder(t))
-      const { judged, sampled } = runKind(kind)
+      const { judged, sampled } = cutRandom(subjectOf(kind, openWritable))
       const checked = await qemuChecks(kind, sampled)
       t.ok(judged > 0, `${judged} cuts, ${checked} of them judged by qemu-img`)
     })
   }
 }
 
-function runKind(kind: Kind): { judged: number; sampled: (readonly MemoryStore[])[] } {
-  const { scenarios, steps, cuts, allUpTo, qemuChecks } = kind.isHeavy ? HEAVY : USUAL
+/** Random scenarios, and a sample of what their cuts left. */
+export function cutRandom(subject: Subject): {
+  judged: number
+  sampled: (readonly MemoryStore[])[]
+} {
+  const { scenarios, steps, cuts, allUpTo, qemuChecks } = subject.isHeavy ? HEAVY : USUAL
   const sample = new Sample(qemuChecks * LONG)
   let judged = 0
   for (let i = 0; i < scenarios * LONG; i++) {
-    const seed = seedOf(kind.title, FIRST_SEED + i)
-    judged += cutPower(kind, randomSteps(seed, steps, kind), {
+    const seed = seedOf(subject.title, FIRST_SEED + i)
+    judged += cutPower(subject, randomSteps(seed, steps, subject), {
       seed,
-      open: openWritable,
       cuts,
       allUpTo,
       recoverEvery: 12,

@@ -53,6 +53,14 @@ export class DiskModel {
     applyTo(this.content, step)
   }
 
+  /** Whether a part of the range was written since the last flush that returned. */
+  isInDoubt(offset: number, length: number): boolean {
+    const first = Math.floor(offset / SECTOR)
+    const last = Math.ceil((offset + length) / SECTOR)
+    for (let sector = first; sector < last; sector++) if (this.versions.has(sector)) return true
+    return false
+  }
+
   /** Sectors that differ from `other` may read as they do there. */
   mayAlsoBe(other: Buffer): void {
     for (let at = 0; at < this.sizeBytes; at += SECTOR) {

@@ -6,7 +6,8 @@ import type { Call, Fault } from '../support/stores.js'
 import type { Opener } from '../support/writable.js'
 import { seedOf } from './cut-suite.js'
 import { callsOf, type Outcome, runWithFault } from './faults.js'
-import { type Kind, makeKind, type Recipe } from './kinds.js'
+import { makeKind, type Recipe } from './kinds.js'
+import { type Subject, subjectOf } from './scenario.js'
 import { randomSteps, type Step } from './steps.js'
 
 const { EDQUOT, EFBIG, EIO, ENOSPC } = constants.errno
@@ -24,22 +25,29 @@ export interface Tally {
   readOnly: number
   /** Runs that ended with a clean close and leaks. */
   leakedClosed: number
+  /** Of them, those where a file could be made shorter again all the time. */
+  leakedNeedlessly: number
 }
 
 export function faultSuite(recipes: readonly Recipe[], open: Opener): void {
   for (const recipe of recipes) {
     t.test(recipe.title, needs('qemu-img', 'qemu-io'), async t => {
-      const kind = await makeKind(recipe, tempFolder(t))
-      const tally = strikeAll(kind, randomSteps(seedOf(kind.title, SEED), STEPS, kind), open)
+      const subject = subjectOf(await makeKind(recipe, tempFolder(t)), open)
+      const tally = strikeRandom(subject)
       t.ok(tally.struck > 0, JSON.stringify(tally))
     })
   }
 }
 
+/** Strikes each call of a scenario at random. */
+export function strikeRandom(subject: Subject): Tally {
+  return strikeAll(subject, randomSteps(seedOf(subject.title, SEED), STEPS, subject))
+}
+
 /** Strikes each call of a scenario. */
-export function strikeAll(kind: Kind, steps: readonly Step[], open: Opener): Tally {
-  const counts = callsOf(kind, steps, open)
-  const tally: Tally = { runs: 0, struck: 0, readOnly: 0, leakedClosed: 0 }
+export function strikeAll(subject: Subject, steps: readonly Step[]): Tally {
+  const counts = callsOf(subject, steps)
+  const tally: Tally = { runs: 0, struck: 0, readOnly: 0, leakedClosed: 0, leakedNeedlessly: 0 }
   const all = (Object.keys(counts) as Call[]).flatMap(call =>
     Array.from({ length: counts[call] }, (_, nth) => ({ call, nth })),
   )
@@ -47,17 +55,19 @@ export function strikeAll(kind: Kind, steps: readonly Step[], open: Opener): Tal
   all.forEach(({ call, nth }, index) => {
     if (index % stride !== 0) return
     for (const fault of faultsAt(call, nth, index / stride)) {
-      count(tally, kind, runWithFault(kind, steps, open, fault))
+      count(tally, subject, fault, runWithFault(subject, steps, fault))
     }
   })
   return tally
 }
 
-function count(tally: Tally, kind: Kind, outcome: Outcome): void {
+function count(tally: Tally, subject: Subject, fault: Fault, outcome: Outcome): void {
   tally.runs++
   if (outcome.struck) tally.struck++
   if (outcome.turnedReadOnly) tally.readOnly++
-  if (outcome.closed && outcome.leaks > kind.leaks) tally.leakedClosed++
+  if (!outcome.closed || outcome.leaks <= subject.leaks) return
+  tally.leakedClosed++
+  if (!fault.persists || !fault.calls.includes('truncate')) tally.leakedNeedlessly++
 }
 
 function faultsAt(call: Call, nth: number, turn: number): Fault[] {

@@ -18,11 +18,10 @@ import {
   type MemoryStore,
   RecordingStore,
 } from '../support/stores.js'
-import { type OpenDisk, type Opener, readDisk } from '../support/writable.js'
+import { type OpenDisk, readDisk } from '../support/writable.js'
 import { DiskModel } from './disk-model.js'
-import type { Kind } from './kinds.js'
 import { randomChoice, Replay } from './replay.js'
-import { act, basesOf, checkFiles, checkReads, isPossible, openKind, recover } from './scenario.js'
+import { act, checkReads, isPossible, type Subject } from './scenario.js'
 import { Random, randomSteps, show, type Step } from './steps.js'
 
 /** Steps that a fault that persists goes on for. */
@@ -44,26 +43,23 @@ type Mark =
   | { readonly begun: Step }
   | { readonly flushed: true }
   | { readonly failed: Step; readonly actual: Buffer; readonly isReadOnly: boolean }
+  /** Closed, and opened again as what it is now. */
+  | { readonly reopened: Subject }
 
 /** How many calls a fault may strike when all goes well. */
-export function callsOf(kind: Kind, steps: readonly Step[], open: Opener): FaultPlan['counts'] {
+export function callsOf(subject: Subject, steps: readonly Step[]): FaultPlan['counts'] {
   const plan = new FaultPlan()
-  new Run(kind, open, plan).all(steps)
+  new Run(subject, plan).all(steps)
   return plan.counts
 }
 
-export function runWithFault(
-  kind: Kind,
-  steps: readonly Step[],
-  open: Opener,
-  fault: Fault,
-): Outcome {
+export function runWithFault(subject: Subject, steps: readonly Step[], fault: Fault): Outcome {
   const plan = new FaultPlan(fault)
   try {
-    return new Run(kind, open, plan, fault).all(steps)
+    return new Run(subject, plan, fault).all(steps)
   } catch (error) {
     const { message } = error as Error
-    const what = `${kind.title}, ${JSON.stringify(fault)} struck ${plan.failed.join(', ')}`
+    const what = `${subject.title}, ${JSON.stringify(fault)} struck ${plan.failed.join(', ')}`
     throw new Error(`${what}: ${message}\n  steps: ${show(steps)}`, { cause: error })
   }
 }
@@ -77,33 +73,36 @@ class Run {
   private stepsSinceStrike = 0
   private isHealed = false
 
+  /** As it is found by who opened it last. */
+  private current: Subject
+
   constructor(
-    private readonly kind: Kind,
-    private readonly open: Opener,
+    private readonly subject: Subject,
     private readonly plan: FaultPlan,
     private readonly fault?: Fault,
   ) {
-    this.files = basesOf(kind).map(base => base.clone())
+    this.current = subject
+    this.files = subject.files.map(base => base.clone())
     this.stores = this.files.map(
       (store, file) => new FaultStore(new RecordingStore(store, this.journal, file), plan),
     )
-    this.model = new DiskModel(kind.disk)
+    this.model = new DiskModel(subject.disk)
   }
 
   all(steps: readonly Step[]): Outcome {
     const opened = this.tryOpen()
     const turnedReadOnly = opened ? this.steps(opened, steps) : false
     this.plan.heal()
-    const verdict = checkFiles(this.kind, this.files, this.model, 'mixed')
+    const verdict = this.current.check(this.files, this.model, 'mixed')
     this.cut()
-    recover(this.kind, this.files, this.open, randomSteps(this.fault?.nth ?? 0, 6, this.kind))
+    this.subject.recover(this.files, randomSteps(this.fault?.nth ?? 0, 6, this.subject))
     const struck = this.plan.failed.length > 0
     return { struck, turnedReadOnly, closed: this.hasClosed, leaks: verdict.leaks }
   }
 
   private tryOpen(): OpenDisk | undefined {
     try {
-      return openKind(this.kind, this.stores, this.open)
+      return this.subject.open(this.stores)
     } catch (error) {
       this.expected(error, 'opening')
       return undefined
@@ -120,6 +119,11 @@ class Run {
         // Whoever opens it after a failed sync reads what may never reach the disk, and cannot know it.
         if (this.hasSyncFailed) break
         if (!this.close(opened)) return opened.disk.failure !== ''
+        // Who closes what has failed brings nothing more to the disk.
+        if (opened.disk.failure === '') {
+          this.current = this.current.reopened(this.files)
+          this.mark({ reopened: this.current })
+        }
         const again = this.tryOpen()
         if (!again) return false
         opened = again
@@ -215,9 +219,11 @@ class Run {
   /** rule (3) */
   private cut(): void {
     const random = new Random(this.fault?.nth ?? 0)
-    const model = new DiskModel(this.kind.disk)
-    const replay = new Replay<Mark>(this.journal, basesOf(this.kind), mark => {
+    let { subject } = this
+    const model = new DiskModel(subject.disk)
+    const replay = new Replay<Mark>(this.journal, subject.files, mark => {
       if ('begun' in mark) model.begin(mark.begun)
+      else if ('reopened' in mark) subject = mark.reopened
       else if ('failed' in mark) model.failed(mark.failed, mark.actual, 'again', mark.isReadOnly)
       else model.flushed()
     })
@@ -230,7 +236,7 @@ class Run {
       const choice = isLast ? () => false : randomChoice(random, Math.max(1, replay.pending))
       const files = replay.cut(choice, 'calls', false)
       try {
-        checkFiles(this.kind, files, model, 'mixed')
+        subject.check(files, model, 'mixed')
       } catch (error) {
         const where = `cut before entry ${place} of ${this.journal.length}: ${replay.describe(choice)}`
         throw new Error(`${(error as Error).message}\n  ${where}`, { cause: error })

@@ -4,6 +4,7 @@ import { needs, tempFolder } from '../support/run.js'
 import { openWritable } from '../support/writable.js'
 import { runFull } from './full-disk.js'
 import { makeKind, RECIPES } from './kinds.js'
+import { subjectOf } from './scenario.js'
 import { Random, randomSteps } from './steps.js'
 
 const RUNS = process.env.VIMGFS_TEST_LONG === '1' ? 400 : 20
@@ -15,13 +16,13 @@ const KINDS = RECIPES.filter(({ isHeavy }) => !isHeavy)
 
 for (const recipe of KINDS) {
   t.test(recipe.title, needs('qemu-img', 'qemu-io'), async t => {
-    const kind = await makeKind(recipe, tempFolder(t))
+    const subject = subjectOf(await makeKind(recipe, tempFolder(t)), openWritable)
     let refused = 0
     let refusedFlushes = 0
     for (let seed = FIRST_SEED; seed < FIRST_SEED + RUNS; seed++) {
       const random = new Random(seed)
-      const outcome = runFull(kind, randomSteps(seed, STEPS, kind), openWritable, {
-        roomBytes: random.below(Math.min(24, kind.sizeBytes / 16384)) * 4096,
+      const outcome = runFull(subject, randomSteps(seed, STEPS, subject), {
+        roomBytes: random.below(Math.min(24, subject.sizeBytes / 16384)) * 4096,
         roomAgainAt: 10 + random.below(20),
       })
       if (outcome.leaks > 0) t.fail(`seed ${seed}: ${outcome.leaks} clusters leak`)

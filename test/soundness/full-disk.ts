@@ -7,10 +7,9 @@
  */
 import { SystemError } from '../../src/errors.js'
 import { FullDiskStore, type Journal, type MemoryStore, RecordingStore } from '../support/stores.js'
-import { type Opener, readDisk } from '../support/writable.js'
+import { readDisk } from '../support/writable.js'
 import { DiskModel } from './disk-model.js'
-import type { Kind } from './kinds.js'
-import { act, basesOf, checkFiles, checkReads, isPossible, openKind } from './scenario.js'
+import { act, checkReads, isPossible, type Subject } from './scenario.js'
 import { show, type Step } from './steps.js'
 
 export interface FullOutcome {
@@ -27,15 +26,14 @@ export interface FullOutcome {
  * on.
  */
 export function runFull(
-  kind: Kind,
+  subject: Subject,
   steps: readonly Step[],
-  open: Opener,
   { roomBytes, roomAgainAt }: { roomBytes: number; roomAgainAt: number },
 ): FullOutcome {
   try {
-    return run(kind, steps, open, roomBytes, roomAgainAt)
+    return run(subject, steps, roomBytes, roomAgainAt)
   } catch (error) {
-    const where = `${kind.title}, room for ${roomBytes} bytes until step ${roomAgainAt}`
+    const where = `${subject.title}, room for ${roomBytes} bytes until step ${roomAgainAt}`
     throw new Error(`${where}: ${(error as Error).message}\n  steps: ${show(steps)}`, {
       cause: error,
     })
@@ -43,18 +41,17 @@ export function runFull(
 }
 
 function run(
-  kind: Kind,
+  subject: Subject,
   steps: readonly Step[],
-  open: Opener,
   roomBytes: number,
   roomAgainAt: number,
 ): FullOutcome {
   const journal: Journal<never> = []
-  const files: readonly MemoryStore[] = basesOf(kind).map(base => base.clone())
+  const files: readonly MemoryStore[] = subject.files.map(base => base.clone())
   const disks = files.map(file => new FullDiskStore(file))
   const stores = disks.map((disk, i) => new RecordingStore(disk, journal, i))
-  const model = new DiskModel(kind.disk)
-  const opened = openKind(kind, stores, open)
+  const model = new DiskModel(subject.disk)
+  const opened = subject.open(stores)
   for (const disk of disks) disk.limitBytes = disk.usedBytes + roomBytes
   let refused = 0
   let refusedFlushes = 0
@@ -82,7 +79,7 @@ function run(
   checkReads(opened, model)
   opened.disk.close()
   model.flushed()
-  const { leaks, isDirty } = checkFiles(kind, files, model, 'exactly')
+  const { leaks, isDirty } = subject.check(files, model, 'exactly')
   if (isDirty) throw new Error('the image is closed and dirty')
-  return { refused, refusedFlushes, leaks: leaks - kind.leaks }
+  return { refused, refusedFlushes, leaks: leaks - subject.leaks }
 }

@@ -6,6 +6,7 @@ import { MemoryStore } from '../support/stores.js'
 import { type Kind, settled } from './kinds.js'
 import { strikeAll } from './fault-suite.js'
 import { cutPower } from './power-cut.js'
+import { subjectOf } from './scenario.js'
 import { randomSteps } from './steps.js'
 import { type Flaw, toyWriter } from './toy-writer.js'
 
@@ -34,8 +35,8 @@ function cuts(flaw: Flaw | undefined, seeds: number): number {
   let judged = 0
   for (let seed = 1; seed <= seeds; seed++) {
     const steps = randomSteps(seed, 30, small)
-    const options = { seed, open: toyWriter(flaw), cuts: 200, allUpTo: 6, recoverEvery: 10 }
-    judged += cutPower(small, steps, options)
+    const options = { seed, cuts: 200, allUpTo: 6, recoverEvery: 10 }
+    judged += cutPower(subjectOf(small, toyWriter(flaw)), steps, options)
   }
   return judged
 }
@@ -62,11 +63,11 @@ for (const { flaw, message } of FLAWS) {
   })
 }
 
-const strike = (flaw?: Flaw): number =>
-  [1, 2, 4].reduce(
-    (sum, seed) => sum + strikeAll(small, randomSteps(seed, 20, small), toyWriter(flaw)).struck,
-    0,
-  )
+function strike(flaw?: Flaw): number {
+  const subject = subjectOf(small, toyWriter(flaw))
+  const struck = [1, 2, 4].map(seed => strikeAll(subject, randomSteps(seed, 20, small)).struck)
+  return struck.reduce((sum, each) => sum + each, 0)
+}
 
 t.test('errors from below: a writer that gives up after a failed sync passes', async t => {
   t.ok(strike() > 100)

@@ -7,6 +7,7 @@ import { needs, tempFolder } from '../support/run.js'
 import { openWritable } from '../support/writable.js'
 import { makeKind, type Recipe } from './kinds.js'
 import { cutPower } from './power-cut.js'
+import { subjectOf } from './scenario.js'
 import { Random, type Step } from './steps.js'
 
 const M = 2 ** 20
@@ -61,8 +62,8 @@ const CASES: { title: string; made: Recipe['steps']; steps: Step[] }[] = [
 for (const { title, made, steps } of CASES) {
   t.test(title, needs('qemu-img', 'qemu-io'), async t => {
     const recipe: Recipe = { title, sizeK: SIZE / 1024, cluster: 512, steps: made, isHeavy: true }
-    const kind = await makeKind(recipe, tempFolder(t))
-    const options = { seed: 1, open: openWritable, cuts: CUTS, allUpTo: 0, recoverEvery: 6 }
-    t.ok(cutPower(kind, steps, options) > 0)
+    const subject = subjectOf(await makeKind(recipe, tempFolder(t)), openWritable)
+    const options = { seed: 1, cuts: CUTS, allUpTo: 0, recoverEvery: 6 }
+    t.ok(cutPower(subject, steps, options) > 0)
   })
 }

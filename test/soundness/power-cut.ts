@@ -9,25 +9,13 @@
  *  (5) It can be written again, and is sound then.
  */
 import { type Journal, type MemoryStore, RecordingStore } from '../support/stores.js'
-import type { OpenDisk, Opener } from '../support/writable.js'
 import { DiskModel } from './disk-model.js'
-import type { Kind } from './kinds.js'
 import { type Choice, type CutModel, randomChoice, Replay } from './replay.js'
-import {
-  act,
-  basesOf,
-  checkClosed,
-  checkFiles,
-  checkReads,
-  isPossible,
-  openKind,
-  recover,
-} from './scenario.js'
+import { act, checkReads, isPossible, type Subject } from './scenario.js'
 import { Random, randomSteps, show, shortest, type Step } from './steps.js'
 
 export interface CutOptions {
   readonly seed: number
-  readonly open: Opener
   /** Cuts at random that are tried, about. */
   readonly cuts: number
   /** All subsets are tried where no more than so many writes are in doubt. */
@@ -38,17 +26,21 @@ export interface CutOptions {
   readonly sample?: (files: readonly MemoryStore[]) => void
 }
 
-type Mark = { readonly begun: Step } | { readonly flushed: true }
+type Mark =
+  | { readonly begun: Step }
+  | { readonly flushed: true }
+  /** Closed, and opened again as what it is now. */
+  | { readonly reopened: Subject }
 
 /** How many cuts were judged. Throws the failure with the shortest steps that show it. */
-export function cutPower(kind: Kind, steps: readonly Step[], options: CutOptions): number {
+export function cutPower(subject: Subject, steps: readonly Step[], options: CutOptions): number {
   try {
-    return runAndCut(kind, steps, options)
+    return runAndCut(subject, steps, options)
   } catch (error) {
     let last = error as Error
     const fails = (fewer: readonly Step[]): boolean => {
       try {
-        runAndCut(kind, fewer, options)
+        runAndCut(subject, fewer, options)
         return false
       } catch (again) {
         last = again as Error
@@ -59,55 +51,52 @@ export function cutPower(kind: Kind, steps: readonly Step[], options: CutOptions
     options = quiet
     const fewest = shortest(steps, fails, 15_000)
     fails(fewest)
-    const message = `${kind.title}, seed ${options.seed}: ${last.message}\n  steps: ${show(fewest)}`
+    const message = `${subject.title}, seed ${options.seed}: ${last.message}\n  steps: ${show(fewest)}`
     throw new Error(message, { cause: last })
   }
 }
 
 /** Records the steps, then cuts. */
-function runAndCut(kind: Kind, steps: readonly Step[], options: CutOptions): number {
+function runAndCut(subject: Subject, steps: readonly Step[], options: CutOptions): number {
   const journal: Journal<Mark> = []
-  const files = basesOf(kind).map(base => base.clone())
-  record(kind, steps, options.open, files, journal)
-  const cutter = new Cutter(kind, journal, options)
-  return cutter.run()
+  record(subject, steps, journal)
+  return new Cutter(subject, journal, options).run()
 }
 
-function record(
-  kind: Kind,
-  steps: readonly Step[],
-  open: Opener,
-  files: readonly MemoryStore[],
-  journal: Journal<Mark>,
-): void {
+function record(first: Subject, steps: readonly Step[], journal: Journal<Mark>): void {
+  let subject = first
+  const files = subject.files.map(base => base.clone())
   const stores = files.map((store, file) => new RecordingStore(store, journal, file))
-  const model = new DiskModel(kind.disk)
+  const model = new DiskModel(subject.disk)
+  const mark = (mark: Mark) => journal.push({ kind: 'mark', mark })
   const flushed = () => {
     model.flushed()
-    journal.push({ kind: 'mark', mark: { flushed: true } })
+    mark({ flushed: true })
   }
-  let opened: OpenDisk = openKind(kind, stores, open)
+  let opened = subject.open(stores)
   for (const step of steps) {
     if (!isPossible(step, model.sizeBytes)) continue
-    if (step.kind === 'flush' || step.kind === 'reopen') {
-      if (step.kind === 'flush') opened.disk.flush()
-      else {
-        opened.disk.close()
-        checkClosed(kind, files, model)
-        opened = openKind(kind, stores, open)
-      }
+    if (step.kind === 'flush') {
+      opened.disk.flush()
       flushed()
-      continue
+    } else if (step.kind === 'reopen') {
+      opened.disk.close()
+      subject.checkClosed(files, model)
+      subject = subject.reopened(files)
+      opened = subject.open(stores)
+      flushed()
+      mark({ reopened: subject })
+    } else {
+      mark({ begun: step })
+      model.begin(step)
+      act(opened, step)
+      checkReads(opened, model, step)
     }
-    journal.push({ kind: 'mark', mark: { begun: step } })
-    model.begin(step)
-    act(opened, step)
-    checkReads(opened, model, step)
   }
   checkReads(opened, model)
   opened.disk.close()
   flushed()
-  checkClosed(kind, files, model)
+  subject.checkClosed(files, model)
 }
 
 class Cutter {
@@ -117,14 +106,15 @@ class Cutter {
   private judged = 0
 
   constructor(
-    private readonly kind: Kind,
+    private subject: Subject,
     private readonly journal: Journal<Mark>,
     private readonly options: CutOptions,
   ) {
-    this.model = new DiskModel(kind.disk)
+    this.model = new DiskModel(subject.disk)
     this.random = new Random(options.seed)
-    this.replay = new Replay(journal, basesOf(kind), mark => {
+    this.replay = new Replay(journal, subject.files, mark => {
       if ('begun' in mark) this.model.begin(mark.begun)
+      else if ('reopened' in mark) this.subject = mark.reopened
       else this.model.flushed()
     })
   }
@@ -152,21 +142,20 @@ class Cutter {
   }
 
   private cut(at: number, choice: Choice): void {
-    const { options, random, replay } = this
+    const { options, random, replay, subject } = this
     const model: CutModel = random.chance(0.5) ? 'sectors' : 'calls'
     const keepsSize = random.chance(0.2)
     const files = replay.cut(choice, model, keepsSize)
     this.judged++
     try {
-      checkFiles(this.kind, files, this.model, model === 'sectors' ? 'exactly' : 'mixed')
+      subject.check(files, this.model, model === 'sectors' ? 'exactly' : 'mixed')
       if (this.judged % options.recoverEvery === 0) {
         const { sizeBytes } = this.model
-        const steps = randomSteps(options.seed + this.judged, 6, {
-          sizeBytes,
-          cluster: this.kind.cluster,
-        })
+        const { cluster, unwritable } = subject
+        const geometry = { sizeBytes, cluster, unwritable }
+        const steps = randomSteps(options.seed + this.judged, 6, geometry)
         try {
-          recover(this.kind, files, options.open, steps)
+          subject.recover(files, steps)
         } catch (error) {
           const { message } = error as Error
           throw new Error(`opened again (${show(steps)}): ${message}`, { cause: error })

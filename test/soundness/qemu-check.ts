@@ -33,46 +33,38 @@ export async function qemuVerdicts(
   images: readonly (readonly MemoryStore[])[],
   tell: (index: number, verdict: QemuVerdict, said: string) => void,
 ): Promise<void> {
-  const shells = Array.from({ length: SHELLS }, (_, id) => new Shell(kind, `cut${id}.qcow2`))
+  const checkers = Array.from({ length: SHELLS }, (_, id) => new Checker(kind, `cut${id}.qcow2`))
   let next = 0
   try {
     await Promise.all(
-      shells.map(async shell => {
+      checkers.map(async checker => {
         for (let i = next++; i < images.length; i = next++) {
-          const code = await shell.check(images[i] as readonly MemoryStore[])
+          const code = await checker.check(images[i] as readonly MemoryStore[])
           const verdict = code === CLEAN ? 'clean' : code === LEAKS ? 'leaks' : 'corrupt'
-          tell(i, verdict, `exit ${code}, ${shell.said}`)
+          tell(i, verdict, `exit ${code}, ${checker.said}`)
         }
       }),
     )
   } finally {
-    for (const shell of shells) shell.end()
+    for (const checker of checkers) checker.end()
   }
 }
 
-/** A shell that starts one check after the other: from this process that would cost several times as much. */
-class Shell {
+/** Checks one image after the other. */
+class Checker {
   private readonly path: string
-  private readonly output: string
-  private readonly process: ChildProcessByStdio<Writable, Readable, null>
+  private readonly shell: QemuShell
 
   constructor(
     private readonly kind: Kind,
-    name: string,
+    private readonly name: string,
   ) {
     this.path = join(kind.folder, name)
-    this.output = `${this.path}.output`
-    const loop = `while read -r options; do
-      timeout 20 qemu-img check -f qcow2 $options ${name} > ${name}.output 2>&1; echo $?; done`
-    this.process = spawn('sh', ['-c', loop], {
-      cwd: kind.folder,
-      stdio: ['pipe', 'pipe', 'inherit'],
-      env: { ...process.env, LC_ALL: 'C' },
-    })
+    this.shell = new QemuShell(kind.folder, `${name}.output`)
   }
 
   /** The exit code. */
-  async check(files: readonly MemoryStore[]): Promise<number> {
+  check(files: readonly MemoryStore[]): Promise<number> {
     const { kind } = this
     const image = files[IMAGE_FILE] as MemoryStore
     writeFileSync(this.path, image.bytes())
@@ -80,18 +72,52 @@ class Shell {
     const data = files[DATA_FILE]
     if (data) writeFileSync(join(kind.folder, 'data.raw'), '')
     const isToBeRepaired = kind.isLazy && judge(image).isDirty
-    this.process.stdin.write(isToBeRepaired ? '-r all\n' : '\n')
+    return this.shell.run(`check -f qcow2 ${isToBeRepaired ? '-r all' : ''} ${this.name}`)
+  }
+
+  /** What the last check printed. */
+  get said(): string {
+    return this.shell.said
+  }
+
+  end(): void {
+    this.shell.end()
+    rmSync(this.path, { force: true })
+  }
+}
+
+/**
+ * A shell that starts one qemu-img after the other in `folder`: from this process that would cost several
+ * times as much.
+ */
+export class QemuShell {
+  private readonly output: string
+  private readonly process: ChildProcessByStdio<Writable, Readable, null>
+
+  constructor(folder: string, output: string) {
+    this.output = join(folder, output)
+    const loop = `while read -r arguments; do
+      timeout 20 qemu-img $arguments > ${output} 2>&1; echo $?; done`
+    this.process = spawn('sh', ['-c', loop], {
+      cwd: folder,
+      stdio: ['pipe', 'pipe', 'inherit'],
+      env: { ...process.env, LC_ALL: 'C' },
+    })
+  }
+
+  /** The exit code. */
+  async run(line: string): Promise<number> {
+    this.process.stdin.write(`${line}\n`)
     const [answer] = await once(this.process.stdout, 'data')
     return Number(String(answer))
   }
 
-  /** What the last check printed. */
+  /** What the last command printed. */
   get said(): string {
     return readFileSync(this.output, 'utf8')
   }
 
   end(): void {
     this.process.stdin.end()
-    rmSync(this.path, { force: true })
   }
 }

@@ -3,18 +3,60 @@ import { checkQcow2 } from '../../src/formats/qcow2/check.js'
 import type { WritableStore } from '../../src/io/store.js'
 import type { MemoryStore } from '../support/stores.js'
 import { type OpenDisk, type Opener, readDisk, readImage } from '../support/writable.js'
-import { DiskModel } from './disk-model.js'
+import { DiskModel, type Strictness } from './disk-model.js'
 import { type Bitmap, judge, type Verdict } from './judge.js'
 import type { Kind } from './kinds.js'
-import { bytesOf, type Step } from './steps.js'
+import { bytesOf, type Geometry, type Step } from './steps.js'
+
+/** What scenarios run on: an image of some format, what opens it, and what it must be like. */
+export interface Subject extends Geometry {
+  readonly title: string
+  /** Before anybody writes. */
+  readonly files: readonly MemoryStore[]
+  /** What it shows at first. */
+  readonly disk: Buffer
+  /** Clusters, or grains, that leak before anybody has written. */
+  readonly leaks: number
+  readonly isHeavy: boolean
+  open(stores: readonly WritableStore[]): OpenDisk
+  /** Throws unless the files are what a power cut or an error may leave, whatever it was. */
+  check(files: readonly MemoryStore[], model: DiskModel, strictness: Strictness): Finding
+  /** Throws unless they are what a clean close leaves. */
+  checkClosed(files: readonly MemoryStore[], model: DiskModel): void
+  /** Opens what a cut or an error left, does the steps, closes it, and throws unless it is sound. */
+  recover(files: readonly MemoryStore[], steps: readonly Step[]): void
+  /** The image as the next one who opens it finds it. */
+  reopened(files: readonly MemoryStore[]): Subject
+}
+
+export interface Finding {
+  readonly leaks: number
+  /** Whether it says that it was not closed cleanly. */
+  readonly isDirty: boolean
+}
+
+/** A qcow2 image that `open` opens. */
+export function subjectOf(kind: Kind, open: Opener): Subject {
+  const { title, disk, leaks, isHeavy, sizeBytes, cluster, growsTo } = kind
+  const subject: Subject = {
+    ...{ title, disk, leaks, isHeavy, sizeBytes, cluster, growsTo },
+    files: basesOf(kind),
+    open: stores => openKind(kind, stores, open),
+    check: (files, model, strictness) => checkFiles(kind, files, model, strictness),
+    checkClosed: (files, model) => checkClosed(kind, files, model),
+    recover: (files, steps) => recover(kind, files, open, steps),
+    reopened: () => subject,
+  }
+  return subject
+}
 
 /** Which of a kind's files a store is. */
 export const IMAGE_FILE = 0
 export const DATA_FILE = 1
 
-export const basesOf = ({ image, data }: Kind): MemoryStore[] => (data ? [image, data] : [image])
+const basesOf = ({ image, data }: Kind): MemoryStore[] => (data ? [image, data] : [image])
 
-export function openKind(kind: Kind, stores: readonly WritableStore[], open: Opener): OpenDisk {
+function openKind(kind: Kind, stores: readonly WritableStore[], open: Opener): OpenDisk {
   return open({
     store: stores[IMAGE_FILE] as WritableStore,
     dataStore: stores[DATA_FILE],
@@ -52,7 +94,7 @@ export function checkFiles(
   kind: Kind,
   files: readonly MemoryStore[],
   model: DiskModel,
-  strictness: 'exactly' | 'mixed',
+  strictness: Strictness,
 ): Verdict {
   const [store, dataStore] = files as [MemoryStore, MemoryStore | undefined]
   const { disk, snapshots } = readImage({ store, dataStore, parent: kind.parent })
@@ -134,7 +176,7 @@ function checkBitmaps(kind: Kind, bitmaps: readonly Bitmap[], disk: Buffer): voi
 }
 
 /** After a clean close: no leaks, nothing dirty, bitmaps stored. */
-export function checkClosed(kind: Kind, files: readonly MemoryStore[], model: DiskModel): void {
+function checkClosed(kind: Kind, files: readonly MemoryStore[], model: DiskModel): void {
   const verdict = checkFiles(kind, files, model, 'exactly')
   if (verdict.isDirty) throw new Error('the image is closed and dirty')
   if (verdict.leaks > kind.leaks)
@@ -150,12 +192,12 @@ export function checkClosed(kind: Kind, files: readonly MemoryStore[], model: Di
  * Opens what a cut or an error left, writes some more, closes it, and expects it sound. The disk then
  * holds what it held, and what was written.
  */
-export function recover(
+function recover(
   kind: Kind,
   files: readonly MemoryStore[],
   open: Opener,
   steps: readonly Step[],
-) {
+): void {
   const stores = files.map(store => store.clone())
   const [store, dataStore] = stores as [MemoryStore, MemoryStore | undefined]
   const model = new DiskModel(readImage({ store, dataStore, parent: kind.parent }).disk)
@@ -164,22 +206,34 @@ export function recover(
   const raw = new DiskModel(dataStore ? rawOf(dataStore, model.sizeBytes) : Buffer.alloc(0))
   if (kind.isRawData) raw.mayAlsoBe(model.now)
   const opened = openKind(kind, stores, open)
+  goOn(opened, model, steps, step => {
+    if (kind.isRawData) raw.begin(step)
+  })
+  const verdict = checkFiles({ ...kind, isRawData: false }, stores, model, 'exactly')
+  if (kind.isRawData && dataStore) {
+    raw.check(rawOf(dataStore, raw.sizeBytes), 'mixed', 'the raw data file')
+  }
+  if (verdict.isDirty) throw new Error('the image is closed and dirty')
+}
+
+/** Reads all of a disk, does the steps, and closes it. */
+export function goOn(
+  opened: OpenDisk,
+  model: DiskModel,
+  steps: readonly Step[],
+  onBegin?: (step: Step) => void,
+): void {
   checkReads(opened, model)
   for (const step of steps) {
     if (!isPossible(step, model.sizeBytes)) continue
     if (step.kind === 'flush') opened.disk.flush()
     else if (step.kind !== 'reopen') {
       model.begin(step)
-      if (kind.isRawData) raw.begin(step)
+      onBegin?.(step)
       act(opened, step)
       checkReads(opened, model, step)
     }
   }
   opened.disk.close()
   model.flushed()
-  const verdict = checkFiles({ ...kind, isRawData: false }, stores, model, 'exactly')
-  if (kind.isRawData && dataStore) {
-    raw.check(rawOf(dataStore, raw.sizeBytes), 'mixed', 'the raw data file')
-  }
-  if (verdict.isDirty) throw new Error('the image is closed and dirty')
 }

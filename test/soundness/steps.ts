@@ -69,6 +69,8 @@ export interface Geometry {
   readonly cluster: number
   /** The size it may grow to; undefined where it cannot. */
   readonly growsTo?: number | undefined
+  /** What reads as zeros and can be nothing else, in bytes. */
+  readonly unwritable?: Range | undefined
 }
 
 /**
@@ -78,7 +80,7 @@ export interface Geometry {
 export function randomSteps(seed: number, count: number, geometry: Geometry): Step[] {
   const random = new Random(seed)
   let { sizeBytes } = geometry
-  const { cluster, growsTo } = geometry
+  const { cluster, growsTo, unwritable } = geometry
   const hot = Array.from({ length: 3 }, () => random.below(Math.ceil(sizeBytes / cluster)))
   const steps: Step[] = []
   for (let i = 0; steps.length < count; i++) {
@@ -91,18 +93,27 @@ export function randomSteps(seed: number, count: number, geometry: Geometry): St
     } else {
       const kind = roll < 40 ? 'zero' : roll < 48 ? 'write zeros' : 'write'
       const range = randomRange(random, sizeBytes, cluster, hot)
+      if (kind !== 'zero' && unwritable && meet(range, unwritable)) continue
       steps.push(kind === 'write' ? { kind, ...range, seed: seed * 1000 + i } : { kind, ...range })
     }
   }
   return steps
 }
 
+interface Range {
+  readonly offset: number
+  readonly length: number
+}
+
+const meet = (a: Range, b: Range): boolean =>
+  a.offset < b.offset + b.length && b.offset < a.offset + a.length
+
 function randomRange(
   random: Random,
   sizeBytes: number,
   cluster: number,
   hot: readonly number[],
-): { offset: number; length: number } {
+): Range {
   const clusters = Math.ceil(sizeBytes / cluster)
   const first = random.chance(0.7) ? random.pick(hot) + random.below(3) : random.below(clusters)
   const start = Math.min(first, clusters - 1) * cluster

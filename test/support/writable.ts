@@ -4,7 +4,7 @@ import { runInNewContext } from 'node:vm'
 import { ClusterCache } from '../../src/cache/cluster-cache.js'
 import { COUNTS } from '../../src/cache/counts.js'
 import { MetadataCache } from '../../src/cache/metadata-cache.js'
-import { TablePool } from '../../src/cache/table-pool.js'
+import { type PoolMemory, TablePool } from '../../src/cache/table-pool.js'
 import type { FileSpec } from '../../src/formats/chain.js'
 import { createDiskMemory } from '../../src/formats/disk-memory.js'
 import type { View } from '../../src/formats/driver.js'
@@ -52,11 +52,11 @@ export const openWritable: Opener = ({ store, dataStore = store, parent }) => {
   const header = readHeader(store)
   const dataFile = dataStore === store ? {} : { dataFile: dataStore as unknown as FileSpec }
   const memory = createDiskMemory(
-    { sizeBytes: store.sizeBytes, qcow2: header, ...dataFile },
+    { fd: 0, sizeBytes: store.sizeBytes, qcow2: header, ...dataFile },
     1,
     store,
   )
-  const pool = new TablePool((memory.qcow2 as Qcow2Memory).pool)
+  const pool = new TablePool(memory.pool as PoolMemory)
   const parts = partsOf(header, store, dataStore, pool)
   const active = { offset: header.l1Offset, entries: header.l1Entries }
   const writer = new Qcow2Writer({
@@ -77,7 +77,7 @@ export const openWritable: Opener = ({ store, dataStore = store, parent }) => {
  * What a disk's threads share is much address space, of which little is used; the collector does not
  * know what it costs, and a process with too much of it cannot start others.
  */
-const collectShared = (() => {
+export const collectShared = (() => {
   setFlagsFromString('--expose-gc')
   const collect = runInNewContext('gc') as () => void
   let opened = 0

@@ -20,20 +20,14 @@
  *  (7) Images above 2^31 clusters are checked.
  */
 import type { Store } from '../../io/store.js'
+import type { CheckOptions, CheckResult } from '../check-report.js'
 import { Census } from './check/census.js'
 import { compareCounts } from './check/compare.js'
 import { checkDataPlaces } from './check/data-places.js'
 import { CheckedImage } from './check/image.js'
 import { inspectL1Tables } from './check/l1-inspect.js'
-import { type CheckResult, Report } from './check/report.js'
+import { Report } from './check/report.js'
 import type { CellMemory } from './check/window.js'
-
-export type { CheckResult, Finding, FindingKind } from './check/report.js'
-
-export interface CheckOptions {
-  /** Told how much is done, 0 to 1. */
-  readonly progress?: (part: number) => void
-}
 
 /**
  * Checks the image. Throws ImageError where the header is damaged, SystemError where the file cannot be

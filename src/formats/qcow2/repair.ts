@@ -14,10 +14,11 @@
  */
 import { ImageError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
-import { type CheckOptions, checkImage } from './check.js'
+import type { CheckOptions, RepairResult } from '../check-report.js'
+import { checkImage } from './check.js'
 import { CheckedImage } from './check/image.js'
 import { L2Catalog } from './check/l1-walk.js'
-import { type CheckResult, type Finding, Report } from './check/report.js'
+import { Report } from './check/report.js'
 import { CellMemory } from './check/window.js'
 import { INCOMPATIBLE } from './header.js'
 import { writeFeatures } from './header-update.js'
@@ -27,14 +28,6 @@ import { soundL1Entry, soundL2Entries } from './repair/entries.js'
 import { findSharedTables } from './repair/shared-tables.js'
 import { completeSnapshotTable } from './repair/snapshot-table.js'
 import { TableEditor } from './repair/table-editor.js'
-
-export interface RepairResult {
-  readonly before: CheckResult
-  readonly after: CheckResult
-  /** What was changed, of kind `fix`, and what could not be, of kind `error`. */
-  readonly changes: readonly Finding[]
-  readonly changesLeftOut: number
-}
 
 /**
  * Repairs the image: `leaks` gives back space, `all` also makes right what may cost data. Throws

@@ -1,5 +1,4 @@
 /** What the threads that write a qcow2 image share; see disk-memory.ts. */
-import { createPoolMemory, type PoolMemory } from '../../cache/table-pool.js'
 import type { Store } from '../../io/store.js'
 import { type BitmapMemory, loadBitmaps } from './bitmap-memory.js'
 import { createFreeMemory } from './free-queue.js'
@@ -8,7 +7,6 @@ import { clusterBytes, type Qcow2Header } from './header.js'
 import { readCount } from './refcounts.js'
 
 export interface Qcow2Memory {
-  readonly pool: PoolMemory
   readonly guard: GuardMemory
   readonly freed: SharedArrayBuffer
   readonly state: SharedArrayBuffer
@@ -42,7 +40,6 @@ export function createQcow2Memory(header: Qcow2Header, store: Store): Qcow2Memor
   values[STATE.lowestFreed] = Number.POSITIVE_INFINITY
   const isSole = (at: number) => readCount(store, header, at / clusterBytes(header)) === 1
   return {
-    pool: createPoolMemory(),
     guard: createGuardMemory(),
     freed: createFreeMemory(),
     state,

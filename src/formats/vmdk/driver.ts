@@ -5,7 +5,9 @@ import { ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import type { Extent, FormatDriver } from '../driver.js'
 import { CowdDriver } from './cowd.js'
+import { wholeSectors } from './grain-tables.js'
 import type { VmdkExtent, VmdkSpec } from './image.js'
+import { grainLayout, largestFile } from './layout.js'
 import { type ReadTable, SECTOR_BYTES } from './parts.js'
 import { SesparseDriver } from './sesparse.js'
 import { SparseDriver } from './sparse-driver.js'
@@ -18,20 +20,30 @@ export interface VmdkParts {
   readonly layerId: number
   readonly metadata: MetadataCache
   readonly clusters: ClusterCache
+  /** Whether it is written, so that the files of its extents may become longer. */
+  readonly isWritten?: boolean
 }
 
 /** An extent's place on the disk, in bytes. */
-interface Placed {
+export interface Placed {
+  /** Its place among the extents of the descriptor. */
+  readonly index: number
   readonly start: number
   readonly end: number
   readonly driver: Pick<FormatDriver, 'lookup'>
+  /** Reads its tables; undefined where it has no file. */
+  readonly readTable: ReadTable | undefined
+  /** Where its file begins in the space of the cache, and how much of that is its own, in bytes. */
+  readonly base: number
+  readonly spanBytes: number
 }
 
 export class VmdkDriver implements FormatDriver {
   /** Grains may begin at any sector, so a file may end within the last sector alone. */
   readonly unitBytes = SECTOR_BYTES
   readonly sizeBytes: number
-  private readonly extents: readonly Placed[]
+  /** Those that hold something of the disk, in its order. */
+  readonly extents: readonly Placed[]
   /** The one that was looked into last: most requests go on where the one before ended. */
   private last: Placed
 
@@ -46,7 +58,8 @@ export class VmdkDriver implements FormatDriver {
     return driver.lookup(offset - start, Math.min(length, end - offset))
   }
 
-  private extentAt(offset: number): Placed {
+  /** The extent that holds the byte at `offset`. */
+  extentAt(offset: number): Placed {
     if (offset >= this.last.start && offset < this.last.end) return this.last
     let low = 0
     let high = this.extents.length - 1
@@ -67,10 +80,14 @@ function placed(parts: VmdkParts): Placed[] {
   const all: Placed[] = []
   parts.spec.extents.forEach((extent, index) => {
     const end = start + extent.sizeBytes
-    if (end > start) all.push({ start, end, driver: driverOf(extent, index, base, parts) })
+    const spanBytes = spanOf(extent, parts.isWritten === true)
+    if (end > start) {
+      const readTable = tableReader(index, base, parts)
+      const driver = driverOf(extent, index, readTable, parts)
+      all.push({ index, start, end, driver, readTable, base, spanBytes })
+    }
     start = end
-    const fileBytes = extent.file?.sizeBytes ?? 0
-    base += Math.ceil(fileBytes / SECTOR_BYTES) * SECTOR_BYTES
+    base += spanBytes
     if (!Number.isSafeInteger(base)) {
       const what = 'the files of its extents are too large to be real'
       throw new ImageError('CORRUPT', what, { path: extent.file?.path ?? '' })
@@ -79,28 +96,45 @@ function placed(parts: VmdkParts): Placed[] {
   return all
 }
 
-function driverOf(
-  { layout }: VmdkExtent,
+function spanOf({ file, layout }: VmdkExtent, isWritten: boolean): number {
+  if (!file) return 0
+  const grains = isWritten ? grainLayout(layout) : undefined
+  return grains ? largestFile(file.sizeBytes, grains) : wholeSectors(file.sizeBytes)
+}
+
+function tableReader(
   index: number,
   base: number,
-  { stores, layerId, metadata, clusters }: VmdkParts,
-): Pick<FormatDriver, 'lookup'> {
-  const file = stores[index]
-  if (layout.kind === 'zero' || !file) return { lookup: (_, length) => ({ kind: 'zero', length }) }
-  const { store, storeId } = file
-  if (layout.kind === 'flat') {
-    const { startBytes } = layout
-    return {
-      lookup: (offset, length) => ({ kind: 'data', length, store, at: startBytes + offset }),
-    }
-  }
-  const readTable: ReadTable = (at, length) => {
+  { stores, layerId, metadata }: VmdkParts,
+): ReadTable | undefined {
+  const store = stores[index]?.store
+  if (!store) return undefined
+  return (at, length) => {
     // Behind its end the next file's tables begin in the cache.
     if (at + length > store.sizeBytes) {
       const what = `a table at ${at} lies beyond the end of the file`
       throw new ImageError('CORRUPT', what, { path: store.path })
     }
     return metadata.slice(store, layerId, at, length, base + at)
+  }
+}
+
+function driverOf(
+  { layout }: VmdkExtent,
+  index: number,
+  readTable: ReadTable | undefined,
+  { stores, clusters }: VmdkParts,
+): Pick<FormatDriver, 'lookup'> {
+  const file = stores[index]
+  if (layout.kind === 'zero' || !file || !readTable) {
+    return { lookup: (_, length) => ({ kind: 'zero', length }) }
+  }
+  const { store, storeId } = file
+  if (layout.kind === 'flat') {
+    const { startBytes } = layout
+    return {
+      lookup: (offset, length) => ({ kind: 'data', length, store, at: startBytes + offset }),
+    }
   }
   const extentParts = { store, storeId, readTable, grains: clusters }
   if (layout.kind === 'sparse') return new SparseDriver(extentParts, layout.header)

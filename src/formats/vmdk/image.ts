@@ -8,6 +8,7 @@ import type { FileSpec } from '../chain.js'
 import { MAX_VMDK_DESCRIPTOR_BYTES } from '../limits.js'
 import { type CowdHeader, readCowdHeader } from './cowd.js'
 import { type Descriptor, type ExtentLine, parseDescriptor } from './descriptor.js'
+import type { Region } from './grain-tables.js'
 import { extentKind, SECTOR_BYTES } from './parts.js'
 import { readSesparseHeader, type SesparseHeader } from './sesparse.js'
 import { readEmbeddedDescriptor, readSparseHeader, type SparseHeader } from './sparse-header.js'
@@ -18,6 +19,8 @@ export interface VmdkSpec {
   readonly sizeBytes: number
   /** Undefined for an extent that was opened without its descriptor. */
   readonly descriptor: Descriptor | undefined
+  /** Where its text is in the image's file. */
+  readonly descriptorPlace: Region | undefined
   readonly extents: readonly VmdkExtent[]
 }
 
@@ -26,6 +29,8 @@ export interface VmdkExtent {
   readonly sizeBytes: number
   /** Undefined where all of it is zeros. */
   readonly file: FileSpec | undefined
+  /** Whether its line allows writing, and its file is one that can be. */
+  readonly isWritable: boolean
   readonly layout: ExtentLayout
 }
 
@@ -40,8 +45,8 @@ type SparseLayout =
 
 export interface Opener {
   storeOf(file: FileSpec): Store
-  /** Opens what the descriptor names. Throws ImageError. */
-  open(fileName: string): FileSpec
+  /** Opens what the descriptor names; `isWritable` as the extent is. Throws ImageError. */
+  open(fileName: string, isWritable: boolean): FileSpec
   warn(text: string): void
 }
 
@@ -49,19 +54,28 @@ export interface Opener {
 export function openVmdk(file: FileSpec, opener: Opener): VmdkSpec {
   const store = opener.storeOf(file)
   const kind = kindOf(store)
-  if (kind === undefined) return described(parseDescriptor(allOf(store), file.path), file, opener)
-  const layout = layoutOf(store, kind, file.path, opener)
-  const text = layout.kind === 'sparse' ? readEmbeddedDescriptor(store, layout.header) : undefined
-  // An extent of a split disk has room for a descriptor, and none in it.
-  if (text === undefined || text.toString('latin1').trim() === '') {
-    opener.warn(`${file.path}: it has no descriptor, and is shown as a disk of its own`)
-    return { descriptor: undefined, ...whole(file, layout) }
+  if (kind === undefined) {
+    const text = allOf(store)
+    const place = { offset: 0, bytes: text.length }
+    return described(parseDescriptor(text, file.path), place, file, opener)
   }
+  const layout = layoutOf(store, kind, file.path, opener)
+  const embedded =
+    layout.kind === 'sparse' ? readEmbeddedDescriptor(store, layout.header) : undefined
+  // An extent of a split disk has room for a descriptor, and none in it.
+  if (embedded === undefined || embedded.text.toString('latin1').trim() === '') {
+    opener.warn(`${file.path}: it has no descriptor, and is shown as a disk of its own`)
+    return { descriptor: undefined, descriptorPlace: undefined, ...whole(file, layout) }
+  }
+  const { text, offset } = embedded
   const descriptor = parseDescriptor(text, file.path)
+  const place = { offset, bytes: text.length }
   // It may have been renamed: a single extent is the one that it stands in.
   const [line, ...others] = descriptor.extents
-  if (others.length > 0 || capacityOf(layout) === 0) return described(descriptor, file, opener)
-  return { descriptor, ...lined(line as ExtentLine, file, layout) }
+  if (others.length > 0 || capacityOf(layout) === 0) {
+    return described(descriptor, place, file, opener)
+  }
+  return { descriptor, descriptorPlace: place, ...lined(line as ExtentLine, file, layout) }
 }
 
 /** Bytes of all tables that the disk can have. */
@@ -74,26 +88,29 @@ export function tableBytes({ extents }: VmdkSpec): number {
   return extents.reduce((sum, extent) => sum + bytesOf(extent), 0)
 }
 
-function described(descriptor: Descriptor, file: FileSpec, opener: Opener): VmdkSpec {
+function described(
+  descriptor: Descriptor,
+  descriptorPlace: Region,
+  file: FileSpec,
+  opener: Opener,
+): VmdkSpec {
   const layouts = new Map<number, SparseLayout>()
   const extents = descriptor.extents.map(line => extentOf(line, file, opener, layouts))
   const sizeBytes = extents.reduce((sum, extent) => sum + extent.sizeBytes, 0)
-  return { descriptor, extents, sizeBytes }
+  return { descriptor, descriptorPlace, extents, sizeBytes }
 }
 
-function whole(file: FileSpec, layout: SparseLayout): Omit<VmdkSpec, 'descriptor'> {
+type Disk = Pick<VmdkSpec, 'sizeBytes' | 'extents'>
+
+function whole(file: FileSpec, layout: SparseLayout): Disk {
   const sizeBytes = capacityOf(layout)
-  return { sizeBytes, extents: [{ sizeBytes, file, layout }] }
+  return { sizeBytes, extents: [{ sizeBytes, file, isWritable: true, layout }] }
 }
 
-function lined(
-  line: ExtentLine,
-  file: FileSpec,
-  layout: SparseLayout,
-): Omit<VmdkSpec, 'descriptor'> {
+function lined(line: ExtentLine, file: FileSpec, layout: SparseLayout): Disk {
   const sizeBytes = line.sectors * SECTOR_BYTES
   requireCapacity(line, file, layout)
-  return { sizeBytes, extents: [{ sizeBytes, file, layout }] }
+  return { sizeBytes, extents: [{ sizeBytes, file, isWritable: line.access === 'RW', layout }] }
 }
 
 /** @param layouts of the files that lines before have named, by descriptor */
@@ -116,8 +133,11 @@ function extentOf(
     )
   }
   const sizeBytes = line.sectors * SECTOR_BYTES
-  if (line.type === 'ZERO') return { sizeBytes, file: undefined, layout: { kind: 'zero' } }
-  const file = opener.open(line.fileName as string)
+  if (line.type === 'ZERO') {
+    return { sizeBytes, file: undefined, isWritable: false, layout: { kind: 'zero' } }
+  }
+  const isWritable = line.access === 'RW'
+  const file = opener.open(line.fileName as string, isWritable)
   const store = opener.storeOf(file)
   if (line.type === 'FLAT' || line.type === 'VMFS') {
     const startBytes = line.startSectors * SECTOR_BYTES
@@ -125,7 +145,7 @@ function extentOf(
       const lost = startBytes + sizeBytes - file.sizeBytes
       opener.warn(`${file.path}: its last ${lost} bytes are missing; reading them fails`)
     }
-    return { sizeBytes, file, layout: { kind: 'flat', startBytes } }
+    return { sizeBytes, file, isWritable, layout: { kind: 'flat', startBytes } }
   }
   const kind = kindOf(store)
   if (kind === undefined) {
@@ -141,7 +161,7 @@ function extentOf(
   const layout = layouts.get(file.fd) ?? layoutOf(store, kind, file.path, opener)
   layouts.set(file.fd, layout)
   requireCapacity(line, file, layout)
-  return { sizeBytes, file, layout }
+  return { sizeBytes, file, isWritable, layout }
 }
 
 /** An extent may hold more than its line says, since it holds whole grains; less is damage. */

@@ -30,6 +30,8 @@ export class SparseDriver implements FormatDriver {
   /** The kind and the place of the entry that was decoded last: no object on the data path. */
   private kind: Run | 'packed' | 'damaged' = 'parent'
   private at = 0
+  /** Of the file, for one lookup. */
+  private fileBytes = 0
 
   /** @param header of an extent with a capacity */
   constructor(
@@ -45,6 +47,7 @@ export class SparseDriver implements FormatDriver {
   }
 
   lookup(offset: number, length: number): Extent {
+    this.fileBytes = this.parts.store.sizeBytes
     const index = Math.floor(offset / this.coverage)
     const inTable = offset - index * this.coverage
     const table = this.table(index, offset)
@@ -87,7 +90,7 @@ export class SparseDriver implements FormatDriver {
   }
 
   private isTable(sector: number): boolean {
-    return isInFile(sector * SECTOR_BYTES, this.tableBytes, this.parts.store.sizeBytes)
+    return isInFile(sector * SECTOR_BYTES, this.tableBytes, this.fileBytes)
   }
 
   private directoryEntry(directoryAt: number, index: number, offset: number): number {
@@ -124,7 +127,7 @@ export class SparseDriver implements FormatDriver {
 
   /** Whether a grain can begin at `at`; how much of it the file holds is for who reads it. */
   private isGrain(at: number): boolean {
-    if (at >= this.parts.store.sizeBytes) return false
+    if (at >= this.fileBytes) return false
     const end = at + (this.header.isCompressed ? SECTOR_BYTES : this.unitBytes)
     for (const place of this.reserved) if (at < place.end && end > place.start) return false
     return true
@@ -164,8 +167,7 @@ export class SparseDriver implements FormatDriver {
     if (table && (this.kind === 'data' || this.kind === 'zero')) {
       return this.extent(this.kind, this.at + inGrain, inside)
     }
-    const what =
-      damagedAt < this.parts.store.sizeBytes ? 'where tables are' : 'beyond the end of the file'
+    const what = damagedAt < this.fileBytes ? 'where tables are' : 'beyond the end of the file'
     throw this.damage(`a grain table's entry names a grain at ${damagedAt}, ${what}`, offset)
   }
 

@@ -74,6 +74,8 @@ export interface SparseHeader {
   readonly directoryAt: number
   /** Undefined where there is none, or none that is kept up and can be read. */
   readonly redundantDirectoryAt: number | undefined
+  /** Whether one of two directories that should be kept up is damaged, and the other is read alone. */
+  readonly lacksDirectory: boolean
   readonly isCompressed: boolean
   readonly hasZeroGrains: boolean
   readonly isUnclean: boolean
@@ -99,10 +101,13 @@ export function readSparseHeader(store: Store): SparseHeader {
 }
 
 /**
- * The descriptor's text, up to the first NUL; undefined where the extent has none. Throws ImageError,
- * SystemError.
+ * The descriptor's text, up to the first NUL, and where it is in the file; undefined where the extent
+ * has none. Throws ImageError, SystemError.
  */
-export function readEmbeddedDescriptor(store: Store, header: SparseHeader): Buffer | undefined {
+export function readEmbeddedDescriptor(
+  store: Store,
+  header: SparseHeader,
+): { text: Buffer; offset: number } | undefined {
   if (!header.descriptor) return undefined
   const { offset, bytes } = header.descriptor
   const text = Buffer.alloc(bytes)
@@ -114,7 +119,7 @@ export function readEmbeddedDescriptor(store: Store, header: SparseHeader): Buff
     })
   }
   const nul = text.indexOf(0)
-  return nul < 0 ? text : text.subarray(0, nul)
+  return { text: nul < 0 ? text : text.subarray(0, nul), offset }
 }
 
 /** Bytes that a table of `entries` takes in the file. */
@@ -274,6 +279,7 @@ function descriptorOnly(
     tableEntries: 0,
     directoryAt: 0,
     redundantDirectoryAt: undefined,
+    lacksDirectory: false,
     isCompressed: false,
     hasZeroGrains: false,
     isUnclean: unclean !== 0,
@@ -293,7 +299,7 @@ function chooseDirectory(
   shape: Shape,
   warnings: string[],
   fail: Fail,
-): Pick<SparseHeader, 'directoryAt' | 'redundantDirectoryAt'> {
+): Pick<SparseHeader, 'directoryAt' | 'redundantDirectoryAt' | 'lacksDirectory'> {
   const entries = directoryEntries(shape)
   const directoryAt = Number(raw.directory) * SECTOR_BYTES
   const redundantAt = raw.flags & FLAG.redundant ? Number(raw.redundantDirectory) * SECTOR_BYTES : 0
@@ -301,16 +307,21 @@ function chooseDirectory(
   const strays = (at: number) => countStrays(store, at, entries, tableBytes(shape.tableEntries))
   const damaged = isThere(directoryAt) ? strays(directoryAt) : undefined
   const isSpare = isThere(redundantAt)
-  if (damaged === 0) return { directoryAt, redundantDirectoryAt: isSpare ? redundantAt : undefined }
+  const both = {
+    directoryAt,
+    redundantDirectoryAt: isSpare ? redundantAt : undefined,
+    lacksDirectory: !isSpare && (raw.flags & FLAG.redundant) !== 0,
+  }
+  if (damaged === 0) return both
   if (isSpare && strays(redundantAt) === 0) {
     warnings.push('its grain directory is damaged, and the redundant one is read instead')
-    return { directoryAt: redundantAt, redundantDirectoryAt: undefined }
+    return { directoryAt: redundantAt, redundantDirectoryAt: undefined, lacksDirectory: true }
   }
   if (damaged === undefined) {
     fail('CORRUPT', `the grain directory at ${directoryAt} lies beyond the end of the file`)
   }
   warnings.push(`${damaged} of its ${entries} grain tables lie beyond the end of the file`)
-  return { directoryAt, redundantDirectoryAt: isSpare ? redundantAt : undefined }
+  return both
 }
 
 /** How many entries of the directory at `at` name a table that is not in the file. */

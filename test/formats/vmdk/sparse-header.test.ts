@@ -121,11 +121,11 @@ for (const { title, spec, expected } of taken) {
 
 t.test('the descriptor within an extent', async t => {
   const store = new MemoryStore('x.vmdk', buildExtent({ ...PLAIN, descriptor: TEXT }).bytes)
-  const text = readEmbeddedDescriptor(store, readSparseHeader(store))
+  const text = readEmbeddedDescriptor(store, readSparseHeader(store))?.text
   t.equal(text?.toString(), TEXT, 'up to the first NUL')
   const full = Buffer.alloc(20 * SECTOR, 'x')
   const whole = new MemoryStore('x.vmdk', buildExtent({ ...PLAIN, descriptor: full }).bytes)
-  t.ok(readEmbeddedDescriptor(whole, readSparseHeader(whole))?.equals(full), 'without a NUL')
+  t.ok(readEmbeddedDescriptor(whole, readSparseHeader(whole))?.text.equals(full), 'without a NUL')
   const header = headerOf(buildExtent(PLAIN).bytes)
   t.equal(readEmbeddedDescriptor(store, header), undefined)
 })
@@ -138,7 +138,7 @@ t.test('an extent that is there for its descriptor only', async t => {
   const store = new MemoryStore('x.vmdk', bytes)
   const header = readSparseHeader(store)
   t.match(header, { capacityBytes: 0, descriptor: { offset: SECTOR } })
-  t.equal(readEmbeddedDescriptor(store, header)?.toString(), TEXT)
+  t.equal(readEmbeddedDescriptor(store, header)?.text.toString(), TEXT)
 })
 
 const put64 = (at: number, value: bigint) => (b: Buffer) => void b.writeBigUInt64LE(value, at)

@@ -1,0 +1,196 @@
+/**
+ * Checking a VMDK image: whether the tables of its extents make sense, and whether their files are long
+ * enough. Its parents are images of their own.
+ *
+ * `qemu-img check` looks at one thing of VMDK images, the entries that name a grain behind the end of the
+ * file. What is found here beyond that, and how it counts:
+ *
+ *  (1) Tables and grains that lie over something else, grains that are cut off, and a next free sector of
+ *      COWD within what is used are corruptions, as is what sparse-header.ts reads around.
+ *  (2) A redundant table that lags behind the first one is one leak: it is no use as it is, and no data are
+ *      at stake, since the first one counts. One that contradicts it is a corruption.
+ *  (3) Space that nothing uses is as many leaks as grains would need it, if it can be given back (see
+ *      check/space.ts).
+ *  (4) Compressed grains are found by their markers and are not inflated: reading them does that.
+ */
+import path from 'node:path'
+import type { Store } from '../../io/store.js'
+import { type CheckOptions, type CheckResult, Report } from '../check-report.js'
+import { PackedInspection } from './check/packed-inspection.js'
+import { inspectSesparse } from './check/sesparse-inspection.js'
+import { reclaimable } from './check/space.js'
+import { type GrainSink, type GrainTotals, inspectGrains } from './grain-check.js'
+import type { ExtentLayout } from './image.js'
+import { type GrainLayout, grainLayout } from './layout.js'
+import { SECTOR_BYTES } from './parts.js'
+import type { SparseHeader } from './sparse-header.js'
+
+/** An extent, opened. Extents that lie in one file have one store. */
+export interface CheckedExtent {
+  /** What it holds of the disk. */
+  readonly sizeBytes: number
+  /** Undefined where all of it is zeros. */
+  readonly store: Store | undefined
+  readonly layout: ExtentLayout
+  /** Whether its file is a device, of which nothing can be cut off. */
+  readonly isDevice?: boolean
+}
+
+/** Checks all extents of an image. Throws SystemError; ImageError where a file becomes shorter meanwhile. */
+export function checkVmdk(
+  extents: readonly CheckedExtent[],
+  options: CheckOptions = {},
+): CheckResult {
+  const report = new Report()
+  checkExtents(extents, report, options)
+  return report
+}
+
+/** What was found in an extent. */
+export interface ExtentCounts {
+  readonly corruptions: number
+  readonly leaks: number
+}
+
+const NONE: ExtentCounts = { corruptions: 0, leaks: 0 }
+
+/** Adds what is found to `report`; returns it by extent, once where one file is several. */
+export function checkExtents(
+  extents: readonly CheckedExtent[],
+  report: Report,
+  { progress }: CheckOptions = {},
+): ExtentCounts[] {
+  const checked = new Set<Store>()
+  return extents.map((extent, i) => {
+    const { store, layout, sizeBytes } = extent
+    if (layout.kind === 'zero' || !store) return NONE
+    const say = speaker(extents, store)
+    if (layout.kind === 'flat') {
+      return checkFlat(store, layout.startBytes + sizeBytes, say, report)
+    }
+    report.totalClusters += Math.ceil(sizeBytes / layout.header.grainBytes)
+    // Nothing of it is used twice because two lines of the descriptor name it.
+    if (checked.has(store)) return NONE
+    checked.add(store)
+    const part = (done: number) => progress?.((i + done) / extents.length)
+    return new ExtentCheck(extent, store, say, report, part).run()
+  })
+}
+
+/** Names the file where there are several: a finding's place is one of them. */
+export function speaker(
+  extents: readonly CheckedExtent[],
+  store: Store,
+): (message: () => string) => () => string {
+  const isOne = extents.every(extent => !extent.store || extent.store === store)
+  const name = path.basename(store.path)
+  return message => (isOne ? message : () => `${name}: ${message()}`)
+}
+
+type Say = ReturnType<typeof speaker>
+
+function checkFlat(store: Store, end: number, say: Say, report: Report): ExtentCounts {
+  const missing = end - store.sizeBytes
+  report.imageEndOffset += Math.max(0, Math.min(end, store.sizeBytes))
+  if (missing <= 0) return NONE
+  const message = () => `its last ${missing} bytes are missing`
+  report.corruption(store.sizeBytes, say(message))
+  return { ...NONE, corruptions: 1 }
+}
+
+/** Where a hosted extent's header says where its directory is, a u64 in sectors. */
+const DIRECTORY_AT = 56
+
+class ExtentCheck implements GrainSink {
+  private corruptions = 0
+  private leaks = 0
+
+  constructor(
+    private readonly extent: CheckedExtent,
+    private readonly store: Store,
+    private readonly say: Say,
+    private readonly report: Report,
+    private readonly progress: (part: number) => void,
+  ) {}
+
+  run(): ExtentCounts {
+    const { store, progress } = this
+    const { layout } = this.extent
+    const grains = grainLayout(layout)
+    for (const warning of warningsOf(layout))
+      this.report.note(
+        'notice',
+        0,
+        this.say(() => warning),
+      )
+    if (layout.kind === 'sparse') this.inspectDirectories(layout.header)
+    if (grains) inspectGrains(store, grains, this, { progress })
+    else if (layout.kind === 'sparse') {
+      new PackedInspection(store, packedLayout(layout.header), this, { progress }).run()
+    } else if (layout.kind === 'sesparse') inspectSesparse(store, layout.header, this, { progress })
+    const { corruptions, leaks } = this
+    return { corruptions, leaks }
+  }
+
+  corruption(at: number, message: () => string): void {
+    this.corruptions++
+    this.report.corruption(at, this.say(message))
+  }
+
+  disagreement(at: number, _from: number, isContradiction: boolean, message: () => string): void {
+    if (isContradiction) this.corruption(at, message)
+    else this.leak(at, message)
+  }
+
+  surplusTable(at: number, message: () => string): void {
+    this.leak(at, message)
+  }
+
+  unused(at: number, bytes: number): void {
+    // Of a stream only the grains are known.
+    const grains = grainLayout(this.extent.layout)
+    const lost = grains ? reclaimable(this.extent, this.store, at, bytes) : 0
+    if (!grains || lost === 0) return
+    this.leak(at, () => `nothing uses ${bytes} bytes`, Math.ceil(lost / grains.grainBytes))
+  }
+
+  grains({ allocated, fragmented, endBytes }: GrainTotals): void {
+    const { report } = this
+    const { layout } = this.extent
+    report.allocatedClusters += allocated
+    report.fragmentedClusters += fragmented
+    if (layout.kind === 'sparse' && layout.header.isCompressed) {
+      report.compressedClusters += allocated
+    }
+    report.imageEndOffset += endBytes
+  }
+
+  private leak(at: number, message: () => string, times = 1): void {
+    this.leaks += times
+    this.report.leak(at, this.say(message), times)
+  }
+
+  private inspectDirectories({ lacksDirectory, directoryAt }: SparseHeader): void {
+    if (!lacksDirectory) return
+    const field = Buffer.alloc(8)
+    this.store.read(field, 0, field.length, DIRECTORY_AT)
+    if (Number(field.readBigUInt64LE()) * SECTOR_BYTES === directoryAt) {
+      const message = () => 'its redundant grain directory cannot be used'
+      this.report.note('notice', 0, this.say(message))
+    } else {
+      this.corruption(
+        DIRECTORY_AT,
+        () => 'its grain directory is damaged, and the redundant one is read instead',
+      )
+    }
+  }
+}
+
+/** What reading its header warns of. */
+export const warningsOf = (layout: ExtentLayout): readonly string[] =>
+  layout.kind === 'zero' || layout.kind === 'flat' ? [] : layout.header.warnings
+
+/** How the tables of a compressed extent lie: as those of others do. */
+function packedLayout(header: SparseHeader): GrainLayout {
+  return grainLayout({ kind: 'sparse', header: { ...header, isCompressed: false } }) as GrainLayout
+}

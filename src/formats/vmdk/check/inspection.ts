@@ -1,0 +1,361 @@
+/**
+ * The walk through the tables of an extent.
+ *
+ * A map of sectors tells what lies over what. Header, descriptor and directories are taken first, then
+ * the tables, then the grains in the order of the disk; what comes later is to blame. The map has a window
+ * of the file, so that its size is bounded; where there are several, tables are judged in a first pass
+ * over all of them, and their grains in a second one. A table that is damaged is not walked: tables that
+ * are walked lie apart from each other, so there are no more of them than the file has room for.
+ */
+import type { Store } from '../../../io/store.js'
+import type { GrainSink, InspectOptions } from '../grain-check.js'
+import type { Region } from '../grain-tables.js'
+import { type GrainLayout, MAX_FILE_BYTES, tableBytesOf } from '../layout.js'
+import { SECTOR_BYTES } from '../parts.js'
+import { isInFile } from '../sparse-header.js'
+import { Directory } from './directory.js'
+import { FreeRuns } from './free-runs.js'
+import { compareTables } from './redundancy.js'
+import { SectorMap, WINDOW_BYTES } from './sector-map.js'
+import type { TableReader } from './table-reader.js'
+
+const ENTRY_BYTES = 4
+/** An entry that names nothing. */
+const SILENT = 0
+/** Where the header of a hosted extent says how many sectors stand before the first grain, a u64. */
+const OVERHEAD_AT = 64
+
+interface NamedRegion extends Region {
+  readonly name: string
+}
+
+export class Inspection {
+  protected readonly grainSectors: number
+  private readonly tableSectors: number
+  /** Of the file; its last one may be cut off. */
+  readonly fileSectors: number
+  /** Entries that say something without naming a grain are not above it. */
+  readonly silentMax: number
+  /** Of the directory, those that map something of the disk. */
+  private readonly directoryEntries: number
+  private readonly directoryBytes: number
+  protected readonly map: SectorMap
+  private readonly free: FreeRuns
+  /** Where the next grain is to go; Infinity where the header does not say. */
+  private readonly freeSector: number
+
+  private allocated = 0
+  private fragmented = 0
+  /** The sector behind the last thing that is used. */
+  private usedEnd = 0
+  /** The sector behind the grain that was counted last. */
+  private lastEnd = -1
+
+  /** Whether this is the first time that the grains are walked. */
+  protected isFirst = true
+  /** A run of grains: its first sector and the next one, -1 where there is none, and its first grain. */
+  protected runStart = -1
+  private runEnd = -1
+  protected runGrain = 0
+  /** The first grain of the batch of tables, and the directory's part that they are of. */
+  private batchGrain = 0
+  private batch: Uint32Array = new Uint32Array(0)
+  /**
+   * Of the grains that reach into this window from the one before, and of those that reach out of it, the
+   * one that nothing was said of yet. There is one at most: they all lie over the last sector before.
+   */
+  private entering = -1
+  private leaving = -1
+
+  constructor(
+    protected readonly store: Store,
+    readonly layout: GrainLayout,
+    readonly sink: GrainSink,
+    private readonly options: InspectOptions,
+  ) {
+    const { grainBytes, tableEntries, capacityBytes } = layout
+    this.grainSectors = grainBytes / SECTOR_BYTES
+    this.tableSectors = tableBytesOf(layout) / SECTOR_BYTES
+    this.fileSectors = Math.ceil(store.sizeBytes / SECTOR_BYTES)
+    this.silentMax = layout.hasZeroGrains ? 1 : 0
+    this.directoryEntries = Math.min(
+      layout.directoryEntries,
+      Math.ceil(capacityBytes / (grainBytes * tableEntries)),
+    )
+    this.directoryBytes = sectorsOf(layout.directoryEntries * ENTRY_BYTES) * SECTOR_BYTES
+    const { freeSectorAt } = layout
+    this.freeSector =
+      freeSectorAt === undefined ? Number.POSITIVE_INFINITY : headerField(store, freeSectorAt, 4)
+    const bounds = {
+      from: freeSectorAt === undefined ? headerField(store, OVERHEAD_AT, 8) : 0,
+      to: this.freeSector,
+    }
+    this.free = new FreeRuns(bounds, this.grainSectors, (from, to) => {
+      const at = from * SECTOR_BYTES
+      sink.unused?.(at, Math.min(to * SECTOR_BYTES, store.sizeBytes) - at)
+    })
+    // No entry names anything behind it.
+    const reach = MAX_FILE_BYTES / SECTOR_BYTES + Math.max(this.grainSectors, this.tableSectors)
+    this.map = new SectorMap(Math.min(this.fileSectors, reach), options.windowBytes ?? WINDOW_BYTES)
+  }
+
+  run(): void {
+    const regions = this.regions()
+    const [first, redundant] = this.directories(regions)
+    if (!first) return
+    const { windows } = this.map
+    for (let window = 0; window < windows; window++) {
+      this.map.begin(window)
+      this.takeMetadata(regions, first, redundant, true)
+    }
+    for (let window = 0; window < windows; window++) {
+      this.isFirst = window === 0
+      if (windows > 1) {
+        this.map.begin(window)
+        this.takeMetadata(regions, first, redundant, false)
+      }
+      this.entering = this.leaving
+      this.leaving = -1
+      this.walk(first, redundant, part => this.options.progress?.((window + part) / windows))
+      if (this.sink.unused) this.map.eachFree((from, to) => this.free.add(from, to))
+    }
+    // What lies so far behind is seen by its region alone.
+    const { end } = this.map
+    if (regions.every(({ offset }) => offset < end * SECTOR_BYTES))
+      this.free.add(end, this.fileSectors)
+    this.free.end()
+    this.inspectFreeSector()
+    const { allocated, fragmented, usedEnd } = this
+    this.sink.grains?.({ allocated, fragmented, endBytes: usedEnd * SECTOR_BYTES })
+  }
+
+  private regions(): NamedRegion[] {
+    const { reserved, directoryAt, redundantDirectoryAt } = this.layout
+    const regions = reserved.map((region, i) => ({
+      name: i === 0 ? 'the header' : 'the descriptor',
+      ...region,
+    }))
+    const bytes = this.directoryBytes
+    regions.push({ name: 'the grain directory', offset: directoryAt, bytes })
+    if (redundantDirectoryAt !== undefined && redundantDirectoryAt !== directoryAt) {
+      const name = 'the redundant grain directory'
+      regions.push({ name, offset: redundantDirectoryAt, bytes })
+    }
+    this.inspectRegions(regions)
+    return regions
+  }
+
+  private inspectRegions(regions: readonly NamedRegion[]): void {
+    const sorted = regions.filter(({ bytes }) => bytes > 0).sort((a, b) => a.offset - b.offset)
+    sorted.forEach(({ name, offset, bytes }, i) => {
+      const { sizeBytes } = this.store
+      if (offset + bytes > sizeBytes) {
+        this.sink.corruption(offset, () => `${name} lies beyond the end of the file`, false)
+      }
+      const before = sorted[i - 1]
+      if (before && offset < before.offset + before.bytes) {
+        this.sink.corruption(offset, () => `${name} lies over ${before.name}`, true)
+      }
+      this.usedEnd = Math.max(this.usedEnd, sectorsOf(offset + bytes))
+    })
+  }
+
+  /** The first and the redundant one, as far as they can be read. */
+  private directories(regions: readonly NamedRegion[]): (Directory | undefined)[] {
+    return regions.slice(this.layout.reserved.length).map(({ name, offset, bytes }) => {
+      if (!isInFile(offset, bytes, this.store.sizeBytes)) return undefined
+      const tableBytes = this.tableSectors * SECTOR_BYTES
+      return new Directory(this.store, name, offset, this.directoryEntries, tableBytes)
+    })
+  }
+
+  private takeMetadata(
+    regions: readonly NamedRegion[],
+    first: Directory,
+    redundant: Directory | undefined,
+    isJudged: boolean,
+  ): void {
+    for (const { offset, bytes } of regions) {
+      this.map.take(offset / SECTOR_BYTES, sectorsOf(offset + bytes))
+    }
+    this.takeTables(first, undefined, isJudged)
+    if (redundant) this.takeTables(redundant, first, isJudged)
+  }
+
+  /** @param shared where an entry may name the table that this directory names, too */
+  private takeTables(directory: Directory, shared: Directory | undefined, isJudged: boolean): void {
+    for (let at = 0; at < this.directoryEntries; ) {
+      const count = directory.readEntries(at)
+      shared?.readEntries(at)
+      for (let i = 0; i < count; i++) {
+        const sector = directory.entries[i] as number
+        if (sector === SILENT) continue
+        if (sector === shared?.entries[i]) directory.skip(i)
+        else this.takeTable(directory, i, sector, isJudged)
+      }
+      at += count
+    }
+  }
+
+  private takeTable(directory: Directory, i: number, sector: number, isJudged: boolean): void {
+    const at = sector * SECTOR_BYTES
+    const end = sector + this.tableSectors
+    if (!isInFile(at, end * SECTOR_BYTES - at, this.store.sizeBytes)) {
+      if (!isJudged || directory.isSkipped(i)) return
+      directory.skip(i)
+      this.sink.corruption(
+        directory.entryAt(i),
+        () => `${directory.name} names a table at ${at}, beyond the end of the file`,
+        false,
+      )
+      return
+    }
+    if (isJudged && !directory.isSkipped(i) && this.map.isTaken(sector, end)) {
+      directory.skip(i)
+      this.sink.corruption(
+        directory.entryAt(i),
+        () => `${directory.name} names a table at ${at}, where another one or a directory is`,
+        true,
+      )
+    }
+    this.map.take(sector, end)
+    this.usedEnd = Math.max(this.usedEnd, end)
+  }
+
+  private walk(
+    first: Directory,
+    redundant: Directory | undefined,
+    progress: (part: number) => void,
+  ): void {
+    for (let at = 0; at < this.directoryEntries; ) {
+      const count = first.readEntries(at)
+      const hasEntries = first.readTables(count)
+      this.batchGrain = at * this.layout.tableEntries
+      this.batch = first.wanted
+      if (hasEntries) this.walkTables(first.tables, count)
+      if (this.isFirst && redundant) {
+        redundant.readEntries(at)
+        if (redundant.readTables(count) || hasEntries) {
+          compareTables(first, redundant, count, this)
+        }
+      }
+      at += count
+      progress(at / this.directoryEntries)
+    }
+  }
+
+  private walkTables({ words, stride }: TableReader, count: number): void {
+    const { grainSectors, silentMax } = this
+    const { tableEntries } = this.layout
+    for (let table = 0; table < count; table++) {
+      const start = table * stride
+      const grain = this.batchGrain + table * tableEntries
+      let next = this.runEnd
+      for (let i = 0; i < tableEntries; i++) {
+        const sector = words[start + i] as number
+        if (sector === next) next += grainSectors
+        else {
+          if (next >= 0) this.endRun(next)
+          next = -1
+          if (sector <= silentMax) continue
+          this.runStart = sector
+          this.runGrain = grain + i
+          next = sector + grainSectors
+        }
+      }
+      this.runEnd = next
+    }
+    if (this.runEnd >= 0) this.endRun(this.runEnd)
+    this.runEnd = -1
+  }
+
+  /** Takes the grains of the run, up to the sector `end`. */
+  protected endRun(end: number): void {
+    const { map, runStart: start, fileSectors, grainSectors } = this
+    if (this.isFirst) this.count(start, end, (end - start) / grainSectors)
+    const isCutOff = end > fileSectors
+    if (!(isCutOff && this.isFirst) && (end <= map.first || start >= map.end)) return
+    const isInside = start >= map.first && end <= map.end
+    if (!isCutOff && isInside && !map.isTaken(start, end)) {
+      map.take(start, end)
+      return
+    }
+    for (let at = start, grain = this.runGrain; at < end; at += grainSectors, grain++) {
+      this.takeGrain(at, grain)
+    }
+  }
+
+  /** Counts grains that lie one behind the other, from sector `start` up to `end`. */
+  protected count(start: number, end: number, grains: number): void {
+    this.allocated += grains
+    if (this.lastEnd >= 0 && start !== this.lastEnd) this.fragmented++
+    this.lastEnd = end
+    if (end <= this.fileSectors) this.usedEnd = Math.max(this.usedEnd, end)
+  }
+
+  private takeGrain(sector: number, grain: number): void {
+    const end = sector + this.grainSectors
+    const isMissing = this.isMissing(sector, grain)
+    if (this.isFirst) {
+      const isBehind = sector >= this.fileSectors
+      if (!isBehind) this.usedEnd = Math.max(this.usedEnd, end)
+      const where = isBehind ? 'beyond the end of it' : 'which the end of it cuts off'
+      if (isMissing) this.blame(grain, sector, () => where, false)
+    }
+    this.claim(sector, end, grain, isMissing)
+  }
+
+  /** @param isKnown whether it was said already that the grain is damaged */
+  protected claim(sector: number, end: number, grain: number, isKnown: boolean): void {
+    const { map } = this
+    if (end <= map.first || sector >= map.end) return
+    const isTaken = map.isTaken(sector, end)
+    map.take(sector, end)
+    if (isKnown || (sector < map.first && grain !== this.entering)) return
+    if (isTaken) this.blame(grain, sector, () => 'where another one or a table is', true)
+    else if (end > map.end) this.leaving = grain
+  }
+
+  /** Whether something of the disk is lost with what of the grain is behind the end of the file. */
+  private isMissing(sector: number, grain: number): boolean {
+    if (sector >= this.fileSectors) return true
+    const { grainBytes, capacityBytes, freeSectorAt } = this.layout
+    if (freeSectorAt !== undefined) return false
+    const onDisk = Math.min(grainBytes, capacityBytes - grain * grainBytes)
+    return sector + sectorsOf(onDisk) > this.fileSectors
+  }
+
+  /**
+   * Says that the entry of a grain, which is of the batch of tables, is damaged.
+   * @param where what is wrong with the place that it names
+   */
+  protected blame(grain: number, sector: number, where: () => string, isOverlap: boolean): void {
+    const { tableEntries, grainBytes } = this.layout
+    const inBatch = grain - this.batchGrain
+    const table = (this.batch[Math.floor(inBatch / tableEntries)] as number) * SECTOR_BYTES
+    const message = () =>
+      `the entry of the grain at ${grain * grainBytes} of the extent's disk names a grain at ${sector * SECTOR_BYTES} of the file, ${where()}`
+    const at = table + (inBatch % tableEntries) * ENTRY_BYTES
+    this.sink.corruption(at, message, isOverlap)
+  }
+
+  private inspectFreeSector(): void {
+    const { freeSectorAt } = this.layout
+    if (freeSectorAt === undefined || this.usedEnd <= this.freeSector) return
+    this.sink.corruption(
+      freeSectorAt,
+      () =>
+        `the next grain is to go to sector ${this.freeSector}, and data lie up to ${this.usedEnd}: it would be written over them`,
+      false,
+    )
+  }
+}
+
+/** What the field at `at` of the header says; of 64 bits it may be rounded. */
+function headerField(store: Store, at: number, bytes: 4 | 8): number {
+  const field = Buffer.alloc(8)
+  store.read(field, 0, bytes, at)
+  return Number(field.readBigUInt64LE())
+}
+
+export const sectorsOf = (bytes: number): number => Math.ceil(bytes / SECTOR_BYTES)

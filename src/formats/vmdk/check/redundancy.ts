@@ -1,0 +1,82 @@
+/** Redundant grain tables, held against the first ones, which count. */
+import type { GrainSink } from '../grain-check.js'
+import type { GrainLayout } from '../layout.js'
+import { SECTOR_BYTES } from '../parts.js'
+import type { Directory } from './directory.js'
+
+/** An entry that names nothing. */
+const SILENT = 0
+
+export interface Comparison {
+  readonly layout: GrainLayout
+  /** Of the file. */
+  readonly fileSectors: number
+  /** Entries that say something without naming a grain are not above it. */
+  readonly silentMax: number
+  readonly sink: GrainSink
+}
+
+/** Compares the first `count` tables of the batches that both directories have read. */
+export function compareTables(
+  first: Directory,
+  redundant: Directory,
+  count: number,
+  comparison: Comparison,
+): void {
+  const { tableEntries } = comparison.layout
+  for (let i = 0; i < count; i++) {
+    if (redundant.wanted[i] === SILENT || first.isSkipped(i)) continue
+    if (first.tables.isEqual(redundant.tables, i, tableEntries)) continue
+    if (first.wanted[i] === SILENT) surplus(redundant, i, comparison)
+    else disagreement(first, redundant, i, comparison)
+  }
+}
+
+function surplus(redundant: Directory, i: number, { layout, sink }: Comparison): void {
+  const at = redundant.entryAt(i)
+  const table = placeOf(redundant, i)
+  const message = () =>
+    `${redundant.name} names a table at ${table} that is in use, and the first directory none`
+  if (layout.isUnclean) sink.surplusTable?.(at, message)
+  else sink.corruption(at, message, false)
+}
+
+function disagreement(
+  first: Directory,
+  redundant: Directory,
+  i: number,
+  comparison: Comparison,
+): void {
+  const start = i * first.tables.stride
+  let differing = 0
+  let contradictions = 0
+  for (let k = start; k < start + comparison.layout.tableEntries; k++) {
+    const said = first.tables.words[k] as number
+    const other = redundant.tables.words[k] as number
+    if (said === other) continue
+    differing++
+    if (isContradiction(said, other, comparison)) contradictions++
+  }
+  const from = placeOf(first, i)
+  const message = () =>
+    contradictions > 0
+      ? `a redundant table contradicts the first one, at ${from}, in ${entries(contradictions)}`
+      : `a redundant table lags behind the first one, at ${from}, in ${entries(differing)}`
+  comparison.sink.disagreement(placeOf(redundant, i), from, contradictions > 0, message)
+}
+
+function isContradiction(
+  said: number,
+  other: number,
+  { silentMax, fileSectors, layout }: Comparison,
+): boolean {
+  if (other === SILENT || other >= fileSectors) return false
+  // For a damaged entry the redundant one is read, also where it says "zeros".
+  if (said >= fileSectors) return true
+  if (other <= silentMax) return false
+  return said > silentMax || (said === SILENT && !layout.isUnclean)
+}
+
+const placeOf = ({ wanted }: Directory, i: number): number => (wanted[i] as number) * SECTOR_BYTES
+
+const entries = (count: number): string => (count === 1 ? '1 entry' : `${count} entries`)

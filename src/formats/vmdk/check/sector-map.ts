@@ -1,0 +1,97 @@
+/**
+ * Which sectors of a part of a file are taken: a bit each. The part, the window, is as large as memory
+ * allows; a larger file is gone over window by window.
+ */
+
+/** The window of 128 GiB of a file. */
+export const WINDOW_BYTES = 32 * 2 ** 20
+
+export class SectorMap {
+  /** The sectors of the window: from `first` on, up to `end`. */
+  first = 0
+  end = 0
+  private readonly words: Uint32Array
+  private readonly windowSectors: number
+
+  /**
+   * @param sectors of the file
+   * @param windowBytes of memory at most, a multiple of 4
+   */
+  constructor(
+    private readonly sectors: number,
+    windowBytes = WINDOW_BYTES,
+  ) {
+    this.words = new Uint32Array(Math.min(windowBytes / 4, Math.ceil(sectors / 32)))
+    this.windowSectors = windowBytes * 8
+  }
+
+  /** How many windows there are. */
+  get windows(): number {
+    return Math.ceil(this.sectors / this.windowSectors)
+  }
+
+  /** Begins with a window, of which nothing is taken. */
+  begin(window: number): void {
+    this.first = window * this.windowSectors
+    this.end = Math.min(this.first + this.windowSectors, this.sectors)
+    this.words.fill(0)
+  }
+
+  /** Whether any sector from `from` up to `to` that the window has is taken. */
+  isTaken(from: number, to: number): boolean {
+    const [start, end] = [this.within(from), this.within(to)]
+    if (start >= end) return false
+    const { words } = this
+    const [head, tail] = [start >>> 5, (end - 1) >>> 5]
+    if (head === tail) return ((words[head] as number) & fromBit(start) & toBit(end)) !== 0
+    if (((words[head] as number) & fromBit(start)) !== 0) return true
+    for (let i = head + 1; i < tail; i++) if (words[i] !== 0) return true
+    return ((words[tail] as number) & toBit(end)) !== 0
+  }
+
+  /** Takes the sectors from `from` up to `to`, as far as the window has them. */
+  take(from: number, to: number): void {
+    const [start, end] = [this.within(from), this.within(to)]
+    if (start >= end) return
+    const { words } = this
+    const [head, tail] = [start >>> 5, (end - 1) >>> 5]
+    if (head === tail) {
+      words[head] = (words[head] as number) | (fromBit(start) & toBit(end))
+      return
+    }
+    words[head] = (words[head] as number) | fromBit(start)
+    for (let i = head + 1; i < tail; i++) words[i] = ALL
+    words[tail] = (words[tail] as number) | toBit(end)
+  }
+
+  /** Calls `visit` for each run of sectors that are not taken, in their order; `to` is behind it. */
+  eachFree(visit: (from: number, to: number) => void): void {
+    const length = this.end - this.first
+    let start = -1
+    for (let i = 0; i * 32 < length; i++) {
+      const word = this.words[i] as number
+      for (let bit = 0; bit < 32; ) {
+        const sought = (start < 0 ? ~word : word) >>> bit
+        if (sought === 0) break
+        bit += 31 - Math.clz32(sought & -sought)
+        const at = i * 32 + bit
+        if (at >= length) break
+        if (start >= 0) visit(this.first + start, this.first + at)
+        start = start < 0 ? at : -1
+      }
+    }
+    if (start >= 0) visit(this.first + start, this.end)
+  }
+
+  private within(sector: number): number {
+    return Math.min(Math.max(sector, this.first), this.end) - this.first
+  }
+}
+
+const ALL = 0xffffffff
+
+/** The bits of a word from that of `sector` on. */
+const fromBit = (sector: number): number => ALL << (sector & 31)
+
+/** The bits of a word up to that before `sector`. */
+const toBit = (sector: number): number => ALL >>> (31 - ((sector - 1) & 31))

@@ -1,0 +1,212 @@
+/**
+ * The walk through the tables of a seSparse extent (QEMU block/vmdk.c, as in sesparse.ts). Tables and
+ * grains have regions of their own, so only tables can lie over tables, and grains over grains.
+ */
+import { ImageError } from '../../../errors.js'
+import type { Store } from '../../../io/store.js'
+import type { GrainTotals } from '../grain-check.js'
+import { TABLE_ENTRIES } from '../grain-tables.js'
+import type { SesparseHeader } from '../sesparse.js'
+import { Bits } from './bits.js'
+import { SectorMap } from './sector-map.js'
+
+const ENTRY_BYTES = 8
+const TABLE_BYTES = TABLE_ENTRIES * ENTRY_BYTES
+/** Entries of the directory that are read at once. */
+const SLICE_ENTRIES = 4096
+
+/** The high half of a directory entry that names a table. */
+const TABLE_IS_HERE = 0x1000_0000
+/** The top 4 bits of a table entry. */
+const UNMAPPED = 1
+const ZERO = 2
+const DATA = 3
+
+/** Places are bytes of the file. */
+export interface SesparseSink {
+  /** Something that costs data. */
+  corruption(at: number, message: () => string): void
+  /** Called once, last. */
+  grains(totals: GrainTotals): void
+}
+
+export interface SesparseOptions {
+  /** Memory of a map, a multiple of 4. */
+  readonly windowBytes?: number
+  /** Told how much is done, 0 to 1. */
+  readonly progress?: (part: number) => void
+}
+
+/** Throws SystemError; ImageError where the file becomes shorter meanwhile. */
+export function inspectSesparse(
+  store: Store,
+  header: SesparseHeader,
+  sink: SesparseSink,
+  options: SesparseOptions = {},
+): void {
+  new SesparseInspection(store, header, sink, options).run()
+}
+
+/** A word buffer: the low half of each entry, then its high one. */
+class Words {
+  readonly words: Uint32Array
+  private readonly bytes: Buffer
+
+  constructor(entries: number) {
+    this.bytes = Buffer.from(new ArrayBuffer(entries * ENTRY_BYTES))
+    this.words = new Uint32Array(this.bytes.buffer)
+  }
+
+  read(store: Store, at: number, entries: number): void {
+    const length = entries * ENTRY_BYTES
+    if (store.read(this.bytes, 0, length, at) === length) return
+    throw new ImageError('CORRUPT', 'the file has become shorter since it was opened', {
+      path: store.path,
+    })
+  }
+}
+
+class SesparseInspection {
+  private readonly directoryEntries: number
+  private readonly tableCount: number
+  /** Grains that the file holds a part of, and those that have room before something else begins. */
+  private readonly fileGrains: number
+  private readonly roomGrains: number
+  private readonly slice = new Words(SLICE_ENTRIES)
+  private readonly table = new Words(TABLE_ENTRIES)
+  /** Entries of the directory that are damaged. */
+  private readonly skipped: Bits
+  private allocated = 0
+  private fragmented = 0
+  private last = -1
+  private highest = -1
+
+  constructor(
+    private readonly store: Store,
+    private readonly header: SesparseHeader,
+    private readonly sink: SesparseSink,
+    private readonly options: SesparseOptions,
+  ) {
+    const { capacityBytes, grainBytes, regions } = header
+    this.directoryEntries = Math.ceil(capacityBytes / (grainBytes * TABLE_ENTRIES))
+    this.tableCount = Math.floor(regions.tables.bytes / TABLE_BYTES)
+    const { offset } = regions.grains
+    const inFile = Math.max(0, store.sizeBytes - offset)
+    this.fileGrains = Math.ceil(inFile / grainBytes)
+    const next = Object.values(regions)
+      .filter(region => region.bytes > 0 && region.offset > offset)
+      .reduce((end, region) => Math.min(end, region.offset), Number.POSITIVE_INFINITY)
+    this.roomGrains = Math.floor((next - offset) / grainBytes)
+    this.skipped = new Bits(this.directoryEntries)
+  }
+
+  run(): void {
+    const { progress, windowBytes } = this.options
+    const tables = new SectorMap(Math.min(this.tableCount, 2 ** 32), windowBytes)
+    eachWindow(tables, () => this.takeTables(tables))
+    const grains = new SectorMap(Math.min(this.fileGrains, this.roomGrains), windowBytes)
+    eachWindow(grains, window => {
+      const { windows } = grains
+      this.takeGrains(grains, part => progress?.((window + part) / windows))
+    })
+    const { allocated, fragmented, highest, header } = this
+    const { offset, bytes } = header.regions.tables
+    const endBytes =
+      highest < 0
+        ? offset + bytes
+        : header.regions.grains.offset + (highest + 1) * header.grainBytes
+    this.sink.grains({ allocated, fragmented, endBytes })
+  }
+
+  /** Calls `visit` for each entry of the directory that is not zero. */
+  private eachEntry(visit: (index: number, low: number, high: number) => void): void {
+    const { offset } = this.header.regions.directory
+    for (let first = 0; first < this.directoryEntries; first += SLICE_ENTRIES) {
+      const count = Math.min(SLICE_ENTRIES, this.directoryEntries - first)
+      this.slice.read(this.store, offset + first * ENTRY_BYTES, count)
+      for (let i = 0; i < count; i++) {
+        const low = this.slice.words[2 * i] as number
+        const high = this.slice.words[2 * i + 1] as number
+        if (low !== 0 || high !== 0) visit(first + i, low, high)
+      }
+    }
+  }
+
+  private takeTables(map: SectorMap): void {
+    this.eachEntry((index, low, high) => {
+      if (this.skipped.has(index)) return
+      const problem =
+        high !== TABLE_IS_HERE
+          ? `is 0x${hex(high, low)}, which names no grain table`
+          : low >= this.tableCount
+            ? `names the grain table ${low} of ${this.tableCount}`
+            : map.isTaken(low, low + 1)
+              ? `names the grain table ${low}, as another one does`
+              : undefined
+      if (problem === undefined) map.take(low, low + 1)
+      else {
+        this.skipped.set(index)
+        const at = this.header.regions.directory.offset + index * ENTRY_BYTES
+        this.sink.corruption(at, () => `the directory entry ${index} ${problem}`)
+      }
+    })
+  }
+
+  private takeGrains(map: SectorMap, progress: (part: number) => void): void {
+    this.eachEntry((index, low) => {
+      if (index % 64 === 0) progress(index / this.directoryEntries)
+      if (this.skipped.has(index)) return
+      const at = this.header.regions.tables.offset + low * TABLE_BYTES
+      const next = this.store.nextData(at)
+      if (next < 0 || next >= at + TABLE_BYTES) return
+      this.table.read(this.store, at, TABLE_ENTRIES)
+      for (let i = 0; i < TABLE_ENTRIES; i++) this.takeGrain(map, at, i)
+    })
+    progress(1)
+  }
+
+  private takeGrain(map: SectorMap, table: number, i: number): void {
+    const low = this.table.words[2 * i] as number
+    const high = this.table.words[2 * i + 1] as number
+    const isFirst = map.first === 0
+    const kind = high >>> 28
+    if (kind === UNMAPPED || kind === ZERO || (high === 0 && low === 0)) return
+    const blame = (what: string) =>
+      this.sink.corruption(
+        table + i * ENTRY_BYTES,
+        () => `the grain table entry 0x${hex(high, low)} ${what}`,
+      )
+    if (kind !== DATA) {
+      if (isFirst) blame('means nothing')
+      return
+    }
+    // The low 12 bits of the index stand over the others; what 53 bits do not hold lies behind any file.
+    const index = ((high & 0xffff) * 2 ** 32 + low) * 2 ** 12 + ((high >>> 16) & 0xfff)
+    if (isFirst) {
+      this.count(index)
+      if (index >= this.roomGrains) blame('names a grain that is not among the grains')
+      else if (index >= this.fileGrains) blame('names a grain beyond the end of the file')
+    }
+    if (index < map.first || index >= map.end) return
+    if (map.isTaken(index, index + 1)) blame('names a grain that another one names, too')
+    map.take(index, index + 1)
+  }
+
+  private count(index: number): void {
+    this.allocated++
+    if (this.last >= 0 && index !== this.last + 1) this.fragmented++
+    this.last = index
+    if (index < this.fileGrains) this.highest = Math.max(this.highest, index)
+  }
+}
+
+/** Goes over all windows of the map; over one, if it has none. */
+function eachWindow(map: SectorMap, act: (window: number) => void): void {
+  for (let window = 0; window < Math.max(1, map.windows); window++) {
+    map.begin(window)
+    act(window)
+  }
+}
+
+const hex = (high: number, low: number): string =>
+  high.toString(16).padStart(8, '0') + low.toString(16).padStart(8, '0')

@@ -1,0 +1,74 @@
+/** Grain tables, many at once: they mostly lie one behind the other, in the order of their directory. */
+import { ImageError } from '../../../errors.js'
+import type { Store } from '../../../io/store.js'
+import { SECTOR_BYTES } from '../parts.js'
+
+const ENTRY_BYTES = 4
+/** Of tables that are read at once. */
+const BATCH_BYTES = 256 * 1024
+
+/** How many tables of that many bytes are read at once. */
+export const batchOf = (tableBytes: number): number =>
+  Math.max(1, Math.floor(BATCH_BYTES / tableBytes))
+
+export class TableReader {
+  /** Words from the start of a table to that of the next. */
+  readonly stride: number
+  /** The entries of the tables that were read last; vimgfs runs where words are little-endian. */
+  readonly words: Uint32Array
+  private readonly bytes: Buffer
+
+  /** @param tableBytes whole sectors */
+  constructor(
+    private readonly store: Store,
+    private readonly tableBytes: number,
+  ) {
+    this.stride = tableBytes / ENTRY_BYTES
+    this.bytes = Buffer.from(new ArrayBuffer(batchOf(tableBytes) * tableBytes))
+    this.words = new Uint32Array(this.bytes.buffer)
+  }
+
+  /**
+   * Reads the tables that begin at the first `count` of `sectors`; where that is 0 the table is zeros.
+   * Returns whether there may be any other entry than 0. Throws ImageError where the file ends within a
+   * table, SystemError.
+   */
+  read(sectors: Uint32Array, count: number): boolean {
+    const { bytes, tableBytes } = this
+    let hasEntries = false
+    for (let i = 0; i < count; ) {
+      const sector = sectors[i] as number
+      const step = sector === 0 ? 0 : tableBytes / SECTOR_BYTES
+      let end = i + 1
+      while (end < count && sectors[end] === sector + (end - i) * step) end++
+      const [start, length] = [i * tableBytes, (end - i) * tableBytes]
+      if (sector === 0 || this.isHole(sector * SECTOR_BYTES, length)) {
+        bytes.fill(0, start, start + length)
+      } else {
+        this.fill(start, length, sector * SECTOR_BYTES)
+        hasEntries = true
+      }
+      i = end
+    }
+    return hasEntries
+  }
+
+  /** Whether the first `entries` entries of table `index` are those of the same table of `other`. */
+  isEqual(other: TableReader, index: number, entries: number): boolean {
+    const start = index * this.tableBytes
+    const end = start + entries * ENTRY_BYTES
+    return this.bytes.compare(other.bytes, start, end, start, end) === 0
+  }
+
+  private isHole(at: number, length: number): boolean {
+    const next = this.store.nextData(at)
+    return next < 0 || next >= at + length
+  }
+
+  private fill(start: number, length: number, at: number): void {
+    if (this.store.read(this.bytes, start, length, at) === length) return
+    throw new ImageError('CORRUPT', 'the file has become shorter since it was opened', {
+      path: this.store.path,
+    })
+  }
+}

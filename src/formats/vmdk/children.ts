@@ -1,0 +1,166 @@
+/**
+ * The disks that stand on an image. Each holds only what differs from the image as it was when the disk
+ * was made, so whoever writes the image breaks them all.
+ *
+ * They are looked for where parents are (see parent.ts): beside the image. What a descriptor there says
+ * is compared and never opened, and one that cannot be read is no reason to refuse anything: nothing
+ * throws. Where it is in doubt whether a disk is a child, it is one.
+ */
+import fs from 'node:fs'
+import path from 'node:path'
+import type { FileSpec } from '../chain.js'
+import { MAX_VMDK_DESCRIPTOR_BYTES } from '../limits.js'
+import { isDescriptor, NO_PARENT_CID } from './descriptor.js'
+import type { VmdkSpec } from './image.js'
+import { parentNames } from './parent.js'
+import { extentKind, SECTOR_BYTES } from './parts.js'
+import { keyValue, readText, textBytes } from './text.js'
+
+const { O_RDONLY, O_NONBLOCK, O_NOFOLLOW } = fs.constants
+
+/** Files of a folder, at most, that are looked at. */
+const MAX_FILES = 4096
+
+/**
+ * The names of the disk files that name `image` as their parent, sorted; those in its folder, by the name
+ * it was given by and by the one without symbolic links. What their parentCID is does not count: a child
+ * whose parent was changed before is one that may still be rescued.
+ */
+export function childrenOf(
+  image: Pick<FileSpec, 'path' | 'fd'>,
+  { descriptor }: Pick<VmdkSpec, 'descriptor'>,
+): string[] {
+  const own: Image = {
+    stat: fs.fstatSync(image.fd, { bigint: true }),
+    names: new Set(namesOf(image.path).map(name => path.basename(name))),
+    uuid: uuidOf(descriptor?.ddb['uuid.image']),
+  }
+  const folders = new Set(namesOf(image.path).map(name => path.dirname(name)))
+  const found = [...folders].flatMap(folder =>
+    disksIn(folder).filter(file => isChild(file, folder, own)),
+  )
+  return [...new Set(found.map(file => file.toString()))].sort()
+}
+
+interface Image {
+  readonly stat: fs.BigIntStats
+  /** Without folders. */
+  readonly names: ReadonlySet<string>
+  readonly uuid: string | undefined
+}
+
+/** As it was given, and without symbolic links. */
+function namesOf(file: string): string[] {
+  const given = path.resolve(file)
+  return [given, attempted(() => fs.realpathSync(given)) ?? given]
+}
+
+/** Names of disk files, as the folder has them: in no encoding, perhaps. */
+function disksIn(folder: string): Buffer[] {
+  const names = attempted(() => fs.readdirSync(folder, { encoding: 'buffer' })) ?? []
+  return names
+    .filter(name => name.toString('latin1').toLowerCase().endsWith('.vmdk'))
+    .sort(Buffer.compare)
+    .slice(0, MAX_FILES)
+}
+
+function isChild(name: Buffer, folder: string, image: Image): boolean {
+  const text = attempted(() =>
+    readDescriptor(Buffer.concat([Buffer.from(`${folder}/`), name]), image),
+  )
+  if (!text) return false
+  const { parentCid, parentHint, parentUuid } = parentOf(text)
+  if (image.uuid !== undefined && uuidOf(parentUuid) === image.uuid) return true
+  if (parentCid === undefined || isNoParent(parentCid) || !parentHint) return false
+  return parentNames(parentHint).some(
+    hint => image.names.has(path.basename(hint)) || isSame(path.resolve(folder, hint), image),
+  )
+}
+
+/** The lines that are of account here, and the one that says how to read them. */
+const LINES = /^[ \t]*(?:encoding|parentCID|parentFileNameHint|ddb\.uuid\.parent)[ \t]*=[^\r\n]*/gim
+/** Lines of them that are read: a descriptor has each once. */
+const MAX_LINES = 64
+
+/** No other lines are read: a child is one, be its extents damaged or of a kind that is not known. */
+function parentOf(text: Buffer): {
+  parentCid: string | undefined
+  parentHint: string | undefined
+  parentUuid: string | undefined
+} {
+  const matches = textBytes(text).toString('latin1').match(LINES) ?? []
+  const lines = Buffer.from(matches.slice(0, MAX_LINES).join('\n'), 'latin1')
+  const keys = new Map<string, string>()
+  for (const line of readText(lines, 'encoding').lines) {
+    const { key, value } = keyValue(line) as { key: string; value: string }
+    // Of a key that occurs twice the first one counts, as in descriptor.ts.
+    if (!keys.has(key.toLowerCase())) keys.set(key.toLowerCase(), value)
+  }
+  return {
+    parentCid: keys.get('parentcid'),
+    parentHint: keys.get('parentfilenamehint'),
+    parentUuid: keys.get('ddb.uuid.parent'),
+  }
+}
+
+const isNoParent = (cid: string): boolean => cid.toLowerCase() === NO_PARENT_CID.toString(16)
+
+/** For comparing; undefined for none, as VirtualBox writes it for a disk that stands on no other. */
+function uuidOf(text: string | undefined): string | undefined {
+  const plain = text?.replace(/[{}]/g, '').toLowerCase()
+  return plain === undefined || /^[0-]*$/.test(plain) ? undefined : plain
+}
+
+/** The file is only looked at, whatever the name leads to. */
+function isSame(file: string, { stat }: Image): boolean {
+  const other = attempted(() => fs.statSync(file, { bigint: true }))
+  return other?.dev === stat.dev && other.ino === stat.ino
+}
+
+/** Where the header of a hosted sparse extent says where its descriptor is: u64, in sectors. */
+const DESCRIPTOR_OFFSET_AT = 28
+const DESCRIPTOR_SIZE_AT = 36
+
+/**
+ * The descriptor in a file that is one, or that has one embedded; undefined where there is none, or the
+ * file is `image`. Its tables are not read: a child that is damaged there is one all the same.
+ */
+function readDescriptor(file: Buffer, image: Image): Buffer | undefined {
+  // A link is another name of what lies elsewhere. A FIFO must not hold us up before we see what it is.
+  const fd = fs.openSync(file, O_RDONLY | O_NONBLOCK | O_NOFOLLOW)
+  try {
+    const stat = fs.fstatSync(fd, { bigint: true })
+    if (!stat.isFile() || (stat.dev === image.stat.dev && stat.ino === image.stat.ino)) {
+      return undefined
+    }
+    const sizeBytes = Number(stat.size)
+    const head = readAt(fd, 0, Math.min(sizeBytes, SECTOR_BYTES))
+    const kind = extentKind(head)
+    if (kind === undefined) {
+      const isText = sizeBytes <= MAX_VMDK_DESCRIPTOR_BYTES && isDescriptor(head)
+      return isText ? readAt(fd, 0, sizeBytes) : undefined
+    }
+    if (kind !== 'sparse' || head.length < SECTOR_BYTES) return undefined
+    const offset = Number(head.readBigUInt64LE(DESCRIPTOR_OFFSET_AT)) * SECTOR_BYTES
+    const bytes = Number(head.readBigUInt64LE(DESCRIPTOR_SIZE_AT)) * SECTOR_BYTES
+    if (offset >= sizeBytes) return undefined
+    return readAt(fd, offset, Math.min(bytes, sizeBytes - offset, MAX_VMDK_DESCRIPTOR_BYTES))
+  } finally {
+    fs.closeSync(fd)
+  }
+}
+
+function readAt(fd: number, at: number, length: number): Buffer {
+  const bytes = Buffer.alloc(length)
+  return bytes.subarray(0, fs.readSync(fd, bytes, 0, length, at))
+}
+
+/** What `act` returns; undefined where the system has refused it. */
+function attempted<T>(act: () => T): T | undefined {
+  try {
+    return act()
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === undefined) throw error
+    return undefined
+  }
+}

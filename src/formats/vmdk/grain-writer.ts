@@ -1,0 +1,414 @@
+/**
+ * Writing a sparse extent: hosted ones and COWD (VMware, Virtual Disk Format 5.0, "Hosted Sparse
+ * Extents", "ESX Server Sparse Extents").
+ *
+ *  (1) Grains and grain tables are appended to the file and never given back: what reads as zeros again is
+ *      a hole of the file. So what lies behind the file's end is nobody's, and zeros.
+ *  (2) A grain is whole in the file, on the disk, before an entry names it; a table before the directory
+ *      names it.
+ *  (3) A redundant table is a copy of the first one. Which of them a cut leaves behind does not matter: the
+ *      next writer makes them equal again, since the header says until the end that it has to look.
+ *  (4) What the header says of the next free sector is on the disk before anything behind it is named.
+ *  (5) A table has its room on the file system before a write that changes it has returned: a flush that
+ *      finds the file system full would lose what many writes were told is written.
+ */
+import { constants } from 'node:os'
+import { STAGE, type TablePool } from '../../cache/table-pool.js'
+import { ImageError, orEndWriting, SystemError } from '../../errors.js'
+import type { WritableStore } from '../../io/store.js'
+import type { Reservation } from '../writable.js'
+import { wholeSectors } from './grain-tables.js'
+import { type GrainLayout, MAX_FILE_BYTES, tableBytesOf } from './layout.js'
+import { type ReadTable, SECTOR_BYTES } from './parts.js'
+
+const ENTRY_BYTES = 4
+/** What is read, and kept in the pool, of a table at once; the drivers cut tables alike. */
+const SLICE_BYTES = 4096
+/** Entries: a sector's number, or one of these. */
+const SILENT = 0
+const ZERO = 1
+/** Bytes of grains that one reservation takes at most. */
+const MAX_RUN_BYTES = 2 ** 21
+/** Redundant tables, at most, that are made right before the first write: a cut leaves a few behind. */
+const MAX_MENDED = 16_384
+/** Slices that one step changes at most: a table and its copy, their entries, and the header. */
+export const STEP_SLICES = 16
+
+export interface GrainWriterParts {
+  readonly layout: GrainLayout
+  /** What the extent holds of the disk, in bytes: its last grain may reach beyond. */
+  readonly sizeBytes: number
+  readonly store: WritableStore
+  /** Where its file begins in the space of the cache and the pool, and how long it may become there. */
+  readonly base: number
+  readonly spanBytes: number
+  readonly readTable: ReadTable
+  readonly pool: TablePool
+}
+
+/** `offset` and `length` are of the extent. */
+export interface GrainReservation extends Reservation {
+  /** Which entry of the directory maps it, the first entry of that table, and how many. */
+  readonly table: number
+  readonly first: number
+  readonly grains: number
+}
+
+/** A part of a table. */
+interface Slice {
+  readonly at: number
+  readonly length: number
+}
+
+export class GrainWriter {
+  readonly grainBytes: number
+  private readonly tableBytes: number
+  private readonly directoryBytes: number
+  /** Bytes of the disk that a table maps. */
+  private readonly coverage: number
+
+  constructor(private readonly parts: GrainWriterParts) {
+    const { layout } = parts
+    this.grainBytes = layout.grainBytes
+    this.tableBytes = tableBytesOf(layout)
+    this.directoryBytes = wholeSectors(layout.directoryEntries * ENTRY_BYTES)
+    this.coverage = layout.grainBytes * layout.tableEntries
+  }
+
+  /** Grains for a piece of the disk that has none; as WritableDriver.reserve. */
+  reserve(offset: number, length: number): GrainReservation {
+    const { store } = this.parts
+    const { grainBytes } = this
+    const table = Math.floor(offset / this.coverage)
+    const place = this.ownTable(table)
+    const inGrain = offset % grainBytes
+    const first = Math.floor((offset - table * this.coverage) / grainBytes)
+    const wanted = Math.min(inGrain + length, Math.max(MAX_RUN_BYTES, grainBytes))
+    const grains = this.grainless(place, first, Math.ceil(wanted / grainBytes))
+    this.takeRoomFor(table, first, grains)
+    const at = Math.ceil(store.sizeBytes / grainBytes) * grainBytes
+    this.requireRoom(at + grains * grainBytes)
+    const start = offset - inGrain
+    return {
+      offset: start,
+      length: Math.min(grains * grainBytes, this.parts.sizeBytes - start),
+      store,
+      at,
+      isZeroed: true, // rule (1)
+      table,
+      first,
+      grains,
+    }
+  }
+
+  link({ table, first, grains, at }: GrainReservation): void {
+    const { store } = this.parts
+    const end = at + grains * this.grainBytes
+    try {
+      // What was not written of the last grain is a hole, and part of the file.
+      if (store.sizeBytes < end) store.truncate(end)
+    } catch (error) {
+      this.cutBack(at)
+      throw error
+    }
+    this.noteFree(end)
+    const perGrain = this.grainBytes / SECTOR_BYTES
+    this.setEntries(table, first, grains, i => at / SECTOR_BYTES + i * perGrain)
+  }
+
+  cancel({ at }: GrainReservation): void {
+    this.cutBack(at)
+  }
+
+  /** Takes off what was appended from `at` on. */
+  private cutBack(at: number): void {
+    const { store } = this.parts
+    if (store.sizeBytes <= at) return
+    try {
+      store.truncate(at)
+    } catch (error) {
+      // Then it is space that nothing uses.
+      if (!(error instanceof SystemError)) throw error
+    }
+  }
+
+  /** Runs what appends to the file; where that fails nothing is left of it. */
+  private appending<T>(act: () => T): T {
+    const at = this.parts.store.sizeBytes
+    try {
+      return act()
+    } catch (error) {
+      this.cutBack(at)
+      throw error
+    }
+  }
+
+  /**
+   * Makes whole grains that have none read as zeros, whatever lies below; `length` bytes from `offset` on
+   * at most. Returns how many bytes are done, 0 where no whole grain is covered.
+   */
+  zeroGrainless(offset: number, length: number): number {
+    const { layout, sizeBytes } = this.parts
+    if (offset % this.grainBytes !== 0) return 0
+    const isEnd = offset + length === sizeBytes
+    const whole = isEnd ? length : Math.floor(length / this.grainBytes) * this.grainBytes
+    if (whole === 0) return 0
+    if (!layout.hasZeroGrains) {
+      // Grains that nothing is written to.
+      const reservation = this.reserve(offset, whole)
+      this.link(reservation)
+      return Math.min(reservation.length, whole)
+    }
+    const table = Math.floor(offset / this.coverage)
+    const first = Math.floor((offset - table * this.coverage) / this.grainBytes)
+    const place = this.ownTable(table)
+    const grains = this.grainless(place, first, Math.ceil(whole / this.grainBytes))
+    this.takeRoomFor(table, first, grains)
+    this.noteFree(0)
+    this.setEntries(table, first, grains, () => ZERO)
+    return Math.min(grains * this.grainBytes, whole)
+  }
+
+  /**
+   * Rule (3): makes the redundant tables `behind` and their directory what the first ones are, as a cut or
+   * another program has left them. Returns how many were not. Throws SystemError.
+   */
+  mend(behind: readonly { readonly at: number; readonly from: number }[]): number {
+    const { store, layout } = this.parts
+    if (behind.length > MAX_MENDED) throw this.beyondMending()
+    for (const { at, from } of behind) this.copyTable(from, at)
+    const { directoryAt, redundantDirectoryAt } = layout
+    if (redundantDirectoryAt === undefined) return behind.length
+    const uneven = this.appending(() => this.addMissingTables(directoryAt, redundantDirectoryAt))
+    for (const { index, table } of uneven) {
+      const slice = this.directorySlice(redundantDirectoryAt, index)
+      const entry = Buffer.alloc(ENTRY_BYTES)
+      entry.writeUInt32LE(table / SECTOR_BYTES)
+      this.parts.pool.forget(this.parts.base + slice.at, slice.length)
+      store.write(entry, 0, ENTRY_BYTES, redundantDirectoryAt + index * ENTRY_BYTES)
+    }
+    return behind.length + uneven.length
+  }
+
+  /**
+   * Makes the next free sector that the header gives the end of the file, where it lies before `usedBytes`,
+   * so that others would write over grains, or behind the file, so that they would miss some. Returns
+   * whether it did.
+   */
+  mendFreeSector(usedBytes: number): boolean {
+    const { store, layout, pool, base } = this.parts
+    const { freeSectorAt, headerBytes } = layout
+    if (freeSectorAt === undefined) return false
+    const sectors = Math.ceil(Math.min(store.sizeBytes, MAX_FILE_BYTES) / SECTOR_BYTES)
+    const free = this.read({ at: 0, length: headerBytes }).readUInt32LE(freeSectorAt)
+    if (free * SECTOR_BYTES >= usedBytes && free <= sectors) return false
+    const field = Buffer.alloc(4)
+    field.writeUInt32LE(sectors)
+    pool.forget(base, headerBytes)
+    store.write(field, 0, field.length, freeSectorAt)
+    return true
+  }
+
+  /**
+   * Where the directories do not both name a table, or none: copies of the first ones, which are on the
+   * disk, and what the redundant directory is to say.
+   */
+  private addMissingTables(
+    directoryAt: number,
+    redundantDirectoryAt: number,
+  ): { index: number; table: number }[] {
+    const { store, layout } = this.parts
+    const uneven: { index: number; table: number }[] = []
+    for (let index = 0; index < layout.directoryEntries; index++) {
+      const first = this.tableAt(directoryAt, index)
+      const isAbsent = this.tableAt(redundantDirectoryAt, index) === 0
+      if ((first === 0) === isAbsent) continue
+      const table = first === 0 ? 0 : wholeSectors(store.sizeBytes)
+      if (first !== 0) {
+        this.requireRoom(table + this.tableBytes)
+        this.copyTable(first, table)
+      }
+      uneven.push({ index, table })
+      if (uneven.length > MAX_MENDED) throw this.beyondMending()
+    }
+    if (uneven.length > 0) orEndWriting(() => store.sync()) // rule (2)
+    return uneven
+  }
+
+  private beyondMending(): ImageError {
+    const what = `more than ${MAX_MENDED} of its redundant grain tables are not what the first ones are`
+    return new ImageError('CORRUPT', `${what}; see vimgfs check`, {
+      path: this.parts.store.path,
+      endsWriting: true,
+    })
+  }
+
+  private copyTable(from: number, at: number): void {
+    const { store, pool, base } = this.parts
+    const bytes = Buffer.alloc(this.tableBytes)
+    store.read(bytes, 0, bytes.length, from)
+    pool.forget(base + at, bytes.length)
+    store.write(bytes, 0, bytes.length, at)
+  }
+
+  /** Whether the header says, or will after the next flush, that somebody writes the extent. */
+  get isOpen(): boolean {
+    return this.saysOpen(this.read({ at: 0, length: this.parts.layout.headerBytes }))
+  }
+
+  private saysOpen(header: Buffer): boolean {
+    const { uncleanAt, uncleanBytes } = this.parts.layout
+    return header.readUIntLE(uncleanAt, uncleanBytes) !== 0
+  }
+
+  /** Says in the header that nobody writes the extent any more. All tables are on the disk. */
+  close(): void {
+    const { store, layout, pool, base } = this.parts
+    pool.forget(base, layout.headerBytes)
+    const { uncleanAt, uncleanBytes } = layout
+    orEndWriting(() => store.write(Buffer.alloc(uncleanBytes), 0, uncleanBytes, uncleanAt))
+  }
+
+  /** How many entries from `first` on name no grain, `wanted` at most; 1 at least. */
+  private grainless(place: number, first: number, wanted: number): number {
+    const most = Math.min(wanted, this.parts.layout.tableEntries - first)
+    for (let count = 1; ; ) {
+      if (count >= most) return most
+      const slice = this.tableSlice(place, first + count)
+      const bytes = this.read(slice)
+      let at = ((first + count) * ENTRY_BYTES) % SLICE_BYTES
+      for (; count < most && at < slice.length; count++, at += ENTRY_BYTES) {
+        if (this.isGrain(bytes.readUInt32LE(at))) return count
+      }
+    }
+  }
+
+  private isGrain(entry: number): boolean {
+    return entry !== SILENT && !(entry === ZERO && this.parts.layout.hasZeroGrains)
+  }
+
+  /** Where the table of a directory's entry is, made where there is none yet; its copy alike. */
+  private ownTable(index: number): number {
+    const { directoryAt, redundantDirectoryAt } = this.parts.layout
+    const table = this.tableAt(directoryAt, index)
+    const hasCopy =
+      redundantDirectoryAt === undefined || this.tableAt(redundantDirectoryAt, index) !== 0
+    if (table === 0 || !hasCopy) this.addTables(index, table === 0, !hasCopy)
+    return table === 0 ? this.tableAt(directoryAt, index) : table
+  }
+
+  /** New tables, of nothing but zeros, at the end of the file. */
+  private addTables(index: number, first: boolean, copy: boolean): void {
+    const { store, layout } = this.parts
+    const at = wholeSectors(store.sizeBytes)
+    const end = at + this.tableBytes * (Number(first) + Number(copy))
+    this.requireRoom(end)
+    const { directoryAt, redundantDirectoryAt } = layout
+    if (first) this.takeRoom(this.directorySlice(directoryAt, index))
+    if (copy) this.takeRoom(this.directorySlice(redundantDirectoryAt as number, index))
+    this.appending(() => store.write(Buffer.alloc(end - at), 0, end - at, at))
+    this.parts.pool.forget(this.parts.base + at, end - at)
+    this.noteFree(end)
+    if (first) this.setDirectory(directoryAt, index, at)
+    if (copy) this.setDirectory(redundantDirectoryAt as number, index, end - this.tableBytes)
+  }
+
+  /** Rule (5), for entries of a table and of its copy. */
+  private takeRoomFor(table: number, first: number, count: number): void {
+    const { directoryAt, redundantDirectoryAt } = this.parts.layout
+    for (const directory of [directoryAt, redundantDirectoryAt]) {
+      if (directory === undefined) continue
+      const place = this.tableAt(directory, table)
+      for (let index = first; index < first + count; index += SLICE_BYTES / ENTRY_BYTES) {
+        this.takeRoom(this.tableSlice(place, index))
+      }
+      this.takeRoom(this.tableSlice(place, first + count - 1))
+    }
+  }
+
+  /** Rule (5). What is in the pool has its room since it came there. */
+  private takeRoom({ at, length }: Slice): void {
+    const { store, pool, base } = this.parts
+    if (pool.find(base + at) !== undefined) return
+    if (store.nextData(at) === at && store.nextHole(at) >= at + length) return
+    const bytes = Buffer.alloc(length)
+    store.read(bytes, 0, length, at)
+    store.write(bytes, 0, length, at)
+  }
+
+  private setDirectory(directoryAt: number, index: number, table: number): void {
+    const slice = this.directorySlice(directoryAt, index)
+    const at = (index * ENTRY_BYTES) % SLICE_BYTES
+    this.edit(slice, STAGE.links).writeUInt32LE(table / SECTOR_BYTES, at)
+  }
+
+  /** Where the table of an entry of the directory at `directoryAt` is; 0 for none. */
+  private tableAt(directoryAt: number, index: number): number {
+    const slice = this.read(this.directorySlice(directoryAt, index))
+    return slice.readUInt32LE((index * ENTRY_BYTES) % SLICE_BYTES) * SECTOR_BYTES
+  }
+
+  /** Rule (3). */
+  private setEntries(
+    table: number,
+    first: number,
+    count: number,
+    valueOf: (i: number) => number,
+  ): void {
+    const { directoryAt, redundantDirectoryAt } = this.parts.layout
+    const place = this.tableAt(directoryAt, table)
+    const copy = redundantDirectoryAt && this.tableAt(redundantDirectoryAt, table)
+    for (let i = 0; i < count; ) {
+      const slice = this.tableSlice(place, first + i)
+      const bytes = this.edit(slice, STAGE.links)
+      let at = ((first + i) * ENTRY_BYTES) % SLICE_BYTES
+      for (; i < count && at < slice.length; i++, at += ENTRY_BYTES) {
+        bytes.writeUInt32LE(valueOf(i), at)
+      }
+      if (!copy) continue
+      const twin = { at: copy + slice.at - place, length: slice.length }
+      this.edit(twin, STAGE.links).set(bytes)
+    }
+  }
+
+  /** Rule (4), and that the extent is open; `end` is where what is in use ends, in bytes. */
+  private noteFree(end: number): void {
+    const { layout } = this.parts
+    const { headerBytes, uncleanAt, freeSectorAt } = layout
+    const slice = { at: 0, length: headerBytes }
+    const known = this.read(slice)
+    const free = freeSectorAt === undefined ? 0 : known.readUInt32LE(freeSectorAt)
+    const sectors = end / SECTOR_BYTES
+    if (this.saysOpen(known) && (freeSectorAt === undefined || free >= sectors)) return
+    const header = this.edit(slice, STAGE.refcounts)
+    header[uncleanAt] = 1
+    if (freeSectorAt !== undefined) header.writeUInt32LE(Math.max(free, sectors), freeSectorAt)
+  }
+
+  private requireRoom(end: number): void {
+    if (end <= Math.min(this.parts.spanBytes, MAX_FILE_BYTES)) return
+    throw new SystemError('write', constants.errno.EFBIG, this.parts.store.path)
+  }
+
+  private directorySlice(directoryAt: number, index: number): Slice {
+    return sliceOf(directoryAt, this.directoryBytes, index * ENTRY_BYTES)
+  }
+
+  private tableSlice(place: number, index: number): Slice {
+    return sliceOf(place, this.tableBytes, index * ENTRY_BYTES)
+  }
+
+  private read({ at, length }: Slice): Buffer {
+    return this.parts.readTable(at, length)
+  }
+
+  private edit(slice: Slice, stage: number): Buffer {
+    const { pool, base } = this.parts
+    return pool.edit(base + slice.at, stage, () => this.read(slice).subarray(0, slice.length))
+  }
+}
+
+function sliceOf(at: number, bytes: number, byte: number): Slice {
+  const start = Math.floor(byte / SLICE_BYTES) * SLICE_BYTES
+  return { at: at + start, length: Math.min(SLICE_BYTES, bytes - start) }
+}

@@ -1,0 +1,694 @@
+/**
+ * Good VMDK images with fields, words and sizes changed where it hurts: thousands, each opened for writing
+ * and written to. Whatever the image is, it is refused in a line, or what was written reads back, what was
+ * not reads as before, and no file changes but those that its descriptor gives for writing.
+ */
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  ftruncateSync,
+  openSync,
+  readFileSync,
+  statSync,
+  writeSync,
+} from 'node:fs'
+import { basename, join } from 'node:path'
+import { Worker } from 'node:worker_threads'
+import fc from 'fast-check'
+import t from 'tap'
+import { ClusterCache } from '../../../src/cache/cluster-cache.js'
+import { COUNTS } from '../../../src/cache/counts.js'
+import { MetadataCache } from '../../../src/cache/metadata-cache.js'
+import { type PoolMemory, TablePool } from '../../../src/cache/table-pool.js'
+import {
+  closeChain,
+  type FileSpec,
+  filesOf,
+  openChain,
+  storeOf,
+} from '../../../src/formats/chain.js'
+import { createDiskMemory } from '../../../src/formats/disk-memory.js'
+import type { View } from '../../../src/formats/driver.js'
+import { ImageSet } from '../../../src/formats/image-set.js'
+import { SharedDisk } from '../../../src/formats/shared-disk.js'
+import { VmdkDriver } from '../../../src/formats/vmdk/driver.js'
+import { inspectGrains } from '../../../src/formats/vmdk/grain-check.js'
+import type { VmdkSpec } from '../../../src/formats/vmdk/image.js'
+import { grainLayout } from '../../../src/formats/vmdk/layout.js'
+import type { VmdkMemory } from '../../../src/formats/vmdk/write-memory.js'
+import { VmdkWriter } from '../../../src/formats/vmdk/writer.js'
+import { WritableFileStore } from '../../../src/io/store.js'
+import { buildCowd } from '../../fixtures/cowd-builder.js'
+import { noise } from '../../fixtures/model.js'
+import { buildExtent, type Grain, HEADER_AT } from '../../fixtures/vmdk-builder.js'
+import { problemOf } from '../../support/exercise.js'
+import { openImage, readAt } from '../../support/image.js'
+import { holds } from '../../support/property.js'
+import { tempFolder } from '../../support/run.js'
+import { bracketed, collectShared } from '../../support/writable.js'
+import { descriptor, type Files } from './hostile-images.js'
+
+const { O_CREAT, O_RDWR } = constants
+const SECONDS = process.env.VIMGFS_TEST_LONG === '1' ? 300 : 2.5
+const MIN_RUNS = 30
+const SECTOR = 512
+const K = 1024
+/** Of one image, until it counts as slow, and until the process is ended since it hangs. */
+const SLOW_MS = 5000
+const HANG_MS = 25_000
+/** Of the process, which has a hundred MiB without any image. */
+const MAX_RSS_BYTES = 1.5 * 2 ** 30
+
+// --- The images
+
+const grain = (sectors: number, seed: number): Grain => ({
+  kind: 'data',
+  bytes: noise(sectors * SECTOR, seed),
+})
+const grains = (sectors: number, ...places: number[]) =>
+  new Map(places.map((place, i): [number, Grain] => [place, grain(sectors, i + 1)]))
+
+const sparse = buildExtent({
+  capacitySectors: 512,
+  grainSectors: 8,
+  tableEntries: 16,
+  hasZeroGrains: true,
+  grains: new Map([...grains(8, 0, 1, 40, 63), [2, { kind: 'zero' }]]),
+  descriptor: descriptor({ extents: ['RW 512 SPARSE "disk.vmdk"'] }),
+})
+const child = buildExtent({
+  capacitySectors: 512,
+  grainSectors: 4,
+  tableEntries: 32,
+  grains: grains(4, 3, 2, 1, 70),
+  leavesOutTables: true,
+  isUnclean: true,
+  descriptor: descriptor({
+    parent: { hint: 'base.vmdk' },
+    extents: ['RW 511 SPARSE "disk.vmdk"'],
+    cid: '77',
+  }),
+})
+const cowd = buildCowd({
+  sectors: 5000,
+  grains: new Map([4999, 0, 1, 7].map(place => [place, noise(SECTOR, place)])),
+})
+const tiny = buildExtent({
+  capacitySectors: 301,
+  grainSectors: 1,
+  tableEntries: 128,
+  grains: grains(1, 0, 5),
+})
+
+const base = (sectors: number): Files => ({
+  'base.vmdk': descriptor({
+    extents: ['RW 200 FLAT "base-flat.vmdk" 3', `RW ${sectors - 200} ZERO`],
+  }),
+  'base-flat.vmdk': noise(203 * SECTOR, 99),
+})
+
+interface Base {
+  readonly title: string
+  readonly files: Files
+  /** The file of which bytes or words are changed. */
+  readonly file: string
+  /** Where its fields are; undefined where it is text. */
+  readonly fields?: readonly number[]
+}
+
+const { flags, capacity, redundantDirectory, directory, unclean } = HEADER_AT
+const header = [4, flags, flags, capacity, HEADER_AT.grain, 28, 36, 44, redundantDirectory].concat(
+  directory,
+  directory,
+  HEADER_AT.overhead,
+  unclean,
+)
+const spread = (at: number, step: number, count: number) =>
+  Array.from({ length: count }, (_, i) => at + i * step)
+const fieldsOf = (built: typeof sparse) => [
+  ...header,
+  ...spread(built.directoryAt, 4, 4),
+  ...spread(built.redundantDirectoryAt, 4, 4),
+  ...[0, 1, 2, 3].flatMap(index => [built.tableAt(index), built.redundantTableAt(index)]),
+  ...[0, 1, 2, 40, 63].flatMap(place => [built.entryAt(place), built.redundantEntryAt(place)]),
+]
+
+const overParent: Files = { 'disk.vmdk': child.bytes, ...base(512) }
+const overCowd: Files = {
+  'disk.vmdk': descriptor({ parent: { hint: 'base.vmdk' }, extents: ['RW 5000 VMFSSPARSE "x"'] }),
+  x: cowd.bytes,
+  ...base(5000),
+}
+const mixed: Files = {
+  'disk.vmdk': descriptor({
+    parent: { hint: 'base.vmdk' },
+    extents: [
+      'RW 299 SPARSE "s001"',
+      'RW 11 FLAT "flat" 5',
+      'RDONLY 7 FLAT "readonly" 1',
+      'RW 13 ZERO',
+      'RW 500 SPARSE "s002"',
+      'RW 3 FLAT "flat" 17',
+      'RW 4167 VMFSSPARSE "x"',
+    ],
+  }),
+  s001: tiny.bytes,
+  s002: sparse.bytes,
+  flat: noise(30 * SECTOR, 50),
+  readonly: noise(8 * SECTOR, 51),
+  x: cowd.bytes,
+  ...base(5000),
+}
+
+const bases: Base[] = [
+  {
+    title: 'a sparse image',
+    files: { 'disk.vmdk': sparse.bytes },
+    file: 'disk.vmdk',
+    fields: fieldsOf(sparse),
+  },
+  {
+    title: 'a child without some of its tables',
+    files: overParent,
+    file: 'disk.vmdk',
+    fields: fieldsOf(child).filter(at => at > 0),
+  },
+  {
+    title: 'a COWD extent',
+    files: overCowd,
+    file: 'x',
+    fields: [8, 12, 16, 20, 24, 28, 28, 1648].concat(
+      spread(cowd.directoryEntryAt(0), 4, 2),
+      [0, 1, 7, 4999].map(cowd.entryAt),
+      spread(cowd.entryAt(100), 4, 4),
+    ),
+  },
+  {
+    title: 'an extent of a mixed disk',
+    files: mixed,
+    file: 's001',
+    fields: fieldsOf(tiny),
+  },
+  { title: 'the descriptor of a mixed disk', files: mixed, file: 'disk.vmdk' },
+  { title: 'the descriptor of a child', files: overCowd, file: 'disk.vmdk' },
+]
+
+// --- What is changed
+
+/** Places of things in the files, limits, signs and flags. */
+const telling = fc.oneof(
+  { weight: 4, arbitrary: fc.nat(60).map(BigInt) },
+  { weight: 2, arbitrary: fc.nat(300).map(BigInt) },
+  fc.nat(21).map(bit => 1n << BigInt(bit)),
+  fc.constantFrom(0x7fffffffn, 0x80000000n, 0xfffffff8n, 0xffffffffn, 1n << 32n, 1n << 40n),
+  fc.constantFrom((1n << 32n) - 16n, (1n << 53n) / 512n, 1n << 63n, (1n << 64n) - 1n),
+)
+const fieldChange = fc.record({
+  kind: fc.constant('field' as const),
+  index: fc.nat(1000),
+  shift: fc.oneof(
+    { weight: 4, arbitrary: fc.constant(0) },
+    fc.nat(3).map(i => i * 4),
+  ),
+  width: fc.constantFrom(1, 4, 4, 4, 8),
+  value: telling,
+})
+const sizeChange = fc.record({
+  kind: fc.constant('size' as const),
+  /** The bytes that the file gains or loses. */
+  by: fc.oneof(
+    fc.integer({ min: -3000, max: 3000 }),
+    fc.integer({ min: -80, max: 80 }).map(sectors => sectors * SECTOR),
+    fc
+      .tuple(fc.constantFrom(2 ** 31, 2 ** 32, 2 ** 36), fc.integer({ min: -64, max: 64 }))
+      .map(([size, sectors]) => size + sectors * SECTOR),
+  ),
+})
+const word = fc.oneof(
+  fc.constantFrom(
+    'disk.vmdk',
+    'base.vmdk',
+    'base-flat.vmdk',
+    'x',
+    'flat',
+    's001',
+    's002',
+    'readonly',
+  ),
+  fc.constantFrom('RW', 'RDONLY', 'NOACCESS', 'FLAT', 'SPARSE', 'VMFSSPARSE', 'VMFS', 'ZERO'),
+  fc.constantFrom('0', '1', '5', '8', '17', '299', '301', '5000', '4294967295', '17592186044415'),
+  fc.constantFrom('CID', 'cid', 'parentCID', 'changeTrackPath', 'ffffffff', 'fffffffe', '7'),
+  fc.constantFrom('"', '=', '#', '\n', '\r', ' ', 'RW 5 ZERO\n', 'CID=1\n', '\u00a0'),
+)
+const wordChange = fc.record({
+  kind: fc.constant('word' as const),
+  how: fc.constantFrom(
+    'word',
+    'word',
+    'word',
+    'insert',
+    'remove line',
+    'repeat line',
+    'swap lines',
+  ),
+  at: fc.nat(10_000),
+  word,
+})
+type Change =
+  | { kind: 'field'; index: number; shift: number; width: number; value: bigint }
+  | { kind: 'size'; by: number }
+  | { kind: 'word'; how: string; at: number; word: string }
+
+/** Writes the files of `base` with these changes to `folder`, as far as they are not there. */
+function putChanged(
+  folder: string,
+  { files, file, fields }: Base,
+  changes: readonly Change[],
+): void {
+  for (const [name, content] of Object.entries(files)) put(join(folder, name), Buffer.from(content))
+  const path = join(folder, file)
+  let bytes = Buffer.from(files[file] as Buffer | string)
+  let sizeBytes = -1
+  for (const change of changes) {
+    if (change.kind === 'word') bytes = Buffer.from(reworded(bytes.toString(), change))
+    else if (change.kind === 'size') sizeBytes = Math.max(0, bytes.length + change.by)
+    else {
+      const { index, shift, width, value } = change
+      const at = ((fields as number[])[index % (fields as number[]).length] as number) + shift
+      for (let i = 0; i < width; i++) bytes[at + i] = Number((value >> BigInt(8 * i)) & 0xffn)
+    }
+  }
+  put(path, bytes, sizeBytes >= 0 ? sizeBytes : bytes.length)
+}
+
+/** Makes the file one of these bytes, and of that size. */
+function put(path: string, bytes: Buffer, sizeBytes = bytes.length): void {
+  const fd = openSync(path, O_RDWR | O_CREAT)
+  const now = fstatSync(fd).size
+  if (now > MAX_CONTENT_BYTES) ftruncateSync(fd, 0)
+  if (!readFileSync(fd).equals(bytes)) {
+    ftruncateSync(fd, Math.min(bytes.length, fstatSync(fd).size))
+    writeSync(fd, bytes, 0, bytes.length, 0)
+  }
+  if (fstatSync(fd).size !== sizeBytes) ftruncateSync(fd, sizeBytes)
+  closeSync(fd)
+}
+
+function reworded(text: string, { how, at, word }: Change & { kind: 'word' }): string {
+  if (how === 'word' || how === 'insert') {
+    const words = [...text.matchAll(how === 'word' ? /[^\s"=.]+/g : /\b/g)]
+    const match = words[at % Math.max(words.length, 1)]
+    if (!match) return word
+    return text.slice(0, match.index) + word + text.slice(match.index + match[0].length)
+  }
+  const lines = text.split('\n')
+  const index = at % lines.length
+  const line = lines[index] as string
+  if (how === 'swap lines') lines.splice(index, 2, lines[index + 1] ?? '', line)
+  else lines.splice(index, 1, ...(how === 'remove line' ? [] : [line, line]))
+  return lines.join('\n')
+}
+
+// --- What is done with the disk
+
+const step = fc.record({
+  kind: fc.constantFrom('write', 'write', 'write', 'zeros', 'zero', 'flush'),
+  /** Where: from the disk's start, its end or a 2^16th of it. */
+  from: fc.constantFrom('start', 'part', 'part', 'end'),
+  at: fc.nat(2 ** 16 - 1),
+  isAligned: fc.boolean(),
+  length: fc.oneof(fc.nat(40 * K), fc.nat(5000), fc.constantFrom(512, 4096, 8192, 65536, 131072)),
+})
+type Step = Parameters<Parameters<typeof step.map>[0]>[0]
+
+/** The bytes of the disk that a step is about. */
+function rangeOf({ from, at, isAligned, length }: Step, sizeBytes: number) {
+  const place = from === 'start' ? at : from === 'end' ? sizeBytes - at : (sizeBytes / 2 ** 16) * at
+  const offset = Math.max(0, Math.min(Math.floor(place), sizeBytes - 1))
+  const start = isAligned ? offset - (offset % SECTOR) : offset
+  return { start, end: Math.min(sizeBytes, start + length) }
+}
+
+/** Of a disk that is too large to be looked at as a whole, what is looked at around each step. */
+const AROUND_BYTES = 16 * K
+const MAX_WHOLE_BYTES = 4 * 2 ** 20
+const PIECE_BYTES = 4 * K
+
+/** What a part of the disk has to read as; a byte of `known` is 0 where nobody can say. */
+interface Window {
+  readonly start: number
+  readonly bytes: Buffer
+  readonly known: Buffer
+}
+
+type Read = (offset: number, length: number) => Buffer
+
+class Model {
+  readonly problems: string[] = []
+  private readonly windows: Window[]
+
+  constructor(sizeBytes: number, steps: readonly Step[], read: Read) {
+    this.windows = windowsOf(sizeBytes, steps).map(({ start, end }) => {
+      const bytes = Buffer.alloc(end - start)
+      return { start, bytes, known: Buffer.alloc(end - start) }
+    })
+    for (const window of this.windows) {
+      this.eachPiece(window, read, (piece, at) => {
+        if (!piece) return
+        piece.copy(window.bytes, at)
+        window.known.fill(1, at, at + piece.length)
+      })
+    }
+  }
+
+  /** `source` was written at `offset`, or, where it is undefined, any part of `length` bytes was. */
+  changed(offset: number, length: number, source: Buffer | undefined): void {
+    for (const { start, bytes, known } of this.windows) {
+      const from = Math.max(offset, start)
+      const to = Math.min(offset + length, start + bytes.length)
+      if (from >= to) continue
+      source?.copy(bytes, from - start, from - offset, to - offset)
+      known.fill(source ? 1 : 0, from - start, to - start)
+    }
+  }
+
+  compare(when: string, read: Read): void {
+    for (const window of this.windows) {
+      const { start, bytes, known } = window
+      this.eachPiece(window, read, (piece, at, length) => {
+        if (piece?.equals(bytes.subarray(at, at + length))) return
+        const isKnown = known.subarray(at, at + length)
+        if (!piece) {
+          const isSure = isKnown.every(byte => byte === 1)
+          if (isSure) this.problems.push(`${when} ${start + at} cannot be read any more`)
+          return
+        }
+        const wrong = piece.findIndex((byte, i) => isKnown[i] === 1 && byte !== bytes[at + i])
+        if (wrong >= 0) this.problems.push(`${when} ${start + at + wrong} reads as something else`)
+      })
+    }
+  }
+
+  private eachPiece(
+    { start, bytes }: Window,
+    read: Read,
+    act: (piece: Buffer | undefined, at: number, length: number) => void,
+  ): void {
+    for (let at = 0; at < bytes.length; at += PIECE_BYTES) {
+      const length = Math.min(PIECE_BYTES, bytes.length - at)
+      act(
+        this.attempt('read', () => read(start + at, length)),
+        at,
+        length,
+      )
+    }
+  }
+
+  /** What `act` returns; undefined where it failed, as it may. */
+  attempt<T>(what: string, act: () => T): T | undefined {
+    try {
+      return act()
+    } catch (error) {
+      const problem = problemOf(error)
+      if (problem) this.problems.push(`${what}: ${problem}`)
+      return undefined
+    }
+  }
+}
+
+function windowsOf(sizeBytes: number, steps: readonly Step[]): { start: number; end: number }[] {
+  if (sizeBytes <= MAX_WHOLE_BYTES) return [{ start: 0, end: sizeBytes }]
+  const around = steps.map(each => rangeOf(each, sizeBytes))
+  return [...around, { start: 0, end: 0 }, { start: sizeBytes, end: sizeBytes }].map(
+    ({ start, end }) => ({
+      start: Math.max(0, start - AROUND_BYTES),
+      end: Math.min(sizeBytes, end + AROUND_BYTES),
+    }),
+  )
+}
+
+/** Power cuts are not of account here, and syncing takes most of the time. */
+class UnsyncedStore extends WritableFileStore {
+  override sync(): void {}
+}
+
+const CACHES = { metadataBytes: 2 ** 20, clusterBytes: 2 ** 20 }
+
+interface Opened {
+  readonly spec: VmdkSpec
+  readonly path: string
+  readonly disk: SharedDisk
+  readonly read: Read
+  close(): void
+}
+
+/** As image-set.ts does it; undefined for what has become a raw image. Throws what opening throws. */
+function openWritable(path: string): Opened | undefined {
+  collectShared()
+  const chain = openChain(path, { access: 'write', takesLocks: true })
+  try {
+    const [top] = chain.layers
+    const spec = top.vmdk
+    const close = () => closeChain(chain)
+    if (!spec) {
+      close()
+      return undefined
+    }
+    const memory = createDiskMemory(top, 1, storeOf(top))
+    const stores = new Map(
+      filesOf(top).map(({ path, fd }, i) => [
+        fd,
+        new UnsyncedStore(path, fd, new BigInt64Array(memory.sizes, 8 * i, 1)),
+      ]),
+    )
+    const storesOf = (file: FileSpec | undefined) => file && (stores.get(file.fd) as UnsyncedStore)
+    const extents = spec.extents.map(({ file }) => storesOf(file))
+    const pool = new TablePool(memory.pool as PoolMemory)
+    const disk = { kind: 'disk', layer: 0 } as Parameters<ImageSet['viewOf']>[0]
+    const { parent } = new ImageSet(chain.layers, CACHES).viewOf(disk)
+    const driver = new VmdkDriver({
+      spec,
+      stores: extents.map((store, i) => store && { store, storeId: i }),
+      layerId: 0,
+      metadata: new MetadataCache(CACHES.metadataBytes, new Float64Array(COUNTS), pool),
+      clusters: new ClusterCache(CACHES.clusterBytes, new Float64Array(COUNTS)),
+      isWritten: true,
+    })
+    const writer = new VmdkWriter({
+      spec,
+      image: stores.get(top.fd) as UnsyncedStore,
+      stores: extents,
+      driver,
+      pool,
+      memory: memory.vmdk as VmdkMemory,
+      hasParent: parent !== undefined,
+    })
+    const view: View & { driver: VmdkWriter } = { driver: writer, parent }
+    const shared = new SharedDisk(view, memory, 0, top.path)
+    return { spec, path: top.path, disk: shared, read: bracketed(shared, view), close }
+  } catch (error) {
+    closeChain(chain)
+    throw error
+  }
+}
+
+interface Outcome {
+  /** What went wrong, whatever the image is. */
+  readonly problems: string[]
+  /** Whether something was written, and the image closed in order. */
+  readonly isWritten: boolean
+}
+
+/** Opens the image, writes to it and closes it. */
+function useImage(folder: string, names: readonly string[], steps: readonly Step[]): Outcome {
+  const path = join(folder, 'disk.vmdk')
+  const before = new Map(names.map(name => [name, contentOf(join(folder, name))]))
+  const changedFiles = () =>
+    names.filter(name => !isSame(before.get(name) as Content, contentOf(join(folder, name))))
+  let opened: Opened | undefined
+  try {
+    opened = openWritable(path)
+  } catch (error) {
+    const problem = problemOf(error)
+    const problems = changedFiles().map(name => `${name} has changed, and was refused`)
+    return { problems: problem ? [`open: ${problem}`, ...problems] : problems, isWritten: false }
+  }
+  if (!opened) return { problems: [], isWritten: false }
+  try {
+    const { disk, read, spec } = opened
+    const model = new Model(disk.sizeBytes, steps, read)
+    model.problems.push(...changedFiles().map(name => `${name} has changed before the first write`))
+    const isSound = perform(opened, steps, model)
+    model.compare('once written,', read)
+    const open = writtenFiles(opened)
+    for (const name of changedFiles()) {
+      if (!open.has(name)) model.problems.push(`${name} has changed, and is not to be written`)
+    }
+    model.problems.push(...flatProblems(folder, spec, before))
+    if (isSound) inspectClosed(path, opened, model)
+    return { problems: model.problems, isWritten: isSound }
+  } finally {
+    opened.close()
+  }
+}
+
+/** Takes the steps, and closes the disk; whether something was written, and nothing ended that. */
+function perform({ disk }: Opened, steps: readonly Step[], model: Model): boolean {
+  let writes = 0
+  const attempt = (what: string, act: () => void): boolean => {
+    const isDone = model.attempt(what, () => {
+      act()
+      return true
+    })
+    return isDone === true
+  }
+  steps.forEach((each, i) => {
+    const { start, end } = rangeOf(each, disk.sizeBytes)
+    const length = end - start
+    if (each.kind === 'flush') attempt('flush', () => disk.flush())
+    else if (length > 0) {
+      const source = each.kind === 'write' ? noise(length, i + 1000) : Buffer.alloc(length)
+      const isDone = attempt(`${each.kind} of ${length} at ${start}`, () => {
+        if (each.kind === 'zero') disk.zero(start, length)
+        else disk.write(source, 0, length, start)
+      })
+      if (isDone) writes++
+      model.changed(start, length, isDone ? source : undefined)
+    }
+  })
+  const isClosed = attempt('close', () => void disk.close())
+  if (/inside vimgfs/.test(disk.failure)) model.problems.push(disk.failure)
+  return isClosed && disk.failure === '' && writes > 0
+}
+
+/** The names of those files that may change. */
+function writtenFiles({ spec, path }: Opened): Set<string> {
+  const extents = spec.extents.flatMap(({ isWritable, file }) =>
+    isWritable && file ? file.path : [],
+  )
+  return new Set([path, ...extents].map(file => basename(file)))
+}
+
+/** Of a file that has the disk's bytes as they are, what is not of the disk stays. */
+function flatProblems(folder: string, { extents }: VmdkSpec, before: Before): string[] {
+  return [...before].flatMap(([name, { bytes }]) => {
+    const parts = extents.filter(({ file }) => file && basename(file.path) === name)
+    if (parts.length === 0 || parts.some(({ layout }) => layout.kind !== 'flat')) return []
+    const after = readFileSync(join(folder, name))
+    // What is of the disk is not looked at here.
+    const masked = [Buffer.from(bytes), Buffer.from(after)].map(content => {
+      for (const { layout, sizeBytes } of parts) {
+        if (layout.kind !== 'flat') continue
+        // One that is only read may end before.
+        content.subarray(layout.startBytes, layout.startBytes + sizeBytes).fill(0)
+      }
+      return content
+    })
+    const isKept = (masked[0] as Buffer).equals(masked[1] as Buffer)
+    return isKept && after.length === bytes.length
+      ? []
+      : [`${name} has changed outside of the disk`]
+  })
+}
+
+/** What the closed image shows to the next one who opens it. */
+function inspectClosed(path: string, { spec }: Opened, model: Model): void {
+  for (const { file, isWritable, layout } of spec.extents) {
+    const shape = grainLayout(layout)
+    if (!file || !isWritable || !shape) continue
+    const store = storeOf({ ...file, sizeBytes: statSync(file.path).size })
+    const complain = (at: number, message: () => string) => {
+      model.problems.push(`${basename(file.path)} is damaged at ${at}: ${message()}`)
+    }
+    inspectGrains(store, shape, {
+      corruption: complain,
+      disagreement: (at, _from, _isContradiction, message) => complain(at, message),
+      unused: () => {},
+    })
+  }
+  const image = openImage(path)
+  model.compare('once closed,', (offset, length) => readAt(image.view(), offset, length))
+  image.close()
+}
+
+interface Content {
+  readonly size: number
+  /** From the start on; what is behind is a hole that a test has made. */
+  readonly bytes: Buffer
+}
+type Before = ReadonlyMap<string, Content>
+const MAX_CONTENT_BYTES = 4 * 2 ** 20
+
+function contentOf(path: string): Content {
+  const { size } = statSync(path)
+  if (size <= MAX_CONTENT_BYTES) return { size, bytes: readFileSync(path) }
+  const fd = openSync(path, 'r')
+  const bytes = Buffer.alloc(MAX_CONTENT_BYTES)
+  storeOf({ path, fd, sizeBytes: size, allocatedBytes: 0 }).read(bytes, 0, bytes.length, 0)
+  closeSync(fd)
+  return { size, bytes }
+}
+
+const isSame = (a: Content, b: Content): boolean => a.size === b.size && a.bytes.equals(b.bytes)
+
+// --- The runs
+
+/**
+ * Ends the process where an image hangs: all is done in calls that do not return before they are done, so
+ * that only another thread sees it. The image is then left in its folder.
+ */
+const beats = new Int32Array(new SharedArrayBuffer(4))
+const guard = new Worker(
+  `const { workerData: { beats, limit, pid } } = require('node:worker_threads')
+   for (;;) {
+     const beat = Atomics.load(beats, 0)
+     if (Atomics.wait(beats, 0, beat, limit) !== 'timed-out' || beat % 2 === 0) continue
+     require('node:fs').writeSync(2, 'an image hangs; it is left in the newest folder vimgfs-test-…\\n')
+     process.kill(pid, 'SIGKILL')
+   }`,
+  { eval: true, workerData: { beats, limit: HANG_MS, pid: process.pid } },
+)
+guard.unref()
+t.teardown(() => guard.terminate())
+
+function beat(): void {
+  Atomics.add(beats, 0, 1)
+  Atomics.notify(beats, 0)
+}
+
+function judged(folder: string, base: Base, changes: readonly Change[], steps: readonly Step[]) {
+  putChanged(folder, base, changes)
+  beat()
+  const started = performance.now()
+  const outcome = useImage(folder, Object.keys(base.files), steps)
+  const took = performance.now() - started
+  beat()
+  if (took > SLOW_MS) outcome.problems.push(`it took ${Math.round(took)} ms`)
+  return outcome
+}
+
+for (const base of bases) {
+  t.test(base.title, async t => {
+    const folder = tempFolder(t)
+    const steps = fc.array(step, { minLength: 1, maxLength: 12 })
+    const change: fc.Arbitrary<Change> = base.fields
+      ? fc.oneof({ weight: 5, arbitrary: fieldChange }, { weight: 1, arbitrary: sizeChange })
+      : wordChange
+    const changes = fc.array(change, { minLength: 0, maxLength: 3 })
+    let written = 0
+    const runs = await holds(fc.tuple(changes, steps), SECONDS, ([changes, steps]) => {
+      const { problems, isWritten } = judged(folder, base, changes, steps)
+      if (isWritten) written++
+      if (problems.length > 0) throw new Error(problems.slice(0, 3).join('\n'))
+    })
+    t.comment(`${runs} images, ${written} of them written`)
+    t.ok(runs > MIN_RUNS, `${runs} images`)
+    t.ok(written > 0 && written < runs, 'some of them are written, and some refused')
+  })
+}
+
+t.test('memory', async t => {
+  const most = process.resourceUsage().maxRSS * K
+  t.ok(most < MAX_RSS_BYTES, `${Math.round(most / 2 ** 20)} MiB`)
+})

@@ -1,0 +1,398 @@
+/** Repairing VMDK images: what is changed and what is not, what the disk reads as, and power cuts. */
+import { strict as assert } from 'node:assert'
+import fc from 'fast-check'
+import t from 'tap'
+import { ImageError } from '../../../src/errors.js'
+import type { RepairResult } from '../../../src/formats/check-report.js'
+import { checkVmdk } from '../../../src/formats/vmdk/check.js'
+import { CowdDriver, readCowdHeader } from '../../../src/formats/vmdk/cowd.js'
+import type { ExtentLayout } from '../../../src/formats/vmdk/image.js'
+import { type RepairedExtent, repairVmdk } from '../../../src/formats/vmdk/repair.js'
+import { SparseDriver } from '../../../src/formats/vmdk/sparse-driver.js'
+import { readSparseHeader } from '../../../src/formats/vmdk/sparse-header.js'
+import type { Store, WritableStore } from '../../../src/io/store.js'
+import { buildCowd } from '../../fixtures/cowd-builder.js'
+import { noise } from '../../fixtures/model.js'
+import { buildExtent, type Grain, HEADER_AT, packed } from '../../fixtures/vmdk-builder.js'
+import { readAt } from '../../support/image.js'
+import { holds } from '../../support/property.js'
+import { type Journal, MemoryStore, RecordingStore, WrappedStore } from '../../support/stores.js'
+import { harshParts, overRaw, type Poke, poked } from './grains.js'
+
+const SECTOR = 512
+const K = 1024
+const SECONDS = 6
+
+type Layout = Extract<ExtentLayout, { kind: 'sparse' | 'cowd' }>
+
+const layoutOf = (store: Store): Layout => {
+  const magic = Buffer.alloc(4)
+  store.read(magic, 0, 4, 0)
+  return magic.toString() === 'COWD'
+    ? { kind: 'cowd', header: readCowdHeader(store) }
+    : { kind: 'sparse', header: readSparseHeader(store) }
+}
+
+function extentOf(store: WritableStore, more: Partial<RepairedExtent> = {}): RepairedExtent {
+  const layout = layoutOf(store)
+  const sizeBytes = layout.header.capacityBytes
+  return { sizeBytes, store, layout, obstacle: undefined, ...more }
+}
+
+/** What each grain of the disk reads as; undefined where it cannot be read. */
+function disk(store: Store): (Buffer | undefined)[] {
+  const layout = layoutOf(store)
+  const { capacityBytes, grainBytes } = layout.header
+  const parts = harshParts(store)
+  const view = overRaw(
+    layout.kind === 'sparse'
+      ? new SparseDriver(parts, layout.header)
+      : new CowdDriver(parts, layout.header),
+  )
+  const grains: (Buffer | undefined)[] = []
+  for (let at = 0; at < capacityBytes; at += grainBytes) {
+    try {
+      grains.push(readAt(view, at, Math.min(grainBytes, capacityBytes - at)))
+    } catch (error) {
+      if (!(error instanceof ImageError)) throw error
+      grains.push(undefined)
+    }
+  }
+  return grains
+}
+
+/** Whatever could be read reads as before. */
+function assertSame(before: (Buffer | undefined)[], store: Store): void {
+  disk(store).forEach((grain, i) => {
+    const old = before[i]
+    assert(old === undefined || grain?.equals(old), `grain ${i} reads otherwise`)
+  })
+}
+
+function repaired(bytes: Buffer, what: 'leaks' | 'all', more: Partial<RepairedExtent> = {}) {
+  const store = new MemoryStore('/x/disk.vmdk', bytes)
+  const before = disk(store)
+  const result = repairVmdk([extentOf(store, more)], what)
+  assertSame(before, store)
+  return { ...result, store, said: said(result) }
+}
+
+const said = ({ changes }: RepairResult): string[] =>
+  changes.map(({ kind, at, message }) => `${kind} at ${at}: ${message}`)
+
+const SOUND = { corruptions: 0, leaks: 0 }
+
+const data = (seed: number): Grain => ({ kind: 'data', bytes: noise(4 * K, seed) })
+const SPARSE = {
+  capacitySectors: 1600,
+  grainSectors: 8,
+  tableEntries: 128,
+  hasZeroGrains: true,
+  version: 2,
+  grains: new Map<number, Grain>([
+    [0, data(1)],
+    [1, data(2)],
+    [2, data(3)],
+    [3, { kind: 'zero' }],
+    [150, data(4)],
+  ]),
+}
+const sparse = buildExtent(SPARSE)
+const { entryAt, redundantEntryAt, placeOf } = sparse
+const both = (grain: number, value: number): Poke[] => [
+  [entryAt(grain), 4, value],
+  [redundantEntryAt(grain), 4, value],
+]
+const OPEN: Poke = [HEADER_AT.unclean, 1, 1]
+const end = sparse.bytes.length / SECTOR
+
+t.test('a sound extent', async t => {
+  for (const what of ['leaks', 'all'] as const) {
+    const { store, before, after, changes } = repaired(sparse.bytes, what)
+    t.equal(before, after)
+    t.same(changes, [])
+    t.ok(store.bytes().equals(sparse.bytes))
+  }
+})
+
+t.test('a redundant table that lags', async t => {
+  const { store, after, said } = repaired(
+    poked(sparse.bytes, [[redundantEntryAt(1), 4, 0]]),
+    'leaks',
+  )
+  t.match(after, SOUND)
+  t.match(said, [/^fix at \d+: the redundant table is what the first one is, at \d+$/])
+  t.ok(store.bytes().equals(sparse.bytes))
+})
+
+t.test('space', async t => {
+  const inside = repaired(poked(sparse.bytes, both(1, 0)), 'leaks')
+  t.match(inside, { before: { leaks: 1 }, after: SOUND })
+  t.same(inside.said, [`fix at ${placeOf(1)}: 4096 bytes that nothing uses are a hole`])
+  t.equal(inside.store.sizeBytes, sparse.bytes.length)
+  t.equal(inside.store.nextData(placeOf(1)), placeOf(2))
+  const atEnd = repaired(poked(sparse.bytes, both(150, 0)), 'leaks')
+  t.match(atEnd.after, SOUND)
+  t.same(atEnd.said, [`fix at ${placeOf(150)}: 4096 bytes that nothing uses are cut off`])
+  t.equal(atEnd.store.sizeBytes, placeOf(150))
+  class Full extends WrappedStore {
+    override punch(): boolean {
+      return false
+    }
+  }
+  const store = new Full(new MemoryStore('x', poked(sparse.bytes, both(1, 0))))
+  const kept = repairVmdk([extentOf(store)], 'leaks')
+  t.match(said(kept), [/^error at \d+: 4096 bytes .* stay: the file system makes no holes$/])
+  t.match(kept.after, { leaks: 1 })
+  const device = repaired(poked(sparse.bytes, both(150, 0)), 'leaks', { isDevice: true })
+  t.equal(device.store.sizeBytes, sparse.bytes.length)
+})
+
+t.test('the mark that it is open', async t => {
+  const { store, before, after, said } = repaired(poked(sparse.bytes, [OPEN]), 'leaks')
+  t.match(before.findings, [{ kind: 'notice' }])
+  t.same(after.findings, [])
+  t.match(said, [/^fix at 72: it is marked as closed cleanly$/])
+  t.ok(store.bytes().equals(sparse.bytes))
+  const damaged = repaired(poked(sparse.bytes, [OPEN, ...both(5, end)]), 'all')
+  t.match(damaged.after, { corruptions: 1 })
+  t.equal(damaged.store.bytes()[HEADER_AT.unclean], 1, 'it stays where damage is left')
+})
+
+t.test('a damaged entry', async t => {
+  const bytes = poked(sparse.bytes, [[entryAt(1), 4, end]])
+  const leaks = repaired(bytes, 'leaks')
+  t.ok(leaks.store.bytes().equals(bytes), 'it is none of a leak')
+  t.equal(leaks.before, leaks.after)
+  const all = repaired(bytes, 'all')
+  t.match(all, { before: { corruptions: 2 }, after: SOUND })
+  t.ok(all.store.bytes().equals(sparse.bytes))
+  t.match(all.said, [/^fix at \d+: the damaged entry is what the redundant one is$/])
+  const zeros: Poke[] = [
+    [entryAt(150), 4, end],
+    [redundantEntryAt(150), 4, 1],
+  ]
+  t.match(repaired(poked(sparse.bytes, zeros), 'leaks').after, { corruptions: 2 })
+  t.match(repaired(poked(sparse.bytes, zeros), 'all').after, { corruptions: 0 })
+  const none = repaired(poked(sparse.bytes, both(1, end)), 'all')
+  t.match(none, { before: { corruptions: 1 }, after: { corruptions: 1 }, changesLeftOut: 0 })
+  const shared: Poke[] = [
+    [entryAt(1), 4, end],
+    [redundantEntryAt(1), 4, placeOf(0) / SECTOR],
+    [redundantEntryAt(150), 4, 0],
+  ]
+  const taken = repaired(poked(sparse.bytes, shared), 'all')
+  t.equal(taken.before, taken.after, 'which of the two is right nobody knows')
+  t.match(taken.said.at(-1), /^error at 0: nothing of it is changed: things lie over each other/)
+})
+
+t.test('redundant tables that contradict', async t => {
+  for (const poke of [
+    [redundantEntryAt(1), 4, placeOf(2) / SECTOR] as const,
+    [entryAt(1), 4, 0] as const,
+  ]) {
+    const bytes = poked(sparse.bytes, [poke])
+    const leaks = repaired(bytes, 'leaks')
+    t.match(leaks.after.corruptions, 1)
+    t.ok(leaks.store.bytes().subarray(0, bytes.length).equals(bytes))
+    const all = repaired(bytes, 'all')
+    t.match(all.after.corruptions, 0, 'the first one counts')
+    t.equal(all.store.sizeBytes, bytes.length, 'no space is given back')
+    t.ok(
+      all.store
+        .bytes()
+        .subarray(placeOf(0))
+        .equals(bytes.subarray(placeOf(0))),
+    )
+  }
+  const lost = repaired(poked(sparse.bytes, [[entryAt(1), 4, 0]]), 'all')
+  t.match(lost.said.at(-1), /^error at 0: space is kept: /)
+  t.match(repaired(lost.store.bytes(), 'leaks').after, SOUND)
+  const damaged: Poke[] = [[redundantEntryAt(1), 4, placeOf(2) / SECTOR], ...both(5, end)]
+  t.match(repaired(poked(sparse.bytes, damaged), 'all').after, { corruptions: 2 })
+})
+
+t.test('a table that only the redundant directory names', async t => {
+  const lost: Poke = [sparse.directoryAt + 4, 4, 0]
+  const crashed = repaired(poked(sparse.bytes, [lost, OPEN]), 'leaks')
+  t.match(crashed.after, { corruptions: 0 })
+  t.equal(crashed.store.bytes().readUInt32LE(sparse.redundantDirectoryAt + 4), 0)
+  const clean = poked(sparse.bytes, [lost])
+  t.match(repaired(clean, 'leaks'), { before: { corruptions: 1 }, after: { corruptions: 1 } })
+  t.match(repaired(clean, 'all').after, { corruptions: 0 })
+})
+
+t.test('a table that is missing', async t => {
+  const bytes = poked(sparse.bytes, [
+    [sparse.directoryAt + 4, 4, end],
+    [sparse.redundantDirectoryAt + 4, 4, end],
+    [entryAt(1), 4, end],
+    [redundantEntryAt(2), 4, 0],
+    OPEN,
+  ])
+  const { store, said } = repaired(bytes, 'all')
+  t.ok(store.bytes().equals(bytes), 'nothing is written')
+  t.match(said, [/^error at 0: nothing of it is changed: a table is missing/])
+  for (const place of [HEADER_AT.directory, HEADER_AT.redundantDirectory]) {
+    const lost = poked(sparse.bytes, [[place, 8, end], [redundantEntryAt(2), 4, 0], OPEN])
+    const { store, said } = repaired(lost, 'all')
+    t.ok(store.bytes().equals(lost), 'nothing is written')
+    t.match(said, [/^error at 0: nothing of it is changed: one of its two grain directories/])
+  }
+})
+
+t.test('things over each other', async t => {
+  const bytes = poked(sparse.bytes, [
+    ...both(5, placeOf(1) / SECTOR),
+    [redundantEntryAt(1), 4, 0],
+    OPEN,
+  ])
+  const { store, said } = repaired(bytes, 'all')
+  t.ok(store.bytes().equals(bytes), 'nothing is written')
+  t.match(said, [/^error at 0: nothing of it is changed: things lie over each other/])
+})
+
+t.test('a COWD extent', async t => {
+  const cowd = buildCowd({
+    sectors: 5000,
+    grainSectors: 16,
+    unclean: 0x100,
+    grains: new Map([0, 1, 2].map(i => [i, noise(16 * SECTOR, i)])),
+  })
+  const lost = poked(cowd.bytes, [[cowd.entryAt(1), 4, 0]])
+  const leaks = repaired(lost, 'leaks')
+  t.match(leaks, { before: { leaks: 1 }, after: SOUND })
+  t.equal(leaks.store.bytes().readUInt32LE(1648), 0)
+  t.equal(leaks.store.sizeBytes, cowd.bytes.length)
+  const last = repaired(poked(cowd.bytes, [[cowd.entryAt(2), 4, 0]]), 'leaks')
+  t.match(last, { before: { leaks: 1 }, after: SOUND })
+  t.equal(last.store.sizeBytes, cowd.bytes.length, 'ESX has made it longer ahead of time, perhaps')
+  t.ok(
+    last.store
+      .bytes()
+      .subarray(cowd.placeOf(2))
+      .equals(Buffer.alloc(16 * SECTOR)),
+  )
+  const free = cowd.bytes.readUInt32LE(28)
+  const low = poked(cowd.bytes, [[28, 4, free - 1]])
+  t.match(repaired(low, 'leaks').after, { corruptions: 1 })
+  const all = repaired(low, 'all')
+  t.match(all.after, SOUND)
+  t.equal(all.store.bytes().readUInt32LE(28), free)
+  t.equal(all.store.bytes().readUInt32LE(1648), 0)
+  t.match(all.said, [/^fix at 28: the next grain is to go to sector \d+$/, /closed cleanly/])
+})
+
+t.test('extents that are not repaired', async t => {
+  const bytes = poked(sparse.bytes, both(1, 0))
+  const obstacle = 'it is write-protected'
+  const closed = repaired(bytes, 'all', { obstacle })
+  t.ok(closed.store.bytes().equals(bytes))
+  t.same(closed.said, [`error at 0: ${obstacle}`])
+  const stream = buildExtent({
+    capacitySectors: 1600,
+    grainSectors: 8,
+    isCompressed: true,
+    isStream: true,
+    grains: new Map([[0, packed(noise(4 * K, 1))]]),
+  })
+  const damaged = poked(stream.bytes, [[stream.entryAt(1), 4, 3]])
+  const store = new MemoryStore('x', damaged)
+  t.match(said(repairVmdk([extentOf(store)], 'all')), [
+    /^error at 0: an extent of this kind is not/,
+  ])
+  t.ok(store.bytes().equals(damaged))
+  const flat = new MemoryStore('/x/flat.vmdk', Buffer.alloc(512))
+  const short: RepairedExtent = {
+    sizeBytes: 1024,
+    store: flat,
+    layout: { kind: 'flat', startBytes: 0 },
+    obstacle: undefined,
+  }
+  const all = repairVmdk([extentOf(new MemoryStore('/x/a.vmdk', bytes)), short], 'all')
+  t.match(said(all), [/^fix at \d+: a\.vmdk: 4096 bytes/, /^error at 0: flat\.vmdk: an extent of/])
+  t.match(all, { before: { corruptions: 1, leaks: 1 }, after: { corruptions: 1, leaks: 0 } })
+})
+
+/** Entries: of both directories, and of the tables of both. */
+const ENTRIES = [
+  ...[0, 1].flatMap(i => [sparse.directoryAt + i * 4, sparse.redundantDirectoryAt + i * 4]),
+  ...[0, 1, 2, 3, 4, 5, 127, 128, 150].flatMap(i => [entryAt(i), redundantEntryAt(i)]),
+]
+const samples = fc.record({
+  what: fc.constantFrom('leaks' as const, 'all' as const),
+  isUnclean: fc.boolean(),
+  grow: fc.constantFrom(0, 0, 4096, 10_000, -4096),
+  damages: fc.array(
+    fc.tuple(
+      fc.nat({ max: ENTRIES.length - 1 }),
+      fc.oneof(
+        { weight: 3, arbitrary: fc.constantFrom(0, 1, end, end - 8, end + 50) },
+        { weight: 1, arbitrary: fc.nat({ max: end }) },
+        { weight: 2, arbitrary: fc.constantFrom(...[0, 1, 2, 150].map(i => placeOf(i) / SECTOR)) },
+      ),
+    ),
+    { maxLength: 5 },
+  ),
+})
+
+t.test('damaged extents, and power cuts while they are repaired', async t => {
+  const seen = { changed: 0, mended: 0, cuts: 0, sound: 0 }
+  const runs = await holds(samples, SECONDS, ({ what, isUnclean, grow, damages }) => {
+    const pokes = damages.map(([which, value]): Poke => [ENTRIES[which] as number, 4, value])
+    const bytes = poked(sparse.bytes, isUnclean ? [...pokes, OPEN] : pokes)
+    const resized = Buffer.concat([bytes, noise(Math.max(0, grow), 9)])
+    const start = new MemoryStore('x', resized.subarray(0, bytes.length + grow))
+    const before = disk(start)
+    const inner = start.clone()
+    const journal: Journal<never> = []
+    const store = new RecordingStore(inner, journal, 0)
+    const result = repairVmdk([extentOf(store)], what)
+    assertSame(before, store)
+    assert(result.after.corruptions <= result.before.corruptions)
+    const isOpen = Buffer.alloc(1)
+    store.read(isOpen, 0, 1, HEADER_AT.unclean)
+    assert.equal(isOpen[0], isUnclean && result.after.corruptions > 0 ? 1 : 0)
+    const again = repairVmdk([extentOf(store)], what)
+    assert(again.after.corruptions <= result.after.corruptions)
+    if (result.changes.length > 0) seen.changed++
+    if (result.after.corruptions < result.before.corruptions) seen.mended++
+    if (result.after.corruptions + result.after.leaks === 0) seen.sound++
+    // Each write may be on the disk without those before it, since the last sync; here in order, and alone.
+    const steps = journal.filter(({ kind }) => kind !== 'sync')
+    for (let length = 0; length <= steps.length; length++) {
+      const cut = start.clone()
+      for (const step of steps.slice(0, length)) redo(cut, step)
+      assertSame(before, cut)
+      seen.cuts++
+    }
+    let synced = start.clone()
+    let open: typeof journal = []
+    for (const step of journal) {
+      if (step.kind !== 'sync') {
+        open.push(step)
+        const alone = synced.clone()
+        redo(alone, step)
+        assertSame(before, alone)
+        const found = checkVmdk([extentOf(alone)])
+        assert(found.corruptions <= result.before.corruptions + result.changes.length)
+      } else {
+        synced = synced.clone()
+        for (const each of open) redo(synced, each)
+        open = []
+      }
+    }
+    assert.equal(open.length, 0, 'all is synced')
+  })
+  t.ok(runs > 100, `${runs} runs`)
+  t.ok(
+    Object.values(seen).every(times => times > 20),
+    JSON.stringify(seen),
+  )
+})
+
+function redo(store: WritableStore, step: Journal<never>[number]): void {
+  if (step.kind === 'write') store.write(step.bytes, 0, step.bytes.length, step.at)
+  else if (step.kind === 'punch') store.punch(step.at, step.length)
+  else if (step.kind === 'truncate') store.truncate(step.sizeBytes)
+}

@@ -1,0 +1,82 @@
+/** Several threads that read and write one disk at once, over one file: what all formats have in common. */
+import { once } from 'node:events'
+import { Worker } from 'node:worker_threads'
+import t, { type Test } from 'tap'
+import { catalogOf } from '../../src/formats/catalog.js'
+import { closeChain, openChain, type OpenOptions, storeOf } from '../../src/formats/chain.js'
+import { createDiskMemory } from '../../src/formats/disk-memory.js'
+import { ImageSet } from '../../src/formats/image-set.js'
+import { openImage, readAll } from '../support/image.js'
+import { createStamps, SECTOR, Stamps } from './stamped.js'
+import type { ThreadOutcome, ThreadSetup } from './threads-worker.js'
+
+const IS_LONG = process.env.VIMGFS_TEST_LONG === '1'
+const SEED = Number(process.env.VIMGFS_TEST_SEED ?? 1)
+const THREADS = 3
+const MILLISECONDS = IS_LONG ? 60_000 : 2500
+
+/** Started once: compiling takes longer than a test. */
+const workers = Promise.all(
+  Array.from({ length: THREADS }, async () => {
+    const worker = new Worker(new URL('./threads-worker.ts', import.meta.url))
+    await once(worker, 'message')
+    return worker
+  }),
+)
+t.teardown(async () => {
+  for (const worker of await workers) await worker.terminate()
+})
+
+/** Has all threads at the image at `path`, whose disk and snapshots are known, and closes it. */
+export async function runThreads(
+  t: Test,
+  path: string,
+  format: NonNullable<OpenOptions['format']>,
+  known: { readonly disk: Buffer; readonly snapshots: readonly Buffer[] },
+): Promise<void> {
+  const chain = openChain(path, { format, access: 'write' })
+  const { entries } = catalogOf(chain)
+  const [top] = chain.layers
+  const memory = createDiskMemory(top, THREADS + 1, storeOf(top))
+  const stamps = createStamps(known.disk)
+  const snapshots = known.snapshots.map(bytes => {
+    const shared = new SharedArrayBuffer(bytes.length)
+    bytes.copy(Buffer.from(shared))
+    return shared
+  })
+  const shown = entries.filter(entry => entry.kind === 'disk' || entry.kind === 'snapshot')
+  t.equal(shown.length, 1 + snapshots.length)
+
+  const setup: Omit<ThreadSetup, 'thread'> = {
+    layers: chain.layers,
+    entries: shown,
+    memory,
+    stamps,
+    snapshots,
+    seed: SEED,
+    milliseconds: MILLISECONDS,
+  }
+  const outcomes = await Promise.all(
+    Array.from({ length: THREADS }, async (_, thread) => {
+      const worker = (await workers)[thread] as Worker
+      worker.postMessage({ ...setup, thread })
+      const [outcome] = await once(worker, 'message')
+      return outcome as ThreadOutcome
+    }),
+  )
+  for (const outcome of outcomes) t.equal(outcome.failure, '', JSON.stringify(outcome))
+
+  const caches = { metadataBytes: 2 ** 20, clusterBytes: 2 ** 20 }
+  const images = new ImageSet(chain.layers, caches, undefined, { memory, thread: THREADS })
+  images.disk?.close()
+  closeChain(chain)
+
+  const model = new Stamps(stamps)
+  const again = openImage(path, { format })
+  t.teardown(() => again.close())
+  model.check(readAll(again.view()), 0, model.lowest(0, known.disk.length / SECTOR), 'in the end')
+  known.snapshots.forEach((expected, index) => {
+    const name = shown[index + 1]?.name as string
+    t.ok(readAll(again.view(name)).equals(expected), `${name} is unchanged`)
+  })
+}

@@ -1,0 +1,32 @@
+/** A disk that is full for a while, over the kinds of VMDK images. */
+import t from 'tap'
+import { needs, tempFolder } from '../support/run.js'
+import { runFull } from './full-disk.js'
+import { Random, randomSteps } from './steps.js'
+import { openVmdkWritable } from './vmdk-disk.js'
+import { makeVmdkKind, VMDK_RECIPES } from './vmdk-kinds.js'
+import { vmdkSubject } from './vmdk-scenario.js'
+
+const RUNS = process.env.VIMGFS_TEST_LONG === '1' ? 400 : 20
+const FIRST_SEED = Number(process.env.VIMGFS_TEST_SEED ?? 1)
+const STEPS = 40
+
+/** Flat extents have all their room, but where they are holes. */
+const KINDS = VMDK_RECIPES.filter(({ title, isHeavy }) => title !== 'flat' && !isHeavy)
+
+for (const recipe of KINDS) {
+  t.test(recipe.title, needs('qemu-img', 'qemu-io'), async t => {
+    const subject = vmdkSubject(await makeVmdkKind(recipe, tempFolder(t)), openVmdkWritable)
+    let refused = 0
+    for (let seed = FIRST_SEED; seed < FIRST_SEED + RUNS; seed++) {
+      const random = new Random(seed)
+      const outcome = runFull(subject, randomSteps(seed, STEPS, subject), {
+        roomBytes: random.below(Math.min(24, subject.sizeBytes / 16384)) * 4096,
+        roomAgainAt: 10 + random.below(20),
+      })
+      if (outcome.leaks > 0) t.fail(`seed ${seed}: ${outcome.leaks} grains leak`)
+      refused += outcome.refused
+    }
+    t.ok(refused > 0, `${refused} steps refused`)
+  })
+}
