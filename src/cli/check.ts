@@ -1,7 +1,8 @@
 /** `vimgfs check`: whether an image's tables are sound, as `qemu-img check` says it, and repairing them. */
 import fs from 'node:fs'
 import { ImageError, printable } from '../errors.js'
-import type { Chain, FileSpec } from '../formats/chain.js'
+import type { Chain } from '../formats/chain.js'
+import type { FileSpec } from '../formats/layer.js'
 import type { CheckOptions, CheckResult, Finding, RepairResult } from '../formats/check-report.js'
 import type { Format } from '../formats/probe.js'
 import type { VmdkSpec } from '../formats/vmdk/image.js'

@@ -1,6 +1,7 @@
 /** What a mount of an image shows: the disk, its snapshots and their VM states, its backing layers. */
 import path from 'node:path'
-import type { Chain, LayerSpec, Timestamp } from './chain.js'
+import type { Chain } from './chain.js'
+import type { LayerSpec, Timestamp } from './layer.js'
 import { distinctNames, stemOf, type Tagged } from './file-names.js'
 import { clusterBytes, l2CoverageBytes, type Qcow2Header } from './qcow2/header.js'
 import type { Qcow2Snapshot } from './qcow2/snapshots.js'

@@ -5,7 +5,6 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import { ImageError, printable } from '../errors.js'
-import { sizeOf } from '../io/libc.js'
 import { isWrittenByOthers, lockImage } from '../io/locks.js'
 import {
   type Access,
@@ -16,7 +15,8 @@ import {
   openNamed,
   WriteProtected,
 } from '../io/named-file.js'
-import { FileStore, WritableFileStore } from '../io/store.js'
+import { WritableFileStore } from '../io/store.js'
+import { type FileSpec, fileSpec, filesOf, type LayerSpec, storeOf } from './layer.js'
 import { MAX_CHAIN_DEPTH, MAX_LAYERS, MAX_REFUSED_SNAPSHOTS, MAX_VMSD_BYTES } from './limits.js'
 import { FORMATS, FORMATS_READ, type Format, probe, probeGiven } from './probe.js'
 import { INCOMPATIBLE, type Qcow2Header, readHeader } from './qcow2/header.js'
@@ -28,32 +28,6 @@ import { type MachineSnapshot, snapshotsOfDisk } from './vmdk/machine.js'
 import { vmwareLocks } from './vmdk/vmware-lock.js'
 import { requireWritable } from './vmdk/writability.js'
 import { checkCid, extentNames, type ParentLink, parentLink, parentNames } from './vmdk/parent.js'
-
-export interface FileSpec {
-  readonly path: string
-  readonly fd: number
-  readonly sizeBytes: number
-  /** What the file takes on its own disk: no more than this of it can be data. */
-  readonly allocatedBytes: number
-}
-
-export interface LayerSpec extends FileSpec {
-  readonly format: Format
-  readonly modified: Timestamp
-  /** Permission bits of the file. */
-  readonly mode: number
-  readonly qcow2?: Qcow2Header
-  readonly dataFile?: FileSpec
-  /** Its extents have files of their own, or its file is one of them. */
-  readonly vmdk?: VmdkSpec
-  /** What shows through where it is silent, by its place among the layers. */
-  readonly below?: number
-}
-
-export interface Timestamp {
-  readonly seconds: number
-  readonly nanoseconds: number
-}
 
 export interface Chain {
   /**
@@ -129,20 +103,8 @@ export function closeChain(chain: Chain): void {
   }
 }
 
-/** The files of a layer's extents, in their order. */
-export const extentFiles = ({ vmdk }: Pick<LayerSpec, 'vmdk'>): FileSpec[] =>
-  vmdk?.extents.flatMap(({ file }) => file ?? []) ?? []
-
 /** For the files of vmdk images that are not where they should be. */
 const BESIDE = 'put it beside the image'
-
-/** All files of a layer, each once; its own first. */
-export function filesOf<T extends Pick<FileSpec, 'fd' | 'sizeBytes'>>(
-  layer: T & Pick<LayerSpec, 'dataFile' | 'vmdk'>,
-): (T | FileSpec)[] {
-  const files = [layer, ...(layer.dataFile ? [layer.dataFile] : []), ...extentFiles(layer)]
-  return [...new Map(files.map(file => [file.fd, file])).values()]
-}
 
 class ChainOpener {
   private readonly opened: OpenedFile[] = []
@@ -556,20 +518,3 @@ const isSame = ({ stat }: OpenedFile, other: FileSpec): boolean =>
 
 const isSameStat = (a: fs.BigIntStats, b: fs.BigIntStats): boolean =>
   a.dev === b.dev && a.ino === b.ino
-
-function fileSpec({ path, fd, stat }: OpenedFile): FileSpec {
-  const sizeBytes = stat.isBlockDevice() ? sizeOf(fd) : Number(stat.size)
-  return { path, fd, sizeBytes, allocatedBytes: allocatedBytes(stat, sizeBytes) }
-}
-
-function allocatedBytes(stat: fs.BigIntStats, sizeBytes: number): number {
-  return stat.isBlockDevice() ? sizeBytes : Number(stat.blocks) * 512
-}
-
-/** What a file takes now, where `file` says what it took when it was opened. */
-export const allocatedNow = (file: FileSpec): number =>
-  allocatedBytes(fs.fstatSync(file.fd, { bigint: true }), file.sizeBytes)
-
-export function storeOf(file: FileSpec): FileStore {
-  return new FileStore(file.path, file.fd, file.sizeBytes)
-}

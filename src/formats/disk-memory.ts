@@ -1,7 +1,7 @@
 /** What the threads of a mount share of a disk that they write. Plain data: it goes as a message. */
 import { createPoolMemory, type PoolMemory } from '../cache/table-pool.js'
 import type { Store } from '../io/store.js'
-import { filesOf, type LayerSpec } from './chain.js'
+import { filesOf, type LayerSpec } from './layer.js'
 import { createLockMemory } from './disk-lock.js'
 import { createQcow2Memory, type Qcow2Memory } from './qcow2/write-memory.js'
 import { COUNTERS } from './shared-disk.js'

@@ -3,16 +3,8 @@
  * that reads that reads this. The order is that of QEMU's hash table, and its human output shows it.
  */
 import fs from 'node:fs'
-import {
-  type Chain,
-  closeChain,
-  type FileSpec,
-  filesOf,
-  type LayerSpec,
-  type OpenOptions,
-  openChain,
-  storeOf,
-} from './chain.js'
+import { type Chain, closeChain, type OpenOptions, openChain } from './chain.js'
+import { type FileSpec, filesOf, type LayerSpec, storeOf } from './layer.js'
 import { readBitmaps } from './qcow2/bitmaps.js'
 import {
   AUTOCLEAR,

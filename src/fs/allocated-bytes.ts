@@ -1,6 +1,6 @@
 /** How many bytes of each file are allocated, for st_blocks: counted when somebody asks. */
 import { isExpected } from '../errors.js'
-import { allocatedNow, filesOf, type LayerSpec } from '../formats/chain.js'
+import { allocatedNow, filesOf, type LayerSpec } from '../formats/layer.js'
 import type { View } from '../formats/driver.js'
 import { countAllocated } from '../formats/holes.js'
 import type { ImageSet } from '../formats/image-set.js'

@@ -6,15 +6,8 @@ import fs from 'node:fs'
 import { Worker } from 'node:worker_threads'
 import { MountError } from '../errors.js'
 import { type CatalogEntry, catalogOf } from '../formats/catalog.js'
-import {
-  type Chain,
-  closeChain,
-  extentFiles,
-  type LayerSpec,
-  type OpenOptions,
-  openChain,
-  storeOf,
-} from '../formats/chain.js'
+import { type Chain, closeChain, type OpenOptions, openChain } from '../formats/chain.js'
+import { extentFiles, type LayerSpec, storeOf } from '../formats/layer.js'
 import { createDiskMemory, type DiskMemory } from '../formats/disk-memory.js'
 import { type CacheSizes, ImageSet } from '../formats/image-set.js'
 import { type CrewMemory, crewMemories } from '../formats/unpack-crew.js'

@@ -1,6 +1,6 @@
 /** The thread that decompresses with the workers; see formats/unpack-crew.ts. */
 import { workerData } from 'node:worker_threads'
-import type { LayerSpec } from '../formats/chain.js'
+import type { LayerSpec } from '../formats/layer.js'
 import { packedStores } from '../formats/image-set.js'
 import { type CrewMemory, helpCrews } from '../formats/unpack-crew.js'
 

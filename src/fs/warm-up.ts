@@ -12,7 +12,7 @@
  *  (2) Nothing of the mount is touched, and an error ends it without a trace but a line in the log.
  */
 import type { CatalogEntry } from '../formats/catalog.js'
-import type { LayerSpec } from '../formats/chain.js'
+import type { LayerSpec } from '../formats/layer.js'
 import { createDiskMemory, type DiskMemory } from '../formats/disk-memory.js'
 import { type CacheSizes, ImageSet } from '../formats/image-set.js'
 import { BLANK_CLUSTER_BYTES, writeBlank } from '../formats/qcow2/blank.js'

@@ -1,7 +1,7 @@
 /** One thread of threads.test.ts: reads and writes a disk that others read and write. */
 import { parentPort } from 'node:worker_threads'
 import type { CatalogEntry } from '../../src/formats/catalog.js'
-import type { LayerSpec } from '../../src/formats/chain.js'
+import type { LayerSpec } from '../../src/formats/layer.js'
 import type { DiskMemory } from '../../src/formats/disk-memory.js'
 import { ImageSet } from '../../src/formats/image-set.js'
 import type { WritableDisk } from '../../src/formats/writable.js'

@@ -8,7 +8,7 @@
  */
 import fs from 'node:fs'
 import path from 'node:path'
-import type { FileSpec } from '../chain.js'
+import type { FileSpec } from '../layer.js'
 import { MAX_VMDK_DESCRIPTOR_BYTES } from '../limits.js'
 import { isDescriptor, NO_PARENT_CID } from './descriptor.js'
 import type { VmdkSpec } from './image.js'

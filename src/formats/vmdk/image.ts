@@ -4,7 +4,7 @@
  */
 import { ImageError, printable } from '../../errors.js'
 import type { Store } from '../../io/store.js'
-import type { FileSpec } from '../chain.js'
+import type { FileSpec } from '../layer.js'
 import { MAX_VMDK_DESCRIPTOR_BYTES } from '../limits.js'
 import { type CowdHeader, readCowdHeader } from './cowd.js'
 import { type Descriptor, type ExtentLine, parseDescriptor } from './descriptor.js'

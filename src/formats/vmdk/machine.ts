@@ -5,7 +5,7 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import { ImageError } from '../../errors.js'
-import type { LayerSpec, Timestamp } from '../chain.js'
+import type { LayerSpec, Timestamp } from '../layer.js'
 import { parseVmsd, parseVmxDisks, type VmsdSnapshot } from './vmsd.js'
 
 /** Plain data. */

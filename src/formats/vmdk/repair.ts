@@ -282,9 +282,8 @@ class Repair {
   }
 
   /** Step (4). */
-  private close({ uncleanAt, freeSectorAt }: GrainLayout): void {
-    const bytes = freeSectorAt === undefined ? 1 : 4
-    this.store.write(Buffer.alloc(bytes), 0, bytes, uncleanAt)
+  private close({ uncleanAt, uncleanBytes }: GrainLayout): void {
+    this.store.write(Buffer.alloc(uncleanBytes), 0, uncleanBytes, uncleanAt)
     this.store.sync()
     this.note('fix', uncleanAt, () => 'it is marked as closed cleanly')
   }

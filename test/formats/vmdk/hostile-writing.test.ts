@@ -21,13 +21,8 @@ import { ClusterCache } from '../../../src/cache/cluster-cache.js'
 import { COUNTS } from '../../../src/cache/counts.js'
 import { MetadataCache } from '../../../src/cache/metadata-cache.js'
 import { type PoolMemory, TablePool } from '../../../src/cache/table-pool.js'
-import {
-  closeChain,
-  type FileSpec,
-  filesOf,
-  openChain,
-  storeOf,
-} from '../../../src/formats/chain.js'
+import { closeChain, openChain } from '../../../src/formats/chain.js'
+import { type FileSpec, filesOf, storeOf } from '../../../src/formats/layer.js'
 import { createDiskMemory } from '../../../src/formats/disk-memory.js'
 import type { View } from '../../../src/formats/driver.js'
 import { ImageSet } from '../../../src/formats/image-set.js'

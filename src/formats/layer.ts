@@ -1,0 +1,63 @@
+/** A layer of an image as it was opened: plain data, which the threads get as a message. */
+import fs from 'node:fs'
+import { FileStore } from '../io/store.js'
+import { sizeOf } from '../io/libc.js'
+import type { OpenedFile } from '../io/named-file.js'
+import type { Format } from './probe.js'
+import type { Qcow2Header } from './qcow2/header.js'
+import type { VmdkSpec } from './vmdk/image.js'
+
+export interface FileSpec {
+  readonly path: string
+  readonly fd: number
+  readonly sizeBytes: number
+  /** What the file takes on its own disk: no more than this of it can be data. */
+  readonly allocatedBytes: number
+}
+
+export interface LayerSpec extends FileSpec {
+  readonly format: Format
+  readonly modified: Timestamp
+  /** Permission bits of the file. */
+  readonly mode: number
+  readonly qcow2?: Qcow2Header
+  readonly dataFile?: FileSpec
+  /** Its extents have files of their own, or its file is one of them. */
+  readonly vmdk?: VmdkSpec
+  /** What shows through where it is silent, by its place among the layers. */
+  readonly below?: number
+}
+
+export interface Timestamp {
+  readonly seconds: number
+  readonly nanoseconds: number
+}
+
+/** The files of a layer's extents, in their order. */
+export const extentFiles = ({ vmdk }: Pick<LayerSpec, 'vmdk'>): FileSpec[] =>
+  vmdk?.extents.flatMap(({ file }) => file ?? []) ?? []
+
+/** All files of a layer, each once; its own first. */
+export function filesOf<T extends Pick<FileSpec, 'fd' | 'sizeBytes'>>(
+  layer: T & Pick<LayerSpec, 'dataFile' | 'vmdk'>,
+): (T | FileSpec)[] {
+  const files = [layer, ...(layer.dataFile ? [layer.dataFile] : []), ...extentFiles(layer)]
+  return [...new Map(files.map(file => [file.fd, file])).values()]
+}
+
+export function fileSpec({ path, fd, stat }: OpenedFile): FileSpec {
+  const sizeBytes = stat.isBlockDevice() ? sizeOf(fd) : Number(stat.size)
+  return { path, fd, sizeBytes, allocatedBytes: allocatedBytes(stat, sizeBytes) }
+}
+
+function allocatedBytes(stat: fs.BigIntStats, sizeBytes: number): number {
+  return stat.isBlockDevice() ? sizeBytes : Number(stat.blocks) * 512
+}
+
+/** What a file takes now, where `file` says what it took when it was opened. */
+export const allocatedNow = (file: FileSpec): number =>
+  allocatedBytes(fs.fstatSync(file.fd, { bigint: true }), file.sizeBytes)
+
+export function storeOf(file: FileSpec): FileStore {
+  return new FileStore(file.path, file.fd, file.sizeBytes)
+}
