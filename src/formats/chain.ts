@@ -26,7 +26,7 @@ import { childrenOf } from './vmdk/children.js'
 import { openVmdk, type VmdkSpec } from './vmdk/image.js'
 import { type MachineSnapshot, snapshotsOfDisk } from './vmdk/machine.js'
 import { vmwareLocks } from './vmdk/vmware-lock.js'
-import { requireWritable } from './vmdk/writability.js'
+import { requireWritable, requireWritableKind } from './vmdk/writability.js'
 import { checkCid, extentNames, type ParentLink, parentLink, parentNames } from './vmdk/parent.js'
 
 export interface Chain {
@@ -322,6 +322,9 @@ class ChainOpener {
 
   private layer(file: OpenedFile, format: Format | undefined, access: Access): LayerSpec {
     const isTop = this.opened.length === 1
+    // Nobody has to be kept out of what is never written.
+    const early = storeOf(fileSpec(file))
+    if (access === 'write' && (format ?? probe(early)) === 'vmdk') requireWritableKind(early)
     // First of all: what is read before others are kept out may change at once.
     this.lock(file, access)
     const spec = fileSpec(file)

@@ -207,6 +207,19 @@ t.test('a disk that others stand on is not written', skip, async t => {
   await refused(join(folder, 'disk-000001.vmdk'), /has been changed since/)
 })
 
+t.test('a stream is read by several', skip, async t => {
+  const folder = sharedFolder(t)
+  const [disk, image] = [join(folder, 'disk.vmdk'), join(folder, 'stream.vmdk')]
+  await run('qemu-img', ['create', '-q', '-f', 'vmdk', disk, '4M'])
+  const o = ['-f', 'vmdk', '-O', 'vmdk', '-o', 'subformat=streamOptimized']
+  await run('qemu-img', ['convert', ...o, disk, image])
+  for (let i = 0; i < 2; i++) {
+    const { printed } = await mount(t, image, {})
+    t.match(printed.stderr, /stream-optimized: [^\n]*, mounted read-only\n/)
+    t.match(printed.stdout, ', read-only')
+  }
+})
+
 t.test('what is in use by a program of VMware', skip, async t => {
   const folder = sharedFolder(t)
   const image = join(folder, 'disk.vmdk')

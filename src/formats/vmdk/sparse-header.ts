@@ -122,6 +122,10 @@ export function readEmbeddedDescriptor(
   return { text: nul < 0 ? text : text.subarray(0, nul), offset }
 }
 
+/** Whether the header in `sector` has the flag of compressed grains; nothing else of it is looked at. */
+export const saysCompressed = (sector: Buffer): boolean =>
+  (HEADER.decode(sector).flags & FLAG.compressed) !== 0
+
 /** Bytes that a table of `entries` takes in the file. */
 export const tableBytes = (entries: number): number =>
   Math.ceil((entries * ENTRY_BYTES) / SECTOR_BYTES) * SECTOR_BYTES

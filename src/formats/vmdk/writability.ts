@@ -1,7 +1,10 @@
 /** Which VMDK images can be written, before anything of them is. */
 import { printable } from '../../errors.js'
 import { WriteProtected } from '../../io/named-file.js'
+import type { Store } from '../../io/store.js'
 import type { VmdkExtent, VmdkSpec } from './image.js'
+import { extentKind, SECTOR_BYTES } from './parts.js'
+import { saysCompressed } from './sparse-header.js'
 
 export interface WriteOptions {
   /** Whether the image gives up its change tracking: programs that rely on it make a full backup next. */
@@ -10,6 +13,8 @@ export interface WriteOptions {
   readonly isDevice: boolean
 }
 
+const SESPARSE = 'seSparse extents are read only'
+const COMPRESSED = 'it is stream-optimized: what is compressed cannot be written in place'
 const READ_ONLY = 'mount it with -o ro'
 const CONVERT = 'mount it with -o ro, or convert it with qemu-img convert'
 
@@ -43,18 +48,29 @@ export function requireWritable(spec: VmdkSpec, path: string, options: WriteOpti
   }
 }
 
+/**
+ * The same for what the image's first bytes say, before anybody is kept out of it: whether it is a kind of
+ * extent that is never written. Throws WriteProtected, SystemError; what is damaged is for the reader.
+ */
+export function requireWritableKind(store: Store): void {
+  const head = Buffer.alloc(SECTOR_BYTES)
+  const isWhole = store.read(head, 0, head.length, 0) === head.length
+  const kind = extentKind(head)
+  if (kind === 'sesparse') throw new WriteProtected(store.path, SESPARSE, CONVERT)
+  if (kind === 'sparse' && isWhole && saysCompressed(head)) {
+    throw new WriteProtected(store.path, COMPRESSED, CONVERT)
+  }
+}
+
 function problemOf({ isWritable, file, layout, sizeBytes }: VmdkExtent) {
   if (!isWritable || !file) return undefined
-  if (layout.kind === 'sesparse') return { what: 'seSparse extents are read only', hint: CONVERT }
+  if (layout.kind === 'sesparse') return { what: SESPARSE, hint: CONVERT }
   if (layout.kind === 'flat') {
     if (layout.startBytes + sizeBytes <= file.sizeBytes) return undefined
     return { what: 'its end is missing', hint: 'restore it from a copy, or mount it with -o ro' }
   }
   if (layout.kind !== 'sparse') return undefined
-  if (layout.header.isCompressed) {
-    const what = 'it is stream-optimized: what is compressed cannot be written in place'
-    return { what, hint: CONVERT }
-  }
+  if (layout.header.isCompressed) return { what: COMPRESSED, hint: CONVERT }
   if (!layout.header.lacksDirectory) return undefined
   const what = 'one of its two grain directories is damaged'
   return { what, hint: 'mount it with -o ro, and copy the disk to a new image' }
