@@ -14,7 +14,7 @@ import {
   MAX_FILE_NAME_BYTES,
 } from '../limits.js'
 import { SECTOR_BYTES } from './parts.js'
-import { keyValue, readText, textBytes, trimBlanks } from './text.js'
+import { isPadding, keyValue, readText, textBytes, trimBlanks } from './text.js'
 
 /** A parentCID that stands for no parent. */
 export const NO_PARENT_CID = 0xffffffff
@@ -72,9 +72,8 @@ const BINARY = /[\x00-\x08\x0b\x0c\x0e-\x19\x1b-\x1f\x7f]/
 /** Whether a file that begins with `head` is a descriptor. */
 export function isDescriptor(head: Buffer): boolean {
   const text = textBytes(head)
-  // Padding of zeros may follow, as after a descriptor within an extent, and nothing else.
-  const padding = head.subarray(text.byteOffset - head.byteOffset + text.length)
-  if (padding.some(byte => byte !== 0)) return false
+  // Padding may follow, as after a descriptor within an extent, and nothing else.
+  if (!isPadding(head.subarray(text.byteOffset - head.byteOffset + text.length))) return false
   const characters = text.toString('latin1')
   if (BINARY.test(characters)) return false
   for (const line of characters.split(/[\r\n]/)) {

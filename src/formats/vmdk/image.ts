@@ -10,6 +10,7 @@ import { type CowdHeader, readCowdHeader } from './cowd.js'
 import { type Descriptor, type ExtentLine, parseDescriptor } from './descriptor.js'
 import type { Region } from './grain-tables.js'
 import { extentKind, SECTOR_BYTES } from './parts.js'
+import { isPadding } from './text.js'
 import { readSesparseHeader, type SesparseHeader } from './sesparse.js'
 import { readEmbeddedDescriptor, readSparseHeader, type SparseHeader } from './sparse-header.js'
 
@@ -213,7 +214,7 @@ function allOf(store: Store): Buffer {
   const bytes = buffer.subarray(0, store.read(buffer, 0, buffer.length, 0))
   const nul = bytes.indexOf(0)
   // What a NUL cuts off would be missing from the disk.
-  if (nul >= 0 && bytes.subarray(nul).some(byte => byte !== 0)) {
+  if (nul >= 0 && !isPadding(bytes.subarray(nul))) {
     const what = `the descriptor has a NUL at ${nul}, before its end`
     throw new ImageError('CORRUPT', what, { path: store.path, hint: 'restore it from a copy' })
   }

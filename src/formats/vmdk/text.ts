@@ -29,6 +29,21 @@ export function textBytes(bytes: Buffer): Buffer {
   return bytes.subarray(start, nul < 0 ? bytes.length : nul)
 }
 
+/**
+ * QEMU gives a descriptor a new CID of as many digits as it needs, and leaves the last bytes of a text that
+ * has become shorter behind its NUL (block/vmdk.c, vmdk_write_cid): fewer than the shortest line that
+ * would say anything.
+ */
+const RESIDUE_BYTES = 7
+/** Of text, and of no `key=value`. */
+const RESIDUE = /^[\0\n\r\t -<>-~]*$/
+
+/** Whether `bytes`, what follows a text from its NUL on, says nothing. */
+export function isPadding(bytes: Buffer): boolean {
+  const end = 1 + RESIDUE_BYTES
+  return RESIDUE.test(bytes.toString('latin1', 0, end)) && bytes.subarray(end).every(b => b === 0)
+}
+
 /** The lines of `bytes`, decoded by what their `encodingKey` says. */
 export function readText(bytes: Buffer, encodingKey: string): Text {
   const raw = lines(bytes)
