@@ -1,6 +1,9 @@
 /** A disk that is full for a while, over the kinds of VMDK images. */
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
 import t from 'tap'
-import { needs, tempFolder } from '../support/run.js'
+import { needs, run, tempFolder } from '../support/run.js'
+import { FullDiskStore, MemoryStore } from '../support/stores.js'
 import { runFull } from './full-disk.js'
 import { Random, randomSteps } from './steps.js'
 import { openVmdkWritable } from './vmdk-disk.js'
@@ -30,3 +33,32 @@ for (const recipe of KINDS) {
     t.ok(refused > 0, `${refused} steps refused`)
   })
 }
+
+t.test('what a write was told is written has its tables, too', needs('qemu-img'), async t => {
+  const file = join(tempFolder(t), 'disk.vmdk')
+  // The tables of a new image are holes of the file, and each write needs another one.
+  await run('qemu-img', ['create', '-q', '-f', 'vmdk', file, '2G'])
+  const image = new MemoryStore(file, readFileSync(file))
+  const store = new FullDiskStore(image)
+  const [grain, coverage] = [65536, 512 * 65536]
+  store.limitBytes = store.usedBytes + 20 * grain
+  const { disk } = openVmdkWritable({ stores: [store] })
+  let written = 0
+  const write = () => disk.write(Buffer.alloc(grain, 9), 0, grain, written * coverage)
+  t.throws(
+    () => {
+      for (;;) {
+        write()
+        written++
+      }
+    },
+    { code: 'ENOSPC' },
+  )
+  t.ok(written > 10, `${written} writes`)
+  disk.flush()
+  disk.close()
+  const again = openVmdkWritable({ stores: [image] })
+  for (let i = 0; i < written; i++) {
+    t.ok(again.read(i * coverage, grain).equals(Buffer.alloc(grain, 9)), `write ${i}`)
+  }
+})

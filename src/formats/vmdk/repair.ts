@@ -188,7 +188,7 @@ class Repair {
   private skipMissing(directory: Directory, count: number, layout: GrainLayout): void {
     for (let i = 0; i < count; i++) {
       const at = (directory.entries[i] as number) * SECTOR_BYTES
-      if (!isInFile(at, tableBytesOf(layout), this.store.sizeBytes)) directory.skip(i)
+      if (!isInFile(at, tableBytesOf(layout), this.store.sizeBytes)) directory.passOver(i)
     }
   }
 

@@ -269,7 +269,7 @@ export class VmdkWriter implements WritableDriver {
   /** Rules (2) and (4) of grain-writer.ts: what is named is on the disk before it is. */
   private writeSlices(slices: readonly DirtySlice[], touched: readonly number[]): void {
     const headers = this.write(slices.filter(({ stage }) => stage !== STAGE.links))
-    syncAll([...touched.map(index => this.stores(index)), ...headers])
+    syncAll([...touched.map(index => this.storeOf(index)), ...headers])
     syncAll(this.write(slices.filter(({ stage }) => stage === STAGE.links)))
   }
 
@@ -282,7 +282,7 @@ export class VmdkWriter implements WritableDriver {
     })
   }
 
-  private stores(index: number): WritableStore {
+  private storeOf(index: number): WritableStore {
     return (this.written[index] as Written).store
   }
 

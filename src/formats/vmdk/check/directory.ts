@@ -55,7 +55,7 @@ export class Directory {
     return this.at + (this.first + i) * ENTRY_BYTES
   }
 
-  skip(i: number): void {
+  passOver(i: number): void {
     this.skipped.set(this.first + i)
   }
 

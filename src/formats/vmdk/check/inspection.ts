@@ -190,7 +190,7 @@ export class Inspection {
       for (let i = 0; i < count; i++) {
         const sector = directory.entries[i] as number
         if (sector === SILENT) continue
-        if (sector === shared?.entries[i]) directory.skip(i)
+        if (sector === shared?.entries[i]) directory.passOver(i)
         else this.takeTable(directory, i, sector, isJudged)
       }
       at += count
@@ -202,7 +202,7 @@ export class Inspection {
     const end = sector + this.tableSectors
     if (!isInFile(at, end * SECTOR_BYTES - at, this.store.sizeBytes)) {
       if (!isJudged || directory.isSkipped(i)) return
-      directory.skip(i)
+      directory.passOver(i)
       this.sink.corruption(
         directory.entryAt(i),
         () => `${directory.name} names a table at ${at}, beyond the end of the file`,
@@ -211,7 +211,7 @@ export class Inspection {
       return
     }
     if (isJudged && !directory.isSkipped(i) && this.map.isTaken(sector, end)) {
-      directory.skip(i)
+      directory.passOver(i)
       this.sink.corruption(
         directory.entryAt(i),
         () => `${directory.name} names a table at ${at}, where another one or a directory is`,
