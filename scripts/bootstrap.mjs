@@ -15,6 +15,7 @@ export const CLI = join(ROOT, 'dist/cli/main.js')
 /** The Debian package that brings a command. */
 const PACKAGE_OF = {
   btrfs: 'btrfs-progs',
+  cryptsetup: 'cryptsetup-bin',
   debugfs: 'e2fsprogs',
   e2fsck: 'e2fsprogs',
   fio: 'fio',

@@ -41,6 +41,8 @@ const PEERS = [
   'zstd',
   'losetup',
   'vmdkmount',
+  'qcowmount',
+  'cryptsetup',
   'setpriv',
   'unshare',
 ]

@@ -1,0 +1,30 @@
+/**
+ * The anti-forensic splitter: a key spread over many stripes, so that a key slot is gone when any part of
+ * it has been overwritten. (cryptsetup, "LUKS1 On-Disk Format Specification", version 1.2.3, section 2.4.)
+ */
+import { createHash } from 'node:crypto'
+
+/** Joins the stripes in `material`, each of `key.length` bytes, to a key. */
+export function mergeKey(material: Buffer, hash: string, key: Buffer): void {
+  const digestBytes = createHash(hash).digest().length
+  key.fill(0)
+  const last = material.length - key.length
+  for (let at = 0; at <= last; at += key.length) {
+    for (let i = 0; i < key.length; i++) key[i]! ^= material[at + i]!
+    if (at < last) diffuse(key, hash, digestBytes)
+  }
+}
+
+/** Replaces each piece that is as long as a digest by the digest of its number and itself. */
+function diffuse(block: Buffer, hash: string, digestBytes: number): void {
+  const number = Buffer.alloc(4)
+  let at = 0
+  for (let index = 0; at < block.length; index++) {
+    number.writeUInt32BE(index)
+    const piece = block.subarray(at, at + digestBytes)
+    const digest = createHash(hash).update(number).update(piece).digest()
+    // The last piece may be shorter; so much of the digest then takes its place.
+    at += digest.copy(piece)
+    digest.fill(0)
+  }
+}

@@ -1,0 +1,336 @@
+/**
+ * The LUKS header, version 1: what it says of the encryption, and the way from a passphrase to the key.
+ * (cryptsetup, "LUKS1 On-Disk Format Specification", version 1.2.3; numbers of sections are its.)
+ */
+import { createHash, pbkdf2, timingSafeEqual } from 'node:crypto'
+import { promisify } from 'node:util'
+import { bytes, layout, u16be, u32be } from '../binary.js'
+import { ImageError } from '../errors.js'
+import type { Store } from '../io/store.js'
+import { mergeKey } from './anti-forensic.js'
+import { createSectorCipher, fastEngine } from './sector-cipher.js'
+import { CIPHER_MODES, CIPHER_SECTOR_BYTES, type CipherMode, type CipherSpec } from './spec.js'
+
+// Section 4, figures 1 and 3.
+const HEADER = layout({
+  magic: bytes(6),
+  version: u16be,
+  cipherName: bytes(32),
+  cipherMode: bytes(32),
+  hash: bytes(32),
+  payloadSectors: u32be,
+  keyBytes: u32be,
+  keyDigest: bytes(20),
+  keySalt: bytes(32),
+  keyIterations: u32be,
+  uuid: bytes(40),
+})
+const SLOT = layout({
+  state: u32be,
+  iterations: u32be,
+  salt: bytes(32),
+  keySectors: u32be,
+  stripes: u32be,
+})
+const SLOTS = 8
+const SLOT_ACTIVE = 0x00ac71f3
+const SLOT_INACTIVE = 0x0000dead
+const HEADER_BYTES = HEADER.size + SLOTS * SLOT.size
+const MAGIC = Buffer.from('LUKS\xba\xbe', 'latin1')
+
+/** What every writer takes; QEMU and cryptsetup refuse all else. */
+const STRIPES = 4000
+/**
+ * Rounds of the hash that trying all key slots may take. cryptsetup and QEMU choose their iterations so
+ * that a slot takes two seconds where it is made: 10 to 20 million on fast processors, times two where a
+ * key is longer than a digest. 2^30 lets eight such slots pass with a factor of three to spare, and takes
+ * some ten minutes of one processor at worst, off the event loop.
+ */
+const MAX_ROUNDS = 2 ** 30
+
+/** The names of hashes that QEMU knows are those of node:crypto; cryptsetup has others, too. */
+const HASHES: readonly string[] = [
+  'md5',
+  'sha1',
+  'sha224',
+  'sha256',
+  'sha384',
+  'sha512',
+  'ripemd160',
+]
+const AES_KEY_BYTES: readonly number[] = [16, 24, 32]
+
+/** A part of a file, in bytes. */
+export interface LuksArea {
+  readonly offset: number
+  readonly length: number
+}
+
+export interface Luks1Header {
+  /** With the bits of its key: "aes-256". */
+  readonly cipher: string
+  readonly cipherName: string
+  /** "xts", "cbc". */
+  readonly mode: string
+  /** How initialization vectors are made: "plain64", "essiv"; "none" where nothing is said. */
+  readonly ivGenerator: string
+  /** The hash that the generator is given, where it is given one. */
+  readonly ivHash: string | undefined
+  /** Of the key slots and the key's digest. */
+  readonly hash: string
+  readonly uuid: string
+  /** Bytes from the LUKS header on. qcow2 does not use it: its clusters are where its tables say. */
+  readonly payloadOffset: number
+  /** Of the master key: both keys of XTS count. */
+  readonly keyBytes: number
+  readonly masterKeyDigest: Buffer
+  readonly masterKeySalt: Buffer
+  readonly masterKeyIterations: number
+  readonly slots: readonly Luks1Slot[]
+}
+
+export interface Luks1Slot {
+  readonly isActive: boolean
+  readonly iterations: number
+  readonly salt: Buffer
+  /** Bytes from the LUKS header on. */
+  readonly keyOffset: number
+  readonly stripes: number
+}
+
+/**
+ * Reads the LUKS header at the start of `area`, and looks no further: what it describes may be unheard of.
+ * Throws ImageError for a header that is missing or damaged.
+ */
+export function readLuks1(store: Store, area: LuksArea): Luks1Header {
+  const fail = failing(store)
+  const b = Buffer.alloc(HEADER_BYTES)
+  if (area.length < b.length || store.read(b, 0, b.length, area.offset) < b.length) {
+    return fail('CORRUPT', 'the LUKS header is cut off')
+  }
+  const header = HEADER.decode(b)
+  if (!header.magic.equals(MAGIC)) {
+    return fail('CORRUPT', `there is no LUKS header at ${area.offset}`)
+  }
+  if (header.version !== 1) {
+    return fail('CORRUPT', `the LUKS header has version ${header.version}, not 1`)
+  }
+  // For example "xts-plain64", "cbc-essiv:sha256" or, without initialization vectors, "ecb".
+  const [, mode, ivGenerator = 'none', ivHash] =
+    /^([^-]+)(?:-([^:]+)(?::(.+))?)?$/.exec(text(header.cipherMode)) ?? []
+  if (mode === undefined) return fail('CORRUPT', 'the LUKS header names no cipher mode')
+  const cipherName = text(header.cipherName)
+  return {
+    // XTS takes two keys, and both are counted.
+    cipher: `${cipherName}-${(mode === 'xts' ? header.keyBytes / 2 : header.keyBytes) * 8}`,
+    cipherName,
+    mode,
+    ivGenerator,
+    ivHash,
+    hash: text(header.hash),
+    uuid: text(header.uuid),
+    payloadOffset: header.payloadSectors * CIPHER_SECTOR_BYTES,
+    keyBytes: header.keyBytes,
+    masterKeyDigest: header.keyDigest,
+    masterKeySalt: header.keySalt,
+    masterKeyIterations: header.keyIterations,
+    slots: Array.from({ length: SLOTS }, (_, i) => {
+      const slot = SLOT.decode(b, HEADER.size + i * SLOT.size)
+      if (slot.state !== SLOT_ACTIVE && slot.state !== SLOT_INACTIVE) {
+        return fail('CORRUPT', `its LUKS key slot ${i} is damaged`)
+      }
+      return {
+        isActive: slot.state === SLOT_ACTIVE,
+        iterations: slot.iterations,
+        salt: slot.salt,
+        keyOffset: slot.keySectors * CIPHER_SECTOR_BYTES,
+        stripes: slot.stripes,
+      }
+    }),
+  }
+}
+
+/**
+ * Judges whether the key can be looked for: the cipher is one of ours, and what the active key slots ask
+ * for lies in `area` and within bounds. To be called before anybody is asked for a passphrase. Throws
+ * ImageError.
+ */
+export function checkLuks1(store: Store, area: LuksArea, header: Luks1Header): void {
+  const fail = failing(store)
+  cipherOf(store, header)
+  if (!isHash(header.hash)) fail('UNSUPPORTED', `its LUKS header uses the hash "${header.hash}"`)
+  const active = header.slots.flatMap((slot, index) => (slot.isActive ? [{ slot, index }] : []))
+  if (active.length === 0) {
+    fail('CORRUPT', 'all key slots of its LUKS header are empty, so no passphrase opens it')
+  }
+  if (header.masterKeyIterations === 0) {
+    fail('CORRUPT', 'its LUKS header has no iterations for the digest of the key')
+  }
+  const materialBytes = header.keyBytes * STRIPES
+  const blocksOf = (bytes: number) => Math.ceil(bytes / digestBytes(header.hash))
+  let rounds = 0
+  for (const { slot, index } of active) {
+    const { iterations, stripes, keyOffset } = slot
+    const damaged = (what: string) => fail('CORRUPT', `its LUKS key slot ${index} ${what}`)
+    if (stripes !== STRIPES) damaged(`has ${stripes} stripes, not ${STRIPES}`)
+    if (iterations === 0) damaged('has no iterations')
+    if (keyOffset < HEADER_BYTES) damaged('lies over the LUKS header')
+    if (keyOffset + materialBytes > area.length) damaged('reaches beyond the LUKS header')
+    if (area.offset + keyOffset + materialBytes > store.sizeBytes) {
+      damaged('reaches beyond the end of the file')
+    }
+    for (const other of active) {
+      if (other.index > index && Math.abs(other.slot.keyOffset - keyOffset) < materialBytes) {
+        damaged(`lies over key slot ${other.index}`)
+      }
+    }
+    rounds += iterations * blocksOf(header.keyBytes)
+    rounds += header.masterKeyIterations * blocksOf(header.masterKeyDigest.length)
+  }
+  if (rounds > MAX_ROUNDS) {
+    fail(
+      'UNSUPPORTED',
+      `a passphrase would take ${rounds} rounds of ${header.hash}, more than ${MAX_ROUNDS}`,
+    )
+  }
+}
+
+const derive = promisify(pbkdf2)
+
+/**
+ * The cipher with the master key, if `passphrase` opens one of the key slots; else undefined. Slots are
+ * tried in their order, each for as long as its iterations take. Throws ImageError as {@link checkLuks1}
+ * does. (Section 5.3, figure 6.)
+ */
+export async function unlockLuks1(
+  store: Store,
+  area: LuksArea,
+  header: Luks1Header,
+  passphrase: Uint8Array,
+): Promise<CipherSpec | undefined> {
+  checkLuks1(store, area, header)
+  const cipher = cipherOf(store, header)
+  for (const slot of header.slots) {
+    if (!slot.isActive) continue
+    const key = new SharedArrayBuffer(header.keyBytes)
+    let isFound = false
+    try {
+      await openSlot(store, area, header, slot, passphrase, cipher, Buffer.from(key))
+      isFound = await isMasterKey(header, Buffer.from(key))
+    } finally {
+      if (!isFound) Buffer.from(key).fill(0)
+    }
+    if (isFound) return { ...cipher, key }
+  }
+  return undefined
+}
+
+/** What a cipher is but for its key. */
+type Cipher = Omit<CipherSpec, 'key'>
+
+/** Fills `key` with what `passphrase` makes of the slot: the master key, or noise. */
+async function openSlot(
+  store: Store,
+  area: LuksArea,
+  { hash, keyBytes }: Luks1Header,
+  { salt, iterations, keyOffset }: Luks1Slot,
+  passphrase: Uint8Array,
+  cipher: Cipher,
+  key: Buffer,
+): Promise<void> {
+  const materialBytes = keyBytes * STRIPES
+  // The last sector may not be full; what lies behind it in the file is nobody's.
+  const sectorBytes = Math.ceil(materialBytes / CIPHER_SECTOR_BYTES) * CIPHER_SECTOR_BYTES
+  const material = Buffer.alloc(sectorBytes)
+  const slotKey = new SharedArrayBuffer(keyBytes)
+  // One of its own, since something is left in its workspace.
+  const engine = fastEngine()
+  try {
+    const derived = await derive(passphrase, salt, iterations, keyBytes, hash)
+    Buffer.from(slotKey).set(derived)
+    derived.fill(0)
+    if (store.read(material, 0, materialBytes, area.offset + keyOffset) < materialBytes) {
+      failing(store)('CORRUPT', 'its LUKS key slots are cut off')
+    }
+    const slotCipher = createSectorCipher({ ...cipher, key: slotKey }, engine)
+    slotCipher.decrypt(material, 0, sectorBytes, material, 0, 0)
+    mergeKey(material.subarray(0, materialBytes), hash, key)
+  } finally {
+    Buffer.from(slotKey).fill(0)
+    material.fill(0)
+    engine.workspace.memory.fill(0)
+  }
+}
+
+async function isMasterKey(header: Luks1Header, key: Buffer): Promise<boolean> {
+  const { masterKeyDigest, masterKeySalt, masterKeyIterations, hash } = header
+  const digest = await derive(key, masterKeySalt, masterKeyIterations, masterKeyDigest.length, hash)
+  return timingSafeEqual(digest, masterKeyDigest)
+}
+
+/** Throws ImageError for one that is not served here. */
+function cipherOf(store: Store, header: Luks1Header): Cipher {
+  const { cipherName, mode, ivGenerator, ivHash, keyBytes } = header
+  const unsupported = (what: string): never =>
+    failing(store)('UNSUPPORTED', `its LUKS header uses the ${what}`)
+  if (cipherName !== 'aes') return unsupported(`cipher "${cipherName}"`)
+  if (!isMode(mode)) return unsupported(`cipher mode "${mode}"`)
+  const keys = mode === 'xts' ? 2 : 1
+  if (!AES_KEY_BYTES.includes(keyBytes / keys)) {
+    return failing(store)(
+      'CORRUPT',
+      `its LUKS header has a key of ${keyBytes} bytes for aes-${mode}`,
+    )
+  }
+  if (mode === 'ecb') return { mode, ivGenerator: 'none', ivHash: undefined }
+  switch (ivGenerator) {
+    // A hash that these are given means nothing, to dm-crypt and QEMU alike.
+    case 'plain':
+    case 'plain64':
+      return { mode, ivGenerator, ivHash: undefined }
+    case 'essiv': {
+      if (ivHash === undefined) {
+        return failing(store)('CORRUPT', 'its LUKS header names no hash for essiv')
+      }
+      // Its digest is the key of an AES.
+      if (!isHash(ivHash) || !AES_KEY_BYTES.includes(digestBytes(ivHash))) {
+        return unsupported(`hash "${ivHash}" for essiv`)
+      }
+      return { mode, ivGenerator, ivHash }
+    }
+    default:
+      return unsupported(`generator "${ivGenerator}" of initialization vectors`)
+  }
+}
+
+const isMode = (name: string): name is CipherMode =>
+  (CIPHER_MODES as readonly string[]).includes(name)
+
+/** Whether it is a hash of LUKS that this node has, too: OpenSSL may be built, or told, to leave some out. */
+function isHash(name: string): boolean {
+  try {
+    return HASHES.includes(name) && digestBytes(name) > 0
+  } catch {
+    return false
+  }
+}
+
+const digestBytes = (hash: string): number => createHash(hash).digest().length
+
+const IF_DAMAGED = 'restore it from a copy; without this header its data cannot be decrypted'
+const IF_UNSUPPORTED = 'copy its disk with qemu-img convert to an image that is encrypted as usual'
+
+type Fail = (code: 'CORRUPT' | 'UNSUPPORTED', message: string) => never
+
+const failing =
+  ({ path }: Store): Fail =>
+  (code, message) => {
+    const hint = code === 'CORRUPT' ? IF_DAMAGED : IF_UNSUPPORTED
+    throw new ImageError(code, message, { path, hint })
+  }
+
+/** Up to the first NUL, if there is one. */
+function text(field: Buffer): string {
+  const nul = field.indexOf(0)
+  return field.toString('utf8', 0, nul < 0 ? field.length : nul)
+}
