@@ -1,0 +1,253 @@
+/**
+ * Where the bytes of a qcow disk are: the two-level table (QEMU block/qcow.c; libyal libqcow's description
+ * of the format).
+ *
+ * Clusters may begin at any sector, so that where the file ends within one is told here, and not by what
+ * the engine rounds to. An L1 entry that names the very end of the file was written before its table, by
+ * a program that did not come to write that: it names nothing yet.
+ */
+import type { ClusterCache } from '../../cache/cluster-cache.js'
+import { type MetadataCache, SLICE_BYTES } from '../../cache/metadata-cache.js'
+import { ImageError } from '../../errors.js'
+import { placed } from '../../io/cipher-store.js'
+import type { Store } from '../../io/store.js'
+import type { Extent, FormatDriver } from '../driver.js'
+import { unpackFrom } from '../qcow2/inflate.js'
+import {
+  clusterBytes,
+  coverageBytes,
+  ENTRY_BYTES,
+  isEncrypted,
+  type QcowHeader,
+  SECTOR_BYTES,
+  tableBytes,
+} from './header.js'
+import { DAMAGED, PACKED, packedAt, readEntry, readWord } from './words.js'
+
+export interface QcowParts {
+  readonly header: QcowHeader
+  /** The image's file: its tables and its compressed clusters. */
+  readonly store: Store
+  /** The same, with what its clusters are decrypted by. */
+  readonly dataStore: Store
+  /** Tells stores apart in the caches, 0 to 511. */
+  readonly storeId: number
+  readonly metadata: MetadataCache
+  readonly clusters: ClusterCache
+}
+
+export class QcowDriver implements FormatDriver {
+  readonly sizeBytes: number
+  readonly unitBytes: number
+  /** Bytes of the disk that one L2 table maps. */
+  readonly coverage: number
+  readonly tableBytes: number
+  private readonly l1End: number
+  private readonly isEncrypted: boolean
+  /** Of the file, for one lookup. */
+  private fileBytes = 0
+
+  constructor(private readonly parts: QcowParts) {
+    const { header } = parts
+    this.sizeBytes = header.sizeBytes
+    this.unitBytes = clusterBytes(header)
+    this.coverage = coverageBytes(header)
+    this.tableBytes = tableBytes(header)
+    this.l1End = header.l1Offset + header.l1Entries * ENTRY_BYTES
+    this.isEncrypted = isEncrypted(header)
+  }
+
+  lookup(offset: number, length: number): Extent {
+    this.fileBytes = this.parts.store.sizeBytes
+    const index = Math.floor(offset / this.coverage)
+    const inTable = offset - index * this.coverage
+    const table = this.tableOf(index, offset)
+    if (table !== 0) return this.clusters(table, inTable, offset, length)
+    const silent = this.silentTables(index, inTable + length) * this.coverage - inTable
+    return { kind: 'parent', length: Math.min(length, silent) }
+  }
+
+  /** Where the L2 table of the L1 entry `index` is in the file; 0 when there is none. `offset` is for messages. */
+  l2Table(index: number, offset: number): number {
+    this.fileBytes = this.parts.store.sizeBytes
+    return this.tableOf(index, offset)
+  }
+
+  private tableOf(index: number, offset: number): number {
+    const place = this.l1SliceOf(index)
+    const at = this.parts.header.l1Offset + index * ENTRY_BYTES - place.at
+    const table = readWord(this.slice(place.at, place.length, offset), at)
+    if (table === 0) return 0
+    if (table % SECTOR_BYTES !== 0) {
+      throw this.damage(`the L1 entry ${index} names an L2 table at ${table}, no sector`, offset)
+    }
+    if (table < this.fileBytes) return table
+    if (table === Math.ceil(this.fileBytes / this.unitBytes) * this.unitBytes) return 0
+    const what = `the L1 entry ${index} names an L2 table at ${table}`
+    throw this.damage(`${what}, beyond the end of the file`, offset)
+  }
+
+  /**
+   * The slice of the file that has the L1 entry `index`. Of what is not the table's it has bytes of the
+   * table's first sector alone, where no cluster and no other table can be.
+   */
+  l1SliceOf(index: number): { at: number; length: number } {
+    const { l1Offset } = this.parts.header
+    const entryAt = l1Offset + index * ENTRY_BYTES
+    const first = l1Offset - (l1Offset % SECTOR_BYTES)
+    const at = Math.max(first, entryAt - (entryAt % SLICE_BYTES))
+    return { at, length: Math.min(SLICE_BYTES, this.l1End - at) }
+  }
+
+  /** The slice of the L2 table at `table` that has the entry `index`. */
+  l2SliceOf(table: number, index: number): { at: number; length: number } {
+    const byte = index * ENTRY_BYTES
+    const inTable = byte - (byte % SLICE_BYTES)
+    return { at: table + inTable, length: Math.min(SLICE_BYTES, this.tableBytes - inTable) }
+  }
+
+  /** Throws ImageError, which names the place on the disk, `offset`. */
+  slice(at: number, length: number, offset: number): Buffer {
+    const { metadata, store, storeId } = this.parts
+    return this.located(offset, () => metadata.slice(store, storeId, at, length))
+  }
+
+  /** How many L1 entries from `index` on name no table, as far as `bytes` of the disk reach. */
+  private silentTables(index: number, bytes: number): number {
+    const wanted = Math.min(Math.ceil(bytes / this.coverage), this.parts.header.l1Entries - index)
+    let count = 1
+    while (count < wanted && this.isSilent(index + count)) count++
+    return count
+  }
+
+  /** False for a damaged entry too: it is for the read that gets there. */
+  private isSilent(index: number): boolean {
+    try {
+      return this.tableOf(index, index * this.coverage) === 0
+    } catch (error) {
+      if (error instanceof ImageError) return false
+      throw error
+    }
+  }
+
+  /** The run of clusters that begins at `inTable` of what the L2 table at `table` maps. */
+  private clusters(table: number, inTable: number, offset: number, length: number): Extent {
+    const { unitBytes } = this
+    const inCluster = inTable % unitBytes
+    const from = Math.floor(inTable / unitBytes) * ENTRY_BYTES
+    const { at, length: sliceBytes } = this.l2SliceOf(table, from / ENTRY_BYTES)
+    const slice = this.slice(at, sliceBytes, offset)
+    const first = readEntry(slice, from % SLICE_BYTES, this.fileBytes)
+    if (first === PACKED) return this.packed(slice, from % SLICE_BYTES, inCluster, offset, length)
+    if (first === DAMAGED) {
+      const host = readWord(slice, from % SLICE_BYTES)
+      throw this.damage(`an L2 entry maps a cluster at ${host}, ${whyDamaged(host)}`, offset)
+    }
+    const wanted = from + Math.ceil((inCluster + length) / unitBytes) * ENTRY_BYTES
+    const to = this.runEnd(slice, table, from, Math.min(wanted, this.tableBytes), first, offset)
+    const found = Math.min(length, ((to - from) / ENTRY_BYTES) * unitBytes - inCluster)
+    if (first >= 0) return this.data(first + inCluster, found, offset)
+    return { kind: 'parent', length: found }
+  }
+
+  /**
+   * Where in the table, up to `to`, the run ends that `first` begins at `from`. Damage further on ends
+   * it, too: that is for the read that gets there, once the good bytes are delivered.
+   */
+  private runEnd(
+    slice: Buffer,
+    table: number,
+    from: number,
+    to: number,
+    first: number,
+    offset: number,
+  ): number {
+    const step = first >= 0 ? this.unitBytes : 0
+    const { fileBytes } = this
+    let expected = first
+    for (let at = from + ENTRY_BYTES; at < to; at += ENTRY_BYTES) {
+      const inSlice = at % SLICE_BYTES
+      if (inSlice === 0) {
+        const next = this.nextSlice(table, at, offset)
+        if (next === undefined) return at
+        slice = next
+      }
+      expected += step
+      if (readEntry(slice, inSlice, fileBytes) !== expected) return at
+    }
+    return to
+  }
+
+  private nextSlice(table: number, at: number, offset: number): Buffer | undefined {
+    try {
+      const place = this.l2SliceOf(table, at / ENTRY_BYTES)
+      return this.slice(place.at, place.length, offset)
+    } catch (error) {
+      if (error instanceof ImageError) return undefined
+      throw error
+    }
+  }
+
+  /** A file may end within its last cluster: what is missing of that one reads as zeros. */
+  private data(at: number, length: number, offset: number): Extent {
+    const store = placed(this.parts.dataStore, offset, at)
+    // What is missing of an encrypted cluster is decrypted as the rest of it is.
+    if (this.isEncrypted) return { kind: 'data', length, store, at }
+    const inFile = this.fileBytes - at
+    if (inFile <= 0) return { kind: 'zero', length }
+    return { kind: 'data', length: Math.min(length, inFile), store, at }
+  }
+
+  /** A compressed cluster: any byte of the file, and as many bytes as its entry says. */
+  private packed(
+    slice: Buffer,
+    inSlice: number,
+    inCluster: number,
+    offset: number,
+    length: number,
+  ): Extent {
+    const high = slice.readUInt32BE(inSlice)
+    const low = slice.readUInt32BE(inSlice + 4)
+    const { at, packedBytes } = packedAt(high, low, this.parts.header.clusterBits)
+    const { clusters, storeId, store } = this.parts
+    const unpackInto = (target: Buffer) => unpackFrom(store, at, packedBytes, 'zlib', target)
+    return {
+      kind: 'packed',
+      length: Math.min(length, this.unitBytes - inCluster),
+      skip: inCluster,
+      wholeBytes: this.unitBytes,
+      packed: { storeId, at, packedBytes, compression: 'zlib' },
+      unpack: () =>
+        this.located(offset, () =>
+          clusters.get(storeId, at, () => {
+            const cluster = Buffer.allocUnsafeSlow(this.unitBytes)
+            unpackInto(cluster)
+            return cluster
+          }),
+        ),
+      unpackInto: target =>
+        this.located(offset, () => {
+          const cached = clusters.find(storeId, at)
+          if (cached) cached.copy(target)
+          else unpackInto(target)
+        }),
+    }
+  }
+
+  /** Runs `read`; what it throws of damage is named with the place on the disk it was met at. */
+  private located<T>(offset: number, read: () => T): T {
+    try {
+      return read()
+    } catch (error) {
+      if (!(error instanceof ImageError)) throw error
+      throw this.damage(error.message, offset, error)
+    }
+  }
+
+  private damage(message: string, offset: number, cause?: unknown): ImageError {
+    return new ImageError('CORRUPT', message, { path: this.parts.store.path, offset }, { cause })
+  }
+}
+
+const whyDamaged = (host: number): string =>
+  host % SECTOR_BYTES === 0 ? 'beyond the end of the file' : 'which is no sector'

@@ -1,0 +1,169 @@
+/** The header of a qcow image, version 1 (QEMU block/qcow.c; libyal libqcow's description of the format). */
+import { layout, u8, u16be, u32be, u64be } from '../../binary.js'
+import { type ErrorCode, ImageError } from '../../errors.js'
+import type { Store } from '../../io/store.js'
+import { MAX_BACKING_NAME_BYTES } from '../limits.js'
+import { MAGIC } from '../qcow2/header.js'
+
+export const HEADER = layout({
+  magic: u32be,
+  version: u32be,
+  backingNameOffset: u64be,
+  backingNameBytes: u32be,
+  mtime: u32be,
+  sizeBytes: u64be,
+  clusterBits: u8,
+  l2Bits: u8,
+  padding: u16be,
+  cryptMethod: u32be,
+  l1Offset: u64be,
+})
+
+export interface QcowHeader {
+  /** Undefined where it stands alone. The format has no field for the backing file's format. */
+  readonly backingName: string | undefined
+  /** Where the name lies in the file, in bytes; 0 bytes where there is none. */
+  readonly backingNameOffset: number
+  readonly backingNameBytes: number
+  /** Of the disk, in bytes. */
+  readonly sizeBytes: number
+  readonly clusterBits: number
+  /** Entries of an L2 table, as a power of two. */
+  readonly l2Bits: number
+  /** 0 none, 1 AES. */
+  readonly cryptMethod: number
+  readonly l1Offset: number
+  readonly l1Entries: number
+}
+
+/** Bytes of an entry of an L1 and of an L2 table. */
+export const ENTRY_BYTES = 8
+/** Clusters and L2 tables begin at multiples of it, in bytes. */
+export const SECTOR_BYTES = 512
+
+/** Cluster sizes, as powers of two: 512 bytes to 64 KiB. */
+const CLUSTER_BITS = { min: 9, max: 16 }
+/** Entries of an L2 table, as powers of two: tables have 512 bytes to 64 KiB. */
+const L2_BITS = { min: 6, max: 13 }
+/** Entries of an L1 table, at most. */
+const MAX_L1_ENTRIES = Math.floor((2 ** 31 - 1) / ENTRY_BYTES)
+/** Of the disk. */
+const MIN_SIZE_BYTES = 2
+const MAX_CRYPT_METHOD = 1
+
+type Shape = Pick<QcowHeader, 'clusterBits' | 'l2Bits'>
+
+export const clusterBytes = ({ clusterBits }: Pick<Shape, 'clusterBits'>): number =>
+  2 ** clusterBits
+
+/** Bytes of an L2 table. */
+export const tableBytes = ({ l2Bits }: Pick<Shape, 'l2Bits'>): number => 2 ** l2Bits * ENTRY_BYTES
+
+/** Bytes of the disk that one L2 table maps. */
+export const coverageBytes = ({ clusterBits, l2Bits }: Shape): number => 2 ** (clusterBits + l2Bits)
+
+export const isEncrypted = ({ cryptMethod }: Pick<QcowHeader, 'cryptMethod'>): boolean =>
+  cryptMethod !== 0
+
+/** Reads and checks all of the header. Throws ImageError, which names the file. */
+export function readQcowHeader(store: Store): QcowHeader {
+  const fail = (code: ErrorCode, message: string, hint: string): never => {
+    throw new ImageError(code, message, { path: store.path, hint })
+  }
+  const first = Buffer.alloc(HEADER.size)
+  const got = store.read(first, 0, first.length, 0)
+  if (got < HEADER.size) {
+    fail('NOT_AN_IMAGE', `the qcow header is cut off after ${got} bytes`, RESTORE)
+  }
+  if (first.readUInt32BE(0) !== MAGIC) {
+    fail('NOT_AN_IMAGE', 'this is no qcow image: its first bytes are not "QFI\\xfb"', PROBE)
+  }
+  const version = first.readUInt32BE(4)
+  if (version !== 1) {
+    fail('UNSUPPORTED', `this is version ${version} of the format, which is qcow2's`, PROBE)
+  }
+  const h = decode(first, store)
+  if (h.sizeBytes < MIN_SIZE_BYTES) {
+    fail('CORRUPT', `the disk has ${h.sizeBytes} bytes, below ${MIN_SIZE_BYTES}`, RESTORE)
+  }
+  const requirePower = (what: string, bits: number, { min, max }: typeof L2_BITS) => {
+    if (bits >= min && bits <= max) return
+    fail('CORRUPT', `the header gives ${what} of 2^${bits}, not 2^${min} to 2^${max}`, RESTORE)
+  }
+  requirePower('bytes of a cluster', h.clusterBits, CLUSTER_BITS)
+  requirePower('entries of an L2 table', h.l2Bits, L2_BITS)
+  if (h.cryptMethod > MAX_CRYPT_METHOD) {
+    fail('CORRUPT', `encryption method ${h.cryptMethod} is not known`, RESTORE)
+  }
+  const l1Entries = Math.ceil(h.sizeBytes / coverageBytes(h))
+  if (l1Entries > MAX_L1_ENTRIES) {
+    const what = `a disk of ${h.sizeBytes} bytes needs ${l1Entries} L1 entries`
+    fail('CORRUPT', `${what}, above ${MAX_L1_ENTRIES}`, RESTORE)
+  }
+  checkL1(h.l1Offset, l1Entries, store.sizeBytes, fail)
+  const { sizeBytes, clusterBits, l2Bits, cryptMethod, l1Offset } = h
+  const backing = readBackingName(h.backingNameOffset, h.backingNameBytes, store, fail)
+  return { ...backing, sizeBytes, clusterBits, l2Bits, cryptMethod, l1Offset, l1Entries }
+}
+
+/** The header of an image that stands alone. */
+export const encodeQcowHeader = (
+  header: Pick<QcowHeader, 'sizeBytes' | 'clusterBits' | 'l2Bits' | 'cryptMethod' | 'l1Offset'>,
+): Buffer =>
+  HEADER.encode({
+    ...header,
+    magic: MAGIC,
+    version: 1,
+    backingNameOffset: 0,
+    backingNameBytes: 0,
+    mtime: 0,
+    padding: 0,
+  })
+
+const RESTORE = 'restore it from a copy'
+const PROBE = 'give the format with --format, or leave it out to have it found'
+type Fail = (code: ErrorCode, message: string, hint: string) => never
+
+function decode(first: Buffer, { path }: Store): ReturnType<typeof HEADER.decode> {
+  try {
+    return HEADER.decode(first)
+  } catch (error) {
+    if (!(error instanceof ImageError)) throw error
+    const message = `the header is damaged: ${error.message}`
+    throw new ImageError(error.code, message, { path, hint: RESTORE })
+  }
+}
+
+/** The table is read piece by piece, so its size needs no other limit than the file's. */
+function checkL1(at: number, entries: number, fileBytes: number, fail: Fail): void {
+  if (at < HEADER.size) fail('CORRUPT', `the L1 table at ${at} lies over the header`, RESTORE)
+  if (at % ENTRY_BYTES !== 0) {
+    fail('CORRUPT', `the L1 table at ${at} is not aligned to its entries`, RESTORE)
+  }
+  if (at + entries * ENTRY_BYTES > fileBytes) {
+    const what = `the L1 table of ${entries} entries at ${at}`
+    fail('CORRUPT', `${what} lies beyond the end of the file (${fileBytes} bytes)`, RESTORE)
+  }
+}
+
+function readBackingName(
+  at: number,
+  bytes: number,
+  store: Store,
+  fail: Fail,
+): Pick<QcowHeader, 'backingName' | 'backingNameOffset' | 'backingNameBytes'> {
+  if (at === 0 || bytes === 0) {
+    return { backingName: undefined, backingNameOffset: 0, backingNameBytes: 0 }
+  }
+  if (bytes > MAX_BACKING_NAME_BYTES) {
+    const what = `the backing file's name has ${bytes} bytes, above ${MAX_BACKING_NAME_BYTES}`
+    fail('CORRUPT', what, RESTORE)
+  }
+  const name = Buffer.alloc(bytes)
+  if (store.read(name, 0, bytes, at) < bytes) {
+    const what = `the backing file's name at ${at} lies beyond the end of the file`
+    fail('CORRUPT', what, RESTORE)
+  }
+  if (name.includes(0)) fail('CORRUPT', "the backing file's name has a NUL byte", RESTORE)
+  return { backingName: name.toString('utf8'), backingNameOffset: at, backingNameBytes: bytes }
+}

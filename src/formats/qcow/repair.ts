@@ -1,0 +1,81 @@
+/**
+ * Repairing a qcow image. No byte of the disk reads differently afterwards, and where something is damaged
+ * that nobody can make right nothing is changed: what nothing names any more may be what was lost.
+ *
+ * The order, each step on the disk before the next:
+ *
+ *  (1) An L1 entry that names a table which was never written names none.
+ *  (2) Space that nothing uses is given back.
+ */
+import type { WritableStore } from '../../io/store.js'
+import { type RepairResult, Report } from '../check-report.js'
+import { checkTables, type QcowCheckOptions } from './check.js'
+import { ENTRY_BYTES, readQcowHeader } from './header.js'
+import { inspectTables } from './inspection.js'
+import { reclaimable } from './space.js'
+
+const DAMAGED =
+  'nothing of it is changed: something is damaged that nobody can make right, and what nothing names may be what was lost'
+const KEPT = 'space is kept: repair it with "all" first'
+
+/**
+ * Repairs the image: `leaks` gives back space, `all` also makes right what may cost data. Throws as
+ * `checkQcow`, and SystemError where the file cannot be written.
+ */
+export function repairQcow(
+  store: WritableStore,
+  what: 'leaks' | 'all',
+  options: QcowCheckOptions = {},
+): RepairResult {
+  const before = new Report()
+  const changes = new Report()
+  const { unwrittenAt, others } = checkTables(store, before, options)
+  const refuse = (why: string) => changes.note('error', 0, () => why)
+  if (others > 0) refuse(DAMAGED)
+  else if (unwrittenAt !== undefined && what === 'leaks') {
+    if (before.leaks > 0) refuse(KEPT)
+  } else {
+    if (unwrittenAt !== undefined) forgetTable(store, unwrittenAt, changes)
+    if (before.leaks > 0) giveBack(store, changes, options)
+  }
+  const isChanged = changes.findings.some(({ kind }) => kind === 'fix')
+  const after = isChanged ? new Report() : before
+  if (isChanged) checkTables(store, after, options)
+  return { before, after, changes: changes.findings, changesLeftOut: changes.findingsLeftOut }
+}
+
+/** Step (1). */
+function forgetTable(store: WritableStore, entryAt: number, changes: Report): void {
+  store.write(Buffer.alloc(ENTRY_BYTES), 0, ENTRY_BYTES, entryAt)
+  store.sync()
+  changes.note('fix', entryAt, () => 'the L1 entry names no table any more')
+}
+
+/** Step (2). */
+function giveBack(store: WritableStore, changes: Report, options: QcowCheckOptions): void {
+  let end = store.sizeBytes
+  inspectTables(
+    store,
+    readQcowHeader(store),
+    {
+      corruption: () => {},
+      unused: (at, bytes) => {
+        if (reclaimable(store, at, bytes) === 0) return
+        if (at + bytes >= store.sizeBytes) end = at
+        else if (store.punch(at, bytes)) {
+          changes.note('fix', at, () => `${bytes} bytes that nothing uses are a hole`)
+        } else {
+          const problem = `${bytes} bytes that nothing uses stay: the file system makes no holes`
+          changes.note('error', at, () => problem)
+        }
+      },
+    },
+    options,
+  )
+  if (end < store.sizeBytes) {
+    const bytes = store.sizeBytes - end
+    store.truncate(end)
+    changes.note('fix', end, () => `${bytes} bytes that nothing uses are cut off`)
+  }
+  store.sync()
+}

@@ -1,0 +1,51 @@
+/**
+ * The entries of L2 tables, 64 bits each, big-endian (QEMU block/qcow.c). They are read as two halves: an
+ * offset that does not fit into 53 bits lies beyond any file.
+ */
+import { SECTOR_BYTES } from './header.js'
+
+/** In the high half of an entry: the cluster is compressed. */
+export const COMPRESSED = 0x80000000
+
+/**
+ * What an entry says: the cluster's place in the file, or one of these, which no place is. Numbers, since
+ * a request may have thousands of entries: neighbours of one kind are equal or one cluster apart.
+ */
+export const PARENT = -1
+export const PACKED = -2
+/** What it names is not in the file, or is no place for a cluster. */
+export const DAMAGED = -3
+
+/** @param fileBytes where the image's file ends: what begins there or behind was lost with its tail */
+export function readEntry(slice: Buffer, at: number, fileBytes: number): number {
+  const high = slice.readUInt32BE(at)
+  if (high >= COMPRESSED) return PACKED
+  const host = high * 2 ** 32 + slice.readUInt32BE(at + 4)
+  if (host === 0) return PARENT
+  return host % SECTOR_BYTES !== 0 || host >= fileBytes ? DAMAGED : host
+}
+
+/** The 64 bits at `at`; above 2^53 they are rounded. */
+export const readWord = (slice: Buffer, at: number): number =>
+  slice.readUInt32BE(at) * 2 ** 32 + slice.readUInt32BE(at + 4)
+
+/** @param value below 2^53 */
+export function writeWord(slice: Buffer, at: number, value: number): void {
+  slice.writeUInt32BE(Math.floor(value / 2 ** 32), at)
+  slice.writeUInt32BE(value % 2 ** 32, at + 4)
+}
+
+/**
+ * Where the compressed bytes of an entry are: of its 63 low bits the upper `clusterBits` count them, the
+ * lower ones say where they begin, at any byte of the file.
+ */
+export function packedAt(
+  high: number,
+  low: number,
+  clusterBits: number,
+): { at: number; packedBytes: number } {
+  // The offset has 47 to 54 bits, so all of the low half.
+  const highOffsets = 2 ** (63 - clusterBits - 32)
+  const bits = high - COMPRESSED
+  return { at: (bits % highOffsets) * 2 ** 32 + low, packedBytes: Math.floor(bits / highOffsets) }
+}

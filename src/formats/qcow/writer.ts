@@ -1,0 +1,345 @@
+/**
+ * Writing a qcow disk (QEMU block/qcow.c). Nothing counts references here, and no flag says that an image
+ * is being written.
+ *
+ *  (1) Clusters and L2 tables are appended to the file and never given back: what reads as zeros again is
+ *      a hole of the file. So what lies behind the file's end is nobody's, and zeros.
+ *  (2) A cluster is whole in the file, on the disk, before an L2 entry names it; a table, of zeros, before
+ *      the L1 table names it. Compressed clusters are never written over: a new cluster takes their place.
+ *  (3) A table has its room on the file system before a write that changes it has returned: a flush that
+ *      finds the file system full would lose what many writes were told is written.
+ *  (4) Before the first write all tables are looked at (inspection.ts): each cluster is its entry's alone,
+ *      in the file, and over no table.
+ *
+ * Of an encrypted disk the bytes of a hole are no zeros, so that rule (1) gives no zeros there.
+ */
+import { constants } from 'node:os'
+import { type MetadataCache, SLICE_BYTES } from '../../cache/metadata-cache.js'
+import { type DirtySlice, STAGE, type TablePool } from '../../cache/table-pool.js'
+import { ImageError, orEndWriting, SystemError } from '../../errors.js'
+import { placed } from '../../io/cipher-store.js'
+import type { WritableStore } from '../../io/store.js'
+import type { Extent } from '../driver.js'
+import type { Flush, Reservation, WritableDriver } from '../writable.js'
+import type { QcowDriver } from './driver.js'
+import { ENTRY_BYTES, type QcowHeader } from './header.js'
+import { inspectTables } from './inspection.js'
+import { PACKED, PARENT, readEntry, writeWord } from './words.js'
+
+export interface QcowWriterParts {
+  readonly header: QcowHeader
+  /** The disk's driver, of the same stores; its tables come through a cache that asks `pool` first. */
+  readonly driver: QcowDriver
+  readonly store: WritableStore
+  /** The same file, with what its clusters are encrypted by. */
+  readonly dataStore: WritableStore
+  readonly storeId: number
+  readonly metadata: MetadataCache
+  readonly pool: TablePool
+  /** Whether there is a layer below. */
+  readonly hasParent: boolean
+  readonly isEncrypted: boolean
+}
+
+/** What file systems punch without remainder. */
+const BLOCK_BYTES = 4096
+/** Bytes of clusters that one reservation takes at most. */
+const MAX_RUN_BYTES = 2 ** 21
+/** Slices that one step changes at most: those of 2 MiB of the smallest clusters, and the L1 table's. */
+const STEP_SLICES = 16
+
+/** A part of a table. */
+interface Slice {
+  readonly at: number
+  readonly length: number
+}
+
+interface QcowReservation extends Reservation {
+  /** Which L1 entry maps it, the first entry of that table, and how many. */
+  readonly table: number
+  readonly first: number
+  readonly clusters: number
+}
+
+export class QcowWriter implements WritableDriver {
+  readonly sizeBytes: number
+  readonly unitBytes: number
+  readonly fillBytes: number
+  readonly zeroUnitBytes: number
+  readonly detectsZeros: boolean
+  placeAt = 0
+  dataStore: WritableStore
+
+  constructor(private readonly parts: QcowWriterParts) {
+    const { driver, dataStore, isEncrypted } = parts
+    this.sizeBytes = driver.sizeBytes
+    this.unitBytes = driver.unitBytes
+    this.dataStore = dataStore
+    this.zeroUnitBytes = Math.max(BLOCK_BYTES, driver.unitBytes)
+    this.fillBytes = this.zeroUnitBytes
+    this.detectsZeros = !isEncrypted
+  }
+
+  lookup(offset: number, length: number): Extent {
+    return this.parts.driver.lookup(offset, length)
+  }
+
+  overwritable(offset: number, length: number): number {
+    const { driver, dataStore } = this.parts
+    const found = driver.lookup(offset, length)
+    if (found.kind !== 'data') return 0
+    this.placeAt = found.at
+    this.dataStore = placed(dataStore, offset, found.at)
+    return found.length
+  }
+
+  begin(): void {
+    const { store, header } = this.parts
+    let usedEnd = 0
+    inspectTables(store, header, {
+      corruption: (at, message) => {
+        const context = { path: store.path, endsWriting: true }
+        throw new ImageError('CORRUPT', `at ${at}: ${message()}; see vimgfs check`, context)
+      },
+      // What is missing of a last cluster, and a table at the file's end, read as zeros and have to
+      // go on doing so when something is appended.
+      totals: ({ endBytes }) => {
+        usedEnd = endBytes
+      },
+    })
+    if (usedEnd > store.sizeBytes) store.truncate(usedEnd)
+  }
+
+  hasRoom(): boolean {
+    return this.parts.pool.hasRoom(STEP_SLICES)
+  }
+
+  mark(): void {}
+
+  reserve(offset: number, length: number): Reservation {
+    const { driver, store, dataStore, isEncrypted } = this.parts
+    const { unitBytes } = this
+    const table = Math.floor(offset / driver.coverage)
+    const place = this.ownTable(table, offset)
+    const inCluster = offset % unitBytes
+    const first = Math.floor((offset - table * driver.coverage) / unitBytes)
+    const wanted = Math.min(inCluster + length, MAX_RUN_BYTES)
+    const clusters = this.dataless(place, first, Math.ceil(wanted / unitBytes))
+    this.takeRoomFor(place, first, clusters)
+    const at = Math.ceil(store.sizeBytes / unitBytes) * unitBytes
+    this.requireRoom(at + clusters * unitBytes)
+    const start = offset - inCluster
+    const reservation: QcowReservation = {
+      offset: start,
+      length: Math.min(clusters * unitBytes, this.sizeBytes - start),
+      store: placed(dataStore, start, at),
+      at,
+      isZeroed: !isEncrypted, // rule (1)
+      table,
+      first,
+      clusters,
+    }
+    return reservation
+  }
+
+  link(reservation: Reservation): void {
+    const { store } = this.parts
+    const { table, first, clusters, at, offset } = reservation as QcowReservation
+    const end = at + clusters * this.unitBytes
+    try {
+      // What was not written of the last cluster is a hole, and part of the file.
+      if (store.sizeBytes < end) store.truncate(end)
+    } catch (error) {
+      this.cutBack(at)
+      throw error
+    }
+    const place = this.parts.driver.l2Table(table, offset)
+    this.setEntries(place, first, clusters, i => at + i * this.unitBytes)
+  }
+
+  cancel({ at }: Reservation): void {
+    this.cutBack(at)
+  }
+
+  zeroUnits(offset: number, length: number): number {
+    const { store, hasParent, isEncrypted } = this.parts
+    let done = 0
+    while (done < length) {
+      const found = this.lookup(offset + done, length - done)
+      if (found.kind === 'data') {
+        if (isEncrypted || !store.punch(found.at, found.length)) break
+      } else if (found.kind === 'packed' || (found.kind === 'parent' && hasParent)) {
+        // These take room of the pool, so there is one such piece a step.
+        return done > 0 ? done : this.zeroDataless(offset, length, found.kind)
+      }
+      done += found.length
+    }
+    return done
+  }
+
+  collect(): Flush {
+    const { pool } = this.parts
+    const slices = pool.collect()
+    return {
+      run: () => this.writeSlices(slices),
+      settle: () => pool.flushed(slices),
+      hasMore: false,
+    }
+  }
+
+  refresh(): void {}
+
+  checkGrowth(): void {
+    throw new ImageError('REFUSED', 'qcow images cannot grow', { path: this.parts.store.path })
+  }
+
+  grow(): void {
+    this.checkGrowth()
+  }
+
+  keepSize(): void {}
+
+  close(): readonly string[] {
+    return []
+  }
+
+  /** Whole clusters from `offset` on that have no data of their own; as `zeroUnits`. */
+  private zeroDataless(offset: number, length: number, kind: 'packed' | 'parent'): number {
+    const { hasParent, isEncrypted } = this.parts
+    if (hasParent && isEncrypted) return 0
+    if (!hasParent && kind === 'packed') return this.forgetPacked(offset, length)
+    // Clusters that nothing is written to.
+    const reservation = this.reserve(offset, length)
+    this.link(reservation)
+    return Math.min(reservation.length, length)
+  }
+
+  /** Makes compressed clusters absent: nothing lies below. */
+  private forgetPacked(offset: number, length: number): number {
+    const { driver } = this.parts
+    const { unitBytes } = this
+    const table = Math.floor(offset / driver.coverage)
+    const place = driver.l2Table(table, offset)
+    const first = Math.floor((offset - table * driver.coverage) / unitBytes)
+    const wanted = Math.ceil(Math.min(length, MAX_RUN_BYTES) / unitBytes)
+    const clusters = this.dataless(place, first, wanted)
+    this.takeRoomFor(place, first, clusters)
+    this.setEntries(place, first, clusters, () => 0)
+    return Math.min(clusters * unitBytes, length)
+  }
+
+  /** Takes off what was appended from `at` on. */
+  private cutBack(at: number): void {
+    const { store } = this.parts
+    if (store.sizeBytes <= at) return
+    try {
+      store.truncate(at)
+    } catch (error) {
+      // Then it is space that nothing uses.
+      if (!(error instanceof SystemError)) throw error
+    }
+  }
+
+  /** How many entries from `first` on name no cluster of data, `wanted` at most; 1 at least. */
+  private dataless(place: number, first: number, wanted: number): number {
+    const { driver } = this.parts
+    const most = Math.min(wanted, driver.tableBytes / ENTRY_BYTES - first)
+    for (let count = 1; ; ) {
+      if (count >= most) return most
+      const slice = driver.l2SliceOf(place, first + count)
+      const bytes = this.read(slice)
+      let at = ((first + count) * ENTRY_BYTES) % SLICE_BYTES
+      for (; count < most && at < slice.length; count++, at += ENTRY_BYTES) {
+        const entry = readEntry(bytes, at, Number.POSITIVE_INFINITY)
+        if (entry !== PARENT && entry !== PACKED) return count
+      }
+    }
+  }
+
+  /** Where the table of an L1 entry is, made where there is none yet. */
+  private ownTable(index: number, offset: number): number {
+    const { driver } = this.parts
+    const table = driver.l2Table(index, offset)
+    if (table !== 0) return table
+    this.addTable(index)
+    return driver.l2Table(index, offset)
+  }
+
+  /** A new table, of nothing but zeros, at the end of the file. */
+  private addTable(index: number): void {
+    const { store, driver, pool, header } = this.parts
+    const { tableBytes } = driver
+    const at = Math.ceil(store.sizeBytes / this.unitBytes) * this.unitBytes
+    this.requireRoom(at + tableBytes)
+    const slice = driver.l1SliceOf(index)
+    this.takeRoom(slice)
+    try {
+      store.write(Buffer.alloc(tableBytes), 0, tableBytes, at)
+    } catch (error) {
+      this.cutBack(at)
+      throw error
+    }
+    pool.forget(at, tableBytes)
+    const entryAt = header.l1Offset + index * ENTRY_BYTES
+    writeWord(this.edit(slice), entryAt - slice.at, at)
+  }
+
+  /** Rule (3), for entries of a table. */
+  private takeRoomFor(place: number, first: number, count: number): void {
+    const { driver } = this.parts
+    for (let index = first; index < first + count; index += SLICE_BYTES / ENTRY_BYTES) {
+      this.takeRoom(driver.l2SliceOf(place, index))
+    }
+    this.takeRoom(driver.l2SliceOf(place, first + count - 1))
+  }
+
+  /** Rule (3). What is in the pool has its room since it came there. */
+  private takeRoom({ at, length }: Slice): void {
+    const { store, pool } = this.parts
+    if (pool.find(at) !== undefined) return
+    if (store.nextData(at) === at && store.nextHole(at) >= at + length) return
+    const bytes = Buffer.alloc(length)
+    store.read(bytes, 0, length, at)
+    store.write(bytes, 0, length, at)
+  }
+
+  private setEntries(
+    place: number,
+    first: number,
+    count: number,
+    valueOf: (i: number) => number,
+  ): void {
+    for (let i = 0; i < count; ) {
+      const slice = this.parts.driver.l2SliceOf(place, first + i)
+      const bytes = this.edit(slice)
+      let at = ((first + i) * ENTRY_BYTES) % SLICE_BYTES
+      for (; i < count && at < slice.length; i++, at += ENTRY_BYTES) {
+        writeWord(bytes, at, valueOf(i))
+      }
+    }
+  }
+
+  private requireRoom(end: number): void {
+    if (Number.isSafeInteger(end)) return
+    throw new SystemError('write', constants.errno.EFBIG, this.parts.store.path)
+  }
+
+  private read({ at, length }: Slice): Buffer {
+    const { metadata, store, storeId } = this.parts
+    return metadata.slice(store, storeId, at, length)
+  }
+
+  private edit(slice: Slice): Buffer {
+    const load = () => this.read(slice).subarray(0, slice.length)
+    return this.parts.pool.edit(slice.at, STAGE.links, load)
+  }
+
+  /** Rule (2): what is named is on the disk before it is. */
+  private writeSlices(slices: readonly DirtySlice[]): void {
+    const { store } = this.parts
+    orEndWriting(() => store.sync())
+    if (slices.length === 0) return
+    for (const { at, bytes } of slices) store.write(bytes, 0, bytes.length, at)
+    orEndWriting(() => store.sync())
+  }
+}
