@@ -1,0 +1,56 @@
+/**
+ * Repairing a cow image: space that nothing uses becomes holes of the file. No byte of the disk reads
+ * differently afterwards.
+ *
+ * Sectors that were lost with the end of the file stay marked, and reading them fails: without their marks
+ * the layer below would show in their place, older than what was written, and nobody could tell. While there are
+ * any no space is given back: what nothing marks may be what was lost.
+ */
+import type { WritableStore } from '../../io/store.js'
+import { type CheckOptions, type RepairResult, Report } from '../check-report.js'
+import { walkBitmap } from './bitmap.js'
+import { checkCow } from './check.js'
+import { readCowHeader } from './header.js'
+import { UnusedSpace } from './space.js'
+
+const LOST =
+  'sectors that were lost stay marked, and nothing is changed: restore them, or all of the image, from a copy'
+const KEPT = 'space is kept: what nothing marks may be what was lost'
+
+/**
+ * Repairs the image: `leaks` and `all` alike give back space. Throws ImageError where the header is damaged,
+ * SystemError where the file cannot be read or written.
+ */
+export function repairCow(
+  store: WritableStore,
+  what: 'leaks' | 'all',
+  options: CheckOptions = {},
+): RepairResult {
+  const before = checkCow(store, options)
+  const changes = new Report()
+  if (before.corruptions > 0) changes.note('error', 0, () => (what === 'all' ? LOST : KEPT))
+  else if (before.leaks > 0) giveBack(store, changes)
+  const isChanged = changes.findings.some(({ kind }) => kind === 'fix')
+  const after = isChanged ? checkCow(store, options) : before
+  return { before, after, changes: changes.findings, changesLeftOut: changes.findingsLeftOut }
+}
+
+function giveBack(store: WritableStore, changes: Report): void {
+  const header = readCowHeader(store)
+  const unused = new UnusedSpace(store, header)
+  let isChanged = false
+  walkBitmap(store, header, 0, (isMarked, first, end) => {
+    const found = isMarked ? undefined : unused.of(first, end)
+    if (found === undefined) return true
+    const { at, bytes } = found.span
+    if (store.punch(at, bytes)) {
+      isChanged = true
+      changes.note('fix', at, () => `${found.dataBytes} bytes that nothing uses are a hole`)
+    } else {
+      const message = `${found.dataBytes} bytes that nothing uses stay: the file system makes no holes`
+      changes.note('error', at, () => message)
+    }
+    return true
+  })
+  if (isChanged) store.sync()
+}

@@ -1,0 +1,244 @@
+/**
+ * Writing a cow image (QEMU up to 2.1, block/cow.c; Linux, arch/um/drivers/ubd_kern.c).
+ *
+ *  (1) A sector's place is its own, marked or not: nothing is handed out, and no bit can lead over the header,
+ *      the bitmap or another sector.
+ *  (2) A sector is on the disk, as a whole, before its bit is. A place whose bit is not set may hold anything, as a
+ *      crash has left it: it counts as zeros only once it was made a hole.
+ *  (3) A bit that is set stays set. What reads as zeros again is a hole of the file.
+ *  (4) The bitmap has its room on the file system before a write that changes it has returned: a flush that
+ *      finds the file system full would lose what many writes were told is written.
+ *  (5) Of the file nothing is written but the bitmap and the sectors.
+ */
+import { type DirtySlice, STAGE, type TablePool } from '../../cache/table-pool.js'
+import type { MetadataCache } from '../../cache/metadata-cache.js'
+import { ImageError, orEndWriting } from '../../errors.js'
+import type { WritableStore } from '../../io/store.js'
+import type { Extent } from '../driver.js'
+import type { Flush, Reservation, WritableDriver } from '../writable.js'
+import {
+  type BitmapSlice,
+  bitOf,
+  firstLostSector,
+  mappedBytes,
+  setBits,
+  sliceOf,
+  walkBitmap,
+} from './bitmap.js'
+import type { CowDriver } from './driver.js'
+import { type CowHeader, SECTOR_BYTES } from './header.js'
+
+export interface CowWriterParts {
+  readonly header: CowHeader
+  /** Of the same store; its slices come through a cache that asks `pool` first. */
+  readonly driver: CowDriver
+  readonly store: WritableStore
+  readonly storeId: number
+  readonly metadata: MetadataCache
+  readonly pool: TablePool
+  /** Whether there is a layer below. */
+  readonly hasParent: boolean
+}
+
+/** What file systems punch without remainder. */
+const BLOCK_BYTES = 4096
+/** Bytes of the disk that one reservation takes at most. */
+const MAX_RUN_BYTES = 2 ** 21
+/** Bytes of the disk that one step marks over a hole at most: 16 KiB of bits. */
+const MAX_HOLE_BYTES = 2 ** 26
+/** Slices that one step changes at most. */
+const STEP_SLICES = 8
+
+export class CowWriter implements WritableDriver {
+  readonly unitBytes: number
+  readonly sizeBytes: number
+  readonly fillBytes = MAX_RUN_BYTES
+  readonly zeroUnitBytes = BLOCK_BYTES
+  readonly detectsZeros = true
+  readonly dataStore: WritableStore
+  placeAt = 0
+  private readonly mappedBytes: number
+
+  constructor(private readonly parts: CowWriterParts) {
+    this.unitBytes = parts.driver.unitBytes
+    this.sizeBytes = parts.driver.sizeBytes
+    this.dataStore = parts.store
+    this.mappedBytes = mappedBytes(parts.header)
+  }
+
+  lookup(offset: number, length: number): Extent {
+    return this.parts.driver.lookup(offset, length)
+  }
+
+  overwritable(offset: number, length: number): number {
+    const found = this.lookup(offset, length)
+    if (found.kind !== 'data') return 0
+    this.placeAt = found.at
+    return found.length
+  }
+
+  /**
+   * Of a sector that the file's end has cut off nobody knows what it was: writing behind it would make the rest
+   * zeros, for good.
+   */
+  begin(): void {
+    const { store, header } = this.parts
+    const lost = firstLostSector(header, store.sizeBytes)
+    walkBitmap(store, header, lost, (isMarked, sector) => {
+      if (!isMarked) return true
+      const what = `sector ${sector} is marked as written and beyond the end of the file`
+      throw new ImageError('CORRUPT', `${what}; see vimgfs check`, {
+        path: store.path,
+        endsWriting: true,
+      })
+    })
+  }
+
+  hasRoom(): boolean {
+    return this.parts.pool.hasRoom(STEP_SLICES)
+  }
+
+  mark(): void {}
+
+  reserve(offset: number, length: number): Reservation {
+    this.requireBit(offset)
+    const { header, store } = this.parts
+    const start = offset - (offset % SECTOR_BYTES)
+    const wanted = Math.min(offset - start + length, MAX_RUN_BYTES)
+    const end = Math.min(roundUp(start + wanted), this.mappedBytes)
+    const found = this.lookup(start, end - start)
+    this.takeRoom(start, found.length)
+    const at = header.dataOffset + start
+    return { offset: start, length: found.length, store, at, isZeroed: false }
+  }
+
+  link({ offset, length }: Reservation): void {
+    this.setMarks(offset, length)
+  }
+
+  /** What was written there takes space that nothing uses. */
+  cancel({ at, length }: Reservation): void {
+    this.parts.store.punch(at, length)
+  }
+
+  zeroUnits(offset: number, length: number): number {
+    const { store, hasParent } = this.parts
+    let done = 0
+    while (done < length) {
+      const found = this.lookup(offset + done, length - done)
+      if (found.kind === 'data') {
+        if (!store.punch(found.at, found.length)) break
+      } else if (hasParent) {
+        // This takes room of the pool, so there is one such piece a step.
+        return done > 0 ? done : this.markHole(offset, found.length)
+      }
+      done += found.length
+    }
+    return done
+  }
+
+  collect(): Flush {
+    const { pool } = this.parts
+    const slices = pool.collect()
+    return {
+      run: () => this.writeSlices(slices),
+      settle: () => pool.flushed(slices),
+      hasMore: false,
+    }
+  }
+
+  refresh(): void {}
+
+  checkGrowth(): void {
+    throw new ImageError('REFUSED', 'cow images cannot grow', { path: this.parts.store.path })
+  }
+
+  grow(): void {
+    this.checkGrowth()
+  }
+
+  keepSize(): void {}
+
+  close(): readonly string[] {
+    return []
+  }
+
+  /**
+   * Makes sectors that are not marked read as zeros over the layer below; returns how many bytes are done, 0
+   * where the file system makes no holes.
+   */
+  private markHole(offset: number, length: number): number {
+    this.requireBit(offset)
+    const { header, store } = this.parts
+    const bytes = Math.min(length, MAX_HOLE_BYTES)
+    this.takeRoom(offset, bytes)
+    const at = header.dataOffset + offset
+    if (!store.punch(at, bytes)) return 0 // rule (2)
+    if (store.sizeBytes < at + bytes) store.truncate(at + bytes)
+    this.setMarks(offset, bytes)
+    return bytes
+  }
+
+  private requireBit(offset: number): void {
+    if (offset < this.mappedBytes) return
+    const what = 'this sector has no place in the bitmap, as UML made it, and cannot be written'
+    throw new ImageError('READ_ONLY', what, { path: this.parts.store.path, offset })
+  }
+
+  private setMarks(offset: number, length: number): void {
+    const { header, pool, driver } = this.parts
+    for (const { slice, first, end } of this.slicesOf(offset, length)) {
+      const load = () => driver.read(slice).subarray(0, slice.length)
+      const bytes = pool.edit(slice.at, STAGE.links, load)
+      setBits(bytes, bitOf(header, slice.at, first), bitOf(header, slice.at, end))
+    }
+  }
+
+  /** Rule (4). What is in the pool has its room since it came there. */
+  private takeRoom(offset: number, length: number): void {
+    const { store, pool } = this.parts
+    for (const { slice } of this.slicesOf(offset, length)) {
+      if (pool.find(slice.at) !== undefined) continue
+      const { at, length } = this.bitsOf(slice)
+      if (store.nextData(at) === at && store.nextHole(at) >= at + length) continue
+      const bytes = Buffer.alloc(length)
+      store.read(bytes, 0, length, at)
+      store.write(bytes, 0, length, at)
+    }
+  }
+
+  /** The slices of a range, with its sectors in each. */
+  private *slicesOf(
+    offset: number,
+    length: number,
+  ): Generator<{ slice: BitmapSlice; first: number; end: number }> {
+    const { header } = this.parts
+    const to = Math.ceil((offset + length) / SECTOR_BYTES)
+    for (let first = Math.floor(offset / SECTOR_BYTES); first < to; ) {
+      const slice = sliceOf(header, first)
+      const end = Math.min(to, (slice.at + slice.length - header.bitmapOffset) * 8)
+      yield { slice, first, end }
+      first = end
+    }
+  }
+
+  /** A slice without what it has of the header: rule (5). */
+  private bitsOf({ at, length }: BitmapSlice): BitmapSlice {
+    const before = Math.max(0, this.parts.header.bitmapOffset - at)
+    return { at: at + before, length: length - before }
+  }
+
+  /** Rule (2). */
+  private writeSlices(slices: readonly DirtySlice[]): void {
+    const { store } = this.parts
+    orEndWriting(() => store.sync())
+    if (slices.length === 0) return
+    for (const { at, bytes } of slices) {
+      const bits = this.bitsOf({ at, length: bytes.length })
+      store.write(bytes, bits.at - at, bits.length, bits.at)
+    }
+    orEndWriting(() => store.sync())
+  }
+}
+
+const roundUp = (bytes: number): number => Math.ceil(bytes / SECTOR_BYTES) * SECTOR_BYTES
