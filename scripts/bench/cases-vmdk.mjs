@@ -5,11 +5,13 @@
 import { readCases, writeCases } from './cases.mjs'
 import { compressed, empty, plain } from './images.mjs'
 
+const VMDK = { format: 'vmdk' }
+
 /** All are monolithicSparse unless the title says otherwise. */
 export const vmdkReadImages = {
   plain: {
     title: 'vmdk, written in order, incompressible',
-    make: (place, { size }) => plain(place, size, 'vmdk'),
+    make: (place, { size }) => plain(place, size, VMDK),
   },
   compressed: {
     title: 'vmdk, streamOptimized, about 2:1',
@@ -17,7 +19,7 @@ export const vmdkReadImages = {
   },
   empty: {
     title: 'vmdk, never written',
-    make: (place, { size }) => empty(place, size, { format: 'vmdk' }),
+    make: (place, { size }) => empty(place, size, { kind: VMDK }),
   },
 }
 
@@ -32,11 +34,11 @@ export const vmdkReadCases = readCases.map(({ id, title, targets, ...readCase })
 export const vmdkWriteImages = {
   empty: {
     title: 'vmdk, never written',
-    make: (place, { size }) => empty(place, size / 2, { format: 'vmdk' }),
+    make: (place, { size }) => empty(place, size / 2, { kind: VMDK }),
   },
   plain: {
     title: 'vmdk, written in order, incompressible',
-    make: (place, { size }) => plain(place, size / 2, 'vmdk'),
+    make: (place, { size }) => plain(place, size / 2, VMDK),
   },
 }
 

@@ -3,7 +3,7 @@
  * bytes. An image is { id, file, format, raw, sizeBytes, check, snapshot }: `file` is in `format` (qcow2,
  * vmdk, or raw for a copy of `raw`), `raw` is the same disk for the servers that know no formats,
  * `check` a file whose first bytes are those of the disk, `snapshot` the tag of a snapshot with the
- * same contents, if there is one.
+ * same contents, if there is one, `passphrase` a file with what it is encrypted with, if it is.
  */
 import crypto from 'node:crypto'
 import fs from 'node:fs'
@@ -68,26 +68,66 @@ function writeSparse(file, sizeBytes) {
 }
 
 /** The files of an image that is still to be made, in a folder of their own. */
-function planned(place, id, sizeBytes, format) {
+function planned(place, id, sizeBytes, { format, passphrase }) {
   const dir = place.folder(`image-${id}`)
-  return { id, sizeBytes, format, raw: `${dir}/${id}.raw`, file: `${dir}/${id}.${format}` }
+  const files = { raw: `${dir}/${id}.raw`, file: `${dir}/${id}.${format}` }
+  return { id, sizeBytes, format, passphrase, ...files }
 }
 
-async function fromRaw(place, id, sizeBytes, stream, format, convertOptions = []) {
-  const image = planned(place, id, sizeBytes, format)
+/** What an image is, beyond its contents. */
+const kindOf = format => ({ format })
+
+/** qcow2 with LUKS, and a passphrase that a file has. */
+export function encrypted(place) {
+  const passphrase = `${place.folder('secret')}/passphrase`
+  fs.writeFileSync(passphrase, 'benchmark')
+  return { format: 'qcow2', passphrase }
+}
+
+const secret = ({ passphrase }) =>
+  passphrase ? ['--object', `secret,id=secret,file=${passphrase}`] : []
+const encryption = ({ passphrase }) =>
+  passphrase ? ['-o', 'encrypt.format=luks,encrypt.key-secret=secret'] : []
+
+/** How an image is named to QEMU's tools, for reading. */
+export const qemuNames = image =>
+  image.passphrase
+    ? [
+        ...secret(image),
+        '--image-opts',
+        `driver=${image.format},encrypt.key-secret=secret,file.filename=${image.file}`,
+      ]
+    : ['-f', image.format, image.file]
+
+const TRIES = 20
+
+/** QEMU 7.2 measures its key derivation, and gives up now and then where the kernel's clock is coarse. */
+async function makingImage(args) {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await run('qemu-img', args, { timeoutMs: 600_000 })
+    } catch (error) {
+      if (tries === TRIES || !/Unable to get accurate CPU usage/.test(error.message)) throw error
+    }
+  }
+}
+
+async function fromRaw(place, id, sizeBytes, stream, kind, convertOptions = []) {
+  const image = planned(place, id, sizeBytes, kind)
   writeFilled(image.raw, sizeBytes, stream)
-  const args = ['convert', ...convertOptions, '-f', 'raw', '-O', format, image.raw, image.file]
-  await run('qemu-img', args, { timeoutMs: 600_000 })
+  const options = [...convertOptions, ...secret(kind), ...encryption(kind)]
+  const args = ['convert', ...options, '-f', 'raw', '-O', kind.format, image.raw, image.file]
+  await makingImage(args)
   return { ...image, check: image.raw }
 }
 
 /** Every cluster (vmdk: grain) written, in order, with bytes that do not compress. */
-export const plain = (place, sizeBytes, format = 'qcow2') =>
-  fromRaw(place, 'plain', sizeBytes, randomStream('plain'), format)
+export const plain = (place, sizeBytes, kind = kindOf('qcow2')) =>
+  fromRaw(place, 'plain', sizeBytes, randomStream('plain'), kind)
 
 /** The same, all of it shared with a snapshot. */
 export async function snapshotted(place, sizeBytes) {
-  const image = await fromRaw(place, 'snapshot', sizeBytes, randomStream('plain'), 'qcow2')
+  const image = await fromRaw(place, 'snapshot', sizeBytes, randomStream('plain'), kindOf('qcow2'))
   await run('qemu-img', ['snapshot', '-c', 'before', image.file])
   return { ...image, snapshot: 'before' }
 }
@@ -97,18 +137,20 @@ export async function copyFor(place, image, { raw }) {
   const format = raw ? 'raw' : image.format
   const file = `${place.folder('copy')}/${image.id}.${format}`
   await run('cp', ['--sparse=auto', raw ? image.raw : image.file, file])
-  return { ...image, file, format, raw: raw ? file : undefined }
+  const passphrase = raw ? undefined : image.passphrase
+  return { ...image, file, format, passphrase, raw: raw ? file : undefined }
 }
 
 /** Every cluster compressed with zlib; as vmdk this is a streamOptimized image. */
 export const compressed = (place, sizeBytes, format = 'qcow2') =>
-  fromRaw(place, 'compressed', sizeBytes, mixedStream('mixed'), format, COMPRESSED[format])
+  fromRaw(place, 'compressed', sizeBytes, mixedStream('mixed'), kindOf(format), COMPRESSED[format])
 
 /** A disk nothing was ever written to. */
-export async function empty(place, sizeBytes, { id = 'empty', format = 'qcow2' } = {}) {
-  const image = planned(place, id, sizeBytes, format)
+export async function empty(place, sizeBytes, { id = 'empty', kind = kindOf('qcow2') } = {}) {
+  const image = planned(place, id, sizeBytes, kind)
   writeSparse(image.raw, sizeBytes)
-  await run('qemu-img', ['create', '-q', '-f', format, image.file, String(sizeBytes)])
+  const options = [...secret(kind), ...encryption(kind)]
+  await makingImage(['create', '-q', ...options, '-f', kind.format, image.file, String(sizeBytes)])
   return { ...image, check: image.raw }
 }
 
@@ -140,7 +182,7 @@ export async function withSnapshots(place, count) {
  * unallocated clusters and are cached just the same. image.tables tells how many are which.
  */
 export function tablesEverywhere(place, sizeBytes, id) {
-  const image = planned(place, id, sizeBytes, 'qcow2')
+  const image = planned(place, id, sizeBytes, kindOf('qcow2'))
   const tables = Math.ceil(sizeBytes / L2_SPAN)
   const written = os.freemem() > tables * CLUSTER + 4 * GiB ? tables : Math.min(tables, 4096)
 

@@ -17,6 +17,8 @@ const TRANSFERS = [
   { part: 'write', verb: 'written', heading: 'Writing' },
   { part: 'vmdkRead', verb: 'read', heading: 'Reading vmdk', panel: 'vmdk, read: ' },
   { part: 'vmdkWrite', verb: 'written', heading: 'Writing vmdk', panel: 'vmdk, written: ' },
+  { part: 'encryptedRead', verb: 'read', heading: 'Reading LUKS', panel: 'LUKS, read: ' },
+  { part: 'encryptedWrite', verb: 'written', heading: 'Writing LUKS', panel: 'LUKS, written: ' },
 ]
 
 const short = value => (value >= 100 ? value.toFixed(0) : value.toFixed(value >= 10 ? 1 : 2))
@@ -242,13 +244,15 @@ function sections({ results, notes, skipped, readahead, options }) {
     parts.push(['', `${result.seconds} s of reading; ${all} L2 tables of 64 KiB, ${how}.`])
   }
   const kb = Object.entries(readahead).map(([title, value]) => `${title} ${value}`)
-  const isWritten = isMeasured('write') || isMeasured('vmdkWrite')
+  const isWritten = ['write', 'vmdkWrite', 'encryptedWrite'].some(isMeasured)
   const facts = [
     `Medians of ${options.rounds} rounds, lowest and highest in parentheses; each case has servers started for it and warmed up by a run of the same case; in each round each server is measured once, in an order that rotates. A ratio is one of medians; in parentheses stand the lowest and highest ratio within one round.`,
     'All image files lie on tmpfs. Buffered sequential reads start with an empty client page cache; the others bypass it with O_DIRECT. Before timing, the contents of each server are compared with the disk.',
     `The floor is a C server of two threads that only hands on bytes of the raw file (floor.c); with compressed data it reads what the others have to decompress. fuse-native answers from memory.`,
     isMeasured('vmdkRead') &&
       'The vmdk images are those that qemu-img makes: monolithicSparse with grains of 64 KiB, or streamOptimized. vmdkmount (libvmdk) only reads.',
+    isMeasured('encryptedRead') &&
+      'The encrypted images are those that qemu-img makes by default: LUKS with aes-256, xts, plain64.',
     isWritten &&
       `A write case has in each round a fresh copy of its image and a server started for it, which is warmed up on the last eighth of the disk, measured once on the rest (${options.ms / 1000} s at most) and stopped. The closing fsync is in the time.`,
     isWritten &&

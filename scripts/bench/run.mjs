@@ -3,6 +3,12 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
+import {
+  encryptedReadCases,
+  encryptedReadImages,
+  encryptedWriteCases,
+  encryptedWriteImages,
+} from './cases-encrypted.mjs'
 import { vmdkReadCases, vmdkReadImages, vmdkWriteCases, vmdkWriteImages } from './cases-vmdk.mjs'
 import {
   memoryCases,
@@ -21,12 +27,12 @@ import { findServers, mount, readaheadKb, takesPart } from './servers.mjs'
 import { Workplace, isRoot, rotated } from './workplace.mjs'
 import { Writes } from './writes.mjs'
 
-const HELP = `usage: npm run bench -- [read] [write] [vmdk] [mount] [memory] [options]
+const HELP = `usage: npm run bench -- [read] [write] [vmdk] [encrypted] [mount] [memory] [options]
 
 Measures vimgfs beside qemu-storage-daemon's FUSE export, qcowmount, vmdkmount, nbdfuse over
 qemu-nbd, fuse-native and a minimal C server (the floor), whichever of them are there, and prints
 the medians and ratios. Without a name everything is measured. vmdk reads and writes vmdk images,
-all others take qcow2.
+encrypted qcow2 images with LUKS, all others take qcow2.
 
   --rounds N        rounds of each case (5)
   --quick           small images, short times and 2 rounds: does it work, not how fast is it
@@ -56,6 +62,8 @@ const PARTS = {
   write: [...writeCases, ...treeCases, ...readWritableCases],
   vmdkRead: vmdkReadCases,
   vmdkWrite: vmdkWriteCases,
+  encryptedRead: encryptedReadCases,
+  encryptedWrite: encryptedWriteCases,
   mount: mountCases,
   memory: memoryCases,
 }
@@ -65,6 +73,7 @@ const KINDS = {
   read: ['read'],
   write: ['write'],
   vmdk: ['vmdkRead', 'vmdkWrite'],
+  encrypted: ['encryptedRead', 'encryptedWrite'],
   mount: ['mount'],
   memory: ['memory'],
 }
@@ -176,6 +185,11 @@ class Bench {
       writing: this.chosen('vmdkWrite', vmdkWriteCases),
     })
     results.vmdkWrite = vmdk.written
+    results.encryptedRead = await reads('encryptedRead', encryptedReadImages, encryptedReadCases)
+    const luks = await writes('encryptedWrite', encryptedWriteImages, {
+      writing: this.chosen('encryptedWrite', encryptedWriteCases),
+    })
+    results.encryptedWrite = luks.written
     await this.mounts(place, able('mount').filter(isDefault), this.chosen('mount', mountCases))
     const remembering = able('memory').filter(isDefault)
     await this.memories(place, remembering, this.chosen('memory', memoryCases))

@@ -45,7 +45,8 @@ export const vimgfs = {
   },
   launch({ image, mountPoint, writable }) {
     // It goes to the background by itself, and its exit code says whether it is mounted.
-    const args = ['mount', ...(writable ? [] : ['-o', 'ro']), image.file, mountPoint]
+    const secret = image.passphrase ? ['--passphrase-file', image.passphrase] : []
+    const args = ['mount', ...secret, ...(writable ? [] : ['-o', 'ro']), image.file, mountPoint]
     return { command: run(process.execPath, [CLI, ...args]) }
   },
   file: ({ image, mountPoint }) => path.join(mountPoint, `${image.id}.raw`),
@@ -58,7 +59,7 @@ const floor = {
   id: 'floor',
   title: 'floor (C)',
   raw: true,
-  parts: ['read', 'write', 'vmdkRead', 'vmdkWrite', 'mount'],
+  parts: ['read', 'write', 'vmdkRead', 'vmdkWrite', 'encryptedRead', 'encryptedWrite', 'mount'],
   async find({ place }) {
     if (!isRoot) return 'it calls mount(2), which needs root'
     const compiler = await findCompiler()
@@ -119,10 +120,13 @@ function storageDaemons(id, title, program) {
       fs.writeFileSync(file, '') // it mounts on a regular file
       const objects = Array.from({ length: threads }, (_, i) => ['--object', `iothread,id=t${i}`])
       const iothread = ['', ',iothread=t0', ',iothread.0=t0,iothread.1=t1'][threads]
+      const { passphrase } = image
+      if (passphrase) objects.push(['--object', `secret,id=secret,file=${passphrase}`])
+      const key = passphrase ? ',encrypt.format=luks,encrypt.key-secret=secret' : ''
       const args = [
         ...objects.flat(),
         '--blockdev',
-        `driver=${image.format},node-name=disk,read-only=${writable ? 'off' : 'on'},file.driver=file,file.filename=${image.file}${block}`,
+        `driver=${image.format},node-name=disk,read-only=${writable ? 'off' : 'on'},file.driver=file,file.filename=${image.file}${key}${block}`,
         '--export',
         `type=fuse,id=fuse,node-name=disk,mountpoint=${file},writable=${writable ? 'on' : 'off'}${iothread}`,
       ]

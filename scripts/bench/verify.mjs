@@ -1,7 +1,7 @@
 /** Whether what was written is in the image: whoever throws writes away would be the fastest. */
 import fs from 'node:fs'
 import path from 'node:path'
-import { MiB } from './images.mjs'
+import { MiB, qemuNames } from './images.mjs'
 import { run } from './workplace.mjs'
 
 const SECTOR = 512
@@ -12,9 +12,9 @@ const CHUNK = 4 * MiB
 export async function rawOf(image) {
   const { file, format } = image
   if (format === 'raw') return file
-  await run('qemu-img', ['check', '-q', '-f', format, file])
+  await run('qemu-img', ['check', '-q', ...qemuNames(image)])
   const seen = path.join(path.dirname(file), 'seen.raw')
-  await run('qemu-img', ['convert', '-f', format, '-O', 'raw', file, seen])
+  await run('qemu-img', ['convert', '-O', 'raw', ...qemuNames(image), seen])
   return seen
 }
 

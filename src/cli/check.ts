@@ -1,15 +1,8 @@
 /** `vimgfs check`: whether an image's tables are sound, as `qemu-img check` says it, and repairing them. */
-import fs from 'node:fs'
-import { ImageError, printable } from '../errors.js'
-import type { Chain } from '../formats/chain.js'
-import type { FileSpec } from '../formats/layer.js'
-import type { CheckOptions, CheckResult, Finding, RepairResult } from '../formats/check-report.js'
-import type { Format } from '../formats/probe.js'
-import type { VmdkSpec } from '../formats/vmdk/image.js'
-import type { RepairedExtent } from '../formats/vmdk/repair.js'
-import type { Access, OpenedFile } from '../io/named-file.js'
-import type { WritableStore } from '../io/store.js'
+import { printable } from '../errors.js'
+import type { CheckResult, Finding } from '../formats/check-report.js'
 import { parse, parseChoice } from './arguments.js'
+import { type Checked, checkImage, type Found, type RepairKind, REPAIRS } from './check-image.js'
 import { humanSize } from './human.js'
 
 const OPTIONS = {
@@ -21,8 +14,6 @@ const OPTIONS = {
 
 /** Those of qemu-img check. */
 const EXIT = { clean: 0, failed: 1, corruptions: 2, leaks: 3, unsupported: 63 }
-const REPAIRS = ['leaks', 'all'] as const
-type RepairKind = (typeof REPAIRS)[number]
 
 export async function run(args: string[]): Promise<number> {
   const { FORMATS } = await import('../formats/probe.js')
@@ -36,7 +27,7 @@ export async function run(args: string[]): Promise<number> {
   const isWatched = output === 'human' && process.stderr.isTTY
   const options = isWatched ? { progress: showProgress } : {}
   const allowPaths = values['allow-path'] ?? []
-  const checked = await check(name, { format, repair, allowPaths }, options)
+  const checked = await checkImage(name, { format, repair, allowPaths }, options)
   if (isWatched) process.stderr.write(CLEAR_LINE)
   if (!checked) {
     process.stderr.write(`vimgfs: ${printable(name)}: raw images have no tables to check\n`)
@@ -49,157 +40,6 @@ export async function run(args: string[]): Promise<number> {
     process.stdout.write(lines([...details(checked), ...summary(name, checked, repair)]))
   }
   return exitCode(checked.after)
-}
-
-/** The result of a check, or of a repair with the check after it. */
-type Found = Pick<RepairResult, 'after'> & Partial<RepairResult>
-type Checked = Found & { readonly format: 'qcow2' | 'vmdk' }
-
-interface Request {
-  readonly format: Format | undefined
-  readonly repair: RepairKind | undefined
-  /** Folders besides the image's own where its extents may be. */
-  readonly allowPaths: readonly string[]
-}
-
-/** Undefined where the format has nothing to check. */
-async function check(
-  name: string,
-  request: Request,
-  options: CheckOptions,
-): Promise<Checked | undefined> {
-  const { format, repair } = request
-  const { openGiven } = await import('../io/named-file.js')
-  const { probeGiven } = await import('../formats/probe.js')
-  const access = repair === undefined ? 'read' : 'write'
-  let actual = format
-  if (actual === undefined) {
-    const file = openGiven(name)
-    try {
-      actual = probeGiven(await storeOf(file))
-    } finally {
-      fs.closeSync(file.fd)
-    }
-  }
-  if (actual === 'raw') return undefined
-  if (actual === 'vmdk') return checkVmdkImage(name, request, options)
-  const file = openGiven(name, access)
-  try {
-    await lock(file, access)
-    const store = await storeOf(file)
-    const { checkQcow2 } = await import('../formats/qcow2/check.js')
-    const { repairQcow2 } = await import('../formats/qcow2/repair.js')
-    return repair === undefined
-      ? { format: 'qcow2', after: checkQcow2(store, options) }
-      : { format: 'qcow2', ...repairQcow2(store, repair, options) }
-  } finally {
-    fs.closeSync(file.fd)
-  }
-}
-
-async function checkVmdkImage(
-  name: string,
-  { repair, allowPaths }: Request,
-  options: CheckOptions,
-): Promise<Checked> {
-  const { closeChain } = await import('../formats/chain.js')
-  const { checkVmdk, warningsOf } = await import('../formats/vmdk/check.js')
-  const { repairVmdk } = await import('../formats/vmdk/repair.js')
-  const { chain, obstacle } = await openVmdk(name, repair, allowPaths)
-  try {
-    const spec = chain.layers[0].vmdk as VmdkSpec
-    // The check says these, too.
-    const found = spec.extents.flatMap(({ file, layout }) =>
-      warningsOf(layout).map(warning => `${file?.path}: ${warning}`),
-    )
-    for (const warning of chain.warnings.filter(each => !found.includes(each))) {
-      process.stderr.write(`vimgfs: ${printable(warning)}\n`)
-    }
-    const extents = await extentsOf(spec, obstacle)
-    return repair === undefined
-      ? { format: 'vmdk', after: checkVmdk(extents, options) }
-      : { format: 'vmdk', ...repairVmdk(extents, repair, options) }
-  } finally {
-    closeChain(chain)
-  }
-}
-
-/** Opens the image with its extents alone; for reading, with the reason, where it cannot be written. */
-async function openVmdk(
-  name: string,
-  repair: RepairKind | undefined,
-  allowPaths: readonly string[],
-): Promise<{ chain: Chain; obstacle?: string }> {
-  const { openChain } = await import('../formats/chain.js')
-  const { WriteProtected } = await import('../io/named-file.js')
-  const open = (access: Access) =>
-    openChain(name, {
-      format: 'vmdk',
-      describe: 'image',
-      takesLocks: true,
-      // What the disk reads as does not change, so what tracks its changes stays true.
-      dropsChangeTracking: true,
-      access,
-      allowPaths,
-    })
-  try {
-    if (repair === undefined) return { chain: open('read') }
-    try {
-      return { chain: open('write') }
-    } catch (error) {
-      if (!(error instanceof WriteProtected)) throw error
-      return { chain: open('read'), obstacle: error.message }
-    }
-  } catch (error) {
-    if (!(error instanceof ImageError) || error.code !== 'REFUSED') throw error
-    throw onceItHasEnded(error)
-  }
-}
-
-async function extentsOf(
-  { extents }: VmdkSpec,
-  obstacle: string | undefined,
-): Promise<RepairedExtent[]> {
-  const { WritableFileStore } = await import('../io/store.js')
-  const stores = new Map<number, WritableStore>()
-  const storeOf = ({ path, fd, sizeBytes }: FileSpec): WritableStore => {
-    const store =
-      stores.get(fd) ?? new WritableFileStore(path, fd, BigInt64Array.of(BigInt(sizeBytes)))
-    stores.set(fd, store)
-    return store
-  }
-  return extents.map(({ file, layout, sizeBytes, isWritable }) => ({
-    sizeBytes,
-    layout,
-    store: file && storeOf(file),
-    obstacle: obstacle ?? (isWritable ? undefined : 'its descriptor says that it is not written'),
-    isDevice: file !== undefined && fs.fstatSync(file.fd).isBlockDevice(),
-  }))
-}
-
-async function lock({ fd, path }: OpenedFile, access: Access): Promise<void> {
-  const { lockImage } = await import('../io/locks.js')
-  try {
-    const warning = lockImage(fd, path, access)
-    if (warning !== undefined) process.stderr.write(`vimgfs: ${printable(warning)}\n`)
-  } catch (error) {
-    if (!(error instanceof ImageError)) throw error
-    throw onceItHasEnded(error)
-  }
-}
-
-/** Ways out that who has found an image in use knows of are those of a mount. */
-function onceItHasEnded(error: ImageError): ImageError {
-  if (!error.message.startsWith('it is in use')) return error
-  const context = { ...error.context, hint: 'check it once that has ended' }
-  return new ImageError(error.code, error.message, context, { cause: error })
-}
-
-async function storeOf({ path, fd, stat }: OpenedFile) {
-  const { WritableFileStore } = await import('../io/store.js')
-  const { sizeOf } = await import('../io/libc.js')
-  const sizeBytes = stat.isBlockDevice() ? BigInt(sizeOf(fd)) : stat.size
-  return new WritableFileStore(path, fd, BigInt64Array.of(sizeBytes))
 }
 
 function exitCode({ checkErrors, corruptions, leaks }: CheckResult): number {
@@ -257,7 +97,7 @@ const line = ({ kind, at, message }: Finding): string =>
   `${KINDS[kind]} at ${at}: ${printable(message)}`
 
 /** What the disk is divided into. */
-const UNITS = { qcow2: 'cluster', vmdk: 'grain' }
+const UNITS = { cow: 'sector', qcow: 'cluster', qcow2: 'cluster', vmdk: 'grain' }
 
 function summary(name: string, checked: Checked, repair: RepairKind | undefined): string[] {
   const { before, after } = checked

@@ -22,7 +22,7 @@ Example: vimgfs mount disk.qcow2 /mnt/x && ls -l /mnt/x && vimgfs umount /mnt/x
 const HELP: Record<string, string> = {
   mount: `Usage: vimgfs mount [OPTION…] IMAGE MOUNTPOINT
 
-Shows the disk image IMAGE (qcow2, vmdk, raw) in the folder MOUNTPOINT:
+Shows the disk image IMAGE (qcow2, vmdk, qcow, cow, raw) in the folder MOUNTPOINT:
 
   disk.raw               the disk, with its virtual size; holes are holes. What is written to it is
                          in IMAGE, at the latest after fsync or a few seconds.
@@ -52,7 +52,7 @@ round.
        fsname=NAME         what mount lists as the source (the path of IMAGE)
   -f, --foreground       stay in front and log to standard error
   -q, --quiet            say nothing but errors
-  --format F             raw, qcow2 or vmdk (found by the first bytes)
+  --format F             raw, cow, qcow, qcow2 or vmdk (found by the first bytes)
   --threads N            threads that serve requests (2, up to 4 with more processors)
   --metadata-cache SIZE  tables to keep in memory, of all threads together
                          (all that the disk can have, for each thread, but 48M at most)
@@ -61,6 +61,10 @@ round.
   --ignore-cid           read a vmdk whose parent has been changed since it was made
   --drop-change-tracking write a vmdk whose changes are tracked for backups; they are not any more
   --force                write a vmdk that another disk or a snapshot stands on, which breaks that
+  --passphrase-file FILE the passphrase of an encrypted image, without the line's end if it has one;
+                         - is standard input. Given again it is for the next encrypted layer
+                         below; the last is for all that follow. Without it the file that
+                         VIMGFS_PASSPHRASE_FILE names is read, or the terminal is asked.
   --max-chain N          backing files at most (200)
   --log-level LEVEL      trace, debug, info, warn, error, fatal, silent (info)
   --log-file FILE        log there (syslog, or a file that the hint after mounting names)
@@ -85,8 +89,8 @@ Example:
 `,
   check: `Usage: vimgfs check [OPTION…] IMAGE
 
-Looks whether the tables of IMAGE (qcow2, vmdk) are sound: what is used is counted, and nothing is
-used twice. Of a vmdk all extents are looked at, and its parents not.
+Looks whether the tables of IMAGE (qcow2, qcow, cow, vmdk) are sound: what is used is counted, and
+nothing is used twice. Of a vmdk all extents are looked at, and its parents not.
 
   --output=human|json    for people (the default) or for programs, with the fields of qemu-img check
   --repair=leaks|all     gives back what nothing uses, or mends the rest, too; nobody else may have
@@ -94,7 +98,7 @@ used twice. Of a vmdk all extents are looked at, and its parents not.
                          disk or of a snapshot reads differently afterwards: what cannot be
                          known is left. Of a vmdk only sparse extents that are not compressed are
                          repaired, and seSparse ones are not.
-  --format F             raw, qcow2 or vmdk (found by the first bytes)
+  --format F             raw, cow, qcow, qcow2 or vmdk (found by the first bytes)
   --allow-path DIR       a vmdk may name extents below DIR too (its own folder)
 
 Exit code: 0 it is sound, 1 it could not be checked, 2 it is damaged, 3 space is lost and nothing
@@ -110,7 +114,7 @@ Says what IMAGE is, with the fields and numbers of qemu-img info.
 
   --output=human|json    for people (the default) or for programs
   --backing-chain        all layers down to the last backing file
-  --format F             raw, qcow2 or vmdk (found by the first bytes)
+  --format F             raw, cow, qcow, qcow2 or vmdk (found by the first bytes)
   --allow-path DIR       IMAGE may name files below DIR too (its own folder)
 
 Example:

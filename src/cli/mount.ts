@@ -1,14 +1,19 @@
 /** `vimgfs mount`: in front, or as a server in the background that reports once it answers. */
 import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
 import fs from 'node:fs'
+import readline from 'node:readline'
+import type { Readable, Writable } from 'node:stream'
 import { isExpected, MountError, oneLine, printable } from '../errors.js'
 import type { CatalogEntry } from '../formats/catalog.js'
 import type { ServeRequest, Server } from '../fs/server.js'
+import type { AskPassphrase } from '../formats/encryption.js'
 import type { LogLevel, LogTarget } from '../log.js'
 import { parse, parseChoice, parseCount, parseSize } from './arguments.js'
 import { humanSize } from './human.js'
+import type { Question } from './passphrase-relay.js'
 
-/** Set for the server in the background: the descriptor that it reports on. */
+/** Set for the server in the background: the descriptor that it reports on; answers come on the next. */
 const REPORT_FD_VARIABLE = 'VIMGFS_REPORT_FD'
 
 const OPTIONS = {
@@ -22,12 +27,15 @@ const OPTIONS = {
   'ignore-cid': { type: 'boolean' },
   'drop-change-tracking': { type: 'boolean' },
   force: { type: 'boolean' },
+  'passphrase-file': { type: 'string', multiple: true },
   'max-chain': { type: 'string' },
   'log-level': { type: 'string' },
   'log-file': { type: 'string' },
 } as const
 
+/** A line each; the last one asks nothing. */
 interface Report {
+  readonly ask?: Question
   readonly error?: string
   readonly lines?: readonly string[]
   readonly warnings?: readonly string[]
@@ -40,11 +48,12 @@ export async function run(args: string[]): Promise<number> {
   if (reportFd !== undefined) return serveInBackground(args, Number(reportFd))
   // Wrong usage is for this process to say.
   await requestOf(args)
-  return launch(args, values.quiet === true)
+  return launch(args, values.quiet === true, await sourceOf(values['passphrase-file']))
 }
 
 interface Settings {
-  readonly request: ServeRequest
+  readonly request: Omit<ServeRequest, 'askPassphrase'>
+  readonly passphraseFiles: readonly string[] | undefined
   readonly level: LogLevel
   readonly logFile: string | undefined
   readonly quiet: boolean
@@ -80,17 +89,24 @@ async function requestOf(args: string[]): Promise<Settings> {
         threads === undefined ? DEFAULT_THREADS : parseCount(threads, '--threads', 1, MAX_THREADS),
       metadataBytes: metadata === undefined ? undefined : parseSize(metadata, '--metadata-cache'),
     },
+    passphraseFiles: values['passphrase-file'],
     level: parseChoice(values['log-level'] ?? 'info', '--log-level', LEVELS),
     logFile: values['log-file'],
     quiet: values.quiet === true,
   }
 }
 
+async function sourceOf(files: readonly string[] = []): Promise<AskPassphrase> {
+  const { passphraseSource } = await import('./passphrase.js')
+  return passphraseSource(files)
+}
+
 /** The same as LOG_LEVELS; log.ts, with pino, is loaded by servers only. */
 const LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const
 
 async function serveInFront(args: string[]): Promise<number> {
-  const { request, level, logFile, quiet } = await requestOf(args)
+  const { request: asked, level, logFile, quiet, passphraseFiles } = await requestOf(args)
+  const request = { ...asked, askPassphrase: await sourceOf(passphraseFiles) }
   const { terminalLog, fileLog } = await import('../log.js')
   const target = logFile === undefined ? await terminalLog(level) : fileLog(level, logFile)
   const server = await serve(request, target)
@@ -116,16 +132,23 @@ async function serveInBackground(args: string[], reportFd: number): Promise<numb
   delete process.env[REPORT_FD_VARIABLE]
   // Who started us does not listen for long; what is written then has nobody to reach.
   process.stderr.on('error', () => {})
-  const report = (content: Report) => {
+  const tell = (content: Report) => {
     try {
-      fs.writeSync(reportFd, JSON.stringify(content))
+      fs.writeSync(reportFd, `${JSON.stringify(content)}\n`)
     } catch {
       // Whoever waited has been killed. The mount is there all the same.
     }
+  }
+  const { PassphraseRelay } = await import('./passphrase-relay.js')
+  const relay = new PassphraseRelay(reportFd + 1, ask => tell({ ask }))
+  const report = (content: Report) => {
+    relay.close()
+    tell(content)
     fs.closeSync(reportFd)
   }
   try {
-    const { request, level, logFile } = await requestOf(args)
+    const { request: asked, level, logFile } = await requestOf(args)
+    const request = { ...asked, askPassphrase: relay.ask }
     const { backgroundLog, fileLog } = await import('../log.js')
     const target = logFile === undefined ? backgroundLog(level) : fileLog(level, logFile)
     const server = await serve(request, target)
@@ -168,7 +191,7 @@ async function serve(request: ServeRequest, { logger }: LogTarget): Promise<Serv
 }
 
 /** Starts the server in a session of its own and waits for its report. */
-async function launch(args: string[], quiet: boolean): Promise<number> {
+async function launch(args: string[], quiet: boolean, source: AskPassphrase): Promise<number> {
   const script = process.argv[1] as string
   let server: ChildProcess | undefined
   let isInterrupted = false
@@ -182,12 +205,12 @@ async function launch(args: string[], quiet: boolean): Promise<number> {
   }
   const child = spawn(process.execPath, [...process.execArgv, script, 'mount', ...args], {
     detached: true,
-    stdio: ['ignore', 'ignore', 'pipe', 'pipe'],
+    stdio: ['ignore', 'ignore', 'pipe', 'pipe', 'pipe'],
     env: { ...process.env, [REPORT_FD_VARIABLE]: '3' },
   })
   server = child
   child.stderr?.pipe(process.stderr)
-  const report = await reportOf(child)
+  const report = await reportOf(child, source)
   child.unref()
   for (const stream of child.stdio) stream?.destroy()
   if (isInterrupted) throw new MountError('interrupted; nothing is mounted')
@@ -201,19 +224,22 @@ async function launch(args: string[], quiet: boolean): Promise<number> {
   return 0
 }
 
-function reportOf(child: ChildProcess): Promise<Report> {
-  return new Promise((resolve, reject) => {
-    let text = ''
-    child.once('error', reject)
-    const pipe = child.stdio[3] as NodeJS.ReadableStream
-    pipe.on('data', chunk => {
-      text += chunk
-    })
-    pipe.once('end', () => {
-      if (text !== '') resolve(JSON.parse(text) as Report)
-      else reject(new MountError('the server ended before the mount answered'))
-    })
-  })
+/** The server's last report; what it asks before is answered. */
+async function reportOf(child: ChildProcess, source: AskPassphrase): Promise<Report> {
+  const [, , , reports, answers] = child.stdio as [unknown, unknown, unknown, Readable, Writable]
+  const failed = once(child, 'error').then(([error]) => Promise.reject(error))
+  // It is over when the server has ended.
+  answers.on('error', () => {})
+  const last = (async () => {
+    for await (const line of readline.createInterface({ input: reports })) {
+      const report = JSON.parse(line) as Report
+      if (!report.ask) return report
+      const { answer } = await import('./passphrase-relay.js')
+      await answer(report.ask, source, answers)
+    }
+    throw new MountError('the server ended before the mount answered')
+  })()
+  return Promise.race([last, failed])
 }
 
 /** What is there now, who may use it, and how it ends. */

@@ -1,7 +1,7 @@
 /** What a mount of an image shows: the disk, its snapshots and their VM states, its backing layers. */
 import path from 'node:path'
 import type { Chain } from './chain.js'
-import type { LayerSpec, Timestamp } from './layer.js'
+import { diskBytes, type LayerSpec, type Timestamp } from './layer.js'
 import { distinctNames, stemOf, type Tagged } from './file-names.js'
 import { clusterBytes, l2CoverageBytes, type Qcow2Header } from './qcow2/header.js'
 import type { Qcow2Snapshot } from './qcow2/snapshots.js'
@@ -92,17 +92,17 @@ export function catalogOf(chain: Chain): { entries: CatalogEntry[]; warnings: st
   return { entries, warnings }
 }
 
-export const diskBytes = ({ qcow2, vmdk, sizeBytes }: LayerSpec): number =>
-  (qcow2 ?? vmdk)?.sizeBytes ?? sizeBytes
-
 function layerAttributes(layer: LayerSpec): Record<string, string> {
-  const { qcow2, vmdk } = layer
+  const { qcow2, qcow, cow, vmdk, encryption } = layer
   return {
     format: layer.format,
+    ...(encryption && { encryption: encryption.method }),
     ...(qcow2 && {
       'cluster-size': String(clusterBytes(qcow2)),
       'format-version': String(qcow2.version),
     }),
+    ...(qcow && { 'cluster-size': String(2 ** qcow.clusterBits) }),
+    ...(cow && { 'format-layout': cow.layout }),
     ...(vmdk?.descriptor && {
       'create-type': vmdk.descriptor.createType,
       cid: vmdk.descriptor.cid.toString(16).padStart(8, '0'),

@@ -16,9 +16,19 @@ import {
   WriteProtected,
 } from '../io/named-file.js'
 import { WritableFileStore } from '../io/store.js'
-import { type FileSpec, fileSpec, filesOf, type LayerSpec, storeOf } from './layer.js'
+import {
+  backingNameOf,
+  type FileSpec,
+  fileSpec,
+  filesOf,
+  type LayerSpec,
+  storeOf,
+} from './layer.js'
 import { MAX_CHAIN_DEPTH, MAX_LAYERS, MAX_REFUSED_SNAPSHOTS, MAX_VMSD_BYTES } from './limits.js'
+import { type CowHeader, readCowHeader } from './cow/header.js'
+import type { LayerEncryption } from './encryption.js'
 import { FORMATS, FORMATS_READ, type Format, probe, probeGiven } from './probe.js'
+import { readQcowHeader } from './qcow/header.js'
 import { INCOMPATIBLE, type Qcow2Header, readHeader } from './qcow2/header.js'
 import { recover } from './qcow2/recovery.js'
 import { type Qcow2Snapshot, readSnapshots } from './qcow2/snapshots.js'
@@ -67,8 +77,7 @@ export interface OpenOptions {
   /** Whether QEMU's locks are taken; without, an image that others write is read with a warning. */
   readonly takesLocks?: boolean
   /**
-   * Opens it only to describe it, alone or with its backing files: data files stay closed, and
-   * encrypted images pass.
+   * Opens it only to describe it, alone or with its backing files: data files stay closed.
    */
   readonly describe?: 'image' | 'chain'
 }
@@ -252,13 +261,15 @@ class ChainOpener {
   }
 
   private backing(overlay: LayerSpec): LayerSpec {
-    const name = overlay.qcow2?.backingName as string
+    const name = backingNameOf(overlay) as string
     const format = this.statedFormat(overlay, name)
     const file = openNamed(name, { by: overlay.path, role: 'backing file', allowed: this.allowed })
     const isLoop = this.isOpen(file)
     this.opened.push(file)
     if (isLoop) throw loopAt(overlay, `backing file "${name}"`)
-    return this.withDataFile(this.layer(file, format, 'read'), 'read')
+    const layer = this.withDataFile(this.layer(file, format, 'read'), 'read')
+    if (overlay.cow) this.judgeAge(overlay, overlay.cow, layer)
+    return layer
   }
 
   private parent(child: LayerSpec, spec: VmdkSpec): LayerSpec {
@@ -302,7 +313,21 @@ class ChainOpener {
     return this.opened.some(other => other.stat.dev === stat.dev && other.stat.ino === stat.ino)
   }
 
+  /** User-mode Linux refuses a backing file that has been written since, and QEMU did not look. */
+  private judgeAge(
+    { path }: LayerSpec,
+    cow: CowHeader,
+    { modified, path: below }: LayerSpec,
+  ): void {
+    if (!isUml(cow) || cow.backingSeconds === modified.seconds) return
+    this.warnings.push(
+      `${path}: its backing file ${below} has another time of last change than it had; if it was written since, what is read may be nonsense`,
+    )
+  }
+
   private statedFormat(overlay: LayerSpec, name: string): Format | undefined {
+    // User-mode Linux knows no others.
+    if (overlay.cow && isUml(overlay.cow)) return 'raw'
     const stated = overlay.qcow2?.backingFormat
     if (stated === undefined || stated === '') {
       this.warnings.push(
@@ -342,10 +367,21 @@ class ChainOpener {
     }
     if (actual === 'raw') return layer
     if (actual === 'vmdk') return this.vmdkLayer(layer, access, file.stat.isBlockDevice())
+    if (actual === 'cow') {
+      const cow = readCowHeader(store)
+      for (const warning of cow.warnings) this.warnings.push(`${spec.path}: ${warning}`)
+      return { ...layer, cow }
+    }
+    if (actual === 'qcow') {
+      const qcow = readQcowHeader(store)
+      return { ...layer, qcow, ...(qcow.cryptMethod === CRYPT.aes && { encryption: AES }) }
+    }
     const header = readHeader(store)
     this.judge(header, spec.path, access)
-    if (header.incompatible & INCOMPATIBLE.dirty && access === 'write') return this.recovered(layer)
-    return { ...layer, qcow2: header }
+    if (header.incompatible & INCOMPATIBLE.dirty && access === 'write') {
+      return { ...this.recovered(layer), ...encryptionOf(header) }
+    }
+    return { ...layer, qcow2: header, ...encryptionOf(header) }
   }
 
   private vmdkLayer(layer: LayerSpec, access: Access, isDevice: boolean): LayerSpec {
@@ -439,17 +475,6 @@ class ChainOpener {
   }
 
   private judge(header: Qcow2Header, path: string, access: Access): void {
-    if (header.cryptMethod !== 0 && !this.options.describe) {
-      const method = header.cryptMethod === 2 ? 'LUKS' : 'AES'
-      throw new ImageError(
-        'UNSUPPORTED',
-        `the image is encrypted (${method}), which is not read yet`,
-        {
-          path,
-          hint: 'decrypt it into a new image with qemu-img convert',
-        },
-      )
-    }
     const isCorrupt = (header.incompatible & INCOMPATIBLE.corrupt) !== 0n
     if (isCorrupt && access === 'write') {
       const hint = 'repair a copy of it with qemu-img check -r all, or mount it with -o ro'
@@ -513,8 +538,21 @@ const loopAt = (above: LayerSpec, what: string): ImageError =>
       : 'name the right file with qemu-img rebase -u',
   })
 
-const standsOnAnother = ({ qcow2, vmdk, path }: LayerSpec): boolean =>
-  qcow2?.backingName !== undefined || (vmdk !== undefined && parentLink(vmdk, path) !== undefined)
+const standsOnAnother = (layer: LayerSpec): boolean =>
+  backingNameOf(layer) !== undefined ||
+  (layer.vmdk !== undefined && parentLink(layer.vmdk, layer.path) !== undefined)
+
+const isUml = ({ layout }: CowHeader): boolean => layout.startsWith('uml')
+
+/** Methods of encryption as headers of qcow and qcow2 have them. */
+const CRYPT = { aes: 1, luks: 2 } as const
+const AES: LayerEncryption = { method: 'AES' }
+
+function encryptionOf({ cryptMethod, encryption }: Qcow2Header): Pick<LayerSpec, 'encryption'> {
+  if (cryptMethod === CRYPT.aes) return { encryption: AES }
+  if (cryptMethod !== CRYPT.luks) return {}
+  return { encryption: { method: 'LUKS', ...(encryption && { headerArea: encryption }) } }
+}
 
 const isSame = ({ stat }: OpenedFile, other: FileSpec): boolean =>
   isSameStat(stat, fs.fstatSync(other.fd, { bigint: true }))

@@ -25,7 +25,13 @@ export interface DiskMemory {
 }
 
 /** What of a layer says how it is written. */
-export type WrittenLayer = Pick<LayerSpec, 'fd' | 'sizeBytes' | 'qcow2' | 'dataFile' | 'vmdk'>
+export type WrittenLayer = Pick<
+  LayerSpec,
+  'fd' | 'sizeBytes' | 'qcow2' | 'qcow' | 'cow' | 'dataFile' | 'vmdk'
+>
+
+const hasTables = ({ qcow2, qcow, cow, vmdk }: WrittenLayer): boolean =>
+  (qcow2 ?? qcow ?? cow ?? vmdk) !== undefined
 
 const MESSAGE_BYTES = 4 + 2048
 
@@ -45,7 +51,7 @@ export function createDiskMemory(layer: WrittenLayer, threads: number, store: St
     times: new SharedArrayBuffer(8),
     message: new SharedArrayBuffer(MESSAGE_BYTES),
     sizes,
-    pool: layer.qcow2 || layer.vmdk ? createPoolMemory() : undefined,
+    pool: hasTables(layer) ? createPoolMemory() : undefined,
     qcow2,
     vmdk: layer.vmdk && createVmdkMemory(layer.vmdk),
     warnings: qcow2?.bitmaps.warnings ?? [],

@@ -3,11 +3,17 @@ import { ClusterCache } from '../cache/cluster-cache.js'
 import { COUNTS } from '../cache/counts.js'
 import { MetadataCache } from '../cache/metadata-cache.js'
 import { TablePool } from '../cache/table-pool.js'
+import { CipherStore, WritableCipherStore } from '../io/cipher-store.js'
 import { type FileStore, type Store, WritableFileStore, type WritableStore } from '../io/store.js'
 import type { CatalogEntry } from './catalog.js'
 import { extentFiles, type FileSpec, filesOf, type LayerSpec, storeOf } from './layer.js'
 import type { DiskMemory } from './disk-memory.js'
+import { CowDriver } from './cow/driver.js'
+import { CowWriter } from './cow/writer.js'
 import type { Extent, FormatDriver, View } from './driver.js'
+import { cipherOf } from './encryption.js'
+import { QcowDriver } from './qcow/driver.js'
+import { QcowWriter } from './qcow/writer.js'
 import { Qcow2Driver, type Qcow2Parts } from './qcow2/driver.js'
 import type { Qcow2Memory } from './qcow2/write-memory.js'
 import { Qcow2Writer } from './qcow2/writer.js'
@@ -34,7 +40,10 @@ export interface Writing {
   readonly thread: number
 }
 
-/** The file of a layer, and where its data are: in the same file, or in an external data file. */
+/**
+ * The file of a layer, and where its data are: in the same file, or in an external data file; where they
+ * are encrypted, as a store that decrypts.
+ */
 interface Stores<S extends Store> {
   readonly store: S
   readonly dataStore: S
@@ -136,22 +145,37 @@ export class ImageSet {
   }
 
   private writer(
-    { qcow2, vmdk }: LayerSpec,
+    { qcow2, qcow, cow, vmdk, encryption }: LayerSpec,
     { store, dataStore, extents = [] }: WritableStores,
     memory: DiskMemory,
     parts: { pool: TablePool; hasParent: boolean },
   ): WritableDriver {
+    const tables = { store, storeId: 0, metadata: this.metadata }
+    const isEncrypted = encryption !== undefined
     if (qcow2) {
       return new Qcow2Writer({
         ...parts,
         header: qcow2,
         driver: this.driver(0) as Qcow2Driver,
-        store,
+        ...tables,
         dataStore,
-        storeId: 0,
-        metadata: this.metadata,
+        isEncrypted,
         memory: memory.qcow2 as Qcow2Memory,
       })
+    }
+    if (qcow) {
+      return new QcowWriter({
+        ...parts,
+        ...tables,
+        header: qcow,
+        driver: this.driver(0) as QcowDriver,
+        dataStore,
+        isEncrypted,
+      })
+    }
+    if (cow) {
+      const driver = this.driver(0) as CowDriver
+      return new CowWriter({ ...parts, ...tables, header: cow, driver })
     }
     if (!vmdk) return new RawWriter(store)
     return new VmdkWriter({
@@ -166,9 +190,14 @@ export class ImageSet {
 
   private driver(index: number): FormatDriver {
     const layer = this.layers[index] as OpenLayer
-    const { spec, store } = layer
-    const { qcow2, vmdk } = spec
+    const { spec, store, dataStore } = layer
+    const { qcow2, qcow, cow, vmdk } = spec
+    const { metadata, clusters } = this
+    const isWritten = index === 0 && this.isWritten
+    const tables = { store, storeId: index, metadata, isWritten }
     if (vmdk) return this.vmdkDriver(vmdk, index, layer)
+    if (qcow) return new QcowDriver({ ...tables, header: qcow, dataStore, clusters })
+    if (cow) return new CowDriver({ ...tables, header: cow })
     if (!qcow2) return new RawDriver(store)
     const l1 = { offset: qcow2.l1Offset, entries: qcow2.l1Entries }
     return new Qcow2Driver(this.parts(index), l1, qcow2.sizeBytes)
@@ -199,7 +228,9 @@ export const packedStores = (layers: readonly LayerSpec[]): FileStore[] =>
   [...layers, ...layers.flatMap(extentFiles)].map(storeOf)
 
 function readableStores(spec: LayerSpec): Stores<Store> {
-  return storesOf(spec, storeOf)
+  const stores = storesOf(spec, storeOf)
+  const cipher = cipherOf(spec)
+  return cipher ? { ...stores, dataStore: new CipherStore(stores.dataStore, cipher) } : stores
 }
 
 /** Threads that write a file share its size. */
@@ -209,7 +240,10 @@ function writableStores(spec: LayerSpec, { sizes }: DiskMemory): WritableStores 
     return [fd, new WritableFileStore(path, fd, size)] as const
   })
   const byFile = new Map(stores)
-  return storesOf(spec, ({ fd }) => byFile.get(fd) as WritableFileStore)
+  const written: WritableStores = storesOf(spec, ({ fd }) => byFile.get(fd) as WritableFileStore)
+  const cipher = cipherOf(spec)
+  if (!cipher) return written
+  return { ...written, dataStore: new WritableCipherStore(written.dataStore, cipher) }
 }
 
 function storesOf<S extends Store>(spec: LayerSpec, open: (file: FileSpec) => S): Stores<S> {

@@ -4,7 +4,15 @@
  */
 import fs from 'node:fs'
 import { type Chain, closeChain, type OpenOptions, openChain } from './chain.js'
-import { type FileSpec, filesOf, type LayerSpec, storeOf } from './layer.js'
+import {
+  backingNameOf,
+  diskBytes,
+  type FileSpec,
+  filesOf,
+  type LayerSpec,
+  storeOf,
+} from './layer.js'
+import type { CowHeader } from './cow/header.js'
 import { readBitmaps } from './qcow2/bitmaps.js'
 import {
   AUTOCLEAR,
@@ -92,30 +100,46 @@ function describeLayer(layer: LayerSpec, filename: string, top: Chain | undefine
         : (layer.vmdk ? 'vmdk' : header?.backingFormat) || undefined,
     'virtual-size': virtualBytes(layer),
     filename,
-    'cluster-size': layer.vmdk ? grainBytes(layer.vmdk) : header && clusterBytes(header),
+    'cluster-size': unitBytes(layer),
     format: layer.format,
     'actual-size': filesOf(layer).reduce((sum, file) => sum + takenBytes(file), 0),
-    'format-specific': layer.vmdk
-      ? { type: 'vmdk', data: describeVmdk(layer, layer.vmdk, filename) }
-      : header && { type: 'qcow2', data: describeQcow2(layer, header) },
+    'format-specific': describeFormat(layer, filename),
     'full-backing-filename': backing === undefined ? undefined : beside(filename, backing),
-    encrypted: header && header.cryptMethod !== 0 ? true : undefined,
+    encrypted: layer.encryption && true,
     'backing-filename': backing,
     'dirty-flag': header !== undefined && (header.incompatible & INCOMPATIBLE.dirty) !== 0n,
   }
 }
 
-/** Whole sectors, as QEMU shows a disk: an odd end counts as one in a raw file, not in a qcow2 image. */
-function virtualBytes({ qcow2, vmdk, sizeBytes }: LayerSpec): number {
-  if (vmdk) return vmdk.sizeBytes
-  const sectors = qcow2
-    ? Math.floor(qcow2.sizeBytes / SECTOR_BYTES)
-    : Math.ceil(sizeBytes / SECTOR_BYTES)
-  return sectors * SECTOR_BYTES
+/** Whole sectors, as QEMU shows a disk: an odd end counts as one in a raw file, not in an image. */
+function virtualBytes(layer: LayerSpec): number {
+  const round = layer.format === 'raw' ? Math.ceil : Math.floor
+  return round(diskBytes(layer) / SECTOR_BYTES) * SECTOR_BYTES
 }
 
-const backingOf = ({ qcow2, vmdk, path }: LayerSpec): string | undefined =>
-  vmdk ? parentLink(vmdk, path)?.hint : qcow2?.backingName
+/** What a layer's disk is divided into. */
+function unitBytes({ qcow2, qcow, cow, vmdk }: LayerSpec): number | undefined {
+  if (vmdk) return grainBytes(vmdk)
+  if (qcow) return 2 ** qcow.clusterBits
+  return cow ? cow.sectorBytes : qcow2 && clusterBytes(qcow2)
+}
+
+const backingOf = (layer: LayerSpec): string | undefined =>
+  layer.vmdk ? parentLink(layer.vmdk, layer.path)?.hint : backingNameOf(layer)
+
+/** QEMU has nothing to say of qcow. */
+function describeFormat(layer: LayerSpec, filename: string): ImageInfo['format-specific'] {
+  const { qcow2, cow, vmdk } = layer
+  if (vmdk) return { type: 'vmdk', data: describeVmdk(layer, vmdk, filename) }
+  if (cow) return { type: 'cow', data: describeCow(cow) }
+  return qcow2 && { type: 'qcow2', data: describeQcow2(layer, qcow2) }
+}
+
+/** QEMU has forgotten the format; the names are ours. */
+const describeCow = (cow: CowHeader): InfoFields => ({
+  layout: cow.layout,
+  'backing-mtime': cow.backingName === undefined ? undefined : cow.backingSeconds,
+})
 
 const takenBytes = ({ fd }: FileSpec): number =>
   Number(fs.fstatSync(fd, { bigint: true }).blocks) * SECTOR_BYTES

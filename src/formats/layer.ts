@@ -3,7 +3,10 @@ import fs from 'node:fs'
 import { FileStore } from '../io/store.js'
 import { sizeOf } from '../io/libc.js'
 import type { OpenedFile } from '../io/named-file.js'
+import type { CowHeader } from './cow/header.js'
+import type { LayerEncryption } from './encryption.js'
 import type { Format } from './probe.js'
+import type { QcowHeader } from './qcow/header.js'
 import type { Qcow2Header } from './qcow2/header.js'
 import type { VmdkSpec } from './vmdk/image.js'
 
@@ -21,6 +24,10 @@ export interface LayerSpec extends FileSpec {
   /** Permission bits of the file. */
   readonly mode: number
   readonly qcow2?: Qcow2Header
+  readonly qcow?: QcowHeader
+  readonly cow?: CowHeader
+  /** Present where its data are encrypted. */
+  readonly encryption?: LayerEncryption
   readonly dataFile?: FileSpec
   /** Its extents have files of their own, or its file is one of them. */
   readonly vmdk?: VmdkSpec
@@ -32,6 +39,16 @@ export interface Timestamp {
   readonly seconds: number
   readonly nanoseconds: number
 }
+
+/** What its format says of a layer's disk; undefined where the file is the disk. */
+const headerOf = ({ qcow2, qcow, cow, vmdk }: LayerSpec) => qcow2 ?? qcow ?? cow ?? vmdk
+
+/** The size of a layer's disk, in bytes. */
+export const diskBytes = (layer: LayerSpec): number => headerOf(layer)?.sizeBytes ?? layer.sizeBytes
+
+/** The backing file that a layer names; parents of vmdk are named otherwise. */
+export const backingNameOf = ({ qcow2, qcow, cow }: LayerSpec): string | undefined =>
+  (qcow2 ?? qcow ?? cow)?.backingName
 
 /** The files of a layer's extents, in their order. */
 export const extentFiles = ({ vmdk }: Pick<LayerSpec, 'vmdk'>): FileSpec[] =>

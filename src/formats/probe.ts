@@ -6,18 +6,13 @@ import { MAGIC } from './qcow2/header.js'
 import { isDescriptor } from './vmdk/descriptor.js'
 import { extentKind } from './vmdk/parts.js'
 
-export const FORMATS = ['raw', 'qcow2', 'vmdk'] as const
+export const FORMATS = ['raw', 'cow', 'qcow', 'qcow2', 'vmdk'] as const
 export type Format = (typeof FORMATS)[number]
 /** For messages. */
 export const FORMATS_READ = `${FORMATS.slice(0, -1).join(', ')} and ${FORMATS.at(-1)}`
 
 /** What is recognised, so that it is not shown as if it were raw, but not read. */
 const FOREIGN: { name: string; matches: (head: Buffer) => boolean }[] = [
-  {
-    name: 'qcow (version 1)',
-    matches: b => b.length >= 8 && b.readUInt32BE(0) === MAGIC && b.readUInt32BE(4) === 1,
-  },
-  { name: 'cow', matches: b => startsWith(b, 'OOOM') || startsWith(b, 'MOOO') },
   { name: 'qed', matches: b => startsWith(b, 'QED\0') },
   { name: 'vdi', matches: b => b.length >= 68 && b.readUInt32LE(64) === 0xbeda107f },
   { name: 'vhdx', matches: b => startsWith(b, 'vhdxfile') },
@@ -45,7 +40,11 @@ export function probe(store: Store): Format {
       hint: `${FORMATS_READ} are; convert it with qemu-img convert, or show it as it is with --format raw`,
     })
   }
-  if (bytes.length >= 4 && bytes.readUInt32BE(0) === MAGIC) return 'qcow2'
+  if (bytes.length >= 4 && bytes.readUInt32BE(0) === MAGIC) {
+    return bytes.length >= 8 && bytes.readUInt32BE(4) === 1 ? 'qcow' : 'qcow2'
+  }
+  // Programs on little-endian machines wrote the first version of it backwards.
+  if (startsWith(bytes, 'OOOM') || startsWith(bytes, 'MOOO')) return 'cow'
   return isVmdk(bytes) ? 'vmdk' : 'raw'
 }
 

@@ -7,6 +7,7 @@ import { Worker } from 'node:worker_threads'
 import { MountError } from '../errors.js'
 import { type CatalogEntry, catalogOf } from '../formats/catalog.js'
 import { type Chain, closeChain, type OpenOptions, openChain } from '../formats/chain.js'
+import { type AskPassphrase, lockChain, unlockChain } from '../formats/encryption.js'
 import { extentFiles, type LayerSpec, storeOf } from '../formats/layer.js'
 import { createDiskMemory, type DiskMemory } from '../formats/disk-memory.js'
 import { type CacheSizes, ImageSet } from '../formats/image-set.js'
@@ -35,6 +36,8 @@ export interface ServeRequest {
   readonly mountpoint: string
   readonly options: MountOptions
   readonly open: OpenOptions
+  /** Asked for each layer that is encrypted. */
+  readonly askPassphrase: AskPassphrase
   /** Worker threads. */
   readonly threads: number
   /** Bytes of tables to keep, of all threads together; undefined for the rule of defaultMetadataBytes. */
@@ -65,16 +68,19 @@ const ANSWER_TIMEOUT_MS = 20_000
 /** Mounts and resolves when the mount answers. Throws ImageError, MountError; then nothing is left. */
 export async function startServer(request: ServeRequest, logger: Logger): Promise<Server> {
   const { access, forceShare } = request.options
-  const chain = openChain(request.image, {
+  const opened = openChain(request.image, {
     ...request.open,
     access: access === 'ro' ? 'read' : access === 'rw' ? 'write' : 'write if possible',
     takesLocks: !forceShare,
   })
+  let chain = opened
   try {
     checkMountpoint(request.mountpoint)
+    chain = await unlockChain(opened, request.askPassphrase)
     return await serveChain(chain, request, logger)
   } catch (error) {
-    closeChain(chain)
+    lockChain(chain)
+    closeChain(opened)
     throw error
   }
 }
@@ -136,6 +142,7 @@ async function serveChain(chain: Chain, request: ServeRequest, logger: Logger): 
     stopMount(mount, 'no worker is left', logger)
     const isKept = keeper?.close() ?? true
     closeChain(chain)
+    lockChain(chain)
     logger.info({ mountpoint }, 'unmounted')
     return isKept
   })
@@ -182,12 +189,14 @@ function abandon(mount: MountInfo | undefined, logger: Logger): void {
  * clusters of 64 KiB.
  */
 export function defaultMetadataBytes(layer: LayerSpec, threads: number): number {
-  const { qcow2, vmdk } = layer
-  const tables = qcow2
-    ? Math.ceil(qcow2.sizeBytes / l2CoverageBytes(qcow2)) * clusterBytes(qcow2)
-    : vmdk
-      ? tableBytes(vmdk)
-      : 0
+  const { qcow2, qcow, cow, vmdk } = layer
+  let tables = 0
+  if (qcow2) tables = Math.ceil(qcow2.sizeBytes / l2CoverageBytes(qcow2)) * clusterBytes(qcow2)
+  if (qcow)
+    tables =
+      Math.ceil(qcow.sizeBytes / 2 ** (qcow.clusterBits + qcow.l2Bits)) * 2 ** (qcow.l2Bits + 3)
+  if (cow) tables = cow.bitmapBytes
+  if (vmdk) tables = tableBytes(vmdk)
   return Math.min(MAX_METADATA_BYTES, threads * tables)
 }
 
@@ -279,7 +288,11 @@ function startWorkers(
 /** It has no end of its own, and does not keep the process from ending. */
 function startHelper(crews: readonly CrewMemory[], { layers }: Chain, logger: Logger): void {
   const helper = new Worker(new URL('./unpack-helper.js', import.meta.url), {
-    workerData: { crews, layers } satisfies HelperSetup,
+    // What is compressed is not encrypted, so it needs no keys.
+    workerData: {
+      crews,
+      layers: layers.map(({ encryption: _, ...layer }) => layer),
+    } satisfies HelperSetup,
     resourceLimits: { maxYoungGenerationSizeMb: 4 },
   })
   helper.unref()
@@ -394,6 +407,7 @@ function statusOf(
     layers: chain.layers.map(layer => ({
       path: layer.path,
       format: layer.format,
+      ...(layer.encryption && { encryption: layer.encryption.method }),
       ...(layer.dataFile && { dataFile: layer.dataFile.path }),
       ...(layer.vmdk && { extents: extentFiles(layer).map(({ path }) => path) }),
     })),

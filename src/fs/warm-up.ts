@@ -15,6 +15,10 @@ import type { CatalogEntry } from '../formats/catalog.js'
 import type { LayerSpec } from '../formats/layer.js'
 import { createDiskMemory, type DiskMemory } from '../formats/disk-memory.js'
 import { type CacheSizes, ImageSet } from '../formats/image-set.js'
+import { writeBlankCow } from '../formats/cow/blank.js'
+import { readCowHeader } from '../formats/cow/header.js'
+import { writeBlankQcow } from '../formats/qcow/blank.js'
+import { readQcowHeader } from '../formats/qcow/header.js'
 import { BLANK_CLUSTER_BYTES, writeBlank } from '../formats/qcow2/blank.js'
 import { readHeader } from '../formats/qcow2/header.js'
 import { STATE } from '../formats/qcow2/write-memory.js'
@@ -176,6 +180,8 @@ const storeOn = (fd: number) =>
 function blankLayer(top: LayerSpec, fd: number, diskBytes: number): LayerSpec {
   const store = storeOn(fd)
   if (top.qcow2) writeBlank(store, top.qcow2, diskBytes)
+  else if (top.qcow) writeBlankQcow(store, top.qcow, diskBytes)
+  else if (top.cow) writeBlankCow(store, top.cow, diskBytes)
   else store.truncate(diskBytes)
   const { path, sizeBytes } = store
   const file = { path, fd, sizeBytes, allocatedBytes: 0 }
@@ -185,6 +191,9 @@ function blankLayer(top: LayerSpec, fd: number, diskBytes: number): LayerSpec {
     modified: MODIFIED,
     mode: 0o600,
     ...(top.qcow2 && { qcow2: readHeader(store) }),
+    ...(top.qcow && { qcow: readQcowHeader(store) }),
+    ...(top.cow && { cow: readCowHeader(store) }),
+    ...(top.encryption && { encryption: top.encryption }),
     ...(top.vmdk && { vmdk: blankVmdk(top.vmdk, diskBytes, file) }),
   })
 }

@@ -47,8 +47,6 @@ for (const { title, name, bytes, format, ...rest } of known) {
 }
 
 const refused = [
-  { says: 'qcow (version 1)', bytes: sector('QFI\xfb\0\0\0\x01') },
-  { says: 'cow', bytes: sector('OOOM\0\0\0\x02') },
   { says: 'qed', bytes: sector('QED\0') },
   { says: 'vdi', bytes: sector('\x7f\x10\xda\xbe', 64) },
   { says: 'vhdx', bytes: sector('vhdxfile') },

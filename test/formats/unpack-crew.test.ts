@@ -163,7 +163,7 @@ for (const { compression, packed, grain } of [
       },
     }
     // It takes a while to come; until then the worker does the job itself.
-    for (let round = 0; round < 200; round++) {
+    for (let round = 0; round < 1000; round++) {
       mine.length = 0
       crew.add(packedExtent, 0)
       await new Promise(resolve => setTimeout(resolve, 10))

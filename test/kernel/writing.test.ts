@@ -31,7 +31,7 @@ import { needs, needsRoot, run } from '../support/run.js'
 
 const MIB = 2 ** 20
 const SIZE = 24 * MIB + 3584
-const FORMATS = ['raw', 'qcow2', 'vmdk'] as const
+const FORMATS = ['raw', 'qcow', 'qcow2', 'vmdk'] as const
 const { O_DIRECT } = constants
 const skip = { ...needs('qemu-img', 'qemu-io', 'fallocate'), ...noFuse() }
 
@@ -61,7 +61,11 @@ async function unmounted(t: Test, { place, folder, pid }: Mount, image: Image, f
   const { code, stdout, stderr } = await vimgfs(place, ['umount', folder])
   t.same({ code, stdout, stderr }, { code: 0, stdout: '', stderr: '' }, 'it is unmounted')
   t.notOk(isRunning(pid))
-  if (format !== 'raw') await run('qemu-img', ['check', '-q', '-f', format, image.file])
+  if (format === 'raw') return
+  // QEMU does not check qcow.
+  const checked = await vimgfs(place, ['check', image.file])
+  t.equal(checked.code, 0, checked.stdout)
+  if (format !== 'qcow') await run('qemu-img', ['check', '-q', '-f', format, image.file])
 }
 
 const bytes = (length: number): Buffer => randomFillSync(Buffer.alloc(length))

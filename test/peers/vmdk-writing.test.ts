@@ -3,15 +3,10 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import t, { type Test } from 'tap'
-import { closeChain, openChain, type OpenOptions } from '../../src/formats/chain.js'
-import { storeOf } from '../../src/formats/layer.js'
-import { createDiskMemory } from '../../src/formats/disk-memory.js'
-import { ImageSet } from '../../src/formats/image-set.js'
-import type { WritableDisk } from '../../src/formats/writable.js'
 import { Random } from '../soundness/steps.js'
 import { needs, run, tempFolder } from '../support/run.js'
-import { bracketed } from '../support/writable.js'
 import { qemuImg, qemuIo, randomWrites } from './qemu.js'
+import { openForWriting } from './writing.js'
 
 const K = 1024
 const M = K * K
@@ -20,7 +15,6 @@ const GRAIN = 64 * K
 const SMALL = 9 * M + 7 * 512
 /** Three extents. */
 const LARGE = 5 * G + 300 * K
-const CACHES = { metadataBytes: M, clusterBytes: M }
 
 interface Kind {
   readonly options: string
@@ -61,28 +55,6 @@ const KINDS: Record<string, Kind> = {
   twoGbMaxExtentFlat: { options: 'subformat=twoGbMaxExtentFlat', sizeBytes: LARGE },
 }
 
-interface Opened {
-  readonly disk: WritableDisk
-  read(offset: number, length: number): Buffer
-  close(): readonly string[]
-}
-
-function openForWriting(image: string, options: OpenOptions = {}): Opened {
-  const chain = openChain(image, { access: 'write', takesLocks: true, ...options })
-  const [top] = chain.layers
-  const memory = createDiskMemory(top, 1, storeOf(top))
-  const images = new ImageSet(chain.layers, CACHES, undefined, { memory, thread: 0 })
-  const disk = images.disk as WritableDisk
-  const entry = { name: '', kind: 'disk' as const, layer: 0, startOffset: 0, sizeBytes: 0 }
-  const view = images.viewOf({ ...entry, modified: top.modified, attributes: {} })
-  const close = () => {
-    const warnings = disk.close()
-    closeChain(chain)
-    return warnings
-  }
-  return { disk, read: bracketed(disk, view), close }
-}
-
 const create = (image: string, { options, sizeBytes }: Kind, parent?: string) =>
   run(
     'qemu-img',
@@ -101,7 +73,7 @@ const places = (sizeBytes: number): number[] =>
 
 /** The same to the image, through vimgfs, and to a plain file. */
 async function writeOurs(image: string, model: string, sizeBytes: number, seed: number) {
-  const { disk, read, close } = openForWriting(image)
+  const { disk, read, close } = await openForWriting(image)
   const plain = await open(model, 'r+')
   const random = new Random(seed)
   const zeros = Buffer.alloc(700 * K)
@@ -177,7 +149,7 @@ for (const [name, kind] of Object.entries(KINDS)) {
       await writeTheirs(image, model, kind, round + 10)
       await isSame(t, image, model, `what QEMU has written, round ${round}`)
     }
-    const { read, close } = openForWriting(image)
+    const { read, close } = await openForWriting(image)
     const plain = await open(model)
     for (const base of places(sizeBytes)) {
       const bytes = Buffer.alloc(Math.min(9 * M, sizeBytes - base))
@@ -204,7 +176,7 @@ t.test(
       Buffer.from(`${shorter}\0${residue.slice(-2)}`.padEnd(10240, '\0'), 'latin1'),
     )
     t.equal(await cidOf(image), 0x4a65f3)
-    const { disk, read, close } = openForWriting(image)
+    const { disk, read, close } = await openForWriting(image)
     disk.write(Buffer.alloc(512, 7), 0, 512, 512)
     t.ok(read(512, 512).equals(Buffer.alloc(512, 7)))
     close()
@@ -217,7 +189,7 @@ t.test('nothing of the image changes before the first write', needs('qemu-img'),
   const image = join(tempFolder(t), 'disk.vmdk')
   await create(image, { options: 'subformat=monolithicSparse', sizeBytes: SMALL })
   const before = readFileSync(image)
-  const { disk, close } = openForWriting(image)
+  const { disk, close } = await openForWriting(image)
   disk.flush()
   close()
   t.ok(readFileSync(image).equals(before))

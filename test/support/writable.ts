@@ -6,7 +6,7 @@ import { COUNTS } from '../../src/cache/counts.js'
 import { MetadataCache } from '../../src/cache/metadata-cache.js'
 import { type PoolMemory, TablePool } from '../../src/cache/table-pool.js'
 import type { FileSpec } from '../../src/formats/layer.js'
-import { createDiskMemory } from '../../src/formats/disk-memory.js'
+import { createDiskMemory, type DiskMemory } from '../../src/formats/disk-memory.js'
 import type { View } from '../../src/formats/driver.js'
 import { readView } from '../../src/formats/engine.js'
 import { Qcow2Driver, type Qcow2Parts } from '../../src/formats/qcow2/driver.js'
@@ -17,7 +17,8 @@ import type { Qcow2Memory } from '../../src/formats/qcow2/write-memory.js'
 import { Qcow2Writer } from '../../src/formats/qcow2/writer.js'
 import { RawDriver } from '../../src/formats/raw.js'
 import { SharedDisk } from '../../src/formats/shared-disk.js'
-import type { WritableDisk } from '../../src/formats/writable.js'
+import type { WritableDisk, WritableDriver } from '../../src/formats/writable.js'
+import { CipherStore, type StoreCipher, WritableCipherStore } from '../../src/io/cipher-store.js'
 import type { Store, WritableStore } from '../../src/io/store.js'
 import { readAll } from './image.js'
 import { MemoryStore } from './stores.js'
@@ -29,6 +30,8 @@ export interface DiskFiles<S extends Store = WritableStore> {
   readonly dataStore?: S | undefined
   /** The disk of the backing file. */
   readonly parent?: Buffer | undefined
+  /** What its clusters are encrypted by. */
+  readonly cipher?: StoreCipher | undefined
 }
 
 /** What scenarios do to a disk. */
@@ -46,11 +49,28 @@ export interface OpenDisk {
 export type Opener = (files: DiskFiles) => OpenDisk
 
 /** The program's own writer, of one thread. */
-export const openWritable: Opener = ({ store, dataStore = store, parent }) => {
+export const openWritable: Opener = files => openWritableWith(files)
+
+/** What tests change of a disk, to see that others notice. */
+export interface Changes {
+  /** Of what clusters are written through. */
+  readonly store?: (store: WritableStore) => WritableStore
+  /** Of what the disk is written by. */
+  readonly driver?: (writer: WritableDriver) => WritableDriver
+  /** The writer, but no reader, takes the disk to stand alone. */
+  readonly forgetsParent?: boolean
+}
+
+/** The same, with `changes`. */
+export function openWritableWith(files: DiskFiles, changes: Changes = {}): OpenDisk {
+  const { store, parent, cipher } = files
   collectShared()
   recover(store)
   const header = readHeader(store)
-  const dataFile = dataStore === store ? {} : { dataFile: dataStore as unknown as FileSpec }
+  const bare = files.dataStore ?? store
+  const dataFile = bare === store ? {} : { dataFile: bare as unknown as FileSpec }
+  const plain = cipher ? new WritableCipherStore(bare, cipher) : bare
+  const dataStore = changes.store?.(plain) ?? plain
   const memory = createDiskMemory(
     { fd: 0, sizeBytes: store.sizeBytes, qcow2: header, ...dataFile },
     1,
@@ -67,9 +87,21 @@ export const openWritable: Opener = ({ store, dataStore = store, parent }) => {
     driver: new Qcow2Driver(parts, active, header.sizeBytes),
     memory: memory.qcow2 as Qcow2Memory,
     hasParent: parent !== undefined,
+    isEncrypted: cipher !== undefined,
   })
-  const view = { driver: writer, parent: parent && parentView(parent) }
-  const disk = new SharedDisk(view, memory, 0, store.path)
+  return openDisk(writer, memory, files, changes)
+}
+
+/** A disk that `writer` writes, over its parent. */
+export function openDisk(
+  writer: WritableDriver,
+  memory: DiskMemory,
+  { store, parent }: Pick<DiskFiles, 'store' | 'parent'>,
+  { driver: change, forgetsParent }: Changes = {},
+): OpenDisk {
+  const view = { driver: change?.(writer) ?? writer, parent: parent && parentView(parent) }
+  const written = forgetsParent ? { ...view, parent: undefined } : view
+  const disk = new SharedDisk(written, memory, 0, store.path)
   return { disk, read: bracketed(disk, view) }
 }
 
@@ -122,9 +154,10 @@ export function bracketed(disk: WritableDisk, view: View): OpenDisk['read'] {
 
 /** What the files show to one who opens them for reading only. Throws what opening or reading throws. */
 export function readImage(files: DiskFiles<Store>): { disk: Buffer; snapshots: Buffer[] } {
-  const { store, dataStore = store } = files
+  const { store, cipher } = files
   const header = readHeader(store)
-  const parts = partsOf(header, store, dataStore)
+  const bare = files.dataStore ?? store
+  const parts = partsOf(header, store, cipher ? new CipherStore(bare, cipher) : bare)
   const parent = files.parent && parentView(files.parent)
   const active = { offset: header.l1Offset, entries: header.l1Entries }
   const driver = new Qcow2Driver(parts, active, header.sizeBytes)

@@ -8,6 +8,7 @@
 import type { ClusterCache } from '../../cache/cluster-cache.js'
 import { type MetadataCache, SLICE_BYTES } from '../../cache/metadata-cache.js'
 import { ImageError } from '../../errors.js'
+import { placed } from '../../io/cipher-store.js'
 import type { Store } from '../../io/store.js'
 import type { Extent, FormatDriver } from '../driver.js'
 import { MAX_L1_BYTES } from '../limits.js'
@@ -25,7 +26,7 @@ import { COMPRESSED, COPIED, hostOffset, ZERO_FLAG } from './words.js'
 export interface Qcow2Parts {
   readonly header: Qcow2Header
   readonly store: Store
-  /** Where data clusters are: the external data file, or the image itself. */
+  /** Where data clusters are: the external data file, or the image itself; it decrypts where they are. */
   readonly dataStore: Store
   /** Tells stores apart in the caches, 0 to 511. */
   readonly storeId: number
@@ -175,7 +176,7 @@ export class Qcow2Driver implements FormatDriver {
       // Damage further on is for the read that gets there, once the good bytes are delivered.
       if (!this.continues(slice, at, offset + end, kind, host + inCluster + end)) break
     }
-    return this.extent(kind, host + inCluster, Math.min(length, end))
+    return this.extent(kind, offset, host + inCluster, Math.min(length, end))
   }
 
   /** Whether the entry at `at` goes on with `kind`, at the host offset `expected` if it is data. */
@@ -234,8 +235,9 @@ export class Qcow2Driver implements FormatDriver {
     return host
   }
 
-  private extent(kind: Run, at: number, length: number): Extent {
-    return kind === 'data' ? { kind, length, store: this.parts.dataStore, at } : { kind, length }
+  private extent(kind: Run, offset: number, at: number, length: number): Extent {
+    if (kind !== 'data') return { kind, length }
+    return { kind, length, store: placed(this.parts.dataStore, offset, at), at }
   }
 
   /**
@@ -272,7 +274,7 @@ export class Qcow2Driver implements FormatDriver {
       }
       end += subclusterBytes
     }
-    return this.extent(kind, host + inCluster, Math.min(length, end))
+    return this.extent(kind, offset, host + inCluster, Math.min(length, end))
   }
 
   private continuesSubcluster(

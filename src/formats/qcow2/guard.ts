@@ -16,6 +16,7 @@ export const KIND = {
   snapshotL1: 7,
   snapshotL2: 8,
   bitmaps: 9,
+  encryption: 10,
 } as const
 export type Kind = (typeof KIND)[keyof typeof KIND]
 

@@ -46,6 +46,8 @@ export function guardMetadata(
     add('an L2 table', at, cluster, KIND.l2),
   )
   guardSnapshots(guard, store, header, add)
+  const { encryption } = header
+  if (encryption) add('the LUKS header', encryption.offset, encryption.length, KIND.encryption)
   const directory = header.autoclear & AUTOCLEAR.bitmaps ? header.bitmaps : undefined
   if (!directory) return
   add('the bitmap directory', directory.directoryOffset, directory.directoryBytes, KIND.bitmaps)

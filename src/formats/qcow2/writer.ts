@@ -14,6 +14,7 @@
 import type { MetadataCache } from '../../cache/metadata-cache.js'
 import { type DirtySlice, STAGE, STAGES, type TablePool } from '../../cache/table-pool.js'
 import { ImageError, orEndWriting } from '../../errors.js'
+import { placed } from '../../io/cipher-store.js'
 import type { WritableStore } from '../../io/store.js'
 import type { Extent } from '../driver.js'
 import { MAX_L1_BYTES } from '../limits.js'
@@ -42,6 +43,8 @@ export interface Qcow2WriterParts {
   readonly memory: Qcow2Memory
   /** Whether there is a layer below. */
   readonly hasParent: boolean
+  /** Whether `dataStore` encrypts. */
+  readonly isEncrypted: boolean
 }
 
 /** Slices of tables, and records of freed clusters, that one step changes at most. */
@@ -75,8 +78,8 @@ export class Qcow2Writer implements WritableDriver {
   readonly unitBytes: number
   readonly fillBytes: number
   readonly zeroUnitBytes: number
-  readonly detectsZeros = true
-  readonly dataStore: WritableStore
+  readonly detectsZeros: boolean
+  dataStore: WritableStore
   placeAt = 0
   private readonly pool: TablePool
   private readonly guard: Guard
@@ -85,6 +88,7 @@ export class Qcow2Writer implements WritableDriver {
   private readonly refcounts: Refcounts
   private readonly subclusterBytes: number
   private readonly keepsRaw: boolean
+  private readonly isEncrypted: boolean
   private readonly tracker: BitmapTracker
 
   constructor(private readonly parts: Qcow2WriterParts) {
@@ -94,6 +98,9 @@ export class Qcow2Writer implements WritableDriver {
     this.subclusterBytes = driver.extended ? driver.unitBytes / SUBCLUSTERS : driver.unitBytes
     this.zeroUnitBytes = this.subclusterBytes
     this.dataStore = parts.dataStore
+    this.isEncrypted = parts.isEncrypted
+    // Who encrypts does not tell the world where his zeros are.
+    this.detectsZeros = !this.isEncrypted
     this.pool = pool
     this.guard = new Guard(memory.guard)
     this.freed = new FreeQueue(memory.freed)
@@ -188,6 +195,7 @@ export class Qcow2Writer implements WritableDriver {
     let done = this.allocatedIn(slice, at, inCluster, length, offset)
     if (done === 0) return 0
     this.placeAt = host + inCluster
+    this.dataStore = placed(this.parts.dataStore, offset, this.placeAt)
     while (done < length && (inCluster + done) % this.unitBytes === 0) {
       at += driver.entryBytes
       if (
@@ -287,7 +295,7 @@ export class Qcow2Writer implements WritableDriver {
     length: number,
     host: number,
   ): Qcow2Reservation {
-    const base = { ...place, host, clusters: 1, run: undefined, store: this.dataStore }
+    const base = { ...place, host, clusters: 1, run: undefined, store: this.storeFor(place, host) }
     if (!this.parts.driver.extended) {
       const whole = { length: this.unitBytes, at: host, isZeroed: false }
       return { ...base, ...whole, subclusters: ALL_SUBCLUSTERS }
@@ -326,17 +334,32 @@ export class Qcow2Writer implements WritableDriver {
   }
 
   private reserveClusters(place: Place, clusters: number, subclusters: number): Qcow2Reservation {
-    const base = { ...place, store: this.dataStore, subclusters }
+    const base = { ...place, subclusters }
     if (this.parts.driver.external) {
       // Every byte of the disk has its place in the data file ("External data files").
       const host = place.offset
       const length = clusters * this.unitBytes
-      return { ...base, host, at: host, clusters, length, run: undefined, isZeroed: false }
+      const store = this.storeFor(place, host)
+      return { ...base, store, host, at: host, clusters, length, run: undefined, isZeroed: false }
     }
     const run = this.refcounts.allocate(clusters)
     const host = run.cluster * this.unitBytes
     const length = run.clusters * this.unitBytes
-    return { ...base, host, at: host, clusters: run.clusters, length, run, isZeroed: run.isZeroed }
+    return {
+      ...base,
+      store: this.storeFor(place, host),
+      host,
+      at: host,
+      clusters: run.clusters,
+      length,
+      run,
+      isZeroed: run.isZeroed && !this.isEncrypted,
+    }
+  }
+
+  /** Where clusters from `place` on are written that lie at `host`. */
+  private storeFor({ offset }: Place, host: number): WritableStore {
+    return placed(this.parts.dataStore, offset, host)
   }
 
   /** Whether an extended entry has no cluster, so that nothing has to move with it. */
@@ -382,7 +405,7 @@ export class Qcow2Writer implements WritableDriver {
   zeroUnits(offset: number, length: number): number {
     const { driver, header, hasParent } = this.parts
     // Whoever reads the data file as it is has to find the zeros there. It has no layer below.
-    if (this.keepsRaw) return this.dataStore.punch(offset, length) ? length : 0
+    if (this.keepsRaw) return this.parts.dataStore.punch(offset, length) ? length : 0
     if (header.version === 2 && hasParent) return 0
     const { sliceAt, inSlice } = this.ownPlace(offset)
     const slice = this.editLinks(sliceAt, offset)
@@ -406,7 +429,7 @@ export class Qcow2Writer implements WritableDriver {
     const high = slice.readUInt32BE(at)
     if (driver.external) {
       const host = driver.checkedHost(high, slice.readUInt32BE(at + 4), offset)
-      if (driver.isAllocated(high, offset, host)) this.dataStore.punch(host, this.unitBytes)
+      if (driver.isAllocated(high, offset, host)) this.parts.dataStore.punch(host, this.unitBytes)
     } else this.release(slice, at, offset)
     const hasFlag = header.version === 3 && !driver.extended
     putEntry(slice, at, 0, 0, hasFlag ? ZERO_FLAG : 0)
@@ -432,7 +455,7 @@ export class Qcow2Writer implements WritableDriver {
     const host = this.ownHost(slice, at, offset)
     const left = (allocated & ~bits) >>> 0
     // What a power cut leaves of a zeroing that no flush followed may be old bytes or zeros.
-    if (host >= 0 && (left !== 0 || external)) this.dataStore.punch(host + from, to - from)
+    if (host >= 0 && (left !== 0 || external)) this.parts.dataStore.punch(host + from, to - from)
     if (left === 0 && !external) {
       this.release(slice, at, offset)
       putEntry(slice, at, 0, 0, 0)
@@ -473,9 +496,9 @@ export class Qcow2Writer implements WritableDriver {
   }
 
   private sync(): void {
-    const { store } = this.parts
+    const { store, dataStore, driver } = this.parts
     orEndWriting(() => {
-      if (this.dataStore !== store) this.dataStore.sync()
+      if (driver.external) dataStore.sync()
       store.sync()
     })
   }
@@ -527,11 +550,11 @@ export class Qcow2Writer implements WritableDriver {
   }
 
   grow(sizeBytes: number): void {
-    const { driver, memory } = this.parts
+    const { driver, memory, dataStore } = this.parts
     const entries = Math.ceil(sizeBytes / driver.coverage)
     holdBitmaps(this.parts.store, memory.bitmaps, 'resize', () => this.writeFeatures(true))
     if (entries > value(this.state, STATE.l1Entries)) this.growL1(entries)
-    if (driver.external && this.dataStore.sizeBytes < sizeBytes) this.dataStore.truncate(sizeBytes)
+    if (driver.external && dataStore.sizeBytes < sizeBytes) dataStore.truncate(sizeBytes)
     this.state[STATE.sizeBytes] = sizeBytes
     this.refresh()
   }

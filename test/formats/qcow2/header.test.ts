@@ -138,8 +138,6 @@ const refused: {
     code: 'UNSUPPORTED',
     says: /quantum/,
   },
-  { title: 'AES', damage: u32(32, 1), code: 'UNSUPPORTED', says: /encrypted \(AES\)/ },
-  { title: 'LUKS', damage: u32(32, 2), code: 'UNSUPPORTED', says: /encrypted \(LUKS\)/ },
   {
     title: 'an unknown encryption',
     damage: u32(32, 3),

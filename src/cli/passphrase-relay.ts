@@ -1,0 +1,115 @@
+/**
+ * How the server in the background comes to passphrases: it has no terminal, so it asks who started it,
+ * who answers over a pipe. An answer is a count, and so many passphrases; or 0, and why there is none.
+ * Each has its length in 32 bits before it.
+ */
+import fs from 'node:fs'
+import { Socket } from 'node:net'
+import type { Writable } from 'node:stream'
+import { isExpected, MountError, oneLine } from '../errors.js'
+import type { AskPassphrase, EncryptionMethod } from '../formats/encryption.js'
+
+/** What the server asks, in its report. */
+export interface Question {
+  readonly path: string
+  readonly method: EncryptionMethod
+}
+
+const LENGTH_BYTES = 4
+
+/** The server's side. */
+export class PassphraseRelay {
+  private answers: Answers | undefined
+
+  /** @param fd where answers come from; this closes it */
+  constructor(
+    private readonly fd: number,
+    private readonly tell: (question: Question) => void,
+  ) {}
+
+  readonly ask: AskPassphrase = async (path, method) => {
+    this.answers ??= new Answers(this.fd)
+    const { answers } = this
+    this.tell({ path, method })
+    const count = (await answers.take(1)).readUInt8()
+    if (count === 0) throw new MountError((await takeOne(answers)).toString())
+    const passphrases: Buffer[] = []
+    for (let i = 0; i < count; i++) passphrases.push(await takeOne(answers))
+    return passphrases
+  }
+
+  /** When nothing is asked any more. */
+  close(): void {
+    if (this.answers) this.answers.close()
+    else fs.closeSync(this.fd)
+  }
+}
+
+const takeOne = async (answers: Answers) =>
+  answers.take((await answers.take(LENGTH_BYTES)).readUInt32LE())
+
+/** Bytes as they come, wiped when they are taken. */
+class Answers {
+  private readonly socket: Socket
+  private received: Buffer = Buffer.alloc(0)
+  private hasEnded = false
+  private wake: () => void = () => {}
+
+  constructor(fd: number) {
+    this.socket = new Socket({ fd, readable: true, writable: false })
+    this.socket.on('data', part => {
+      const before = this.received
+      this.received = Buffer.concat([before, part])
+      before.fill(0)
+      part.fill(0)
+      this.wake()
+    })
+    const end = () => {
+      this.hasEnded = true
+      this.wake()
+    }
+    this.socket.on('end', end)
+    this.socket.on('error', end)
+  }
+
+  async take(bytes: number): Promise<Buffer> {
+    while (this.received.length < bytes) {
+      if (this.hasEnded) throw new MountError('interrupted; nothing is mounted')
+      await new Promise<void>(resolve => {
+        this.wake = resolve
+      })
+    }
+    const taken = Buffer.from(this.received.subarray(0, bytes))
+    this.received.fill(0, 0, bytes)
+    this.received = this.received.subarray(bytes)
+    return taken
+  }
+
+  close(): void {
+    this.socket.destroy()
+  }
+}
+
+/** Answers a question from `source`, over `pipe`. */
+export async function answer(
+  { path, method }: Question,
+  source: AskPassphrase,
+  pipe: Writable,
+): Promise<void> {
+  let parts: readonly Buffer[]
+  let count = 0
+  try {
+    parts = await source(path, method)
+    count = parts.length
+  } catch (error) {
+    if (!isExpected(error)) throw error
+    parts = [Buffer.from(oneLine(error))]
+  }
+  pipe.write(Buffer.of(count))
+  for (const part of parts) {
+    const length = Buffer.alloc(LENGTH_BYTES)
+    length.writeUInt32LE(part.length)
+    pipe.write(length)
+    pipe.write(part, () => part.fill(0))
+  }
+}

@@ -1,0 +1,112 @@
+/** Opening the layers of a chain that are encrypted, with the passphrases of whoever may see them. */
+import { legacyAesSpec } from '../crypto/legacy-aes.js'
+import { checkLuks1, readLuks1, unlockLuks1 } from '../crypto/luks1.js'
+import { createSectorCipher } from '../crypto/sector-cipher.js'
+import type { CipherSpec } from '../crypto/spec.js'
+import { ImageError } from '../errors.js'
+import type { StoreCipher } from '../io/cipher-store.js'
+import type { Chain } from './chain.js'
+import { type LayerSpec, storeOf } from './layer.js'
+
+/** 'AES' is the method of old images: 128 bits, without anything that would tell a wrong passphrase. */
+export type EncryptionMethod = 'AES' | 'LUKS'
+
+export interface LayerEncryption {
+  readonly method: EncryptionMethod
+  /** Bytes of the file; of LUKS alone. */
+  readonly headerArea?: { readonly offset: number; readonly length: number }
+  /** Once it is unlocked. */
+  readonly spec?: CipherSpec
+}
+
+/**
+ * Asks for the passphrase of the image at `path`: what it may be, likeliest first; one at least. They are
+ * wiped when they have been used.
+ */
+export type AskPassphrase = (path: string, method: EncryptionMethod) => Promise<readonly Buffer[]>
+
+/**
+ * The chain with the keys of all layers that are encrypted, each asked for by its path, the image's own
+ * first. Throws ImageError where a passphrase is wrong or a header is damaged; what `ask` throws.
+ */
+export async function unlockChain(chain: Chain, ask: AskPassphrase): Promise<Chain> {
+  const layers: LayerSpec[] = []
+  const warnings = [...chain.warnings]
+  try {
+    for (const layer of chain.layers) {
+      const { encryption } = layer
+      layers.push(
+        encryption ? { ...layer, encryption: await unlock(layer, encryption, ask) } : layer,
+      )
+      if (encryption?.method === 'AES') warnings.push(`${layer.path}: ${UNPROVEN}`)
+    }
+  } catch (error) {
+    lockChain({ layers })
+    throw error
+  }
+  const [top, ...below] = layers as [LayerSpec, ...LayerSpec[]]
+  return { ...chain, layers: [top, ...below], warnings }
+}
+
+/** Wipes the keys: nothing of what is encrypted can be read or written any more. */
+export function lockChain({
+  layers,
+}: Pick<Chain, 'layers'> | { layers: readonly LayerSpec[] }): void {
+  for (const { encryption } of layers) {
+    if (encryption?.spec) new Uint8Array(encryption.spec.key).fill(0)
+  }
+}
+
+const UNPROVEN =
+  'it is encrypted with AES as old images are, which cannot tell a wrong passphrase: then its disk is nonsense, and writing it destroys it'
+
+async function unlock(
+  layer: LayerSpec,
+  encryption: LayerEncryption,
+  ask: AskPassphrase,
+): Promise<LayerEncryption> {
+  const { method, headerArea } = encryption
+  const { path } = layer
+  if (method === 'AES') {
+    const passphrases = await ask(path, method)
+    try {
+      return { method, spec: legacyAesSpec(passphrases[0] as Buffer) }
+    } finally {
+      for (const passphrase of passphrases) passphrase.fill(0)
+    }
+  }
+  if (!headerArea) {
+    const what = 'it is encrypted with LUKS but says nowhere where the LUKS header is'
+    throw new ImageError('CORRUPT', what, { path, hint: 'restore it from a copy' })
+  }
+  const store = storeOf(layer)
+  // Before anybody is asked for a passphrase that is of no use.
+  const header = readLuks1(store, headerArea)
+  checkLuks1(store, headerArea, header)
+  const passphrases = await ask(path, method)
+  try {
+    for (const passphrase of passphrases) {
+      const spec = await unlockLuks1(store, headerArea, header, passphrase)
+      if (spec) return { method, headerArea, spec }
+    }
+  } finally {
+    for (const passphrase of passphrases) passphrase.fill(0)
+  }
+  throw new ImageError('REFUSED', 'the passphrase is wrong: it opens none of its key slots', {
+    path,
+    hint: 'each encrypted layer of a chain has its own; see --passphrase-file in vimgfs help mount',
+  })
+}
+
+/** How a thread reads and writes a layer's clusters; undefined where they are not encrypted. */
+export function cipherOf(layer: LayerSpec): StoreCipher | undefined {
+  const { encryption, path, qcow2, qcow } = layer
+  if (!encryption) return undefined
+  const { method, spec } = encryption
+  if (!spec) throw new TypeError(`${path} is encrypted and was not unlocked`)
+  return {
+    cipher: createSectorCipher(spec),
+    countsBy: method === 'AES' ? 'disk' : 'file',
+    unitBytes: 2 ** ((qcow2 ?? qcow)?.clusterBits ?? 0),
+  }
+}

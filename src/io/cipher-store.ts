@@ -1,0 +1,165 @@
+/**
+ * A store whose bytes are encrypted in its file, sector by sector. Of what is written unaligned the
+ * sectors around are read, changed and written: whoever shares one with another thread excludes it, as
+ * the stripes of a DiskLock do.
+ */
+import { CIPHER_SECTOR_BYTES as SECTOR_BYTES, type SectorCipher } from '../crypto/spec.js'
+import type { Store, WritableStore } from './store.js'
+
+export interface StoreCipher {
+  readonly cipher: SectorCipher
+  /**
+   * Which sector's number makes an initialization vector: that of the disk, or that of the file. Of a
+   * disk's the store has to be told where its bytes are on the disk: see `placed`.
+   */
+  readonly countsBy: 'disk' | 'file'
+  /** What the file may end within, in bytes: what is missing there is decrypted as zeros. */
+  readonly unitBytes: number
+}
+
+/** What is encrypted at once, in bytes. */
+const PIECE_BYTES = 2 ** 20
+
+/** Encrypted bytes on their way; each thread has one. */
+let scratch = Buffer.alloc(0)
+
+function scratchOf(bytes: number): Buffer {
+  if (scratch.length < bytes) scratch = Buffer.allocUnsafeSlow(bytes)
+  return scratch
+}
+
+export class CipherStore implements Store {
+  /** @param shift what a place in the file lies before its place by which sectors are counted, in bytes */
+  constructor(
+    protected readonly base: Store,
+    protected readonly how: StoreCipher,
+    protected readonly shift = 0,
+  ) {}
+
+  get path(): string {
+    return this.base.path
+  }
+
+  get sizeBytes(): number {
+    return this.base.sizeBytes
+  }
+
+  /** The same file, whose bytes lie `shift` further on the disk. */
+  shifted(shift: number): CipherStore {
+    if (this.how.countsBy === 'file' || shift === this.shift) return this
+    return new CipherStore(this.base, this.how, shift)
+  }
+
+  read(target: Buffer, start: number, length: number, at: number): number {
+    if (at % SECTOR_BYTES === 0 && length % SECTOR_BYTES === 0) {
+      return this.readSectors(target, start, length, at)
+    }
+    const head = at % SECTOR_BYTES
+    const whole = Math.ceil((head + length) / SECTOR_BYTES) * SECTOR_BYTES
+    const sectors = scratchOf(whole)
+    const got = this.readSectors(sectors, 0, whole, at - head)
+    const bytes = Math.max(0, Math.min(length, got - head))
+    sectors.copy(target, start, head, head + bytes)
+    return bytes
+  }
+
+  /** Whatever a hole decrypts to, it is no zeros. */
+  nextData(at: number): number {
+    return at
+  }
+
+  nextHole(_at: number): number {
+    return Number.MAX_SAFE_INTEGER
+  }
+
+  /** Whole sectors. */
+  protected readSectors(target: Buffer, start: number, length: number, at: number): number {
+    let got = this.base.read(target, start, length, at)
+    if (got < length) {
+      const filled = Math.min(length, this.readable(at, got))
+      target.fill(0, start + got, start + filled)
+      got = filled
+    }
+    if (got > 0) this.how.cipher.decrypt(target, start, got, target, start, this.sectorAt(at))
+    return got
+  }
+
+  /** How much can be had at `at` where the file has `got` bytes: whole sectors, up to its last unit's end. */
+  private readable(at: number, got: number): number {
+    const { sizeBytes } = this.base
+    // It has become shorter: the reader will say so.
+    if (at + got < sizeBytes) return got - (got % SECTOR_BYTES)
+    const { unitBytes } = this.how
+    return Math.max(got, Math.ceil(sizeBytes / unitBytes) * unitBytes - at)
+  }
+
+  protected sectorAt(at: number): number {
+    return (at + this.shift) / SECTOR_BYTES
+  }
+}
+
+export class WritableCipherStore extends CipherStore implements WritableStore {
+  constructor(
+    protected override readonly base: WritableStore,
+    how: StoreCipher,
+    shift = 0,
+  ) {
+    super(base, how, shift)
+  }
+
+  override shifted(shift: number): WritableCipherStore {
+    if (this.how.countsBy === 'file' || shift === this.shift) return this
+    return new WritableCipherStore(this.base, this.how, shift)
+  }
+
+  write(source: Buffer, start: number, length: number, at: number): void {
+    for (let done = 0; done < length; ) {
+      const head = (at + done) % SECTOR_BYTES
+      const bytes = Math.min(length - done, PIECE_BYTES - head)
+      this.writePiece(source, start + done, bytes, at + done - head, head)
+      done += bytes
+    }
+  }
+
+  /** Writes `bytes` bytes from byte `head` of the sector at `at` on. */
+  private writePiece(source: Buffer, start: number, bytes: number, at: number, head: number): void {
+    const whole = Math.ceil((head + bytes) / SECTOR_BYTES) * SECTOR_BYTES
+    const sectors = scratchOf(Math.max(whole, PIECE_BYTES))
+    const { cipher } = this.how
+    if (whole === bytes) {
+      cipher.encrypt(source, start, whole, sectors, 0, this.sectorAt(at))
+    } else {
+      const last = whole - SECTOR_BYTES
+      if (head > 0) this.readSector(sectors, 0, at)
+      const isSplit = (head + bytes) % SECTOR_BYTES !== 0
+      if (isSplit && (last > 0 || head === 0)) this.readSector(sectors, last, at + last)
+      source.copy(sectors, head, start, start + bytes)
+      cipher.encrypt(sectors, 0, whole, sectors, 0, this.sectorAt(at))
+    }
+    this.base.write(sectors, 0, whole, at)
+  }
+
+  /** As a reader sees it; behind what there is to read it is zeros. */
+  private readSector(target: Buffer, start: number, at: number): void {
+    const got = this.readSectors(target, start, SECTOR_BYTES, at)
+    target.fill(0, start + got, start + SECTOR_BYTES)
+  }
+
+  sync(): void {
+    this.base.sync()
+  }
+
+  /** A hole would not read as zeros. */
+  punch(): boolean {
+    return false
+  }
+
+  truncate(sizeBytes: number): void {
+    this.base.truncate(sizeBytes)
+  }
+}
+
+/** `store` for a piece of the disk that begins at `offset` and lies at `at` of it. */
+export function placed<S extends Store>(store: S, offset: number, at: number): S {
+  return store instanceof CipherStore ? (store.shifted(offset - at) as Store as S) : store
+}
