@@ -27,6 +27,7 @@ import { Guard, KIND } from './guard.js'
 import { guardMetadata } from './guarded.js'
 import { AUTOCLEAR, COMPATIBLE, INCOMPATIBLE, type Qcow2Header } from './header.js'
 import { writeDiskSize, writeFeatures, writeL1 } from './header-update.js'
+import { lostCluster } from './lost-clusters.js'
 import { Refcounts, type Run } from './refcounts.js'
 import { COMPRESSED, COPIED, ZERO_FLAG } from './words.js'
 import { type Qcow2Memory, STATE } from './write-memory.js'
@@ -139,6 +140,12 @@ export class Qcow2Writer implements WritableDriver {
     const { header, store, memory } = this.parts
     this.guard.clear()
     guardMetadata(this.guard, store, header, memory.bitmaps)
+    const lost = lostCluster(store, header)
+    if (lost !== undefined) {
+      throw this.damage(
+        `there are data at ${lost}, beyond the end of the file: writing would make zeros of them`,
+      )
+    }
     holdBitmaps(store, memory.bitmaps, 'write', () => this.writeFeatures(true))
     if (header.version === 2) return
     if (this.keptAutoclear === header.autoclear && !this.isLazy) return
