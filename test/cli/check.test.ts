@@ -2,11 +2,13 @@
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
+import { buildCow } from '../fixtures/cow-builder.js'
+import { buildQcow } from '../fixtures/qcow-builder.js'
 import { buildImage, type Cluster, type ImageSpec } from '../fixtures/qcow2-builder.js'
 import { noise } from '../fixtures/model.js'
 import { buildExtent, descriptorText, HEADER_AT } from '../fixtures/vmdk-builder.js'
 import { HERE, vimgfs } from '../support/mount.js'
-import { tempFolder } from '../support/run.js'
+import { run, tempFolder } from '../support/run.js'
 
 const SPEC: ImageSpec = {
   clusterBits: 16,
@@ -204,6 +206,56 @@ t.test('a vmdk that was not closed cleanly', async t => {
   t.equal(repaired.code, 0)
   t.match(repaired.stdout, /^repaired at 72: it is marked as closed cleanly\n/)
   t.ok(readFileSync(image).equals(SPARSE.bytes))
+})
+
+t.test('qcow and cow: what it says, and repairing', async t => {
+  const folder = tempFolder(t)
+  const qcow = buildQcow({
+    sizeBytes: 2 ** 20,
+    clusters: new Map([
+      [0, { kind: 'data', bytes: noise(4096, 1) }],
+      [3, { kind: 'data', bytes: noise(4096, 2) }],
+    ]),
+  })
+  const cow = buildCow({
+    layout: 'qemu-i386',
+    sizeBytes: 2 ** 20,
+    sectors: new Map([
+      [0, noise(512, 1)],
+      [80, noise(512, 2)],
+    ]),
+  })
+  const unlinked = Buffer.from(qcow.bytes)
+  unlinked.writeBigUInt64BE(0n, qcow.entryAt(3))
+  const doubled = Buffer.from(qcow.bytes)
+  doubled.copy(doubled, qcow.entryAt(5), qcow.entryAt(3), qcow.entryAt(3) + 8)
+  const unmarked = Buffer.from(cow.bytes)
+  unmarked[cow.bitOf(80).at] = 0
+  const cutOff = cow.bytes.subarray(0, cow.placeOf(80) + 100)
+  const cases = [
+    { name: 'sound.qcow', bytes: qcow.bytes, code: 0, says: /no errors found\n2 of 256 clusters/ },
+    { name: 'leaks.qcow', bytes: unlinked, code: 3, says: /1 leaked cluster\n/, isRepaired: true },
+    { name: 'doubled.qcow', bytes: doubled, code: 2, says: /corruption/ },
+    { name: 'sound.cow', bytes: cow.bytes, code: 0, says: /no errors found\n2 of 2048 sectors/ },
+    { name: 'leaks.cow', bytes: unmarked, code: 3, says: /leaked sector/, isRepaired: true },
+    { name: 'cut.cow', bytes: cutOff, code: 2, says: /corruption/ },
+  ]
+  for (const { name, bytes, code, says, isRepaired } of cases) {
+    await t.test(name, async t => {
+      const image = join(folder, name)
+      writeFileSync(image, bytes)
+      await run('fallocate', ['--dig-holes', image])
+      const found = await vimgfs(HERE, ['check', image])
+      t.equal(found.code, code, found.stdout)
+      t.match(found.stdout, says)
+      t.ok(readFileSync(image).equals(bytes), 'nothing is written')
+      const json = await vimgfs(HERE, ['check', '--output=json', image])
+      t.match(JSON.parse(json.stdout), { format: name.split('.')[1], 'check-errors': 0 })
+      const repaired = await vimgfs(HERE, ['check', '--repair=all', image])
+      t.equal(repaired.code, isRepaired ? 0 : code, repaired.stdout)
+      if (!isRepaired) t.ok(readFileSync(image).equals(bytes), 'what cannot be known is left')
+    })
+  }
 })
 
 t.test('what it refuses, in one line', async t => {

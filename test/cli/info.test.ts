@@ -13,6 +13,7 @@ import {
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
+import { buildCow } from '../fixtures/cow-builder.js'
 import { buildImage } from '../fixtures/qcow2-builder.js'
 import { vmsdOf } from '../fixtures/vmsd.js'
 import { attempt, needs, run, tempFolder } from '../support/run.js'
@@ -474,6 +475,33 @@ t.test('wrong usage', async t => {
     t.match(stderr, says)
     t.match(stderr, /^vimgfs: [^\n]+\n$/)
   }
+})
+
+t.test('qcow', needs('qemu-img'), async t => {
+  const cwd = tempFolder(t)
+  const create = (...args: string[]) => qemuImg(cwd, 'create', '-q', '-f', 'qcow', ...args)
+  await create('disk.qcow', '10M')
+  await create('-b', 'disk.qcow', '-F', 'qcow', 'over.qcow', '20M')
+  const secret = ['--object', 'secret,id=key,data=abc']
+  await create(...secret, '-o', 'encrypt.format=aes,encrypt.key-secret=key', 'aes.qcow', '1G')
+  for (const image of ['disk.qcow', 'over.qcow', 'aes.qcow']) await compare(t, cwd, image)
+  const { stdout } = await vimgfs(cwd, '--backing-chain', '--output=json', 'over.qcow')
+  t.match(parsed(stdout), [{ filename: 'over.qcow' }, { filename: 'disk.qcow' }])
+})
+
+t.test('cow, which QEMU has forgotten', async t => {
+  const cwd = tempFolder(t)
+  const spec = { layout: 'uml-3', sizeBytes: 2 ** 20, backing: '/disks/base', seconds: 7 } as const
+  writeFileSync(join(cwd, 'disk.cow'), buildCow(spec).bytes)
+  const { code, stdout } = await vimgfs(cwd, '--output=json', 'disk.cow')
+  t.equal(code, 0)
+  t.match(parsed(stdout), {
+    format: 'cow',
+    'virtual-size': 2 ** 20,
+    'cluster-size': 512,
+    'backing-filename': '/disks/base',
+    'format-specific': { type: 'cow', data: { layout: 'uml-3', 'backing-mtime': 7 } },
+  })
 })
 
 t.test('vmdk', needs('qemu-img'), async t => {

@@ -33,7 +33,10 @@ export class UnusedSpace {
     const { sizeBytes } = this.store
     const from = Math.ceil((dataOffset + first * SECTOR_BYTES) / BLOCK_BYTES) * BLOCK_BYTES
     const last = dataOffset + end * SECTOR_BYTES
-    const to = last < sizeBytes ? last - (last % BLOCK_BYTES) : sizeBytes
+    // The block that the file ends within is freed only as a whole.
+    const to =
+      (last < sizeBytes ? Math.floor : Math.ceil)(Math.min(last, sizeBytes) / BLOCK_BYTES) *
+      BLOCK_BYTES
     const dataBytes = this.dataIn(from, to)
     return dataBytes > 0 ? { span: { at: from, bytes: to - from }, dataBytes } : undefined
   }
