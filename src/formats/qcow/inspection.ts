@@ -302,8 +302,7 @@ class Inspection implements EntryVisitor {
       )
       return false
     }
-    if (table === this.appendAt) this.blameTable(index, table, OTHERS, true)
-    else if (table >= this.fileBytes) this.blameTable(index, table, BEYOND, false)
+    if (table >= this.fileBytes) this.blameTable(index, table, BEYOND, false)
     else this.blameTable(index, table, CUT_OFF, false)
     return true
   }
@@ -331,7 +330,7 @@ class Inspection implements EntryVisitor {
     }
     const end = host + this.clusterBytes
     this.reaches(end)
-    if (this.isLost(host, end)) this.blameOnce(cluster, host, entryAt, CUT_OFF, false)
+    if (this.isLost(end)) this.blameOnce(cluster, host, entryAt, CUT_OFF, false)
     const { own, granule } = this
     const [from, to] = [host / granule, end / granule]
     if (to <= own.first || from >= own.end) return
@@ -342,9 +341,9 @@ class Inspection implements EntryVisitor {
     else if (to > own.end) this.leaving = cluster
   }
 
-  /** What is missing of a cluster is zeros, but not where they have to be decrypted (io/cipher-store.ts). */
-  private isLost(host: number, end: number): boolean {
-    return end > this.fileBytes && isEncrypted(this.header) && host % this.clusterBytes !== 0
+  /** Of encrypted clusters no more is missing than is decrypted as zeros (io/cipher-store.ts). */
+  private isLost(end: number): boolean {
+    return end > this.appendAt && isEncrypted(this.header)
   }
 
   private take(from: number, to: number): void {

@@ -80,10 +80,9 @@ export class TableWalk {
     })
   }
 
-  /** Reads a table; false where it is a hole, or not in the file. */
+  /** Reads a table, which is in the file; false where it is a hole. */
   private read(table: number): boolean {
     const { store, bytes } = this
-    if (table + bytes.length > store.sizeBytes) return false
     const data = store.nextData(table)
     if (data < 0 || data >= table + bytes.length) return false
     const got = store.read(bytes, 0, bytes.length, table)

@@ -88,6 +88,63 @@ t.test('QEMU writes L1 tables in whole sectors, wherever they begin', async t =>
   )
 })
 
+t.test('nor is what they take of a cluster space that nothing uses', async t => {
+  const sizeBytes = 500 * 64 * CLUSTER
+  const store = storeOf(
+    buildQcow({ sizeBytes, l2Bits: 6, clusters: new Map([[0, data(1)]]) }).bytes,
+  )
+  // The table ends before the second cluster of the file, and its last sector in it.
+  store.write(noise(8, 1), 0, 8, CLUSTER + 8)
+  t.equal(checkQcow(store).leaks, 0)
+  store.write(noise(8, 1), 0, 8, CLUSTER + 512)
+  t.equal(checkQcow(store).leaks, 0)
+})
+
+const WINDOW_BYTES = 4
+/** Of the file, that a map of so many bytes has in a window. */
+const WINDOW_SPAN = WINDOW_BYTES * 8 * 512
+
+t.test('clusters that lie over each other, wherever windows end', async t => {
+  const base = 20 * WINDOW_SPAN
+  const cases = [
+    { title: 'in one place', places: [base, base] },
+    { title: 'in part', places: [base + 512, base + CLUSTER] },
+    { title: 'over a border', places: [base - 2048, base - 2048] },
+    { title: 'over a border, in part', places: [base - 2048, base + 1536] },
+    { title: 'over a border, the later one', places: [base + 1536, base - 2048] },
+    { title: 'before a border', places: [base - 2048, base - 5632] },
+    { title: 'apart', places: [base - 2048, base + 2048], expected: 0 },
+  ]
+  for (const { title, places, expected = 1 } of cases) {
+    const clusters = new Map<number, Cluster>([[0, data(1)]])
+    places.forEach((place, i) => {
+      clusters.set(5 + i, { kind: 'entry', entry: BigInt(place) })
+    })
+    const store = storeOf(buildQcow({ sizeBytes: 64 * CLUSTER, clusters }).bytes)
+    store.truncate(base + 3 * CLUSTER)
+    for (const windowBytes of [WINDOW_BYTES, 2 * WINDOW_BYTES, 4096]) {
+      const found = checkQcow(store, { windowBytes })
+      t.equal(found.corruptions, expected, `${title}, maps of ${windowBytes} bytes`)
+      t.equal(found.leaks, 0)
+    }
+  }
+})
+
+t.test('an encrypted cluster that the end of the file cuts off', async t => {
+  for (const [alignment, gapSectors, corruptions] of [
+    [CLUSTER, 1, 0],
+    [512, 1, 0],
+    // Here more is missing than up to the next multiple of a cluster.
+    [512, 7, 1],
+  ] as const) {
+    const clusters = new Map([[0, data(1)]])
+    const spec = { sizeBytes: 64 * K, cryptMethod: 1, alignment, clusters, gapSectors }
+    const store = storeOf(buildQcow(spec).bytes.subarray(0, -1000))
+    t.equal(checkQcow(store).corruptions, corruptions, `aligned to ${alignment}`)
+    t.equal(readable(store) === undefined, corruptions === 1, 'read')
+  }
+})
+
 const HOLES = { before: CLUSTER * 16 }
 
 /** A good image with space that nothing uses within it and behind it. */
