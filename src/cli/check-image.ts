@@ -2,7 +2,7 @@
 import fs from 'node:fs'
 import { ImageError, printable } from '../errors.js'
 import type { Chain } from '../formats/chain.js'
-import type { CheckOptions, CheckResult, RepairResult } from '../formats/check-report.js'
+import type { CheckOptions, CheckResult, RepairResult } from '../formats/check/report.js'
 import type { FileSpec } from '../formats/layer.js'
 import type { Format } from '../formats/probe.js'
 import type { VmdkSpec } from '../formats/vmdk/image.js'

@@ -1,6 +1,6 @@
 /** `vimgfs check`: whether an image's tables are sound, as `qemu-img check` says it, and repairing them. */
 import { printable } from '../errors.js'
-import type { CheckResult, Finding } from '../formats/check-report.js'
+import type { CheckResult, Finding } from '../formats/check/report.js'
 import { parse, parseChoice } from './arguments.js'
 import { type Checked, checkImage, type Found, type RepairKind, REPAIRS } from './check-image.js'
 import { humanSize } from './human.js'

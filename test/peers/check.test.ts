@@ -2,7 +2,7 @@
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import type { CheckResult } from '../../src/formats/check-report.js'
+import type { CheckResult } from '../../src/formats/check/report.js'
 import { checkQcow2 } from '../../src/formats/qcow2/check.js'
 import { damaged, damagedBytes } from '../formats/qcow2/damage.js'
 import { holds } from '../support/property.js'

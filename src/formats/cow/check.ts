@@ -9,7 +9,7 @@
  *  (3) Bits behind the disk's last sector mean nothing, to nobody: a notice.
  */
 import type { Store } from '../../io/store.js'
-import { type CheckOptions, type CheckResult, Report } from '../check-report.js'
+import { type CheckOptions, type CheckResult, Report } from '../check/report.js'
 import { firstLostSector, mappedBytes, walkBitmap } from './bitmap.js'
 import { type CowHeader, readCowHeader, SECTOR_BYTES } from './header.js'
 import { UnusedSpace } from './space.js'

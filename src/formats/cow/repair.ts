@@ -7,7 +7,7 @@
  * any no space is given back: what nothing marks may be what was lost.
  */
 import type { WritableStore } from '../../io/store.js'
-import { type CheckOptions, type RepairResult, Report } from '../check-report.js'
+import { type CheckOptions, type RepairResult, Report } from '../check/report.js'
 import { walkBitmap } from './bitmap.js'
 import { checkCow } from './check.js'
 import { readCowHeader } from './header.js'

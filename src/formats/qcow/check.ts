@@ -10,7 +10,7 @@
  *      space.ts).
  */
 import type { Store } from '../../io/store.js'
-import { type CheckOptions, type CheckResult, Report } from '../check-report.js'
+import { type CheckOptions, type CheckResult, Report } from '../check/report.js'
 import { clusterBytes, readQcowHeader } from './header.js'
 import { type InspectOptions, inspectTables, type TableSink } from './inspection.js'
 import { reclaimable } from './space.js'

@@ -9,8 +9,8 @@
  * each other, so there are no more of them than the file has room for.
  */
 import type { Store } from '../../io/store.js'
-import { FreeRuns } from '../vmdk/check/free-runs.js'
-import { SectorMap, WINDOW_BYTES } from '../vmdk/check/sector-map.js'
+import { FreeRuns } from '../check/free-runs.js'
+import { SectorMap, WINDOW_BYTES } from '../check/sector-map.js'
 import {
   clusterBytes,
   ENTRY_BYTES,

@@ -8,7 +8,7 @@
  *  (2) Space that nothing uses is given back.
  */
 import type { WritableStore } from '../../io/store.js'
-import { type RepairResult, Report } from '../check-report.js'
+import { type RepairResult, Report } from '../check/report.js'
 import { checkTables, type QcowCheckOptions } from './check.js'
 import { ENTRY_BYTES, readQcowHeader } from './header.js'
 import { inspectTables } from './inspection.js'

@@ -1,6 +1,6 @@
 /** All tables of an image, in the order of the disk: each is read once a walk, past all caches. */
 import type { Store } from '../../io/store.js'
-import { Bits } from '../vmdk/check/bits.js'
+import { Bits } from '../check/bits.js'
 import { clusterBytes, ENTRY_BYTES, type QcowHeader, tableBytes } from './header.js'
 import { COMPRESSED, packedAt, readWord } from './words.js'
 

@@ -20,7 +20,7 @@
  *  (7) Images above 2^31 clusters are checked.
  */
 import type { Store } from '../../io/store.js'
-import type { CheckOptions, CheckResult } from '../check-report.js'
+import type { CheckOptions, CheckResult } from '../check/report.js'
 import { Census } from './check/census.js'
 import { compareCounts } from './check/compare.js'
 import { checkDataPlaces } from './check/data-places.js'

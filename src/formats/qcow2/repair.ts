@@ -14,7 +14,7 @@
  */
 import { ImageError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
-import type { CheckOptions, RepairResult } from '../check-report.js'
+import type { CheckOptions, RepairResult } from '../check/report.js'
 import { checkImage } from './check.js'
 import { CheckedImage } from './check/image.js'
 import { L2Catalog } from './check/l1-walk.js'

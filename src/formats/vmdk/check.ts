@@ -15,7 +15,7 @@
  */
 import path from 'node:path'
 import type { Store } from '../../io/store.js'
-import { type CheckOptions, type CheckResult, Report } from '../check-report.js'
+import { type CheckOptions, type CheckResult, Report } from '../check/report.js'
 import { PackedInspection } from './check/packed-inspection.js'
 import { inspectSesparse } from './check/sesparse-inspection.js'
 import { reclaimable } from './check/space.js'

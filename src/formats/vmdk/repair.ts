@@ -16,7 +16,7 @@
  *  (4) The mark that the extent is open is taken away, if it has no corruption any more.
  */
 import type { Store, WritableStore } from '../../io/store.js'
-import { type CheckOptions, type RepairResult, Report } from '../check-report.js'
+import { type CheckOptions, type RepairResult, Report } from '../check/report.js'
 import { type CheckedExtent, checkExtents, type ExtentCounts, speaker } from './check.js'
 import { type Patch, PatchedStore } from './check/patched-store.js'
 import { isTail, reclaimable } from './check/space.js'

@@ -2,7 +2,7 @@
 import fc from 'fast-check'
 import t from 'tap'
 import { ImageError } from '../../../src/errors.js'
-import { MAX_FINDINGS } from '../../../src/formats/check-report.js'
+import { MAX_FINDINGS } from '../../../src/formats/check/report.js'
 import { checkQcow } from '../../../src/formats/qcow/check.js'
 import { repairQcow } from '../../../src/formats/qcow/repair.js'
 import { noise, prose } from '../../fixtures/model.js'

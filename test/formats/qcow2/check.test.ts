@@ -1,6 +1,6 @@
 /** What a check finds, by images that were built sound and then damaged in one place. */
 import t from 'tap'
-import { MAX_FINDINGS } from '../../../src/formats/check-report.js'
+import { MAX_FINDINGS } from '../../../src/formats/check/report.js'
 import { checkImage, checkQcow2 } from '../../../src/formats/qcow2/check.js'
 import { CheckedImage } from '../../../src/formats/qcow2/check/image.js'
 import { L2Catalog } from '../../../src/formats/qcow2/check/l1-walk.js'

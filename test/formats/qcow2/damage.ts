@@ -1,6 +1,6 @@
 /** Images of many features, and bytes of their tables to change, for tests that damage them. */
 import fc from 'fast-check'
-import type { CheckResult } from '../../../src/formats/check-report.js'
+import type { CheckResult } from '../../../src/formats/check/report.js'
 import { noise, prose } from '../../fixtures/model.js'
 import { deflated } from '../../fixtures/packers.js'
 import { buildImage, type Cluster, type ImageSpec } from '../../fixtures/qcow2-builder.js'

@@ -1,6 +1,6 @@
 /** Checking the extents of VMDK images, of every kind: what is found, and how it counts. */
 import t from 'tap'
-import type { CheckResult } from '../../../src/formats/check-report.js'
+import type { CheckResult } from '../../../src/formats/check/report.js'
 import { type CheckedExtent, checkVmdk } from '../../../src/formats/vmdk/check.js'
 import { PackedInspection } from '../../../src/formats/vmdk/check/packed-inspection.js'
 import { inspectSesparse } from '../../../src/formats/vmdk/check/sesparse-inspection.js'

@@ -1,6 +1,6 @@
 /** A grain directory of a hosted sparse or a COWD extent, and its tables, a batch at a time. */
 import type { Store } from '../../../io/store.js'
-import { Bits } from './bits.js'
+import { Bits } from '../../check/bits.js'
 import { batchOf, TableReader } from './table-reader.js'
 
 const ENTRY_BYTES = 4

@@ -14,9 +14,9 @@ import { type GrainLayout, MAX_FILE_BYTES, tableBytesOf } from '../layout.js'
 import { SECTOR_BYTES } from '../parts.js'
 import { isInFile } from '../sparse-header.js'
 import { Directory } from './directory.js'
-import { FreeRuns } from './free-runs.js'
+import { FreeRuns } from '../../check/free-runs.js'
 import { compareTables } from './redundancy.js'
-import { SectorMap, WINDOW_BYTES } from './sector-map.js'
+import { SectorMap, WINDOW_BYTES } from '../../check/sector-map.js'
 import type { TableReader } from './table-reader.js'
 
 const ENTRY_BYTES = 4

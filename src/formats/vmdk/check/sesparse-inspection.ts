@@ -7,8 +7,8 @@ import type { Store } from '../../../io/store.js'
 import type { GrainTotals } from '../grain-check.js'
 import { TABLE_ENTRIES } from '../grain-tables.js'
 import type { SesparseHeader } from '../sesparse.js'
-import { Bits } from './bits.js'
-import { SectorMap } from './sector-map.js'
+import { Bits } from '../../check/bits.js'
+import { SectorMap } from '../../check/sector-map.js'
 
 const ENTRY_BYTES = 8
 const TABLE_BYTES = TABLE_ENTRIES * ENTRY_BYTES
