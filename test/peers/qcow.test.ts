@@ -1,27 +1,18 @@
 /** What is written to qcow images, as QEMU and libqcow read it; and what QEMU writes to them, as we do. */
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
-import { open } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import t, { type Test } from 'tap'
-import { closeChain, openChain } from '../../src/formats/chain.js'
-import { createDiskMemory } from '../../src/formats/disk-memory.js'
-import { unlockChain } from '../../src/formats/encryption.js'
-import { ImageSet } from '../../src/formats/image-set.js'
-import { storeOf } from '../../src/formats/layer.js'
 import { checkQcow } from '../../src/formats/qcow/check.js'
-import type { WritableDisk } from '../../src/formats/writable.js'
 import { buildQcow } from '../fixtures/qcow-builder.js'
 import { noise } from '../fixtures/model.js'
-import { Random } from '../soundness/steps.js'
 import { attempt, needs, needsRoot, run, tempFolder } from '../support/run.js'
 import { MemoryStore } from '../support/stores.js'
-import { bracketed } from '../support/writable.js'
 import { qemuImg, randomWrites, type WriteKind } from './qemu.js'
+import { openForWriting, writeBoth } from './writing.js'
 
 const K = 1024
 const M = K * K
 const SIZE = 5 * M + 7 * 512
-const CACHES = { metadataBytes: M, clusterBytes: M }
 const PASSPHRASE = '12345678'
 
 interface Kind {
@@ -65,59 +56,6 @@ async function qemuIo(options: string, commands: readonly string[]): Promise<voi
   const output = await run('qemu-io', [...SECRET, '--image-opts', ...args, options])
   const failure = /.*(failed|error|invalid|not supported).*/i.exec(output)
   if (failure) throw new Error(`qemu-io: ${failure[0]}`)
-}
-
-interface Opened {
-  readonly disk: WritableDisk
-  read(offset: number, length: number): Buffer
-  close(): void
-}
-
-async function openForWriting(image: string): Promise<Opened> {
-  const locked = openChain(image, { access: 'write', takesLocks: true })
-  const chain = await unlockChain(locked, async () => [Buffer.from(PASSPHRASE)])
-  const [top] = chain.layers
-  const memory = createDiskMemory(top, 1, storeOf(top))
-  const images = new ImageSet(chain.layers, CACHES, undefined, { memory, thread: 0 })
-  const disk = images.disk as WritableDisk
-  const entry = { name: '', kind: 'disk' as const, layer: 0, startOffset: 0, sizeBytes: 0 }
-  const view = images.viewOf({ ...entry, modified: top.modified, attributes: {} })
-  const close = () => {
-    disk.close()
-    closeChain(chain)
-  }
-  return { disk, read: bracketed(disk, view), close }
-}
-
-/** The same to the image, through vimgfs, and to a plain file. */
-async function writeOurs(image: string, model: string, seed: number): Promise<void> {
-  const { disk, read, close } = await openForWriting(image)
-  const plain = await open(model, 'r+')
-  const random = new Random(seed)
-  const zeros = Buffer.alloc(300 * K)
-  let expected = Buffer.alloc(0)
-  try {
-    for (let i = 0; i < 60; i++) {
-      const unit = random.pick([1, 512, 4 * K, 64 * K])
-      const offset = Math.floor(random.below(SIZE) / unit) * unit
-      const longest = random.pick([unit, 5 * K, 192 * K, 300 * K])
-      const most = Math.min(1 + random.below(longest), SIZE - offset)
-      const length = Math.max(1, most - (most % unit))
-      if (random.chance(0.3)) {
-        disk.zero(offset, length)
-        expected = zeros.subarray(0, length)
-      } else {
-        expected = Buffer.alloc(length, 1 + random.below(255))
-        disk.write(expected, 0, length, offset)
-      }
-      await plain.write(expected, 0, length, offset)
-      if (random.chance(0.1)) disk.flush()
-      if (!read(offset, length).equals(expected)) throw new Error(`${seed}: read back at ${offset}`)
-    }
-  } finally {
-    await plain.close()
-    close()
-  }
 }
 
 /** QEMU copies nothing from below into a cluster that it writes in part: so it writes whole ones. */
@@ -187,12 +125,12 @@ for (const [name, kind] of Object.entries(KINDS)) {
     const { compressedClusters } = await isSame(t, image, model, kind, 'what was made')
     t.equal(compressedClusters > 0, kind.isCompressed === true)
     for (let round = 0; round < 3; round++) {
-      await writeOurs(image, model, round + 1)
+      await writeBoth(await openForWriting(image, [PASSPHRASE]), model, round + 1)
       await isSame(t, image, model, kind, `what we have written, round ${round}`)
       await writeTheirs(image, model, kind, round + 10)
       await isSame(t, image, model, kind, `what QEMU has written, round ${round}`)
     }
-    const { read, close } = await openForWriting(image)
+    const { read, close } = await openForWriting(image, [PASSPHRASE])
     t.ok(read(0, SIZE).equals(readFileSync(model)), 'what is read')
     close()
   })
@@ -202,7 +140,7 @@ t.test('nothing of the image changes before the first write', needs('qemu-img'),
   const image = join(tempFolder(t), 'disk.qcow')
   await qemuImg('create', '-q', '-f', 'qcow', image, String(SIZE))
   const before = readFileSync(image)
-  const { disk, close } = await openForWriting(image)
+  const { disk, close } = await openForWriting(image, [PASSPHRASE])
   disk.flush()
   close()
   t.ok(readFileSync(image).equals(before))
@@ -214,7 +152,7 @@ t.test('a disk that ends within a sector', needs('qemu-img'), async t => {
   // QEMU rounds its size down to sectors.
   const [sizeBytes, theirs] = [1_000_003, 999_936]
   writeFileSync(image, buildQcow({ sizeBytes }).bytes)
-  const { disk, close } = await openForWriting(image)
+  const { disk, close } = await openForWriting(image, [PASSPHRASE])
   const bytes = noise(sizeBytes, 1)
   disk.write(bytes, 0, sizeBytes, 0)
   close()
@@ -248,7 +186,7 @@ for (const name of LIBQCOW) {
   t.test(`by libqcow: ${name}`, skip, async t => {
     const { image, model } = await make(tempFolder(t), KINDS[name] as Kind)
     for (let round = 0; round < 3; round++) {
-      await writeOurs(image, model, round + 20)
+      await writeBoth(await openForWriting(image, [PASSPHRASE]), model, round + 20)
       const disks = await byLibqcow(t, image)
       t.equal(disks.length, 1)
       t.ok(disks[0]?.equals(readFileSync(model)), `round ${round}`)
