@@ -15,6 +15,7 @@ import type { MetadataCache } from '../../cache/metadata-cache.js'
 import { ImageError, orEndWriting } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
 import type { Extent } from '../driver.js'
+import { takeRoom } from '../room.js'
 import type { Flush, Reservation, WritableDriver } from '../writable.js'
 import {
   type BitmapSlice,
@@ -200,10 +201,7 @@ export class CowWriter implements WritableDriver {
     for (const { slice } of this.slicesOf(offset, length)) {
       if (pool.find(slice.at) !== undefined) continue
       const { at, length } = this.bitsOf(slice)
-      if (store.nextData(at) === at && store.nextHole(at) >= at + length) continue
-      const bytes = Buffer.alloc(length)
-      store.read(bytes, 0, length, at)
-      store.write(bytes, 0, length, at)
+      takeRoom(store, at, length)
     }
   }
 

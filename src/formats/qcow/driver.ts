@@ -12,7 +12,7 @@ import { ImageError } from '../../errors.js'
 import { placed } from '../../io/cipher-store.js'
 import type { Store } from '../../io/store.js'
 import type { Extent, FormatDriver } from '../driver.js'
-import { unpackFrom } from '../qcow2/inflate.js'
+import { packedExtent } from '../packed-cluster.js'
 import {
   clusterBytes,
   coverageBytes,
@@ -210,28 +210,16 @@ export class QcowDriver implements FormatDriver {
     const low = slice.readUInt32BE(inSlice + 4)
     const { at, packedBytes } = packedAt(high, low, this.parts.header.clusterBits)
     const { clusters, storeId, store } = this.parts
-    const unpackInto = (target: Buffer) => unpackFrom(store, at, packedBytes, 'zlib', target)
-    return {
-      kind: 'packed',
-      length: Math.min(length, this.unitBytes - inCluster),
-      skip: inCluster,
-      wholeBytes: this.unitBytes,
-      packed: { storeId, at, packedBytes, compression: 'zlib' },
-      unpack: () =>
-        this.located(offset, () =>
-          clusters.get(storeId, at, () => {
-            const cluster = Buffer.allocUnsafeSlow(this.unitBytes)
-            unpackInto(cluster)
-            return cluster
-          }),
-        ),
-      unpackInto: target =>
-        this.located(offset, () => {
-          const cached = clusters.find(storeId, at)
-          if (cached) cached.copy(target)
-          else unpackInto(target)
-        }),
+    const cluster = {
+      store,
+      storeId,
+      clusters,
+      at,
+      packedBytes,
+      compression: 'zlib' as const,
+      clusterBytes: this.unitBytes,
     }
+    return packedExtent(cluster, inCluster, length, read => this.located(offset, read))
   }
 
   /** Runs `read`; what it throws of damage is named with the place on the disk it was met at. */

@@ -20,6 +20,7 @@ import { ImageError, orEndWriting, SystemError } from '../../errors.js'
 import { placed } from '../../io/cipher-store.js'
 import type { WritableStore } from '../../io/store.js'
 import type { Extent } from '../driver.js'
+import { takeRoom } from '../room.js'
 import type { Flush, Reservation, WritableDriver } from '../writable.js'
 import type { QcowDriver } from './driver.js'
 import { ENTRY_BYTES, type QcowHeader } from './header.js'
@@ -297,10 +298,7 @@ export class QcowWriter implements WritableDriver {
   private takeRoom({ at, length }: Slice): void {
     const { store, pool } = this.parts
     if (pool.find(at) !== undefined) return
-    if (store.nextData(at) === at && store.nextHole(at) >= at + length) return
-    const bytes = Buffer.alloc(length)
-    store.read(bytes, 0, length, at)
-    store.write(bytes, 0, length, at)
+    takeRoom(store, at, length)
   }
 
   private setEntries(

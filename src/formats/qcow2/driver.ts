@@ -11,6 +11,7 @@ import { ImageError } from '../../errors.js'
 import { placed } from '../../io/cipher-store.js'
 import type { Store } from '../../io/store.js'
 import type { Extent, FormatDriver } from '../driver.js'
+import { packedExtent } from '../packed-cluster.js'
 import { MAX_L1_BYTES } from '../limits.js'
 import {
   clusterBytes,
@@ -20,7 +21,6 @@ import {
   l2EntryBytes,
   type Qcow2Header,
 } from './header.js'
-import { unpackFrom } from './inflate.js'
 import { COMPRESSED, COPIED, hostOffset, ZERO_FLAG } from './words.js'
 
 export interface Qcow2Parts {
@@ -325,28 +325,16 @@ export class Qcow2Driver implements FormatDriver {
     const { at, packedBytes } = packedAt(slice, inSlice, header.clusterBits)
     const { clusters, storeId, store } = this.parts
     const { compression } = header
-    const unpackInto = (target: Buffer) => unpackFrom(store, at, packedBytes, compression, target)
-    return {
-      kind: 'packed',
-      length: Math.min(length, this.unitBytes - inCluster),
-      skip: inCluster,
-      wholeBytes: this.unitBytes,
-      packed: { storeId, at, packedBytes, compression },
-      unpack: () =>
-        this.located(offset, () =>
-          clusters.get(storeId, at, () => {
-            const cluster = Buffer.allocUnsafeSlow(this.unitBytes)
-            unpackInto(cluster)
-            return cluster
-          }),
-        ),
-      unpackInto: target =>
-        this.located(offset, () => {
-          const cached = clusters.find(storeId, at)
-          if (cached) cached.copy(target)
-          else unpackInto(target)
-        }),
+    const cluster = {
+      store,
+      storeId,
+      clusters,
+      at,
+      packedBytes,
+      compression,
+      clusterBytes: this.unitBytes,
     }
+    return packedExtent(cluster, inCluster, length, read => this.located(offset, read))
   }
 
   /** Runs `read`; what it throws of damage is named with the place on the disk it was met at. */

@@ -16,6 +16,7 @@ import { constants } from 'node:os'
 import { STAGE, type TablePool } from '../../cache/table-pool.js'
 import { ImageError, orEndWriting, SystemError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
+import { takeRoom } from '../room.js'
 import type { Reservation } from '../writable.js'
 import { wholeSectors } from './grain-tables.js'
 import { type GrainLayout, MAX_FILE_BYTES, tableBytesOf } from './layout.js'
@@ -330,10 +331,7 @@ export class GrainWriter {
   private takeRoom({ at, length }: Slice): void {
     const { store, pool, base } = this.parts
     if (pool.find(base + at) !== undefined) return
-    if (store.nextData(at) === at && store.nextHole(at) >= at + length) return
-    const bytes = Buffer.alloc(length)
-    store.read(bytes, 0, length, at)
-    store.write(bytes, 0, length, at)
+    takeRoom(store, at, length)
   }
 
   private setDirectory(directoryAt: number, index: number, table: number): void {
