@@ -11,6 +11,7 @@ import { tempFolder } from '../support/run.js'
 import { Watchdog } from '../support/watchdog.js'
 
 const SECONDS = 8
+const MIN_RUNS = 30
 const K = 1024
 
 const data = (bytes: number, seed: number): Cluster => ({ kind: 'data', bytes: noise(bytes, seed) })
@@ -137,6 +138,6 @@ for (const { title, spec } of BASES) {
       if (unexpected.length > 0) throw new Error(unexpected[0])
     })
     t.comment(`${runs} images`)
-    t.ok(runs > 100, `${runs} images`)
+    t.ok(runs > MIN_RUNS, `${runs} images`)
   })
 }

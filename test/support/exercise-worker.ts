@@ -1,9 +1,8 @@
 /** The thread of watchdog.ts: it may hang or grow, and is ended from outside then. */
 import { parentPort } from 'node:worker_threads'
-import type { OpenOptions } from '../../src/formats/chain.js'
-import { exercise } from './exercise.js'
+import { exercise, type HostileOptions } from './exercise.js'
 
-parentPort?.on('message', ({ path, options }: { path: string; options: OpenOptions }) => {
-  parentPort?.postMessage(exercise(path, options))
+parentPort?.on('message', async ({ path, options }: { path: string; options: HostileOptions }) => {
+  parentPort?.postMessage(await exercise(path, options))
 })
 parentPort?.postMessage('ready')

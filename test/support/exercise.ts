@@ -1,9 +1,19 @@
 /** All that a mount does with an image, for images that nobody can trust. */
+import { readLuks1 } from '../../src/crypto/luks1.js'
 import { ImageError, isExpected, oneLine } from '../../src/errors.js'
-import type { OpenOptions } from '../../src/formats/chain.js'
+import { type CatalogEntry, catalogOf } from '../../src/formats/catalog.js'
+import { type Chain, closeChain, type OpenOptions, openChain } from '../../src/formats/chain.js'
 import type { View } from '../../src/formats/driver.js'
+import { unlockChain } from '../../src/formats/encryption.js'
 import { countAllocated, nextData, nextHole } from '../../src/formats/holes.js'
-import { openImage, readAt } from './image.js'
+import { ImageSet } from '../../src/formats/image-set.js'
+import { storeOf } from '../../src/formats/layer.js'
+import { readAt } from './image.js'
+
+export interface HostileOptions extends OpenOptions {
+  /** Of all layers that are encrypted. */
+  readonly passphrase?: string
+}
 
 export interface Outcome {
   /** What opening said, when it refused. */
@@ -21,25 +31,27 @@ const MAX_ENTRIES = 8
 const READ_BYTES = 128 * 1024
 const COUNT_MS = 20
 
-export function exercise(path: string, options: OpenOptions = {}): Outcome {
+export async function exercise(path: string, options: HostileOptions = {}): Promise<Outcome> {
   const unexpected: string[] = []
   let damages = 0
-  const guard = (what: string, act: () => void): ImageError | undefined => {
+  const met = (what: string, error: unknown): ImageError | undefined => {
+    damages++
+    const problem = problemOf(error)
+    if (problem) unexpected.push(`${what}: ${problem}`)
+    return error instanceof ImageError ? error : undefined
+  }
+  const guard = (what: string, act: () => void): void => {
     try {
       act()
     } catch (error) {
-      damages++
-      const problem = problemOf(error)
-      if (problem) unexpected.push(`${what}: ${problem}`)
-      if (error instanceof ImageError) return error
+      met(what, error)
     }
-    return undefined
   }
-  let image: ReturnType<typeof openImage> | undefined
-  const refusal = guard('open', () => {
-    image = openImage(path, options)
-  })
-  if (!image) {
+  let image: Opened
+  try {
+    image = await open(path, options)
+  } catch (error) {
+    const refusal = met('open', error)
     const line = refusal ? oneLine(refusal) : ''
     return { refusal: { code: refusal?.code ?? '', line }, damages: 0, unexpected, names: [] }
   }
@@ -53,6 +65,47 @@ export function exercise(path: string, options: OpenOptions = {}): Outcome {
   }
   image.close()
   return { damages, unexpected, names: entries.map(entry => entry.name) }
+}
+
+interface Opened {
+  readonly entries: readonly CatalogEntry[]
+  readonly images: ImageSet
+  close(): void
+}
+
+const CACHES = { metadataBytes: 4 * 2 ** 20, clusterBytes: 8 * 2 ** 20 }
+
+async function open(path: string, { passphrase, ...options }: HostileOptions): Promise<Opened> {
+  const chain = openChain(path, options)
+  try {
+    const unlocked = await unlockChain(chain, async file => {
+      const refuse = (what: string): never => {
+        throw new ImageError('REFUSED', what, { path: file, hint: 'name its passphrase' })
+      }
+      if (passphrase === undefined) return refuse('it is encrypted')
+      if (iterationsOf(chain, file) > MAX_ITERATIONS) refuse('finding its key takes long')
+      return [Buffer.from(passphrase)]
+    })
+    const { entries } = catalogOf(unlocked)
+    const images = new ImageSet(unlocked.layers, CACHES)
+    return { entries, images, close: () => closeChain(chain) }
+  } catch (error) {
+    closeChain(chain)
+    throw error
+  }
+}
+
+/** Some milliseconds' worth: that many are allowed is not what takes an image's time. */
+const MAX_ITERATIONS = 20_000
+
+/** Of the LUKS header of the layer at `path`, which is sound. */
+function iterationsOf(chain: Chain, path: string): number {
+  const layer = chain.layers.find(layer => layer.path === path)
+  const area = layer?.encryption?.headerArea
+  if (!layer || !area) return 0
+  const { slots, masterKeyIterations } = readLuks1(storeOf(layer), area)
+  const active = slots.filter(({ isActive }) => isActive)
+  return active.reduce((sum, each) => sum + each.iterations + masterKeyIterations, 0)
 }
 
 function use(view: View, guard: (what: string, act: () => void) => void): void {

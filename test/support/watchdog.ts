@@ -4,8 +4,7 @@
  */
 import { Worker } from 'node:worker_threads'
 import type { Test } from 'tap'
-import type { OpenOptions } from '../../src/formats/chain.js'
-import type { Outcome } from './exercise.js'
+import type { HostileOptions, Outcome } from './exercise.js'
 
 export interface Watched extends Outcome {
   readonly milliseconds: number
@@ -22,7 +21,7 @@ export class Watchdog {
     t.teardown(() => this.stop())
   }
 
-  async exercise(path: string, options: OpenOptions = {}, limitMs = 5000): Promise<Watched> {
+  async exercise(path: string, options: HostileOptions = {}, limitMs = 5000): Promise<Watched> {
     this.worker ??= startWorker()
     const worker = await this.worker
     const rss = process.memoryUsage.rss()

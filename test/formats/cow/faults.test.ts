@@ -15,11 +15,13 @@ const STEPS = 40
 for (const kind of KINDS.filter(({ title }) => title.includes(ONLY))) {
   const subject = cowSubject(kind)
 
-  t.test(`errors: ${kind.title}`, t => {
-    const tally = strikeRandom(subject)
-    t.ok(tally.struck > 0, JSON.stringify(tally))
-    t.end()
-  })
+  if (!subject.isHeavy) {
+    t.test(`errors: ${kind.title}`, t => {
+      const tally = strikeRandom(subject)
+      t.ok(tally.struck > 0, JSON.stringify(tally))
+      t.end()
+    })
+  }
 
   t.test(`a full disk: ${kind.title}`, t => {
     let refused = 0

@@ -18,7 +18,7 @@ const watchdog = new Watchdog(t)
 /** The last use: the one that the end of the time came into goes on, and the next waits for it. */
 let turn: Promise<unknown> = Promise.resolve()
 const SECONDS = 1.5
-const MIN_RUNS = 30
+const MIN_RUNS = 10
 const K = 1024
 
 const grain = (seed: number): Grain => ({ kind: 'data', bytes: noise(8 * K, seed) })
