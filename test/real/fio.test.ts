@@ -2,12 +2,14 @@
  * fio writes, reads back and checks its sums: several jobs at once, buffered and direct, with trims;
  * and checks them once more when the image has been mounted anew.
  */
+import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
+import { asQemuNames, type EncryptedImage, makeEncrypted } from '../peers/encrypted.js'
 import { loop } from '../support/loop.js'
 import { HERE, mount, mountFolder, noFuse, runIn, sharedFolder } from '../support/mount.js'
 import { needs, needsRoot, run } from '../support/run.js'
-import { convert, isSameDisk, isSound, snapshot, unmount } from './disks.js'
+import { convert, isSameDisk, isSound, isSoundForUs, snapshot, unmount } from './disks.js'
 import { isLong, LIMIT_MS, sized } from './size.js'
 
 const MIB = 2 ** 20
@@ -97,13 +99,37 @@ const DISKS: Record<string, Disk> = {
   'compressed clusters': { source: ['-c'], hasSnapshot: false },
   'compressed clusters, subclusters': { source: ['-c', '-o', 'extended_l2=on'], hasSnapshot: true },
   'an empty vmdk': { ...EMPTY, format: 'vmdk' },
+  'an empty qcow': { ...EMPTY, format: 'qcow' },
+  'an empty disk, encrypted': { ...EMPTY, isEncrypted: true },
 }
 
 interface Disk {
   /** How qemu-img makes its image of a file that is full; undefined for one that is empty. */
   readonly source: readonly string[] | undefined
   readonly hasSnapshot: boolean
-  readonly format?: 'vmdk'
+  readonly format?: 'vmdk' | 'qcow'
+  readonly isEncrypted?: boolean
+}
+
+const PASSPHRASE = 'correct-horse-7'
+
+const encryptedImage = (file: string): EncryptedImage => ({
+  file,
+  format: 'qcow2',
+  passphrase: PASSPHRASE,
+})
+
+/** What `vimgfs mount` is told of it. */
+function passphraseArgs(image: string, { isEncrypted }: Disk): string[] {
+  if (!isEncrypted) return []
+  const file = `${image}.passphrase`
+  writeFileSync(file, `${PASSPHRASE}\n`)
+  return ['--passphrase-file', file]
+}
+
+async function isSoundAs(t: Test, image: string, { format, isEncrypted }: Disk): Promise<void> {
+  if (format === 'qcow') await isSoundForUs(t, image)
+  else await isSound(t, isEncrypted ? asQemuNames(encryptedImage(image)) : image)
 }
 
 /** A command of qemu-io for all of the disk: it takes less than 2 GiB at once. */
@@ -119,6 +145,8 @@ async function makeDisk(t: Test, disk: Disk): Promise<string> {
     await run('qemu-img', ['create', '-q', '-f', 'raw', raw, String(DISK_BYTES)])
     await run('qemu-io', ['-f', 'raw', ...onHalves('write -q -P 0x5a'), raw], LIMIT)
     await run('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', ...source, raw, image], LIMIT)
+  } else if (disk.isEncrypted) {
+    await makeEncrypted(encryptedImage(image), DISK_BYTES, { format: 'luks' })
   } else await run('qemu-img', ['create', '-q', '-f', format, image, String(DISK_BYTES)])
   if (hasSnapshot) await snapshot(image, 'before')
   return image
@@ -131,12 +159,13 @@ for (const [index, [name, disk]] of Object.entries(DISKS).entries()) {
       await t.test(each.name, async t => {
         const image = await makeDisk(t, disk)
         const folder = mountFolder(t)
-        const first = await mount(t, image, { folder })
+        const mounting = { folder, args: passphraseArgs(image, disk) }
+        const first = await mount(t, image, mounting)
         await fio(first.file('disk.raw'), each, '--do_verify=1')
         await unmount(first)
-        await isSound(t, image)
+        await isSoundAs(t, image, disk)
 
-        const again = await mount(t, image, { folder })
+        const again = await mount(t, image, mounting)
         await fio(again.file('disk.raw'), each, '--verify_only=1')
         await unmount(again)
         if (!disk.hasSnapshot) return

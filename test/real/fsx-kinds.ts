@@ -2,14 +2,22 @@
 import { randomBytes } from 'node:crypto'
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { asQemuNames, type EncryptedImage, makeEncrypted } from '../peers/encrypted.js'
+import { PARENT } from '../soundness/cow-kinds.js'
+import { buildQcow } from '../soundness/qcow-kinds.js'
 import { run } from '../support/run.js'
+import { createCow } from './disks.js'
 
 const K = 1024
 const MIB = K * K
 
 export interface Kind {
   readonly name: string
-  readonly format?: 'raw' | 'vmdk'
+  readonly format?: 'raw' | 'vmdk' | 'qcow' | 'cow'
+  /** What was compressed stays in the file, of no use, once it was written over. */
+  readonly mayLeak?: boolean
+  /** What names it to QEMU, where that needs a passphrase; vimgfs finds that in PASSPHRASE_FILE. */
+  readonly named?: (image: string) => readonly string[]
   readonly clusterBytes: number
   /** Whether to take snapshots between the rounds. */
   readonly snapshots?: boolean
@@ -148,6 +156,65 @@ function vmdk(name: string, options: string, below?: string): Kind {
   }
 }
 
+/** Beside the image. */
+export const PASSPHRASE_FILE = 'passphrase'
+const PASSPHRASE = 'correct-horse-7'
+
+function encrypted(name: string, method: 'luks' | 'aes', more: Partial<Kind> = {}): Kind {
+  const format = more.format === 'qcow' ? 'qcow' : 'qcow2'
+  const asked = (file: string): EncryptedImage => ({ file, format, passphrase: PASSPHRASE })
+  return {
+    name,
+    clusterBytes: 64 * K,
+    named: image => asQemuNames(asked(image)),
+    ...more,
+    create: async (folder, image) => {
+      writeFileSync(join(folder, PASSPHRASE_FILE), `${PASSPHRASE}\n`)
+      await makeEncrypted(asked(image), SIZE_BYTES, { format: method })
+      return []
+    },
+  }
+}
+
+/** Of the small clusters that QEMU gives a qcow with a backing file. */
+const qcowOverlay: Kind = {
+  name: 'qcow on a raw file',
+  format: 'qcow',
+  clusterBytes: 512,
+  create: async (folder, image) => {
+    const base = join(folder, 'base.raw')
+    writeSource(base, 17 * MIB + 512)
+    const backing = ['-b', base, '-F', 'raw']
+    await run('qemu-img', ['create', '-q', '-f', 'qcow', ...backing, image, `${SIZE_BYTES}`])
+    return [base]
+  },
+}
+
+const qcow: Kind = {
+  name: 'qcow, compressed',
+  format: 'qcow',
+  mayLeak: true,
+  clusterBytes: 4 * K,
+  // QEMU 7.2 writes compressed clusters of such an image one by one alone.
+  create: async (_, image) => {
+    const shape = { title: '', clusterBits: 12, l2Bits: 9, sizeBytes: SIZE_BYTES }
+    writeFileSync(image, buildQcow({ ...shape, packed: [[100, 4000]] }))
+    return []
+  },
+}
+
+const cow: Kind = {
+  name: 'cow on a raw file',
+  format: 'cow',
+  clusterBytes: 4 * K,
+  create: async (folder, image) => {
+    const base = join(folder, PARENT)
+    writeSource(base, 17 * MIB + 512)
+    createCow(image, SIZE_BYTES)
+    return [base]
+  },
+}
+
 const bitmap: Kind = {
   ...empty('a bitmap, snapshots', 64 * K, '', { snapshots: true }),
   bitmap: { name: 'changed', bytes: 32 * K },
@@ -182,4 +249,10 @@ export const KINDS: readonly Kind[] = [
   vmdk('flat', 'subformat=monolithicFlat'),
   vmdk('on a flat one', 'subformat=monolithicSparse', 'monolithicFlat'),
   vmdk('zeroed grains, on a stream', 'zeroed_grain=on', 'streamOptimized'),
+  qcow,
+  qcowOverlay,
+  cow,
+  encrypted('LUKS, snapshots', 'luks', { snapshots: true }),
+  encrypted('AES, snapshots', 'aes', { snapshots: true }),
+  encrypted('AES, qcow', 'aes', { format: 'qcow', clusterBytes: 4 * K }),
 ]

@@ -11,9 +11,18 @@ import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { HERE, mount, mountFolder, noFuse, runIn, sharedFolder } from '../support/mount.js'
 import { attempt, needs } from '../support/run.js'
-import { convert, isSameDisk, isSound, sha256, snapshot, unmount } from './disks.js'
+import {
+  convert,
+  convertCow,
+  isSameDisk,
+  isSound,
+  isSoundForUs,
+  sha256,
+  snapshot,
+  unmount,
+} from './disks.js'
 import { addBitmap, dirtyUnits, unmarked } from './fsx-bitmap.js'
-import { KINDS, type Kind } from './fsx-kinds.js'
+import { KINDS, type Kind, PASSPHRASE_FILE } from './fsx-kinds.js'
 import { LIMIT_MS, sized } from './size.js'
 
 const STEPS_FILE = fileURLToPath(new URL('fsx-steps.mjs', import.meta.url))
@@ -46,12 +55,24 @@ async function exercise(t: Test, kind: Kind, steps: number, seed: number): Promi
   const below = await kind.create(folder, image)
   const before = await Promise.all(below.map(sha256))
   // What the disk holds at first is QEMU's word.
-  const model = await convert(image, join(folder, 'model'))
+  const named = kind.named?.(image) ?? image
+  const toRaw = async (raw: string) =>
+    kind.format === 'cow' ? convertCow(image, raw) : await convert(named, raw)
+  const model = await toRaw(join(folder, 'model'))
   const mountpoint = mountFolder(t)
+  const args = kind.named ? ['--passphrase-file', join(folder, PASSPHRASE_FILE)] : []
+  const mounting = { folder: mountpoint, args }
   const snapshots: string[] = []
 
+  const judge = async (when: string) => {
+    const { format, mayLeak } = kind
+    if (format === 'qcow' || format === 'cow') await isSoundForUs(t, image, when, mayLeak)
+    else if (format !== 'raw') await isSound(t, named, when)
+    if (format !== 'cow') await isSameDisk(t, named, model, when)
+    else t.equal(await sha256(await toRaw(join(folder, 'raw'))), await sha256(model), when)
+  }
   const round = async (index: number, count: number) => {
-    const mounted = await mount(t, image, { folder: mountpoint })
+    const mounted = await mount(t, image, mounting)
     const job = {
       file: mounted.file('disk.raw'),
       model,
@@ -62,8 +83,7 @@ async function exercise(t: Test, kind: Kind, steps: number, seed: number): Promi
     const options = { timeout: LIMIT_MS }
     await runIn(HERE, process.execPath, [STEPS_FILE, JSON.stringify(job)], options)
     await unmount(mounted)
-    if (kind.format !== 'raw') await isSound(t, image, `after round ${index + 1}`)
-    await isSameDisk(t, image, model, `after round ${index + 1}`)
+    await judge(`after round ${index + 1}`)
   }
 
   const rounds = Math.max(2, Math.ceil(steps / STEPS_A_MOUNT))
@@ -71,7 +91,7 @@ async function exercise(t: Test, kind: Kind, steps: number, seed: number): Promi
     await round(index, Math.ceil(steps / rounds))
     if (kind.snapshots && index < 3) {
       snapshots.push(`s${index}`)
-      await snapshot(image, `s${index}`)
+      await snapshot(named, `s${index}`)
       copyFileSync(model, join(folder, `s${index}`))
     }
   }
@@ -87,7 +107,7 @@ async function exercise(t: Test, kind: Kind, steps: number, seed: number): Promi
   }
 
   t.same(await Promise.all(below.map(sha256)), before, 'what lies below is as it was')
-  const mounted = await mount(t, image, { folder: mountpoint })
+  const mounted = await mount(t, image, mounting)
   t.equal(await sha256(mounted.file('disk.raw')), await sha256(model), 'mounted anew')
   for (const name of snapshots) {
     const then = await sha256(join(folder, name))
@@ -95,7 +115,7 @@ async function exercise(t: Test, kind: Kind, steps: number, seed: number): Promi
   }
   await unmount(mounted)
   for (const name of snapshots) {
-    const raw = await convert(image, join(folder, 'raw'), name)
+    const raw = await convert(named, join(folder, 'raw'), name)
     t.ok(readFileSync(raw).equals(readFileSync(join(folder, name))), `snapshot ${name} for QEMU`)
   }
   if (kind.rawData) {

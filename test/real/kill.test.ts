@@ -4,7 +4,7 @@
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync } from 'node:fs'
+import { copyFileSync, existsSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
@@ -23,7 +23,20 @@ import {
   vimgfs,
 } from '../support/mount.js'
 import { needs, run } from '../support/run.js'
-import { checked, convert, countsAgree, isSound, sha256, snapshot, unmount } from './disks.js'
+import { asQemuNames, creating } from '../peers/encrypted.js'
+import { PARENT } from '../soundness/cow-kinds.js'
+import {
+  checked,
+  convert,
+  convertCow,
+  countsAgree,
+  createCow,
+  isSound,
+  type Named,
+  sha256,
+  snapshot,
+  unmount,
+} from './disks.js'
 import { LIMIT_MS, sized } from './size.js'
 
 const STAMPS = fileURLToPath(new URL('kill-stamps.mjs', import.meta.url))
@@ -45,7 +58,8 @@ interface Case {
   /** The counts of such an image are wrong until it is mounted again. */
   readonly isLazy?: boolean
   /** qcow2 unless given. */
-  readonly format?: 'vmdk'
+  readonly format?: 'vmdk' | 'qcow' | 'cow'
+  readonly isEncrypted?: boolean
   /** Makes the image of what the raw file has. */
   create(folder: string, raw: string, image: string): Promise<unknown>
 }
@@ -101,6 +115,32 @@ const CASES: readonly Case[] = [
     },
   },
   {
+    name: 'LUKS, snapshots',
+    kills: sized(3, 50),
+    snapshots: true,
+    isEncrypted: true,
+    create: (_, raw, image) => {
+      const o = 'encrypt.format=luks,encrypt.key-secret=s0,encrypt.iter-time=10'
+      const secret = namedWithKey(image).slice(0, 2)
+      return creating(['convert', ...secret, '-f', 'raw', '-O', 'qcow2', '-o', o, raw, image])
+    },
+  },
+  {
+    name: 'qcow',
+    kills: sized(3, 50),
+    format: 'qcow',
+    create: (_, raw, image) => qemuImg('convert', '-f', 'raw', '-O', 'qcow', raw, image),
+  },
+  {
+    name: 'cow on a backing file',
+    kills: sized(3, 50),
+    format: 'cow',
+    create: async (folder, raw, image) => {
+      copyFileSync(raw, join(folder, PARENT))
+      createCow(image, DISK_BLOCKS * SECTORS * 512)
+    },
+  },
+  {
     name: 'raw data file',
     kills: sized(2, 50),
     create: async (folder, raw, image) => {
@@ -110,6 +150,11 @@ const CASES: readonly Case[] = [
   },
 ]
 
+const PASSPHRASE = 'correct-horse-7'
+
+const namedWithKey = (file: string): string[] =>
+  asQemuNames({ file, format: 'qcow2', passphrase: PASSPHRASE })
+
 class Kills {
   private readonly folder: string
   private readonly image: string
@@ -118,6 +163,8 @@ class Kills {
   private readonly mountpoint: string
   private readonly states = new Map<string, string>()
   private syncs = 0
+  private readonly named: Named
+  private readonly mounting: { readonly folder: string; readonly args: readonly string[] }
 
   constructor(
     private readonly t: Test,
@@ -128,6 +175,24 @@ class Kills {
     this.numbers = join(this.folder, 'numbers')
     this.raw = join(this.folder, 'raw')
     this.mountpoint = mountFolder(t)
+    const key = join(this.folder, 'passphrase')
+    if (of.isEncrypted) writeFileSync(key, `${PASSPHRASE}\n`)
+    this.named = of.isEncrypted ? namedWithKey(this.image) : this.image
+    const args = of.isEncrypted ? ['--passphrase-file', key] : []
+    this.mounting = { folder: this.mountpoint, args }
+  }
+
+  private get isKnownToQemu(): boolean {
+    return this.of.format === undefined || this.of.format === 'vmdk'
+  }
+
+  private async convert(): Promise<string> {
+    const { of, image, raw, named } = this
+    return of.format === 'cow' ? convertCow(image, raw) : await convert(named, raw)
+  }
+
+  private async isSound(when: string): Promise<void> {
+    if (this.isKnownToQemu) await isSound(this.t, this.named, when)
   }
 
   async run(): Promise<void> {
@@ -141,29 +206,29 @@ class Kills {
       if (of.format) await this.isMendedByUs(round)
       else if (of.isLazy) await this.mountsOnce()
       else await this.isLeakyAtWorst(round)
-      await this.verify(await convert(image, file), logs, `kill ${round + 1}`)
+      await this.verify(await this.convert(), logs, `kill ${round + 1}`)
       if (of.snapshots && round < 3) {
-        await snapshot(image, `s${round}`)
+        await snapshot(this.named, `s${round}`)
         this.states.set(`s${round}`, await sha256(file))
       }
       if (!t.passing()) return
     }
     t.ok(this.syncs > 0, `${this.syncs} syncs`)
 
-    const mounted = await mount(t, image, { folder: this.mountpoint })
+    const mounted = await mount(t, image, this.mounting)
     t.equal(await sha256(mounted.file('disk.raw')), await sha256(file), 'as QEMU has it')
     for (const [name, then] of this.states) {
       t.equal(await sha256(mounted.file(`disk@${name}.raw`)), then, `snapshot ${name}`)
     }
     await unmount(mounted)
     if (of.format) await vimgfs(HERE, ['check', '--repair', 'leaks', image], LIMIT)
-    else await qemuImg('check', '-q', '-r', 'leaks', image)
-    await isSound(t, image, 'once the leaks are mended')
+    else await qemuImg('check', '-q', '-r', 'leaks', ...[this.named].flat())
+    await this.isSound('once the leaks are mended')
   }
 
   /** Mounts, writes, kills; resolves to what the writers noted. */
   private async killedUnderLoad(round: number): Promise<string[]> {
-    const mounted = await mount(this.t, this.image, { folder: this.mountpoint })
+    const mounted = await mount(this.t, this.image, this.mounting)
     const file = mounted.file('disk.raw')
     if (round > 0) this.t.equal(await sha256(file), await sha256(this.raw), 'as it was left')
     const logs = Array.from({ length: WRITERS }, (_, i) => join(this.folder, `log${i}`))
@@ -185,33 +250,33 @@ class Kills {
   }
 
   private async isLeakyAtWorst(round: number): Promise<void> {
-    const state = await checked(this.image)
+    const state = await checked(this.named)
     this.t.ok(state === 'sound' || state === 'leaks', `kill ${round + 1}: ${state}`)
-    await countsAgree(this.t, this.image)
+    await countsAgree(this.t, this.image, this.named)
     // Every other time the next mount gets the leaks.
     if (state !== 'leaks' || round % 2) return
-    if (round % 4) await qemuImg('check', '-q', '-r', 'leaks', this.image)
+    if (round % 4) await qemuImg('check', '-q', '-r', 'leaks', ...[this.named].flat())
     else await vimgfs(HERE, ['check', '--repair', 'leaks', this.image], LIMIT)
-    await isSound(this.t, this.image, 'once the leaks are mended')
+    await this.isSound('once the leaks are mended')
   }
 
-  /** QEMU counts no leaks of such an image, and mends none. */
+  /** QEMU counts no leaks of such an image, and mends none, or knows nothing of it. */
   private async isMendedByUs(round: number): Promise<void> {
     const { t, image } = this
-    await isSound(t, image, `kill ${round + 1}`)
+    await this.isSound(`kill ${round + 1}`)
     const { code, stdout } = await vimgfs(HERE, ['check', image], LIMIT)
     t.ok(code === 0 || code === 3, `kill ${round + 1}: vimgfs check: exit ${code} ${stdout}`)
     // Every other time the next mount gets the leaks.
     if (round % 2) return
     const repaired = await vimgfs(HERE, ['check', '--repair', 'leaks', image], LIMIT)
     t.equal(repaired.code, 0, `once the leaks are mended ${repaired.stdout}${repaired.stderr}`)
-    await isSound(t, image, 'once the leaks are mended')
+    await this.isSound('once the leaks are mended')
   }
 
   /** Which puts the counts right. */
   private async mountsOnce(): Promise<void> {
-    await unmount(await mount(this.t, this.image, { folder: this.mountpoint }))
-    await isSound(this.t, this.image, 'once it was mounted')
+    await unmount(await mount(this.t, this.image, this.mounting))
+    await this.isSound('once it was mounted')
   }
 
   private async verify(file: string, logs: string[], when: string): Promise<void> {

@@ -5,7 +5,7 @@ import type { MemoryStore } from '../support/stores.js'
 import { openWritable } from '../support/writable.js'
 import { makeKind, type Recipe } from './kinds.js'
 import { cutPower } from './power-cut.js'
-import { qemuChecks } from './qemu-check.js'
+import { qemuChecks, qemuReads } from './qemu-check.js'
 import { type Subject, subjectOf } from './scenario.js'
 import { Random, randomSteps } from './steps.js'
 
@@ -21,28 +21,34 @@ export const seedOf = (title: string, seed: number): number =>
 
 /** Of a kind, in the short form. */
 const USUAL = { scenarios: 3, steps: 24, cuts: 220, allUpTo: 5, qemuChecks: 120 }
+/** Of kinds whose writers others share. */
+export const BRIEF = { scenarios: 2, steps: 24, cuts: 120, allUpTo: 5, qemuChecks: 20 }
 const HEAVY = { scenarios: 2, steps: 12, cuts: 40, allUpTo: 3, qemuChecks: 16 }
 
 /** Only kinds whose names have this in them. */
 export const ONLY = process.env.VIMGFS_TEST_KIND ?? ''
 
-export function cutSuite(recipes: readonly Recipe[]): void {
+export function cutSuite(recipes: readonly Recipe[], usual = USUAL): void {
   for (const recipe of recipes.filter(({ title }) => title.includes(ONLY))) {
     t.test(recipe.title, needs('qemu-img', 'qemu-io'), async t => {
       const kind = await makeKind(recipe, tempFolder(t))
-      const { judged, sampled } = cutRandom(subjectOf(kind, openWritable))
+      const { judged, sampled } = cutRandom(subjectOf(kind, openWritable), usual)
       const checked = await qemuChecks(kind, sampled)
-      t.ok(judged > 0, `${judged} cuts, ${checked} of them judged by qemu-img`)
+      const read = await qemuReads(kind, sampled)
+      t.ok(judged > 0, `${judged} cuts, ${checked} of them judged by qemu-img, ${read} read`)
     })
   }
 }
 
 /** Random scenarios, and a sample of what their cuts left. */
-export function cutRandom(subject: Subject): {
+export function cutRandom(
+  subject: Subject,
+  usual = USUAL,
+): {
   judged: number
   sampled: (readonly MemoryStore[])[]
 } {
-  const { scenarios, steps, cuts, allUpTo, qemuChecks } = subject.isHeavy ? HEAVY : USUAL
+  const { scenarios, steps, cuts, allUpTo, qemuChecks } = subject.isHeavy ? HEAVY : usual
   const sample = new Sample(qemuChecks * LONG)
   let judged = 0
   for (let i = 0; i < scenarios * LONG; i++) {

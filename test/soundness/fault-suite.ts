@@ -18,6 +18,8 @@ const SEED = Number(process.env.VIMGFS_TEST_SEED ?? 1)
 const STEPS = 18
 /** Calls struck of a kind, in the short form: every second one, and so on, where there are more. */
 const STRIKES = 50
+/** The same, of kinds whose writers others share. */
+export const FEW_STRIKES = 18
 
 export interface Tally {
   runs: number
@@ -40,18 +42,18 @@ export function faultSuite(recipes: readonly Recipe[], open: Opener): void {
 }
 
 /** Strikes each call of a scenario at random. */
-export function strikeRandom(subject: Subject): Tally {
-  return strikeAll(subject, randomSteps(seedOf(subject.title, SEED), STEPS, subject))
+export function strikeRandom(subject: Subject, strikes = STRIKES): Tally {
+  return strikeAll(subject, randomSteps(seedOf(subject.title, SEED), STEPS, subject), strikes)
 }
 
 /** Strikes each call of a scenario. */
-export function strikeAll(subject: Subject, steps: readonly Step[]): Tally {
+export function strikeAll(subject: Subject, steps: readonly Step[], strikes = STRIKES): Tally {
   const counts = callsOf(subject, steps)
   const tally: Tally = { runs: 0, struck: 0, readOnly: 0, leakedClosed: 0, leakedNeedlessly: 0 }
   const all = (Object.keys(counts) as Call[]).flatMap(call =>
     Array.from({ length: counts[call] }, (_, nth) => ({ call, nth })),
   )
-  const stride = IS_LONG ? 1 : Math.max(1, Math.ceil(all.length / STRIKES))
+  const stride = IS_LONG ? 1 : Math.max(1, Math.ceil(all.length / strikes))
   all.forEach(({ call, nth }, index) => {
     if (index % stride !== 0) return
     for (const fault of faultsAt(call, nth, index / stride)) {

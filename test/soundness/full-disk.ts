@@ -10,7 +10,11 @@ import { FullDiskStore, type Journal, type MemoryStore, RecordingStore } from '.
 import { readDisk } from '../support/writable.js'
 import { DiskModel } from './disk-model.js'
 import { act, checkReads, isPossible, type Subject } from './scenario.js'
-import { show, type Step } from './steps.js'
+import { Random, randomSteps, show, type Step } from './steps.js'
+
+const RUNS = process.env.VIMGFS_TEST_LONG === '1' ? 400 : 8
+const FIRST_SEED = Number(process.env.VIMGFS_TEST_SEED ?? 1)
+const STEPS = 40
 
 export interface FullOutcome {
   /** Steps that met the full disk. */
@@ -38,6 +42,22 @@ export function runFull(
       cause: error,
     })
   }
+}
+
+/** Random scenarios on disks with little room: what was refused in all of them. Throws where something leaks. */
+export function fillUp(subject: Subject): Pick<FullOutcome, 'refused' | 'refusedFlushes'> {
+  const all = { refused: 0, refusedFlushes: 0 }
+  for (let seed = FIRST_SEED; seed < FIRST_SEED + RUNS; seed++) {
+    const random = new Random(seed)
+    const outcome = runFull(subject, randomSteps(seed, STEPS, subject), {
+      roomBytes: random.below(Math.min(24, subject.sizeBytes / 16384)) * 4096,
+      roomAgainAt: 10 + random.below(20),
+    })
+    if (outcome.leaks > 0) throw new Error(`seed ${seed}: ${outcome.leaks} leaks`)
+    all.refused += outcome.refused
+    all.refusedFlushes += outcome.refusedFlushes
+  }
+  return all
 }
 
 function run(

@@ -13,9 +13,8 @@ import { type Flaw, toyWriter } from './toy-writer.js'
 const K = 1024
 
 const small: Kind = {
-  ...settled(
-    'a small image',
-    new MemoryStore(
+  ...settled('a small image', {
+    image: new MemoryStore(
       'small',
       buildImage({
         clusterBits: 9,
@@ -23,8 +22,10 @@ const small: Kind = {
         clusters: new Map([0, 1, 2, 50, 70].map(i => [i, { kind: 'data', bytes: noise(512, i) }])),
       }).bytes(),
     ),
-  ),
-  cluster: 512,
+    data: undefined,
+    parent: undefined,
+    cluster: 512,
+  }),
   isRawData: false,
   isLazy: false,
   isHeavy: false,

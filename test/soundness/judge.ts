@@ -25,6 +25,8 @@ export interface Verdict {
   readonly autoclear: bigint
   /** Only those that the autoclear bit says are true. */
   readonly bitmaps: readonly Bitmap[]
+  /** What the keys are in; nothing where there is none. No writer may change it. */
+  readonly luksHeader: Buffer
 }
 
 const MAX_REPORTED = 20
@@ -32,6 +34,7 @@ const COPIED = 1n << 63n
 const COMPRESSED = 1n << 62n
 const L1_MASK = 0x00fffffffffffe00n
 const BITMAPS_EXTENSION = 0x23852875
+const LUKS_EXTENSION = 0x0537be77
 
 type Owner =
   | 'header'
@@ -41,6 +44,7 @@ type Owner =
   | 'L2'
   | 'snapshot table'
   | 'bitmap'
+  | 'LUKS header'
   | 'data'
   | 'packed'
 
@@ -94,6 +98,7 @@ class Judge {
     this.table(u64(head, 40), head.readUInt32BE(36), 'the disk', true)
     for (const { name, l1At, l1Entries } of snapshots) this.table(l1At, l1Entries, name, false)
     this.readBitmaps()
+    const luksHeader = this.luksHeader()
     const leaks = this.compare()
     return {
       corruptions: this.corruptions,
@@ -103,6 +108,7 @@ class Judge {
       isMarkedCorrupt: (this.incompatible & 2n) !== 0n,
       autoclear: this.autoclear,
       bitmaps: this.bitmaps,
+      luksHeader,
     }
   }
 
@@ -260,6 +266,14 @@ class Judge {
     if (this.isExternal) this.corrupt(`${what}: compressed, with a data file`)
     if (bitmap !== 0n) this.corrupt(`${what}: compressed, with subclusters`)
     this.use(at, sectors * 512 - (at % 512), 'packed', what)
+  }
+
+  private luksHeader(): Buffer {
+    const extension = this.extension(LUKS_EXTENSION)
+    if (!extension) return Buffer.alloc(0)
+    const [at, bytes] = [u64(extension, 0), u64(extension, 8)]
+    this.use(at, bytes, 'LUKS header')
+    return this.take(at, bytes)
   }
 
   private readBitmaps(): void {

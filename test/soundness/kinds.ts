@@ -5,9 +5,12 @@ import { join } from 'node:path'
 import { qemuImg, qemuIo } from '../peers/qemu.js'
 import { noise } from '../fixtures/model.js'
 import { run } from '../support/run.js'
+import type { Store } from '../../src/io/store.js'
 import { MemoryStore } from '../support/stores.js'
-import { readImage } from '../support/writable.js'
+import { type DiskFiles, readImage } from '../support/writable.js'
+import { encryptedFiles } from './encrypted-image.js'
 import { type Bitmap, judge } from './judge.js'
+import { type Encryption, storeCipher } from './reference-cipher.js'
 import type { Geometry } from './steps.js'
 
 export interface Kind extends Geometry {
@@ -29,6 +32,15 @@ export interface Kind extends Geometry {
   readonly isHeavy: boolean
   /** Where `qemu-img check` finds what the image names. */
   readonly folder: string
+  /** How its clusters are encrypted. */
+  readonly encryption?: KindEncryption | undefined
+  /** What the keys are in; nothing where there is none. */
+  readonly luksHeader: Buffer
+}
+
+export interface KindEncryption extends Encryption {
+  /** What QEMU is to be told, in the form of --image-opts; undefined where it cannot know the key. */
+  readonly qemuOptions?: string
 }
 
 export interface Recipe {
@@ -47,6 +59,10 @@ export interface Recipe {
   readonly growsToK?: number
   /** Megabytes to compare for each cut: fewer of them. */
   readonly isHeavy?: boolean
+  /** Its clusters are encrypted once it is made. */
+  readonly encryption?: KindEncryption
+  /** Bytes of the last cluster that the file lacks: that of the data, where they have one of their own. */
+  readonly missingBytes?: number
 }
 
 type Io = { readonly io: readonly string[] }
@@ -369,11 +385,15 @@ export async function makeKind(recipe: Recipe, folder: string): Promise<Kind> {
       await writeFile(path, image)
     }
   }
-  const image = new MemoryStore('image.qcow2', readFileSync(path))
-  const data = dataFile && new MemoryStore('data.raw', readFileSync(join(folder, 'data.raw')))
+  const plain = [new MemoryStore('image.qcow2', readFileSync(path))]
+  if (dataFile) plain.push(new MemoryStore('data.raw', readFileSync(join(folder, 'data.raw'))))
+  const { encryption } = recipe
+  const files = encryption ? encryptedFiles(encryption, plain) : plain
+  const [image, data] = files as [MemoryStore, MemoryStore | undefined]
+  const last = data ?? image
+  last.truncate(last.sizeBytes - (recipe.missingBytes ?? 0))
   return {
-    ...settled(title, image, data, parent),
-    cluster,
+    ...settled(title, { image, data, parent, encryption, cluster }),
     growsTo: recipe.growsToK && recipe.growsToK * K,
     isRawData: dataFile === 'raw',
     isLazy: recipe.options?.includes('lazy') ?? false,
@@ -382,15 +402,28 @@ export async function makeKind(recipe: Recipe, folder: string): Promise<Kind> {
   }
 }
 
+type Settled = Pick<Kind, 'image' | 'data' | 'parent' | 'encryption' | 'cluster'>
+
 /** What an image shows before anybody writes to it. */
 export function settled(
   title: string,
-  image: MemoryStore,
-  data?: MemoryStore,
-  parent?: Buffer,
-): Omit<Kind, 'cluster' | 'folder' | 'isRawData' | 'isLazy' | 'isHeavy'> {
-  const { disk, snapshots } = readImage({ store: image, dataStore: data, parent })
-  const { bitmaps, leaks, corruptions, isDirty } = judge(image)
+  files: Settled,
+): Omit<Kind, 'folder' | 'isRawData' | 'isLazy' | 'isHeavy'> {
+  const { image } = files
+  const { disk, snapshots } = readImage(
+    diskFiles(files, [image, ...(files.data ? [files.data] : [])]),
+  )
+  const { bitmaps, leaks, corruptions, isDirty, luksHeader } = judge(image)
   if (corruptions.length > 0 && !isDirty) throw new Error(`${title}: ${corruptions.join('; ')}`)
-  return { title, image, data, parent, disk, snapshots, bitmaps, leaks, sizeBytes: disk.length }
+  const sizeBytes = disk.length
+  return { ...files, title, disk, snapshots, bitmaps, leaks, luksHeader, sizeBytes }
+}
+
+/** What of a kind and its files makes a disk: the image first, then its data file. */
+export function diskFiles<S extends Store>(
+  { parent, encryption, cluster }: Pick<Kind, 'parent' | 'encryption' | 'cluster'>,
+  files: readonly S[],
+): DiskFiles<S> {
+  const [store, dataStore] = files as readonly [S, S | undefined]
+  return { store, dataStore, parent, cipher: encryption && storeCipher(encryption, cluster) }
 }

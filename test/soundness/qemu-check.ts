@@ -6,7 +6,9 @@ import { join } from 'node:path'
 import type { Readable, Writable } from 'node:stream'
 import type { MemoryStore } from '../support/stores.js'
 import { judge } from './judge.js'
-import type { Kind } from './kinds.js'
+import { readImage } from '../support/writable.js'
+import { SECRET } from './encrypted-kinds.js'
+import { diskFiles, type Kind } from './kinds.js'
 import { DATA_FILE, IMAGE_FILE } from './scenario.js'
 
 /** At once. */
@@ -50,6 +52,65 @@ export async function qemuVerdicts(
   }
 }
 
+/** What names an image to QEMU, with what it is encrypted by. */
+function imageArguments({ encryption }: Kind, name: string): string {
+  if (encryption?.qemuOptions === undefined) return `-f qcow2 ${name}`
+  return `${SECRET} --image-opts driver=qcow2,${encryption.qemuOptions},file.filename=${name}`
+}
+
+/** Of so many images one is read by QEMU, too. */
+const READ_EACH = 4
+
+export interface QemuReading {
+  readonly title: string
+  /** Where QEMU finds what the images name, and they are put under these names. */
+  readonly folder: string
+  readonly names: readonly string[]
+  /** What names the image to QEMU, in its folder. */
+  readonly image: string
+  disk(files: readonly MemoryStore[]): Buffer
+}
+
+/** Throws for the first image that QEMU reads something else in; resolves to how many it read. */
+export async function qemuReadsAlike(
+  { title, folder, names, image, disk }: QemuReading,
+  images: readonly (readonly MemoryStore[])[],
+): Promise<number> {
+  const read = images.filter((_, index) => index % READ_EACH === 0)
+  const shell = new QemuShell(folder, 'read.output')
+  try {
+    for (const files of read) {
+      files.forEach((file, i) => {
+        writeFileSync(join(folder, names[i] as string), file.bytes())
+      })
+      const code = await shell.run(`convert -O raw ${image} read.raw`)
+      if (code !== 0) throw new Error(`${title}: qemu-img convert: ${shell.said}`)
+      const theirs = readFileSync(join(folder, 'read.raw'))
+      const ours = disk(files)
+      // It rounds the size down to whole sectors.
+      if (ours.length - theirs.length < 512 && ours.subarray(0, theirs.length).equals(theirs))
+        continue
+      throw new Error(`${title}: QEMU reads something else`)
+    }
+  } finally {
+    shell.end()
+  }
+  return read.length
+}
+
+/** The same, of encrypted images, where QEMU knows the key. */
+export async function qemuReads(
+  kind: Kind,
+  images: readonly (readonly MemoryStore[])[],
+): Promise<number> {
+  const { title, folder, encryption } = kind
+  if (encryption?.qemuOptions === undefined) return 0
+  const image = imageArguments(kind, 'read.qcow2')
+  const names = ['read.qcow2', 'data.raw']
+  const disk = (files: readonly MemoryStore[]) => readImage(diskFiles(kind, files)).disk
+  return await qemuReadsAlike({ title, folder, names, image, disk }, images)
+}
+
 /** Checks one image after the other. */
 class Checker {
   private readonly path: string
@@ -72,7 +133,9 @@ class Checker {
     const data = files[DATA_FILE]
     if (data) writeFileSync(join(kind.folder, 'data.raw'), '')
     const isToBeRepaired = kind.isLazy && judge(image).isDirty
-    return this.shell.run(`check -f qcow2 ${isToBeRepaired ? '-r all' : ''} ${this.name}`)
+    return this.shell.run(
+      `check ${isToBeRepaired ? '-r all' : ''} ${imageArguments(kind, this.name)}`,
+    )
   }
 
   /** What the last check printed. */

@@ -5,7 +5,8 @@ import type { MemoryStore } from '../support/stores.js'
 import { type OpenDisk, type Opener, readDisk, readImage } from '../support/writable.js'
 import { DiskModel, type Strictness } from './disk-model.js'
 import { type Bitmap, judge, type Verdict } from './judge.js'
-import type { Kind } from './kinds.js'
+import { decryptedFiles } from './encrypted-image.js'
+import { diskFiles, type Kind } from './kinds.js'
 import { bytesOf, type Geometry, type Step } from './steps.js'
 
 /** What scenarios run on: an image of some format, what opens it, and what it must be like. */
@@ -56,13 +57,8 @@ export const DATA_FILE = 1
 
 const basesOf = ({ image, data }: Kind): MemoryStore[] => (data ? [image, data] : [image])
 
-function openKind(kind: Kind, stores: readonly WritableStore[], open: Opener): OpenDisk {
-  return open({
-    store: stores[IMAGE_FILE] as WritableStore,
-    dataStore: stores[DATA_FILE],
-    parent: kind.parent,
-  })
-}
+const openKind = (kind: Kind, stores: readonly WritableStore[], open: Opener): OpenDisk =>
+  open(diskFiles(kind, stores))
 
 /** Whether a step still makes sense: others before it may have been left out. */
 export function isPossible(step: Step, sizeBytes: number): boolean {
@@ -97,14 +93,18 @@ export function checkFiles(
   strictness: Strictness,
 ): Verdict {
   const [store, dataStore] = files as [MemoryStore, MemoryStore | undefined]
-  const { disk, snapshots } = readImage({ store, dataStore, parent: kind.parent })
+  const { disk, snapshots } = readImage(diskFiles(kind, files))
   model.check(disk, strictness)
   if (kind.isRawData && dataStore) {
     model.check(rawOf(dataStore, disk.length), strictness, 'the raw data file')
   }
   checkSnapshots(kind, snapshots)
   const verdict = judge(store)
-  agreesWithCheck(store, verdict)
+  if (judged++ % CHECK_EACH === 0) {
+    agreesWithCheck(store, verdict)
+    agreesWithReference(kind, files, disk)
+  }
+  if (!verdict.luksHeader.equals(kind.luksHeader)) throw new Error('the LUKS header has changed')
   if (verdict.isMarkedCorrupt) throw new Error('the image is marked corrupt')
   // A dirty image says itself that its counts are to be made anew.
   const expected = verdict.isDirty && kind.isLazy ? ONLY_COUNTS : /^$/
@@ -120,7 +120,6 @@ let judged = 0
 
 /** `vimgfs check` finds what the judge finds. */
 function agreesWithCheck(store: MemoryStore, verdict: Verdict): void {
-  if (judged++ % CHECK_EACH !== 0) return
   const { corruptions } = verdict
   const leaks = verdict.leaks - verdict.leaksBehind
   const found = checkQcow2(store)
@@ -129,6 +128,20 @@ function agreesWithCheck(store: MemoryStore, verdict: Verdict): void {
   throw new Error(
     `vimgfs check finds ${theirs}, the judge ${leaks} leaks and [${corruptions.join('; ')}]`,
   )
+}
+
+/** What is decrypted by OpenSSL, before the program reads it, is what the program decrypts. */
+function agreesWithReference(
+  { parent, encryption }: Kind,
+  files: readonly MemoryStore[],
+  disk: Buffer,
+): void {
+  if (!encryption) return
+  const [store, dataStore] = decryptedFiles(encryption, files) as [MemoryStore, MemoryStore]
+  const { disk: expected } = readImage({ store, dataStore, parent })
+  if (disk.equals(expected)) return
+  const at = disk.findIndex((byte, i) => byte !== expected[i])
+  throw new Error(`what is encrypted at ${at} of the disk, OpenSSL decrypts to something else`)
 }
 
 /** The disk as whoever reads the raw data file alone sees it. */
@@ -199,8 +212,8 @@ function recover(
   steps: readonly Step[],
 ): void {
   const stores = files.map(store => store.clone())
-  const [store, dataStore] = stores as [MemoryStore, MemoryStore | undefined]
-  const model = new DiskModel(readImage({ store, dataStore, parent: kind.parent }).disk)
+  const [, dataStore] = stores as [MemoryStore, MemoryStore | undefined]
+  const model = new DiskModel(readImage(diskFiles(kind, stores)).disk)
   // What was in doubt may be in a raw data file where the tables say that it reads as zeros; when it is
   // written next to, it becomes what they say.
   const raw = new DiskModel(dataStore ? rawOf(dataStore, model.sizeBytes) : Buffer.alloc(0))

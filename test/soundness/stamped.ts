@@ -6,11 +6,12 @@
  * which versions it may find: a lower one is stale, a mixture is torn.
  */
 export const SECTOR = 512
-const WORDS = SECTOR / 4
 /** Versions that are multiples of it are zeros. */
 const ZERO_EACH = 4
 
 export interface StampMemory {
+  /** What is written as one, and claimed by one writer: a sector, or a part of one, in bytes. */
+  readonly unitBytes: number
   readonly claimed: SharedArrayBuffer
   readonly begun: SharedArrayBuffer
   readonly done: SharedArrayBuffer
@@ -18,15 +19,16 @@ export interface StampMemory {
   readonly initial: SharedArrayBuffer
 }
 
-export function createStamps(disk: Buffer): StampMemory {
-  const sectors = disk.length / SECTOR
+export function createStamps(disk: Buffer, unitBytes = SECTOR): StampMemory {
+  const sectors = disk.length / unitBytes
   const words = () => new SharedArrayBuffer(4 * sectors)
   const initial = new SharedArrayBuffer(disk.length)
   disk.copy(Buffer.from(initial))
-  return { claimed: words(), begun: words(), done: words(), initial }
+  return { unitBytes, claimed: words(), begun: words(), done: words(), initial }
 }
 
 export class Stamps {
+  readonly unitBytes: number
   readonly sectors: number
   private readonly claimed: Int32Array
   private readonly begun: Int32Array
@@ -34,6 +36,7 @@ export class Stamps {
   private readonly initial: Buffer
 
   constructor(memory: StampMemory) {
+    this.unitBytes = memory.unitBytes
     this.claimed = new Int32Array(memory.claimed)
     this.begun = new Int32Array(memory.begun)
     this.done = new Int32Array(memory.done)
@@ -57,7 +60,7 @@ export class Stamps {
 
   /** Begins the next version of claimed sectors; what is to be written to them. */
   begin(first: number, count: number, isZero: boolean): Buffer {
-    const bytes = Buffer.alloc(count * SECTOR)
+    const bytes = Buffer.alloc(count * this.unitBytes)
     for (let i = 0; i < count; i++) {
       const sector = first + i
       const last = Atomics.load(this.begun, sector)
@@ -65,7 +68,8 @@ export class Stamps {
         ? last + ZERO_EACH - (last % ZERO_EACH)
         : last + 1 + (last % ZERO_EACH === ZERO_EACH - 1 ? 1 : 0)
       Atomics.store(this.begun, sector, version)
-      if (!isZero) stamp(bytes.subarray(i * SECTOR, (i + 1) * SECTOR), sector, version)
+      if (!isZero)
+        stamp(bytes.subarray(i * this.unitBytes, (i + 1) * this.unitBytes), sector, version)
     }
     return bytes
   }
@@ -86,7 +90,7 @@ export class Stamps {
     lowest.forEach((low, i) => {
       const sector = first + i
       const high = Atomics.load(this.begun, sector)
-      const actual = bytes.subarray(i * SECTOR, (i + 1) * SECTOR)
+      const actual = bytes.subarray(i * this.unitBytes, (i + 1) * this.unitBytes)
       const problem = this.problem(actual, sector, low, high)
       if (problem === undefined) return
       throw new Error(`${who}: sector ${sector} (versions ${low} to ${high}) ${problem}`)
@@ -94,14 +98,15 @@ export class Stamps {
   }
 
   private problem(actual: Buffer, sector: number, low: number, high: number): string | undefined {
-    const begins = sector * SECTOR
-    if (low === 0 && actual.equals(this.initial.subarray(begins, begins + SECTOR))) return undefined
-    if (actual.equals(ZEROS)) {
+    const begins = sector * this.unitBytes
+    if (low === 0 && actual.equals(this.initial.subarray(begins, begins + this.unitBytes)))
+      return undefined
+    if (actual.equals(ZEROS.subarray(0, this.unitBytes))) {
       const zero = high - (high % ZERO_EACH)
       return zero >= Math.max(low, 1) ? undefined : 'reads as zeros'
     }
     const version = actual.readInt32LE(0)
-    const whole = stamp(Buffer.alloc(SECTOR), sector, version)
+    const whole = stamp(Buffer.alloc(this.unitBytes), sector, version)
     if (!actual.equals(whole)) return `is torn or foreign: ${actual.toString('hex', 0, 16)}`
     if (version < low) return `is stale: version ${version}`
     return version > high ? `is of version ${version}, which has not begun` : undefined
@@ -114,7 +119,7 @@ const ZEROS = Buffer.alloc(SECTOR)
 function stamp(target: Buffer, sector: number, version: number): Buffer {
   target.writeInt32LE(version, 0)
   let word = Math.imul(sector + 1, 0x9e3779b1) ^ Math.imul(version, 0x85ebca6b)
-  for (let i = 1; i < WORDS; i++) {
+  for (let i = 1; i < target.length / 4; i++) {
     word = Math.imul(word, 1664525) + 1013904223
     target.writeInt32LE(word | 0, i * 4)
   }

@@ -40,26 +40,35 @@ function run(setup: ThreadSetup): ThreadOutcome {
   const read = views[0] as (offset: number, length: number) => Buffer
   const snapshots = setup.snapshots.map(shared => Buffer.from(shared))
   const stamps = new Stamps(setup.stamps)
+  const { unitBytes } = stamps
+  const isOfParts = unitBytes < SECTOR
   const random = new Random(seed * 31 + thread)
   const counts = { reads: 0, writes: 0, zeros: 0, flushes: 0 }
   const who = `thread ${thread}, seed ${seed}`
 
   const range = (): [number, number] => {
-    // Half of all meets in a few places.
-    const first = random.chance(0.5) ? random.below(64) : random.below(stamps.sectors)
-    const longest = random.pick([1, 8, 40, 300])
+    // Half of all meets in a few places, where parts of a sector are written several of them in each.
+    const first = random.chance(0.5)
+      ? random.below(isOfParts ? 20 : 64)
+      : random.below(stamps.sectors)
+    const longest = random.pick(isOfParts ? [1, 2, 8, 300] : [1, 8, 40, 300])
     return [first, Math.min(1 + random.below(longest), stamps.sectors - first)]
   }
   const change = (isZero: boolean): void => {
     const [first, count] = range()
     if (!stamps.claim(first, count)) return
     const bytes = stamps.begin(first, count, isZero)
-    if (isZero) disk.zero(first * SECTOR, count * SECTOR)
-    else disk.write(bytes, 0, bytes.length, first * SECTOR)
+    if (isZero) disk.zero(first * unitBytes, count * unitBytes)
+    else disk.write(bytes, 0, bytes.length, first * unitBytes)
     stamps.end(first, count)
     // A read that begins after the write has returned.
     const lowest = stamps.lowest(first, count)
-    stamps.check(read(first * SECTOR, count * SECTOR), first, lowest, `${who}, after its write`)
+    stamps.check(
+      read(first * unitBytes, count * unitBytes),
+      first,
+      lowest,
+      `${who}, after its write`,
+    )
     stamps.release(first, count)
     if (isZero) counts.zeros++
     else counts.writes++
@@ -67,7 +76,7 @@ function run(setup: ThreadSetup): ThreadOutcome {
   const look = (): void => {
     const [first, count] = range()
     const lowest = stamps.lowest(first, count)
-    stamps.check(read(first * SECTOR, count * SECTOR), first, lowest, who)
+    stamps.check(read(first * unitBytes, count * unitBytes), first, lowest, who)
     counts.reads++
   }
   const lookBack = (): void => {
