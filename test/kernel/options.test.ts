@@ -170,7 +170,7 @@ t.test('wrong options: exit code 2, and nothing is started', async t => {
     '--threads=0': /--threads takes a number from 1 to 64, not "0"/,
     '--threads=many': /--threads takes a number/,
     '--metadata-cache=-1': /--metadata-cache takes a size such as 32M/,
-    '--format=vdi': /--format takes raw, qcow2, vmdk, not "vdi"/,
+    '--format=vdi': /--format takes raw, cow, qcow, qcow2, vmdk, not "vdi"/,
     '--max-chain=0': /--max-chain takes a number from 1 to 500/,
     '--log-level=loud': /--log-level takes trace, /,
     '--frobnicate': /Unknown option '--frobnicate'.*vimgfs help mount/,
