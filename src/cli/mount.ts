@@ -10,7 +10,9 @@ import type { ServeRequest, Server } from '../fs/server.js'
 import type { AskPassphrase } from '../formats/encryption.js'
 import type { LogLevel, LogTarget } from '../log.js'
 import { parse, parseChoice, parseCount, parseSize } from './arguments.js'
+import { Interrupted } from '../interruption.js'
 import { humanSize } from './human.js'
+import type { PassphraseSource } from './passphrase.js'
 import type { Question } from './passphrase-relay.js'
 
 /** Set for the server in the background: the descriptor that it reports on; answers come on the next. */
@@ -43,16 +45,25 @@ interface Report {
 
 export async function run(args: string[]): Promise<number> {
   const { values } = parse(args, OPTIONS, 'mount', ['IMAGE', 'MOUNTPOINT'])
-  if (values.foreground) return serveInFront(args)
   const reportFd = process.env[REPORT_FD_VARIABLE]
-  if (reportFd !== undefined) return serveInBackground(args, Number(reportFd))
-  // Wrong usage is for this process to say.
-  await requestOf(args)
-  return launch(args, values.quiet === true, await sourceOf(values['passphrase-file']))
+  try {
+    if (values.foreground) return await serveInFront(args)
+    if (reportFd !== undefined) return await serveInBackground(args, Number(reportFd))
+    // Wrong usage is for this process to say.
+    await requestOf(args)
+    return await launch(args, values.quiet === true, values['passphrase-file'])
+  } catch (error) {
+    if (!(error instanceof Interrupted)) throw error
+    process.stderr.write(`vimgfs: ${oneLine(error)}\n`)
+    // Whatever is still being read or derived is waited for by nobody.
+    const { exitNow } = await import('../io/libc.js')
+    exitNow(1)
+    return 1
+  }
 }
 
 interface Settings {
-  readonly request: Omit<ServeRequest, 'askPassphrase'>
+  readonly request: Omit<ServeRequest, 'askPassphrase' | 'interruption'>
   readonly passphraseFiles: readonly string[] | undefined
   readonly level: LogLevel
   readonly logFile: string | undefined
@@ -96,20 +107,25 @@ async function requestOf(args: string[]): Promise<Settings> {
   }
 }
 
-async function sourceOf(files: readonly string[] = []): Promise<AskPassphrase> {
+async function sourceOf(
+  files: readonly string[] = [],
+  signal: AbortSignal,
+): Promise<PassphraseSource> {
   const { passphraseSource } = await import('./passphrase.js')
-  return passphraseSource(files)
+  return passphraseSource(files, signal)
 }
 
 /** The same as LOG_LEVELS; log.ts, with pino, is loaded by servers only. */
 const LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const
 
 async function serveInFront(args: string[]): Promise<number> {
-  const { request: asked, level, logFile, quiet, passphraseFiles } = await requestOf(args)
-  const request = { ...asked, askPassphrase: await sourceOf(passphraseFiles) }
+  const { request, level, logFile, quiet, passphraseFiles } = await requestOf(args)
   const { terminalLog, fileLog } = await import('../log.js')
   const target = logFile === undefined ? await terminalLog(level) : fileLog(level, logFile)
-  const server = await serve(request, target)
+  const interruption = new AbortController()
+  const passphrases = await sourceOf(passphraseFiles, interruption.signal)
+  const server = await serve(request, passphrases.ask, interruption, target)
+  passphrases.close()
   for (const warning of server.warnings) process.stderr.write(`vimgfs: ${printable(warning)}\n`)
   if (!quiet) process.stdout.write(`${hints(request, server, undefined).join('\n')}\n`)
   return end(server)
@@ -147,11 +163,10 @@ async function serveInBackground(args: string[], reportFd: number): Promise<numb
     fs.closeSync(reportFd)
   }
   try {
-    const { request: asked, level, logFile } = await requestOf(args)
-    const request = { ...asked, askPassphrase: relay.ask }
+    const { request, level, logFile } = await requestOf(args)
     const { backgroundLog, fileLog } = await import('../log.js')
     const target = logFile === undefined ? backgroundLog(level) : fileLog(level, logFile)
-    const server = await serve(request, target)
+    const server = await serve(request, relay.ask, new AbortController(), target)
     process.chdir('/')
     for (const warning of server.warnings) target.logger.warn(warning)
     report({ lines: hints(request, server, target.place), warnings: server.warnings })
@@ -159,18 +174,26 @@ async function serveInBackground(args: string[], reportFd: number): Promise<numb
   } catch (error) {
     if (!isExpected(error)) throw error
     report({ error: oneLine(error) })
+    if (error instanceof Interrupted) throw error
     return 1
   }
 }
 
 /** Mounts, and unmounts on the signals that end programs; a bug is logged before it ends us. */
-async function serve(request: ServeRequest, { logger }: LogTarget): Promise<Server> {
+async function serve(
+  asked: Settings['request'],
+  askPassphrase: AskPassphrase,
+  interruption: AbortController,
+  { logger }: LogTarget,
+): Promise<Server> {
+  const request = { ...asked, askPassphrase, interruption: interruption.signal }
   const { startServer } = await import('../fs/server.js')
   let stop: ((reason: string) => void) | undefined
   let early: string | undefined
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     process.on(signal, () => {
       early ??= signal
+      interruption.abort()
       stop?.(signal)
     })
   }
@@ -191,15 +214,20 @@ async function serve(request: ServeRequest, { logger }: LogTarget): Promise<Serv
 }
 
 /** Starts the server in a session of its own and waits for its report. */
-async function launch(args: string[], quiet: boolean, source: AskPassphrase): Promise<number> {
+async function launch(
+  args: string[],
+  quiet: boolean,
+  passphraseFiles: readonly string[] | undefined,
+): Promise<number> {
   const script = process.argv[1] as string
   let server: ChildProcess | undefined
-  let isInterrupted = false
+  const interruption = new AbortController()
+  const passphrases = await sourceOf(passphraseFiles, interruption.signal)
   // Interrupted while it starts: then it must not start. Spawning takes a while, too: a signal that
   // ended us in there would leave a server that nobody knows of.
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     process.on(signal, () => {
-      isInterrupted = true
+      interruption.abort()
       server?.kill(signal)
     })
   }
@@ -210,10 +238,13 @@ async function launch(args: string[], quiet: boolean, source: AskPassphrase): Pr
   })
   server = child
   child.stderr?.pipe(process.stderr)
-  const report = await reportOf(child, source)
+  const report = await reportOf(child, passphrases.ask).catch(error => {
+    throw interruption.signal.aborted ? new Interrupted() : error
+  })
+  passphrases.close()
   child.unref()
   for (const stream of child.stdio) stream?.destroy()
-  if (isInterrupted) throw new MountError('interrupted; nothing is mounted')
+  if (interruption.signal.aborted) throw new Interrupted()
   if (report.error !== undefined) {
     process.stderr.write(`vimgfs: ${report.error}\n`)
     return 1
@@ -243,7 +274,11 @@ async function reportOf(child: ChildProcess, source: AskPassphrase): Promise<Rep
 }
 
 /** What is there now, who may use it, and how it ends. */
-function hints(request: ServeRequest, server: Server, logPlace: string | undefined): string[] {
+function hints(
+  request: Settings['request'],
+  server: Server,
+  logPlace: string | undefined,
+): string[] {
   const count = (kind: CatalogEntry['kind']) => server.entries.filter(e => e.kind === kind).length
   const [disk] = server.entries
   const extras = [

@@ -8,6 +8,7 @@ import { Socket } from 'node:net'
 import type { Writable } from 'node:stream'
 import { isExpected, MountError, oneLine } from '../errors.js'
 import type { AskPassphrase, EncryptionMethod } from '../formats/encryption.js'
+import { Interrupted } from '../interruption.js'
 
 /** What the server asks, in its report. */
 export interface Question {
@@ -74,7 +75,7 @@ class Answers {
 
   async take(bytes: number): Promise<Buffer> {
     while (this.received.length < bytes) {
-      if (this.hasEnded) throw new MountError('interrupted; nothing is mounted')
+      if (this.hasEnded) throw new Interrupted()
       await new Promise<void>(resolve => {
         this.wake = resolve
       })

@@ -3,9 +3,12 @@
  * environment, nor strings, which nobody can wipe.
  */
 import fs from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { ReadStream } from 'node:tty'
+import { promisify } from 'node:util'
 import { MountError, printable } from '../errors.js'
 import type { AskPassphrase, EncryptionMethod } from '../formats/encryption.js'
+import { Interrupted, orInterrupted } from '../interruption.js'
 
 /** Names a file to read the passphrase from where no option does. */
 const FILE_VARIABLE = 'VIMGFS_PASSPHRASE_FILE'
@@ -15,96 +18,111 @@ const STDIN_FD = 0
 /** What cryptsetup takes of a key file. */
 const MAX_PASSPHRASE_BYTES = 8 * 2 ** 20
 
+export interface PassphraseSource {
+  readonly ask: AskPassphrase
+  /** When nothing is asked any more: wipes what is kept for the next layer. */
+  close(): void
+}
+
 /**
  * @param files of --passphrase-file, each for one encrypted layer in the order they are asked for; the
  *   last one is for all that follow
+ * @param signal ends asking: `ask` then throws Interrupted
  */
-export function passphraseSource(files: readonly string[]): AskPassphrase {
+export function passphraseSource(files: readonly string[], signal: AbortSignal): PassphraseSource {
   const { [FILE_VARIABLE]: variable = '' } = process.env
   const named = files.length > 0 ? files : variable === '' ? [] : [variable]
-  if (named.length === 0) return askOnTerminal
   let asked = 0
   let input: Buffer | undefined
-  return async () => {
-    const name = named[Math.min(asked++, named.length - 1)] as string
-    if (name !== STDIN) return candidates(readNamed(name))
+  const ask: AskPassphrase = async (path, method) => {
+    if (signal.aborted) throw new Interrupted()
+    const name = named[Math.min(asked++, named.length - 1)]
+    const isInput = name === STDIN && !process.stdin.isTTY
+    if (name === undefined || (name === STDIN && !isInput)) {
+      return askOnTerminal(path, method, signal)
+    }
+    if (!isInput) return candidates(await orInterrupted(readNamed(name), signal))
     // It can be read once, and may be asked for by several layers.
-    input ??= readAll(STDIN_FD, 'standard input')
+    input ??= await orInterrupted(readAll(STDIN_FD, 'standard input'), signal)
     return candidates(Buffer.from(input))
   }
+  const close = () => input?.fill(0)
+  return { ask, close }
 }
-
-/** What nobody wakes anyone by. */
-const NEVER = new Int32Array(new SharedArrayBuffer(4))
 
 /** Most files are lines that an editor or echo has ended; a few are keys whose last byte happens to be one. */
 function candidates(content: Buffer): Buffer[] {
-  if (content.length === 0) throw new MountError('the passphrase is empty')
   const ending = content.at(-1) !== LINE_FEED ? 0 : content.at(-2) === CARRIAGE_RETURN ? 2 : 1
-  if (ending === 0) return [content]
   const line = Buffer.from(content.subarray(0, content.length - ending))
-  return line.length > 0 ? [line, content] : [content]
+  if (line.length === 0) throw new MountError('the passphrase is empty')
+  if (ending > 0) return [line, content]
+  content.fill(0)
+  return [line]
 }
 
 const LINE_FEED = 0x0a
 const CARRIAGE_RETURN = 0x0d
 
-function readNamed(name: string): Buffer {
+async function readNamed(name: string): Promise<Buffer> {
   const what = `the passphrase file ${printable(name)}`
-  let fd: number
+  let file: fs.promises.FileHandle
   try {
-    fd = fs.openSync(name, 'r')
+    file = await fs.promises.open(name)
   } catch (error) {
     throw new MountError(`${what} cannot be opened: ${(error as NodeJS.ErrnoException).code}`)
   }
   try {
-    return readAll(fd, what)
+    return await readAll(file.fd, what)
   } finally {
-    fs.closeSync(fd)
+    await file.close()
   }
 }
 
-function readAll(fd: number, what: string): Buffer {
+const read = promisify(fs.read)
+
+async function readAll(fd: number, what: string): Promise<Buffer> {
   let content = Buffer.alloc(4096)
-  let used = 0
-  for (;;) {
+  for (let used = 0; ; ) {
     if (used === content.length) {
-      if (used >= MAX_PASSPHRASE_BYTES) {
-        content.fill(0)
-        throw new MountError(`${what} is too long: ${MAX_PASSPHRASE_BYTES} bytes are taken at most`)
-      }
-      const larger = Buffer.alloc(used * 2)
-      content.copy(larger)
-      content.fill(0)
-      content = larger
+      const full = content
+      content = Buffer.alloc(used * 2)
+      full.copy(content)
+      full.fill(0)
     }
-    let got: number
+    if (used > MAX_PASSPHRASE_BYTES) {
+      content.fill(0)
+      throw new MountError(`${what} is too long: ${MAX_PASSPHRASE_BYTES} bytes are taken at most`)
+    }
     try {
-      got = fs.readSync(fd, content, used, content.length - used, null)
+      const { bytesRead } = await read(fd, content, used, content.length - used, null)
+      if (bytesRead === 0) return content.subarray(0, used)
+      used += bytesRead
     } catch (error) {
       const { code } = error as NodeJS.ErrnoException
+      if (code !== 'EAGAIN') content.fill(0)
       if (code !== 'EAGAIN') throw new MountError(`${what} cannot be read: ${code}`)
       // Somebody's pipe, set not to be waited for.
-      Atomics.wait(NEVER, 0, 0, 10)
-      continue
+      await sleep(10)
     }
-    if (got === 0) return content.subarray(0, used)
-    used += got
   }
 }
 
-async function askOnTerminal(path: string, method: EncryptionMethod): Promise<Buffer[]> {
+async function askOnTerminal(
+  path: string,
+  method: EncryptionMethod,
+  signal: AbortSignal,
+): Promise<Buffer[]> {
   const { stdin } = process
   if (!stdin.isTTY) {
     throw new MountError(
       `${printable(path)}: it is encrypted; name a file with its passphrase with --passphrase-file FILE (- for standard input)`,
     )
   }
-  const typed = await prompt(stdin, `Passphrase of ${printable(path)}: `)
+  const typed = await prompt(stdin, `Passphrase of ${printable(path)}: `, signal)
   if (typed.length === 0) throw new MountError('the passphrase is empty')
   if (method === 'AES') {
     // Nothing but the one who types can tell that it is wrong.
-    const again = await prompt(stdin, 'The same again: ')
+    const again = await prompt(stdin, 'The same again: ', signal)
     const isSame = again.equals(typed)
     again.fill(0)
     if (!isSame) {
@@ -117,43 +135,66 @@ async function askOnTerminal(path: string, method: EncryptionMethod): Promise<Bu
 
 const KEY = { interrupt: 0x03, end: 0x04, backspace: 0x08, eraseLine: 0x15, delete: 0x7f } as const
 
-/** Reads a line without showing it. */
-function prompt(terminal: ReadStream, text: string): Promise<Buffer> {
-  // Before anybody is told to type.
-  terminal.setRawMode(true)
-  process.stderr.write(text)
+/** Reads a line without showing it. Throws Interrupted, also where the terminal goes away. */
+function prompt(terminal: ReadStream, text: string, signal: AbortSignal): Promise<Buffer> {
   const line = Buffer.alloc(4096)
   let used = 0
   return new Promise((resolve, reject) => {
     const finish = (settle: () => void) => {
       terminal.off('data', take)
-      terminal.setRawMode(false)
+      for (const event of ENDS) terminal.off(event, interrupt)
+      signal.removeEventListener('abort', interrupt)
+      try {
+        terminal.setRawMode(false)
+      } catch {
+        // It has gone, and its mode with it.
+      }
       terminal.pause()
       process.stderr.write('\n')
       settle()
     }
+    const interrupt = () => {
+      line.fill(0)
+      finish(() => reject(new Interrupted()))
+    }
     const take = (typed: Buffer) => {
-      for (const byte of typed) {
+      for (const [i, byte] of typed.entries()) {
         if (byte === LINE_FEED || byte === CARRIAGE_RETURN || byte === KEY.end) {
+          // What comes behind the line answers the next question.
+          const rest = Buffer.from(typed.subarray(i + 1))
           typed.fill(0)
           finish(() => resolve(line.subarray(0, used)))
+          if (rest.length > 0) terminal.unshift(rest)
           return
         }
         if (byte === KEY.interrupt) {
-          line.fill(0)
-          finish(() => reject(new MountError('interrupted; nothing is mounted')))
+          typed.fill(0)
+          interrupt()
           return
         }
         if (byte === KEY.eraseLine) used = 0
         else if (byte === KEY.backspace || byte === KEY.delete) used = withoutLast(line, used)
         else if (used < line.length) line[used++] = byte
+        else {
+          line.fill(0)
+          finish(() => reject(new MountError('the passphrase is too long to be typed')))
+          break
+        }
       }
       typed.fill(0)
     }
+    signal.addEventListener('abort', interrupt)
+    for (const event of ENDS) terminal.on(event, interrupt)
     terminal.on('data', take)
+    // Before anybody is told to type.
+    terminal.setRawMode(true)
     terminal.resume()
+    process.stderr.write(text)
   })
 }
+
+/** What a terminal says when it has gone. */
+const ENDS = ['end', 'close', 'error'] as const
 
 /** The length without the last character of UTF-8. */
 function withoutLast(line: Buffer, used: number): number {

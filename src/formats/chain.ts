@@ -29,7 +29,7 @@ import { type CowHeader, readCowHeader } from './cow/header.js'
 import type { LayerEncryption } from './encryption.js'
 import { FORMATS, FORMATS_READ, type Format, probe, probeGiven } from './probe.js'
 import { readQcowHeader } from './qcow/header.js'
-import { INCOMPATIBLE, type Qcow2Header, readHeader } from './qcow2/header.js'
+import { CRYPT, INCOMPATIBLE, type Qcow2Header, readHeader } from './qcow2/header.js'
 import { recover } from './qcow2/recovery.js'
 import { type Qcow2Snapshot, readSnapshots } from './qcow2/snapshots.js'
 import { childrenOf } from './vmdk/children.js'
@@ -544,8 +544,6 @@ const standsOnAnother = (layer: LayerSpec): boolean =>
 
 const isUml = ({ layout }: CowHeader): boolean => layout.startsWith('uml')
 
-/** Methods of encryption as headers of qcow and qcow2 have them. */
-const CRYPT = { aes: 1, luks: 2 } as const
 const AES: LayerEncryption = { method: 'AES' }
 
 function encryptionOf({ cryptMethod, encryption }: Qcow2Header): Pick<LayerSpec, 'encryption'> {

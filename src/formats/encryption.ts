@@ -7,6 +7,7 @@ import { ImageError } from '../errors.js'
 import type { StoreCipher } from '../io/cipher-store.js'
 import type { Chain } from './chain.js'
 import { type LayerSpec, storeOf } from './layer.js'
+import { MAX_LUKS_HEADER_BYTES } from './limits.js'
 
 /** 'AES' is the method of old images: 128 bits, without anything that would tell a wrong passphrase. */
 export type EncryptionMethod = 'AES' | 'LUKS'
@@ -80,6 +81,13 @@ async function unlock(
     throw new ImageError('CORRUPT', what, { path, hint: 'restore it from a copy' })
   }
   const store = storeOf(layer)
+  const { offset, length } = headerArea
+  const { unitBytes } = sizesOf(layer)
+  const end = Math.ceil(layer.sizeBytes / unitBytes) * unitBytes
+  if (length > MAX_LUKS_HEADER_BYTES || offset + length > end) {
+    const what = `a LUKS header of ${length} bytes at ${offset} is impossible`
+    throw new ImageError('CORRUPT', what, { path, hint: 'restore it from a copy' })
+  }
   // Before anybody is asked for a passphrase that is of no use.
   const header = readLuks1(store, headerArea)
   checkLuks1(store, headerArea, header)
@@ -100,13 +108,18 @@ async function unlock(
 
 /** How a thread reads and writes a layer's clusters; undefined where they are not encrypted. */
 export function cipherOf(layer: LayerSpec): StoreCipher | undefined {
-  const { encryption, path, qcow2, qcow } = layer
+  const { encryption, path } = layer
   if (!encryption) return undefined
   const { method, spec } = encryption
   if (!spec) throw new TypeError(`${path} is encrypted and was not unlocked`)
   return {
     cipher: createSectorCipher(spec),
     countsBy: method === 'AES' ? 'disk' : 'file',
-    unitBytes: 2 ** ((qcow2 ?? qcow)?.clusterBits ?? 0),
+    ...sizesOf(layer),
   }
 }
+
+/** Of a cluster: what a file may end within. */
+const sizesOf = ({ qcow2, qcow }: LayerSpec) => ({
+  unitBytes: 2 ** ((qcow2 ?? qcow)?.clusterBits ?? 0),
+})

@@ -53,13 +53,15 @@ function readData(
   offset: number,
 ): void {
   const { store, at, length } = extent
+  // As it was before: meanwhile others may make the file longer within its last cluster.
+  const { sizeBytes } = store
   const got = store.read(target, to, length, at)
   if (got === length) return
   const end = at + got
   const problem =
-    end < store.sizeBytes
+    end < sizeBytes
       ? 'the file has become shorter since it was opened'
-      : at + length > Math.ceil((got > 0 ? end : store.sizeBytes) / unitBytes) * unitBytes
+      : at + length > Math.ceil((got > 0 ? end : sizeBytes) / unitBytes) * unitBytes
         ? `the data at ${end} lies beyond the end of the file`
         : undefined
   if (problem) {

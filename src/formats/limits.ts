@@ -17,6 +17,8 @@ export const MAX_L1_BYTES = 32 * 2 ** 20
 /** Bytes of a refcount table. */
 export const MAX_REFCOUNT_TABLE_BYTES = 8 * 2 ** 20
 export const MAX_SNAPSHOTS = 65536
+/** Bytes of the LUKS header of a qcow2 image, key slots included: QEMU's take 2 MiB. */
+export const MAX_LUKS_HEADER_BYTES = 16 * 2 ** 20
 /** Bytes of the whole snapshot table, names included. */
 export const MAX_SNAPSHOT_TABLE_BYTES = 64 * 2 ** 20
 /** Bytes of the extra data of one snapshot. */

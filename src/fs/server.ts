@@ -15,6 +15,7 @@ import { type CrewMemory, crewMemories } from '../formats/unpack-crew.js'
 import { clusterBytes, l2CoverageBytes } from '../formats/qcow2/header.js'
 import { tableBytes } from '../formats/vmdk/image.js'
 import type { WritableDisk } from '../formats/writable.js'
+import { orInterrupted } from '../interruption.js'
 import { errno, exitNow, read, write } from '../io/libc.js'
 import type { Logger } from '../log.js'
 import { VERSION } from '../version.js'
@@ -38,6 +39,8 @@ export interface ServeRequest {
   readonly open: OpenOptions
   /** Asked for each layer that is encrypted. */
   readonly askPassphrase: AskPassphrase
+  /** Aborted by what ends the program before it has mounted anything: unlocking may take long. */
+  readonly interruption: AbortSignal
   /** Worker threads. */
   readonly threads: number
   /** Bytes of tables to keep, of all threads together; undefined for the rule of defaultMetadataBytes. */
@@ -65,7 +68,10 @@ const CLUSTER_CACHE_BYTES = 16 * 2 ** 20
 const READ_AHEAD_BYTES = MAX_REQUEST_BYTES
 const ANSWER_TIMEOUT_MS = 20_000
 
-/** Mounts and resolves when the mount answers. Throws ImageError, MountError; then nothing is left. */
+/**
+ * Mounts and resolves when the mount answers. Throws ImageError, MountError; then nothing is left. After
+ * Interrupted a key may still be being derived: end the process at once.
+ */
 export async function startServer(request: ServeRequest, logger: Logger): Promise<Server> {
   const { access, forceShare } = request.options
   const opened = openChain(request.image, {
@@ -76,7 +82,7 @@ export async function startServer(request: ServeRequest, logger: Logger): Promis
   let chain = opened
   try {
     checkMountpoint(request.mountpoint)
-    chain = await unlockChain(opened, request.askPassphrase)
+    chain = await orInterrupted(unlockChain(opened, request.askPassphrase), request.interruption)
     return await serveChain(chain, request, logger)
   } catch (error) {
     lockChain(chain)

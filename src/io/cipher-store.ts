@@ -74,9 +74,11 @@ export class CipherStore implements Store {
 
   /** Whole sectors. */
   protected readSectors(target: Buffer, start: number, length: number, at: number): number {
+    // As it was before: meanwhile others may make the file longer within its last unit.
+    const { sizeBytes } = this.base
     let got = this.base.read(target, start, length, at)
     if (got < length) {
-      const filled = Math.min(length, this.readable(at, got))
+      const filled = Math.min(length, this.readable(at, got, sizeBytes))
       target.fill(0, start + got, start + filled)
       got = filled
     }
@@ -85,8 +87,7 @@ export class CipherStore implements Store {
   }
 
   /** How much can be had at `at` where the file has `got` bytes: whole sectors, up to its last unit's end. */
-  private readable(at: number, got: number): number {
-    const { sizeBytes } = this.base
+  private readable(at: number, got: number, sizeBytes: number): number {
     // It has become shorter: the reader will say so.
     if (at + got < sizeBytes) return got - (got % SECTOR_BYTES)
     const { unitBytes } = this.how

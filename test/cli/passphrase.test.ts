@@ -7,6 +7,11 @@ import { passphraseSource } from '../../src/cli/passphrase.js'
 import { answer, PassphraseRelay, type Question } from '../../src/cli/passphrase-relay.js'
 import { MountError } from '../../src/errors.js'
 import { unixSocketPair } from '../../src/io/libc.js'
+import { run } from '../support/run.js'
+
+const NEVER = new AbortController().signal
+/** What asks. */
+const asking = (files: readonly string[]) => passphraseSource(files, NEVER).ask
 
 const texts = (passphrases: readonly Buffer[]): string[] => passphrases.map(each => `${each}`)
 
@@ -23,19 +28,18 @@ t.test('the end of the line is not part of it, or perhaps it is', async t => {
     ['secret\r\n', ['secret', 'secret\r\n']],
     ['two\nlines\n', ['two\nlines', 'two\nlines\n']],
     ['secret\r', ['secret\r']],
-    ['\n', ['\n']],
   ] as const) {
-    const ask = passphraseSource([fileOf(t, 'passphrase', content)])
+    const ask = asking([fileOf(t, 'passphrase', content)])
     t.same(texts(await ask('disk.qcow2', 'LUKS')), expected, JSON.stringify(content))
   }
   const bytes = Buffer.from([0, 255, 10, 0])
-  const [binary] = await passphraseSource([fileOf(t, 'key', bytes)])('disk.qcow2', 'LUKS')
+  const [binary] = await asking([fileOf(t, 'key', bytes)])('disk.qcow2', 'LUKS')
   t.same(binary, bytes, 'keys are no text')
 })
 
 t.test('each file is for one layer, the last for all that follow', async t => {
   const folder = t.testdir({ one: '1', two: '2' })
-  const ask = passphraseSource([join(folder, 'one'), join(folder, 'two')])
+  const ask = asking([join(folder, 'one'), join(folder, 'two')])
   const asked = []
   for (const path of ['top', 'middle', 'base']) asked.push(...texts(await ask(path, 'LUKS')))
   t.same(asked, ['1', '2', '2'])
@@ -49,20 +53,35 @@ t.test('the variable names a file where no option does', async t => {
   })
   const folder = t.testdir({ variable: 'of the variable', option: 'of the option' })
   process.env.VIMGFS_PASSPHRASE_FILE = join(folder, 'variable')
-  t.same(texts(await passphraseSource([])('disk', 'LUKS')), ['of the variable'])
-  t.same(texts(await passphraseSource([join(folder, 'option')])('disk', 'LUKS')), ['of the option'])
+  t.same(texts(await asking([])('disk', 'LUKS')), ['of the variable'])
+  t.same(texts(await asking([join(folder, 'option')])('disk', 'LUKS')), ['of the option'])
 })
 
 t.test('files that are none', async t => {
-  const folder = t.testdir({ empty: '' })
+  const folder = t.testdir({ empty: '', line: '\n', dosLine: '\r\n' })
   for (const [name, message] of [
     [join(folder, 'missing'), /missing cannot be opened: ENOENT/],
     [folder, /cannot be read: EISDIR/],
     [join(folder, 'empty'), /the passphrase is empty/],
+    [join(folder, 'line'), /the passphrase is empty/],
+    [join(folder, 'dosLine'), /the passphrase is empty/],
     ['/dev/zero', /\/dev\/zero is too long: 8388608 bytes/],
   ] as const) {
-    await t.rejects(passphraseSource([name])('disk', 'LUKS'), { name: MountError.name, message })
+    await t.rejects(asking([name])('disk', 'LUKS'), { name: MountError.name, message })
   }
+})
+
+t.test('whoever waits for a passphrase can be interrupted', async t => {
+  const fifo = join(t.testdir(), 'fifo')
+  await run('mkfifo', [fifo])
+  const controller = new AbortController()
+  const { ask } = passphraseSource([fifo], controller.signal)
+  const asked = ask('disk', 'LUKS')
+  controller.abort()
+  await t.rejects(asked, { message: /interrupted; nothing is mounted/ })
+  await t.rejects(ask('disk', 'LUKS'), { message: /interrupted/ }, 'and asks nobody any more')
+  // Opening it is not over, and would keep the test.
+  writeFileSync(fifo, 'late')
 })
 
 /** A relay whose answers are there already; nobody gives others. */

@@ -10,8 +10,11 @@ import {
   lockChain,
   unlockChain,
 } from '../../src/formats/encryption.js'
+import { checkQcow2 } from '../../src/formats/qcow2/check.js'
+import { repairQcow2 } from '../../src/formats/qcow2/repair.js'
 import { buildImage, type ImageSpec } from '../fixtures/qcow2-builder.js'
 import { tempFolder } from '../support/run.js'
+import { MemoryStore } from '../support/stores.js'
 
 const SPEC: ImageSpec = { clusterBits: 12, sizeBytes: 2 ** 20 }
 const CRYPT_METHOD_AT = 32
@@ -97,4 +100,32 @@ t.test('LUKS without a header', async t => {
     message: /says nowhere where the LUKS header is/,
   })
   t.same(asked, [], 'nobody is asked in vain')
+})
+
+t.test('a LUKS header that cannot be where the image says', async t => {
+  for (const [offset, length] of [
+    [4096, 2 ** 52],
+    [4096, 2 ** 25],
+    [2 ** 40, 4096],
+  ] as const) {
+    const folder = tempFolder(t)
+    const file = join(folder, 'disk.qcow2')
+    const data = Buffer.alloc(16)
+    data.writeBigUInt64BE(BigInt(offset))
+    data.writeBigUInt64BE(BigInt(length), 8)
+    const bytes = buildImage({ ...SPEC, extensions: [{ type: 0x0537be77, data }] }).bytes()
+    bytes.writeUInt32BE(2, CRYPT_METHOD_AT)
+    writeFileSync(file, bytes)
+    const chain = openChain(file)
+    t.teardown(() => closeChain(chain))
+    const { ask, asked } = asker(['anything'])
+    const message = `a LUKS header of ${length} bytes at ${offset} is impossible`
+    await t.rejects(unlockChain(chain, ask), { code: 'CORRUPT', message })
+    t.same(asked, [], 'nobody is asked in vain')
+    const store = new MemoryStore(file, bytes)
+    const { findings } = checkQcow2(store)
+    t.ok(findings.some(({ kind, message: said }) => kind === 'corruption' && said === message))
+    repairQcow2(store, 'leaks')
+    t.ok(store.bytes().equals(bytes), 'no count is lowered: which clusters it has is not known')
+  }
 })

@@ -1,6 +1,15 @@
 /** Encrypted images, mounted: what QEMU decrypts, passphrases from everywhere, and no trace of them. */
 import { spawn } from 'node:child_process'
-import { chmodSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import {
+  chmodSync,
+  closeSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import {
@@ -16,6 +25,7 @@ import {
   HERE,
   isMounted,
   isRoot,
+  kill,
   MAIN,
   mount,
   mountFolder,
@@ -25,7 +35,9 @@ import {
   type Place,
   READ_ONLY,
   runIn,
+  serversOf,
   sharedFolder,
+  until,
   vimgfs,
 } from '../support/mount.js'
 import { needs, run } from '../support/run.js'
@@ -234,9 +246,10 @@ function onTerminal(args: readonly string[], typed: readonly string[]) {
     child.stdin.write(typed[answered] ?? '\r')
     answered = asked
   })
-  return new Promise<{ code: number; shown: string }>(resolve => {
+  const ended = new Promise<{ code: number; shown: string }>(resolve => {
     child.once('close', code => resolve({ code: code ?? -1, shown }))
   })
+  return { shown: () => shown, ended }
 }
 
 t.test('from the terminal, without echo', skip, async t => {
@@ -250,7 +263,7 @@ t.test('from the terminal, without echo', skip, async t => {
     // What is typed wrong can be taken back, by characters and all of it.
     [[], `wrong\x15corr\u00e9\x7fect-horse-7\r`, 0],
   ] as const) {
-    const { code: ended, shown } = await onTerminal([...front, file, mnt], [typed])
+    const { code: ended, shown } = await onTerminal([...front, file, mnt], [typed]).ended
     t.equal(ended, code, shown)
     t.match(shown, /Passphrase of .*disk\.qcow2: \r?\n/)
     t.notMatch(shown, /horse|nonsense/, 'nothing is shown')
@@ -259,16 +272,54 @@ t.test('from the terminal, without echo', skip, async t => {
   }
 })
 
+t.test('whoever is asked can be interrupted', skip, async t => {
+  const { file, folder } = await makeImage(t)
+  const fifo = join(folder, 'fifo')
+  await run('mkfifo', [fifo])
+  const held = openSync(fifo, 'r+')
+  t.teardown(() => closeSync(held))
+  const waits = (pid: number) => {
+    try {
+      const fds = readdirSync(`/proc/${pid}/fd`)
+      return fds.some(fd => readlinkSync(`/proc/${pid}/fd/${fd}`) === fifo)
+    } catch {
+      return false
+    }
+  }
+  const mnt = mountFolder(t)
+  for (const front of [[], ['--foreground']]) {
+    for (const signal of ['SIGTERM', 'SIGHUP', 'SIGINT'] as const) {
+      const title = `${signal} ${front}`
+      const waiting = vimgfs(
+        HERE,
+        ['mount', ...NO_LOG, ...front, '--passphrase-file', fifo, file, mnt],
+        plain,
+      )
+      t.ok(await until(() => serversOf(mnt).some(waits)), title)
+      // Whoever reads it is whom the user has started.
+      kill(serversOf(mnt).find(waits) as number, signal)
+      const { code, stderr } = await waiting
+      t.same([code, stderr], [1, 'vimgfs: interrupted; nothing is mounted\n'], title)
+      t.ok(await until(() => serversOf(mnt).length === 0), 'and nobody is left')
+    }
+    const terminal = onTerminal([...front, file, mnt], [''])
+    t.ok(await until(() => terminal.shown().includes('Passphrase of')))
+    kill(Math.min(...serversOf(mnt)), 'SIGTERM')
+    const { shown } = await terminal.ended
+    t.match(shown, /interrupted; nothing is mounted/)
+    t.ok(await until(() => serversOf(mnt).length === 0))
+  }
+  t.notOk(await isMounted(HERE, mnt))
+})
+
 t.test('a passphrase that nothing can prove is asked for twice', skip, async t => {
   const image = await makeImage(t, 'qcow', 'aes')
   const mnt = mountFolder(t)
-  const differing = await onTerminal([image.file, mnt], [`${PASSPHRASE}\r`, 'other\r'])
+  const differing = await onTerminal([image.file, mnt], [`${PASSPHRASE}\r`, 'other\r']).ended
   t.equal(differing.code, 1)
   t.match(differing.shown, /the two passphrases differ/)
-  const same = await onTerminal(
-    [...READ_ONLY, image.file, mnt],
-    [`${PASSPHRASE}\r`, `${PASSPHRASE}\r`],
-  )
+  const twice = [`${PASSPHRASE}\r`, `${PASSPHRASE}\r`]
+  const same = await onTerminal([...READ_ONLY, image.file, mnt], twice).ended
   t.equal(same.code, 0, same.shown)
   await sameFiles(t, image, mnt, HERE)
 })

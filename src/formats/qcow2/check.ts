@@ -57,6 +57,7 @@ export function checkImage(
     report.error(obstacle.at, () => obstacle.message)
     return false
   }
+  inspectLuks(image, report)
   inspectSnapshots(image, report)
   inspectBitmaps(image, report)
   const census = new Census(image, memory)
@@ -71,7 +72,15 @@ export function checkImage(
     options.progress,
   )
   report.imageEndOffset = Math.max(1, end) * image.clusterBytes
-  return isReadable && !census.hasLost
+  // Which clusters it has is not known, and they must not be given away.
+  return isReadable && !census.hasLost && image.hasPossibleLuks
+}
+
+function inspectLuks({ header, hasPossibleLuks }: CheckedImage, report: Report): void {
+  const { encryption } = header
+  if (!encryption || hasPossibleLuks) return
+  const { offset, length } = encryption
+  report.corruption(0, () => `a LUKS header of ${length} bytes at ${offset} is impossible`)
 }
 
 function inspectSnapshots(image: CheckedImage, report: Report): void {

@@ -5,7 +5,7 @@ import type { BitmapMemory, ValidBitmap } from './bitmap-memory.js'
 import { type BitmapTable, isCluster, readTable } from './bitmap-table.js'
 import { readSnapshotTable } from './check/snapshot-table.js'
 import { type Guard, KIND, type Kind } from './guard.js'
-import { AUTOCLEAR, clusterBytes, type Qcow2Header } from './header.js'
+import { AUTOCLEAR, CRYPT, clusterBytes, type Qcow2Header } from './header.js'
 import { blockOffset, hostOffset, readWords, wordBuffer } from './words.js'
 
 /** Entries of the L1 tables of all snapshots that are looked into; a few seconds' worth. */
@@ -46,8 +46,9 @@ export function guardMetadata(
     add('an L2 table', at, cluster, KIND.l2),
   )
   guardSnapshots(guard, store, header, add)
-  const { encryption } = header
-  if (encryption) add('the LUKS header', encryption.offset, encryption.length, KIND.encryption)
+  const { encryption, cryptMethod } = header
+  if (encryption && cryptMethod === CRYPT.luks)
+    add('the LUKS header', encryption.offset, encryption.length, KIND.encryption)
   const directory = header.autoclear & AUTOCLEAR.bitmaps ? header.bitmaps : undefined
   if (!directory) return
   add('the bitmap directory', directory.directoryOffset, directory.directoryBytes, KIND.bitmaps)

@@ -108,6 +108,9 @@ export interface EncryptionExtension {
   readonly length: number
 }
 
+/** Methods of encryption; those of qcow are the same. */
+export const CRYPT = { none: 0, aes: 1, luks: 2 } as const
+
 export const clusterBytes = (header: Qcow2Header): number => 2 ** header.clusterBits
 
 export const isExtendedL2 = (header: Qcow2Header): boolean =>
@@ -136,7 +139,7 @@ export function readHeader(store: Store): Qcow2Header {
   const version = first.readUInt32BE(4)
   if (version !== 2 && version !== 3) {
     const known =
-      version === 1 ? 'qcow version 1 is not read yet' : `qcow2 has no version ${version}`
+      version === 1 ? 'this is qcow, version 1, and not qcow2' : `qcow2 has no version ${version}`
     fail('UNSUPPORTED', known, 'versions 2 and 3 are read; convert it with qemu-img convert')
   }
   const h = decode(() => V2_HEADER.decode(first), store)

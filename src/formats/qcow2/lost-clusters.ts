@@ -14,6 +14,8 @@ import { COMPRESSED, blockOffset, hostOffset, readWords, wordBuffer } from './wo
 
 /** Bytes of L2 tables: those of 1 TiB in clusters of 64 KiB, which take some tenths of a second. */
 const MAX_TABLE_BYTES = 128 * 2 ** 20
+/** Entries of the L1 tables of all snapshots. */
+const MAX_SNAPSHOT_L1_ENTRIES = 2 ** 22
 /** Blocks of counts that are looked through; beyond them the tables tell. */
 const MAX_BLOCKS = 4096
 /** Bytes of a table that are read at once. */
@@ -31,7 +33,11 @@ export function lostCluster(store: Store, header: Qcow2Header): number | undefin
   const { snapshots } = readSnapshotTable(store, header)
   const tables = [{ l1At: header.l1Offset, l1Entries: header.l1Entries }, ...snapshots]
   const seen = new Set<number>()
+  let entries = 0
   for (const { l1At, l1Entries } of tables) {
+    // The disk's own is bounded by its header.
+    entries += l1At === header.l1Offset ? 0 : l1Entries
+    if (entries > MAX_SNAPSHOT_L1_ENTRIES) break
     const lost = find(store, l1At, l1Entries * 8, (words, i) => {
       const l2 = hostOffset(words[i] as number, words[i + 1] as number)
       // Snapshots share tables with the disk, and with each other.

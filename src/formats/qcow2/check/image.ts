@@ -1,6 +1,6 @@
 /** What is checked: the image, its dimensions, and its structures that lie at places of their own. */
 import type { Store } from '../../../io/store.js'
-import { MAX_L1_BYTES } from '../../limits.js'
+import { MAX_L1_BYTES, MAX_LUKS_HEADER_BYTES } from '../../limits.js'
 import {
   clusterBytes,
   INCOMPATIBLE,
@@ -122,9 +122,18 @@ export class CheckedImage {
     ].filter(({ entries }) => entries > 0)
   }
 
+  /** Whether the LUKS header can be where the image says, or it says nothing. */
+  get hasPossibleLuks(): boolean {
+    const { encryption } = this.header
+    if (!encryption) return true
+    const { offset, length } = encryption
+    const end = Math.ceil(this.fileBytes / this.clusterBytes) * this.clusterBytes
+    return length <= MAX_LUKS_HEADER_BYTES && offset + length <= end
+  }
+
   private findRegions(): Region[] {
     const { header, bitmaps } = this
-    const { encryption } = header
+    const luks = this.hasPossibleLuks ? header.encryption : undefined
     return [
       { name: 'the header', at: 0, bytes: this.clusterBytes },
       ...this.l1Tables.map(({ name, at, entries }) => ({ name, at, bytes: entries * 8 })),
@@ -140,8 +149,8 @@ export class CheckedImage {
       },
       {
         name: 'the encryption header',
-        at: encryption?.offset ?? 0,
-        bytes: encryption?.length ?? 0,
+        at: luks?.offset ?? 0,
+        bytes: luks?.length ?? 0,
       },
       {
         name: 'the bitmap directory',
