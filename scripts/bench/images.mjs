@@ -87,7 +87,7 @@ export function encrypted(place) {
 const secret = ({ passphrase }) =>
   passphrase ? ['--object', `secret,id=secret,file=${passphrase}`] : []
 const encryption = ({ passphrase }) =>
-  passphrase ? ['-o', 'encrypt.format=luks,encrypt.key-secret=secret'] : []
+  passphrase ? ['-o', 'encrypt.format=luks,encrypt.key-secret=secret,encrypt.iter-time=50'] : []
 
 /** How an image is named to QEMU's tools, for reading. */
 export const qemuNames = image =>
