@@ -203,10 +203,15 @@ export class NodeOperations {
     return this.allocated.isCurrent(file.disk) ? WRITTEN_VALID_SECONDS : 0
   }
 
-  attributes(node: Node) {
-    const { uid, gid, fileMode, diskMode, dirMode, modified } = this.tree.appearance
-    const isDir = node.kind === 'dir'
+  modeOf(node: Node): number {
+    const { fileMode, diskMode, dirMode } = this.tree.appearance
+    if (node.kind === 'dir') return S_IFDIR | dirMode
     const isDisk = node.kind === 'image' && node.entry.kind === 'disk'
+    return S_IFREG | (isDisk ? diskMode : fileMode)
+  }
+
+  attributes(node: Node) {
+    const { uid, gid, modified } = this.tree.appearance
     const time = node.kind === 'image' ? this.modified(node) : modified
     return {
       ino: node.id,
@@ -218,8 +223,8 @@ export class NodeOperations {
       atimensec: time.nanoseconds,
       mtimensec: time.nanoseconds,
       ctimensec: time.nanoseconds,
-      mode: isDir ? S_IFDIR | dirMode : S_IFREG | (isDisk ? diskMode : fileMode),
-      nlink: isDir ? 2 : 1,
+      mode: this.modeOf(node),
+      nlink: node.kind === 'dir' ? 2 : 1,
       uid,
       gid,
       rdev: 0,
