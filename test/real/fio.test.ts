@@ -5,7 +5,17 @@
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { loop } from '../support/loop.js'
-import { HERE, mount, mountFolder, noFuse, runIn, sharedFolder } from '../support/mount.js'
+import {
+  HERE,
+  mount,
+  mountFolder,
+  noFuse,
+  noLibfuse,
+  overLibfuse,
+  type Place,
+  runIn,
+  sharedFolder,
+} from '../support/mount.js'
 import { needs, needsRoot, run } from '../support/run.js'
 import { convert, isSameDisk, isSound, snapshot, unmount } from './disks.js'
 import { isLong, LIMIT_MS, sized } from './size.js'
@@ -97,6 +107,7 @@ const DISKS: Record<string, Disk> = {
   'compressed clusters': { source: ['-c'], hasSnapshot: false },
   'compressed clusters, subclusters': { source: ['-c', '-o', 'extended_l2=on'], hasSnapshot: true },
   'an empty vmdk': { ...EMPTY, format: 'vmdk' },
+  'clusters of a snapshot, by libfuse': { source: [], hasSnapshot: true, place: overLibfuse(HERE) },
 }
 
 interface Disk {
@@ -104,6 +115,7 @@ interface Disk {
   readonly source: readonly string[] | undefined
   readonly hasSnapshot: boolean
   readonly format?: 'vmdk'
+  readonly place?: Place
 }
 
 /** A command of qemu-io for all of the disk: it takes less than 2 GiB at once. */
@@ -125,18 +137,20 @@ async function makeDisk(t: Test, disk: Disk): Promise<string> {
 }
 
 for (const [index, [name, disk]] of Object.entries(DISKS).entries()) {
-  t.test(`verify=crc32c, on ${name}`, skip, async t => {
+  const { place = HERE } = disk
+  const skipped = place.transport && noLibfuse().skip ? noLibfuse() : skip
+  t.test(`verify=crc32c, on ${name}`, skipped, async t => {
     // CI takes every other pair of a disk and a case.
     for (const each of CASES.filter((_, i) => isLong || (i + index) % 2 === 0)) {
       await t.test(each.name, async t => {
         const image = await makeDisk(t, disk)
         const folder = mountFolder(t)
-        const first = await mount(t, image, { folder })
+        const first = await mount(t, image, { place, folder })
         await fio(first.file('disk.raw'), each, '--do_verify=1')
         await unmount(first)
         await isSound(t, image)
 
-        const again = await mount(t, image, { folder })
+        const again = await mount(t, image, { place, folder })
         await fio(again.file('disk.raw'), each, '--verify_only=1')
         await unmount(again)
         if (!disk.hasSnapshot) return

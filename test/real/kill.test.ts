@@ -17,6 +17,9 @@ import {
   mount,
   mountFolder,
   noFuse,
+  noLibfuse,
+  overLibfuse,
+  type Place,
   runIn,
   sharedFolder,
   until,
@@ -46,6 +49,7 @@ interface Case {
   readonly isLazy?: boolean
   /** qcow2 unless given. */
   readonly format?: 'vmdk'
+  readonly place?: Place
   /** Makes the image of what the raw file has. */
   create(folder: string, raw: string, image: string): Promise<unknown>
 }
@@ -101,6 +105,13 @@ const CASES: readonly Case[] = [
     },
   },
   {
+    name: 'compressed, snapshots, by libfuse',
+    kills: sized(2, 50),
+    snapshots: true,
+    place: overLibfuse(HERE),
+    create: compressed(),
+  },
+  {
     name: 'raw data file',
     kills: sized(2, 50),
     create: async (folder, raw, image) => {
@@ -118,6 +129,7 @@ class Kills {
   private readonly mountpoint: string
   private readonly states = new Map<string, string>()
   private syncs = 0
+  private readonly place: Place
 
   constructor(
     private readonly t: Test,
@@ -128,6 +140,7 @@ class Kills {
     this.numbers = join(this.folder, 'numbers')
     this.raw = join(this.folder, 'raw')
     this.mountpoint = mountFolder(t)
+    this.place = of.place ?? HERE
   }
 
   async run(): Promise<void> {
@@ -150,7 +163,7 @@ class Kills {
     }
     t.ok(this.syncs > 0, `${this.syncs} syncs`)
 
-    const mounted = await mount(t, image, { folder: this.mountpoint })
+    const mounted = await mount(t, image, { place: this.place, folder: this.mountpoint })
     t.equal(await sha256(mounted.file('disk.raw')), await sha256(file), 'as QEMU has it')
     for (const [name, then] of this.states) {
       t.equal(await sha256(mounted.file(`disk@${name}.raw`)), then, `snapshot ${name}`)
@@ -163,7 +176,7 @@ class Kills {
 
   /** Mounts, writes, kills; resolves to what the writers noted. */
   private async killedUnderLoad(round: number): Promise<string[]> {
-    const mounted = await mount(this.t, this.image, { folder: this.mountpoint })
+    const mounted = await mount(this.t, this.image, { place: this.place, folder: this.mountpoint })
     const file = mounted.file('disk.raw')
     if (round > 0) this.t.equal(await sha256(file), await sha256(this.raw), 'as it was left')
     const logs = Array.from({ length: WRITERS }, (_, i) => join(this.folder, `log${i}`))
@@ -241,6 +254,7 @@ class Kills {
 t.test('kill -9', { ...noFuse(), ...needs('qemu-img') }, async t => {
   t.comment(`KILL_SEED=${SEED}`)
   for (const each of CASES) {
-    await t.test(`${each.name}: ${each.kills} kills`, t => new Kills(t, each).run())
+    const skip = each.place ? noLibfuse() : {}
+    await t.test(`${each.name}: ${each.kills} kills`, skip, t => new Kills(t, each).run())
   }
 })

@@ -14,12 +14,12 @@ export const LACKS = {
   fallocate: {
     what: 'fallocate(2): holes, zeroed ranges, reserved room',
     errno: 'EOPNOTSUPP',
-    instead: 'write zeros; discards of a loop device do nothing',
+    instead: 'zeros can be written; a loop device has no discard',
   },
   xattr: {
     what: 'extended attributes',
     errno: 'EOPNOTSUPP',
-    instead: 'vimgfs info',
+    instead: 'vimgfs info says the same',
   },
   seek: {
     what: 'lseek(2) for SEEK_DATA and SEEK_HOLE',
