@@ -96,13 +96,21 @@ export function hasHungUp(fd: number): boolean {
   return poll(descriptor, 1, 0) > 0 && (descriptor.readInt16LE(6) & POLLERR) !== 0
 }
 
+/** What a thread of the pool will write to, which must not be freed before. */
+const waitedFor = new Set<Buffer>()
+
 /**
  * Resolves when something has been mounted or unmounted since `fd`, a /proc/self/mountinfo, was opened or
  * last waited for (proc(5)), or after `milliseconds`. It waits in a thread of libuv's pool.
  */
 export function mountsChanged(fd: number, milliseconds: number): Promise<void> {
+  const descriptor = pollOf(fd, POLLPRI)
+  waitedFor.add(descriptor)
   return new Promise(resolve => {
-    poll.async(pollOf(fd, POLLPRI), 1, milliseconds, () => resolve())
+    poll.async(descriptor, 1, milliseconds, () => {
+      waitedFor.delete(descriptor)
+      resolve()
+    })
   })
 }
 

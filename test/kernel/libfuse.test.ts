@@ -20,6 +20,7 @@ import {
   HERE,
   isMounted,
   isRoot,
+  isRunning,
   MAIN,
   mount,
   type Mount,
@@ -254,6 +255,16 @@ t.test('who may use it', { ...skip, ...needsRoot() }, async t => {
     t.equal(await reading(user, folder), isForUser, `root's, ${options}`)
     t.ok(await reading(root, folder))
   }
+})
+
+t.test('some seconds of small requests', skip, async t => {
+  const { file, pid } = await mountSample(t)
+  const end = Date.now() + 3000
+  while (Date.now() < end) {
+    const how = ['bs=4k', 'iflag=direct', 'status=none']
+    await runIn(HERE, 'dd', [`if=${file('disk.raw')}`, 'of=/dev/null', ...how])
+  }
+  t.ok(isRunning(pid))
 })
 
 t.test('a connection that root aborts ends the server', { ...skip, ...needsRoot() }, async t => {
