@@ -45,7 +45,7 @@ export function answerInit(message: Buffer): InitAnswer {
     (offered.major === KERNEL_VERSION && offered.minor < OLDEST_MINOR_VERSION)
   ) {
     throw new ProtocolError(
-      `this kernel speaks FUSE ${offered.major}.${offered.minor}; ${KERNEL_VERSION}.${OLDEST_MINOR_VERSION} (Linux 4.18) is needed, or the package fuse-native (--transport libfuse)`,
+      `this kernel speaks FUSE ${offered.major}.${offered.minor}; ${KERNEL_VERSION}.${OLDEST_MINOR_VERSION} (Linux 4.18) is needed, or --transport libfuse with the package fuse-native`,
     )
   }
   const isFinal = offered.major === KERNEL_VERSION

@@ -94,6 +94,8 @@ async function serveBySomeTransport(
     return await serveChain(chain, request, transport, logger)
   } catch (error) {
     if (request.transport !== undefined || !(error instanceof ProtocolError)) throw error
+    const { hasFuseNative } = await import('./libfuse/package.js')
+    if (!hasFuseNative()) throw error
     logger.warn({ why: error.message }, 'the direct transport is not possible: libfuse is tried')
     return await serveChain(chain, request, 'libfuse', logger)
   }

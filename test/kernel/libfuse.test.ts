@@ -27,6 +27,7 @@ import {
   mountFolder,
   namespace,
   NO_LOG,
+  noFuse,
   noLibfuse,
   ordinaryUser,
   overLibfuse,
@@ -176,20 +177,61 @@ async function refused(t: Test, place: Place, folder: string, message: RegExp, m
   }
 }
 
-t.test('without the package: one line with the command that installs it', async t => {
+/** A copy of the program, with or without the package; its main.js. A link would lead to all packages. */
+function copyOf(t: Test, hasPackage: boolean): { main: string; dist: string } {
   const folder = sharedFolder(t)
-  // A copy, since what a link leads to would have the packages beside it.
-  cpSync(join(dirname(MAIN), '..'), join(folder, 'dist'), { recursive: true })
+  const dist = join(folder, 'dist')
+  cpSync(join(dirname(MAIN), '..'), dist, { recursive: true })
   copyFileSync(join(ROOT, 'package.json'), join(folder, 'package.json'))
   mkdirSync(join(folder, 'node_modules'))
   for (const name of readdirSync(join(ROOT, 'node_modules'))) {
-    if (name === 'fuse-native') continue
+    if (name === 'fuse-native' && !hasPackage) continue
     symlinkSync(join(ROOT, 'node_modules', name), join(folder, 'node_modules', name))
   }
-  const main = join(folder, 'dist', 'cli', 'main.js')
-  const message =
-    /fuse-native, which --transport libfuse needs, is not installed; install it with npm install .*fuse-native@2\.2\.6$/m
-  await refused(t, HERE, mountFolder(t), message, main)
+  return { main: join(dist, 'cli', 'main.js'), dist }
+}
+
+const MISSING =
+  /fuse-native, which --transport libfuse needs, is not installed; install it with npm install .*fuse-native@2\.2\.6$/m
+
+t.test('without the package: one line with the command that installs it', noFuse(), async t => {
+  const { main } = copyOf(t, false)
+  await refused(t, HERE, mountFolder(t), MISSING, main)
+  const folder = mountFolder(t)
+  const args = [main, 'mount', ...NO_LOG, ...READ_ONLY, SAMPLE, folder]
+  t.equal((await attemptIn(HERE, process.execPath, args)).code, 0, 'the direct one does without')
+  t.equal((await vimgfs(HERE, ['umount', folder])).code, 0)
+})
+
+t.test('a kernel that is too old for the direct transport', skip, async t => {
+  const mountOld = async (hasPackage: boolean, ...options: string[]) => {
+    const { main, dist } = copyOf(t, hasPackage)
+    const protocol = join(dist, 'fs', 'protocol.js')
+    const text = readFileSync(protocol, 'utf8')
+    writeFileSync(protocol, text.replace(/(OLDEST_MINOR_VERSION =) \d+/, '$1 999'))
+    const folder = mountFolder(t)
+    const log = join(folder, '..', 'log')
+    const words = ['mount', '--log-file', log, ...options, ...READ_ONLY, SAMPLE, folder]
+    const finished = await attemptIn(HERE, process.execPath, [main, ...words])
+    return { ...finished, folder, log: readFileSync(log, 'utf8') }
+  }
+  const taken = await mountOld(true)
+  t.equal(taken.code, 0, taken.stderr)
+  t.match(taken.log, 'the direct transport is not possible: libfuse is tried')
+  t.match(taken.log, '"transport":"libfuse"')
+  t.match(await runIn(HERE, 'ls', [taken.folder]), 'disk.raw')
+  t.equal((await vimgfs(HERE, ['umount', taken.folder])).code, 0)
+
+  for (const { code, stderr } of [
+    await mountOld(false),
+    await mountOld(true, '--transport', 'direct'),
+  ]) {
+    t.equal(code, 1)
+    t.match(
+      stderr,
+      /^vimgfs: this kernel speaks FUSE 7\.\d+; 7\.999 [^\n]*--transport libfuse[^\n]*\n$/,
+    )
+  }
 })
 
 t.test('mount points in use, and not empty ones of ordinary users', skip, async t => {

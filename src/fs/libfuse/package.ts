@@ -92,6 +92,15 @@ export function loadFuseNative(): FuseNative {
   }
 }
 
+export function hasFuseNative(): boolean {
+  try {
+    createRequire(import.meta.url).resolve('fuse-native')
+    return true
+  } catch {
+    return false
+  }
+}
+
 /** The folder of package.json. */
 const packageFolder = (): string => fileURLToPath(new URL('../../..', import.meta.url))
 
