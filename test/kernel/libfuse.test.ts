@@ -299,13 +299,11 @@ t.test('who may use it', { ...skip, ...needsRoot() }, async t => {
   }
 })
 
-t.test('some seconds of small requests', skip, async t => {
+t.test('seconds of small requests', { ...skip, ...needs('fio') }, async t => {
   const { file, pid } = await mountSample(t)
-  const end = Date.now() + 3000
-  while (Date.now() < end) {
-    const how = ['bs=4k', 'iflag=direct', 'status=none']
-    await runIn(HERE, 'dd', [`if=${file('disk.raw')}`, 'of=/dev/null', ...how])
-  }
+  const how = ['--rw=randrw', '--bs=4k', '--direct=1', '--ioengine=psync', '--allow_file_create=0']
+  const time = ['--time_based', '--runtime=3']
+  await runIn(HERE, 'fio', ['--name=job', `--filename=${file('disk.raw')}`, ...how, ...time])
   t.ok(isRunning(pid))
 })
 

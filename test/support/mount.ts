@@ -193,10 +193,10 @@ export const READ_ONLY = ['-o', 'ro']
 export const NO_LOG = ['--log-file', '/dev/null']
 
 /** The words of a command of vimgfs, as this place wants it. */
-export const wordsOf = ({ transport }: Place, [command = '', ...args]: readonly string[]) =>
-  transport && command === 'mount'
-    ? [MAIN, command, '--transport', transport, ...args]
-    : [MAIN, command, ...args]
+export const wordsOf = ({ transport }: Place, args: readonly string[]): string[] =>
+  transport && args[0] === 'mount'
+    ? [MAIN, 'mount', '--transport', transport, ...args.slice(1)]
+    : [MAIN, ...args]
 
 export function vimgfs(
   place: Place,
