@@ -46,6 +46,11 @@ export class MountError extends Error {
   override name = 'MountError'
 }
 
+/** The kernel is too old for the direct transport. */
+export class ProtocolError extends MountError {
+  override name = 'ProtocolError'
+}
+
 /** A system call that failed, in the form of Node's own errors but with a positive errno. */
 export class SystemError extends Error {
   override name = 'SystemError'

@@ -29,7 +29,7 @@ import { Writes } from './writes.mjs'
 
 const HELP = `usage: npm run bench -- [read] [write] [vmdk] [encrypted] [mount] [memory] [options]
 
-Measures vimgfs beside qemu-storage-daemon's FUSE export, qcowmount, vmdkmount, nbdfuse over
+Measures vimgfs, by both transports, beside qemu-storage-daemon's FUSE export, qcowmount, vmdkmount, nbdfuse over
 qemu-nbd, fuse-native and a minimal C server (the floor), whichever of them are there, and prints
 the medians and ratios. Without a name everything is measured. vmdk reads and writes vmdk images,
 encrypted qcow2 images with LUKS, all others take qcow2.
@@ -38,7 +38,7 @@ encrypted qcow2 images with LUKS, all others take qcow2.
   --quick           small images, short times and 2 rounds: does it work, not how fast is it
   --out DIR         where bench.md, bench.svg and bench.json go (bench-results)
   --only CASE       only this case; may be given again (--list names them)
-  --servers A,B     only these: vimgfs, floor, qsd, qsd-given, qcowmount, vmdkmount, nbdfuse,
+  --servers A,B     only these: vimgfs, vimgfs-libfuse, floor, qsd, qsd-given, qcowmount, vmdkmount, nbdfuse,
                     fuse-native
   --qsd-setting S   do not look for qemu-storage-daemon's best setting, take this one
   --size MIB        size of the disk that is read (2048); those that are written are half as large

@@ -37,22 +37,40 @@ const needs = async (...commands) => {
   for (const command of commands) if (!(await has(command))) return `${command} is not installed`
 }
 
+function launchVimgfs({ image, mountPoint, writable }, ...options) {
+  // It goes to the background by itself, and its exit code says whether it is mounted.
+  const secret = image.passphrase ? ['--passphrase-file', image.passphrase] : []
+  const access = writable ? [] : ['-o', 'ro']
+  const args = ['mount', ...options, ...secret, ...access, image.file, mountPoint]
+  return { command: run(process.execPath, [CLI, ...args]) }
+}
+
 export const vimgfs = {
   id: 'vimgfs',
   title: 'vimgfs',
   async find() {
     if (!fs.existsSync(CLI)) return 'it is not built (npm run build)'
   },
-  launch({ image, mountPoint, writable }) {
-    // It goes to the background by itself, and its exit code says whether it is mounted.
-    const secret = image.passphrase ? ['--passphrase-file', image.passphrase] : []
-    const args = ['mount', ...secret, ...(writable ? [] : ['-o', 'ro']), image.file, mountPoint]
-    return { command: run(process.execPath, [CLI, ...args]) }
-  },
+  launch: job => launchVimgfs(job),
   file: ({ image, mountPoint }) => path.join(mountPoint, `${image.id}.raw`),
   async unmount({ mountPoint }) {
     await run(process.execPath, [CLI, 'umount', mountPoint], { timeoutMs: END_TIMEOUT_MS })
   },
+}
+
+const vimgfsByLibfuse = {
+  ...vimgfs,
+  id: 'vimgfs-libfuse',
+  title: 'vimgfs, libfuse',
+  parts: ['read', 'write'],
+  async find(context) {
+    const why = await vimgfs.find(context)
+    if (why) return why
+    const test = `require('module').createRequire(process.argv[1])('fuse-native')`
+    const { code } = await run(process.execPath, ['-e', test, CLI], { mayFail: true })
+    if (code !== 0) return 'the package fuse-native is not installed'
+  },
+  launch: job => launchVimgfs(job, '--transport', 'libfuse'),
 }
 
 const floor = {
@@ -206,6 +224,7 @@ export async function findServers(context, skip) {
   const newer = process.env.QSD
   const all = [
     vimgfs,
+    vimgfsByLibfuse,
     floor,
     ...storageDaemons('qsd', 'qemu-storage-daemon', 'qemu-storage-daemon'),
     ...(newer ? storageDaemons('qsd-given', 'qemu-storage-daemon ($QSD)', newer) : []),

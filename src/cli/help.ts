@@ -54,6 +54,8 @@ round.
   -q, --quiet            say nothing but errors
   --format F             raw, cow, qcow, qcow2 or vmdk (found by the first bytes)
   --threads N            threads that serve requests (2, up to 4 with more processors)
+  --transport KIND       how requests come: direct (the kernel's protocol; the rule), or libfuse
+                         (by the package fuse-native, where that is installed; slower)
   --metadata-cache SIZE  tables to keep in memory, of all threads together
                          (all that the disk can have, for each thread, but 48M at most)
   --allow-path DIR       IMAGE may name backing files, data files and extents below DIR too (its own

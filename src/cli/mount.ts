@@ -24,6 +24,7 @@ const OPTIONS = {
   quiet: { type: 'boolean', short: 'q' },
   format: { type: 'string' },
   threads: { type: 'string' },
+  transport: { type: 'string' },
   'metadata-cache': { type: 'string' },
   'allow-path': { type: 'string', multiple: true },
   'ignore-cid': { type: 'boolean' },
@@ -75,10 +76,11 @@ async function requestOf(args: string[]): Promise<Settings> {
   const { parseMountOptions } = await import('../fs/options.js')
   const { FORMATS } = await import('../formats/probe.js')
   const { DEFAULT_THREADS, MAX_THREADS } = await import('../fs/limits.js')
+  const { TRANSPORTS } = await import('../fs/session.js')
   const { MAX_CHAIN_DEPTH } = await import('../formats/limits.js')
   const { values, positionals } = parse(args, OPTIONS, 'mount', ['IMAGE', 'MOUNTPOINT'])
   const [image, mountpoint] = positionals as [string, string]
-  const { threads, format } = values
+  const { threads, format, transport } = values
   const metadata = values['metadata-cache']
   const depth = values['max-chain']
   return {
@@ -98,6 +100,8 @@ async function requestOf(args: string[]): Promise<Settings> {
       },
       threads:
         threads === undefined ? DEFAULT_THREADS : parseCount(threads, '--threads', 1, MAX_THREADS),
+      transport:
+        transport === undefined ? undefined : parseChoice(transport, '--transport', TRANSPORTS),
       metadataBytes: metadata === undefined ? undefined : parseSize(metadata, '--metadata-cache'),
     },
     passphraseFiles: values['passphrase-file'],

@@ -1,15 +1,13 @@
 /**
- * The requests that change the disk's file. It is what a block device is: its size stays, opening it
- * with O_TRUNC changes nothing, and what is written behind its end finds no space. The methods return
- * what those of ImageFs do.
+ * What changes the disk's file. It is what a block device is: its size stays, opening it with O_TRUNC
+ * changes nothing, and what is written behind its end finds no space. The methods return what those of
+ * NodeOperations do.
  */
 import { constants } from 'node:os'
 import type { WritableDisk } from '../formats/writable.js'
 import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE } from '../io/libc.js'
-import type { Request } from './image-fs.js'
-import { FALLOCATE_IN, FATTR, SETATTR_IN, WRITE_IN, WRITE_OUT } from './protocol.js'
 
-const { EFBIG, EINVAL, ENOSPC, EOPNOTSUPP, EPERM } = constants.errno
+const { EFBIG, ENOSPC, EOPNOTSUPP, EPERM } = constants.errno
 
 const PERMISSIONS = 0o7777
 /** Disks grow by whole sectors: QEMU shows nothing of one that a disk ends within. */
@@ -23,29 +21,30 @@ export interface DiskFileOptions {
   readonly onZero: (length: number) => void
 }
 
+/** The attributes to set; those that are undefined stay. */
+export interface AttributeChange {
+  readonly mode?: number
+  readonly uid?: number
+  readonly gid?: number
+  readonly sizeBytes?: number
+  /** Whether the size came by ftruncate(2), as the truncate command does it. */
+  readonly hasHandle?: boolean
+}
+
 export class DiskFile {
   constructor(
     readonly disk: WritableDisk,
     private readonly options: DiskFileOptions,
   ) {}
 
-  write({ message, args, end, payload }: Request): number {
-    const { at } = WRITE_IN
-    const size = message.readUInt32LE(args + at.size)
-    const offset =
-      message.readUInt32LE(args + at.offset) + message.readUInt32LE(args + at.offset + 4) * 2 ** 32
-    const start = args + WRITE_IN.size
-    if (size > end - start) return -EINVAL
+  /** @returns how many of the `size` bytes from `start` of `source` there was room for at `offset` */
+  write(source: Buffer, start: number, size: number, offset: number): number {
     const length = this.room(offset, size)
-    if (length < 0) return length
-    if (length > 0) this.disk.write(message, start, length, offset)
-    payload.writeUInt32LE(length, WRITE_OUT.at.size)
-    payload.writeUInt32LE(0, WRITE_OUT.at.padding)
-    return WRITE_OUT.size
+    if (length > 0) this.disk.write(source, start, length, offset)
+    return length
   }
 
-  fallocate({ message, args }: Request): number {
-    const { offset, length, mode } = FALLOCATE_IN.decode(message, args)
+  fallocate(mode: number, offset: number, length: number): number {
     const keepsSize = (mode & FALLOC_FL_KEEP_SIZE) !== 0
     const kind = mode & ~FALLOC_FL_KEEP_SIZE
     const isPunching = kind === FALLOC_FL_PUNCH_HOLE && keepsSize
@@ -65,18 +64,12 @@ export class DiskFile {
     return 0
   }
 
-  /**
-   * Whether attributes may be set so: 0 or an errno. Times are those of the last write, whatever one
-   * asks for.
-   */
-  setattr({ message, args }: Request, now: { mode: number; uid: number; gid: number }): number {
-    const { valid, ...asked } = SETATTR_IN.decode(message, args)
-    const isChanged =
-      (valid & FATTR.MODE && (asked.mode & PERMISSIONS) !== (now.mode & PERMISSIONS)) ||
-      (valid & FATTR.UID && asked.uid !== now.uid) ||
-      (valid & FATTR.GID && asked.gid !== now.gid)
-    if (isChanged) return -EPERM
-    return valid & FATTR.SIZE ? this.resize(asked.size, (valid & FATTR.FH) !== 0) : 0
+  /** Whether attributes may be set so, which are now `now`: 0 or an errno. */
+  setattr(change: AttributeChange, now: { mode: number; uid: number; gid: number }): number {
+    const { mode = now.mode, uid = now.uid, gid = now.gid, sizeBytes, hasHandle } = change
+    const isSame = (mode & PERMISSIONS) === (now.mode & PERMISSIONS)
+    if (!isSame || uid !== now.uid || gid !== now.gid) return -EPERM
+    return sizeBytes === undefined ? 0 : this.resize(sizeBytes, hasHandle === true)
   }
 
   flush(): number {
@@ -85,7 +78,6 @@ export class DiskFile {
     return 0
   }
 
-  /** @param hasHandle whether it came by ftruncate(2), as the truncate command does it */
   private resize(sizeBytes: number, hasHandle: boolean): number {
     if (sizeBytes === this.disk.sizeBytes) return 0
     // This is what opening with O_TRUNC sends; the kernel then learns that the size is what it was.

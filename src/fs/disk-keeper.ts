@@ -9,6 +9,7 @@ import type { Logger } from '../log.js'
 export class DiskKeeper {
   private timer: NodeJS.Timeout | undefined
   private readonly logged = new Set<string>()
+  private isClosed = false
 
   /** @param onFlush called whenever there is something to flush */
   constructor(
@@ -24,7 +25,9 @@ export class DiskKeeper {
     this.timer.unref()
   }
 
+  /** Nothing, once it is closed. */
   flush(): void {
+    if (this.isClosed) return
     if (this.disk.failure === '' && this.disk.isDirty) {
       this.attempt('what was written could not be made durable', () => {
         this.onFlush()
@@ -38,6 +41,7 @@ export class DiskKeeper {
   /** When nobody else writes any more. Returns whether all that was written is kept. */
   close(): boolean {
     clearInterval(this.timer)
+    this.isClosed = true
     return this.attempt('the image could not be closed cleanly', () => {
       this.onFlush()
       for (const warning of this.disk.close()) this.logger.warn(warning)

@@ -1,5 +1,5 @@
 /** FUSE_INIT: what the kernel offers, what we take of it (linux/fuse.h, "Version negotiation"). */
-import { MountError } from '../errors.js'
+import { ProtocolError } from '../errors.js'
 import {
   IN_HEADER,
   INIT_FLAG,
@@ -36,7 +36,7 @@ export interface InitAnswer {
   readonly flags: number
 }
 
-/** The answer to the INIT request `message`. Throws MountError for a kernel that is too old. */
+/** The answer to the INIT request `message`. Throws ProtocolError for a kernel that is too old. */
 export function answerInit(message: Buffer): InitAnswer {
   const header = IN_HEADER.decode(message)
   const offered = INIT_IN.decode(message, IN_HEADER.size)
@@ -44,8 +44,8 @@ export function answerInit(message: Buffer): InitAnswer {
     offered.major < KERNEL_VERSION ||
     (offered.major === KERNEL_VERSION && offered.minor < OLDEST_MINOR_VERSION)
   ) {
-    throw new MountError(
-      `this kernel speaks FUSE ${offered.major}.${offered.minor}; ${KERNEL_VERSION}.${OLDEST_MINOR_VERSION} (Linux 4.18) is needed`,
+    throw new ProtocolError(
+      `this kernel speaks FUSE ${offered.major}.${offered.minor}; ${KERNEL_VERSION}.${OLDEST_MINOR_VERSION} (Linux 4.18) is needed, or --transport libfuse with the package fuse-native`,
     )
   }
   const isFinal = offered.major === KERNEL_VERSION

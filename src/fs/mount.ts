@@ -9,7 +9,7 @@ import * as libc from '../io/libc.js'
 import { findMount, type MountInfo } from './mountinfo.js'
 
 export const FS_TYPE = 'fuse.vimgfs'
-const DEVICE = '/dev/fuse'
+export const DEVICE = '/dev/fuse'
 /** libfuse 3's first; libfuse 2's does the same. */
 const HELPERS = ['fusermount3', 'fusermount']
 
@@ -77,9 +77,7 @@ function mountDirectly(request: MountRequest): number | { why: string } {
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException
     if (code === 'EACCES' || code === 'EPERM') return { why: `${DEVICE} is closed to you` }
-    throw new MountError(
-      `${DEVICE} cannot be opened: ${code}; load the kernel's module with modprobe fuse, or in a container pass --device ${DEVICE}`,
-    )
+    throw noDevice(code)
   }
   const data = [
     `fd=${device}`,
@@ -100,6 +98,11 @@ function mountDirectly(request: MountRequest): number | { why: string } {
     throw new MountError(`${request.mountpoint}: mounting failed: ${error.code}`)
   }
 }
+
+export const noDevice = (code: string | undefined): MountError =>
+  new MountError(
+    `${DEVICE} cannot be opened: ${code}; load the kernel's module with modprobe fuse, or in a container pass --device ${DEVICE}`,
+  )
 
 function mountByHelper(request: MountRequest, why: string): number {
   const options = [
@@ -140,10 +143,11 @@ function runHelper(args: readonly string[], socket?: number): string | undefined
   return MISSING_HELPER
 }
 
-const MISSING_HELPER =
+export const MISSING_HELPER =
   'fusermount3 is not installed; install it with apt-get install fuse3, or mount as root'
 
-function explain(failure: string, mountpoint: string, why: string): string {
+/** What fusermount says, in words of ours. */
+export function explain(failure: string, mountpoint: string, why: string): string {
   if (failure === MISSING_HELPER) return `${mountpoint}: ${why} and ${failure}`
   if (failure.includes('user_allow_other')) {
     return `${mountpoint}: allow_other and allow_root need the line user_allow_other in /etc/fuse.conf; ask root to add it, or leave the option out`

@@ -1,36 +1,30 @@
 /**
- * A mount from its beginning to its end, on the main thread: opening, mounting, INIT, workers, signals
- * and unmounting. The requests are the workers' (worker.ts).
+ * A mount from its beginning to its end, on the main thread: opening, mounting, signals and unmounting.
+ * The requests are the transport's (direct.ts, libfuse/session.ts).
  */
 import fs from 'node:fs'
-import { Worker } from 'node:worker_threads'
-import { MountError } from '../errors.js'
+import { MountError, ProtocolError } from '../errors.js'
 import { type CatalogEntry, catalogOf } from '../formats/catalog.js'
 import { type Chain, closeChain, type OpenOptions, openChain } from '../formats/chain.js'
 import { type AskPassphrase, lockChain, unlockChain } from '../formats/encryption.js'
 import { extentFiles, type LayerSpec, storeOf } from '../formats/layer.js'
-import { createDiskMemory, type DiskMemory } from '../formats/disk-memory.js'
+import { createDiskMemory } from '../formats/disk-memory.js'
 import { type CacheSizes, ImageSet } from '../formats/image-set.js'
-import { type CrewMemory, crewMemories } from '../formats/unpack-crew.js'
 import { clusterBytes, l2CoverageBytes } from '../formats/qcow2/header.js'
 import { tableBytes } from '../formats/vmdk/image.js'
-import type { WritableDisk } from '../formats/writable.js'
 import { orInterrupted } from '../interruption.js'
-import { errno, exitNow, read, write } from '../io/libc.js'
+import { exitNow } from '../io/libc.js'
 import type { Logger } from '../log.js'
 import { VERSION } from '../version.js'
-import { TextSlots } from './control.js'
-import { answerInit } from './init.js'
+import { DirectSession } from './direct.js'
 import { DiskKeeper } from './disk-keeper.js'
-import { checkMountpoint, mountFuse, unmountFuse } from './mount.js'
+import { checkMountpoint, unmountFuse } from './mount.js'
 import { type MountInfo, mountAt, realMountpoint } from './mountinfo.js'
 import type { MountOptions } from './options.js'
-import { createPollMemory } from './poller.js'
-import { MAX_REQUEST_BYTES, MESSAGE_BYTES, REPLY_BYTES } from './protocol.js'
+import { MAX_REQUEST_BYTES } from './protocol.js'
+import type { MainThread, Session, SessionParts, Transport } from './session.js'
 import { sharedStats, WorkerStats } from './stats.js'
 import type { Appearance } from './tree.js'
-import type { HelperSetup } from './unpack-helper.js'
-import type { SessionStart, WorkerMessage, WorkerSetup } from './worker.js'
 
 export interface ServeRequest {
   readonly image: string
@@ -41,8 +35,10 @@ export interface ServeRequest {
   readonly askPassphrase: AskPassphrase
   /** Aborted by what ends the program before it has mounted anything: unlocking may take long. */
   readonly interruption: AbortSignal
-  /** Worker threads. */
+  /** Worker threads of the direct transport. */
   readonly threads: number
+  /** Undefined for the direct one, and libfuse where this kernel is too old for that. */
+  readonly transport: Transport | undefined
   /** Bytes of tables to keep, of all threads together; undefined for the rule of defaultMetadataBytes. */
   readonly metadataBytes: number | undefined
 }
@@ -58,7 +54,7 @@ export interface Server {
    */
   readonly finished: Promise<boolean>
   /** Unmounts; a mount that is in use is detached and served to its end. */
-  stop(reason: string): void
+  stop(reason: string): Promise<void>
 }
 
 const MAX_METADATA_BYTES = 48 * 2 ** 20
@@ -74,6 +70,8 @@ const ANSWER_TIMEOUT_MS = 20_000
  */
 export async function startServer(request: ServeRequest, logger: Logger): Promise<Server> {
   const { access, forceShare } = request.options
+  // Whoever lacks the package need not be asked for passphrases first.
+  if (request.transport === 'libfuse') (await import('./libfuse/package.js')).loadFuseNative()
   const opened = openChain(request.image, {
     ...request.open,
     access: access === 'ro' ? 'read' : access === 'rw' ? 'write' : 'write if possible',
@@ -83,7 +81,7 @@ export async function startServer(request: ServeRequest, logger: Logger): Promis
   try {
     checkMountpoint(request.mountpoint)
     chain = await orInterrupted(unlockChain(opened, request.askPassphrase), request.interruption)
-    return await serveChain(chain, request, logger)
+    return await serveBySomeTransport(chain, request, logger)
   } catch (error) {
     lockChain(chain)
     closeChain(opened)
@@ -91,87 +89,105 @@ export async function startServer(request: ServeRequest, logger: Logger): Promis
   }
 }
 
-async function serveChain(chain: Chain, request: ServeRequest, logger: Logger): Promise<Server> {
+/** By the transport that was asked for, or by the first that this kernel knows. */
+async function serveBySomeTransport(
+  chain: Chain,
+  request: ServeRequest,
+  logger: Logger,
+): Promise<Server> {
+  const { transport = 'direct' } = request
+  try {
+    return await serveChain(chain, request, transport, logger)
+  } catch (error) {
+    if (request.transport !== undefined || !(error instanceof ProtocolError)) throw error
+    const { hasFuseNative } = await import('./libfuse/package.js')
+    if (!hasFuseNative()) throw error
+    logger.warn({ why: error.message }, 'the direct transport is not possible: libfuse is tried')
+    return await serveChain(chain, request, 'libfuse', logger)
+  }
+}
+
+async function serveChain(
+  chain: Chain,
+  request: ServeRequest,
+  transport: Transport,
+  logger: Logger,
+): Promise<Server> {
   const { entries, warnings: catalogWarnings } = catalogOf(chain)
   const mountpoint = realMountpoint(request.mountpoint)
-  const { threads, metadataBytes = defaultMetadataBytes(chain.layers[0], request.threads) } =
-    request
-  const caches: CacheSizes = {
-    metadataBytes: Math.floor(metadataBytes / threads),
-    clusterBytes: Math.floor(CLUSTER_CACHE_BYTES / threads),
-  }
+  // The callbacks of libfuse are the main thread's.
+  const threads = transport === 'direct' ? request.threads : 0
+  const { isWritable } = chain
+  const caches = cachesOf(chain, request, Math.max(1, threads))
   // The main thread flushes, and counts that as a worker does.
   const stats = sharedStats(threads + 1)
-  const memory = chain.isWritable
+  const memory = isWritable
     ? createDiskMemory(chain.layers[0], threads + 1, storeOf(chain.layers[0]))
     : undefined
   const warnings = [...chain.warnings, ...catalogWarnings, ...(memory?.warnings ?? [])]
-  const keeper = memory && keeperOf(chain, caches, memory, request, stats, logger)
-  let mount: MountInfo | undefined
-  let isServing = false
-  const workers = startWorkers(
-    { chain, entries, request, mountpoint, logger, caches, memory, stats },
-    () => {
-      if (isServing) abandon(mount, logger)
-    },
-  )
-  try {
-    const { allowOther, allowRoot, defaultPermissions, fsname } = request.options
-    const device = mountFuse({
+  const counts = new WorkerStats(stats, threads)
+  const writing = memory && { memory, thread: threads }
+  const images = new ImageSet(chain.layers, caches, counts, writing)
+  const keeper = images.disk && new DiskKeeper(images.disk, () => counts.countFlush(), logger)
+  const { allowOther, allowRoot, defaultPermissions, fsname, growable } = request.options
+  const started = Date.now()
+  const parts: SessionParts = {
+    ...{ chain, entries, mountpoint, threads, caches, memory, stats, started, logger },
+    appearance: appearanceOf(chain, request.options),
+    onlyUids: allowRoot ? [0, process.getuid?.() ?? 0] : undefined,
+    mountRequest: {
       mountpoint,
       fsname: fsname ?? chain.layers[0].path,
-      isWritable: chain.isWritable,
+      isWritable,
       allowOther: allowOther || allowRoot,
       // Who lets others in means those that the image's own mode lets in.
       defaultPermissions: defaultPermissions || allowOther || allowRoot,
-    })
-    mount = mountAt(mountpoint)
-    const minor = negotiate(device, logger)
+    },
+    status: statusOf(chain, entries, transport, Math.max(1, threads), mountpoint, started),
+    isGrowable: growable,
+  }
+  const session = await sessionOf(transport, parts, { images, counts })
+  let mount: MountInfo | undefined
+  try {
+    mount = await session.mount()
     if (mount) raiseReadAhead(mount, logger)
-    isServing = true
-    for (const worker of workers.threads) {
-      worker.postMessage({ device, minor } satisfies SessionStart)
-    }
-    await firstAnswer(mountpoint, workers.finished)
+    await firstAnswer(mountpoint, session.finished)
   } catch (error) {
-    if (mount) unmountFuse(mount, true)
-    await workers.end()
+    if (mount) await session.unmount(mount, true)
+    await session.end()
     keeper?.close()
     throw error
   }
-  const { isWritable } = chain
   const files = entries.length
-  logger.info({ image: chain.layers[0].path, mountpoint, files, isWritable }, 'mounted')
+  const { path: image } = chain.layers[0]
+  logger.info({ image, mountpoint, files, isWritable, transport }, 'mounted')
   keeper?.start(request.options.commitSeconds)
-  const finished = workers.finished.then(() => {
+  const finished = session.finished.then(async () => {
     // The workers end with the mount; where they failed, it must not stay behind without them.
-    stopMount(mount, 'no worker is left', logger)
+    await stopMount(session, mount, 'no worker is left', logger)
     const isKept = keeper?.close() ?? true
     closeChain(chain)
     lockChain(chain)
     logger.info({ mountpoint }, 'unmounted')
     return isKept
   })
-  const stop = (reason: string) => {
-    stopMount(mount, reason, logger)
+  const stop = async (reason: string) => {
+    await stopMount(session, mount, reason, logger)
     // Whoever still uses it may do so for long.
     keeper?.flush()
   }
   return { mountpoint, entries, warnings, isWritable, finished, stop }
 }
 
-/** Opens the disk for writing on this thread, the last of those that take part. Throws ImageError. */
-function keeperOf(
-  chain: Chain,
-  caches: CacheSizes,
-  memory: DiskMemory,
-  { threads }: ServeRequest,
-  stats: SharedArrayBuffer,
-  logger: Logger,
-): DiskKeeper {
-  const counts = new WorkerStats(stats, threads)
-  const { disk } = new ImageSet(chain.layers, caches, counts, { memory, thread: threads })
-  return new DiskKeeper(disk as WritableDisk, () => counts.countFlush(), logger)
+async function sessionOf(
+  transport: Transport,
+  parts: SessionParts,
+  main: MainThread,
+): Promise<Session> {
+  if (transport === 'direct') return new DirectSession(parts, mount => abandon(mount, parts.logger))
+  // What most mounts never need.
+  const { LibfuseSession } = await import('./libfuse/session.js')
+  return new LibfuseSession(parts, main)
 }
 
 /**
@@ -189,6 +205,14 @@ function abandon(mount: MountInfo | undefined, logger: Logger): void {
   exitNow(1)
 }
 
+function cachesOf(chain: Chain, request: ServeRequest, threads: number): CacheSizes {
+  const { metadataBytes = defaultMetadataBytes(chain.layers[0], threads) } = request
+  return {
+    metadataBytes: Math.floor(metadataBytes / threads),
+    clusterBytes: Math.floor(CLUSTER_CACHE_BYTES / threads),
+  }
+}
+
 /**
  * The bytes of tables that are kept unless told otherwise: all L2 or grain tables that the disk can have,
  * once for each thread, but at most 48 MiB in all. A thread of two then holds the tables of 192 GiB with
@@ -204,127 +228,6 @@ export function defaultMetadataBytes(layer: LayerSpec, threads: number): number 
   if (cow) tables = cow.bitmapBytes
   if (vmdk) tables = tableBytes(vmdk)
   return Math.min(MAX_METADATA_BYTES, threads * tables)
-}
-
-interface Workers {
-  readonly threads: readonly Worker[]
-  readonly finished: Promise<void>
-  /** Ends those that serve nothing yet. */
-  end(): Promise<void>
-}
-
-interface WorkersRequest {
-  readonly chain: Chain
-  readonly entries: readonly CatalogEntry[]
-  readonly request: ServeRequest
-  readonly mountpoint: string
-  readonly logger: Logger
-  /** Of each thread. */
-  readonly caches: CacheSizes
-  readonly memory: DiskMemory | undefined
-  readonly stats: SharedArrayBuffer
-}
-
-/** @param onDeath called when a worker has died that may have been writing */
-function startWorkers(
-  { chain, entries, request, mountpoint, logger, caches, memory, stats }: WorkersRequest,
-  onDeath: () => void,
-): Workers {
-  const { threads } = request
-  const started = Date.now()
-  const shared: WorkerSetup['shared'] = {
-    stats,
-    allocated: new SharedArrayBuffer(entries.length * 8),
-    slots: new TextSlots().shared,
-    polling: createPollMemory(),
-    crews: crewMemories(threads, REPLY_BYTES),
-    disk: memory,
-  }
-  new Float64Array(shared.allocated).fill(-1)
-  const setup: Omit<WorkerSetup, 'index'> = {
-    layers: chain.layers,
-    entries,
-    appearance: appearanceOf(chain, request.options),
-    onlyUids: request.options.allowRoot ? [0, process.getuid?.() ?? 0] : undefined,
-    caches,
-    status: statusOf(chain, entries, request, mountpoint, started),
-    started,
-    isGrowable: request.options.growable,
-    shared,
-  }
-  let isHelped = false
-  const all = Array.from({ length: threads }, (_, index) => {
-    const worker = new Worker(new URL('./worker.js', import.meta.url), {
-      workerData: { ...setup, index } satisfies WorkerSetup,
-      // A worker's own objects die young; most of its memory are buffers outside of the heap.
-      resourceLimits: { maxYoungGenerationSizeMb: 8 },
-    })
-    worker.on('message', (message: WorkerMessage) => {
-      if (message === 'help') {
-        if (!isHelped) startHelper(shared.crews, chain, logger)
-        isHelped = true
-      } else if (message !== 'served')
-        logger[message.log.level](message.log.detail ?? {}, message.log.message)
-    })
-    worker.on('error', error => {
-      logger.fatal({ stack: error.stack }, 'a worker has died')
-      if (memory) onDeath()
-    })
-    return worker
-  })
-  // A worker is done when it has served its last request; how its thread ends concerns nobody.
-  const ended = all.map(
-    worker =>
-      new Promise<void>(resolve => {
-        worker.once('exit', () => resolve())
-        worker.on('message', (message: WorkerMessage) => {
-          if (message === 'served') resolve()
-        })
-      }),
-  )
-  return {
-    threads: all,
-    finished: Promise.all(ended).then(() => {}),
-    end: async () => {
-      await Promise.all(all.map(worker => worker.terminate()))
-    },
-  }
-}
-
-/** It has no end of its own, and does not keep the process from ending. */
-function startHelper(crews: readonly CrewMemory[], { layers }: Chain, logger: Logger): void {
-  const helper = new Worker(new URL('./unpack-helper.js', import.meta.url), {
-    // What is compressed is not encrypted, so it needs no keys.
-    workerData: {
-      crews,
-      layers: layers.map(({ encryption: _, ...layer }) => layer),
-    } satisfies HelperSetup,
-    resourceLimits: { maxYoungGenerationSizeMb: 4 },
-  })
-  helper.unref()
-  // The workers decompress alone then.
-  helper.on('error', error => logger.error({ stack: error.stack }, 'the helper has died'))
-}
-
-/** Reads INIT and answers it, before any worker reads. Returns the protocol's minor version. */
-function negotiate(device: number, logger: Logger): number {
-  const message = Buffer.alloc(MESSAGE_BYTES)
-  for (;;) {
-    const length = read(device, message, message.length)
-    if (length < 0) {
-      const reason = errno()
-      if (reason === 4 || reason === 11) continue
-      throw new MountError(`the kernel's first message could not be read (errno ${reason})`)
-    }
-    const { reply, isFinal, minor, flags } = answerInit(message.subarray(0, length))
-    if (write(device, reply, reply.length) < 0) {
-      throw new MountError(`the kernel refused our answer to INIT (errno ${errno()})`)
-    }
-    if (isFinal) {
-      logger.debug({ protocol: `7.${minor}`, flags }, 'negotiated with the kernel')
-      return minor
-    }
-  }
 }
 
 /** Root may; for others the kernel's 128 KiB stay. */
@@ -360,16 +263,21 @@ async function firstAnswer(mountpoint: string, finished: Promise<void>): Promise
   }
 }
 
-function stopMount(mount: MountInfo | undefined, reason: string, logger: Logger): void {
+async function stopMount(
+  session: Session,
+  mount: MountInfo | undefined,
+  reason: string,
+  logger: Logger,
+): Promise<void> {
   const current = mount && mountAt(mount.mountpoint)
   // Unmounted already, or something else has been mounted there since.
   if (!current || current.device !== mount.device) return
   try {
-    unmountFuse(current, false)
+    await session.unmount(current, false)
   } catch (error) {
     logger.warn({ reason, why: (error as Error).message }, 'in use: detached and served to its end')
     try {
-      unmountFuse(current, true)
+      await session.unmount(current, true)
     } catch (failure) {
       logger.error({ why: (failure as Error).message }, 'it could not be unmounted')
     }
@@ -397,7 +305,8 @@ function appearanceOf(chain: Chain, options: MountOptions): Appearance {
 function statusOf(
   chain: Chain,
   entries: readonly CatalogEntry[],
-  request: ServeRequest,
+  transport: Transport,
+  threads: number,
   mountpoint: string,
   started: number,
 ): Record<string, unknown> {
@@ -408,7 +317,8 @@ function statusOf(
     image: chain.layers[0].path,
     mountpoint,
     disk: entries[0]?.name,
-    threads: request.threads,
+    transport,
+    threads,
     snapshots: chain.snapshots.length + chain.machineSnapshots.length,
     layers: chain.layers.map(layer => ({
       path: layer.path,

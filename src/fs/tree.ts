@@ -91,6 +91,13 @@ export class Tree {
     return this.names.get(`${dir}/${name}`)
   }
 
+  /** All nodes by their paths from the mount's root, which is `/`. */
+  paths(): Map<string, Node> {
+    const pathOf = ({ id, name, parent }: Node): string =>
+      id === ROOT_ID ? '' : `${pathOf(this.node(parent) as Node)}/${name}`
+    return new Map([...this.nodes.values()].map(node => [pathOf(node) || '/', node]))
+  }
+
   /** The file of the disk itself; a tree without one is for tests. */
   get disk(): ImageNode | undefined {
     const node = this.nodes.get(FIRST_FILE_ID)

@@ -5,7 +5,7 @@
 import fs from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { parentPort, workerData } from 'node:worker_threads'
-import { errnoName, ImageError, isExpected } from '../errors.js'
+import { errnoName } from '../errors.js'
 import type { CatalogEntry } from '../formats/catalog.js'
 import type { LayerSpec } from '../formats/layer.js'
 import type { DiskMemory } from '../formats/disk-memory.js'
@@ -14,10 +14,11 @@ import { type CrewMemory, UnpackCrew } from '../formats/unpack-crew.js'
 import { cloneDevice, errno, read, write } from '../io/libc.js'
 import { TextSlots } from './control.js'
 import { ImageFs } from './image-fs.js'
-import { opcodeName, Responder } from './opcodes.js'
+import { Responder } from './opcodes.js'
 import { Poller } from './poller.js'
 import { IN_HEADER, MESSAGE_BYTES, OPCODE, OUT_HEADER, WRITE_OUT } from './protocol.js'
-import { readStats, WorkerStats } from './stats.js'
+import { faultLogger, type LogEntry, statsText, statusText } from './reports.js'
+import { WorkerStats } from './stats.js'
 import { type Appearance, Tree } from './tree.js'
 import { warmUp } from './warm-up.js'
 
@@ -54,22 +55,13 @@ export interface SessionStart {
 }
 
 /** What a worker tells the main thread; 'served' is the last. */
-export type WorkerMessage = { readonly log: WorkerLog } | 'help' | 'served'
-
-export interface WorkerLog {
-  readonly level: 'debug' | 'warn' | 'error'
-  readonly message: string
-  readonly detail?: Readonly<Record<string, unknown>>
-}
+export type WorkerMessage = { readonly log: LogEntry } | 'help' | 'served'
 
 const ENOENT = 2
 const EINTR = 4
 const EAGAIN = 11
 const ENODEV = 19
 const ECONNABORTED = 103
-
-/** Damage that was logged already: a scan over a lost table is one line a place, not a million. */
-const MAX_LOGGED_FAULTS = 1000
 
 function run(setup: WorkerSetup): void {
   const crew = setup.shared.crews[setup.index] as CrewMemory
@@ -87,14 +79,14 @@ function run(setup: WorkerSetup): void {
     slots: new TextSlots(setup.shared.slots),
     controlText: {
       status: () => statusText(setup.status, images),
-      stats: () => statsText(setup),
+      stats: () => statsText(setup.shared.stats, setup.started),
     },
     isGrowable: setup.isGrowable,
     onFlush: () => stats.countFlush(),
     ...(setup.onlyUids && { onlyUids: setup.onlyUids }),
     ...(availableParallelism() > 1 && { crew: joinCrew(crew) }),
   })
-  const responder = new Responder(fileSystem, faultLogger(), Buffer.from(crew.target))
+  const responder = new Responder(fileSystem, faultLogger(log), Buffer.from(crew.target))
   parentPort?.once('message', ({ device, minor }: SessionStart) => {
     fileSystem.speak(minor)
     serve(device, responder, stats, new Poller(setup.shared.polling, setup.index), warming)
@@ -216,49 +208,12 @@ function send(device: number, reply: Buffer, bytes: number): void {
   log({ level: 'error', message: `a reply of ${bytes} bytes was refused: ${errnoName(reason)}` })
 }
 
-/** Damage in an image is one line, once a place; what we did wrong is a stack, every time. */
-function faultLogger(): (error: unknown, opcode: number) => void {
-  const logged = new Set<string>()
-  return (error, opcode) => {
-    if (!isExpected(error)) {
-      const stack = error instanceof Error ? error.stack : String(error)
-      log({ level: 'error', message: `${opcodeName(opcode)} failed`, detail: { stack } })
-      return
-    }
-    const context = error instanceof ImageError ? error.context : {}
-    const key = `${context.path} ${error.message}`
-    if (logged.has(key)) return
-    logged.add(key)
-    if (logged.size > MAX_LOGGED_FAULTS) return
-    const last = logged.size === MAX_LOGGED_FAULTS ? '; no more such lines from this thread' : ''
-    log({
-      level: 'error',
-      message: `${opcodeName(opcode)}: ${error.message}${last}`,
-      detail: { file: context.path, guestOffset: context.offset },
-    })
-  }
-}
-
-function log(entry: WorkerLog): void {
+function log(entry: LogEntry): void {
   tell({ log: entry })
 }
 
 function tell(message: WorkerMessage): void {
   parentPort?.postMessage(message)
-}
-
-function statusText(status: WorkerSetup['status'], { disk }: ImageSet): string {
-  const failure = disk?.failure || null
-  const text = { ...status, readOnly: !disk || failure !== null, failure }
-  return `${JSON.stringify(text, null, 2)}\n`
-}
-
-function statsText(setup: WorkerSetup): string {
-  const { rss, heapUsed } = process.memoryUsage()
-  const uptimeSeconds = Math.round((Date.now() - setup.started) / 1000)
-  const stats = readStats(setup.shared.stats, opcodeName)
-  const text = { uptimeSeconds, ...stats, memory: { rssBytes: rss, threadHeapBytes: heapUsed } }
-  return `${JSON.stringify(text, null, 2)}\n`
 }
 
 run(workerData as WorkerSetup)

@@ -64,6 +64,31 @@ export function memoryFile(name: string): number {
 /** close(2), for descriptors that Node has not opened: of those it would warn. */
 export const closeFile: (fd: number) => number = libc.func('int close(int fd)')
 
+const F_DUPFD_CLOEXEC = 1030
+
+/** Another descriptor of what `fd` is, not inherited by children (fcntl(2)). For `closeFile`. */
+export function duplicate(fd: number): number {
+  return check(fcntl(fd, F_DUPFD_CLOEXEC, 'int', 0), 'fcntl')
+}
+
+const dup2 = libc.func('int dup2(int from, int to)')
+
+/** Makes `fd` another descriptor of what `by` is, instead of what it was (dup2(2)). */
+export function redirect(fd: number, by: number): void {
+  check(dup2(by, fd), 'dup2')
+}
+
+const poll = libc.func('int poll(void *descriptors, unsigned long count, int milliseconds)')
+const POLLERR = 8
+
+/** Whether the connection of `fd`, a /dev/fuse, is over: unmounted and no longer used, or aborted. */
+export function hasHungUp(fd: number): boolean {
+  // struct pollfd, which waits for nothing but what is told unasked.
+  const descriptor = Buffer.alloc(8)
+  descriptor.writeInt32LE(fd, 0)
+  return poll(descriptor, 1, 0) > 0 && (descriptor.readInt16LE(6) & POLLERR) !== 0
+}
+
 const lseek64 = libc.func('int64_t lseek64(int fd, int64_t offset, int whence)')
 const fcntl = libc.func('int fcntl(int fd, int command, ...)')
 const ioctl32 = libc.func('int ioctl(int fd, unsigned long request, void *argument)')

@@ -42,6 +42,7 @@ t.test('by the clock, and not after the end', async t => {
   t.ok(kept.close())
   disk.isDirty = true
   await sleep(120)
+  kept.flush()
   t.same(disk.calls, ['flush', 'close'])
 })
 

@@ -6,6 +6,7 @@ import type { ImageSet } from '../../src/formats/image-set.js'
 import type { WritableDisk } from '../../src/formats/writable.js'
 import { TextSlots } from '../../src/fs/control.js'
 import { ImageFs } from '../../src/fs/image-fs.js'
+import type { FileSystemParts } from '../../src/fs/node-operations.js'
 import { Tree } from '../../src/fs/tree.js'
 import type { Store } from '../../src/io/store.js'
 
@@ -71,8 +72,8 @@ export class FakeDisk implements WritableDisk {
   }
 }
 
-export interface WrittenFs {
-  readonly fs: ImageFs
+export interface WrittenParts {
+  readonly parts: FileSystemParts
   readonly disk: FakeDisk
   /** By place in the catalog. */
   readonly allocated: Float64Array
@@ -80,9 +81,18 @@ export interface WrittenFs {
   flushes(): number
 }
 
+export interface WrittenFs extends WrittenParts {
+  readonly fs: ImageFs
+}
+
 /** Two files: the disk, full of d, and a snapshot, full of s. */
 export function writtenFs(isGrowable = false): WrittenFs {
-  const disk = new FakeDisk()
+  const written = writtenParts(isGrowable)
+  return { ...written, fs: new ImageFs(written.parts) }
+}
+
+/** The same without a protocol. */
+export function writtenParts(isGrowable = false, disk = new FakeDisk()): WrittenParts {
   const store: Store = {
     path: 'disk',
     get sizeBytes() {
@@ -110,7 +120,7 @@ export function writtenFs(isGrowable = false): WrittenFs {
   const appearance = { uid: 7, gid: 8, fileMode: 0o440, diskMode: 0o640, dirMode: 0o550, modified }
   const allocated = new Float64Array(entries.length).fill(DISK_BYTES)
   let flushes = 0
-  const fs = new ImageFs({
+  const parts: FileSystemParts = {
     tree: new Tree(entries, appearance),
     images,
     layers: [],
@@ -119,6 +129,6 @@ export function writtenFs(isGrowable = false): WrittenFs {
     controlText: { status: () => '', stats: () => '' },
     isGrowable,
     onFlush: () => flushes++,
-  })
-  return { fs, disk, allocated, flushes: () => flushes }
+  }
+  return { parts, disk, allocated, flushes: () => flushes }
 }

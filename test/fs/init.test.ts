@@ -116,7 +116,7 @@ t.test('kernels that are too old: said with both versions', async t => {
     [7, 0],
     [6, 99],
   ] as const) {
-    const message = `this kernel speaks FUSE ${major}.${minor}; 7.27 (Linux 4.18) is needed`
-    t.throws(() => answerInit(init(major, minor, 0)), { name: 'MountError', message })
+    const message = `this kernel speaks FUSE ${major}.${minor}; 7.27 (Linux 4.18) is needed, or --transport libfuse with the package fuse-native`
+    t.throws(() => answerInit(init(major, minor, 0)), { name: 'ProtocolError', message })
   }
 })

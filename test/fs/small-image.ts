@@ -13,6 +13,7 @@ import { closeChain, openChain } from '../../src/formats/chain.js'
 import { ImageSet } from '../../src/formats/image-set.js'
 import { TextSlots } from '../../src/fs/control.js'
 import { ImageFs } from '../../src/fs/image-fs.js'
+import type { FileSystemParts } from '../../src/fs/node-operations.js'
 import { Tree } from '../../src/fs/tree.js'
 import { buildImage, type Cluster } from '../fixtures/qcow2-builder.js'
 import { tempFolder } from '../support/run.js'
@@ -77,21 +78,25 @@ const IMAGE = buildImage({
 
 /** The file system over that image, until the test ends. */
 export function smallFs(t: Test, onlyUids?: readonly number[]): ImageFs {
+  return new ImageFs({ ...smallParts(t), ...(onlyUids && { onlyUids }) })
+}
+
+/** The same without a protocol. */
+export function smallParts(t: Test): FileSystemParts {
   const file = join(tempFolder(t), 'disk.qcow2')
   IMAGE.write(file)
   utimesSync(file, MODIFIED_SECONDS, MODIFIED_SECONDS)
   const chain = openChain(file)
   t.teardown(() => closeChain(chain))
   const { entries } = catalogOf(chain)
-  return new ImageFs({
+  return {
     tree: new Tree(entries, APPEARANCE),
     images: new ImageSet(chain.layers, CACHES),
     layers: chain.layers,
     allocated: new Float64Array(entries.length).fill(-1),
     slots: new TextSlots(),
     controlText: { status: () => STATUS, stats: () => STATS },
-    ...(onlyUids && { onlyUids }),
-  })
+  }
 }
 
 /** A file system that can only be listed, with `count` files `file0`, `file1`, … */

@@ -12,18 +12,20 @@ import {
   isRoot,
   isRunning,
   kill,
-  MAIN,
   mount,
   mountFolder,
   NO_LOG,
   noFuse,
+  noLibfuse,
   ordinaryUser,
+  overLibfuse,
   type Place,
   READ_ONLY,
   runIn,
   serversOf,
   until,
   vimgfs,
+  wordsOf,
 } from '../support/mount.js'
 
 const SAMPLE = new URL('../../samples/disk.qcow2', import.meta.url).pathname
@@ -52,8 +54,9 @@ const oneLine = (t: Test, text: string, pattern: RegExp) => {
 }
 
 t.test('by root and by an ordinary user', skip, async t => {
-  for (const place of isRoot ? [HERE, await ordinaryUser(t)] : [HERE]) {
-    await t.test(place.name, t => lifecycle(t, place))
+  const user = await ordinaryUser(t)
+  for (const place of isRoot ? [HERE, user, overLibfuse(user)] : [HERE, overLibfuse(HERE)]) {
+    await t.test(place.name, place.transport ? noLibfuse() : {}, t => lifecycle(t, place))
   }
 })
 
@@ -183,12 +186,7 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
       const command = [
         seconds,
         process.execPath,
-        MAIN,
-        'mount',
-        ...NO_LOG,
-        ...READ_ONLY,
-        SAMPLE,
-        folder,
+        ...wordsOf(place, ['mount', ...NO_LOG, ...READ_ONLY, SAMPLE, folder]),
       ]
       const { stdout } = await attemptIn(place, 'timeout', command)
       // The signal may have come too late, when all had been said.

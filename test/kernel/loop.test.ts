@@ -6,6 +6,8 @@ import {
   HERE,
   mount,
   namespace,
+  noLibfuse,
+  overLibfuse,
   type Place,
   READ_ONLY,
   runIn,
@@ -49,21 +51,22 @@ t.test('buffered and direct', skip, async t => {
   const source = join(folder, 'source')
   const image = await makeDisk(folder, source)
   const { root, user } = await namespace(t, { fuseConf: 'user_allow_other\n' })
-  for (const direct of [false, true]) {
-    await t.test(`root's, ${direct ? 'direct' : 'buffered'}`, async t => {
-      const { file } = await mount(t, image, { args: READ_ONLY })
-      const inside = await loopMount(t, HERE, file('disk.raw'), direct)
-      await run('diff', ['-r', '--exclude=lost+found', source, inside])
-    })
-    await t.test(
-      `an ordinary user's with allow_root, ${direct ? 'direct' : 'buffered'}`,
-      async t => {
-        const { file } = await mount(t, image, { place: user, args: ['-o', 'ro,allow_root'] })
+  const ways = noLibfuse().skip
+    ? [[HERE, user] as const]
+    : [[HERE, user] as const, [overLibfuse(HERE), overLibfuse(user)] as const]
+  for (const [first, second] of ways)
+    for (const direct of [false, true]) {
+      await t.test(`${first.name}, ${direct ? 'direct' : 'buffered'}`, async t => {
+        const { file } = await mount(t, image, { place: first, args: READ_ONLY })
+        const inside = await loopMount(t, HERE, file('disk.raw'), direct)
+        await run('diff', ['-r', '--exclude=lost+found', source, inside])
+      })
+      await t.test(`${second.name} with allow_root, ${direct ? 'direct' : 'buffered'}`, async t => {
+        const { file } = await mount(t, image, { place: second, args: ['-o', 'ro,allow_root'] })
         const inside = await loopMount(t, root, file('disk.raw'), direct)
         await runIn(root, 'diff', ['-r', '--exclude=lost+found', source, inside])
-      },
-    )
-  }
+      })
+    }
 })
 
 t.test('the states of the sample', skip, async t => {

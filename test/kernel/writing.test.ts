@@ -8,6 +8,7 @@ import t, { type Test } from 'tap'
 import {
   attemptIn,
   call,
+  everyPlace,
   hasEnded,
   HERE,
   isMounted,
@@ -20,7 +21,9 @@ import {
   namespace,
   NO_LOG,
   noFuse,
+  noLibfuse,
   ordinaryUser,
+  overLibfuse,
   type Place,
   runIn,
   sharedFolder,
@@ -71,9 +74,8 @@ async function unmounted(t: Test, { place, folder, pid }: Mount, image: Image, f
 const bytes = (length: number): Buffer => randomFillSync(Buffer.alloc(length))
 
 t.test('by root and by an ordinary user', skip, async t => {
-  const places: Place[] = isRoot ? [HERE, await ordinaryUser(t)] : [HERE]
-  for (const place of places) {
-    for (const format of FORMATS) {
+  for (const place of await everyPlace(t)) {
+    for (const format of place.transport ? (['qcow2'] as const) : FORMATS) {
       await t.test(`${format} by ${place.name}`, t => writing(t, place, format))
     }
   }
@@ -154,6 +156,16 @@ async function writing(t: Test, place: Place, format: string): Promise<void> {
 
   await t.test('fallocate', async t => {
     const fallocate = (...args: string[]) => attemptIn(place, 'fallocate', [...args, disk])
+    if (place.transport) {
+      for (const args of [
+        ['-p', '-o', '1M', '-l', '2M'],
+        ['-z', '-l', '4096'],
+        ['-l', '24M'],
+      ])
+        t.equal((await fallocate(...args)).code, 1, args.join(' '))
+      await same('nothing')
+      return
+    }
     const taken = () => statSync(image.file).blocks * 512
     const before = taken()
     t.equal((await fallocate('-p', '-o', '1M', '-l', '2M')).code, 0)
@@ -225,7 +237,12 @@ async function writing(t: Test, place: Place, format: string): Promise<void> {
   t.notMatch(mounted.log(), '"level":50')
 }
 
-t.test('what is written is in the image', skip, async t => {
+for (const place of [HERE, overLibfuse(HERE)]) {
+  const skipped = place.transport && noLibfuse().skip ? noLibfuse() : skip
+  t.test(`what is written is in the image, by ${place.name}`, skipped, t => keeping(t, place))
+}
+
+async function keeping(t: Test, place: Place): Promise<void> {
   const write = (disk: string, letter: string, ...more: string[]) =>
     runIn(HERE, 'sh', [
       '-c',
@@ -257,7 +274,7 @@ t.test('what is written is in the image', skip, async t => {
   for (const { title, args = ['-o', 'commit=0'], act } of ways) {
     await t.test(title, async t => {
       const image = await makeImage(HERE, sharedFolder(t), 'qcow2')
-      const mounted = await mount(t, image.file, { args })
+      const mounted = await mount(t, image.file, { place, args })
       await act(mounted, mounted.file(image.name))
       // What the server had not flushed is lost with it.
       kill(mounted.pid, 'SIGKILL')
@@ -265,7 +282,7 @@ t.test('what is written is in the image', skip, async t => {
       t.equal((await image.content()).toString('latin1', 0, 512), 'A'.repeat(512))
     })
   }
-})
+}
 
 t.test('snapshots and layers below cannot be written', skip, async t => {
   const folder = sharedFolder(t)

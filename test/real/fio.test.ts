@@ -7,7 +7,17 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { asQemuNames, type EncryptedImage, makeEncrypted } from '../peers/encrypted.js'
 import { loop } from '../support/loop.js'
-import { HERE, mount, mountFolder, noFuse, runIn, sharedFolder } from '../support/mount.js'
+import {
+  HERE,
+  mount,
+  mountFolder,
+  noFuse,
+  noLibfuse,
+  overLibfuse,
+  type Place,
+  runIn,
+  sharedFolder,
+} from '../support/mount.js'
 import { needs, needsRoot, run } from '../support/run.js'
 import { convert, isSameDisk, isSound, isSoundForUs, snapshot, unmount } from './disks.js'
 import { isLong, LIMIT_MS, sized } from './size.js'
@@ -101,6 +111,7 @@ const DISKS: Record<string, Disk> = {
   'an empty vmdk': { ...EMPTY, format: 'vmdk' },
   'an empty qcow': { ...EMPTY, format: 'qcow' },
   'an empty disk, encrypted': { ...EMPTY, isEncrypted: true },
+  'clusters of a snapshot, by libfuse': { source: [], hasSnapshot: true, place: overLibfuse(HERE) },
 }
 
 interface Disk {
@@ -109,6 +120,7 @@ interface Disk {
   readonly hasSnapshot: boolean
   readonly format?: 'vmdk' | 'qcow'
   readonly isEncrypted?: boolean
+  readonly place?: Place
 }
 
 const PASSPHRASE = 'correct-horse-7'
@@ -153,13 +165,15 @@ async function makeDisk(t: Test, disk: Disk): Promise<string> {
 }
 
 for (const [index, [name, disk]] of Object.entries(DISKS).entries()) {
-  t.test(`verify=crc32c, on ${name}`, skip, async t => {
+  const { place = HERE } = disk
+  const skipped = place.transport && noLibfuse().skip ? noLibfuse() : skip
+  t.test(`verify=crc32c, on ${name}`, skipped, async t => {
     // CI takes every other pair of a disk and a case.
     for (const each of CASES.filter((_, i) => isLong || (i + index) % 2 === 0)) {
       await t.test(each.name, async t => {
         const image = await makeDisk(t, disk)
         const folder = mountFolder(t)
-        const mounting = { folder, args: passphraseArgs(image, disk) }
+        const mounting = { place, folder, args: passphraseArgs(image, disk) }
         const first = await mount(t, image, mounting)
         await fio(first.file('disk.raw'), each, '--do_verify=1')
         await unmount(first)

@@ -17,6 +17,9 @@ import {
   mount,
   mountFolder,
   noFuse,
+  noLibfuse,
+  overLibfuse,
+  type Place,
   runIn,
   sharedFolder,
   until,
@@ -60,6 +63,7 @@ interface Case {
   /** qcow2 unless given. */
   readonly format?: 'vmdk' | 'qcow' | 'cow'
   readonly isEncrypted?: boolean
+  readonly place?: Place
   /** Makes the image of what the raw file has. */
   create(folder: string, raw: string, image: string): Promise<unknown>
 }
@@ -141,6 +145,13 @@ const CASES: readonly Case[] = [
     },
   },
   {
+    name: 'compressed, snapshots, by libfuse',
+    kills: sized(2, 50),
+    snapshots: true,
+    place: overLibfuse(HERE),
+    create: compressed(),
+  },
+  {
     name: 'raw data file',
     kills: sized(2, 50),
     create: async (folder, raw, image) => {
@@ -164,7 +175,11 @@ class Kills {
   private readonly states = new Map<string, string>()
   private syncs = 0
   private readonly named: Named
-  private readonly mounting: { readonly folder: string; readonly args: readonly string[] }
+  private readonly mounting: {
+    readonly place: Place
+    readonly folder: string
+    readonly args: readonly string[]
+  }
 
   constructor(
     private readonly t: Test,
@@ -179,7 +194,7 @@ class Kills {
     if (of.isEncrypted) writeFileSync(key, `${PASSPHRASE}\n`)
     this.named = of.isEncrypted ? namedWithKey(this.image) : this.image
     const args = of.isEncrypted ? ['--passphrase-file', key] : []
-    this.mounting = { folder: this.mountpoint, args }
+    this.mounting = { place: of.place ?? HERE, folder: this.mountpoint, args }
   }
 
   private get isKnownToQemu(): boolean {
@@ -306,6 +321,7 @@ class Kills {
 t.test('kill -9', { ...noFuse(), ...needs('qemu-img') }, async t => {
   t.comment(`KILL_SEED=${SEED}`)
   for (const each of CASES) {
-    await t.test(`${each.name}: ${each.kills} kills`, t => new Kills(t, each).run())
+    const skip = each.place ? noLibfuse() : {}
+    await t.test(`${each.name}: ${each.kills} kills`, skip, t => new Kills(t, each).run())
   }
 })

@@ -155,6 +155,31 @@ const CALLS = {
     return hash(whole)
   },
 
+  /** What each way of fallocate(2), and each function for extended attributes, ends with. */
+  lacking(file) {
+    const fallocate = libc.func('int fallocate64(int fd, int mode, int64_t at, int64_t bytes)')
+    const setxattr = libc.func(
+      'int setxattr(const char *path, const char *name, const char *value, size_t bytes, int flags)',
+    )
+    const getxattr = libc.func(
+      'int64_t getxattr(const char *path, const char *name, void *value, size_t bytes)',
+    )
+    const listxattr = libc.func('int64_t listxattr(const char *path, void *names, size_t bytes)')
+    const name = 'user.vimgfs.format'
+    const fd = fs.openSync(file, 'r+')
+    const outcome = result => (result < 0 ? failure().code : 'done')
+    return {
+      // Reserving, with KEEP_SIZE, and then PUNCH_HOLE and ZERO_RANGE.
+      fallocate: [0, 1, 3, 16, 17].map(mode => outcome(fallocate(fd, mode, 0, 4096))),
+      xattr: [
+        outcome(setxattr(file, name, 'x', 1, 0)),
+        outcome(getxattr(file, name, null, 0)),
+        outcome(getxattr(file, name, Buffer.alloc(4), 4)),
+        outcome(listxattr(file, null, 0)),
+      ],
+    }
+  },
+
   /** What each attempt to change `file` or its `folder` fails with. */
   changes(folder, file) {
     const other = `${folder}/new`

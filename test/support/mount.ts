@@ -9,6 +9,7 @@
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { createRequire } from 'node:module'
 import {
   accessSync,
   chmodSync,
@@ -24,6 +25,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import type { Test } from 'tap'
+import type { Transport } from '../../src/fs/session.js'
 import { attempt, type Finished, type RunOptions, tempFolder } from './run.js'
 
 export const MAIN = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
@@ -44,6 +46,8 @@ export interface Place {
   /** What to put before a command; it ends with env. */
   readonly prefix: readonly string[]
   readonly env?: NodeJS.ProcessEnv
+  /** By what images are mounted: directly unless given. */
+  readonly transport?: Transport
 }
 
 /** tap gives the processes of its tests loaders of its own, which would write where nobody may. */
@@ -54,6 +58,19 @@ export const HERE: Place = {
   name: isRoot ? 'root' : 'ordinary user',
   uid: process.getuid?.() ?? 0,
   prefix: PLAIN,
+}
+
+/** The same place, where images are mounted by libfuse. */
+export const overLibfuse = (place: Place): Place => ({
+  ...place,
+  name: `${place.name}, libfuse`,
+  transport: 'libfuse',
+})
+
+/** Whoever runs the tests and an ordinary user, by each transport; without libfuse where that is missing. */
+export async function everyPlace(t: Test): Promise<Place[]> {
+  const places = isRoot ? [HERE, await ordinaryUser(t)] : [HERE]
+  return noLibfuse().skip ? places : [...places, ...places.map(overLibfuse)]
 }
 
 export interface NamespaceOptions {
@@ -126,6 +143,17 @@ export function noFuse(): { skip?: string } {
   }
 }
 
+/** Why nothing can be mounted by libfuse, for a test's `skip`: its package is optional. */
+export function noLibfuse(): { skip?: string } {
+  if (process.env.CI === 'true') return {}
+  try {
+    createRequire(import.meta.url).resolve('fuse-native')
+    return noFuse()
+  } catch {
+    return { skip: 'needs the package fuse-native' }
+  }
+}
+
 /** A folder that everybody may enter and put things in. */
 export function sharedFolder(t: Test): string {
   const folder = tempFolder(t)
@@ -164,12 +192,18 @@ export const READ_ONLY = ['-o', 'ro']
 /** So that root's servers leave no /var/log/vimgfs.log behind. */
 export const NO_LOG = ['--log-file', '/dev/null']
 
+/** The words of a command of vimgfs, as this place wants it. */
+export const wordsOf = ({ transport }: Place, args: readonly string[]): string[] =>
+  transport && args[0] === 'mount'
+    ? [MAIN, 'mount', '--transport', transport, ...args.slice(1)]
+    : [MAIN, ...args]
+
 export function vimgfs(
   place: Place,
   args: readonly string[],
   options: RunOptions = {},
 ): Promise<Finished> {
-  return attemptIn(place, process.execPath, [MAIN, ...args], {
+  return attemptIn(place, process.execPath, wordsOf(place, args), {
     timeout: MOUNT_TIMEOUT_MS,
     ...options,
   })

@@ -1,0 +1,170 @@
+/**
+ * The direct transport, on the main thread: mounting, INIT and the worker threads, which then speak the
+ * kernel's protocol (worker.ts).
+ */
+import { Worker } from 'node:worker_threads'
+import type { Chain } from '../formats/chain.js'
+import { type CrewMemory, crewMemories } from '../formats/unpack-crew.js'
+import { MountError } from '../errors.js'
+import { errno, read, write } from '../io/libc.js'
+import type { Logger } from '../log.js'
+import { TextSlots } from './control.js'
+import { answerInit } from './init.js'
+import { mountFuse, unmountFuse } from './mount.js'
+import { type MountInfo, mountAt } from './mountinfo.js'
+import { createPollMemory } from './poller.js'
+import { MESSAGE_BYTES, REPLY_BYTES } from './protocol.js'
+import type { Session, SessionParts } from './session.js'
+import type { HelperSetup } from './unpack-helper.js'
+import type { SessionStart, WorkerMessage, WorkerSetup } from './worker.js'
+
+export class DirectSession implements Session {
+  readonly finished: Promise<void>
+  private readonly workers: Workers
+  private isServing = false
+  private mounted: MountInfo | undefined
+
+  /** @param onDeath called when a worker has died that may have been writing, with the mount if there is one */
+  constructor(
+    private readonly parts: SessionParts,
+    onDeath: (mount: MountInfo | undefined) => void,
+  ) {
+    this.workers = startWorkers(parts, () => {
+      if (this.isServing) onDeath(this.mounted)
+    })
+    this.finished = this.workers.finished
+  }
+
+  async mount(): Promise<MountInfo | undefined> {
+    const { mountpoint, mountRequest, logger } = this.parts
+    const device = mountFuse(mountRequest)
+    this.mounted = mountAt(mountpoint)
+    try {
+      const minor = negotiate(device, logger)
+      this.isServing = true
+      for (const worker of this.workers.threads) {
+        worker.postMessage({ device, minor } satisfies SessionStart)
+      }
+    } catch (error) {
+      if (this.mounted) unmountFuse(this.mounted, true)
+      throw error
+    }
+    return this.mounted
+  }
+
+  async unmount(mount: MountInfo, detach: boolean): Promise<void> {
+    unmountFuse(mount, detach)
+  }
+
+  end(): Promise<void> {
+    return this.workers.end()
+  }
+}
+
+interface Workers {
+  readonly threads: readonly Worker[]
+  readonly finished: Promise<void>
+  /** Ends those that serve nothing yet. */
+  end(): Promise<void>
+}
+
+/** @param onDeath called when a worker has died that may have been writing */
+function startWorkers(
+  { chain, entries, appearance, onlyUids, threads, logger, ...parts }: SessionParts,
+  onDeath: () => void,
+): Workers {
+  const { caches, memory, stats, status, started, isGrowable } = parts
+  const shared: WorkerSetup['shared'] = {
+    stats,
+    allocated: new SharedArrayBuffer(entries.length * 8),
+    slots: new TextSlots().shared,
+    polling: createPollMemory(),
+    crews: crewMemories(threads, REPLY_BYTES),
+    disk: memory,
+  }
+  new Float64Array(shared.allocated).fill(-1)
+  const setup: Omit<WorkerSetup, 'index'> = {
+    layers: chain.layers,
+    entries,
+    appearance,
+    onlyUids,
+    caches,
+    status,
+    started,
+    isGrowable,
+    shared,
+  }
+  let isHelped = false
+  const all = Array.from({ length: threads }, (_, index) => {
+    const worker = new Worker(new URL('./worker.js', import.meta.url), {
+      workerData: { ...setup, index } satisfies WorkerSetup,
+      // A worker's own objects die young; most of its memory are buffers outside of the heap.
+      resourceLimits: { maxYoungGenerationSizeMb: 8 },
+    })
+    worker.on('message', (message: WorkerMessage) => {
+      if (message === 'help') {
+        if (!isHelped) startHelper(shared.crews, chain, logger)
+        isHelped = true
+      } else if (message !== 'served')
+        logger[message.log.level](message.log.detail ?? {}, message.log.message)
+    })
+    worker.on('error', error => {
+      logger.fatal({ stack: error.stack }, 'a worker has died')
+      if (memory) onDeath()
+    })
+    return worker
+  })
+  // A worker is done when it has served its last request; how its thread ends concerns nobody.
+  const ended = all.map(
+    worker =>
+      new Promise<void>(resolve => {
+        worker.once('exit', () => resolve())
+        worker.on('message', (message: WorkerMessage) => {
+          if (message === 'served') resolve()
+        })
+      }),
+  )
+  return {
+    threads: all,
+    finished: Promise.all(ended).then(() => {}),
+    end: async () => {
+      await Promise.all(all.map(worker => worker.terminate()))
+    },
+  }
+}
+
+/** It has no end of its own, and does not keep the process from ending. */
+function startHelper(crews: readonly CrewMemory[], { layers }: Chain, logger: Logger): void {
+  const helper = new Worker(new URL('./unpack-helper.js', import.meta.url), {
+    // What is compressed is not encrypted, so it needs no keys.
+    workerData: {
+      crews,
+      layers: layers.map(({ encryption: _, ...layer }) => layer),
+    } satisfies HelperSetup,
+    resourceLimits: { maxYoungGenerationSizeMb: 4 },
+  })
+  helper.unref()
+  // The workers decompress alone then.
+  helper.on('error', error => logger.error({ stack: error.stack }, 'the helper has died'))
+}
+
+/** Reads INIT and answers it, before any worker reads. Returns the protocol's minor version. */
+function negotiate(device: number, logger: Logger): number {
+  const message = Buffer.alloc(MESSAGE_BYTES)
+  for (;;) {
+    const length = read(device, message, message.length)
+    if (length < 0) {
+      const reason = errno()
+      if (reason === 4 || reason === 11) continue
+      throw new MountError(`the kernel's first message could not be read (errno ${reason})`)
+    }
+    const { reply, isFinal, minor, flags } = answerInit(message.subarray(0, length))
+    if (write(device, reply, reply.length) < 0) {
+      throw new MountError(`the kernel refused our answer to INIT (errno ${errno()})`)
+    }
+    if (isFinal) {
+      logger.debug({ protocol: `7.${minor}`, flags }, 'negotiated with the kernel')
+      return minor
+    }
+  }
+}

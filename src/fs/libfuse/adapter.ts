@@ -1,0 +1,191 @@
+/**
+ * The operations of fuse-native, by path, on the nodes that all transports share. They run on the main
+ * thread, one after the other, and each is answered once, whatever happens in it.
+ */
+import { constants } from 'node:os'
+import { errnoOf } from '../../errors.js'
+import type { AttributeChange } from '../disk-file.js'
+import { BLOCK_BYTES, type FileSystemParts, NodeOperations } from '../node-operations.js'
+import { OPCODE } from '../protocol.js'
+import type { WorkerStats } from '../stats.js'
+import type { ControlNode, Node } from '../tree.js'
+import type { Done, FuseOperations, FuseStat } from './package.js'
+
+const { ENODEV, ENOENT, ENOTDIR } = constants.errno
+
+/** Numbers of the kernel's protocol, for the statistics: what libfuse makes each operation of. */
+const { READ, WRITE, RELEASE, FSYNC } = OPCODE
+const GETATTR = 3
+const SETATTR = 4
+const OPEN = 14
+const STATFS = 17
+const FLUSH = 25
+const READDIR = 28
+const ACCESS = 34
+const CHANGES = { create: 35, mknod: 8, mkdir: 9, unlink: 10, rmdir: 11, rename: 12, link: 13 }
+const SYMLINK = 6
+
+const MAX_UINT32 = 2 ** 32 - 1
+/** chown(2) of the user or of the group only. */
+const UNCHANGED = MAX_UINT32
+const SPACE = 0x20
+const NEWLINE = 0x0a
+/** Of stats.json, whose numbers grow; and what the text of a failure may add to status.json. */
+const STATS_BYTES = 4096
+const FAILURE_BYTES = 3072
+
+export interface LibfuseFsOptions {
+  readonly stats: WorkerStats
+  /** Told of everything thrown, with the opcode it was thrown in. */
+  readonly onError: (error: unknown, opcode: number) => void
+}
+
+export class LibfuseFs {
+  private readonly nodes: NodeOperations
+  private readonly paths: Map<string, Node>
+  private readonly statusBytes: number
+  private hasEnded = false
+
+  constructor(
+    private readonly parts: FileSystemParts,
+    private readonly options: LibfuseFsOptions,
+  ) {
+    this.nodes = new NodeOperations(parts)
+    this.paths = parts.tree.paths()
+    this.statusBytes = Buffer.byteLength(parts.controlText.status()) + FAILURE_BYTES
+  }
+
+  /** From now on nothing is touched: who still asks is told that the mount has gone. */
+  end(): void {
+    this.hasEnded = true
+  }
+
+  operations(): FuseOperations {
+    const { nodes } = this
+    return {
+      getattr: (path, done) => {
+        let stat: FuseStat | undefined
+        const result = this.answer(GETATTR, path, node => {
+          stat = this.statOf(node)
+          return 0
+        })
+        done(result, stat)
+      },
+      readdir: (path, done) => this.list(path, done),
+      statfs: (path, done) => {
+        const result = this.answer(STATFS, path, () => 0)
+        done(result, this.statfs())
+      },
+      access: (path, mask, done) =>
+        done(this.answer(ACCESS, path, node => nodes.access(node, mask))),
+      open: (path, flags, done) => {
+        const fh = this.answer(OPEN, path, node => nodes.open(node, flags))
+        done(Math.min(0, fh), Math.max(0, fh))
+      },
+      read: (path, fh, target, length, offset, done) =>
+        done(this.answer(READ, path, node => this.read(node, fh, target, length, offset))),
+      write: (path, _fh, source, length, offset, done) =>
+        done(this.answer(WRITE, path, node => nodes.write(node, source, 0, length, offset))),
+      flush: (path, fh, done) => done(this.answer(FLUSH, path, node => nodes.close(node, fh))),
+      release: (path, fh, done) => done(this.answer(RELEASE, path, node => nodes.close(node, fh))),
+      fsync: (path, _dataOnly, _fh, done) =>
+        done(this.answer(FSYNC, path, node => nodes.flush(node))),
+      truncate: (path, sizeBytes, done) => this.change(path, { sizeBytes }, done),
+      ftruncate: (path, _fh, sizeBytes, done) =>
+        this.change(path, { sizeBytes, hasHandle: true }, done),
+      // Times are those of the last write, whatever one asks for.
+      utimens: (path, _atime, _mtime, done) => this.change(path, {}, done),
+      chmod: (path, mode, done) => this.change(path, { mode }, done),
+      chown: (path, uid, gid, done) =>
+        this.change(
+          path,
+          { ...(uid !== UNCHANGED && { uid }), ...(gid !== UNCHANGED && { gid }) },
+          done,
+        ),
+      create: (_path, _mode, done) => this.refuse(CHANGES.create, done),
+      mknod: (_path, _mode, _device, done) => this.refuse(CHANGES.mknod, done),
+      mkdir: (_path, _mode, done) => this.refuse(CHANGES.mkdir, done),
+      unlink: (_path, done) => this.refuse(CHANGES.unlink, done),
+      rmdir: (_path, done) => this.refuse(CHANGES.rmdir, done),
+      rename: (_from, _to, done) => this.refuse(CHANGES.rename, done),
+      link: (_from, _to, done) => this.refuse(CHANGES.link, done),
+      symlink: (_target, _path, done) => this.refuse(SYMLINK, done),
+    }
+  }
+
+  /** What `act` returns for the node at `path`, or an errno. Never throws. */
+  private answer(opcode: number, path: string, act: (node: Node) => number): number {
+    const { stats, onError } = this.options
+    if (this.hasEnded) return -ENODEV
+    const started = stats.start()
+    let result: number
+    try {
+      const node = this.paths.get(path)
+      result = node === undefined ? -ENOENT : act(node)
+    } catch (error) {
+      onError(error, opcode)
+      result = -errnoOf(error)
+    }
+    stats.count(opcode, Math.min(0, result), Math.max(0, result), started)
+    return result
+  }
+
+  private change(path: string, change: AttributeChange, done: Done): void {
+    done(this.answer(SETATTR, path, node => this.nodes.setattr(node, change)))
+  }
+
+  private refuse(opcode: number, done: Done): void {
+    done(this.answer(opcode, '/', () => this.nodes.refuseChange()))
+  }
+
+  private list(path: string, done: Parameters<FuseOperations['readdir']>[1]): void {
+    const names: string[] = []
+    const stats: Partial<FuseStat>[] = []
+    const result = this.answer(READDIR, path, dir => {
+      if (dir.kind !== 'dir') return -ENOTDIR
+      for (let index = 0; index < 2 + dir.children.length; index++) {
+        const { node, name } = this.nodes.listed(dir, index)
+        names.push(name)
+        // Of these a listing takes the number and the kind.
+        stats.push({ ino: node.id, mode: this.nodes.modeOf(node), atime: 0, mtime: 0, ctime: 0 })
+      }
+      return 0
+    })
+    done(result, names, stats)
+  }
+
+  private statOf(node: Node): FuseStat {
+    const a = this.nodes.attributes(node)
+    // Negative ones would wrap around.
+    const time = Math.max(0, Math.floor(a.mtime * 1000 + a.mtimensec / 1_000_000))
+    const isControl = node.kind === 'control'
+    // A time that changes keeps libfuse from showing an old text's pages.
+    const modified = isControl ? Date.now() : time
+    const size = isControl ? this.controlBytes(node) : a.size
+    return { ...a, size, atime: modified, mtime: modified, ctime: modified }
+  }
+
+  /** Blocks as large as the disk needs for their number to fit. */
+  private statfs() {
+    const bytes = this.nodes.diskBytes()
+    let bsize = BLOCK_BYTES
+    while (bytes / bsize > MAX_UINT32) bsize *= 2
+    const blocks = Math.ceil(bytes / bsize)
+    return { bsize, frsize: bsize, blocks, files: this.parts.tree.fileCount, namemax: 255 }
+  }
+
+  private read(node: Node, fh: number, target: Buffer, size: number, offset: number): number {
+    if (node.kind !== 'control') return this.nodes.read(node, fh, target, size, offset)
+    // What has no size is not read without FOPEN.DIRECT_IO: the text is filled up to one that stays.
+    const end = this.controlBytes(node)
+    const length = Math.max(0, Math.min(size, end - offset))
+    target.fill(SPACE, 0, length)
+    this.nodes.read(node, fh, target, length, offset)
+    if (length > 0 && offset + length === end) target[length - 1] = NEWLINE
+    return length
+  }
+
+  private controlBytes(node: ControlNode): number {
+    return node.file === 'stats.json' ? STATS_BYTES : this.statusBytes
+  }
+}

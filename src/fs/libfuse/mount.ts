@@ -1,0 +1,147 @@
+/** Mounting by fuse-native, and what libfuse 2 wants for it. */
+import fs from 'node:fs'
+import { MountError } from '../../errors.js'
+import { closeFile, duplicate, memoryFile, redirect } from '../../io/libc.js'
+import { DEVICE, explain, MISSING_HELPER, type MountRequest, noDevice } from '../mount.js'
+import { VALID_SECONDS } from '../node-operations.js'
+import { type FuseOperations, loadFuseNative } from './package.js'
+
+/** The kernel's, for a disk that is written: its blocks may be counted anew. */
+const WRITTEN_VALID_SECONDS = 1
+/** fuse-native's buffers, which cut off without a word what is longer. */
+const MAX_BYTES = 1023
+const STDERR = 2
+
+export interface LibfuseRequest extends MountRequest {
+  /** That libfuse turns all away but the mounting user and root. */
+  readonly allowRoot: boolean
+}
+
+/**
+ * Mounts and serves `operations`; resolves when the kernel's INIT has been answered, to a descriptor of the
+ * device that is the caller's. Throws MountError.
+ */
+export async function mountByLibfuse(
+  request: LibfuseRequest,
+  operations: FuseOperations,
+): Promise<number> {
+  const Fuse = loadFuseNative()
+  const { mountpoint } = request
+  const isRoot = process.geteuid?.() === 0
+  check(mountpoint, isRoot)
+  const options = libfuseOptions(request, isRoot)
+  const fuse = new (class extends Fuse {
+    // Of most of these options the package knows nothing.
+    override _fuseOptions(): string {
+      return options
+    }
+  })(mountpoint, operations, { timeout: false })
+  const before = new Set(fuseDevices())
+  const { error, said } = await capturingStderr(
+    () =>
+      new Promise<Error | undefined>(resolve => fuse.mount(error => resolve(error ?? undefined))),
+  )
+  if (error) throw new MountError(why(mountpoint, said, error))
+  if (said !== '') process.stderr.write(said)
+  const device = fuseDevices().find(fd => !before.has(fd))
+  // Without it nobody would learn of the end.
+  if (device === undefined) throw new MountError(`${mountpoint}: the mount has ended at once`)
+  return duplicate(device)
+}
+
+function check(mountpoint: string, isRoot: boolean): void {
+  if (Buffer.byteLength(mountpoint) > MAX_BYTES) {
+    throw new MountError(
+      `${mountpoint}: a path of more than ${MAX_BYTES} bytes is too long for fuse-native; choose a shorter one, or leave out --transport libfuse`,
+    )
+  }
+  try {
+    fs.accessSync(DEVICE, fs.constants.R_OK | fs.constants.W_OK)
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    if (code !== 'EACCES') throw noDevice(code)
+    throw new MountError(
+      `${mountpoint}: ${DEVICE} is closed to you, and libfuse 2 needs it; leave out --transport libfuse, which asks fusermount3 to open it`,
+    )
+  }
+  // fusermount3, which libfuse 2 then finds by the name fusermount, knows no option against that.
+  if (!isRoot && fs.readdirSync(mountpoint).length > 0) {
+    throw new MountError(
+      `${mountpoint}: it is not empty, and libfuse 2 lets only root mount there; choose an empty folder, or leave out --transport libfuse`,
+    )
+  }
+}
+
+/** libfuse's command line (fuse(8), version 2.9). Throws MountError where it is too long. */
+export function libfuseOptions(request: LibfuseRequest, isRoot: boolean): string {
+  const { isWritable, allowOther, allowRoot, defaultPermissions, fsname } = request
+  const options = [
+    isWritable ? 'rw' : 'ro',
+    'subtype=vimgfs',
+    // Otherwise a write has 4 KiB.
+    'big_writes',
+    'use_ino',
+    // Pages stay from one opening to the next where size and time have not changed.
+    'auto_cache',
+    'ac_attr_timeout=0',
+    `entry_timeout=${VALID_SECONDS}`,
+    `attr_timeout=${isWritable ? WRITTEN_VALID_SECONDS : VALID_SECONDS}`,
+    ...(defaultPermissions ? ['default_permissions'] : []),
+    ...(allowRoot ? ['allow_root'] : allowOther ? ['allow_other'] : []),
+    ...(isRoot ? ['nonempty'] : []),
+    `fsname=${fsname.replace(/[\\,]/g, c => `\\${c}`)}`,
+  ]
+  const text = `-o${options.join(',')}`
+  if (Buffer.byteLength(text) > MAX_BYTES) {
+    throw new MountError(
+      `${fsname}: the name is too long for fuse-native; give a shorter one with -o fsname=NAME`,
+    )
+  }
+  return text
+}
+
+/** What went wrong, of which the package has no more to say than that. */
+function why(mountpoint: string, said: string, error: Error): string {
+  if (/exec fusermount/.test(said)) return explain(MISSING_HELPER, mountpoint, 'you may not mount')
+  const line = said.trim().replace(/\s*\n\s*/g, '; ')
+  return explain(line || `fuse-native says: ${error.message}`, mountpoint, 'you may not mount')
+}
+
+/**
+ * Runs `act`; what libfuse and fusermount write to standard error meanwhile is returned. Nothing else may be
+ * written there.
+ */
+async function capturingStderr(
+  act: () => Promise<Error | undefined>,
+): Promise<{ error: Error | undefined; said: string }> {
+  const kept = duplicate(STDERR)
+  const file = memoryFile('vimgfs-libfuse')
+  redirect(STDERR, file)
+  let error: Error | undefined
+  try {
+    error = await act()
+  } finally {
+    redirect(STDERR, kept)
+    closeFile(kept)
+  }
+  const text = Buffer.alloc(fs.fstatSync(file).size)
+  fs.readSync(file, text, 0, text.length, 0)
+  closeFile(file)
+  return { error, said: text.toString() }
+}
+
+/** This process's descriptors of /dev/fuse. */
+function fuseDevices(): number[] {
+  const { rdev } = fs.statSync(DEVICE)
+  return fs
+    .readdirSync('/proc/self/fd')
+    .map(Number)
+    .filter(fd => {
+      try {
+        return fs.fstatSync(fd).rdev === rdev
+      } catch {
+        // That of the listing.
+        return false
+      }
+    })
+}

@@ -1,0 +1,78 @@
+/** The libfuse transport: fuse-native's callbacks on the main thread, from mounting to the last one. */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { closeFile, hasHungUp } from '../../io/libc.js'
+import { TextSlots } from '../control.js'
+import { type MountInfo, mountAt } from '../mountinfo.js'
+import { faultLogger, type LogEntry, statsText, statusText } from '../reports.js'
+import type { MainThread, Session, SessionParts } from '../session.js'
+import { Tree } from '../tree.js'
+import { LibfuseFs } from './adapter.js'
+import { lackLines } from './lacks.js'
+import { mountByLibfuse } from './mount.js'
+import { unmountApart } from './unmounter.js'
+
+/** How often it is looked whether the connection is over: unmounted and used by nobody any more, or aborted. */
+const LOOK_MS = 50
+
+export class LibfuseSession implements Session {
+  readonly finished: Promise<void>
+  private finish: () => void = () => {}
+  private readonly fileSystem: LibfuseFs
+
+  constructor(
+    private readonly parts: SessionParts,
+    { images, counts }: MainThread,
+  ) {
+    this.finished = new Promise(resolve => {
+      this.finish = resolve
+    })
+    const { chain, entries, appearance, status, stats, started, isGrowable, logger } = parts
+    const log = ({ level, message, detail }: LogEntry) => logger[level](detail ?? {}, message)
+    const logFault = faultLogger(log)
+    this.fileSystem = new LibfuseFs(
+      {
+        tree: new Tree(entries, appearance),
+        images,
+        layers: chain.layers,
+        allocated: new Float64Array(entries.length).fill(-1),
+        slots: new TextSlots(),
+        controlText: {
+          status: () => statusText(status, images),
+          stats: () => statsText(stats, started),
+        },
+        isGrowable,
+        onFlush: () => counts.countFlush(),
+      },
+      // A log that fails must not take the answer with it.
+      {
+        stats: counts,
+        onError: (error, opcode) => void setImmediate(() => logFault(error, opcode)),
+      },
+    )
+  }
+
+  async mount(): Promise<MountInfo | undefined> {
+    const { mountpoint, mountRequest, onlyUids, logger } = this.parts
+    const request = { ...mountRequest, allowRoot: onlyUids !== undefined }
+    const device = await mountByLibfuse(request, this.fileSystem.operations())
+    logger.info({ lacks: lackLines() }, 'libfuse 2 lacks what the direct transport has')
+    void this.untilEnd(device)
+    return mountAt(mountpoint)
+  }
+
+  unmount(mount: MountInfo, detach: boolean): Promise<void> {
+    return unmountApart(mount, detach)
+  }
+
+  async end(): Promise<void> {
+    this.fileSystem.end()
+  }
+
+  /** The package does not tell. */
+  private async untilEnd(device: number): Promise<void> {
+    while (!hasHungUp(device)) await sleep(LOOK_MS)
+    closeFile(device)
+    this.fileSystem.end()
+    this.finish()
+  }
+}

@@ -1,0 +1,283 @@
+/**
+ * The operations on the inodes of a mount, which all transports share. What can fail for reasons that
+ * a program should hear of returns an errno, negative; damage is thrown.
+ */
+import fs from 'node:fs'
+import { constants } from 'node:os'
+import type { View } from '../formats/driver.js'
+import { readView } from '../formats/engine.js'
+import { nextData, nextHole } from '../formats/holes.js'
+import type { LayerSpec, Timestamp } from '../formats/layer.js'
+import type { ImageSet } from '../formats/image-set.js'
+import type { UnpackCrew } from '../formats/unpack-crew.js'
+import { SEEK_DATA, SEEK_HOLE } from '../io/libc.js'
+import { AllocatedBytes, writtenDisk } from './allocated-bytes.js'
+import type { TextSlots } from './control.js'
+import { type AttributeChange, DiskFile } from './disk-file.js'
+import type { ControlNode, DirNode, ImageNode, Node, Tree } from './tree.js'
+
+const { EACCES, EINVAL, EISDIR, ENOSYS, ENXIO, EOPNOTSUPP, EROFS } = constants.errno
+const { O_TRUNC } = fs.constants
+
+export interface FileSystemParts {
+  readonly tree: Tree
+  readonly images: ImageSet
+  readonly layers: readonly LayerSpec[]
+  /** Allocated bytes by place in the catalog, -1 where nobody counted yet; shared by the workers. */
+  readonly allocated: Float64Array
+  readonly slots: TextSlots
+  readonly controlText: { status(): string; stats(): string }
+  /** With allow_root the kernel lets all in, and everybody but these is turned away here. */
+  readonly onlyUids?: readonly number[]
+  /** Decompresses on two processors; its target is what all reads are for. */
+  readonly crew?: UnpackCrew
+  /** Whether what is written behind the disk's end makes it larger. */
+  readonly isGrowable?: boolean
+  /** Called whenever a request has the disk flushed. */
+  readonly onFlush?: () => void
+}
+
+/** What nobody writes does not change: the kernel may remember names and attributes for a year. */
+export const VALID_SECONDS = 365 * 86400
+/**
+ * Of a disk that is written. The kernel forgets its attributes whenever it writes; but its blocks may be
+ * counted anew later.
+ */
+const WRITTEN_VALID_SECONDS = 1
+export const BLOCK_BYTES = 4096
+const ACCESS_MODE = 3
+/** The handle of whoever has opened the disk for writing; others have 0. */
+const WRITING = 1
+const X_OK = 1
+const W_OK = 2
+const S_IFDIR = 0o040000
+const S_IFREG = 0o100000
+
+export class NodeOperations {
+  readonly tree: Tree
+  private readonly views = new Map<number, View>()
+  private readonly allocated: AllocatedBytes
+  private readonly diskFile: DiskFile | undefined
+
+  constructor(private readonly parts: FileSystemParts) {
+    const { images, layers, allocated, tree, isGrowable = false, onFlush = () => {} } = parts
+    this.tree = tree
+    this.allocated = new AllocatedBytes(images, layers, allocated, node => this.view(node))
+    if (!images.disk) return
+    const node = tree.disk
+    this.diskFile = new DiskFile(images.disk, {
+      isGrowable,
+      onFlush,
+      onZero: length => {
+        if (node) this.allocated.lower(node, length)
+      },
+    })
+  }
+
+  /** What changes the file of `node`, if anything can. */
+  writable(node: Node | undefined): DiskFile | undefined {
+    return node?.kind === 'image' && node.entry.kind === 'disk' ? this.diskFile : undefined
+  }
+
+  sizeOf(node: ImageNode): number {
+    return writtenDisk(this.parts.images, node)?.sizeBytes ?? node.entry.sizeBytes
+  }
+
+  /** 0 once the attributes are as asked for, or an errno. */
+  setattr(node: Node | undefined, change: AttributeChange): number {
+    const file = this.writable(node)
+    if (!file) return -EROFS
+    const { diskMode: mode, uid, gid } = this.tree.appearance
+    return file.setattr(change, { mode, uid, gid })
+  }
+
+  /** @returns the handle for `read` and `close` */
+  open(node: Node, flags: number): number {
+    if (node.kind === 'dir') return -EISDIR
+    const isWriting = (flags & ACCESS_MODE) !== 0 || (flags & O_TRUNC) !== 0
+    if (isWriting && this.writable(node)?.disk.failure !== '') return -EROFS
+    return node.kind === 'control' ? this.openControl(node) : isWriting ? WRITING : 0
+  }
+
+  /** @returns how many of `size` bytes at `offset` are now at the beginning of `target` */
+  read(node: Node, fh: number, target: Buffer, size: number, offset: number): number {
+    if (node.kind === 'dir') return -EISDIR
+    if (node.kind === 'control') {
+      // Behind the text's end there is nothing, where copying from there would throw.
+      return this.controlText(node, fh)
+        .subarray(offset, offset + size)
+        .copy(target)
+    }
+    const length = Math.max(0, Math.min(size, this.sizeOf(node) - offset))
+    if (length > 0) this.readImage(node, target, length, offset)
+    return length
+  }
+
+  /** @returns how many of the `size` bytes from `start` of `source` have been written at `offset` */
+  write(
+    node: Node | undefined,
+    source: Buffer,
+    start: number,
+    size: number,
+    offset: number,
+  ): number {
+    const file = this.writable(node)
+    return file ? file.write(source, start, size, offset) : -EROFS
+  }
+
+  fallocate(node: Node | undefined, mode: number, offset: number, length: number): number {
+    const file = this.writable(node)
+    return file ? file.fallocate(mode, offset, length) : -EROFS
+  }
+
+  flush(node: Node | undefined): number {
+    return this.writable(node)?.flush() ?? 0
+  }
+
+  /** Whoever closes what he has written wants it kept. */
+  close(node: Node | undefined, fh: number): number {
+    return fh === WRITING ? this.flush(node) : 0
+  }
+
+  /** @param whence SEEK_DATA or SEEK_HOLE, the only ones that the kernel passes on */
+  lseek(node: Node, offset: number, whence: number): number {
+    if (node.kind !== 'image') return -EINVAL
+    if (whence !== SEEK_DATA && whence !== SEEK_HOLE) return -EINVAL
+    if (offset >= this.sizeOf(node)) return -ENXIO
+    const { disk } = this.parts.images
+    let found: number
+    disk?.beginRead(0, 0)
+    try {
+      const view = this.view(node)
+      found = whence === SEEK_DATA ? nextData(view, offset) : nextHole(view, offset)
+    } finally {
+      disk?.endRead()
+    }
+    return found < 0 ? -ENXIO : found
+  }
+
+  access(node: Node, mask: number): number {
+    if (mask & W_OK && !this.writable(node)) return -EROFS
+    // Folders are entered; no file here is a program.
+    return mask & X_OK && node.kind !== 'dir' ? -EACCES : 0
+  }
+
+  /** The bytes that statfs shows: those of the disk. */
+  diskBytes(): number {
+    return this.tree.disk ? this.sizeOf(this.tree.disk) : 0
+  }
+
+  /** For what would change something. */
+  refuseChange(): number {
+    return -EROFS
+  }
+
+  /** For changes that a file which is written could have, but has not: programs go on without. */
+  refuseAttribute(node: Node | undefined): number {
+    return this.writable(node) ? -EOPNOTSUPP : -EROFS
+  }
+
+  /** The kernel then reads and writes, and does not ask again. */
+  copyFileRange(): number {
+    return this.diskFile ? -ENOSYS : -EROFS
+  }
+
+  /** What is at `index` of a listing; the first two are the folder itself and the one above. */
+  listed(dir: DirNode, index: number): { node: Node; name: string } {
+    if (index === 0) return { node: dir, name: '.' }
+    if (index === 1) return { node: this.tree.node(dir.parent) as Node, name: '..' }
+    const node = this.tree.node(dir.children[index - 2] as number) as Node
+    return { node, name: node.name }
+  }
+
+  /** Counting the blocks of a thousand files is for who asks. */
+  isCounted(node: Node): boolean {
+    return node.kind !== 'image' || this.allocated.isKnown(node)
+  }
+
+  /** How many seconds the attributes hold that were just made. Control files are made at each opening. */
+  validity(node: Node): number {
+    if (node.kind === 'control') return 0
+    const file = this.writable(node)
+    if (!file) return VALID_SECONDS
+    return this.allocated.isCurrent(file.disk) ? WRITTEN_VALID_SECONDS : 0
+  }
+
+  modeOf(node: Node): number {
+    const { fileMode, diskMode, dirMode } = this.tree.appearance
+    if (node.kind === 'dir') return S_IFDIR | dirMode
+    const isDisk = node.kind === 'image' && node.entry.kind === 'disk'
+    return S_IFREG | (isDisk ? diskMode : fileMode)
+  }
+
+  attributes(node: Node) {
+    const { uid, gid, modified } = this.tree.appearance
+    const time = node.kind === 'image' ? this.modified(node) : modified
+    return {
+      ino: node.id,
+      size: node.kind === 'image' ? this.sizeOf(node) : 0,
+      blocks: node.kind === 'image' ? Math.ceil(this.allocated.of(node) / 512) : 0,
+      atime: time.seconds,
+      mtime: time.seconds,
+      ctime: time.seconds,
+      atimensec: time.nanoseconds,
+      mtimensec: time.nanoseconds,
+      ctimensec: time.nanoseconds,
+      mode: this.modeOf(node),
+      nlink: node.kind === 'dir' ? 2 : 1,
+      uid,
+      gid,
+      rdev: 0,
+      blksize: BLOCK_BYTES,
+      flags: 0,
+    }
+  }
+
+  extendedAttributes(node: Node): Map<string, string> {
+    if (node.kind !== 'image') return new Map()
+    const { kind, attributes } = node.entry
+    const size = String(this.sizeOf(node))
+    return new Map(Object.entries({ kind, 'virtual-size': size, ...attributes }))
+  }
+
+  private readImage(node: ImageNode, target: Buffer, length: number, offset: number): void {
+    const { images, crew } = this.parts
+    const { disk } = images
+    // What snapshots and layers below have is never overwritten: only where it lies must stay.
+    if (node.entry.kind === 'disk') disk?.beginRead(offset, length)
+    else disk?.beginRead(0, 0)
+    try {
+      readView(this.view(node), target, 0, length, offset, crew)
+    } finally {
+      // Also when the read failed: nobody may write to the target any more.
+      crew?.finish()
+      disk?.endRead()
+    }
+  }
+
+  private view(node: ImageNode): View {
+    let view = this.views.get(node.id)
+    if (view === undefined) {
+      view = this.parts.images.viewOf(node.entry)
+      this.views.set(node.id, view)
+    }
+    return view
+  }
+
+  private openControl(node: ControlNode): number {
+    if (node.file === 'status.json') return 0
+    return this.parts.slots.put(this.parts.controlText.stats())
+  }
+
+  private controlText(node: ControlNode, slot: number): Buffer {
+    if (node.file === 'status.json') return Buffer.from(this.parts.controlText.status())
+    return this.parts.slots.get(slot)
+  }
+
+  private modified(node: ImageNode): Timestamp {
+    const milliseconds = writtenDisk(this.parts.images, node)?.modified ?? 0
+    if (milliseconds === 0) return node.entry.modified
+    const seconds = Math.floor(milliseconds / 1000)
+    return { seconds, nanoseconds: (milliseconds - seconds * 1000) * 1_000_000 }
+  }
+}

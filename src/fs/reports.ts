@@ -1,0 +1,53 @@
+/** What those who serve a mount tell of it: the texts of `.vimgfs`, and the log's lines of faults. */
+import { ImageError, isExpected } from '../errors.js'
+import type { ImageSet } from '../formats/image-set.js'
+import { opcodeName } from './opcodes.js'
+import { readStats } from './stats.js'
+
+export interface LogEntry {
+  readonly level: 'debug' | 'warn' | 'error'
+  readonly message: string
+  readonly detail?: Readonly<Record<string, unknown>>
+}
+
+/** Damage that was logged already: a scan over a lost table is one line a place, not a million. */
+const MAX_LOGGED_FAULTS = 1000
+
+/** Damage in an image is one line, once a place; what we did wrong is a stack, every time. */
+export function faultLogger(log: (entry: LogEntry) => void) {
+  const logged = new Set<string>()
+  return (error: unknown, opcode: number): void => {
+    if (!isExpected(error)) {
+      const stack = error instanceof Error ? error.stack : String(error)
+      log({ level: 'error', message: `${opcodeName(opcode)} failed`, detail: { stack } })
+      return
+    }
+    const context = error instanceof ImageError ? error.context : {}
+    const key = `${context.path} ${error.message}`
+    if (logged.has(key)) return
+    logged.add(key)
+    if (logged.size > MAX_LOGGED_FAULTS) return
+    const last = logged.size === MAX_LOGGED_FAULTS ? '; no more such lines from this thread' : ''
+    log({
+      level: 'error',
+      message: `${opcodeName(opcode)}: ${error.message}${last}`,
+      detail: { file: context.path, guestOffset: context.offset },
+    })
+  }
+}
+
+/** @param status what does not change */
+export function statusText(status: Readonly<Record<string, unknown>>, { disk }: ImageSet): string {
+  const failure = disk?.failure || null
+  const text = { ...status, readOnly: !disk || failure !== null, failure }
+  return `${JSON.stringify(text, null, 2)}\n`
+}
+
+/** @param started when the server did, in milliseconds since 1970 */
+export function statsText(shared: SharedArrayBuffer, started: number): string {
+  const { rss, heapUsed } = process.memoryUsage()
+  const uptimeSeconds = Math.round((Date.now() - started) / 1000)
+  const stats = readStats(shared, opcodeName)
+  const text = { uptimeSeconds, ...stats, memory: { rssBytes: rss, threadHeapBytes: heapUsed } }
+  return `${JSON.stringify(text, null, 2)}\n`
+}
