@@ -7,7 +7,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { ReadStream } from 'node:tty'
 import { promisify } from 'node:util'
 import { MountError, printable } from '../errors.js'
-import type { AskPassphrase, EncryptionMethod } from '../formats/encryption.js'
+import type { AskPassphrase } from '../formats/encryption.js'
+import type { EncryptionMethod } from '../formats/layer.js'
 import { Interrupted, orInterrupted } from '../interruption.js'
 
 /** Names a file to read the passphrase from where no option does. */

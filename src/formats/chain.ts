@@ -21,12 +21,12 @@ import {
   type FileSpec,
   fileSpec,
   filesOf,
+  type LayerEncryption,
   type LayerSpec,
   storeOf,
 } from './layer.js'
 import { MAX_CHAIN_DEPTH, MAX_LAYERS, MAX_REFUSED_SNAPSHOTS, MAX_VMSD_BYTES } from './limits.js'
 import { type CowHeader, readCowHeader } from './cow/header.js'
-import type { LayerEncryption } from './encryption.js'
 import { FORMATS, FORMATS_READ, type Format, probe, probeGiven } from './probe.js'
 import { readQcowHeader } from './qcow/header.js'
 import { CRYPT, INCOMPATIBLE, type Qcow2Header, readHeader } from './qcow2/header.js'

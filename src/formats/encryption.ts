@@ -2,23 +2,11 @@
 import { legacyAesSpec } from '../crypto/legacy-aes.js'
 import { checkLuks1, readLuks1, unlockLuks1 } from '../crypto/luks1.js'
 import { createSectorCipher } from '../crypto/sector-cipher.js'
-import type { CipherSpec } from '../crypto/spec.js'
 import { ImageError } from '../errors.js'
 import type { StoreCipher } from '../io/cipher-store.js'
 import type { Chain } from './chain.js'
-import { type LayerSpec, storeOf } from './layer.js'
+import { type EncryptionMethod, type LayerEncryption, type LayerSpec, storeOf } from './layer.js'
 import { MAX_LUKS_HEADER_BYTES } from './limits.js'
-
-/** 'AES' is the method of old images: 128 bits, without anything that would tell a wrong passphrase. */
-export type EncryptionMethod = 'AES' | 'LUKS'
-
-export interface LayerEncryption {
-  readonly method: EncryptionMethod
-  /** Bytes of the file; of LUKS alone. */
-  readonly headerArea?: { readonly offset: number; readonly length: number }
-  /** Once it is unlocked. */
-  readonly spec?: CipherSpec
-}
 
 /**
  * Asks for the passphrase of the image at `path`: what it may be, likeliest first; one at least. They are

@@ -1,10 +1,10 @@
 /** A layer of an image as it was opened: plain data, which the threads get as a message. */
 import fs from 'node:fs'
+import type { CipherSpec } from '../crypto/spec.js'
 import { FileStore } from '../io/store.js'
 import { sizeOf } from '../io/libc.js'
 import type { OpenedFile } from '../io/named-file.js'
 import type { CowHeader } from './cow/header.js'
-import type { LayerEncryption } from './encryption.js'
 import type { Format } from './probe.js'
 import type { QcowHeader } from './qcow/header.js'
 import type { Qcow2Header } from './qcow2/header.js'
@@ -33,6 +33,17 @@ export interface LayerSpec extends FileSpec {
   readonly vmdk?: VmdkSpec
   /** What shows through where it is silent, by its place among the layers. */
   readonly below?: number
+}
+
+/** 'AES' is the method of old images: 128 bits, without anything that would tell a wrong passphrase. */
+export type EncryptionMethod = 'AES' | 'LUKS'
+
+export interface LayerEncryption {
+  readonly method: EncryptionMethod
+  /** Bytes of the file; of LUKS alone. */
+  readonly headerArea?: { readonly offset: number; readonly length: number }
+  /** Once it is unlocked. */
+  readonly spec?: CipherSpec
 }
 
 export interface Timestamp {

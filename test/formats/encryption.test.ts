@@ -6,10 +6,10 @@ import { type Chain, closeChain, openChain } from '../../src/formats/chain.js'
 import {
   type AskPassphrase,
   cipherOf,
-  type EncryptionMethod,
   lockChain,
   unlockChain,
 } from '../../src/formats/encryption.js'
+import type { EncryptionMethod } from '../../src/formats/layer.js'
 import { checkQcow2 } from '../../src/formats/qcow2/check.js'
 import { repairQcow2 } from '../../src/formats/qcow2/repair.js'
 import { buildImage, type ImageSpec } from '../fixtures/qcow2-builder.js'
