@@ -6,7 +6,7 @@ import { ImageError } from '../errors.js'
 import type { StoreCipher } from '../io/cipher-store.js'
 import type { Chain } from './chain.js'
 import { type EncryptionMethod, type LayerEncryption, type LayerSpec, storeOf } from './layer.js'
-import { MAX_LUKS_HEADER_BYTES } from './limits.js'
+import { isPossibleLuks } from './qcow2/luks.js'
 
 /**
  * Asks for the passphrase of the image at `path`: what it may be, likeliest first; one at least. They are
@@ -38,9 +38,7 @@ export async function unlockChain(chain: Chain, ask: AskPassphrase): Promise<Cha
 }
 
 /** Wipes the keys: nothing of what is encrypted can be read or written any more. */
-export function lockChain({
-  layers,
-}: Pick<Chain, 'layers'> | { layers: readonly LayerSpec[] }): void {
+export function lockChain({ layers }: { readonly layers: readonly LayerSpec[] }): void {
   for (const { encryption } of layers) {
     if (encryption?.spec) new Uint8Array(encryption.spec.key).fill(0)
   }
@@ -69,10 +67,8 @@ async function unlock(
     throw new ImageError('CORRUPT', what, { path, hint: 'restore it from a copy' })
   }
   const store = storeOf(layer)
-  const { offset, length } = headerArea
-  const { unitBytes } = sizesOf(layer)
-  const end = Math.ceil(layer.sizeBytes / unitBytes) * unitBytes
-  if (length > MAX_LUKS_HEADER_BYTES || offset + length > end) {
+  if (!isPossibleLuks(headerArea, layer.sizeBytes, sizesOf(layer).unitBytes)) {
+    const { offset, length } = headerArea
     const what = `a LUKS header of ${length} bytes at ${offset} is impossible`
     throw new ImageError('CORRUPT', what, { path, hint: 'restore it from a copy' })
   }

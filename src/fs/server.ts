@@ -10,6 +10,7 @@ import { type AskPassphrase, lockChain, unlockChain } from '../formats/encryptio
 import { extentFiles, type LayerSpec, storeOf } from '../formats/layer.js'
 import { createDiskMemory } from '../formats/disk-memory.js'
 import { type CacheSizes, ImageSet } from '../formats/image-set.js'
+import { coverageBytes, tableBytes as l2TableBytes } from '../formats/qcow/header.js'
 import { clusterBytes, l2CoverageBytes } from '../formats/qcow2/header.js'
 import { tableBytes } from '../formats/vmdk/image.js'
 import { orInterrupted } from '../interruption.js'
@@ -222,9 +223,7 @@ export function defaultMetadataBytes(layer: LayerSpec, threads: number): number 
   const { qcow2, qcow, cow, vmdk } = layer
   let tables = 0
   if (qcow2) tables = Math.ceil(qcow2.sizeBytes / l2CoverageBytes(qcow2)) * clusterBytes(qcow2)
-  if (qcow)
-    tables =
-      Math.ceil(qcow.sizeBytes / 2 ** (qcow.clusterBits + qcow.l2Bits)) * 2 ** (qcow.l2Bits + 3)
+  if (qcow) tables = Math.ceil(qcow.sizeBytes / coverageBytes(qcow)) * l2TableBytes(qcow)
   if (cow) tables = cow.bitmapBytes
   if (vmdk) tables = tableBytes(vmdk)
   return Math.min(MAX_METADATA_BYTES, threads * tables)

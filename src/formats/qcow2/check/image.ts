@@ -1,6 +1,6 @@
 /** What is checked: the image, its dimensions, and its structures that lie at places of their own. */
 import type { Store } from '../../../io/store.js'
-import { MAX_L1_BYTES, MAX_LUKS_HEADER_BYTES } from '../../limits.js'
+import { MAX_L1_BYTES } from '../../limits.js'
 import {
   clusterBytes,
   INCOMPATIBLE,
@@ -9,6 +9,7 @@ import {
   type Qcow2Header,
   readHeader,
 } from '../header.js'
+import { isPossibleLuks } from '../luks.js'
 import { type BitmapDirectory, readBitmapDirectory } from './bitmap-directory.js'
 import { readSnapshotTable, type SnapshotTable } from './snapshot-table.js'
 
@@ -126,9 +127,7 @@ export class CheckedImage {
   get hasPossibleLuks(): boolean {
     const { encryption } = this.header
     if (!encryption) return true
-    const { offset, length } = encryption
-    const end = Math.ceil(this.fileBytes / this.clusterBytes) * this.clusterBytes
-    return length <= MAX_LUKS_HEADER_BYTES && offset + length <= end
+    return isPossibleLuks(encryption, this.fileBytes, this.clusterBytes)
   }
 
   private findRegions(): Region[] {
