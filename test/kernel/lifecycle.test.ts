@@ -26,9 +26,10 @@ import {
   until,
   vimgfs,
   wordsOf,
+  sampleImage,
 } from '../support/mount.js'
 
-const SAMPLE = new URL('../../samples/disk.qcow2', import.meta.url).pathname
+const SAMPLE = sampleImage(t)
 const skip = noFuse()
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
 

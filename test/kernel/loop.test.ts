@@ -12,6 +12,7 @@ import {
   READ_ONLY,
   runIn,
   sharedFolder,
+  sampleImage,
 } from '../support/mount.js'
 import { attempt, needs, needsRoot, run } from '../support/run.js'
 
@@ -70,8 +71,7 @@ t.test('buffered and direct', skip, async t => {
 })
 
 t.test('the states of the sample', skip, async t => {
-  const sample = new URL('../../samples/disk.qcow2', import.meta.url).pathname
-  const { file } = await mount(t, sample, { args: READ_ONLY })
+  const { file } = await mount(t, sampleImage(t), { args: READ_ONLY })
   const states = {
     'disk.raw': { motd: 'Upgraded', release: 'Sample 2.0\n' },
     'disk@before-upgrade.raw': { motd: 'Sam has moved in', release: 'Sample 1.0\n' },
@@ -85,8 +85,7 @@ t.test('the states of the sample', skip, async t => {
 })
 
 t.test('a disk of that size', skip, async t => {
-  const sample = new URL('../../samples/disk.qcow2', import.meta.url).pathname
-  const { file } = await mount(t, sample, { args: READ_ONLY })
+  const { file } = await mount(t, sampleImage(t), { args: READ_ONLY })
   const device = (
     await run('losetup', ['--find', '--show', '--read-only', file('disk.raw')])
   ).trim()

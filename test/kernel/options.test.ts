@@ -16,10 +16,11 @@ import {
   runIn,
   sharedFolder,
   vimgfs,
+  sampleImage,
 } from '../support/mount.js'
 import { needsRoot } from '../support/run.js'
 
-const SAMPLE = new URL('../../samples/disk.qcow2', import.meta.url).pathname
+const SAMPLE = sampleImage(t)
 
 t.test('what the files look like', noFuse(), async t => {
   const image = join(sharedFolder(t), 'disk.qcow2')

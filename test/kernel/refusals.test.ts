@@ -19,10 +19,11 @@ import {
   sharedFolder,
   until,
   vimgfs,
+  sampleImage,
 } from '../support/mount.js'
 import { needsRoot } from '../support/run.js'
 
-const SAMPLE = new URL('../../samples/disk.qcow2', import.meta.url).pathname
+const SAMPLE = sampleImage(t)
 
 async function mountsOn(place: Place, folder: string): Promise<string[]> {
   const mounts = await runIn(place, '/bin/cat', ['/proc/self/mounts'])

@@ -1,5 +1,5 @@
 /** What npm pack makes is what people install: it must build itself, hold what it needs, and work. */
-import { cpSync, existsSync, mkdirSync, readFileSync, symlinkSync } from 'node:fs'
+import { copyFileSync, cpSync, existsSync, mkdirSync, readFileSync, symlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { cannotMount, hasMount, ROOT, run, SAMPLE, scratchFolder } from './processes.js'
@@ -34,7 +34,10 @@ t.test('a tarball from a clean source installs globally and works', async t => {
   await t.test('mounts', { skip: cannotMount() }, async t => {
     const folder = join(scratch, 'mnt')
     mkdirSync(folder)
-    await run(vimgfs, ['mount', SAMPLE, folder], scratch)
+    // start.test.ts has the sample itself mounted.
+    const image = join(scratch, 'disk.qcow2')
+    copyFileSync(SAMPLE, image)
+    await run(vimgfs, ['mount', image, folder], scratch)
     t.ok(hasMount(folder))
     t.match(await run('ls', [folder], scratch), 'disk.raw')
     await run(vimgfs, ['umount', folder], scratch)

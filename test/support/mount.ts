@@ -15,6 +15,7 @@ import {
   chmodSync,
   chownSync,
   constants,
+  copyFileSync,
   existsSync,
   mkdirSync,
   readdirSync,
@@ -159,6 +160,13 @@ export function sharedFolder(t: Test): string {
   const folder = tempFolder(t)
   chmodSync(folder, 0o777)
   return folder
+}
+
+/** A copy of the repository's sample, which `npm start` has mounted while its own tests run. */
+export function sampleImage(t: Test): string {
+  const image = join(sharedFolder(t), 'disk.qcow2')
+  copyFileSync(new URL('../../samples/disk.qcow2', import.meta.url), image)
+  return image
 }
 
 export function attemptIn(
