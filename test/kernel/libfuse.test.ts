@@ -10,7 +10,7 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs'
-import { dirname, join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import t, { type Test } from 'tap'
 import { type Lack, LACKS, lackLines } from '../../src/fs/libfuse/lacks.js'
 import {
@@ -34,12 +34,15 @@ import {
   type Place,
   READ_ONLY,
   runIn,
+  serversOf,
   sharedFolder,
+  until,
   vimgfs,
+  sampleImage,
 } from '../support/mount.js'
 import { needs, needsRoot, run } from '../support/run.js'
 
-const SAMPLE = new URL('../../samples/disk.qcow2', import.meta.url).pathname
+const SAMPLE = sampleImage(t)
 const ROOT = new URL('../..', import.meta.url).pathname
 const MIB = 2 ** 20
 const DISK_BYTES = 16 * MIB
@@ -47,11 +50,8 @@ const skip = { ...noLibfuse(), ...needs('fallocate', 'qemu-img', 'qemu-io') }
 const LIBFUSE = overLibfuse(HERE)
 
 /** The sample's disk, written. */
-async function mountSample(t: Test, place = LIBFUSE): Promise<Mount> {
-  const image = join(sharedFolder(t), 'disk.qcow2')
-  copyFileSync(SAMPLE, image)
-  return mount(t, image, { place })
-}
+const mountSample = (t: Test, place = LIBFUSE): Promise<Mount> =>
+  mount(t, sampleImage(t), { place })
 
 const statsOf = async ({ place, file }: Mount) =>
   JSON.parse(await runIn(place, 'cat', [file('.vimgfs/stats.json')]))
@@ -110,8 +110,16 @@ const SHOWN: Record<keyof typeof LACKS, (t: Test, m: Mount) => Promise<string | 
     }
     return undefined
   },
-  // The test of its own below.
-  fusermountDevice: async () => undefined,
+  fusermountDevice: async t => {
+    const user = await ordinaryUser(t)
+    const full = mountFolder(t, user)
+    writeFileSync(join(full, 'file'), '')
+    await refused(t, user, full, /it is not empty, and libfuse 2 lets only root mount there/)
+    if (!isRoot) return undefined
+    const { user: shutOut } = await namespace(t, { deviceMode: 0o600 })
+    await refused(t, shutOut, mountFolder(t, user), /\/dev\/fuse is closed to you, and libfuse 2/)
+    return undefined
+  },
 }
 
 t.test('each thing that it lacks fails as is said', skip, async t => {
@@ -234,26 +242,21 @@ t.test('a kernel that is too old for the direct transport', skip, async t => {
   }
 })
 
-t.test('mount points in use, and not empty ones of ordinary users', skip, async t => {
+t.test('mount points in use', skip, async t => {
   for (const place of [HERE, LIBFUSE]) {
     const { folder, file } = await mountSample(t, place)
     await refused(t, HERE, folder, /is mounted there already; unmount it with vimgfs umount/)
     t.ok(existsSync(file('disk.raw')), 'and stays')
   }
+})
+
+t.test('root mounts on a folder that is not empty', { ...skip, ...needsRoot() }, async t => {
   const folder = mountFolder(t)
   writeFileSync(join(folder, 'file'), '')
-  if (isRoot) await mount(t, SAMPLE, { place: LIBFUSE, folder, args: READ_ONLY })
-  const user = await ordinaryUser(t)
-  const full = mountFolder(t, user)
-  writeFileSync(join(full, 'file'), '')
-  await refused(t, user, full, /it is not empty, and libfuse 2 lets only root mount there/)
+  await mount(t, SAMPLE, { place: LIBFUSE, folder, args: READ_ONLY })
 })
 
 t.test('what is closed to ordinary users', { ...skip, ...needsRoot() }, async t => {
-  await t.test('/dev/fuse', async t => {
-    const { user } = await namespace(t, { deviceMode: 0o600 })
-    await refused(t, user, mountFolder(t, user), /\/dev\/fuse is closed to you, and libfuse 2/)
-  })
   await t.test('/dev/fuse is missing', async t => {
     const { root } = await namespace(t, { deviceMode: 'missing' })
     await refused(t, root, mountFolder(t, root), /\/dev\/fuse cannot be opened: ENOENT; .*modprobe/)
@@ -306,6 +309,41 @@ t.test('seconds of small requests', { ...skip, ...needs('fio') }, async t => {
   await runIn(HERE, 'fio', ['--name=job', `--filename=${file('disk.raw')}`, ...how, ...time])
   t.ok(isRunning(pid))
 })
+
+t.test(
+  'its threads that have ended leave nothing behind',
+  { ...skip, ...needs('fio') },
+  async t => {
+    const folder = mountFolder(t)
+    const report = join(folder, '..', 'report.json')
+    const reporting = ['--report-on-signal', `--report-directory=${dirname(report)}`]
+    const node = [...reporting, `--report-filename=${basename(report)}`, MAIN]
+    const args = ['mount', '-f', '--transport', 'libfuse', ...READ_ONLY, SAMPLE, folder]
+    const ended = attemptIn(HERE, process.execPath, [...node, ...args], { timeout: 100_000 })
+    t.ok(await until(() => isMounted(HERE, folder)))
+    // 32 at once, and often none: libfuse makes threads, and ends them again, some hundreds a second.
+    const how = ['--rw=randread', '--bs=4k', '--direct=1', '--numjobs=32', '--thinktime=2000']
+    const time = ['--time_based', '--runtime=5', '--allow_file_create=0']
+    const disk = join(folder, 'disk.raw')
+    await runIn(HERE, 'fio', ['--name=job', `--filename=${disk}`, ...how, ...time])
+    const [pid = -1] = serversOf(folder)
+    process.kill(pid, 'SIGUSR2')
+    let reported: { libuv: { type: string }[] } | undefined
+    const isReported = () => {
+      try {
+        reported = JSON.parse(readFileSync(report, 'utf8'))
+      } catch {
+        // Not yet, or not to its end.
+      }
+      return reported !== undefined
+    }
+    t.ok(await until(isReported))
+    const handles = reported!.libuv.filter(({ type }) => type === 'async').length
+    t.ok(handles < 120, `${handles} handles`)
+    process.kill(pid, 'SIGTERM')
+    t.equal((await ended).code, 0)
+  },
+)
 
 t.test('a connection that root aborts ends the server', { ...skip, ...needsRoot() }, async t => {
   const { folder, pid } = await mountSample(t)

@@ -5,6 +5,7 @@ import { closeFile, duplicate, memoryFile, redirect } from '../../io/libc.js'
 import { DEVICE, explain, MISSING_HELPER, type MountRequest, noDevice } from '../mount.js'
 import { VALID_SECONDS } from '../node-operations.js'
 import { type FuseOperations, loadFuseNative } from './package.js'
+import { ThreadMemory } from './threads.js'
 
 /** The kernel's, for a disk that is written: its blocks may be counted anew. */
 const WRITTEN_VALID_SECONDS = 1
@@ -30,10 +31,15 @@ export async function mountByLibfuse(
   const isRoot = process.geteuid?.() === 0
   check(mountpoint, isRoot)
   const options = libfuseOptions(request, isRoot)
+  const threads = new ThreadMemory()
   const fuse = new (class extends Fuse {
     // Of most of these options the package knows nothing.
     override _fuseOptions(): string {
       return options
+    }
+
+    override _malloc(bytes: number): Buffer {
+      return threads.allocate(this._thread, bytes)
     }
   })(mountpoint, operations, { timeout: false })
   const before = new Set(fuseDevices())

@@ -69,13 +69,21 @@ export interface FuseOperations {
   symlink(target: string, path: string, done: Done): void
 }
 
-/** The package's class, with the method that makes libfuse's command line, `-oNAME,NAME=VALUE…`. */
+/** The package's class, with those of its inner methods that are replaced. */
 export interface FuseNative {
   new (
     mountpoint: string,
     operations: FuseOperations,
     options: { timeout: false },
-  ): { mount(done: (error?: Error | null) => void): void; _fuseOptions(): string }
+  ): {
+    /** What its C code knows of a mount (fuse_thread_t), once it is asked for memory. */
+    readonly _thread: Buffer
+    mount(done: (error?: Error | null) => void): void
+    /** libfuse's command line, `-oNAME,NAME=VALUE…`. */
+    _fuseOptions(): string
+    /** Memory for a thread of libfuse's, zeroed, that outlives it. Must not throw. */
+    _malloc(bytes: number): Buffer
+  }
 }
 
 /** Throws MountError where it is missing, or has no binary for this machine. */

@@ -1,0 +1,90 @@
+/**
+ * What fuse-native keeps for each of libfuse's threads: a handle in the event loop, for good. But libfuse ends
+ * threads whenever more than ten have nothing to do, and every turn of the loop visits all handles: after a
+ * minute of 32 busy readers an answer took ten times as long. Here those of ended threads are closed and
+ * used again.
+ *
+ * The package does not say which thread it asks for, but that one waits for the answer on a semaphore of
+ * the package's, and the kernel tells who sleeps there. Where it does not, the memory is kept for good, as
+ * the package does.
+ */
+import fs from 'node:fs'
+import koffi from 'koffi'
+
+const TASKS = '/proc/self/task'
+/** sem_t, the last member of the package's fuse_thread_t (fuse-native.c, 2.2.6). */
+const SEMAPHORE_BYTES = 32
+/** Looks for a thread that has asked, but sleeps not yet. */
+const LOOKS = 50
+
+/** Ends an async handle of libuv; its memory is free in the turn of the loop after this one. */
+type CloseHandle = (handle: Buffer) => void
+
+export class ThreadMemory {
+  /** Whose thread runs, or has ended since the last look; by its number. */
+  private readonly owned = new Map<number, Buffer>()
+  private readonly unused: Buffer[] = []
+  private readonly handleBytes: number
+  private readonly closeHandle: CloseHandle
+
+  /** Throws where this node does not have libuv's functions. */
+  constructor() {
+    const libuv = koffi.load(null)
+    const UV_ASYNC = 1
+    this.handleBytes = libuv.func('size_t uv_handle_size(int type)')(UV_ASYNC)
+    const close = libuv.func('void uv_close(void *handle, void *done)')
+    this.closeHandle = handle => close(handle, null)
+  }
+
+  /**
+   * Memory for the thread that sleeps on the semaphore of `session`. Its last bytes become the handle
+   * (fuse_thread_locals_t).
+   * @param session the package's fuse_thread_t
+   */
+  allocate(session: Buffer, bytes: number): Buffer {
+    this.reclaim()
+    const memory = this.unused.pop()?.fill(0) ?? Buffer.alloc(bytes)
+    const thread = this.sleeper(session)
+    if (thread !== undefined) this.owned.set(thread, memory)
+    return memory
+  }
+
+  private reclaim(): void {
+    const closing: Buffer[] = []
+    for (const [thread, memory] of this.owned) {
+      // A listing of the folder may leave out threads that run, when others end meanwhile.
+      if (fs.existsSync(`${TASKS}/${thread}`)) continue
+      this.owned.delete(thread)
+      this.closeHandle(memory.subarray(memory.length - this.handleBytes))
+      closing.push(memory)
+    }
+    // Handles are closed at the end of a turn, after what the first of these calls.
+    if (closing.length > 0) setImmediate(() => setImmediate(() => this.unused.push(...closing)))
+  }
+
+  private sleeper(session: Buffer): number | undefined {
+    const end = koffi.address(session) + BigInt(session.length)
+    const semaphore = end - BigInt(SEMAPHORE_BYTES)
+    for (let look = 0; look < LOOKS; look++) {
+      for (const thread of fs.readdirSync(TASKS).map(Number)) {
+        if (this.owned.has(thread)) continue
+        const address = sleepsOn(thread)
+        if (address !== undefined && address >= semaphore && address < end) return thread
+      }
+    }
+    return undefined
+  }
+}
+
+/** The first argument of the system call that a thread sleeps in (proc(5), /proc/pid/syscall). */
+function sleepsOn(thread: number): bigint | undefined {
+  let text: string
+  try {
+    text = fs.readFileSync(`${TASKS}/${thread}/syscall`, 'utf8')
+  } catch {
+    // It has ended meanwhile.
+    return undefined
+  }
+  const [, first] = text.split(' ')
+  return first?.startsWith('0x') ? BigInt(first) : undefined
+}
