@@ -7,6 +7,7 @@ import fs from 'node:fs'
 import { errnoName, MountError, SystemError } from '../errors.js'
 import * as libc from '../io/libc.js'
 import { findMount, type MountInfo } from './mountinfo.js'
+import { MAX_READ_BYTES } from './protocol.js'
 
 export const FS_TYPE = 'fuse.vimgfs'
 export const DEVICE = '/dev/fuse'
@@ -82,6 +83,7 @@ function mountDirectly(request: MountRequest): number | { why: string } {
   const data = [
     `fd=${device}`,
     'rootmode=40000',
+    `max_read=${MAX_READ_BYTES}`,
     `user_id=${process.getuid?.()}`,
     `group_id=${process.getgid?.()}`,
     ...(request.defaultPermissions ? ['default_permissions'] : []),
@@ -111,6 +113,7 @@ function mountByHelper(request: MountRequest, why: string): number {
     'nodev',
     `fsname=${request.fsname.replace(/[\\,]/g, c => `\\${c}`)}`,
     'subtype=vimgfs',
+    `max_read=${MAX_READ_BYTES}`,
     ...(request.defaultPermissions ? ['default_permissions'] : []),
     ...(request.allowOther ? ['allow_other'] : []),
   ].join(',')

@@ -13,8 +13,13 @@ export const OLDEST_MINOR_VERSION = 27
 export const ROOT_ID = 1
 /** Those that are named here; opcodes.ts has all. */
 export const OPCODE = { READ: 15, WRITE: 16, RELEASE: 18, FSYNC: 20, FALLOCATE: 43 } as const
-/** A read request or its reply at most: 256 pages. */
+/** A write request, or a reply, at most: 256 pages. */
 export const MAX_REQUEST_BYTES = 2 ** 20
+/**
+ * A read request at most, where the kernel is told: who reads more at once is answered by several workers,
+ * from their processors' own caches.
+ */
+export const MAX_READ_BYTES = 2 ** 18
 /** A request with its header; the kernel wants room for max_write and a page. */
 export const MESSAGE_BYTES = MAX_REQUEST_BYTES + 4096
 

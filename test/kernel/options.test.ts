@@ -69,6 +69,7 @@ t.test('what the kernel is told', noFuse(), async t => {
   const line = await optionsOf(plain.folder)
   t.match(line, `${SAMPLE} ${plain.folder} fuse.vimgfs ro,nosuid,nodev,`)
   t.notMatch(line, /allow_other|default_permissions/)
+  t.match(line, ',max_read=262144 ')
 
   const named = await mount(t, SAMPLE, {
     args: ['-o', 'ro,default_permissions', '-ofsname=my disk'],
