@@ -1,8 +1,8 @@
 /**
- * What fuse-native keeps for each of libfuse's threads: a handle in the event loop, for good. But libfuse ends
- * threads whenever more than ten have nothing to do, and every turn of the loop visits all handles: after a
- * minute of 32 busy readers an answer took ten times as long. Here those of ended threads are closed and
- * used again.
+ * What fuse-native keeps for each of libfuse's threads, for good: memory, a reference to it and a handle in the
+ * event loop. But libfuse ends threads whenever more than ten have nothing to do, and every turn of the loop
+ * visits all handles: after a minute of 32 busy readers an answer took ten times as long. Here those of ended
+ * threads are closed and used again.
  *
  * The package does not say which thread it asks for, but that one waits for the answer on a semaphore of
  * the package's, and the kernel tells who sleeps there. Where it does not, the memory is kept for good, as
@@ -17,45 +17,44 @@ const SEMAPHORE_BYTES = 32
 /** Looks for a thread that has asked, but sleeps not yet. */
 const LOOKS = 50
 
-/** Ends an async handle of libuv; its memory is free in the turn of the loop after this one. */
-type CloseHandle = (handle: Buffer) => void
-
 export class ThreadMemory {
   /** Whose thread runs, or has ended since the last look; by its number. */
   private readonly owned = new Map<number, Buffer>()
   private readonly unused: Buffer[] = []
   private readonly handleBytes: number
-  private readonly closeHandle: CloseHandle
+  /** The memory of a handle is free in the turn of the loop after the one that closes it. */
+  private readonly closeHandle: (handle: Buffer, done: null) => void
+  private readonly deleteReference: (environment: bigint, reference: bigint) => void
 
-  /** Throws where this node does not have libuv's functions. */
   constructor() {
-    const libuv = koffi.load(null)
+    const node = koffi.load(null)
     const UV_ASYNC = 1
-    this.handleBytes = libuv.func('size_t uv_handle_size(int type)')(UV_ASYNC)
-    const close = libuv.func('void uv_close(void *handle, void *done)')
-    this.closeHandle = handle => close(handle, null)
+    this.handleBytes = node.func('size_t uv_handle_size(int type)')(UV_ASYNC)
+    this.closeHandle = node.func('void uv_close(void *handle, void *done)')
+    this.deleteReference = node.func('int napi_delete_reference(uint64_t env, uint64_t reference)')
   }
 
   /**
-   * Memory for the thread that sleeps on the semaphore of `session`. Its last bytes become the handle
-   * (fuse_thread_locals_t).
-   * @param session the package's fuse_thread_t
+   * Memory for the thread that sleeps on the semaphore of `session`. It begins with a reference to itself,
+   * and ends with the handle (fuse_thread_locals_t).
+   * @param session the package's fuse_thread_t, which begins with the environment of its references
    */
   allocate(session: Buffer, bytes: number): Buffer {
-    this.reclaim()
+    this.reclaim(session.readBigUInt64LE())
     const memory = this.unused.pop()?.fill(0) ?? Buffer.alloc(bytes)
     const thread = this.sleeper(session)
     if (thread !== undefined) this.owned.set(thread, memory)
     return memory
   }
 
-  private reclaim(): void {
+  private reclaim(environment: bigint): void {
     const closing: Buffer[] = []
     for (const [thread, memory] of this.owned) {
       // A listing of the folder may leave out threads that run, when others end meanwhile.
       if (fs.existsSync(`${TASKS}/${thread}`)) continue
       this.owned.delete(thread)
-      this.closeHandle(memory.subarray(memory.length - this.handleBytes))
+      this.closeHandle(memory.subarray(memory.length - this.handleBytes), null)
+      this.deleteReference(environment, memory.readBigUInt64LE())
       closing.push(memory)
     }
     // Handles are closed at the end of a turn, after what the first of these calls.
