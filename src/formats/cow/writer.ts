@@ -12,11 +12,12 @@
  */
 import { type DirtySlice, STAGE, type TablePool } from '../../cache/table-pool.js'
 import type { MetadataCache } from '../../cache/metadata-cache.js'
-import { ImageError, orEndWriting } from '../../errors.js'
+import { ImageError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
 import type { Extent } from '../driver.js'
+import { PooledWriter } from '../pooled-writer.js'
 import { takeRoom } from '../room.js'
-import type { Flush, Reservation, WritableDriver } from '../writable.js'
+import type { Reservation, WritableDriver } from '../writable.js'
 import {
   type BitmapSlice,
   bitOf,
@@ -50,7 +51,7 @@ const MAX_HOLE_BYTES = 2 ** 26
 /** Slices that one step changes at most. */
 const STEP_SLICES = 8
 
-export class CowWriter implements WritableDriver {
+export class CowWriter extends PooledWriter implements WritableDriver {
   readonly unitBytes: number
   readonly sizeBytes: number
   readonly fillBytes = MAX_RUN_BYTES
@@ -61,6 +62,7 @@ export class CowWriter implements WritableDriver {
   private readonly mappedBytes: number
 
   constructor(private readonly parts: CowWriterParts) {
+    super('cow', parts)
     this.unitBytes = parts.driver.unitBytes
     this.sizeBytes = parts.driver.sizeBytes
     this.dataStore = parts.store
@@ -138,32 +140,6 @@ export class CowWriter implements WritableDriver {
     return done
   }
 
-  collect(): Flush {
-    const { pool } = this.parts
-    const slices = pool.collect()
-    return {
-      run: () => this.writeSlices(slices),
-      settle: () => pool.flushed(slices),
-      hasMore: false,
-    }
-  }
-
-  refresh(): void {}
-
-  checkGrowth(): void {
-    throw new ImageError('REFUSED', 'cow images cannot grow', { path: this.parts.store.path })
-  }
-
-  grow(): void {
-    this.checkGrowth()
-  }
-
-  keepSize(): void {}
-
-  close(): readonly string[] {
-    return []
-  }
-
   /**
    * Makes sectors that are not marked read as zeros over the layer below; returns how many bytes are done, 0
    * where the file system makes no holes.
@@ -226,16 +202,10 @@ export class CowWriter implements WritableDriver {
     return { at: at + before, length: length - before }
   }
 
-  /** Rule (2). */
-  private writeSlices(slices: readonly DirtySlice[]): void {
-    const { store } = this.parts
-    orEndWriting(() => store.sync())
-    if (slices.length === 0) return
-    for (const { at, bytes } of slices) {
-      const bits = this.bitsOf({ at, length: bytes.length })
-      store.write(bytes, bits.at - at, bits.length, bits.at)
-    }
-    orEndWriting(() => store.sync())
+  /** Its bits alone: rule (5). */
+  protected override writeSlice({ at, bytes }: DirtySlice): void {
+    const bits = this.bitsOf({ at, length: bytes.length })
+    this.parts.store.write(bytes, bits.at - at, bits.length, bits.at)
   }
 }
 

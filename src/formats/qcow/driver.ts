@@ -11,6 +11,7 @@ import { type MetadataCache, SLICE_BYTES } from '../../cache/metadata-cache.js'
 import { ImageError } from '../../errors.js'
 import { placed } from '../../io/cipher-store.js'
 import type { Store } from '../../io/store.js'
+import { damageAt, located } from '../damage.js'
 import type { Extent, FormatDriver } from '../driver.js'
 import { packedExtent } from '../packed-cluster.js'
 import {
@@ -222,18 +223,12 @@ export class QcowDriver implements FormatDriver {
     return packedExtent(cluster, inCluster, length, read => this.located(offset, read))
   }
 
-  /** Runs `read`; what it throws of damage is named with the place on the disk it was met at. */
   private located<T>(offset: number, read: () => T): T {
-    try {
-      return read()
-    } catch (error) {
-      if (!(error instanceof ImageError)) throw error
-      throw this.damage(error.message, offset, error)
-    }
+    return located(this.parts.store.path, offset, read)
   }
 
-  private damage(message: string, offset: number, cause?: unknown): ImageError {
-    return new ImageError('CORRUPT', message, { path: this.parts.store.path, offset }, { cause })
+  private damage(message: string, offset: number): ImageError {
+    return damageAt(this.parts.store.path, offset, message)
   }
 }
 

@@ -16,12 +16,13 @@
 import { constants } from 'node:os'
 import { type MetadataCache, SLICE_BYTES } from '../../cache/metadata-cache.js'
 import { type DirtySlice, STAGE, type TablePool } from '../../cache/table-pool.js'
-import { ImageError, orEndWriting, SystemError } from '../../errors.js'
+import { ImageError, SystemError } from '../../errors.js'
 import { placed } from '../../io/cipher-store.js'
 import type { WritableStore } from '../../io/store.js'
 import type { Extent } from '../driver.js'
+import { PooledWriter } from '../pooled-writer.js'
 import { takeRoom } from '../room.js'
-import type { Flush, Reservation, WritableDriver } from '../writable.js'
+import type { Reservation, WritableDriver } from '../writable.js'
 import type { QcowDriver } from './driver.js'
 import { ENTRY_BYTES, type QcowHeader } from './header.js'
 import { inspectTables } from './inspection.js'
@@ -62,7 +63,7 @@ interface QcowReservation extends Reservation {
   readonly clusters: number
 }
 
-export class QcowWriter implements WritableDriver {
+export class QcowWriter extends PooledWriter implements WritableDriver {
   readonly sizeBytes: number
   readonly unitBytes: number
   readonly fillBytes: number
@@ -72,6 +73,7 @@ export class QcowWriter implements WritableDriver {
   dataStore: WritableStore
 
   constructor(private readonly parts: QcowWriterParts) {
+    super('qcow', parts)
     const { driver, dataStore, isEncrypted } = parts
     this.sizeBytes = driver.sizeBytes
     this.unitBytes = driver.unitBytes
@@ -176,32 +178,6 @@ export class QcowWriter implements WritableDriver {
       done += found.length
     }
     return done
-  }
-
-  collect(): Flush {
-    const { pool } = this.parts
-    const slices = pool.collect()
-    return {
-      run: () => this.writeSlices(slices),
-      settle: () => pool.flushed(slices),
-      hasMore: false,
-    }
-  }
-
-  refresh(): void {}
-
-  checkGrowth(): void {
-    throw new ImageError('REFUSED', 'qcow images cannot grow', { path: this.parts.store.path })
-  }
-
-  grow(): void {
-    this.checkGrowth()
-  }
-
-  keepSize(): void {}
-
-  close(): readonly string[] {
-    return []
   }
 
   /** Whole clusters from `offset` on that have no data of their own; as `zeroUnits`. */
@@ -332,12 +308,7 @@ export class QcowWriter implements WritableDriver {
     return this.parts.pool.edit(slice.at, STAGE.links, load)
   }
 
-  /** Rule (2): what is named is on the disk before it is. */
-  private writeSlices(slices: readonly DirtySlice[]): void {
-    const { store } = this.parts
-    orEndWriting(() => store.sync())
-    if (slices.length === 0) return
-    for (const { at, bytes } of slices) store.write(bytes, 0, bytes.length, at)
-    orEndWriting(() => store.sync())
+  protected override writeSlice({ at, bytes }: DirtySlice): void {
+    this.parts.store.write(bytes, 0, bytes.length, at)
   }
 }

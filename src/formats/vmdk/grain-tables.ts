@@ -7,6 +7,7 @@
  * told here, grain by grain, and not by what the engine rounds to.
  */
 import { ImageError } from '../../errors.js'
+import { damageAt, located } from '../damage.js'
 import type { Extent, FormatDriver } from '../driver.js'
 import { type ExtentParts, SECTOR_BYTES } from './parts.js'
 
@@ -176,18 +177,12 @@ export abstract class GrainTables implements FormatDriver {
     return { kind: 'data', length: Math.min(length, inFile), store: this.parts.store, at }
   }
 
-  /** Runs `read`; what it throws of damage is named with the place on the disk it was met at. */
   private located<T>(offset: number, read: () => T): T {
-    try {
-      return read()
-    } catch (error) {
-      if (!(error instanceof ImageError)) throw error
-      throw this.damage(error.message, offset, error)
-    }
+    return located(this.parts.store.path, offset, read)
   }
 
-  protected damage(message: string, offset: number, cause?: unknown): ImageError {
-    return new ImageError('CORRUPT', message, { path: this.parts.store.path, offset }, { cause })
+  protected damage(message: string, offset: number): ImageError {
+    return damageAt(this.parts.store.path, offset, message)
   }
 }
 

@@ -2,7 +2,8 @@
  * Where the bytes of a hosted sparse extent are: the grain directory, and the grain tables that it names
  * (VMware, Virtual Disk Format 5.0, "Hosted Sparse Extents"). An entry has 32 bits and counts sectors.
  */
-import { ImageError } from '../../errors.js'
+import type { ImageError } from '../../errors.js'
+import { damageAt, located } from '../damage.js'
 import type { Extent, FormatDriver } from '../driver.js'
 import { maxPackedBytes, type PackedGrain, unpackGrain } from './grain.js'
 import { type ExtentParts, SECTOR_BYTES } from './parts.js'
@@ -218,28 +219,19 @@ export class SparseDriver implements FormatDriver {
     offset: number,
     target: Buffer,
   ): void {
-    try {
-      unpackGrain(store, grain, target)
-    } catch (error) {
-      throw this.located(error, offset)
-    }
+    this.located(offset, () => unpackGrain(store, grain, target))
   }
 
   private read(at: number, length: number, offset: number): Buffer {
-    try {
-      return this.parts.readTable(at, length)
-    } catch (error) {
-      throw this.located(error, offset)
-    }
+    return this.located(offset, () => this.parts.readTable(at, length))
   }
 
-  /** What was thrown; damage is named with the place on the disk that it was met at. */
-  private located(error: unknown, offset: number): unknown {
-    return error instanceof ImageError ? this.damage(error.message, offset, error) : error
+  private located<T>(offset: number, read: () => T): T {
+    return located(this.parts.store.path, offset, read)
   }
 
-  private damage(message: string, offset: number, cause?: unknown): ImageError {
-    return new ImageError('CORRUPT', message, { path: this.parts.store.path, offset }, { cause })
+  private damage(message: string, offset: number): ImageError {
+    return damageAt(this.parts.store.path, offset, message)
   }
 }
 

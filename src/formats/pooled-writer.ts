@@ -1,0 +1,50 @@
+/** What writers share whose disks never grow, and all of whose tables go through the pool. */
+import type { DirtySlice, TablePool } from '../cache/table-pool.js'
+import { ImageError, orEndWriting } from '../errors.js'
+import type { WritableStore } from '../io/store.js'
+import type { Flush } from './writable.js'
+
+export interface PooledParts {
+  readonly store: WritableStore
+  readonly pool: TablePool
+}
+
+export abstract class PooledWriter {
+  /** @param format as it is named to users */
+  protected constructor(
+    private readonly format: string,
+    private readonly pooled: PooledParts,
+  ) {}
+
+  /** What the tables name is on the disk before they are. */
+  collect(): Flush {
+    const { store, pool } = this.pooled
+    const slices = pool.collect()
+    const run = () => {
+      orEndWriting(() => store.sync())
+      if (slices.length === 0) return
+      for (const slice of slices) this.writeSlice(slice)
+      orEndWriting(() => store.sync())
+    }
+    return { run, settle: () => pool.flushed(slices), hasMore: false }
+  }
+
+  protected abstract writeSlice(slice: DirtySlice): void
+
+  refresh(): void {}
+
+  checkGrowth(): void {
+    const { path } = this.pooled.store
+    throw new ImageError('REFUSED', `${this.format} images cannot grow`, { path })
+  }
+
+  grow(): void {
+    this.checkGrowth()
+  }
+
+  keepSize(): void {}
+
+  close(): readonly string[] {
+    return []
+  }
+}
