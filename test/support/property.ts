@@ -3,27 +3,41 @@ import fc from 'fast-check'
 
 /** More than fit into the time: it is the time that ends a run. */
 const NUM_RUNS = 100_000
+const MIN_LEFT_MS = 500
 
-const parameters = (seconds: number): fc.Parameters<unknown> => ({
-  numRuns: NUM_RUNS,
-  interruptAfterTimeLimit: seconds * 1000,
-  // A run that found nothing until then has passed.
-  markInterruptAsFailure: false,
-  endOnFailure: false,
-  ...(process.env.FC_SEED !== undefined && { seed: Number(process.env.FC_SEED) }),
-})
+const SEED = process.env.FC_SEED === undefined ? {} : { seed: Number(process.env.FC_SEED) }
 
-/** Checks `predicate` for as many values as fit in `seconds`; resolves to how many. */
+interface Limits {
+  readonly seconds: number
+  /** At least so many, however busy the machine is. */
+  readonly runs: number
+}
+
+/** Checks `predicate` for as many values as fit in the time; resolves to how many. */
 export async function holds<T>(
   values: fc.Arbitrary<T>,
-  seconds: number,
+  limits: number | Limits,
   predicate: (value: T) => Promise<void> | void,
 ): Promise<number> {
+  const { seconds, runs: fewest } =
+    typeof limits === 'number' ? { seconds: limits, runs: 0 } : limits
+  const end = performance.now() + seconds * 1000
   let runs = 0
   const property = fc.asyncProperty(values, async value => {
     runs++
     await predicate(value)
   })
-  await fc.assert(property, parameters(seconds) as fc.Parameters<[T]>)
+  if (fewest > 0) await fc.assert(property, { ...SEED, endOnFailure: false, numRuns: fewest })
+  const left = end - performance.now()
+  // One that is interrupted before its first run has failed.
+  if (left < MIN_LEFT_MS) return runs
+  await fc.assert(property, {
+    ...SEED,
+    endOnFailure: false,
+    numRuns: NUM_RUNS,
+    interruptAfterTimeLimit: left,
+    // A run that found nothing until then has passed.
+    markInterruptAsFailure: false,
+  } as fc.Parameters<[T]>)
   return runs
 }

@@ -387,7 +387,7 @@ t.test('any content', async t => {
     words.map(list => Buffer.from(list.join(' '))),
     fc.uint8Array({ maxLength: 600 }).map(bytes => Buffer.from(bytes)),
   )
-  const runs = await holds(content, 2, bytes => {
+  const runs = await holds(content, { seconds: 2, runs: 200 }, bytes => {
     put('M00001.lck', bytes)
     const [lock, ...others] = vmwareLocks(image, HERE)
     if (!lock || others.length > 0) throw new Error('one member is one lock')
@@ -395,5 +395,5 @@ t.test('any content', async t => {
       throw new Error(lock.owner)
     if (!parseLock(bytes) && !lock.isLive) throw new Error('what is not understood is live')
   })
-  t.ok(runs > 200, `${runs} runs`)
+  t.ok(runs >= 200, `${runs} runs`)
 })
