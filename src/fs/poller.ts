@@ -29,7 +29,7 @@ const EAGAIN = 11
 
 export const createPollMemory = (): SharedArrayBuffer => new SharedArrayBuffer(4 * WORDS)
 
-/** One worker's part. `take` is read(2), or what tests have in its place. */
+/** One worker's part. `take` is read(2), `now` a clock in milliseconds, or what tests have in their place. */
 export class Poller {
   private readonly words: Int32Array
   private readonly me: number
@@ -42,6 +42,7 @@ export class Poller {
     worker: number,
     private readonly take: (device: number, target: Buffer, bytes: number) => number = read,
     private readonly reason: () => number = errno,
+    private readonly now: () => number = () => performance.now(),
   ) {
     this.words = new Int32Array(memory)
     this.me = worker + 1
@@ -65,9 +66,9 @@ export class Poller {
   }
 
   private spin(device: number, message: Buffer): number {
-    const deadline = performance.now() + POLL_MS
+    const deadline = this.now() + POLL_MS
     let length = -1
-    while (length < 0 && this.reason() === EAGAIN && performance.now() < deadline) {
+    while (length < 0 && this.reason() === EAGAIN && this.now() < deadline) {
       length = this.take(device, message, message.length)
     }
     return length
