@@ -11,6 +11,7 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { type Lack, LACKS, lackLines } from '../../src/fs/libfuse/lacks.js'
 import {
@@ -56,7 +57,7 @@ const mountSample = (t: Test, place = LIBFUSE): Promise<Mount> =>
 const statsOf = async ({ place, file }: Mount) =>
   JSON.parse(await runIn(place, 'cat', [file('.vimgfs/stats.json')]))
 
-async function onlyError(t: Test, { place, file }: Mount, kind: 'fallocate' | 'xattr') {
+async function onlyError(t: Test, { place, file }: Mount, kind: string) {
   const errors: string[] = (await call(place, 'lacking', file('disk.raw')))[kind]
   t.equal(new Set(errors).size, 1, errors.join(' '))
   return errors[0]
@@ -66,6 +67,17 @@ async function onlyError(t: Test, { place, file }: Mount, kind: 'fallocate' | 'x
 const SHOWN: Record<keyof typeof LACKS, (t: Test, m: Mount) => Promise<string | undefined>> = {
   fallocate: (t, mounted) => onlyError(t, mounted, 'fallocate'),
   xattr: (t, mounted) => onlyError(t, mounted, 'xattr'),
+  tmpfile: (t, mounted) => onlyError(t, mounted, 'tmpfile'),
+  renameFlags: (t, mounted) => onlyError(t, mounted, 'renameFlags'),
+  blocks: async (t, { place, file }) => {
+    const blocks = async () => Number((await call(place, 'stat', file('disk.raw'))).blocks)
+    const before = await blocks()
+    const how = ['bs=64k', 'seek=240', 'count=16', 'conv=notrunc', 'status=none']
+    await runIn(place, 'dd', ['if=/dev/urandom', `of=${file('disk.raw')}`, ...how])
+    await sleep(1100)
+    t.ok((await blocks()) > before)
+    return undefined
+  },
   seek: async (t, { place, file }) => {
     t.same(await call(place, 'data', file('disk.raw')), [[0, DISK_BYTES]])
     return undefined

@@ -4,6 +4,7 @@
  */
 import { createHash } from 'node:crypto'
 import fs from 'node:fs'
+import { dirname } from 'node:path'
 import koffi from 'koffi'
 
 const libc = koffi.load('libc.so.6')
@@ -165,8 +166,15 @@ const CALLS = {
       'int64_t getxattr(const char *path, const char *name, void *value, size_t bytes)',
     )
     const listxattr = libc.func('int64_t listxattr(const char *path, void *names, size_t bytes)')
+    const renameat2 = libc.func(
+      'int renameat2(int fromDir, const char *from, int toDir, const char *to, unsigned int flags)',
+    )
+    const openat = libc.func('int open64(const char *path, int flags, unsigned int mode)')
     const name = 'user.vimgfs.format'
     const fd = fs.openSync(file, 'r+')
+    const AT_FDCWD = -100
+    const O_TMPFILE = 0o20200000
+    const folder = dirname(file)
     const outcome = result => (result < 0 ? failure().code : 'done')
     return {
       // Reserving, with KEEP_SIZE, and then PUNCH_HOLE and ZERO_RANGE.
@@ -176,6 +184,12 @@ const CALLS = {
         outcome(getxattr(file, name, null, 0)),
         outcome(getxattr(file, name, Buffer.alloc(4), 4)),
         outcome(listxattr(file, null, 0)),
+      ],
+      tmpfile: [outcome(openat(folder, O_TMPFILE | fs.constants.O_RDWR, 0o600))],
+      // NOREPLACE, and EXCHANGE.
+      renameFlags: [
+        outcome(renameat2(AT_FDCWD, file, AT_FDCWD, `${folder}/new`, 1)),
+        outcome(renameat2(AT_FDCWD, file, AT_FDCWD, `${folder}/.vimgfs`, 2)),
       ],
     }
   },

@@ -45,6 +45,8 @@ export class LibfuseFs {
   private readonly paths: Map<string, Node>
   private readonly statusBytes: number
   private hasEnded = false
+  /** Of control files; one that always changes keeps libfuse from showing an old text's pages. */
+  private controlTime = 0
 
   constructor(
     private readonly parts: FileSystemParts,
@@ -159,8 +161,8 @@ export class LibfuseFs {
     // Negative ones would wrap around.
     const time = Math.max(0, Math.floor(a.mtime * 1000 + a.mtimensec / 1_000_000))
     const isControl = node.kind === 'control'
-    // A time that changes keeps libfuse from showing an old text's pages.
-    const modified = isControl ? Date.now() : time
+    if (isControl) this.controlTime = Math.max(Date.now(), this.controlTime + 1)
+    const modified = isControl ? this.controlTime : time
     const size = isControl ? this.controlBytes(node) : a.size
     return { ...a, size, atime: modified, mtime: modified, ctime: modified }
   }

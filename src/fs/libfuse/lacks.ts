@@ -5,7 +5,7 @@
 export interface Lack {
   readonly what: string
   /** The error that who asks for it gets; undefined where nothing fails. */
-  readonly errno?: 'EOPNOTSUPP'
+  readonly errno?: 'EOPNOTSUPP' | 'EINVAL'
   /** What there is instead. */
   readonly instead: string
 }
@@ -29,24 +29,38 @@ export const LACKS = {
     what: 'requests of more than 128 KiB',
     instead: 'the kernel cuts larger ones',
   },
+  tmpfile: {
+    what: 'O_TMPFILE',
+    errno: 'EOPNOTSUPP',
+    instead: 'the direct one refuses it too, with EROFS',
+  },
+  renameFlags: {
+    what: 'renameat2(2) with flags, such as mv -n',
+    errno: 'EINVAL',
+    instead: 'the direct one refuses it too, with EROFS',
+  },
+  blocks: {
+    what: 'st_blocks that are never old',
+    instead: 'those of a disk that is written are up to a second old',
+  },
   readdirplus: {
     what: 'READDIRPLUS',
     instead: 'each file of a listing is asked for by itself',
   },
   nanoseconds: {
-    what: 'times finer than a millisecond, and birth times',
-    instead: 'milliseconds',
+    what: 'times finer than a millisecond, before 1970, and of birth',
+    instead: 'milliseconds since 1970',
   },
   threads: {
     what: 'threads',
     instead: 'one answers all requests, and decompresses alone; --threads does nothing',
   },
   sizes: {
-    what: 'files in .vimgfs without a size',
-    instead: 'they end in spaces',
+    what: 'files in .vimgfs without a size, that keep their text while they are open',
+    instead: 'they end in spaces, and go on with the newest text',
   },
   fusermountDevice: {
-    what: 'mounting for users whom /dev/fuse is closed to, or on folders of theirs that are not empty',
+    what: 'mounting on subvolumes, for users whom /dev/fuse is closed to, or on folders of theirs that are not empty',
     instead: 'one line that says so, and exit code 1',
   },
 } as const satisfies Record<string, Lack>

@@ -1,5 +1,6 @@
 /** Mounting by fuse-native, and what libfuse 2 wants for it. */
 import fs from 'node:fs'
+import path from 'node:path'
 import { MountError } from '../../errors.js'
 import { closeFile, duplicate, memoryFile, redirect } from '../../io/libc.js'
 import { DEVICE, explain, MISSING_HELPER, type MountRequest, noDevice } from '../mount.js'
@@ -70,6 +71,12 @@ function check(mountpoint: string, isRoot: boolean): void {
       `${mountpoint}: ${DEVICE} is closed to you, and libfuse 2 needs it; leave out --transport libfuse, which asks fusermount3 to open it`,
     )
   }
+  // The package takes that for a mount, which has been looked for.
+  if (fs.statSync(mountpoint).dev !== fs.statSync(path.dirname(mountpoint)).dev) {
+    throw new MountError(
+      `${mountpoint}: it is a subvolume, on which fuse-native does not mount; choose a folder in it, or leave out --transport libfuse`,
+    )
+  }
   // fusermount3, which libfuse 2 then finds by the name fusermount, knows no option against that.
   if (!isRoot && fs.readdirSync(mountpoint).length > 0) {
     throw new MountError(
@@ -78,7 +85,7 @@ function check(mountpoint: string, isRoot: boolean): void {
   }
 }
 
-/** libfuse's command line (fuse(8), version 2.9). Throws MountError where it is too long. */
+/** libfuse's command line (fuse(8), version 2.9). Of a name that is too long the end is there. */
 export function libfuseOptions(request: LibfuseRequest, isRoot: boolean): string {
   const { isWritable, allowOther, allowRoot, defaultPermissions, fsname } = request
   const options = [
@@ -95,13 +102,13 @@ export function libfuseOptions(request: LibfuseRequest, isRoot: boolean): string
     ...(defaultPermissions ? ['default_permissions'] : []),
     ...(allowRoot ? ['allow_root'] : allowOther ? ['allow_other'] : []),
     ...(isRoot ? ['nonempty'] : []),
-    `fsname=${fsname.replace(/[\\,]/g, c => `\\${c}`)}`,
   ]
-  const text = `-o${options.join(',')}`
-  if (Buffer.byteLength(text) > MAX_BYTES) {
-    throw new MountError(
-      `${fsname}: the name is too long for fuse-native; give a shorter one with -o fsname=NAME`,
-    )
+  const withName = (name: string) =>
+    `-o${options.join(',')},fsname=${name.replace(/[\\,]/g, c => `\\${c}`)}`
+  let text = withName(fsname)
+  for (let left = [...fsname]; Buffer.byteLength(text) > MAX_BYTES; ) {
+    left = left.slice(1)
+    text = withName(`…${left.join('')}`)
   }
   return text
 }

@@ -48,10 +48,12 @@ export class ThreadMemory {
   }
 
   private reclaim(environment: bigint): void {
+    // Nobody has ended for sure where this thread itself cannot be seen.
+    if (isGone(process.pid)) return
     const closing: Buffer[] = []
     for (const [thread, memory] of this.owned) {
       // A listing of the folder may leave out threads that run, when others end meanwhile.
-      if (fs.existsSync(`${TASKS}/${thread}`)) continue
+      if (!isGone(thread)) continue
       this.owned.delete(thread)
       this.closeHandle(memory.subarray(memory.length - this.handleBytes), null)
       this.deleteReference(environment, memory.readBigUInt64LE())
@@ -65,25 +67,48 @@ export class ThreadMemory {
     const end = koffi.address(session) + BigInt(session.length)
     const semaphore = end - BigInt(SEMAPHORE_BYTES)
     for (let look = 0; look < LOOKS; look++) {
-      for (const thread of fs.readdirSync(TASKS).map(Number)) {
+      let hasSeen = false
+      for (const thread of threads()) {
         if (this.owned.has(thread)) continue
-        const address = sleepsOn(thread)
-        if (address !== undefined && address >= semaphore && address < end) return thread
+        const call = systemCall(thread)
+        if (call === undefined) continue
+        hasSeen = true
+        const [, first] = call.split(' ')
+        if (!first?.startsWith('0x')) continue
+        const address = BigInt(first)
+        if (address >= semaphore && address < end) return thread
       }
+      if (!hasSeen) return undefined
     }
     return undefined
   }
 }
 
-/** The first argument of the system call that a thread sleeps in (proc(5), /proc/pid/syscall). */
-function sleepsOn(thread: number): bigint | undefined {
-  let text: string
+/** Whether a thread has ended, for sure. */
+function isGone(thread: number): boolean {
   try {
-    text = fs.readFileSync(`${TASKS}/${thread}/syscall`, 'utf8')
+    fs.statSync(`${TASKS}/${thread}`)
+    return false
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'ENOENT'
+  }
+}
+
+function threads(): number[] {
+  try {
+    return fs.readdirSync(TASKS).map(Number)
   } catch {
-    // It has ended meanwhile.
+    // No /proc, or no descriptor is left.
+    return []
+  }
+}
+
+/** The number and the arguments of the system call that a thread sleeps in (proc(5), /proc/pid/syscall). */
+function systemCall(thread: number): string | undefined {
+  try {
+    return fs.readFileSync(`${TASKS}/${thread}/syscall`, 'utf8')
+  } catch {
+    // It has ended meanwhile, or is not shown.
     return undefined
   }
-  const [, first] = text.split(' ')
-  return first?.startsWith('0x') ? BigInt(first) : undefined
 }
