@@ -201,13 +201,16 @@ async function serve(
       stop?.(signal)
     })
   }
+  let hasFailed = false
   const die = (error: unknown) => {
     logger.fatal(
       { stack: error instanceof Error ? error.stack : String(error) },
       'vimgfs has failed',
     )
-    stop?.('failure')
     process.exitCode = 1
+    // Were it stopping that fails, it would go on so for ever.
+    if (!hasFailed) stop?.('failure')
+    hasFailed = true
   }
   const server = await startServer(request, logger)
   process.on('uncaughtException', die)

@@ -268,9 +268,16 @@ async function stopMount(
   reason: string,
   logger: Logger,
 ): Promise<void> {
-  const current = mount && mountAt(mount.mountpoint)
+  let current: MountInfo | undefined
+  try {
+    current = mount && mountAt(mount.mountpoint)
+  } catch (error) {
+    // No descriptor is left to read the list with, say; whoever asked may ask again.
+    logger.error({ reason, why: (error as Error).message }, 'it could not be unmounted')
+    return
+  }
   // Unmounted already, or something else has been mounted there since.
-  if (!current || current.device !== mount.device) return
+  if (!current || current.device !== mount?.device) return
   try {
     await session.unmount(current, false)
   } catch (error) {

@@ -3,6 +3,7 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import {
   attemptIn,
@@ -161,6 +162,19 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
     t.ok(await until(async () => !(await isMounted(place, folder))))
     process.kill(pid, 'SIGCONT')
     t.equal((await ended).code, 0)
+    t.ok(await hasEnded(t, pid))
+  })
+
+  await t.test('no descriptor is left: it goes on, and ends when there are some', async t => {
+    const { pid, log } = await mount(t, SAMPLE, { place, args: READ_ONLY })
+    const limit = (files: number) => runIn(place, 'prlimit', [`--pid=${pid}`, `--nofile=${files}:`])
+    await limit(3)
+    process.kill(pid, 'SIGTERM')
+    await sleep(500)
+    t.ok(isRunning(pid))
+    t.ok(log().length < 20_000, `${log().length} bytes of log`)
+    await limit(1000)
+    process.kill(pid, 'SIGTERM')
     t.ok(await hasEnded(t, pid))
   })
 
