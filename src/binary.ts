@@ -81,6 +81,12 @@ export const u64le: Field<number> = {
     b.writeUInt32LE(Math.floor(v / 2 ** 32), at + 4)
   },
 }
+/** Whole numbers of 53 bits and a sign. */
+export const i64le: Field<number> = {
+  size: 8,
+  get: (b, at) => Number(b.readBigInt64LE(at)),
+  put: (b, at, v) => void b.writeBigInt64LE(BigInt(v), at),
+}
 /** Bytes that are only kept or echoed. */
 export const bytes = (size: number): Field<Buffer> => ({
   size,

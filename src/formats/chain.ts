@@ -39,6 +39,8 @@ import { vmwareLocks } from './vmdk/vmware-lock.js'
 import { requireWritable, requireWritableKind } from './vmdk/writability.js'
 import { checkCid, extentNames, type ParentLink, parentLink, parentNames } from './vmdk/parent.js'
 
+const NANOSECONDS = 1_000_000_000n
+
 export interface Chain {
   /**
    * The image first, then its backing file, and so on, `depth` of them; then what only snapshots of
@@ -356,12 +358,14 @@ class ChainOpener {
     const store = storeOf(spec)
     const actual = format ?? (isTop ? probeGiven(store) : probe(store))
     const mtime = file.stat.mtimeNs
+    // Before 1970 as well they count from the second before.
+    const nanoseconds = ((mtime % NANOSECONDS) + NANOSECONDS) % NANOSECONDS
     const layer: LayerSpec = {
       ...spec,
       format: actual,
       modified: {
-        seconds: Number(mtime / 1_000_000_000n),
-        nanoseconds: Number(mtime % 1_000_000_000n),
+        seconds: Number((mtime - nanoseconds) / NANOSECONDS),
+        nanoseconds: Number(nanoseconds),
       },
       mode: Number(file.stat.mode & 0o777n),
     }

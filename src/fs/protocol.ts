@@ -2,7 +2,7 @@
  * The kernel's FUSE protocol: the structures of linux/fuse.h, in the byte order of the machines that
  * vimgfs runs on (little-endian). Names follow that header.
  */
-import { bytes, i32le, layout, u16le, u32le, u64le } from '../binary.js'
+import { bytes, i32le, i64le, layout, u16le, u32le, u64le } from '../binary.js'
 
 export const KERNEL_VERSION = 7
 /** The newest minor version whose additions are known here: 7.39 brought STATX. */
@@ -76,13 +76,14 @@ export const INIT_FLAG = {
 /** In `flags2`: FUSE_DIRECT_IO_ALLOW_MMAP, bit 36 of all. Files may be mapped that FOPEN.DIRECT_IO is for. */
 export const INIT_FLAG2 = { DIRECT_IO_ALLOW_MMAP: 1 << 4 }
 
+/** Times are unsigned by name; the kernel takes them for signed ones, before 1970. */
 export const ATTR = layout({
   ino: u64le,
   size: u64le,
   blocks: u64le,
-  atime: u64le,
-  mtime: u64le,
-  ctime: u64le,
+  atime: i64le,
+  mtime: i64le,
+  ctime: i64le,
   atimensec: u32le,
   mtimensec: u32le,
   ctimensec: u32le,
@@ -112,7 +113,7 @@ export const STATX_IN = layout({
   flags: u32le,
   mask: u32le,
 })
-const SX_TIME = { seconds: u64le, nanoseconds: u32le, reserved: u32le }
+const SX_TIME = { seconds: i64le, nanoseconds: u32le, reserved: u32le }
 const times = <P extends string>(prefix: P) =>
   Object.fromEntries(Object.entries(SX_TIME).map(([name, field]) => [prefix + name, field])) as {
     [K in keyof typeof SX_TIME as `${P}${K}`]: (typeof SX_TIME)[K]

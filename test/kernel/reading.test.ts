@@ -1,5 +1,5 @@
 /** What programs do to read a mount, compared with what qemu-img makes of the same image. */
-import { closeSync, fstatSync, openSync, readFileSync, statSync } from 'node:fs'
+import { closeSync, fstatSync, openSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import {
@@ -228,6 +228,15 @@ t.test('a disk and its snapshots', skip, async t => {
       })
     })
   }
+})
+
+t.test('an image from before 1970', skip, async t => {
+  const image = join(sharedFolder(t), 'disk.raw')
+  writeFileSync(image, Buffer.alloc(4096))
+  await run('touch', ['-d', '1960-05-05 12:00:00.25 UTC', image])
+  const { file } = await mount(t, image, { args: READ_ONLY })
+  const { mtimeNs, ctimeNs } = await call(HERE, 'stat', file('disk.raw'))
+  t.same([mtimeNs, ctimeNs], ['-304775999750000000', '-304775999750000000'])
 })
 
 t.test('a raw image: its holes are its own', skip, async t => {
