@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 /** The command line: finds the command, says what goes wrong in one line, and sets the exit code. */
-import { isExpected, oneLine, UsageError } from '../errors.js'
+import { isExpected, MountError, oneLine, UsageError } from '../errors.js'
 
 /** Each command is loaded when it is called: starting fast is part of mounting fast. */
 const COMMANDS: Record<string, () => Promise<{ run(args: string[]): Promise<number> }>> = {
@@ -29,7 +29,17 @@ async function main(args: string[]): Promise<number> {
   if (rest.includes('--help') || rest.includes('-h')) {
     return (await import('./help.js')).run([first])
   }
+  requireFolder()
   return (await command()).run(rest)
+}
+
+/** Names are relative to it. */
+function requireFolder(): void {
+  try {
+    process.cwd()
+  } catch {
+    throw new MountError('the current folder has been deleted; change to one that is there')
+  }
 }
 
 // Who reads our output may stop early (`| head -1`): that ends the output, not in an error.

@@ -32,6 +32,12 @@ export function mountFuse(request: MountRequest): number {
 
 /** Checks that one may mount on `mountpoint`, and says what to do where not. Throws MountError. */
 export function checkMountpoint(mountpoint: string): void {
+  // What is no UTF-8 became this in Node's text, and would be another folder's name.
+  if (mountpoint.includes('\ufffd')) {
+    throw new MountError(
+      `${mountpoint}: this name, or its folder, is not UTF-8; choose another folder`,
+    )
+  }
   let stat: fs.Stats
   try {
     stat = fs.statSync(mountpoint)

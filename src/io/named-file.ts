@@ -31,6 +31,12 @@ export interface OpenedFile {
 /** Opens what the user named: a regular file or a block device. Throws ImageError. */
 export function openGiven(name: string, access: Access = 'read'): OpenedFile {
   const file = path.resolve(name)
+  if (!isText(file)) {
+    throw new ImageError('UNSUPPORTED', NOT_TEXT, {
+      path: file,
+      hint: 'make a link to it with another name, in another folder',
+    })
+  }
   const stat = statOf(file, file, 'look at the name')
   if (!stat.isFile() && !stat.isBlockDevice()) {
     throw new ImageError('REFUSED', `this is ${kindOf(stat)}, not a disk image`, {
@@ -42,6 +48,10 @@ export function openGiven(name: string, access: Access = 'read'): OpenedFile {
   const flags = access === 'write' && stat.isBlockDevice() ? O_EXCL : 0
   return open(file, file, access, flags)
 }
+
+/** Node has names as text: what is no UTF-8 becomes U+FFFD there, which may be the name of another file. */
+const isText = (name: string): boolean => !name.includes('\ufffd')
+const NOT_TEXT = 'this name, or its folder, is not UTF-8'
 
 const RESTORE_NAMED = 'restore it, or name it with qemu-img rebase -u'
 
@@ -75,6 +85,13 @@ export function openNamed(name: string, naming: Naming, access: Access = 'read')
   }
   const file = path.resolve(path.dirname(naming.by), plain)
   const real = realOf(file)
+  if (!isText(file) || !isText(real)) {
+    refuse(
+      'UNSUPPORTED',
+      'or its folder is not UTF-8',
+      'rename it, and name it with qemu-img rebase -u',
+    )
+  }
   // First of all: an image must not learn what there is elsewhere.
   if (!naming.allowed.some(folder => isWithin(real, folder))) {
     refuse(
@@ -136,7 +153,7 @@ export function openFirst(
 
 /** The folders that an image may name files in: its own, by both its names, and `extra`. */
 export function allowedFolders(image: string, extra: readonly string[]): string[] {
-  const own = [path.dirname(path.resolve(image)), path.dirname(fs.realpathSync(image))]
+  const own = [path.dirname(path.resolve(image)), path.dirname(fs.realpathSync.native(image))]
   const named = extra.map(folder => {
     try {
       return fs.realpathSync(folder)
@@ -146,7 +163,9 @@ export function allowedFolders(image: string, extra: readonly string[]): string[
       })
     }
   })
-  return [...new Set([...own.map(folder => fs.realpathSync(folder)), ...named])]
+  // A link may lead to a folder that is not UTF-8.
+  const real = own.filter(isText).map(folder => fs.realpathSync(folder))
+  return [...new Set([...real, ...named])]
 }
 
 /** `file` with its symbolic links resolved; where it does not exist, those of its folder. */
@@ -174,11 +193,14 @@ function statOf(file: string, at: string, hint: string, what = 'it'): fs.BigIntS
     throw new ImageError(
       'MISSING',
       `${what} cannot be opened: ${why(error)}`,
-      { path: at, hint },
+      { path: at, hint: isForbidden(error) ? MAY_YOU_READ : hint },
       { cause: error },
     )
   }
 }
+
+const MAY_YOU_READ = 'check that you may read it, and enter its folder'
+const isForbidden = (error: unknown): boolean => (error as NodeJS.ErrnoException).code === 'EACCES'
 
 /** O_NONBLOCK: what turns out to be a FIFO must not hold us up before we see what it is. */
 function open(file: string, at: string, access: Access, flags: number, what = 'it'): OpenedFile {

@@ -1,7 +1,8 @@
 /** The command line itself: help, versions, wrong usage. */
 import { readFileSync } from 'node:fs'
 import t from 'tap'
-import { HERE, vimgfs } from '../support/mount.js'
+import { attemptIn, HERE, MAIN, vimgfs } from '../support/mount.js'
+import { tempFolder } from '../support/run.js'
 
 const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'))
 const COMMANDS = ['mount', 'umount', 'check', 'info', 'help']
@@ -87,4 +88,12 @@ t.test('wrong usage: one line, exit code 2', async t => {
     t.match(stderr, message)
     t.match(stderr, /^vimgfs: [^\n]*\n$/, 'one line')
   }
+})
+
+t.test('in a folder that has been deleted', async t => {
+  const script = 'mkdir gone && cd gone && rmdir ../gone && exec "$0" "$1" info disk.qcow2'
+  const args = ['-c', script, process.execPath, MAIN]
+  const { code, stderr } = await attemptIn(HERE, 'sh', args, { cwd: tempFolder(t) })
+  t.equal(code, 1)
+  t.equal(stderr, 'vimgfs: the current folder has been deleted; change to one that is there\n')
 })

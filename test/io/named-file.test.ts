@@ -153,3 +153,26 @@ t.test('within', async t => {
   t.notOk(isWithin('/ab', '/a'))
   t.notOk(isWithin('/', '/a'))
 })
+
+t.test('names that are not UTF-8: no other file is taken for them', async t => {
+  const { folder, image } = await scene(t)
+  const bytes = (name: string) => Buffer.from(join(folder, name), 'latin1')
+  // U+FFFD, which the first is shown as, is the name of the second.
+  writeFileSync(bytes('b\xff'), 'right')
+  writeFileSync(bytes('b\xef\xbf\xbd'), 'wrong')
+  symlinkSync(bytes('b\xff'), join(folder, 'link'))
+  const asNodeHasIt = bytes('b\xff').toString()
+  const not = { code: 'UNSUPPORTED', message: /not UTF-8/ }
+  t.throws(() => openGiven(asNodeHasIt), not)
+  const naming = { by: image, role: 'backing file', allowed: [realpathSync(folder)] }
+  t.throws(() => openNamed(basename(asNodeHasIt), naming), not)
+  t.throws(() => openNamed('link', naming), not)
+  const { fd } = openGiven(join(folder, 'link'))
+  t.equal(readFileSync(fd, 'utf8'), 'right', 'a link helps')
+  closeSync(fd)
+
+  mkdirSync(bytes('d\xff'))
+  writeFileSync(bytes('d\xff/disk'), '')
+  symlinkSync(bytes('d\xff/disk'), join(folder, 'link-there'))
+  t.same(allowedFolders(join(folder, 'link-there'), []), [realpathSync(folder)])
+})
