@@ -177,9 +177,14 @@ t.test(
         // A flag that must not be written may not agree with a count that is right now.
         const isWhole = changes.every(({ kind }) => kind === 'fix')
         if (isWhole && after.corruptions > before.corruptions) throw new Error('it got worse')
-        if (again.after.corruptions !== after.corruptions) throw new Error('it is not settled')
+        const more = after.corruptions - again.after.corruptions
+        // A file that was cut off is filled up to a cluster first: then what lay less than a cluster behind
+        // its new end counts as in it (CheckedImage.isInFile), and its table can be repaired.
+        const isFilledUp = sample.cut > 0 && settled.length > damagedBytes(sample).length
+        if (more < 0 || (more > 0 && !isFilledUp)) throw new Error('it is not settled')
         if (again.after.leaks !== after.leaks) throw new Error('leaks are not settled')
-        if (after.corruptions === 0 && !store.bytes().equals(settled)) throw new Error('it changed')
+        if (more === 0 && after.corruptions === 0 && !store.bytes().equals(settled))
+          throw new Error('it changed')
       }),
     )
     t.ok(runs >= 100, `${runs} images`)
