@@ -2,7 +2,7 @@
 import { once } from 'node:events'
 import { readdirSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { setImmediate as turn } from 'node:timers/promises'
+import { setTimeout as sleep, setImmediate as turn } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
 import koffi from 'koffi'
 import t from 'tap'
@@ -13,6 +13,9 @@ const SESSION_BYTES = 400
 const SEMAPHORE_AT = SESSION_BYTES - 32
 const BYTES = 600
 const THREADS = 20
+const ASLEEP_MS = 30
+/** A handle of the loop's must not be collected: the package has references to those that run. */
+const kept: Buffer[] = []
 
 const node = koffi.load(null)
 const ASYNC_AT = BYTES - node.func('size_t uv_handle_size(int type)')(1)
@@ -42,11 +45,14 @@ async function thread(memory: ThreadMemory): Promise<{ given: Buffer; worker: Wo
   const workerData = { session: session.buffer, koffi }
   const worker = new Worker(SLEEPER, { eval: true, workerData, execArgv: [] })
   await once(worker, 'message')
+  // The package's threads sleep at once; this one has some JavaScript before it.
+  await sleep(ASLEEP_MS)
   const given = memory.allocate(session, BYTES)
   // As the package goes on.
   initAsync(defaultLoop(), given.subarray(ASYNC_AT), null)
   unref(given.subarray(ASYNC_AT))
   post(semaphore)
+  kept.push(given)
   return { given, worker }
 }
 
