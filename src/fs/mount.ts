@@ -6,6 +6,7 @@ import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import { errnoName, MountError, SystemError } from '../errors.js'
 import * as libc from '../io/libc.js'
+import { isText } from '../io/named-file.js'
 import { findMount, type MountInfo } from './mountinfo.js'
 import { MAX_READ_BYTES } from './protocol.js'
 
@@ -32,8 +33,7 @@ export function mountFuse(request: MountRequest): number {
 
 /** Checks that one may mount on `mountpoint`, and says what to do where not. Throws MountError. */
 export function checkMountpoint(mountpoint: string): void {
-  // What is no UTF-8 became this in Node's text, and would be another folder's name.
-  if (mountpoint.includes('\ufffd')) {
+  if (!isText(mountpoint)) {
     throw new MountError(
       `${mountpoint}: this name, or its folder, is not UTF-8; choose another folder`,
     )

@@ -50,7 +50,7 @@ export function openGiven(name: string, access: Access = 'read'): OpenedFile {
 }
 
 /** Node has names as text: what is no UTF-8 becomes U+FFFD there, which may be the name of another file. */
-const isText = (name: string): boolean => !name.includes('\ufffd')
+export const isText = (name: string): boolean => !name.includes('\ufffd')
 const NOT_TEXT = 'this name, or its folder, is not UTF-8'
 
 const RESTORE_NAMED = 'restore it, or name it with qemu-img rebase -u'
@@ -85,19 +85,19 @@ export function openNamed(name: string, naming: Naming, access: Access = 'read')
   }
   const file = path.resolve(path.dirname(naming.by), plain)
   const real = realOf(file)
-  if (!isText(file) || !isText(real)) {
-    refuse(
-      'UNSUPPORTED',
-      'or its folder is not UTF-8',
-      'rename it, and name it with qemu-img rebase -u',
-    )
-  }
   // First of all: an image must not learn what there is elsewhere.
   if (!naming.allowed.some(folder => isWithin(real, folder))) {
     refuse(
       'REFUSED',
       "lies outside the image's folder",
       `allow it with --allow-path ${path.dirname(real)}`,
+    )
+  }
+  if (!isText(file) || !isText(real)) {
+    refuse(
+      'UNSUPPORTED',
+      'or its folder is not UTF-8',
+      'rename it, and name it with qemu-img rebase -u',
     )
   }
   const context = `its ${naming.role} "${name}"`

@@ -58,6 +58,11 @@ async function refused(
   }
 }
 
+t.test('a mount point whose name Node cannot say', noFuse(), async t => {
+  // What is not UTF-8 comes to us as this.
+  await refused(t, HERE, mountFolder(t, HERE, 'm\ufffd'), /this name, or its folder, is not UTF-8/)
+})
+
 t.test('mount points', noFuse(), async t => {
   for (const place of isRoot ? [HERE, await ordinaryUser(t)] : [HERE]) {
     const folder = sharedFolder(t)

@@ -169,22 +169,24 @@ t.test(
   async t => {
     const runs = await holds(damaged, { seconds: SECONDS, runs: 100 }, sample =>
       tolerant(() => {
-        const store = new MemoryStore('', damagedBytes(sample))
-        const { before, after, changes } = repairQcow2(store, 'all')
+        const bytes = damagedBytes(sample)
+        const store = new MemoryStore('', bytes)
+        const first = repairQcow2(store, 'all')
+        // A file that was cut off is filled up to a cluster first: then what lay less than a cluster behind
+        // its new end counts as in it (CheckedImage.isInFile), and its table is repaired the next time.
+        const isFilledUp = sample.cut > 0 && store.sizeBytes > bytes.length
+        const { after } = isFilledUp ? repairQcow2(store, 'all') : first
         const settled = store.bytes()
         const again = repairQcow2(store, 'all')
-        if (liesOverTables(before, sample)) return
+        if (liesOverTables(first.before, sample)) return
         // A flag that must not be written may not agree with a count that is right now.
-        const isWhole = changes.every(({ kind }) => kind === 'fix')
-        if (isWhole && after.corruptions > before.corruptions) throw new Error('it got worse')
-        const more = after.corruptions - again.after.corruptions
-        // A file that was cut off is filled up to a cluster first: then what lay less than a cluster behind
-        // its new end counts as in it (CheckedImage.isInFile), and its table can be repaired.
-        const isFilledUp = sample.cut > 0 && settled.length > damagedBytes(sample).length
-        if (more < 0 || (more > 0 && !isFilledUp)) throw new Error('it is not settled')
+        const isWhole = first.changes.every(({ kind }) => kind === 'fix')
+        if (isWhole && first.after.corruptions > first.before.corruptions)
+          throw new Error('it got worse')
+        if (after.corruptions > first.after.corruptions) throw new Error('it got worse again')
+        if (again.after.corruptions !== after.corruptions) throw new Error('it is not settled')
         if (again.after.leaks !== after.leaks) throw new Error('leaks are not settled')
-        if (more === 0 && after.corruptions === 0 && !store.bytes().equals(settled))
-          throw new Error('it changed')
+        if (after.corruptions === 0 && !store.bytes().equals(settled)) throw new Error('it changed')
       }),
     )
     t.ok(runs >= 100, `${runs} images`)
