@@ -214,14 +214,15 @@ class Inspection implements EntryVisitor {
 
   /**
    * Which windows clusters lie in, and how large the granules may be: as large as clusters and tables
-   * are where all are aligned, and where no compressed cluster shares its granule with others.
+   * are where all are aligned, tables that are damaged too, and where no compressed cluster shares its
+   * granule with others.
    */
   private survey(plan: WindowPlan): void {
     const { clusterBytes, tableBytes } = this
     const coarse = Math.min(clusterBytes, tableBytes)
     let isAligned = true
-    this.walk.eachTable((index, table) => {
-      if (!this.walk.isSkipped(index) && table % coarse !== 0) isAligned = false
+    this.walk.eachTable((_, table) => {
+      if (this.hasPlace(table) && table % coarse !== 0) isAligned = false
     })
     this.walk.eachEntry({
       run: (host, clusters) => {
@@ -274,9 +275,8 @@ class Inspection implements EntryVisitor {
     this.walk.eachTable((index, table) => {
       const isSkipped = this.walk.isSkipped(index)
       if (isJudged && !isSkipped && this.isMisplaced(index, table)) return
+      if (!this.hasPlace(table)) return
       const end = table + this.tableBytes
-      const isThere = table % SECTOR_BYTES === 0 && end <= this.reach
-      if (!isThere || (end > this.fileBytes && table !== this.appendAt)) return
       const [from, to] = [table / this.granule, end / this.granule]
       if (isJudged && !this.walk.isSkipped(index) && this.used.isTaken(from, to)) {
         this.blameTable(index, table, OTHERS, true)
@@ -284,6 +284,13 @@ class Inspection implements EntryVisitor {
       this.take(from, to)
       this.reaches(end)
     })
+  }
+
+  /** Whether a table is where one can be, damaged or not: then nothing else may lie there. */
+  private hasPlace(table: number): boolean {
+    const end = table + this.tableBytes
+    if (table % SECTOR_BYTES !== 0 || end > this.reach) return false
+    return end <= this.fileBytes || table === this.appendAt
   }
 
   /** Whether the table of an L1 entry is not where one can be; then that is said, and it is skipped. */

@@ -130,6 +130,19 @@ t.test('clusters that lie over each other, wherever windows end', async t => {
   }
 })
 
+t.test('a damaged table that lies over a cluster, wherever windows end', async t => {
+  const spec = { sizeBytes: 512 * CLUSTER, l2Bits: 7, alignment: 512 }
+  const clusters = new Map([0, 1, 2].map(i => [i, data(i)] as const))
+  const { bytes, l1EntryAt, tableAt } = buildQcow({ ...spec, clusters })
+  // All else is aligned to the size of a table.
+  bytes.writeBigUInt64BE(BigInt(tableAt(0) + 512), l1EntryAt(1))
+  const found = checkQcow(storeOf(bytes))
+  t.equal(found.corruptions, 2)
+  for (const windowBytes of [WINDOW_BYTES, 2 * WINDOW_BYTES]) {
+    t.strictSame(checkQcow(storeOf(bytes), { windowBytes }).findings, found.findings)
+  }
+})
+
 t.test('an encrypted cluster that the end of the file cuts off', async t => {
   for (const [alignment, gapSectors, corruptions] of [
     [CLUSTER, 1, 0],
