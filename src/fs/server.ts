@@ -151,8 +151,9 @@ async function serveChain(
   let mount: MountInfo | undefined
   try {
     mount = await session.mount()
-    if (mount) raiseReadAhead(mount, logger)
     await firstAnswer(mountpoint, session.finished)
+    // The kernel lowers it again as it reads the answer to INIT, and libfuse tells of that beforehand.
+    if (mount) raiseReadAhead(mount, logger)
   } catch (error) {
     if (mount) await session.unmount(mount, true)
     await session.end()

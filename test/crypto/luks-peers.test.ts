@@ -8,6 +8,7 @@ import type { CipherMode, IvGenerator } from '../../src/crypto/spec.js'
 import { readHeader } from '../../src/formats/qcow2/header.js'
 import { readLuks } from '../../src/formats/qcow2/luks.js'
 import { noise } from '../fixtures/model.js'
+import { creating } from '../peers/encrypted.js'
 import { qemuImg } from '../peers/qemu.js'
 import { needs, run, tempFolder } from '../support/run.js'
 import { MemoryStore } from '../support/stores.js'
@@ -94,18 +95,6 @@ async function rewrite(path: string, data: Buffer): Promise<void> {
   writeFileSync(path, content)
 }
 
-/** QEMU measures processor time to choose iterations, and fails now and then where the machine is fast. */
-async function persistently(...args: string[]): Promise<void> {
-  for (let tries = 1; ; tries++) {
-    try {
-      await qemuImg(...args)
-      return
-    } catch (error) {
-      if (tries === 20 || !`${error}`.includes('CPU usage')) throw error
-    }
-  }
-}
-
 async function readByQemu(path: string): Promise<Buffer> {
   const image = `driver=luks,key-secret=s,file.filename=${path}`
   await qemuImg('convert', ...SECRET, '--image-opts', image, '-O', 'raw', `${path}.raw`)
@@ -189,7 +178,7 @@ t.test('what QEMU makes', needs('qemu-img', 'cryptsetup'), async t => {
   await each(made, async combination => {
     const path = join(folder, `${titleOf(combination)}.luks`)
     const options = qemuOptions(combination)
-    await persistently('convert', '-f', 'raw', '-O', 'luks', ...SECRET, '-o', options, raw, path)
+    await creating(['convert', '-f', 'raw', '-O', 'luks', ...SECRET, '-o', options, raw, path])
     const ours = await openContainer(path)
     // cryptsetup does without that one.
     const theirs = combination.hash === 'md5' ? undefined : await dump(path)
@@ -260,7 +249,7 @@ t.test('key slots of a qcow2 image', needs('qemu-img'), async t => {
   const path = join(tempFolder(t), 'disk.qcow2')
   const combination = { bits: 128, mode: 'cbc', generator: 'essiv:sha256', hash: 'sha1' }
   const options = `encrypt.format=luks,${qemuOptions(combination, 'encrypt.')}`
-  await persistently('create', '-q', '-f', 'qcow2', ...SECRET, '-o', options, path, '1M')
+  await creating(['create', '-q', '-f', 'qcow2', ...SECRET, '-o', options, path, '1M'])
   const keyFor = async (passphrase: string) => {
     const store = new MemoryStore(path, readFileSync(path))
     const qcow2 = readHeader(store)
@@ -272,7 +261,7 @@ t.test('key slots of a qcow2 image', needs('qemu-img'), async t => {
   const amend = (change: string, ...secrets: string[]) => {
     const image = `driver=qcow2,encrypt.key-secret=s,file.filename=${path}`
     const objects = secrets.flatMap(secret => ['--object', `secret,${secret}`])
-    return persistently('amend', ...SECRET, ...objects, '--image-opts', '-o', change, image)
+    return creating(['amend', ...SECRET, ...objects, '--image-opts', '-o', change, image])
   }
   const add = (name: string, slot: number, passphrase: string) =>
     amend(

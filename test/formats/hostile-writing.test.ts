@@ -59,7 +59,7 @@ import { holds } from '../support/property.js'
 import { needs } from '../support/run.js'
 import { bracketed, collectShared } from '../support/writable.js'
 
-const SECONDS = process.env.VIMGFS_TEST_LONG === '1' ? 300 : 2.5
+const SECONDS = 2.5
 const MIN_RUNS = 5
 const SECTOR = 512
 const K = 1024

@@ -22,7 +22,7 @@ export interface EncryptedImage {
 
 /** QEMU 7.2 measures its own key derivation, and gives up where the kernel's clock has not moved on. */
 const UNMEASURED = /Unable to get accurate CPU usage/
-const TRIES = 20
+const TRIES = 200
 
 /** Runs a command of qemu-img that makes a LUKS header. */
 export async function creating(args: readonly string[]): Promise<void> {

@@ -1,8 +1,10 @@
 /** fast-check, bounded in time; a failure prints its seed and the smallest case. */
 import fc from 'fast-check'
 
+/** How many times the seconds of a test, in a long one. */
+const LONG = process.env.VIMGFS_TEST_LONG === '1' ? 30 : 1
 /** More than fit into the time: it is the time that ends a run. */
-const NUM_RUNS = 100_000
+const NUM_RUNS = 100_000 * LONG
 const MIN_LEFT_MS = 500
 
 const SEED = process.env.FC_SEED === undefined ? {} : { seed: Number(process.env.FC_SEED) }
@@ -21,7 +23,7 @@ export async function holds<T>(
 ): Promise<number> {
   const { seconds, runs: fewest } =
     typeof limits === 'number' ? { seconds: limits, runs: 0 } : limits
-  const end = performance.now() + seconds * 1000
+  const end = performance.now() + seconds * LONG * 1000
   let runs = 0
   const property = fc.asyncProperty(values, async value => {
     runs++

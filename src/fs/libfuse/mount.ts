@@ -20,7 +20,7 @@ export interface LibfuseRequest extends MountRequest {
 }
 
 /**
- * Mounts and serves `operations`; resolves when the kernel's INIT has been answered, to a descriptor of the
+ * Mounts and serves `operations`; resolves when libfuse answers the kernel's INIT, to a descriptor of the
  * device that is the caller's. Throws MountError.
  */
 export async function mountByLibfuse(
