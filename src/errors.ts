@@ -83,6 +83,24 @@ export function errnoName(errno: number): string {
   return `errno ${errno}`
 }
 
+const REASONS: Record<string, string> = {
+  ENOENT: 'no such file',
+  EACCES: 'permission denied',
+  EPERM: 'not permitted',
+  EROFS: 'its file system is read-only',
+  ETXTBSY: 'it is being executed, or is swapped to',
+  EISDIR: 'it is a folder',
+  ENOTDIR: 'a part of the path is not a folder',
+  ELOOP: 'too many symbolic links',
+  ENAMETOOLONG: 'the name is too long',
+}
+
+/** Why a system call on a file failed, without its call and path; in words where they are known. */
+export function inWords(error: unknown): string {
+  const { code } = error as NodeJS.ErrnoException
+  return code === undefined ? String(error) : (REASONS[code] ?? code)
+}
+
 /** What a FUSE reply carries, positive. A bug of ours is EIO to the caller, and a stack in the log. */
 export function errnoOf(error: unknown): number {
   if (error instanceof ImageError) return ERRNO[error.code]

@@ -6,7 +6,7 @@ import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import pino, { type Logger } from 'pino'
-import { MountError } from './errors.js'
+import { inWords, MountError } from './errors.js'
 import { connectDatagram, sendDatagram } from './io/libc.js'
 
 export type { Logger }
@@ -66,6 +66,13 @@ function fallbackFiles(): string[] {
   return [path.join(state, 'vimgfs', 'vimgfs.log'), path.join(os.tmpdir(), `vimgfs-${uid}.log`)]
 }
 
+/** What open(2) means where it may make the file, and follows no link. */
+const REASONS: Record<string, string> = {
+  ENOENT: 'its folder does not exist',
+  ELOOP: 'it is a symbolic link',
+  ENXIO: 'it is a FIFO that nobody reads, or a socket',
+}
+
 /** Each line is one write to a file opened for appending: servers may share it. */
 function appender(file: string): LineWriter {
   const { O_WRONLY, O_APPEND, O_CREAT, O_NOFOLLOW, O_NONBLOCK } = fs.constants
@@ -74,9 +81,9 @@ function appender(file: string): LineWriter {
     // In a folder that others may write to, a link or a file of theirs is not ours to write to.
     fd = fs.openSync(file, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0o600)
   } catch (error) {
-    throw new MountError(
-      `${file}: the log cannot be written: ${(error as NodeJS.ErrnoException).code}`,
-    )
+    const { code } = error as NodeJS.ErrnoException
+    const special = code === undefined ? undefined : REASONS[code]
+    throw new MountError(`${file}: the log cannot be written: ${special ?? inWords(error)}`)
   }
   return {
     write: line => {

@@ -33,8 +33,8 @@ function parseOptions<const O extends NonNullable<ParseArgsConfig['options']>>(
   try {
     return parseArgs({ args, options, allowPositionals: true, strict: true })
   } catch (error) {
-    // Its second sentence tells how to pass a word that begins with a dash; help does that too.
-    const [message] = (error as Error).message.split('. ')
+    // Its further sentences tell how to pass a word that begins with a dash; help does that too.
+    const [message] = (error as Error).message.split(/[.]\s/)
     throw new UsageError(`${message}; vimgfs help ${command} shows how to call it`)
   }
 }

@@ -129,7 +129,8 @@ Example:
 `,
 }
 
-export async function run([command]: string[]): Promise<number> {
+export async function run([command, more]: string[]): Promise<number> {
+  if (more !== undefined) throw new UsageError(`"${more}" is one argument too many`)
   const text =
     command === undefined ? overview() : Object.hasOwn(HELP, command) ? HELP[command] : undefined
   if (text === undefined)

@@ -6,7 +6,7 @@ import fs from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { ReadStream } from 'node:tty'
 import { promisify } from 'node:util'
-import { MountError, printable } from '../errors.js'
+import { inWords, MountError, printable } from '../errors.js'
 import type { AskPassphrase } from '../formats/encryption.js'
 import type { EncryptionMethod } from '../formats/layer.js'
 import { Interrupted, orInterrupted } from '../interruption.js'
@@ -70,7 +70,7 @@ async function readNamed(name: string): Promise<Buffer> {
   try {
     file = await fs.promises.open(name)
   } catch (error) {
-    throw new MountError(`${what} cannot be opened: ${(error as NodeJS.ErrnoException).code}`)
+    throw new MountError(`${what} cannot be opened: ${inWords(error)}`)
   }
   try {
     return await readAll(file.fd, what)
@@ -99,9 +99,10 @@ async function readAll(fd: number, what: string): Promise<Buffer> {
       if (bytesRead === 0) return content.subarray(0, used)
       used += bytesRead
     } catch (error) {
-      const { code } = error as NodeJS.ErrnoException
-      if (code !== 'EAGAIN') content.fill(0)
-      if (code !== 'EAGAIN') throw new MountError(`${what} cannot be read: ${code}`)
+      if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') {
+        content.fill(0)
+        throw new MountError(`${what} cannot be read: ${inWords(error)}`)
+      }
       // Somebody's pipe, set not to be waited for.
       await sleep(10)
     }

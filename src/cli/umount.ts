@@ -6,7 +6,7 @@ import { promisify } from 'node:util'
 import path from 'node:path'
 import { MountError } from '../errors.js'
 import { FS_TYPE, unmountFuse } from '../fs/mount.js'
-import { findMount, type MountInfo } from '../fs/mountinfo.js'
+import { findMount, type MountInfo, ownerOf } from '../fs/mountinfo.js'
 import { parse } from './arguments.js'
 
 const OPTIONS = { lazy: { type: 'boolean', short: 'l' } } as const
@@ -99,7 +99,7 @@ async function runAsOwner(
   args: string[],
   timeout: number,
 ): Promise<string> {
-  const owner = Number(/(?:^|,)user_id=([0-9]+)/.exec(mount.options)?.[1] ?? 0)
+  const owner = ownerOf(mount)
   const isOthers = process.geteuid?.() === 0 && owner !== 0
   const { stdout } = await promisify(execFile)(command, args, {
     cwd: '/',

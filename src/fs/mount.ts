@@ -7,7 +7,7 @@ import fs from 'node:fs'
 import { errnoName, MountError, SystemError } from '../errors.js'
 import * as libc from '../io/libc.js'
 import { isText } from '../io/named-file.js'
-import { findMount, type MountInfo } from './mountinfo.js'
+import { findMount, ownerOf, type MountInfo } from './mountinfo.js'
 import { MAX_READ_BYTES } from './protocol.js'
 
 export const FS_TYPE = 'fuse.vimgfs'
@@ -181,8 +181,14 @@ export function unmountFuse(mount: MountInfo, detach: boolean): void {
   }
   const failure = runHelper(['-u', ...(detach ? ['-z'] : []), '--', mount.mountpoint])
   if (failure === undefined) return
-  const isBusy = /busy/i.test(failure)
-  throw new MountError(isBusy ? unmountFailure(mount, EBUSY) : `${mount.mountpoint}: ${failure}`)
+  const { mountpoint } = mount
+  if (/busy/i.test(failure)) throw new MountError(unmountFailure(mount, EBUSY))
+  const owner = ownerOf(mount)
+  throw new MountError(
+    owner === process.getuid?.()
+      ? `${mountpoint}: ${failure}`
+      : `${mountpoint}: user ${owner} mounted it, and that user or root may unmount it`,
+  )
 }
 
 const EBUSY = 16

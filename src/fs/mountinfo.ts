@@ -22,6 +22,11 @@ export function mountAt(real: string): MountInfo | undefined {
   return listMounts().findLast(mount => mount.mountpoint === real)
 }
 
+/** The user who made a FUSE mount. */
+export function ownerOf({ options }: MountInfo): number {
+  return Number(/(?:^|,)user_id=([0-9]+)/.exec(options)?.[1] ?? 0)
+}
+
 export function listMounts(): MountInfo[] {
   return fs
     .readFileSync('/proc/self/mountinfo', 'utf8')

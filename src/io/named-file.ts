@@ -7,7 +7,7 @@
  */
 import fs from 'node:fs'
 import path from 'node:path'
-import { ImageError } from '../errors.js'
+import { ImageError, inWords } from '../errors.js'
 
 const { O_RDONLY, O_RDWR, O_NONBLOCK, O_NOFOLLOW, O_EXCL } = fs.constants
 
@@ -158,9 +158,13 @@ export function allowedFolders(image: string, extra: readonly string[]): string[
     try {
       return fs.realpathSync(folder)
     } catch (error) {
-      throw new ImageError('MISSING', `the folder of --allow-path cannot be used: ${why(error)}`, {
-        path: folder,
-      })
+      throw new ImageError(
+        'MISSING',
+        `the folder of --allow-path cannot be used: ${inWords(error)}`,
+        {
+          path: folder,
+        },
+      )
     }
   })
   // A link may lead to a folder that is not UTF-8.
@@ -192,7 +196,7 @@ function statOf(file: string, at: string, hint: string, what = 'it'): fs.BigIntS
   } catch (error) {
     throw new ImageError(
       'MISSING',
-      `${what} cannot be opened: ${why(error)}`,
+      `${what} cannot be opened: ${inWords(error)}`,
       { path: at, hint: isForbidden(error) ? MAY_YOU_READ : hint },
       { cause: error },
     )
@@ -210,7 +214,7 @@ function open(file: string, at: string, access: Access, flags: number, what = 'i
   } catch (error) {
     const { code = '' } = error as NodeJS.ErrnoException
     if (access === 'write' && PROTECTED.has(code)) {
-      const message = `${what} is write-protected (${why(error)})`
+      const message = `${what} is write-protected (${inWords(error)})`
       throw new WriteProtected(
         file,
         message,
@@ -225,7 +229,7 @@ function open(file: string, at: string, access: Access, flags: number, what = 'i
     }
     throw new ImageError(
       'MISSING',
-      `${what} cannot be opened: ${why(error)}`,
+      `${what} cannot be opened: ${inWords(error)}`,
       {
         path: at,
         hint: 'check that you may read it',
@@ -238,23 +242,6 @@ function open(file: string, at: string, access: Access, flags: number, what = 'i
 
 /** What open(2) says of files that may not be written, or not now. */
 const PROTECTED = new Set(['EACCES', 'EPERM', 'EROFS', 'ETXTBSY'])
-
-const REASONS: Record<string, string> = {
-  ENOENT: 'no such file',
-  EACCES: 'permission denied',
-  EPERM: 'not permitted',
-  EROFS: 'its file system is read-only',
-  ETXTBSY: 'it is being executed, or is swapped to',
-  ENOTDIR: 'a part of the path is not a folder',
-  ELOOP: 'too many symbolic links',
-  ENAMETOOLONG: 'the name is too long',
-}
-
-/** Node's error without its call and path, in words where they are known. */
-function why(error: unknown): string {
-  const { code } = error as NodeJS.ErrnoException
-  return code === undefined ? String(error) : (REASONS[code] ?? code)
-}
 
 function kindOf(stat: fs.BigIntStats): string {
   if (stat.isFile()) return 'a file'

@@ -207,7 +207,8 @@ t.test('passphrases that are wrong or missing', skip, async t => {
   await refused(t, file, ['--passphrase-file', wrong], /the passphrase is wrong/)
   await refused(t, file, ['--passphrase-file', '-'], /the passphrase is wrong/, { input: 'no' })
   await refused(t, file, ['--passphrase-file', '-'], /the passphrase is empty/, { input: '' })
-  await refused(t, file, ['--passphrase-file', join(folder, 'x')], /x cannot be opened: ENOENT/)
+  await refused(t, file, ['--passphrase-file', folder], /cannot be read: it is a folder/)
+  await refused(t, file, ['--passphrase-file', join(folder, 'x')], /x cannot be opened: no such/)
   await refused(t, file, [], /it is encrypted; name a file .* --passphrase-file/)
 })
 

@@ -15,6 +15,7 @@ import {
   kill,
   mount,
   mountFolder,
+  namespace,
   NO_LOG,
   noFuse,
   noLibfuse,
@@ -25,10 +26,11 @@ import {
   runIn,
   serversOf,
   until,
+  sampleImage,
   vimgfs,
   wordsOf,
-  sampleImage,
 } from '../support/mount.js'
+import { needsRoot } from '../support/run.js'
 
 const SAMPLE = sampleImage(t)
 const skip = noFuse()
@@ -245,6 +247,16 @@ t.test("where the log of an ordinary user's server goes", skip, async t => {
     lines.map(line => JSON.parse(line).msg),
     ['mounted', 'unmounted'],
   )
+})
+
+t.test("umount of another user's mount", needsRoot(), async t => {
+  const { root, user } = await namespace(t)
+  const folder = mountFolder(t, root)
+  await mount(t, SAMPLE, { place: root, folder })
+  const { code, stderr } = await vimgfs(user, ['umount', folder])
+  t.equal(code, 1)
+  oneLine(t, stderr, /mnt: user 0 mounted it, and that user or root may unmount it\n$/)
+  t.ok(await isMounted(root, folder))
 })
 
 t.test('umount of what vimgfs did not mount', async t => {

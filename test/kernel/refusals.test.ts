@@ -162,11 +162,15 @@ t.test('allow_root and allow_other without user_allow_other', needsRoot(), async
 
 t.test('a log that cannot be written', noFuse(), async t => {
   const folder = mountFolder(t)
-  const message = /no\/such\/log: the log cannot be written: ENOENT/
-  await refused(t, HERE, folder, message, ['--log-file', '/no/such/log'])
   const link = join(folder, '..', 'link')
   symlinkSync('/dev/full', link)
-  await refused(t, HERE, folder, /link: the log cannot be written: ELOOP/, ['--log-file', link])
+  for (const [file, why] of [
+    ['/no/such/log', /log: the log cannot be written: its folder does not exist/],
+    [link, /link: the log cannot be written: it is a symbolic link/],
+    ['/tmp', /tmp: the log cannot be written: it is a folder/],
+  ] as const) {
+    await refused(t, HERE, folder, why, ['--log-file', file])
+  }
 })
 
 t.test('names that need care', noFuse(), async t => {
