@@ -97,7 +97,7 @@ function repairAll(
   writeMarks(store, image.header.incompatible | INCOMPATIBLE.dirty)
   store.sync()
   fixEntries(image, store, changes, memory)
-  completeSnapshotTable(image, store, changes)
+  completeSnapshotTable(image, store, changes, memory)
   store.sync()
   fixCounts(store, { raise: 'all', lower: isKnown ? 'all' : 'none' }, changes, memory)
   image = new CheckedImage(store)

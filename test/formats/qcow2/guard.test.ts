@@ -4,6 +4,7 @@ import t from 'tap'
 import { createFreeMemory, FreeQueue } from '../../../src/formats/qcow2/free-queue.js'
 import { createGuardMemory, Guard, KIND, type Kind } from '../../../src/formats/qcow2/guard.js'
 import { holds } from '../../support/property.js'
+import { collectShared } from '../../support/writable.js'
 
 const kind = fc.constantFrom(...Object.values(KIND))
 const cluster = fc.oneof(
@@ -19,6 +20,7 @@ const step = fc.record({
 
 t.test('like a map, for any sequence of changes', async () => {
   await holds(fc.array(step, { maxLength: 2000 }), 3, steps => {
+    collectShared()
     const guard = new Guard(createGuardMemory())
     const model = new Map<number, Kind | 0>()
     for (const s of steps) {

@@ -117,6 +117,28 @@ t.test('new counts are not put where entries point', async t => {
   t.equal(readHeader(store).incompatible, 0n, 'it is not left dirty')
 })
 
+t.test('nor where the L1 table of a snapshot reaches', async t => {
+  const { image, bytes } = built({ ...SPEC, snapshots: [{ clusters: new Map([[3, data(3)]]) }] })
+  const { snapshotsAt } = image
+  const l1At = Number(bytes.readBigUInt64BE(snapshotsAt))
+  bytes.writeUInt32BE((bytes.length - l1At) / 8 + 200, snapshotsAt + 8)
+  bytes.fill(0, image.refcountTableAt, image.refcountTableAt + 512)
+  const store = new MemoryStore('', bytes)
+  t.throws(() => repairQcow2(store, 'all'), { name: 'ImageError', message: /behind the end/ })
+  t.equal(store.sizeBytes, bytes.length)
+})
+
+t.test('nor is a new snapshot table', async t => {
+  const snapshots = [{ name: 'old', extraBytes: 0, clusters: new Map([[3, data(3)]]) }]
+  const { image, bytes } = built({ ...SPEC, snapshots })
+  bytes.writeBigUInt64BE(COPIED | BigInt(bytes.length + 512), image.l2EntryAt(0))
+  const store = new MemoryStore('', bytes)
+  const { changes } = repairQcow2(store, 'all')
+  t.ok(changes.some(({ message }) => message.includes('stays without disk sizes')))
+  t.equal(store.sizeBytes, bytes.length)
+  t.equal(readHeader(store).snapshotsOffset, image.snapshotsAt)
+})
+
 t.test('the marks', async t => {
   const marks = INCOMPATIBLE.dirty | INCOMPATIBLE.corrupt
   const store = new MemoryStore('', built({ ...SPEC, incompatible: marks }).bytes)

@@ -19,6 +19,7 @@ export class Census {
   readonly snapshotTables: L2Catalog
   private readonly scan: L2Scan
   private isBeyond = false
+  private dangling = Number.POSITIVE_INFINITY
 
   constructor(
     readonly image: CheckedImage,
@@ -45,9 +46,12 @@ export class Census {
     return this.scan.hasLost
   }
 
-  /** The lowest cluster behind the file that an L2 entry names: known after the first window. */
+  /**
+   * The lowest cluster behind the file that a structure reaches into, or an entry of an L2 or a bitmap table
+   * names: known after the first window.
+   */
   get lowestDangling(): number {
-    return this.scan.lowestDangling
+    return Math.min(this.dangling, this.scan.lowestDangling)
   }
 
   /**
@@ -96,6 +100,7 @@ export class Census {
     const { image, window } = this
     for (const { name, at, bytes } of image.regions) {
       if (!image.isInFile(at, bytes)) {
+        this.pointsBehind(at)
         report?.corruption(at, () => `${name} at ${at} reaches behind the end of the file`)
         continue
       }
@@ -111,6 +116,7 @@ export class Census {
       if (!isSound) {
         report?.corruption(entryAt, () => 'an entry of a bitmap table is damaged')
       } else if (at > 0 && !image.isInFile(at, image.clusterBytes)) {
+        this.pointsBehind(at)
         report?.corruption(
           entryAt,
           () => `an entry of a bitmap table names a cluster at ${at}, behind the end of the file`,
@@ -120,6 +126,11 @@ export class Census {
         window.refer(cluster, cluster, EXCLUSIVE)
       }
     }
+  }
+
+  private pointsBehind(at: number): void {
+    const cluster = Math.floor(at / this.image.clusterBytes)
+    this.dangling = Math.min(this.dangling, Math.max(cluster, this.image.clusters))
   }
 
   /** The refcount blocks come last: one that shares its cluster with anything cannot be trusted. */

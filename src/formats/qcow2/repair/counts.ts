@@ -15,12 +15,11 @@ import type { WritableStore } from '../../../io/store.js'
 import { MAX_REFCOUNT_TABLE_BYTES } from '../../limits.js'
 import { Census } from '../check/census.js'
 import { CheckedImage } from '../check/image.js'
-import { walkL1 } from '../check/l1-walk.js'
 import type { Report } from '../check/report.js'
 import { clustersOf, type Run, Runs } from '../check/runs.js'
 import { type CellMemory, REFERENCES } from '../check/window.js'
-import { hostOffset } from '../words.js'
 import { writeRefcountTable } from '../header-update.js'
+import { lowestDangling } from './dangling.js'
 
 export interface CountChanges {
   /** Clusters that were counted too low. */
@@ -203,21 +202,10 @@ class Completion {
     return this.survey.isNeeded[block] === 1 && this.survey.isSound[block] === 0
   }
 
-  /**
-   * An entry that points behind the end of the file must not find something there afterwards that it
-   * never meant.
-   */
+  /** What points behind the end of the file must not find counts there. */
   private refuseDangling(): void {
     const { image, survey } = this
-    const end = this.end * image.clusterBytes
-    const isInNew = (at: number) => at >= image.fileBytes && at < end
-    let found = survey.census.lowestDangling < this.end
-    for (const table of image.l1Tables) {
-      walkL1(image.store, table, (high, low) => {
-        if (isInNew(hostOffset(high, low))) found = true
-      })
-    }
-    if (!found) return
+    if (lowestDangling(survey.census) >= this.end) return
     throw new ImageError(
       'CORRUPT',
       'its tables point behind the end of the file, where new reference counts would have to be',

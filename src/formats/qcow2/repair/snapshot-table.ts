@@ -1,8 +1,11 @@
 /** Snapshots whose entries are too short for version 3 (QEMU docs/interop/qcow2.rst, "Snapshots"). */
 import type { WritableStore } from '../../../io/store.js'
+import { Census } from '../check/census.js'
 import type { CheckedImage } from '../check/image.js'
 import type { Report } from '../check/report.js'
+import type { CellMemory } from '../check/window.js'
 import { writeSnapshotTable } from '../header-update.js'
+import { lowestDangling } from './dangling.js'
 
 /** Of an entry before its extra data. */
 const ENTRY_BYTES = 40
@@ -22,6 +25,7 @@ export function completeSnapshotTable(
   image: CheckedImage,
   store: WritableStore,
   report: Report,
+  memory: CellMemory,
 ): void {
   const { header, snapshots, clusterBytes } = image
   const short = snapshots.snapshots.filter(({ extraBytes }) => image.isIncomplete(extraBytes))
@@ -53,6 +57,17 @@ export function completeSnapshotTable(
   })
   const table = Buffer.concat(parts)
   const tableAt = (image.clusters + 1) * clusterBytes
+  const census = new Census(image, memory)
+  census.run(undefined, () => {})
+  if (lowestDangling(census) * clusterBytes < tableAt + table.length) {
+    report.note(
+      'error',
+      header.snapshotsOffset,
+      () =>
+        'the snapshot table stays without disk sizes: tables point behind the end of the file, where a new one would have to be',
+    )
+    return
+  }
   store.write(table, 0, table.length, tableAt)
   store.sync()
   writeSnapshotTable(store, snapshots.snapshots.length, tableAt)
