@@ -9,6 +9,7 @@ import { noise } from '../../fixtures/model.js'
 import { buildImage, type Cluster, type ImageSpec } from '../../fixtures/qcow2-builder.js'
 import { holds } from '../../support/property.js'
 import { type Journal, MemoryStore, RecordingStore } from '../../support/stores.js'
+import { buildBitmapImage } from './bitmap-image.js'
 import { BASES, type Damaged, damaged, damagedBytes, liesOverTables } from './damage.js'
 
 const SECONDS = 5
@@ -123,6 +124,21 @@ t.test('nor where the L1 table of a snapshot reaches', async t => {
   const l1At = Number(bytes.readBigUInt64BE(snapshotsAt))
   bytes.writeUInt32BE((bytes.length - l1At) / 8 + 200, snapshotsAt + 8)
   bytes.fill(0, image.refcountTableAt, image.refcountTableAt + 512)
+  const store = new MemoryStore('', bytes)
+  t.throws(() => repairQcow2(store, 'all'), { name: 'ImageError', message: /behind the end/ })
+  t.equal(store.sizeBytes, bytes.length)
+})
+
+t.test('nor where the entry of a bitmap points', async t => {
+  const bitmap = { name: 'b', flags: 2, granularityBits: 9, bits: [1] }
+  const { bytes, tableAt } = buildBitmapImage({
+    clusterBits: 9,
+    sizeBytes: 512 * 1024,
+    bitmaps: [bitmap],
+  })
+  bytes.writeBigUInt64BE(BigInt(bytes.length), tableAt[0])
+  const table = readHeader(new MemoryStore('', bytes)).refcountTableOffset
+  bytes.fill(0, table, table + 512)
   const store = new MemoryStore('', bytes)
   t.throws(() => repairQcow2(store, 'all'), { name: 'ImageError', message: /behind the end/ })
   t.equal(store.sizeBytes, bytes.length)
