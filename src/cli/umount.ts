@@ -41,6 +41,11 @@ export async function run(args: string[]): Promise<number> {
       `${mountpoint}: it is unmounted, but not all that was written could be kept: ${failure}; look at the image with vimgfs check`,
     )
   }
+  if (server && !server.readOnly && server.removed) {
+    throw new MountError(
+      `${mountpoint}: it is unmounted, but ${server.image}, or a part of it, was removed or replaced while it was mounted: what was written to that is gone`,
+    )
+  }
   return 0
 }
 
@@ -51,6 +56,9 @@ interface RunningServer {
   readonly readOnly: boolean
   /** Why the disk has become read-only, if it has. */
   readonly failure: string | null
+  readonly image: string
+  /** Whether a file of the image has been removed since it was mounted. */
+  readonly removed: boolean
   /** The name of the disk's file. */
   readonly disk: string
 }

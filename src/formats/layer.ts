@@ -73,6 +73,18 @@ export function filesOf<T extends Pick<FileSpec, 'fd' | 'sizeBytes'>>(
   return [...new Map(files.map(file => [file.fd, file])).values()]
 }
 
+/**
+ * The paths of a layer's files that have been removed or replaced since they were opened: what is written
+ * to them is gone with the last process that has them open.
+ */
+export const removedFiles = (layer: LayerSpec): string[] =>
+  filesOf(layer)
+    .filter(({ fd }) => isNameless(fs.fstatSync(fd)))
+    .map(({ path }) => path)
+
+/** Of a device only its node is gone. */
+const isNameless = (stat: fs.Stats): boolean => stat.isFile() && stat.nlink === 0
+
 export function fileSpec({ path, fd, stat }: OpenedFile): FileSpec {
   const sizeBytes = stat.isBlockDevice() ? sizeOf(fd) : Number(stat.size)
   return { path, fd, sizeBytes, allocatedBytes: allocatedBytes(stat, sizeBytes) }

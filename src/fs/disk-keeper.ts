@@ -6,15 +6,21 @@ import { isExpected } from '../errors.js'
 import type { WritableDisk } from '../formats/writable.js'
 import type { Logger } from '../log.js'
 
+const lost = (path: string) => `${path} has been removed, or replaced, while it was mounted`
+
 export class DiskKeeper {
   private timer: NodeJS.Timeout | undefined
   private readonly logged = new Set<string>()
   private isClosed = false
 
-  /** @param onFlush called whenever there is something to flush */
+  /**
+   * @param onFlush called whenever there is something to flush
+   * @param removed the files of the image that have been removed since they were opened
+   */
   constructor(
     private readonly disk: WritableDisk,
     private readonly onFlush: () => void,
+    private readonly removed: () => readonly string[],
     private readonly logger: Logger,
   ) {}
 
@@ -28,6 +34,7 @@ export class DiskKeeper {
   /** Nothing, once it is closed. */
   flush(): void {
     if (this.isClosed) return
+    for (const path of this.removed()) this.log('what is written will be gone', lost(path))
     if (this.disk.failure === '' && this.disk.isDirty) {
       this.attempt('what was written could not be made durable', () => {
         this.onFlush()

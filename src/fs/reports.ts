@@ -1,6 +1,7 @@
 /** What those who serve a mount tell of it: the texts of `.vimgfs`, and the log's lines of faults. */
 import { ImageError, isExpected } from '../errors.js'
 import type { ImageSet } from '../formats/image-set.js'
+import { type LayerSpec, removedFiles } from '../formats/layer.js'
 import { opcodeName } from './opcodes.js'
 import { readStats } from './stats.js'
 
@@ -37,9 +38,14 @@ export function faultLogger(log: (entry: LogEntry) => void) {
 }
 
 /** @param status what does not change */
-export function statusText(status: Readonly<Record<string, unknown>>, { disk }: ImageSet): string {
+export function statusText(
+  status: Readonly<Record<string, unknown>>,
+  { disk }: ImageSet,
+  image: LayerSpec,
+): string {
   const failure = disk?.failure || null
-  const text = { ...status, readOnly: !disk || failure !== null, failure }
+  const readOnly = !disk || failure !== null
+  const text = { ...status, readOnly, failure, removed: removedFiles(image).length > 0 }
   return `${JSON.stringify(text, null, 2)}\n`
 }
 

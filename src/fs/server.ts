@@ -7,7 +7,7 @@ import { MountError, ProtocolError } from '../errors.js'
 import { type CatalogEntry, catalogOf } from '../formats/catalog.js'
 import { type Chain, closeChain, type OpenOptions, openChain } from '../formats/chain.js'
 import { type AskPassphrase, lockChain, unlockChain } from '../formats/encryption.js'
-import { extentFiles, type LayerSpec, storeOf } from '../formats/layer.js'
+import { extentFiles, type LayerSpec, removedFiles, storeOf } from '../formats/layer.js'
 import { createDiskMemory } from '../formats/disk-memory.js'
 import { type CacheSizes, ImageSet } from '../formats/image-set.js'
 import { coverageBytes, tableBytes as l2TableBytes } from '../formats/qcow/header.js'
@@ -129,7 +129,9 @@ async function serveChain(
   const counts = new WorkerStats(stats, threads)
   const writing = memory && { memory, thread: threads }
   const images = new ImageSet(chain.layers, caches, counts, writing)
-  const keeper = images.disk && new DiskKeeper(images.disk, () => counts.countFlush(), logger)
+  const countFlush = () => counts.countFlush()
+  const removed = () => removedFiles(chain.layers[0])
+  const keeper = images.disk && new DiskKeeper(images.disk, countFlush, removed, logger)
   const { allowOther, allowRoot, defaultPermissions, fsname, growable } = request.options
   const started = Date.now()
   const parts: SessionParts = {

@@ -78,7 +78,7 @@ function run(setup: WorkerSetup): void {
     allocated: new Float64Array(setup.shared.allocated),
     slots: new TextSlots(setup.shared.slots),
     controlText: {
-      status: () => statusText(setup.status, images),
+      status: () => statusText(setup.status, images, setup.layers[0] as LayerSpec),
       stats: () => statsText(setup.shared.stats, setup.started),
     },
     isGrowable: setup.isGrowable,

@@ -14,10 +14,17 @@ function keeper() {
     )
   const logger = { warn: log('warn'), error: log('error') } as unknown as Logger
   let flushes = 0
+  const removed: string[] = []
   return {
     disk,
     lines,
-    keeper: new DiskKeeper(disk, () => flushes++, logger),
+    removed,
+    keeper: new DiskKeeper(
+      disk,
+      () => flushes++,
+      () => removed,
+      logger,
+    ),
     flushes: () => flushes,
   }
 }
@@ -52,6 +59,19 @@ t.test('never, if told so', async t => {
   disk.isDirty = true
   await sleep(50)
   t.same(disk.calls, [])
+})
+
+t.test('a file that has been removed is told of once, and written all the same', async t => {
+  const { disk, keeper: kept, lines, removed } = keeper()
+  removed.push('/x/disk.qcow2')
+  for (let i = 0; i < 2; i++) {
+    disk.isDirty = true
+    kept.flush()
+  }
+  t.same(disk.calls, ['flush', 'flush'])
+  t.same(lines, [
+    'error what is written will be gone: /x/disk.qcow2 has been removed, or replaced, while it was mounted',
+  ])
 })
 
 t.test('what fails is logged once, and tried again', async t => {

@@ -1,7 +1,7 @@
 /** How a mount ends: unmounted, by signals, while in use, killed. */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync, readFileSync, renameSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
@@ -247,6 +247,35 @@ t.test("where the log of an ordinary user's server goes", skip, async t => {
     lines.map(line => JSON.parse(line).msg),
     ['mounted', 'unmounted'],
   )
+})
+
+t.test('an image that is removed, or replaced, while it is mounted', skip, async t => {
+  const away = {
+    removed: (image: string) => rmSync(image),
+    replaced: (image: string) => renameSync(sampleImage(t), image),
+  }
+  for (const [what, act] of Object.entries(away)) {
+    for (const place of [HERE, overLibfuse(HERE)]) {
+      await t.test(`${what}, ${place.name}`, place.transport ? noLibfuse() : {}, async t => {
+        const image = sampleImage(t)
+        const { folder, file, log } = await mount(t, image, { place, args: ['-o', 'commit=1'] })
+        act(image)
+        const to = `of=${file('disk.raw')}`
+        await runIn(place, 'dd', [to, 'if=/dev/zero', 'count=8', 'conv=notrunc', 'status=none'])
+        t.ok(await until(() => /"why":".*disk\.qcow2 has been removed, or replaced/.test(log())))
+        const { code, stderr } = await vimgfs(place, ['umount', folder])
+        t.equal(code, 1)
+        oneLine(t, stderr, /unmounted, but .*disk\.qcow2, .* was written to that is gone\n$/)
+        t.notOk(await isMounted(place, folder))
+      })
+    }
+  }
+  await t.test('read only', async t => {
+    const image = sampleImage(t)
+    const { folder } = await mount(t, image, { args: READ_ONLY })
+    rmSync(image)
+    t.equal((await vimgfs(HERE, ['umount', folder])).code, 0)
+  })
 })
 
 t.test("umount of another user's mount", needsRoot(), async t => {

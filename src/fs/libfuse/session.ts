@@ -37,7 +37,7 @@ export class LibfuseSession implements Session {
         allocated: new Float64Array(entries.length).fill(-1),
         slots: new TextSlots(),
         controlText: {
-          status: () => statusText(status, images),
+          status: () => statusText(status, images, chain.layers[0]),
           stats: () => statsText(stats, started),
         },
         isGrowable,
