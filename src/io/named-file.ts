@@ -153,7 +153,7 @@ export function openFirst(
 
 /** The folders that an image may name files in: its own, by both its names, and `extra`. */
 export function allowedFolders(image: string, extra: readonly string[]): string[] {
-  const own = [path.dirname(path.resolve(image)), path.dirname(fs.realpathSync.native(image))]
+  const own = [path.dirname(path.resolve(image)), path.dirname(placeOf(image))]
   const named = extra.map(folder => {
     try {
       return fs.realpathSync(folder)
@@ -170,6 +170,21 @@ export function allowedFolders(image: string, extra: readonly string[]): string[
   // A link may lead to a folder that is not UTF-8.
   const real = own.filter(isText).map(folder => fs.realpathSync(folder))
   return [...new Set([...real, ...named])]
+}
+
+/** Where an image that could be opened lies. */
+function placeOf(image: string): string {
+  try {
+    return fs.realpathSync.native(image)
+  } catch (error) {
+    // It was opened by a link in /proc.
+    throw new ImageError(
+      'MISSING',
+      'it has been removed, or never had a name',
+      { path: image, hint: 'copy it to a file' },
+      { cause: error },
+    )
+  }
 }
 
 /** `file` with its symbolic links resolved; where it does not exist, those of its folder. */

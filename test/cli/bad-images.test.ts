@@ -4,9 +4,12 @@
  */
 import {
   chmodSync,
+  closeSync,
   copyFileSync,
   mkdirSync,
+  openSync,
   readFileSync,
+  rmSync,
   symlinkSync,
   truncateSync,
   writeFileSync,
@@ -166,6 +169,17 @@ t.test('no images', async t => {
         return join(folder, 'disk.img')
       },
       message: /disk\.img: this is no qcow2 image/,
+    },
+    {
+      title: 'a file without a name',
+      make: folder => {
+        const file = join(folder, 'disk.raw')
+        const fd = openSync(file, 'w+')
+        t.teardown(() => closeSync(fd))
+        rmSync(file)
+        return `/proc/${process.pid}/fd/${fd}`
+      },
+      message: /fd\/\d+: it has been removed, or never had a name; copy it to a file/,
     },
     {
       title: 'a protocol',
