@@ -1,6 +1,7 @@
 /**
- * The texts of `.vimgfs`: status.json never changes; stats.json is made anew at each opening and kept
- * in a slot of shared memory, so that all reads of a handle see one text, whichever worker serves them.
+ * The texts of `.vimgfs`: status.json is made for each read, of which one has all of it; stats.json is made
+ * anew at each opening and kept in a slot of shared memory, so that all reads of a handle see one text,
+ * whichever worker serves them.
  */
 const SLOTS = 16
 const SLOT_BYTES = 16 * 1024
