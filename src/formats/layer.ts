@@ -16,6 +16,8 @@ export interface FileSpec {
   readonly sizeBytes: number
   /** What the file takes on its own disk: no more than this of it can be data. */
   readonly allocatedBytes: number
+  /** That it was a regular file with a name when it was opened; some file systems tell of none. */
+  readonly hasName?: boolean
 }
 
 export interface LayerSpec extends FileSpec {
@@ -79,15 +81,13 @@ export function filesOf<T extends Pick<FileSpec, 'fd' | 'sizeBytes'>>(
  */
 export const removedFiles = (layer: LayerSpec): string[] =>
   filesOf(layer)
-    .filter(({ fd }) => isNameless(fs.fstatSync(fd)))
+    .filter(({ fd, hasName }) => hasName && fs.fstatSync(fd).nlink === 0)
     .map(({ path }) => path)
-
-/** Of a device only its node is gone. */
-const isNameless = (stat: fs.Stats): boolean => stat.isFile() && stat.nlink === 0
 
 export function fileSpec({ path, fd, stat }: OpenedFile): FileSpec {
   const sizeBytes = stat.isBlockDevice() ? sizeOf(fd) : Number(stat.size)
-  return { path, fd, sizeBytes, allocatedBytes: allocatedBytes(stat, sizeBytes) }
+  const hasName = stat.isFile() && stat.nlink > 0n
+  return { path, fd, sizeBytes, allocatedBytes: allocatedBytes(stat, sizeBytes), hasName }
 }
 
 function allocatedBytes(stat: fs.BigIntStats, sizeBytes: number): number {
