@@ -4,7 +4,7 @@
  */
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
-import { errnoName, MountError, SystemError } from '../errors.js'
+import { errnoName, inWords, MountError, SystemError } from '../errors.js'
 import * as libc from '../io/libc.js'
 import { isText } from '../io/named-file.js'
 import { findMount, ownerOf, type MountInfo } from './mountinfo.js'
@@ -51,7 +51,7 @@ export function checkMountpoint(mountpoint: string): void {
     const why =
       code === 'ENOENT'
         ? `it does not exist; make it with mkdir ${mountpoint}`
-        : `it cannot be used as a mount point: ${code}`
+        : `it cannot be used as a mount point: ${inWords(error)}`
     throw new MountError(`${mountpoint}: ${why}`)
   }
   if (!stat.isDirectory()) {
@@ -84,7 +84,7 @@ function mountDirectly(request: MountRequest): number | { why: string } {
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException
     if (code === 'EACCES' || code === 'EPERM') return { why: `${DEVICE} is closed to you` }
-    throw noDevice(code)
+    throw noDevice(error)
   }
   const data = [
     `fd=${device}`,
@@ -107,9 +107,9 @@ function mountDirectly(request: MountRequest): number | { why: string } {
   }
 }
 
-export const noDevice = (code: string | undefined): MountError =>
+export const noDevice = (error: unknown): MountError =>
   new MountError(
-    `${DEVICE} cannot be opened: ${code}; load the kernel's module with modprobe fuse, or in a container pass --device ${DEVICE}`,
+    `${DEVICE} cannot be opened: ${inWords(error)}; load the kernel's module with modprobe fuse, or in a container pass --device ${DEVICE}`,
   )
 
 function mountByHelper(request: MountRequest, why: string): number {

@@ -60,8 +60,8 @@ t.test('the variable names a file where no option does', async t => {
 t.test('files that are none', async t => {
   const folder = t.testdir({ empty: '', line: '\n', dosLine: '\r\n' })
   for (const [name, message] of [
-    [join(folder, 'missing'), /missing cannot be opened: ENOENT/],
-    [folder, /cannot be read: EISDIR/],
+    [join(folder, 'missing'), /missing cannot be opened: no such file/],
+    [folder, /cannot be read: it is a folder/],
     [join(folder, 'empty'), /the passphrase is empty/],
     [join(folder, 'line'), /the passphrase is empty/],
     [join(folder, 'dosLine'), /the passphrase is empty/],

@@ -66,7 +66,7 @@ function check(mountpoint: string, isRoot: boolean): void {
     fs.accessSync(DEVICE, fs.constants.R_OK | fs.constants.W_OK)
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException
-    if (code !== 'EACCES') throw noDevice(code)
+    if (code !== 'EACCES') throw noDevice(error)
     throw new MountError(
       `${mountpoint}: ${DEVICE} is closed to you, and libfuse 2 needs it; leave out --transport libfuse, which asks fusermount3 to open it`,
     )
