@@ -99,7 +99,7 @@ async function test() {
   const { Parser } = await import('tap-parser')
   const loaders = execFileSync(tool('tap'), ['node-options'], { cwd: ROOT, encoding: 'utf8' })
   // The one for processinfo only keeps the books for coverage. What tap compiles TypeScript with takes two
-  // seconds for a test of half the sources; tsx, which keeps what it has compiled, a tenth of that.
+  // seconds for a test of half the sources; tsx, which keeps what it has compiled, a quarter of that.
   const options = loaders.trim().split(' ').map(JSON.parse)
   const needed = options.filter(option => !/\/(processinfo|typescript)\//.test(option))
   needed.unshift(`--import=${new URL('typescript.mjs', import.meta.url)}`)

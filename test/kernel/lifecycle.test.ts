@@ -24,9 +24,9 @@ import {
   type Place,
   READ_ONLY,
   runIn,
+  sampleImage,
   serversOf,
   until,
-  sampleImage,
   vimgfs,
   wordsOf,
 } from '../support/mount.js'
