@@ -8,6 +8,7 @@ import { damaged, damagedBytes } from '../formats/qcow2/damage.js'
 import { holds } from '../support/property.js'
 import { attempt, needs, tempFolder } from '../support/run.js'
 import { MemoryStore } from '../support/stores.js'
+import { creating } from './encrypted.js'
 import { qemuImg, qemuIo, randomWrites, type WriteKind } from './qemu.js'
 
 const SECONDS = 6
@@ -101,12 +102,7 @@ t.test('an encryption header', needs('qemu-img'), async t => {
   const image = join(tempFolder(t), 'disk.qcow2')
   const secret = ['--object', 'secret,id=s,data=x']
   const options = 'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10'
-  // On a busy machine it cannot measure how long a key takes, and gives up.
-  const create = () =>
-    attempt('qemu-img', ['create', '-q', ...secret, '-f', 'qcow2', '-o', options, image, '1M'])
-  for (let tries = 1; (await create()).code !== 0; tries++) {
-    if (tries === 20) throw new Error('qemu-img made no encrypted image')
-  }
+  await creating(['create', '-q', ...secret, '-f', 'qcow2', '-o', options, image, '1M'])
   const { corruptions, leaks } = checkQcow2(new MemoryStore(image, readFileSync(image)))
   t.same({ corruptions, leaks }, { corruptions: 0, leaks: 0 })
 })

@@ -1,6 +1,6 @@
 /** Encrypted images as QEMU's tools make and read them. */
 import { join } from 'node:path'
-import { attempt, run } from '../support/run.js'
+import { attempt, type RunOptions, run } from '../support/run.js'
 
 /** Of `encrypt.` options: what a qcow2 image is encrypted with; only `format` for legacy AES. */
 export interface Encryption {
@@ -25,9 +25,9 @@ const UNMEASURED = /Unable to get accurate CPU usage/
 const TRIES = 200
 
 /** Runs a command of qemu-img that makes a LUKS header. */
-export async function creating(args: readonly string[]): Promise<void> {
+export async function creating(args: readonly string[], options: RunOptions = {}): Promise<void> {
   for (let tries = 1; ; tries++) {
-    const { code, stdout, stderr } = await attempt('qemu-img', args)
+    const { code, stdout, stderr } = await attempt('qemu-img', args, options)
     if (code === 0) return
     if (tries === TRIES || !UNMEASURED.test(stderr)) {
       throw new Error(`qemu-img ${args.join(' ')}: exit ${code} ${stderr}${stdout}`)

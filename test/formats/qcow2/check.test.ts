@@ -168,6 +168,26 @@ const CASES: Case[] = [
     findings: [/share no cluster/],
   },
   {
+    title: 'a structure that shares its cluster, and a count that is too high',
+    damage: (bytes, image) => {
+      bytes.writeBigUInt64BE(BigInt(image.l1At), image.l2EntryAt(5))
+      bytes.writeUInt16BE(7, countAt(bytes, image, image.l1At))
+    },
+    corruptions: 1,
+    leaks: 1,
+    findings: [/count 7, references 2/, /share no cluster/],
+  },
+  {
+    title: 'a structure that shares its cluster, and counts that nobody can read',
+    damage: (bytes, image) => {
+      bytes.writeBigUInt64BE(BigInt(image.l1At), image.l2EntryAt(5))
+      or(bytes, image.refcountTableAt, 1n << 10n)
+    },
+    corruptions: 2,
+    checkErrors: 14,
+    findings: [/refcount block 0 at \d+ is not aligned/, /share no cluster/],
+  },
+  {
     title: 'no refcount block',
     damage: (bytes, image) => bytes.writeBigUInt64BE(0n, image.refcountTableAt),
     corruptions: 18,

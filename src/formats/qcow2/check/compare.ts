@@ -10,6 +10,7 @@ export function compareCounts(census: Census, report: Report): number {
   const { cells, first } = window
   const { maxCount } = image
   const runs = new Runs<Fault>(run => describe(run, image.clusterBytes, report))
+  const overlaps = new Runs<'overlap'>(run => describeOverlap(run, image.clusterBytes, report))
   // The cluster behind the file is there when something names it.
   const end = Math.min(window.end, image.clusters + (census.reachesBeyond ? 1 : 0))
   let used = 0
@@ -28,27 +29,31 @@ export function compareCounts(census: Census, report: Report): number {
           more,
         )
       }
-      if ((cell & UNKNOWN) !== 0 || !slice) {
-        runs.add(cluster, 'error', -1, references)
+      const isReadable = (cell & UNKNOWN) === 0 && slice !== undefined
+      const counted = isReadable ? blocks.read(slice, cluster - from) : -1
+      const expected = Math.min(references, maxCount)
+      if (isReadable && (counted > 0 || expected > 0)) used = cluster + 1
+      if (isReadable && counted < expected) {
+        runs.add(cluster, 'corruption', counted, references)
         continue
       }
-      const counted = blocks.read(slice, cluster - from)
-      const expected = Math.min(references, maxCount)
-      if (counted > 0 || expected > 0) used = cluster + 1
-      if (counted < expected) runs.add(cluster, 'corruption', counted, references)
+      if (!isReadable) runs.add(cluster, 'error', counted, references)
       else if (counted > expected) runs.add(cluster, 'leak', counted, references)
-      else if (references <= maxCount && isOverlap(cell, references))
-        runs.add(cluster, 'overlap', counted, references)
+      // Whatever the count: a repair that mends it alone does not make this cluster sound.
+      if (references <= maxCount && isOverlap(cell, references)) {
+        overlaps.add(cluster, 'overlap', counted, references)
+      }
     }
   }
   runs.end()
+  overlaps.end()
   return used
 }
 
 const isOverlap = (cell: number, references: number): boolean =>
   ((cell & EXCLUSIVE) !== 0 && references > 1) || ((cell & TABLE) !== 0 && (cell & DATA) !== 0)
 
-type Fault = 'corruption' | 'leak' | 'error' | 'overlap'
+type Fault = 'corruption' | 'leak' | 'error'
 
 function describe(run: Run<Fault>, clusterBytes: number, report: Report): void {
   const { kind, length, counted, references } = run
@@ -57,9 +62,13 @@ function describe(run: Run<Fault>, clusterBytes: number, report: Report): void {
   const message = () => `${what}: count ${counted}, references ${references}`
   if (kind === 'leak') report.leak(at, message, length)
   else if (kind === 'corruption') report.corruption(at, message, length)
-  else if (kind === 'error') {
-    report.error(at, () => `${what}: count unreadable, references ${references}`, length)
-  } else {
-    report.corruption(at, () => `${message()}, by structures that share no cluster`, length)
-  }
+  else report.error(at, () => `${what}: count unreadable, references ${references}`, length)
+}
+
+function describeOverlap(run: Run<'overlap'>, clusterBytes: number, report: Report): void {
+  report.corruption(
+    run.start * clusterBytes,
+    () => `${clustersOf(run)}: references ${run.references}, by structures that share no cluster`,
+    run.length,
+  )
 }
