@@ -29,6 +29,8 @@ import { findSharedTables } from './repair/shared-tables.js'
 import { completeSnapshotTable } from './repair/snapshot-table.js'
 import { TableEditor } from './repair/table-editor.js'
 
+const MAX_ROUNDS = 5
+
 /**
  * Repairs the image: `leaks` gives back space, `all` also makes right what may cost data. Throws
  * ImageError where the header is damaged or the repair is impossible, SystemError where the file cannot
@@ -50,19 +52,15 @@ export function repairQcow2(
     if (what === 'all' && !isDamaged && isMarked) clearMarks(store)
     return { before, after: before, changes: [], changesLeftOut: 0 }
   }
-  if (!isKnown) {
-    changes.note('error', 0, () => 'leaks are kept: damaged entries may have named them')
-  }
+  let after = before
   try {
-    if (what === 'all') repairAll(store, isKnown, changes, memory)
-    else giveBackLeaks(store, isKnown, before, changes, memory)
+    if (what === 'all') after = repairAll(store, isKnown, options, changes, memory)
+    else after = giveBackLeaks(store, isKnown, before, options, changes, memory)
   } catch (error) {
     // What was done up to here was right by itself, and the counts are no worse than they were.
     if (error instanceof ImageError) writeMarks(store, image.header.incompatible)
     throw error
   }
-  const after = new Report()
-  checkImage(new CheckedImage(store), after, options, memory)
   if (what === 'all' && after.corruptions === 0 && after.checkErrors === 0) clearMarks(store)
   else if (what === 'all') writeMarks(store, image.header.incompatible)
   return { before, after, changes: changes.findings, changesLeftOut: changes.findingsLeftOut }
@@ -87,12 +85,44 @@ export function rebuildRefcounts(store: WritableStore, options: CheckOptions = {
   return fixCounts(store, { raise: 'all', lower: 'all' }, undefined, memory)
 }
 
+/**
+ * Repairs until nothing is left to do: what kept one table from being repaired may be what another one
+ * lost, as an entry that lay over it; and a file that ended within a cluster ends with a whole one
+ * afterwards, so that tables are in it that were not (CheckedImage.isInFile). Returns what a check finds
+ * in the end.
+ */
 function repairAll(
+  store: WritableStore,
+  isKnownBefore: boolean,
+  options: CheckOptions,
+  changes: Report,
+  memory: CellMemory,
+): Report {
+  let isKnown = isKnownBefore
+  for (let round = 1; ; round++) {
+    const made = new Report()
+    repairOnce(store, isKnown, made, memory)
+    const after = new Report()
+    isKnown = checkImage(new CheckedImage(store), after, options, memory)
+    const isWhole = after.corruptions + after.leaks + after.checkErrors === 0
+    const hasChanged = made.findingsLeftOut > 0 || made.findings.some(({ kind }) => kind === 'fix')
+    const isLast = isWhole || !hasChanged || round === MAX_ROUNDS
+    for (const { kind, at, message } of made.findings) {
+      // What could not be repaired is for the last round to say.
+      if (isLast || kind === 'fix') changes.note(kind, at, () => message)
+    }
+    changes.findingsLeftOut += made.findingsLeftOut
+    if (isLast) return after
+  }
+}
+
+function repairOnce(
   store: WritableStore,
   isKnown: boolean,
   changes: Report,
   memory: CellMemory,
 ): void {
+  if (!isKnown) changes.note('error', 0, leaksAreKept)
   let image = new CheckedImage(store)
   writeMarks(store, image.header.incompatible | INCOMPATIBLE.dirty)
   store.sync()
@@ -105,6 +135,8 @@ function repairAll(
   store.sync()
 }
 
+const leaksAreKept = () => 'leaks are kept: damaged entries may have named them'
+
 /**
  * Where there is more wrong than leaks, and than the flags that leaks make wrong, only clusters that
  * nothing uses are given back: a count of 1 asks for a COPIED flag, which is right only where all counts
@@ -113,15 +145,23 @@ function repairAll(
 function giveBackLeaks(
   store: WritableStore,
   isKnown: boolean,
-  { corruptions, wrongFlags, checkErrors }: Report,
+  before: Report,
+  options: CheckOptions,
   changes: Report,
   memory: CellMemory,
-): void {
-  if (!isKnown) return
+): Report {
+  if (!isKnown) {
+    changes.note('error', 0, leaksAreKept)
+    return before
+  }
+  const { corruptions, wrongFlags, checkErrors } = before
   const isDamaged = corruptions > wrongFlags || checkErrors > 0
   fixCounts(store, { raise: 'none', lower: isDamaged ? 'unused' : 'all' }, changes, memory)
   if (!isDamaged) fixCopiedFlags(new CheckedImage(store), store, changes, memory)
   store.sync()
+  const after = new Report()
+  checkImage(new CheckedImage(store), after, options, memory)
+  return after
 }
 
 function fixEntries(

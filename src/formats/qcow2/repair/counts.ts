@@ -194,12 +194,32 @@ class Completion {
       const at = (this.start + i) * image.clusterBytes
       report?.note('fix', at, () => `a new refcount block ${block} lies here`)
     })
+    const dropped = this.countDropped()
+    if (dropped > 0) {
+      report?.note(
+        'fix',
+        image.header.refcountTableOffset,
+        () =>
+          `entries of the refcount table are cleared: ${dropped} named what is no refcount block`,
+      )
+    }
     store.sync()
     return this.missing.length
   }
 
   private isMissing(block: number): boolean {
     return this.survey.isNeeded[block] === 1 && this.survey.isSound[block] === 0
+  }
+
+  /** How many blocks the table named where none can be, and that nothing needs. */
+  private countDropped(): number {
+    const { isSound, census } = this.survey
+    let dropped = 0
+    const { blocks } = census
+    for (let block = blocks.next(0); block < blocks.entries; block = blocks.next(block + 1)) {
+      if (!isSound[block] && (this.indexes[block] ?? -1) < 0) dropped++
+    }
+    return dropped
   }
 
   /** What points behind the end of the file must not find counts there. */
