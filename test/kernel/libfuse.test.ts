@@ -8,12 +8,14 @@ import {
   readdirSync,
   readFileSync,
   symlinkSync,
+  truncateSync,
   writeFileSync,
 } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { type Lack, LACKS, lackLines } from '../../src/fs/libfuse/lacks.js'
+import { loop, mountDevice } from '../support/loop.js'
 import {
   attemptIn,
   call,
@@ -260,6 +262,21 @@ t.test('mount points in use', skip, async t => {
     await refused(t, HERE, folder, /is mounted there already; unmount it with vimgfs umount/)
     t.ok(existsSync(file('disk.raw')), 'and stays')
   }
+})
+
+t.test('subvolumes', { ...skip, ...needsRoot(), ...needs('mkfs.btrfs', 'btrfs') }, async t => {
+  const image = join(sharedFolder(t), 'btrfs.raw')
+  writeFileSync(image, '')
+  truncateSync(image, 128 * MIB)
+  await run('mkfs.btrfs', ['-q', image])
+  const { folder } = await mountDevice(t, (await loop(t, image)).device, 'btrfs')
+  const subvolume = join(folder, 'subvolume')
+  await run('btrfs', ['subvolume', 'create', subvolume])
+  await refused(t, HERE, subvolume, /it is a subvolume.*choose a folder in it/)
+  const inside = join(subvolume, 'inside')
+  mkdirSync(inside)
+  await mount(t, SAMPLE, { place: LIBFUSE, folder: inside, args: READ_ONLY })
+  await mount(t, SAMPLE, { folder: subvolume, args: READ_ONLY })
 })
 
 t.test('root mounts on a folder that is not empty', { ...skip, ...needsRoot() }, async t => {
