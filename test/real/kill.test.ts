@@ -4,7 +4,7 @@
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { copyFileSync, existsSync, writeFileSync } from 'node:fs'
+import { copyFileSync, existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
@@ -254,6 +254,10 @@ class Kills {
     })
     writers.push(this.start('noise', { file, first: WATCHED_BLOCKS, blocks: BLOCKS }))
     await until(() => logs.every(log => existsSync(log)))
+    // One kill at least finds something synced.
+    if (round === this.of.kills - 1 && this.syncs === 0) {
+      await until(() => logs.some(log => readFileSync(log, 'utf8').includes('synced')))
+    }
     // All of them write; from now on any moment will do.
     await sleep(Math.random() ** 2 * sized(1500, 5000))
     kill(mounted.pid, 'SIGKILL')
