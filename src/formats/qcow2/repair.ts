@@ -10,6 +10,7 @@
  *  (1) The dirty bit is set: until the end, counts are not to be trusted.
  *  (2) Entries of tables are made such that they can be.
  *  (3) Counts are made right (repair/counts.ts), then the COPIED flags, which say what the counts say.
+ *      Both again, as long as that changes something and a check finds something left.
  *  (4) The dirty and the corrupt bit are cleared, if a check finds no corruption.
  */
 import { ImageError } from '../../errors.js'
@@ -29,6 +30,7 @@ import { findSharedTables } from './repair/shared-tables.js'
 import { completeSnapshotTable } from './repair/snapshot-table.js'
 import { TableEditor } from './repair/table-editor.js'
 
+/** So that it ends; what is left then is for the next repair. */
 const MAX_ROUNDS = 5
 
 /**
