@@ -119,7 +119,9 @@ async function show(image, folder) {
       : `/sbin/fdisk -l ${file}`
   const whole =
     process.getuid() === 0
-      ? `mount -o ro,loop ${image === SAMPLE ? snapshot : file} /mnt; ls /mnt; umount /mnt`
+      ? image === SAMPLE
+        ? `mount -o ro,loop,noload ${snapshot} /mnt; ls /mnt; umount /mnt`
+        : `losetup --find --show --partscan --read-only ${file}    # then mount its partitions`
       : `cp --sparse=auto ${file} copy.raw`
   const stats = `cat ${quote(join(folder, '.vimgfs/stats.json'))}`
   console.log(

@@ -40,6 +40,8 @@ const PEERS = [
   'fio',
   'zstd',
   'losetup',
+  'partx',
+  'sfdisk',
   'vmdkmount',
   'qcowmount',
   'cryptsetup',

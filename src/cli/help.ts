@@ -76,7 +76,10 @@ allow_other; the kernel refuses it otherwise.
 
 Example:
   vimgfs mount -o ro disk.qcow2 /mnt/x
-  mount -o loop,ro,offset=1048576 /mnt/x/disk@before-upgrade.raw /mnt/old
+  mount -o loop,ro,noload,offset=1048576 /mnt/x/disk@before-upgrade.raw /mnt/old
+
+noload leaves an ext journal alone, which a read-only file could not replay; xfs wants
+norecovery,nouuid, and btrfs rescue=nologreplay.
 `,
   umount: `Usage: vimgfs umount [--lazy] MOUNTPOINT
 

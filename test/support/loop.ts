@@ -16,6 +16,8 @@ export interface LoopOptions {
   readonly readOnly?: boolean
   /** Whether the device bypasses the page cache of the file below it. */
   readonly direct?: boolean
+  /** Where on the file the device begins, in bytes. */
+  readonly offsetBytes?: number
 }
 
 export interface Loop {
@@ -25,8 +27,12 @@ export interface Loop {
 
 /** A free loop device over `file`, until the test ends at the latest. Needs root. */
 export async function loop(t: Test, file: string, options: LoopOptions = {}): Promise<Loop> {
-  const { readOnly = false, direct = false } = options
-  const flags = [...(readOnly ? ['--read-only'] : []), `--direct-io=${direct ? 'on' : 'off'}`]
+  const { readOnly = false, direct = false, offsetBytes = 0 } = options
+  const flags = [
+    ...(readOnly ? ['--read-only'] : []),
+    `--direct-io=${direct ? 'on' : 'off'}`,
+    `--offset=${offsetBytes}`,
+  ]
   const device = (await run('losetup', ['--find', '--show', ...flags, file], LIMIT)).trim()
   let isAttached = true
   const detach = async () => {
