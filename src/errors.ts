@@ -19,6 +19,8 @@ export interface ErrorContext {
   offset?: number
   /** Whether going on to write the image would make it worse. */
   endsWriting?: boolean
+  /** Whether somebody has made a file of the image shorter since it was opened. */
+  isCutOff?: boolean
   /** What the user can do about it, as the end of a sentence. */
   hint?: string
 }

@@ -50,7 +50,9 @@ interface Stores<S extends Store> {
   /** Of each extent of a vmdk. */
   readonly extents?: readonly (S | undefined)[]
 }
-type WritableStores = Stores<WritableStore>
+interface WritableStores extends Stores<WritableStore> {
+  readonly files: readonly WritableFileStore[]
+}
 
 interface OpenLayer extends Stores<Store> {
   readonly spec: LayerSpec
@@ -141,7 +143,7 @@ export class ImageSet {
     const driver = this.writer(layer.spec, stores, memory, parts)
     const view = { driver, parent }
     layer.view = view
-    return new SharedDisk(view, memory, thread, layer.spec.path)
+    return new SharedDisk(view, memory, thread, layer.spec.path, stores.files)
   }
 
   private writer(
@@ -240,7 +242,11 @@ function writableStores(spec: LayerSpec, { sizes }: DiskMemory): WritableStores 
     return [fd, new WritableFileStore(path, fd, size)] as const
   })
   const byFile = new Map(stores)
-  const written: WritableStores = storesOf(spec, ({ fd }) => byFile.get(fd) as WritableFileStore)
+  const files = [...byFile.values()]
+  const written = {
+    files,
+    ...storesOf<WritableStore>(spec, ({ fd }) => byFile.get(fd) as WritableFileStore),
+  }
   const cipher = cipherOf(spec)
   if (!cipher) return written
   return { ...written, dataStore: new WritableCipherStore(written.dataStore, cipher) }

@@ -9,12 +9,13 @@
  */
 import { constants } from 'node:os'
 import { ImageError, SystemError } from '../errors.js'
+import type { WritableFileStore } from '../io/store.js'
 import type { DiskMemory } from './disk-memory.js'
 import { DiskLock } from './disk-lock.js'
 import type { WritableDisk, WritableDriver } from './writable.js'
 import { nextZeroStep, Scratch, type WritableView, writeReserved } from './write-engine.js'
 
-const { EDQUOT, EFBIG, ENOMEM, ENOSPC } = constants.errno
+const { EDQUOT, EFBIG, EIO, ENOMEM, ENOSPC, EROFS } = constants.errno
 
 /** What a failed write may leave as it was, to be tried again. */
 const PASSING: readonly number[] = [ENOSPC, EDQUOT, EFBIG, ENOMEM]
@@ -22,6 +23,8 @@ const PASSING: readonly number[] = [ENOSPC, EDQUOT, EFBIG, ENOMEM]
 /** Places in `DiskMemory.counters`. */
 const COUNTER = { writes: 0, flushed: 1, begun: 2, failed: 3, generation: 4 } as const
 export const COUNTERS = 8
+/** Values of the counter `failed`; the message is being written while it is `telling`. */
+const FAILED = { no: 0, readOnly: 1, telling: 2, cutOff: 3 } as const
 
 /** Zeros are written in pieces of this size where they have to be written. */
 const ZEROS = Buffer.alloc(64 * 1024)
@@ -29,6 +32,9 @@ const ZEROS = Buffer.alloc(64 * 1024)
 const HOLD_MS = 20
 /** Flushes in a row that may be needed until all that was freed is given back. */
 const MAX_FLUSHES = 1000
+
+/** A file that throws ImageError once somebody else has made it shorter. */
+export type WatchedFile = Pick<WritableFileStore, 'requireWhole'>
 
 export class SharedDisk implements WritableDisk {
   private readonly lock: DiskLock
@@ -39,12 +45,16 @@ export class SharedDisk implements WritableDisk {
   private readonly driver: WritableDriver
   private generation = 0
 
-  /** @param view the disk; its driver and all other threads' work on `memory` */
+  /**
+   * @param view the disk; its driver and all other threads' work on `memory`
+   * @param files those of the image, which nobody else may make shorter
+   */
   constructor(
     private readonly view: WritableView,
     memory: DiskMemory,
     thread: number,
     private readonly path: string,
+    private readonly files: readonly WatchedFile[] = [],
   ) {
     this.driver = view.driver
     this.lock = new DiskLock(memory.lock, thread)
@@ -66,8 +76,14 @@ export class SharedDisk implements WritableDisk {
     return Atomics.load(this.counters, COUNTER.writes) !== this.flushedWrites()
   }
 
+  get writeErrno(): number {
+    const failed = Atomics.load(this.counters, COUNTER.failed)
+    if (failed === FAILED.no) return 0
+    return failed === FAILED.cutOff ? EIO : EROFS
+  }
+
   get failure(): string {
-    if (Atomics.load(this.counters, COUNTER.failed) === 0) return ''
+    if (this.writeErrno === 0) return ''
     return this.message.toString('utf8', 4, 4 + this.message.readUInt32LE(0))
   }
 
@@ -78,6 +94,15 @@ export class SharedDisk implements WritableDisk {
 
   endRead(): void {
     this.lock.unshare()
+  }
+
+  checkFiles(): void {
+    if (this.writeErrno !== 0) return
+    try {
+      for (const file of this.files) file.requireWhole(true)
+    } catch (error) {
+      this.judged(error)
+    }
   }
 
   write(source: Buffer, start: number, length: number, offset: number): void {
@@ -176,16 +201,18 @@ export class SharedDisk implements WritableDisk {
   }
 
   /** The first reason stays. */
-  private fail(why: string): void {
-    if (Atomics.compareExchange(this.counters, COUNTER.failed, 0, 2) !== 0) return
+  private fail(why: string, kind: number = FAILED.readOnly): void {
+    const { no, telling } = FAILED
+    if (Atomics.compareExchange(this.counters, COUNTER.failed, no, telling) !== no) return
     const bytes = this.message.write(why, 4)
     this.message.writeUInt32LE(bytes, 0)
-    Atomics.store(this.counters, COUNTER.failed, 1)
+    Atomics.store(this.counters, COUNTER.failed, kind)
   }
 
   private requireSound(): void {
-    const { failure } = this
-    if (failure === '') return
+    const { failure, writeErrno } = this
+    if (writeErrno === 0) return
+    if (writeErrno === EIO) throw new ImageError('CORRUPT', failure, { isCutOff: true })
     throw new ImageError('READ_ONLY', `it has become read-only: ${failure}`, { path: this.path })
   }
 
@@ -361,7 +388,7 @@ export class SharedDisk implements WritableDisk {
   /** Rule (3): whether what was thrown ends writing. Returns it. */
   private judged(error: unknown, isFlush = false): unknown {
     if (error instanceof ImageError && error.code === 'CORRUPT' && error.context.endsWriting) {
-      this.fail(error.message)
+      this.fail(error.message, error.context.isCutOff ? FAILED.cutOff : FAILED.readOnly)
     } else if (error instanceof SystemError) {
       const mayPass = !isFlush || PASSING.includes(error.errno)
       if (error.endsWriting || !mayPass) this.fail(error.message)

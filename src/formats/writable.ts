@@ -93,6 +93,10 @@ export interface WritableDisk {
    * well.
    */
   readonly failure: string
+  /** What writes answer because of that: EROFS, EIO where a file of the image was cut off; 0 while all is well. */
+  readonly writeErrno: number
+  /** Looks whether somebody has made a file of the image shorter, and then ends writing. */
+  checkFiles(): void
   /** Brackets whatever reads the disk, a snapshot or a layer below; `offset` and `length` in bytes. */
   beginRead(offset: number, length: number): void
   endRead(): void

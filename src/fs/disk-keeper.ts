@@ -35,6 +35,7 @@ export class DiskKeeper {
   flush(): void {
     if (this.isClosed) return
     for (const path of this.removed()) this.log('what is written will be gone', lost(path))
+    this.disk.checkFiles()
     if (this.disk.failure === '' && this.disk.isDirty) {
       this.attempt('what was written could not be made durable', () => {
         this.onFlush()

@@ -4,6 +4,7 @@
  */
 import fs from 'node:fs'
 import { constants } from 'node:os'
+import { ImageError } from '../errors.js'
 import type { View } from '../formats/driver.js'
 import { readView } from '../formats/engine.js'
 import { nextData, nextHole } from '../formats/holes.js'
@@ -95,7 +96,10 @@ export class NodeOperations {
   open(node: Node, flags: number): number {
     if (node.kind === 'dir') return -EISDIR
     const isWriting = (flags & ACCESS_MODE) !== 0 || (flags & O_TRUNC) !== 0
-    if (isWriting && this.writable(node)?.disk.failure !== '') return -EROFS
+    if (isWriting) {
+      const writeErrno = this.writable(node)?.disk.writeErrno ?? EROFS
+      if (writeErrno !== 0) return -writeErrno
+    }
     return node.kind === 'control' ? this.openControl(node) : isWriting ? WRITING : 0
   }
 
@@ -248,6 +252,9 @@ export class NodeOperations {
     else disk?.beginRead(0, 0)
     try {
       readView(this.view(node), target, 0, length, offset, crew)
+    } catch (error) {
+      if (error instanceof ImageError) disk?.checkFiles()
+      throw error
     } finally {
       // Also when the read failed: nobody may write to the target any more.
       crew?.finish()

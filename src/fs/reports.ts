@@ -43,6 +43,7 @@ export function statusText(
   { disk }: ImageSet,
   image: LayerSpec,
 ): string {
+  disk?.checkFiles()
   const failure = disk?.failure || null
   const readOnly = !disk || failure !== null
   const text = { ...status, readOnly, failure, removed: removedFiles(image).length > 0 }

@@ -2,7 +2,7 @@
  * A file of bytes that formats read from. Wrappers around a Store (count, fail, delay) test all that
  * lies above, which does not change.
  */
-import { SystemError } from '../errors.js'
+import { ImageError, SystemError } from '../errors.js'
 import {
   errno,
   FALLOC_FL_KEEP_SIZE,
@@ -12,6 +12,7 @@ import {
   ftruncate,
   pread,
   pwrite,
+  regularFileSize,
   SEEK_DATA,
   SEEK_HOLE,
   seekExtent,
@@ -85,7 +86,10 @@ export class FileStore implements Store {
   nextData(at: number): number {
     const found = seekExtent(this.fd, at, SEEK_DATA)
     if (found >= 0) return found
-    return errno() === ENXIO ? -1 : at
+    if (errno() !== ENXIO) return at
+    // What somebody has cut off since the file was opened is no hole: reading it must fail.
+    const size = at < this.sizeBytes ? regularFileSize(this.fd, true) : -1
+    return size >= 0 && size < this.sizeBytes ? Math.max(at, size) : -1
   }
 
   nextHole(at: number): number {
@@ -108,6 +112,7 @@ export class WritableFileStore extends FileStore implements WritableStore {
   }
 
   write(source: Buffer, start: number, length: number, at: number): void {
+    this.requireWhole(false)
     let done = 0
     try {
       while (done < length) {
@@ -124,6 +129,29 @@ export class WritableFileStore extends FileStore implements WritableStore {
   }
 
   sync(): void {
+    this.requireWhole(true)
+    this.syncData()
+  }
+
+  /**
+   * Throws ImageError where somebody else has made the file shorter: a write would make it longer again, and
+   * what was cut off would read as zeros. Overwriting in place would, too, so each write asks.
+   * @param isAsked whether the server of a network file system is asked
+   */
+  requireWhole(isAsked: boolean): void {
+    const found = regularFileSize(this.fd, isAsked)
+    if (found < 0 || found >= this.sizeBytes) return
+    // A network file system may learn late of what was written. Another thread may shorten the file, too: the
+    // size that the threads share says so beforehand.
+    this.syncData()
+    const size = regularFileSize(this.fd, true)
+    const { sizeBytes } = this
+    if (size < 0 || size >= sizeBytes) return
+    const what = `${this.path} has been cut off while it was mounted: it has ${size} of ${sizeBytes} bytes`
+    throw new ImageError('CORRUPT', what, { endsWriting: true, isCutOff: true })
+  }
+
+  private syncData(): void {
     while (fdatasync(this.fd) !== 0) {
       if (errno() !== EINTR) throw new SystemError('fdatasync', errno(), this.path)
     }
@@ -134,10 +162,17 @@ export class WritableFileStore extends FileStore implements WritableStore {
   }
 
   truncate(sizeBytes: number): void {
+    this.requireWhole(false)
+    const before = Atomics.load(this.size, 0)
+    // A file that becomes shorter is never shorter than the other threads know.
+    if (sizeBytes < before) Atomics.store(this.size, 0, BigInt(sizeBytes))
     while (ftruncate(this.fd, sizeBytes) !== 0) {
-      if (errno() !== EINTR) throw new SystemError('ftruncate', errno(), this.path)
+      if (errno() === EINTR) continue
+      this.reaches(before)
+      this.reaches(before)
+      throw new SystemError('ftruncate', errno(), this.path)
     }
-    Atomics.store(this.size, 0, BigInt(sizeBytes))
+    this.reaches(BigInt(sizeBytes))
   }
 
   /** Several threads may make the file longer at once. */

@@ -1,4 +1,5 @@
 /** A file system over a disk that is written, in memory: requests in, calls of the disk out. */
+import { constants } from 'node:os'
 import { ImageError } from '../../src/errors.js'
 import type { CatalogEntry } from '../../src/formats/catalog.js'
 import type { FormatDriver, View } from '../../src/formats/driver.js'
@@ -28,6 +29,12 @@ export class FakeDisk implements WritableDisk {
   get sizeBytes(): number {
     return this.bytes.length
   }
+
+  get writeErrno(): number {
+    return this.failure === '' ? 0 : constants.errno.EROFS
+  }
+
+  checkFiles(): void {}
 
   beginRead(offset: number, length: number): void {
     this.calls.push(`begin ${offset} ${length}`)

@@ -1,8 +1,16 @@
 /** Files as stores: their bytes, their ends and their holes. */
-import { closeSync, ftruncateSync, openSync, truncateSync, writeFileSync, writeSync } from 'node:fs'
+import {
+  closeSync,
+  ftruncateSync,
+  openSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { FileStore } from '../../src/io/store.js'
+import { FileStore, WritableFileStore } from '../../src/io/store.js'
 import { noise } from '../fixtures/model.js'
 import { tempFolder } from '../support/run.js'
 
@@ -62,4 +70,27 @@ t.test('holes', async t => {
   t.equal(store.nextHole(0), 0)
   t.equal(store.nextHole(128 * K), 192 * K)
   t.equal(store.nextHole(2 ** 40), 512 * K, 'behind the end')
+})
+
+t.test('a file that somebody else has cut off is not written', async t => {
+  const path = join(tempFolder(t), 'file')
+  writeFileSync(path, noise(64 * K, 1))
+  const fd = openSync(path, 'r+')
+  t.teardown(() => closeSync(fd))
+  const store = new WritableFileStore(path, fd, BigInt64Array.of(BigInt(64 * K)))
+  const write = (at: number) => store.write(Buffer.alloc(K), 0, K, at)
+  write(64 * K)
+  store.truncate(32 * K)
+  write(31 * K)
+  store.sync()
+  t.equal(store.sizeBytes, 32 * K, 'it may become shorter by its own doing')
+  truncateSync(path, 16 * K)
+  const refused = { code: 'CORRUPT', context: { isCutOff: true, endsWriting: true } }
+  t.throws(() => write(31 * K), refused, 'in place, up to the end that it had')
+  t.throws(() => write(0), refused, 'in place, before the cut')
+  t.throws(() => write(32 * K), refused, 'behind the end')
+  t.throws(() => store.truncate(64 * K), refused)
+  t.throws(() => store.sync(), refused)
+  t.equal(statSync(path).size, 16 * K)
+  t.equal(store.nextData(16 * K), 16 * K, 'what was cut off is no hole')
 })
