@@ -129,7 +129,7 @@ function repairOnce(
   writeMarks(store, image.header.incompatible | INCOMPATIBLE.dirty)
   store.sync()
   fixEntries(image, store, changes, memory)
-  completeSnapshotTable(image, store, changes, memory)
+  completeSnapshotTable(image, store, changes, memory, isKnown)
   store.sync()
   fixCounts(store, { raise: 'all', lower: isKnown ? 'all' : 'none' }, changes, memory)
   image = new CheckedImage(store)

@@ -5,7 +5,7 @@ import type { CheckedImage } from '../check/image.js'
 import type { Report } from '../check/report.js'
 import type { CellMemory } from '../check/window.js'
 import { writeSnapshotTable } from '../header-update.js'
-import { lowestDangling } from './dangling.js'
+import { makeRow } from './room.js'
 
 /** Of an entry before its extra data. */
 const ENTRY_BYTES = 40
@@ -17,7 +17,7 @@ const EXTRA_BYTES_AT = 36
 const MAX_TABLE_BYTES = 4 * 2 ** 20
 
 /**
- * Writes a table with complete entries behind the end of the file and makes it the image's. What the
+ * Writes a table with complete entries to a new place and makes it the image's. What the
  * entries did not say is the disk's size as it is now, as readers take it. The counts of both tables are
  * for the caller to make right, afterwards.
  */
@@ -26,6 +26,7 @@ export function completeSnapshotTable(
   store: WritableStore,
   report: Report,
   memory: CellMemory,
+  isKnown: boolean,
 ): void {
   const { header, snapshots, clusterBytes } = image
   const short = snapshots.snapshots.filter(({ extraBytes }) => image.isIncomplete(extraBytes))
@@ -56,18 +57,18 @@ export function completeSnapshotTable(
     return Buffer.concat([entry, extra, names, padding])
   })
   const table = Buffer.concat(parts)
-  const tableAt = (image.clusters + 1) * clusterBytes
   const census = new Census(image, memory)
   census.run(undefined, () => {})
-  if (lowestDangling(census) * clusterBytes < tableAt + table.length) {
+  const row = makeRow(store, census, table.length, isKnown)
+  if (row === undefined) {
     report.note(
       'error',
       header.snapshotsOffset,
-      () =>
-        'the snapshot table stays without disk sizes: tables point behind the end of the file, where a new one would have to be',
+      () => 'the snapshot table stays without disk sizes: there is no room for a new one',
     )
     return
   }
+  const tableAt = row * clusterBytes
   store.write(table, 0, table.length, tableAt)
   store.sync()
   writeSnapshotTable(store, snapshots.snapshots.length, tableAt)

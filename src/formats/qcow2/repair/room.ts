@@ -1,0 +1,166 @@
+/**
+ * Choosing where new refcount blocks, and a new refcount table, lie. They are appended where the file can
+ * grow and no table points there; otherwise they take clusters inside the file that nothing uses.
+ */
+import { ImageError } from '../../../errors.js'
+import type { WritableStore } from '../../../io/store.js'
+import type { Census } from '../check/census.js'
+import { lowestDangling } from './dangling.js'
+import { FreeClusters, grow } from './free-clusters.js'
+import { MAX_BLOCKS, type Survey, tooLarge } from './survey.js'
+
+/** Clusters that are the file's, hold zeros, and that nothing points at yet. */
+export class Room {
+  private readonly sorted: Float64Array
+
+  constructor(
+    /** Number of the refcount block → the cluster for it. */
+    readonly blocks: ReadonlyMap<number, number>,
+    /** The first cluster for a new table. */
+    readonly table: number,
+    /** Clusters of the new table; 0 where the old one stays. */
+    readonly tableClusters: number,
+  ) {
+    const tables = Array.from({ length: tableClusters }, (_, i) => table + i)
+    this.sorted = Float64Array.from([...blocks.values(), ...tables]).sort()
+  }
+
+  /** The first cluster after all of them. */
+  get end(): number {
+    return (this.sorted.at(-1) ?? -1) + 1
+  }
+
+  /** Whether one of them lies from `first` on, and before `end`. */
+  takesFrom(first: number, end: number): boolean {
+    const { sorted } = this
+    let low = 0
+    let high = sorted.length
+    while (low < high) {
+      const middle = (low + high) >>> 1
+      if ((sorted[middle] as number) < first) low = middle + 1
+      else high = middle
+    }
+    return low < sorted.length && (sorted[low] as number) < end
+  }
+}
+
+/**
+ * Takes the room for all that is missing. Throws ImageError where there is none; nothing that the image
+ * uses has changed then, and the file is as long as it was.
+ *
+ * @param isKnown whether the tables tell all that is in use (FreeClusters)
+ */
+export function makeRoom(store: WritableStore, survey: Survey, isKnown: boolean): Room {
+  const { image } = survey.census
+  const appended = roomAtEnd(survey)
+  // Where nothing is appended, a file that ends within a cluster still gets the rest of it.
+  const end = Math.max(appended.end, survey.end)
+  const isClear = lowestDangling(survey.census) >= end
+  if (isClear && grow(store, end * image.clusterBytes)) return appended
+  const inside = roomInside(survey, new FreeClusters(store, survey.census, isKnown))
+  if (inside) return inside
+  throw isClear ? noRoom(store.path) : isDangling(store.path)
+}
+
+/**
+ * Takes whole clusters in a row for a table of `bytes`. Returns the first, undefined where there is no
+ * room; nothing that the image uses has changed.
+ *
+ * @param census that has run
+ * @param isKnown whether the tables tell all that is in use (FreeClusters)
+ */
+export function makeRow(
+  store: WritableStore,
+  census: Census,
+  bytes: number,
+  isKnown: boolean,
+): number | undefined {
+  const { clusters, clusterBytes } = census.image
+  const row = Math.ceil(bytes / clusterBytes)
+  // One cluster further: tables may end in the cluster after the file (CheckedImage.isInFile).
+  const start = clusters + 1
+  const isClear = lowestDangling(census) >= start + row
+  if (isClear && grow(store, (start + row) * clusterBytes)) return start
+  return new FreeClusters(store, census, isKnown).takeRow(row)
+}
+
+/** What would be appended. It is counted, too, which may need more blocks, and these a longer table. */
+function roomAtEnd(survey: Survey): Room {
+  const { image, blocks } = survey.census
+  const start = survey.end
+  const missing = missingBlocks(survey)
+  let end = start
+  let tableClusters = 0
+  for (;;) {
+    const last = Math.floor((end - 1) / blocks.perBlock)
+    for (let b = Math.floor(start / blocks.perBlock); end > start && b <= last; b++) {
+      if (!survey.isSound[b] && b > (missing.at(-1) ?? -1)) missing.push(b)
+    }
+    const entries = Math.max(blocks.entries, (missing.at(-1) ?? 0) + 1)
+    if (entries > MAX_BLOCKS) throw tooLarge(image)
+    if (!survey.isTableSound || entries > blocks.entries) {
+      tableClusters = Math.ceil((entries * 8) / image.clusterBytes)
+    }
+    const needed = start + missing.length + tableClusters
+    if (needed === end) break
+    end = needed
+  }
+  const places = new Map(missing.map((block, i) => [block, start + i] as const))
+  return new Room(places, start + missing.length, tableClusters)
+}
+
+/** Undefined where the free clusters do not suffice. */
+function roomInside(survey: Survey, free: FreeClusters): Room | undefined {
+  const { image, blocks } = survey.census
+  const missing = missingBlocks(survey)
+  const needed = (missing.at(-1) ?? -1) + 1
+  const isTableNew = !survey.isTableSound || needed > blocks.entries
+  // A new table can name a block for each cluster that may be taken.
+  const entries = isTableNew
+    ? Math.max(blocks.entries, needed, Math.ceil(image.clusters / blocks.perBlock))
+    : blocks.entries
+  if (entries > MAX_BLOCKS) throw tooLarge(image)
+  const tableClusters = isTableNew ? Math.ceil((entries * 8) / image.clusterBytes) : 0
+  if (free.count < missing.length + tableClusters) return undefined
+
+  const known = new Set(missing)
+  const counted = (cluster: number) => {
+    const block = Math.floor(cluster / blocks.perBlock)
+    if (survey.isSound[block] || known.has(block)) return
+    known.add(block)
+    missing.push(block)
+  }
+  let table = 0
+  if (tableClusters > 0) {
+    const found = free.takeRow(tableClusters)
+    if (found === undefined) return undefined
+    table = found
+    for (let i = 0; i < tableClusters; i++) counted(table + i)
+  }
+  const places = new Map<number, number>()
+  for (let i = 0; i < missing.length; i++) {
+    const cluster = free.takeOne(entries * blocks.perBlock)
+    if (cluster === undefined) return undefined
+    places.set(missing[i] as number, cluster)
+    counted(cluster)
+  }
+  return new Room(places, table, tableClusters)
+}
+
+/** Ascending: the blocks that are needed and not there. */
+const missingBlocks = ({ isNeeded, isSound }: Survey): number[] =>
+  Array.from(isNeeded.keys()).filter(block => isNeeded[block] === 1 && isSound[block] === 0)
+
+const isDangling = (path: string): ImageError =>
+  new ImageError(
+    'CORRUPT',
+    'its tables point behind the end of the file, where new reference counts would have to be',
+    { path, hint: 'save its data with qemu-img convert, or restore a copy' },
+  )
+
+const noRoom = (path: string): ImageError =>
+  new ImageError(
+    'UNSUPPORTED',
+    'there is no room for new reference counts: the file cannot grow, and too few clusters in it are free',
+    { path, hint: 'repair a copy of it where there is more room' },
+  )
