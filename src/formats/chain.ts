@@ -3,16 +3,16 @@
  * is handed to worker threads. Nothing is read but headers and the top's snapshot table.
  */
 import fs from 'node:fs'
-import path from 'node:path'
 import { ImageError, printable } from '../errors.js'
+import { closeFolders, type Folder, namesIn } from '../io/folders.js'
 import { isWrittenByOthers, lockImage } from '../io/locks.js'
 import {
   type Access,
-  allowedFolders,
   type OpenedFile,
-  openGiven,
   openFirst,
+  openImage,
   openNamed,
+  readIfThere,
   WriteProtected,
 } from '../io/named-file.js'
 import { WritableFileStore } from '../io/store.js'
@@ -105,6 +105,8 @@ function openFor(access: Access, image: string, options: OpenOptions): Chain {
   } catch (error) {
     opener.close()
     throw error
+  } finally {
+    opener.letGo()
   }
 }
 
@@ -122,7 +124,8 @@ class ChainOpener {
   /** The extents' files of those that are opened for writing. */
   private readonly written: OpenedFile[] = []
   private readonly warnings: string[] = []
-  private allowed: string[] = []
+  private allowed: readonly Folder[] = []
+  private own: readonly Folder[] = []
 
   constructor(
     private readonly image: string,
@@ -131,9 +134,10 @@ class ChainOpener {
   ) {}
 
   open(): Chain {
-    const file = openGiven(this.image, this.access)
+    const file = openImage(this.image, this.access, this.options.allowPaths ?? [])
     this.opened.push(file)
-    this.allowed = allowedFolders(this.image, this.options.allowPaths ?? [])
+    this.allowed = file.folders
+    this.own = file.own
     const top = this.layer(file, this.options.format, this.access)
     const layers: [LayerSpec, ...LayerSpec[]] = [this.withDataFile(top, this.access)]
     if (this.options.describe !== 'image') this.openBelowLast(layers)
@@ -145,7 +149,7 @@ class ChainOpener {
     if (top.vmdk && (isWritable || !this.options.describe)) this.judgeVmwareLocks(layers[0])
     if (isWritable && top.vmdk && !this.options.describe && !this.options.force) {
       const frozen = machineSnapshots.filter(({ layer }) => layer === 0)
-      refuseParent(top, top.vmdk, frozen)
+      refuseParent(top, top.vmdk, frozen, this.own)
     }
     return { layers, depth, snapshots, machineSnapshots, warnings: this.warnings, isWritable }
   }
@@ -178,9 +182,11 @@ class ChainOpener {
     const [top] = layers as [LayerSpec]
     const found: MachineSnapshot[] = []
     let refused = 0
-    const read = (name: string) => this.readBeside(top, name)
+    const naming = { by: top.path, role: 'list of snapshots', allowed: this.allowed }
+    const read = (name: string) => readIfThere(name, naming, MAX_VMSD_BYTES)
     const warn = (text: string) => this.warnings.push(text)
-    for (const snapshot of snapshotsOfDisk(top, layers, read, warn)) {
+    const beside = namesIn(this.own[0] as Folder)
+    for (const snapshot of snapshotsOfDisk(beside, layers, read, warn)) {
       if (layers.length >= MAX_LAYERS || refused >= MAX_REFUSED_SNAPSHOTS) {
         this.warnings.push(
           `${top.path}: snapshots from "${printable(snapshot.displayName)}" on are not shown: there are too many, or too many of them are damaged`,
@@ -228,24 +234,6 @@ class ChainOpener {
     return place
   }
 
-  /** All of a small file in the image's folder; undefined where there is none of that name. */
-  private readBeside(top: LayerSpec, name: string): Buffer | undefined {
-    const naming = { by: top.path, role: 'list of snapshots', allowed: this.allowed }
-    const file = path.resolve(path.dirname(top.path), name)
-    if (!fs.lstatSync(file, { throwIfNoEntry: false })) return undefined
-    const { fd, stat } = openNamed(name, naming)
-    try {
-      if (stat.size > MAX_VMSD_BYTES) {
-        const what = `it has ${stat.size} bytes, too many for a list of snapshots`
-        throw new ImageError('CORRUPT', what, { path: top.path })
-      }
-      const bytes = Buffer.alloc(Number(stat.size))
-      return bytes.subarray(0, fs.readSync(fd, bytes, 0, bytes.length, 0))
-    } finally {
-      fs.closeSync(fd)
-    }
-  }
-
   /** Where the parent of a vmdk layer is among those that are open; -1 where it is not. */
   private knownParent(child: LayerSpec, spec: VmdkSpec, layers: readonly LayerSpec[]): number {
     const link = parentLink(spec, child.path) as ParentLink
@@ -260,6 +248,11 @@ class ChainOpener {
 
   close(): void {
     for (const file of this.opened) fs.closeSync(file.fd)
+  }
+
+  /** Ends what only opening needs. */
+  letGo(): void {
+    closeFolders(this.allowed)
   }
 
   private backing(overlay: LayerSpec): LayerSpec {
@@ -458,7 +451,7 @@ class ChainOpener {
   /** VMware's programs know nothing of QEMU's locks, and QEMU nothing of theirs. */
   private judgeVmwareLocks(top: LayerSpec): void {
     for (const { path: file } of filesOf(top)) {
-      for (const { path: lock, isLive, owner, writes } of vmwareLocks(file)) {
+      for (const { path: lock, isLive, owner, writes } of vmwareLocks(file, this.allowed)) {
         if (!isLive) {
           this.warnings.push(
             `${file}: ${lock} was left behind by ${owner}, and is no lock any more`,
@@ -519,8 +512,13 @@ class ChainOpener {
 }
 
 /** Whoever writes a disk that others hold only the differences from breaks them. */
-function refuseParent(top: LayerSpec, spec: VmdkSpec, frozen: readonly MachineSnapshot[]): void {
-  const disks = childrenOf(top, spec)
+function refuseParent(
+  top: LayerSpec,
+  spec: VmdkSpec,
+  frozen: readonly MachineSnapshot[],
+  folders: readonly Folder[],
+): void {
+  const disks = childrenOf(top, spec, folders)
   const names = [
     ...frozen.map(({ displayName }) => `the snapshot "${printable(displayName)}"`),
     ...disks.map(name => `the disk "${printable(name)}"`),

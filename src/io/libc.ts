@@ -53,6 +53,46 @@ export const FALLOC_FL_KEEP_SIZE = 1
 export const FALLOC_FL_PUNCH_HOLE = 2
 export const FALLOC_FL_ZERO_RANGE = 16
 
+const openat = libc.func('int openat(int folder, const void *path, int flags)')
+const readlinkat = libc.func(
+  'int64_t readlinkat(int folder, const char *path, void *target, size_t bytes)',
+)
+const syscall = libc.func('long syscall(long number, ...)')
+
+/** A descriptor that only says where a file is: opening it has no effect on a FIFO or a device. */
+export const O_PATH = 0o10000000
+export const O_CLOEXEC = 0o2000000
+/** For {@link openAt}: names count from the current folder. */
+export const AT_FDCWD = -100
+
+/** openat(2) of an existing file: a descriptor for `closeFile`, or -1 with {@link errno} set. */
+export function openAt(folder: number, name: Buffer, flags: number): number {
+  return openat(folder, terminated(name), flags | O_CLOEXEC)
+}
+
+/** The same number on all architectures. */
+const OPENAT2 = 437
+const OPEN_HOW_BYTES = 24
+
+/** openat2(2) of an existing file: a descriptor for `closeFile`, or -1 with {@link errno} set. */
+export function openAt2(folder: number, name: Buffer, flags: number, resolve: number): number {
+  const how = Buffer.alloc(OPEN_HOW_BYTES)
+  how.writeBigUInt64LE(BigInt(flags | O_CLOEXEC), 0)
+  how.writeBigUInt64LE(BigInt(resolve), 16)
+  const path = terminated(name)
+  return syscall(OPENAT2, 'int', folder, 'void *', path, 'void *', how, 'size_t', OPEN_HOW_BYTES)
+}
+
+const PATH_MAX = 4096
+
+/** Where the symbolic link `fd` points, which was opened with O_PATH. Throws SystemError. */
+export function readLink(fd: number): Buffer {
+  const target = Buffer.alloc(PATH_MAX)
+  return target.subarray(0, check(readlinkat(fd, '', target, target.length), 'readlinkat'))
+}
+
+const terminated = (name: Buffer): Buffer => Buffer.concat([name, Buffer.alloc(1)])
+
 const memfd_create = libc.func('int memfd_create(const char *name, unsigned int flags)')
 const MFD_CLOEXEC = 1
 

@@ -3,13 +3,16 @@
  *
  * An image is hostile input, and a name in it is a request to read a file in the user's name. Only
  * regular files are opened, and only in the folder of the image that the user named or in folders that
- * the user allowed; symbolic links are followed first, so that a link cannot lead out.
+ * the user allowed. These folders are held open (folders.ts), and the kernel keeps names within them.
  */
 import fs from 'node:fs'
 import path from 'node:path'
 import { ImageError, inWords } from '../errors.js'
+import { pathOfDescriptor } from './beneath.js'
+import { closeFolders, findImage, findWithin, type Folder, holdFolders } from './folders.js'
+import { closeFile } from './libc.js'
 
-const { O_RDONLY, O_RDWR, O_NONBLOCK, O_NOFOLLOW, O_EXCL } = fs.constants
+const { O_RDONLY, O_RDWR, O_NONBLOCK, O_EXCL } = fs.constants
 
 /** 'write' means reading, too. */
 export type Access = 'read' | 'write'
@@ -30,6 +33,27 @@ export interface OpenedFile {
 
 /** Opens what the user named: a regular file or a block device. Throws ImageError. */
 export function openGiven(name: string, access: Access = 'read'): OpenedFile {
+  const { folders, own: _, ...file } = openImage(name, access, [])
+  closeFolders(folders)
+  return file
+}
+
+/** An image with the folders in which it may name files, for `closeFolders`. */
+export interface OpenedImage extends OpenedFile {
+  readonly folders: readonly Folder[]
+  /** Those of them that it lies in: that of its name, and that of the file where the name is a link. */
+  readonly own: readonly Folder[]
+}
+
+/**
+ * Opens what the user named, and holds the folders that it lies in, by its name and without symbolic links,
+ * and those of `allowPaths`. Throws ImageError, and then leaves nothing open.
+ */
+export function openImage(
+  name: string,
+  access: Access,
+  allowPaths: readonly string[],
+): OpenedImage {
   const file = path.resolve(name)
   if (!isText(file)) {
     throw new ImageError('UNSUPPORTED', NOT_TEXT, {
@@ -37,16 +61,34 @@ export function openGiven(name: string, access: Access = 'read'): OpenedFile {
       hint: 'make a link to it with another name, in another folder',
     })
   }
-  const stat = statOf(file, file, 'look at the name')
-  if (!stat.isFile() && !stat.isBlockDevice()) {
-    throw new ImageError('REFUSED', `this is ${kindOf(stat)}, not a disk image`, {
-      path: file,
-      hint: 'name an image file or a block device',
-    })
+  const extra = holdFolders(allowPaths)
+  let own: readonly Folder[] = []
+  try {
+    const found = orMissing(() => findImage(file), file, 'look at the name')
+    own = found.folders
+    return { ...openPlace(found.place, file, access), folders: [...own, ...extra], own }
+  } catch (error) {
+    closeFolders([...own, ...extra])
+    throw error
   }
-  // A device that is mounted or part of another one is not written behind the kernel's back.
-  const flags = access === 'write' && stat.isBlockDevice() ? O_EXCL : 0
-  return open(file, file, access, flags)
+}
+
+/** Opens in earnest what the user named, and closes `place`. */
+function openPlace(place: number, file: string, access: Access): OpenedFile {
+  try {
+    const stat = fs.fstatSync(place, { bigint: true })
+    if (!stat.isFile() && !stat.isBlockDevice()) {
+      throw new ImageError('REFUSED', `this is ${kindOf(stat)}, not a disk image`, {
+        path: file,
+        hint: 'name an image file or a block device',
+      })
+    }
+    // A device that is mounted or part of another one is not written behind the kernel's back.
+    const flags = access === 'write' && stat.isBlockDevice() ? O_EXCL : 0
+    return open(place, file, file, access, flags)
+  } finally {
+    closeFile(place)
+  }
 }
 
 /** Node has names as text: what is no UTF-8 becomes U+FFFD there, which may be the name of another file. */
@@ -60,8 +102,8 @@ export interface Naming {
   readonly by: string
   /** What the name is for: "backing file", "data file". */
   readonly role: string
-  /** Folders, resolved, below which files may be opened. */
-  readonly allowed: readonly string[]
+  /** Folders below which files may be opened. */
+  readonly allowed: readonly Folder[]
   /** What to do where it is not there; for qcow2 it is known. */
   readonly hint?: string
 }
@@ -84,16 +126,7 @@ export function openNamed(name: string, naming: Naming, access: Access = 'read')
     refuse('REFUSED', 'is no file name', 'restore the image from a copy')
   }
   const file = path.resolve(path.dirname(naming.by), plain)
-  const real = realOf(file)
-  // First of all: an image must not learn what there is elsewhere.
-  if (!naming.allowed.some(folder => isWithin(real, folder))) {
-    refuse(
-      'REFUSED',
-      "lies outside the image's folder",
-      `allow it with --allow-path ${path.dirname(real)}`,
-    )
-  }
-  if (!isText(file) || !isText(real)) {
+  if (!isText(file)) {
     refuse(
       'UNSUPPORTED',
       'or its folder is not UTF-8',
@@ -101,25 +134,55 @@ export function openNamed(name: string, naming: Naming, access: Access = 'read')
     )
   }
   const context = `its ${naming.role} "${name}"`
-  const stat = statOf(file, naming.by, naming.hint ?? RESTORE_NAMED, context)
-  if (!stat.isFile()) {
-    refuse(
+  const place = orMissing(
+    () => findWithin(file, naming.allowed),
+    naming.by,
+    naming.hint ?? RESTORE_NAMED,
+    context,
+  )
+  if (place === undefined) {
+    return refuse(
       'REFUSED',
-      `is ${kindOf(stat)}, not a regular file`,
-      'an image may name regular files only',
+      "lies outside the image's folder",
+      `allow it with --allow-path ${path.dirname(realPath(file))}`,
     )
   }
-  const opened = open(real, naming.by, access, O_NOFOLLOW, context)
-  // Between the look and the opening somebody may have put another thing there.
-  if (!opened.stat.isFile()) {
-    fs.closeSync(opened.fd)
-    refuse(
-      'REFUSED',
-      `is ${kindOf(opened.stat)}, not a regular file`,
-      'an image may name regular files only',
-    )
+  try {
+    const stat = fs.fstatSync(place, { bigint: true })
+    if (!stat.isFile()) {
+      refuse(
+        'REFUSED',
+        `is ${kindOf(stat)}, not a regular file`,
+        'an image may name regular files only',
+      )
+    }
+    return open(place, file, naming.by, access, 0, context)
+  } finally {
+    closeFile(place)
   }
-  return { ...opened, path: file }
+}
+
+/** All of a small file that an image names; undefined where there is none. Throws ImageError. */
+export function readIfThere(name: string, naming: Naming, maxBytes: number): Buffer | undefined {
+  let file: OpenedFile
+  try {
+    file = openNamed(name, naming)
+  } catch (error) {
+    const { cause } = error as Error
+    if ((cause as NodeJS.ErrnoException | undefined)?.code === 'ENOENT') return undefined
+    throw error
+  }
+  try {
+    const { size } = file.stat
+    if (size > maxBytes) {
+      const what = `it has ${size} bytes, too many for a ${naming.role}`
+      throw new ImageError('CORRUPT', what, { path: naming.by })
+    }
+    const bytes = Buffer.alloc(Number(size))
+    return bytes.subarray(0, fs.readSync(file.fd, bytes, 0, bytes.length, 0))
+  } finally {
+    fs.closeSync(file.fd)
+  }
 }
 
 /**
@@ -151,64 +214,20 @@ export function openFirst(
   throw problem
 }
 
-/** The folders that an image may name files in: its own, by both its names, and `extra`. */
-export function allowedFolders(image: string, extra: readonly string[]): string[] {
-  const own = [path.dirname(path.resolve(image)), path.dirname(placeOf(image))]
-  const named = extra.map(folder => {
-    try {
-      return fs.realpathSync(folder)
-    } catch (error) {
-      throw new ImageError(
-        'MISSING',
-        `the folder of --allow-path cannot be used: ${inWords(error)}`,
-        {
-          path: folder,
-        },
-      )
-    }
-  })
-  // A link may lead to a folder that is not UTF-8.
-  const real = own.filter(isText).map(folder => fs.realpathSync(folder))
-  return [...new Set([...real, ...named])]
-}
-
-/** Where an image that could be opened lies. */
-function placeOf(image: string): string {
+/** For hints: without symbolic links, where they can be followed. */
+function realPath(file: string): string {
   try {
-    return fs.realpathSync.native(image)
-  } catch (error) {
-    // It was opened by a link in /proc.
-    throw new ImageError(
-      'MISSING',
-      'it has been removed, or never had a name',
-      { path: image, hint: 'copy it to a file' },
-      { cause: error },
-    )
-  }
-}
-
-/** `file` with its symbolic links resolved; where it does not exist, those of its folder. */
-function realOf(file: string): string {
-  try {
-    return fs.realpathSync(file)
+    return fs.realpathSync.native(file)
   } catch {
-    const folder = path.dirname(file)
-    return folder === file ? file : path.join(realOf(folder), path.basename(file))
+    return file
   }
 }
 
-export function isWithin(file: string, folder: string): boolean {
-  const relative = path.relative(folder, file)
-  return (
-    relative === '' ||
-    (relative !== '..' && !relative.startsWith('../') && !path.isAbsolute(relative))
-  )
-}
-
-function statOf(file: string, at: string, hint: string, what = 'it'): fs.BigIntStats {
+function orMissing<T>(look: () => T, at: string, hint: string, what = 'it'): T {
   try {
-    return fs.statSync(file, { bigint: true })
+    return look()
   } catch (error) {
+    if (error instanceof ImageError) throw error
     throw new ImageError(
       'MISSING',
       `${what} cannot be opened: ${inWords(error)}`,
@@ -221,11 +240,19 @@ function statOf(file: string, at: string, hint: string, what = 'it'): fs.BigIntS
 const MAY_YOU_READ = 'check that you may read it, and enter its folder'
 const isForbidden = (error: unknown): boolean => (error as NodeJS.ErrnoException).code === 'EACCES'
 
-/** O_NONBLOCK: what turns out to be a FIFO must not hold us up before we see what it is. */
-function open(file: string, at: string, access: Access, flags: number, what = 'it'): OpenedFile {
+/** Opens what is at `place`, an O_PATH descriptor, which `file` was found to lead to. */
+function open(
+  place: number,
+  file: string,
+  at: string,
+  access: Access,
+  flags: number,
+  what = 'it',
+): OpenedFile {
   let fd: number
   try {
-    fd = fs.openSync(file, (access === 'write' ? O_RDWR : O_RDONLY) | O_NONBLOCK | flags)
+    const mode = access === 'write' ? O_RDWR : O_RDONLY
+    fd = fs.openSync(pathOfDescriptor(place), mode | O_NONBLOCK | flags)
   } catch (error) {
     const { code = '' } = error as NodeJS.ErrnoException
     if (access === 'write' && PROTECTED.has(code)) {

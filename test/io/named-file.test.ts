@@ -11,7 +11,9 @@ import { createServer } from 'node:net'
 import { basename, join } from 'node:path'
 import t from 'tap'
 import { oneLine } from '../../src/errors.js'
-import { allowedFolders, isWithin, openGiven, openNamed } from '../../src/io/named-file.js'
+import { closeFolders, isWithin } from '../../src/io/folders.js'
+import { openGiven, openImage, openNamed } from '../../src/io/named-file.js'
+import { holding } from '../support/folders.js'
 import { run, tempFolder } from '../support/run.js'
 
 /** folder/{image,beside,below/deep,link-in,link-out,…} and outside/secret. */
@@ -34,15 +36,23 @@ async function scene(t: Parameters<typeof tempFolder>[0]) {
   return { folder, outside, image: join(folder, 'image') }
 }
 
+/** The own folders of an image, as bytes in latin1. */
+function foldersOf(image: string): string[] {
+  const { fd, folders, own } = openImage(image, 'read', [])
+  closeSync(fd)
+  closeFolders(folders)
+  return own.map(({ path }) => path)
+}
+
 t.test('what an image names', async t => {
   const { folder, outside, image } = await scene(t)
-  const allowed = allowedFolders(image, [])
-  const open = (name: string, folders = allowed) => {
-    const { path, fd } = openNamed(name, { by: image, role: 'backing file', allowed: folders })
-    const text = readFileSync(fd, 'utf8')
-    closeSync(fd)
-    return { path, text }
-  }
+  const open = (name: string, folders = [folder]) =>
+    holding(folders, allowed => {
+      const { path, fd } = openNamed(name, { by: image, role: 'backing file', allowed })
+      const text = readFileSync(fd, 'utf8')
+      closeSync(fd)
+      return { path, text }
+    })
   const good = [
     { name: 'beside', text: 'beside' },
     { name: './beside', text: 'beside' },
@@ -112,10 +122,14 @@ t.test('what an image names', async t => {
     t.equal(open(join(outside, 'secret'), anywhere).text, 'secret')
   })
   t.test('a folder that was allowed', async t => {
-    const wider = allowedFolders(image, [outside])
+    const wider = [folder, outside]
     t.equal(open(join(outside, 'secret'), wider).text, 'secret')
     t.equal(open('link-out', wider).text, 'secret')
-    t.throws(() => allowedFolders(image, [join(folder, 'nowhere')]), { code: 'MISSING' })
+    const missing = [outside, join(folder, 'nowhere')]
+    t.throws(() => openImage(image, 'read', missing), {
+      code: 'MISSING',
+      context: { path: missing[1] as string },
+    })
   })
   t.test('a path is kept as it was named', async t => {
     t.equal(open('link-in').path, join(folder, 'link-in'))
@@ -138,12 +152,13 @@ t.test('what the user names', async t => {
   const { fd, path } = openGiven(join(folder, 'link-out'))
   closeSync(fd)
   t.equal(path, join(folder, 'link-out'), 'links lead where the user wants')
+  const both = foldersOf(join(folder, 'link-out'))
   t.same(
-    allowedFolders(join(folder, 'link-out'), []),
-    [realpathSync(folder), realpathSync(outside)],
+    both,
+    [folder, outside].map(each => realpathSync(each)),
     'both of its folders are its own',
   )
-  t.same(allowedFolders(image, [folder]), [realpathSync(folder)])
+  t.same(foldersOf(image), [realpathSync(folder)])
 })
 
 t.test('within', async t => {
@@ -164,15 +179,19 @@ t.test('names that are not UTF-8: no other file is taken for them', async t => {
   const asNodeHasIt = bytes('b\xff').toString()
   const not = { code: 'UNSUPPORTED', message: /not UTF-8/ }
   t.throws(() => openGiven(asNodeHasIt), not)
-  const naming = { by: image, role: 'backing file', allowed: [realpathSync(folder)] }
-  t.throws(() => openNamed(basename(asNodeHasIt), naming), not)
-  t.throws(() => openNamed('link', naming), not)
-  const { fd } = openGiven(join(folder, 'link'))
-  t.equal(readFileSync(fd, 'utf8'), 'right', 'a link helps')
-  closeSync(fd)
+  const openFrom = (name: string) =>
+    holding([folder], allowed => openNamed(name, { by: image, role: 'backing file', allowed }))
+  t.throws(() => openFrom(basename(asNodeHasIt)), not)
+  for (const { fd } of [openGiven(join(folder, 'link')), openFrom('link')]) {
+    t.equal(readFileSync(fd, 'utf8'), 'right', 'a link helps')
+    closeSync(fd)
+  }
 
   mkdirSync(bytes('d\xff'))
   writeFileSync(bytes('d\xff/disk'), '')
   symlinkSync(bytes('d\xff/disk'), join(folder, 'link-there'))
-  t.same(allowedFolders(join(folder, 'link-there'), []), [realpathSync(folder)])
+  t.same(foldersOf(join(folder, 'link-there')), [
+    realpathSync(folder),
+    join(realpathSync(folder), 'd\xff'),
+  ])
 })

@@ -8,6 +8,8 @@
  */
 import fs from 'node:fs'
 import path from 'node:path'
+import { openPlain, pathOfDescriptor } from '../../io/beneath.js'
+import type { Folder } from '../../io/folders.js'
 import type { FileSpec } from '../layer.js'
 import { MAX_VMDK_DESCRIPTOR_BYTES } from '../limits.js'
 import { isDescriptor, NO_PARENT_CID } from './descriptor.js'
@@ -16,27 +18,25 @@ import { parentNames } from './parent.js'
 import { extentKind, SECTOR_BYTES } from './parts.js'
 import { keyValue, readText, textBytes } from './text.js'
 
-const { O_RDONLY, O_NONBLOCK, O_NOFOLLOW } = fs.constants
-
 /** Files of a folder, at most, that are looked at. */
 const MAX_FILES = 4096
 
 /**
- * The names of the disk files that name `image` as their parent, sorted; those in its folder, by the name
- * it was given by and by the one without symbolic links. What their parentCID is does not count: a child
+ * The names of the disk files in `folders` that name `image` as their parent, sorted. The folders are its own,
+ * by the name it was given by and by the one without symbolic links. What their parentCID is does not count: a child
  * whose parent was changed before is one that may still be rescued.
  */
 export function childrenOf(
   image: Pick<FileSpec, 'path' | 'fd'>,
   { descriptor }: Pick<VmdkSpec, 'descriptor'>,
+  folders: readonly Folder[],
 ): string[] {
   const own: Image = {
     stat: fs.fstatSync(image.fd, { bigint: true }),
     names: new Set(namesOf(image.path).map(name => path.basename(name))),
     uuid: uuidOf(descriptor?.ddb['uuid.image']),
   }
-  const folders = new Set(namesOf(image.path).map(name => path.dirname(name)))
-  const found = [...folders].flatMap(folder =>
+  const found = folders.flatMap(folder =>
     disksIn(folder).filter(file => isChild(file, folder, own)),
   )
   return [...new Set(found.map(file => file.toString()))].sort()
@@ -56,24 +56,24 @@ function namesOf(file: string): string[] {
 }
 
 /** Names of disk files, as the folder has them: in no encoding, perhaps. */
-function disksIn(folder: string): Buffer[] {
-  const names = attempted(() => fs.readdirSync(folder, { encoding: 'buffer' })) ?? []
+function disksIn({ fd }: Folder): Buffer[] {
+  const place = pathOfDescriptor(fd)
+  const names = attempted(() => fs.readdirSync(place, { encoding: 'buffer' })) ?? []
   return names
     .filter(name => name.toString('latin1').toLowerCase().endsWith('.vmdk'))
     .sort(Buffer.compare)
     .slice(0, MAX_FILES)
 }
 
-function isChild(name: Buffer, folder: string, image: Image): boolean {
-  const text = attempted(() =>
-    readDescriptor(Buffer.concat([Buffer.from(`${folder}/`), name]), image),
-  )
+function isChild(name: Buffer, folder: Folder, image: Image): boolean {
+  const text = attempted(() => readDescriptor(folder, name, image))
   if (!text) return false
   const { parentCid, parentHint, parentUuid } = parentOf(text)
   if (image.uuid !== undefined && uuidOf(parentUuid) === image.uuid) return true
   if (parentCid === undefined || isNoParent(parentCid) || !parentHint) return false
   return parentNames(parentHint).some(
-    hint => image.names.has(path.basename(hint)) || isSame(path.resolve(folder, hint), image),
+    hint =>
+      image.names.has(path.basename(hint)) || isSame(path.resolve(pathOf(folder), hint), image),
   )
 }
 
@@ -111,6 +111,8 @@ function uuidOf(text: string | undefined): string | undefined {
   return plain === undefined || /^[0-]*$/.test(plain) ? undefined : plain
 }
 
+const pathOf = (folder: Folder): string => Buffer.from(folder.path, 'latin1').toString()
+
 /** The file is only looked at, whatever the name leads to. */
 function isSame(file: string, { stat }: Image): boolean {
   const other = attempted(() => fs.statSync(file, { bigint: true }))
@@ -125,12 +127,13 @@ const DESCRIPTOR_SIZE_AT = 36
  * The descriptor in a file that is one, or that has one embedded; undefined where there is none, or the
  * file is `image`. Its tables are not read: a child that is damaged there is one all the same.
  */
-function readDescriptor(file: Buffer, image: Image): Buffer | undefined {
-  // A link is another name of what lies elsewhere. A FIFO must not hold us up before we see what it is.
-  const fd = fs.openSync(file, O_RDONLY | O_NONBLOCK | O_NOFOLLOW)
+function readDescriptor(folder: Folder, name: Buffer, image: Image): Buffer | undefined {
+  // A link is another name of what lies elsewhere.
+  const fd = openPlain(folder.fd, name)
+  if (fd === undefined) return undefined
   try {
     const stat = fs.fstatSync(fd, { bigint: true })
-    if (!stat.isFile() || (stat.dev === image.stat.dev && stat.ino === image.stat.ino)) {
+    if (stat.dev === image.stat.dev && stat.ino === image.stat.ino) {
       return undefined
     }
     const sizeBytes = Number(stat.size)

@@ -2,7 +2,6 @@
  * The snapshots of the machine that a disk belongs to. Each froze the disk file that was current then;
  * what the machine calls it stands in its .vmsd, beside the disk (see vmsd.ts).
  */
-import fs from 'node:fs'
 import path from 'node:path'
 import { ImageError } from '../../errors.js'
 import type { LayerSpec, Timestamp } from '../layer.js'
@@ -29,17 +28,17 @@ const END_OF_TIME = Date.UTC(10_000)
 const MAX_MACHINES = 64
 
 /**
- * The snapshots of the disk `top` that stands on `layers`, parents first; none where no .vmsd beside it
- * knows the disk. `warn` is told what cannot be read.
+ * The snapshots of the disk that stands on `layers`, parents first; none where no .vmsd among `names`, which
+ * are those of the files beside it, knows the disk. `warn` is told what cannot be read.
  */
 export function snapshotsOfDisk(
-  top: LayerSpec,
+  names: readonly string[],
   layers: readonly LayerSpec[],
   read: (name: string) => Buffer | undefined,
   warn: (text: string) => void,
 ): NamedSnapshot[] {
   const own = new Set(layers.map(({ path: file }) => path.basename(file)))
-  for (const file of listed(path.dirname(top.path), '.vmsd')) {
+  for (const file of listsOf(names)) {
     try {
       const { snapshots } = parseVmsd(read(file) ?? Buffer.alloc(0), file)
       const node = nodeOf(file, snapshots, own, read)
@@ -87,18 +86,10 @@ function named(snapshot: VmsdSnapshot, node: string, own: ReadonlySet<string>): 
   return [{ uid, parent, displayName, description, created: time || undefined, fileName }]
 }
 
-/** Names of files in a folder; none where it cannot be listed. */
-function listed(folder: string, suffix: string): string[] {
-  let names: string[]
-  try {
-    names = fs.readdirSync(folder)
-  } catch {
-    return []
-  }
-  return names
-    .filter(name => name.toLowerCase().endsWith(suffix))
+const listsOf = (names: readonly string[]): string[] =>
+  names
+    .filter(name => name.toLowerCase().endsWith('.vmsd'))
     .sort()
     .slice(0, MAX_MACHINES)
-}
 
 const baseName = (name: string): string => name.replaceAll('\\', '/').split('/').at(-1) as string

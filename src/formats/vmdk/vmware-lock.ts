@@ -22,8 +22,9 @@ import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { printable } from '../../errors.js'
-
-const { O_RDONLY, O_NONBLOCK, O_NOFOLLOW } = fs.constants
+import { openPlain, pathOfDescriptor } from '../../io/beneath.js'
+import { type Folder, findWithin } from '../../io/folders.js'
+import { closeFile } from '../../io/libc.js'
 
 export interface VmwareLock {
   /** What has to go where nobody holds the lock. */
@@ -73,12 +74,17 @@ const ENTRY_AGE = 8000
 
 /**
  * The locks that VMware's programs hold on `imagePath`, or have left there: beside that name, symbolic
- * link or not, which is where they put them, and beside the file that it leads to. Never throws.
+ * link or not, which is where they put them, and beside the file that it leads to. Only locks within
+ * `allowed` are looked into; one elsewhere is live. Never throws.
  */
-export function vmwareLocks(imagePath: string, here?: Here): VmwareLock[] {
+export function vmwareLocks(
+  imagePath: string,
+  allowed: readonly Folder[],
+  here?: Here,
+): VmwareLock[] {
   const given = path.resolve(imagePath)
   const names = new Set([given, realOf(given)])
-  return [...names].flatMap(name => locksAt(`${name}${SUFFIX}`, here))
+  return [...names].flatMap(name => locksAt(`${name}${SUFFIX}`, allowed, here))
 }
 
 /** The words of a member, which end at the first NUL; undefined where they make no sense. */
@@ -130,26 +136,35 @@ function processOf(id: string): LockProcess | undefined {
 const startOf = (digits: string): bigint | undefined =>
   /^[0-9]{1,20}$/.test(digits) ? BigInt(digits) || undefined : undefined
 
-function locksAt(lock: string, here: Here | undefined): VmwareLock[] {
+function locksAt(lock: string, allowed: readonly Folder[], here: Here | undefined): VmwareLock[] {
   try {
-    const stat = fs.statSync(lock)
-    // Rule (5).
-    if (stat.isFile()) return [unknown(lock)]
-    if (!stat.isDirectory()) return []
-    return locksIn(lock, fs.readdirSync(lock), here)
+    const place = findWithin(lock, allowed)
+    if (place === undefined) return fs.lstatSync(lock) && [unknown(lock)]
+    try {
+      const stat = fs.fstatSync(place)
+      // Rule (5).
+      if (stat.isFile()) return [unknown(lock)]
+      return stat.isDirectory() ? locksIn(lock, place, here) : []
+    } finally {
+      closeFile(place)
+    }
   } catch (error) {
     return isGone(error) ? [] : [unknown(lock)]
   }
 }
 
-function locksIn(folder: string, names: readonly string[], given: Here | undefined): VmwareLock[] {
+/** @param place an O_PATH descriptor of the folder `folder` */
+function locksIn(folder: string, place: number, given: Here | undefined): VmwareLock[] {
+  const names = fs.readdirSync(pathOfDescriptor(place))
   const entries = names.filter(name => ENTRY_NAME.test(name)).sort()
   if (entries.length === 0) return []
   const here = given ?? thisMachine()
   const found = entries.slice(0, MAX_MEMBERS).flatMap(name => {
     const file = path.join(folder, name)
     try {
-      return name.startsWith('D') ? enteringAt(file) : memberAt(file, here)
+      return name.startsWith('D')
+        ? enteringAt(file, path.join(pathOfDescriptor(place), name))
+        : memberAt(file, openPlain(place, Buffer.from(name)), here)
     } catch (error) {
       return isGone(error) ? [] : unknown(file)
     }
@@ -167,13 +182,14 @@ const unknown = (file: string): VmwareLock => ({
 })
 
 /** Rule (4). A clock that is ahead of ours makes it no older. */
-function enteringAt(file: string): VmwareLock {
-  const isLive = Date.now() - fs.lstatSync(file).mtimeMs < ENTRY_AGE
+function enteringAt(file: string, place: string): VmwareLock {
+  const isLive = Date.now() - fs.lstatSync(place).mtimeMs < ENTRY_AGE
   return { ...unknown(file), isLive, owner: 'a program that began to take it' }
 }
 
-function memberAt(file: string, here: Here): VmwareLock {
-  const content = readMember(file)
+/** @param fd the open member; undefined where it is no regular file */
+function memberAt(file: string, fd: number | undefined, here: Here): VmwareLock {
+  const content = fd === undefined ? undefined : readMember(fd)
   const record = content && parseLock(content)
   if (!record) return unknown(file)
   const { machine, process, writes } = record
@@ -182,12 +198,9 @@ function memberAt(file: string, here: Here): VmwareLock {
   return { path: file, isLive, owner: ownerOf(process, isOurs ? undefined : machine), writes }
 }
 
-/** All of a member; undefined where it is no file, or none of VMware's. */
-function readMember(file: string): Buffer | undefined {
-  // A FIFO must not hold us up before we see what it is.
-  const fd = fs.openSync(file, O_RDONLY | O_NONBLOCK | O_NOFOLLOW)
+/** All of a member; undefined where it is none of VMware's. Closes it. */
+function readMember(fd: number): Buffer | undefined {
   try {
-    if (!fs.fstatSync(fd).isFile()) return undefined
     const bytes = Buffer.alloc(MAX_MEMBER_BYTES + 1)
     const length = fs.readSync(fd, bytes, 0, bytes.length, 0)
     return length <= MAX_MEMBER_BYTES ? bytes.subarray(0, length) : undefined

@@ -6,6 +6,7 @@ import { MAX_VMDK_DESCRIPTOR_BYTES } from '../../../src/formats/limits.js'
 import { childrenOf } from '../../../src/formats/vmdk/children.js'
 import { parseDescriptor } from '../../../src/formats/vmdk/descriptor.js'
 import { HEADER_AT, buildExtent } from '../../fixtures/vmdk-builder.js'
+import { foldersOf, holding } from '../../support/folders.js'
 import { needs, run, tempFolder } from '../../support/run.js'
 
 const BASE = `# Disk DescriptorFile
@@ -30,7 +31,7 @@ function machine(t: Test, text = BASE, name = 'base.vmdk') {
     try {
       const isText = text.startsWith('#')
       const descriptor = isText ? parseDescriptor(Buffer.from(text), path) : undefined
-      return childrenOf({ path, fd }, { descriptor })
+      return holding(foldersOf(path), folders => childrenOf({ path, fd }, { descriptor }, folders))
     } finally {
       fs.closeSync(fd)
     }
@@ -238,8 +239,10 @@ t.test('what is in the way', async t => {
 t.test('an image that is gone', async t => {
   const { folder, image, children } = machine(t)
   const fd = fs.openSync(image, 'r')
-  fs.rmSync(folder, { recursive: true })
-  t.strictSame(childrenOf({ path: image, fd }, { descriptor: undefined }), [])
+  holding([folder], folders => {
+    fs.rmSync(folder, { recursive: true })
+    t.strictSame(childrenOf({ path: image, fd }, { descriptor: undefined }, folders), [])
+  })
   fs.closeSync(fd)
   t.throws(() => children(), { code: 'ENOENT' })
 })
@@ -293,7 +296,9 @@ t.test('qemu-img', needs('qemu-img'), async t => {
   const children = (name: string) => {
     const path = join(folder, name)
     const fd = fs.openSync(path, 'r')
-    const found = childrenOf({ path, fd }, { descriptor: undefined })
+    const found = holding([folder], folders =>
+      childrenOf({ path, fd }, { descriptor: undefined }, folders),
+    )
     fs.closeSync(fd)
     return found
   }

@@ -13,8 +13,12 @@ import {
   parseLock,
   vmwareLocks,
 } from '../../../src/formats/vmdk/vmware-lock.js'
+import { foldersOf, holding } from '../../support/folders.js'
 import { holds } from '../../support/property.js'
 import { run, tempFolder } from '../../support/run.js'
+
+const locksOf = (image: string, here?: Here) =>
+  holding(foldersOf(image), folders => vmwareLocks(image, folders, here))
 
 /** 512 bytes, as VMware's programs write them. */
 function member(text: string): Buffer {
@@ -162,7 +166,7 @@ function disk(t: Test) {
     fs.writeFileSync(join(lock, name), content)
   /** Each as one word, or two. */
   const found = (here = HERE) =>
-    vmwareLocks(image, here).map(
+    locksOf(image, here).map(
       ({ isLive, writes }) => `${isLive ? 'live' : 'stale'}${writes ? '' : ' reader'}`,
     )
   return { folder, image, lock, put, found }
@@ -214,7 +218,7 @@ t.test('processes of this machine', async t => {
   put('M00001.lck', member(`${ID} ${process.pid} 1 S ${start} lc=1`))
   t.strictSame(found(), ['live reader'], 'an older lock')
   put('M00001.lck', member(`${ID} ${process.pid} 1 S ${start}9 lc=1`))
-  t.strictSame(vmwareLocks(image, HERE), [
+  t.strictSame(locksOf(image, HERE), [
     {
       path: join(lock, 'M00001.lck'),
       isLive: false,
@@ -239,9 +243,9 @@ t.test('this machine as it is', async t => {
   for (const id of ids) {
     const start = startOf(process.pid)
     put('M00001.lck', member(`${id} ${process.pid}-${start}(node) 1 X ${start} lc=1`))
-    t.equal(vmwareLocks(image)[0]?.isLive, true)
+    t.equal(locksOf(image)[0]?.isLive, true)
     put('M00001.lck', member(`${id} ${dead}-${start}(node) 1 X ${start} lc=1`))
-    t.equal(vmwareLocks(image)[0]?.isLive, !seesAll)
+    t.equal(locksOf(image)[0]?.isLive, !seesAll)
   }
 })
 
@@ -249,7 +253,7 @@ t.test('who holds it', async t => {
   const { put, image } = disk(t)
   const owner = (text: string): string => {
     put('M00001.lck', member(text))
-    return vmwareLocks(image, HERE)[0]?.owner as string
+    return locksOf(image, HERE)[0]?.owner as string
   }
   t.equal(owner(`${ID} 1-2(vmware-vmx) 1 X 2`), 'vmware-vmx (process 1)')
   t.equal(owner(`${ID} 1-2 1 X 2`), 'process 1')
@@ -291,7 +295,7 @@ t.test('what a folder of locks may hold', async t => {
   await run('mkfifo', [join(lock, 'M00007.lck')])
   fs.symlinkSync('M00001.lck', join(lock, 'M00008.lck'))
   t.strictSame(found(), ['stale', ...Array.from({ length: 7 }, () => 'live')])
-  t.equal(vmwareLocks(image, HERE)[1]?.owner, 'a program that is not known')
+  t.equal(locksOf(image, HERE)[1]?.owner, 'a program that is not known')
   put('M00009x.lck', stale.subarray(0, 60))
   t.equal(found().at(-1), 'stale', 'of another size')
 })
@@ -312,9 +316,9 @@ t.test('many members', async t => {
   const { put, image, lock } = disk(t)
   const dead = await deadPid()
   for (let i = 0; i < 64; i++) put(`M${10_000 + i}.lck`, member(`${ID} ${dead}-5 1 X 5`))
-  t.equal(vmwareLocks(image, HERE).length, 64)
+  t.equal(locksOf(image, HERE).length, 64)
   for (let i = 64; i < 100; i++) put(`M${10_000 + i}.lck`, member(`${ID} ${dead}-5 1 X 5`))
-  const found = vmwareLocks(image, HERE)
+  const found = locksOf(image, HERE)
   t.equal(found.filter(({ isLive }) => !isLive).length, 64)
   t.strictSame(found.at(-1), { path: lock, isLive: true, owner: '36 more programs', writes: true })
   t.equal(found.length, 65)
@@ -329,7 +333,7 @@ t.test('no folder of locks', async t => {
     join(image, 'below'),
     join(folder, 'x'.repeat(255)),
   ]
-  for (const path of missing) t.strictSame(vmwareLocks(path, HERE), [])
+  for (const path of missing) t.strictSame(locksOf(path, HERE), [])
   fs.writeFileSync(lock, '')
   t.strictSame(found(), ['live'], 'a file')
   fs.rmSync(lock)
@@ -342,24 +346,30 @@ t.test('no folder of locks', async t => {
   fs.symlinkSync('disk.vmdk.lck', lock)
   t.strictSame(found(), ['live'], 'a loop')
   fs.rmSync(lock)
+  fs.mkdirSync(join(folder, 'locks'))
+  fs.symlinkSync('locks', lock)
+  t.strictSame(found(), [], 'a link to a folder below')
+  put('M00001.lck', '')
+  t.strictSame(found(), ['live'])
+  fs.rmSync(lock)
   const other = tempFolder(t)
   fs.symlinkSync(other, lock)
-  put('M00001.lck', '')
-  t.strictSame(found(), ['live'], 'a link to a folder')
+  const [outside] = locksOf(image, HERE)
+  t.match(outside, { path: lock, isLive: true }, 'a link that leads out is not followed')
 })
 
 t.test('an image that was given by a link', async t => {
   const { folder, image, lock, put } = disk(t)
   const link = join(folder, 'link.vmdk')
   fs.symlinkSync('disk.vmdk', link)
-  const paths = () => vmwareLocks(link, HERE).map(({ path }) => path)
+  const paths = () => locksOf(link, HERE).map(({ path }) => path)
   t.strictSame(paths(), [])
   put('M00001.lck', '')
   t.strictSame(paths(), [join(lock, 'M00001.lck')], 'beside the file')
   fs.mkdirSync(`${link}.lck`)
   fs.writeFileSync(`${link}.lck/M00002.lck`, '')
   t.strictSame(paths(), [`${link}.lck/M00002.lck`, join(lock, 'M00001.lck')], 'beside both')
-  t.equal(vmwareLocks(image, HERE).length, 1)
+  t.equal(locksOf(image, HERE).length, 1)
 })
 
 t.test('any content', async t => {
@@ -389,7 +399,7 @@ t.test('any content', async t => {
   )
   const runs = await holds(content, { seconds: 2, runs: 200 }, bytes => {
     put('M00001.lck', bytes)
-    const [lock, ...others] = vmwareLocks(image, HERE)
+    const [lock, ...others] = locksOf(image, HERE)
     if (!lock || others.length > 0) throw new Error('one member is one lock')
     if (lock.owner.length > 300 || /[\x00-\x1f\x7f-\x9f]/.test(lock.owner))
       throw new Error(lock.owner)

@@ -1,0 +1,189 @@
+/**
+ * Folders that are held open from when an image is opened until all that it names is: what a path leads to
+ * may change at any moment, and must not change what the image may open.
+ */
+import fs from 'node:fs'
+import { constants } from 'node:os'
+import path from 'node:path'
+import { ImageError, inWords, SystemError } from '../errors.js'
+import { MAX_LINKS, openBeneath, pathOfDescriptor } from './beneath.js'
+import { AT_FDCWD, closeFile, errno, O_PATH, openAt, readLink } from './libc.js'
+
+const { O_DIRECTORY, O_NOFOLLOW } = fs.constants
+
+export interface Folder {
+  /** Opened with O_PATH, for `closeFolders`. */
+  readonly fd: number
+  /** Where it was when it was opened, without symbolic links: its bytes, in latin1. */
+  readonly path: string
+}
+
+/** The names of what is in the folder; none where it cannot be listed. */
+export function namesIn({ fd }: Folder): string[] {
+  try {
+    return fs.readdirSync(pathOfDescriptor(fd))
+  } catch {
+    return []
+  }
+}
+
+/** What is found when names change while they are looked at: look again, this often at most. */
+const MAX_ATTEMPTS = 50
+
+export function closeFolders(folders: readonly Folder[]): void {
+  for (const { fd } of folders) closeFile(fd)
+}
+
+/** Holds the folders of `--allow-path`. Throws ImageError, and then holds none. */
+export function holdFolders(paths: readonly string[]): Folder[] {
+  const held: Folder[] = []
+  try {
+    for (const name of paths) held.push(folderOf(openFolder(AT_FDCWD, Buffer.from(name))))
+    return held
+  } catch (error) {
+    closeFolders(held)
+    const what = `the folder of --allow-path cannot be used: ${inWords(error)}`
+    throw new ImageError('MISSING', what, { path: paths[held.length] as string })
+  }
+}
+
+/** An image that was found by its name, and not opened in earnest yet. */
+export interface FoundImage {
+  /** An O_PATH descriptor for `closeFile`. */
+  readonly place: number
+  /** The folders that it lies in: that of its name, and that of the file where the name is a link. */
+  readonly folders: readonly Folder[]
+}
+
+/**
+ * Finds the image `file`, an absolute path, with its folders. The file is the one that the kernel finds by
+ * that path, and was seen in the last of the folders. Throws SystemError; ImageError where it is in no folder.
+ */
+export function findImage(file: string): FoundImage {
+  for (let attempt = 0; attempt < MAX_ATTEMPTS; attempt++) {
+    // The kernel decides whether this user may follow the links.
+    const place = openAt(AT_FDCWD, Buffer.from(file), O_PATH)
+    if (place < 0) throw new SystemError('open', errno(), file)
+    const found = attempted(() => seek(file))
+    if (found && isSameFile(found.place, place)) {
+      closeFile(place)
+      return found
+    }
+    closeFile(place)
+    if (found) closeFound(found)
+  }
+  throw new ImageError('MISSING', 'it has been removed, or never had a name', {
+    path: file,
+    hint: 'copy it to a file',
+  })
+}
+
+export function closeFound({ place, folders }: FoundImage): void {
+  closeFile(place)
+  closeFolders(folders)
+}
+
+/** Follows the links of the last name one by one, each from the folder that it lies in. */
+function seek(file: string): FoundImage {
+  const held: number[] = []
+  try {
+    let target: Buffer = Buffer.from(file)
+    let folder = AT_FDCWD
+    for (let links = 0; links <= MAX_LINKS; links++) {
+      const slash = target.lastIndexOf('/')
+      const above = slash < 0 ? '.' : target.subarray(0, Math.max(slash, 1))
+      folder = openFolder(folder, Buffer.from(above))
+      held.push(folder)
+      const name = target.subarray(slash + 1)
+      const place = openAt(folder, name.length > 0 ? name : Buffer.from('.'), O_PATH | O_NOFOLLOW)
+      if (place < 0) throw new SystemError('openat', errno())
+      if (!fs.fstatSync(place).isSymbolicLink()) {
+        const kept = new Set([held[0] as number, folder])
+        for (const fd of held.splice(0)) if (!kept.has(fd)) closeFile(fd)
+        return { place, folders: [...kept].map(folderOf) }
+      }
+      try {
+        target = readLink(place)
+      } finally {
+        closeFile(place)
+      }
+    }
+    throw new SystemError('openat', constants.errno.ELOOP)
+  } finally {
+    for (const fd of held) closeFile(fd)
+  }
+}
+
+function openFolder(from: number, name: Buffer): number {
+  const fd = openAt(from, name, O_PATH | O_DIRECTORY)
+  if (fd < 0) throw new SystemError('open', errno())
+  return fd
+}
+
+const folderOf = (fd: number): Folder => ({
+  fd,
+  path: fs.readlinkSync(pathOfDescriptor(fd), 'latin1'),
+})
+
+/**
+ * Finds `file`, an absolute path, in one of `allowed`: an O_PATH descriptor for `closeFile`. What its path
+ * leads to only says in which folder to look for it, and that it must be the same file. Undefined where it
+ * lies in none of the folders. Throws SystemError.
+ */
+export function findWithin(file: string, allowed: readonly Folder[]): number | undefined {
+  for (let attempt = 0; ; attempt++) {
+    const real = realOf(file)
+    const folder = allowed.find(({ path }) => isWithin(real, path))
+    // First of all: an image must not learn what there is elsewhere.
+    if (!folder) return undefined
+    const place = openAt(AT_FDCWD, Buffer.from(file), O_PATH)
+    if (place < 0) throw new SystemError('open', errno(), file)
+    try {
+      const relative = path.relative(folder.path, real)
+      const found = openBeneath(folder.fd, Buffer.from(relative === '' ? '.' : relative, 'latin1'))
+      if (isSameFile(found, place)) return found
+      closeFile(found)
+    } catch (error) {
+      if (!(error instanceof SystemError)) throw error
+    } finally {
+      closeFile(place)
+    }
+    if (attempt === MAX_ATTEMPTS) return undefined
+  }
+}
+
+/**
+ * `file` with its symbolic links resolved; where it does not exist, those of its folder. A path's bytes, in
+ * latin1.
+ */
+function realOf(file: string): string {
+  try {
+    return fs.realpathSync.native(file, 'latin1')
+  } catch {
+    const folder = path.dirname(file)
+    const name = Buffer.from(path.basename(file)).toString('latin1')
+    return folder === file ? name || file : path.join(realOf(folder), name)
+  }
+}
+
+export function isWithin(file: string, folder: string): boolean {
+  const relative = path.relative(folder, file)
+  return (
+    relative === '' ||
+    (relative !== '..' && !relative.startsWith('../') && !path.isAbsolute(relative))
+  )
+}
+
+function isSameFile(a: number, b: number): boolean {
+  const [one, other] = [a, b].map(fd => fs.fstatSync(fd, { bigint: true }))
+  return one?.dev === other?.dev && one?.ino === other?.ino
+}
+
+function attempted<T>(act: () => T): T | undefined {
+  try {
+    return act()
+  } catch (error) {
+    if (error instanceof SystemError) return undefined
+    throw error
+  }
+}
