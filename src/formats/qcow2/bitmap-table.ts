@@ -43,8 +43,9 @@ export function readTable(
 ): BitmapTable {
   const damage = (message: string) => new ImageError('CORRUPT', message, { path: store.path })
   if (at === 0 || at % clusterBytes !== 0) throw damage(`its table at ${at} is not aligned`)
-  const bytes = Buffer.alloc(tableEntries * ENTRY_BYTES)
-  const isWhole = at + bytes.length <= store.sizeBytes
+  const isWhole = at + tableEntries * ENTRY_BYTES <= store.sizeBytes
+  // Memory is taken only for a table that the file can hold.
+  const bytes = Buffer.alloc(isWhole ? tableEntries * ENTRY_BYTES : 0)
   if (!isWhole || store.read(bytes, 0, bytes.length, at) < bytes.length) {
     throw damage(`its table at ${at} lies beyond the end of the file`)
   }

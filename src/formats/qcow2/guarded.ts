@@ -3,9 +3,18 @@ import { ImageError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
 import type { BitmapMemory, ValidBitmap } from './bitmap-memory.js'
 import { type BitmapTable, isCluster, readTable } from './bitmap-table.js'
+import { MAX_BITMAP_DIRECTORY_BYTES } from '../limits.js'
 import { readSnapshotTable } from './check/snapshot-table.js'
+import type { CountLedger } from './count-ledger.js'
 import { type Guard, KIND, type Kind } from './guard.js'
-import { AUTOCLEAR, CRYPT, clusterBytes, type Qcow2Header } from './header.js'
+import { BITMAP_FLAG, readDirectory } from './bitmaps.js'
+import {
+  AUTOCLEAR,
+  type BitmapsExtension,
+  CRYPT,
+  clusterBytes,
+  type Qcow2Header,
+} from './header.js'
 import { blockOffset, hostOffset, readWords, wordBuffer } from './words.js'
 
 /** Entries of the L1 tables of all snapshots that are looked into; a few seconds' worth. */
@@ -15,23 +24,32 @@ const CHUNK_BYTES = 2 ** 20
 
 /**
  * Fills `guard` from the file as it is. Throws ImageError where two structures claim one cluster: then
- * writing one would destroy the other.
+ * writing one would destroy the other. Also throws where a structure ends beyond the file, or where the
+ * count of one of its clusters is too low; the counts of L2 tables are for `lostCluster` to judge.
  */
 export function guardMetadata(
   guard: Guard,
   store: WritableStore,
   header: Qcow2Header,
   bitmaps: BitmapMemory,
+  ledger: CountLedger,
 ): void {
   const cluster = clusterBytes(header)
-  const add = (what: string, at: number, bytes: number, kind: Kind): void => {
+  const fileClusters = Math.ceil(store.sizeBytes / cluster)
+  const add: Add = (what, at, bytes, kind) => {
     if (bytes === 0) return
     if (at % cluster !== 0 || !Number.isSafeInteger(at)) {
       throw damage(store, `${what} at ${at} is not aligned to a cluster`)
     }
-    const taken = guard.add(at / cluster, Math.ceil(bytes / cluster), kind)
-    if (taken < 0) return
-    throw damage(store, `${what} at ${at} overlaps other metadata at ${taken * cluster}`)
+    const first = at / cluster
+    const end = first + Math.ceil(bytes / cluster)
+    // Sizes come from the image. Compare them with the file before anything is done once for each cluster.
+    if (end > fileClusters) throw damage(store, `${what} at ${at} ends beyond the end of the file`)
+    const taken = guard.add(first, end - first, kind)
+    if (taken >= 0) {
+      throw damage(store, `${what} at ${at} overlaps other metadata at ${taken * cluster}`)
+    }
+    if (kind !== KIND.l2) for (let c = first; c < end; c++) ledger.refer(c, 1, false)
   }
   const { l1Offset, l1Entries, refcountTableOffset, refcountTableClusters } = header
   const l1Bytes = l1Entries * 8
@@ -50,10 +68,18 @@ export function guardMetadata(
   if (encryption && cryptMethod === CRYPT.luks)
     add('the LUKS header', encryption.offset, encryption.length, KIND.encryption)
   const directory = header.autoclear & AUTOCLEAR.bitmaps ? header.bitmaps : undefined
-  if (!directory) return
+  // Writing makes the bitmaps of a directory that cannot exist void.
+  if (!directory || !isPossible(directory, store.sizeBytes)) return
   add('the bitmap directory', directory.directoryOffset, directory.directoryBytes, KIND.bitmaps)
-  for (const bitmap of bitmaps.bitmaps) guardBitmap(guard, store, cluster, bitmap, add)
+  for (const bitmap of bitmaps.bitmaps) guardBitmap(guard, store, cluster, bitmap, add, ledger)
+  for (const bitmap of bitmaps.areLost ? [] : bitmapsInUse(store, header, bitmaps)) {
+    guardBitmap(guard, store, cluster, bitmap, add, ledger)
+  }
 }
+
+const isPossible = (directory: BitmapsExtension, fileBytes: number): boolean =>
+  directory.directoryBytes <= MAX_BITMAP_DIRECTORY_BYTES &&
+  directory.directoryOffset + directory.directoryBytes <= fileBytes
 
 type Add = (what: string, at: number, bytes: number, kind: Kind) => void
 
@@ -76,16 +102,40 @@ function guardSnapshots(guard: Guard, store: WritableStore, header: Qcow2Header,
   }
 }
 
+type BitmapPlace = Pick<ValidBitmap, 'problem' | 'name' | 'tableAt' | 'tableEntries'>
+
+/** Bitmaps that another program did not close. This mount has not loaded them, but they have clusters. */
+const bitmapsInUse = (
+  store: WritableStore,
+  header: Qcow2Header,
+  { bitmaps }: BitmapMemory,
+): BitmapPlace[] =>
+  readDirectory(store, header)
+    .filter(({ flags, at }) => {
+      const isLoaded = bitmaps.some(({ entryAt }) => entryAt === at)
+      return (flags & BITMAP_FLAG.inUse) !== 0 && !isLoaded
+    })
+    .map(({ name, tableOffset, tableEntries }) => ({
+      problem: 'it is in use',
+      name: name.toString('utf8'),
+      tableAt: Number(tableOffset),
+      tableEntries,
+    }))
+
 /** A bitmap that is not kept stays what it is all the same, as far as its table can be read. */
 function guardBitmap(
   guard: Guard,
   store: WritableStore,
   cluster: number,
-  { problem, name, tableAt, tableEntries }: ValidBitmap,
+  { problem, name, tableAt, tableEntries }: BitmapPlace,
   add: Add,
+  ledger: CountLedger,
 ): void {
   const tolerant: Add = (_what, at, bytes, kind) => {
-    if (at % cluster === 0) guard.add(at / cluster, Math.ceil(bytes / cluster), kind)
+    if (at % cluster !== 0) return
+    const clusters = Math.ceil(bytes / cluster)
+    guard.add(at / cluster, clusters, kind)
+    for (let i = 0; i < clusters; i++) ledger.refer(at / cluster + i, 1, false)
   }
   const put = problem === '' ? add : tolerant
   let table: BitmapTable

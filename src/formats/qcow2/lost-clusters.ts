@@ -1,16 +1,21 @@
 /**
- * Whether tables of an image name clusters beyond the end of its file. Reading them is an error, until
- * somebody appends to the file: then they would be a hole of it, and read as zeros; or, where they are not
- * counted, be handed out, and read as what was written elsewhere.
+ * Walks all tables of an image before its first write, once, for two questions.
  *
- * The tables are gone over as far as MAX_TABLE_BYTES reach. Beyond that they are only where clusters
+ * Do they name clusters beyond the end of the file? Reading these is an error, until somebody appends to
+ * the file: then they would be a hole of it, and read as zeros; or, where they are not counted, be handed
+ * out, and read as what was written elsewhere.
+ *
+ * Is a cluster counted less often than they refer to it? count-ledger.ts says why that matters.
+ *
+ * L1 tables are walked whole, L2 tables up to MAX_TABLE_BYTES. The rest is walked only where clusters
  * are counted behind the file's end, which is rare, and mostly leaks of a crash.
  */
 import type { Store } from '../../io/store.js'
 import { readSnapshotTable } from './check/snapshot-table.js'
+import type { CountLedger } from './count-ledger.js'
 import { packedAt } from './driver.js'
 import { clusterBytes, INCOMPATIBLE, l2EntryBytes, type Qcow2Header } from './header.js'
-import { COMPRESSED, blockOffset, hostOffset, readWords, wordBuffer } from './words.js'
+import { COMPRESSED, COPIED, blockOffset, hostOffset, readWords, wordBuffer } from './words.js'
 
 /** Bytes of L2 tables: those of 1 TiB in clusters of 64 KiB, which take some tenths of a second. */
 const MAX_TABLE_BYTES = 128 * 2 ** 20
@@ -21,31 +26,73 @@ const MAX_BLOCKS = 4096
 /** Bytes of a table that are read at once. */
 const CHUNK_BYTES = 2 ** 20
 
+/** The reference counts that the references of the walk are compared with. */
+type Ledger = Pick<CountLedger, 'refer'>
+
 /**
- * Where data of the disk or of a snapshot lie beyond the last cluster of the file; undefined where none
- * do. Throws SystemError.
+ * Returns where data of the disk or of a snapshot lie beyond the last cluster of the file; undefined where
+ * none do. On the way it gives all references of L1 and L2 entries to `ledger`. Throws SystemError, and what
+ * `ledger` throws.
  */
-export function lostCluster(store: Store, header: Qcow2Header): number | undefined {
-  if ((header.incompatible & INCOMPATIBLE.externalData) !== 0n) return undefined
+export function lostCluster(store: Store, header: Qcow2Header, ledger: Ledger): number | undefined {
+  const isExternal = (header.incompatible & INCOMPATIBLE.externalData) !== 0n
   const cluster = clusterBytes(header)
-  const end = Math.ceil(store.sizeBytes / cluster) * cluster
+  const end = isExternal ? Number.POSITIVE_INFINITY : Math.ceil(store.sizeBytes / cluster) * cluster
+  const tables = new Map<number, L2Use>()
+  const lostTable = findL2Tables(store, header, end, tables)
+  if (lostTable !== undefined) return lostTable
+  for (const [at, use] of tables) {
+    if (at % cluster === 0) ledger.refer(at / cluster, use.times, use.isOwned)
+  }
+  if (isExternal) return undefined
   const isCounted = isCountedBehind(store, header, end / cluster)
+  let walked = 0
+  for (const [at, use] of tables) {
+    if (++walked * cluster > MAX_TABLE_BYTES && !isCounted) break
+    const lost = walkL2(store, header, at, use, end, ledger)
+    if (lost !== undefined) return lost
+  }
+  return undefined
+}
+
+/** What refers to an L2 table. */
+interface L2Use {
+  /** How many entries of all L1 tables name it. */
+  times: number
+  /** Whether one of them is the active disk's. */
+  isActive: boolean
+  /** Whether that one has the COPIED flag. */
+  isOwned: boolean
+}
+
+/** Collects the L2 tables that L1 tables name. Returns the first that lies at `end` or beyond it. */
+function findL2Tables(
+  store: Store,
+  header: Qcow2Header,
+  end: number,
+  tables: Map<number, L2Use>,
+): number | undefined {
   const { snapshots } = readSnapshotTable(store, header)
-  const tables = [{ l1At: header.l1Offset, l1Entries: header.l1Entries }, ...snapshots]
-  const seen = new Set<number>()
+  const active = { l1At: header.l1Offset, l1Entries: header.l1Entries }
   let entries = 0
-  for (const { l1At, l1Entries } of tables) {
-    // The disk's own is bounded by its header.
-    entries += l1At === header.l1Offset ? 0 : l1Entries
+  for (const table of [active, ...snapshots]) {
+    const isActive = table === active
+    // The active one is bounded by the header.
+    entries += isActive ? 0 : table.l1Entries
     if (entries > MAX_SNAPSHOT_L1_ENTRIES) break
-    const lost = find(store, l1At, l1Entries * 8, (words, i) => {
-      const l2 = hostOffset(words[i] as number, words[i + 1] as number)
+    const lost = find(store, table.l1At, table.l1Entries * 8, (words, i) => {
+      const high = words[i] as number
+      const at = hostOffset(high, words[i + 1] as number)
+      if (at === 0) return undefined
+      const isOwned = isActive && (high & COPIED) !== 0
       // Snapshots share tables with the disk, and with each other.
-      if (l2 === 0 || seen.has(l2)) return undefined
-      seen.add(l2)
-      if (l2 >= end) return l2
-      const isDue = isCounted || seen.size * cluster <= MAX_TABLE_BYTES
-      return isDue ? lostIn(store, header, l2, end) : undefined
+      const known = tables.get(at)
+      if (!known) tables.set(at, { times: 1, isActive, isOwned })
+      else {
+        known.times++
+        known.isOwned ||= isOwned
+      }
+      return at >= end ? at : undefined
     })
     if (lost !== undefined) return lost
   }
@@ -75,22 +122,39 @@ function isCountedBehind(store: Store, header: Qcow2Header, first: number): bool
   return found !== undefined
 }
 
-/** Of what an L2 table names. */
-function lostIn(store: Store, header: Qcow2Header, at: number, end: number): number | undefined {
+/** Gives what an L2 table names to `ledger`. Returns the first that lies at `end` or beyond it. */
+function walkL2(
+  store: Store,
+  header: Qcow2Header,
+  at: number,
+  { times, isActive }: L2Use,
+  end: number,
+  ledger: Ledger,
+): number | undefined {
+  const cluster = clusterBytes(header)
   const step = l2EntryBytes(header) / 4
   const entry = Buffer.alloc(8)
-  return find(store, at, clusterBytes(header), (words, i) => {
+  return find(store, at, cluster, (words, i) => {
     if (i % step !== 0) return undefined
     const high = words[i] as number
     const low = words[i + 1] as number
     if (!(high & COMPRESSED)) {
       const host = hostOffset(high, low)
-      return host >= end ? host : undefined
+      if (host >= end) return host
+      // Reading and writing refuse a cluster that is not aligned.
+      if (host === 0 || host % cluster !== 0) return undefined
+      ledger.refer(host / cluster, times, isActive && (high & COPIED) !== 0)
+      return undefined
     }
     entry.writeUInt32BE(high)
     entry.writeUInt32BE(low, 4)
     const packed = packedAt(entry, 0, header.clusterBits)
-    return packed.at >= end ? packed.at : undefined
+    if (packed.at >= end) return packed.at
+    const last = Math.floor((packed.at + packed.packedBytes - 1) / cluster)
+    for (let c = Math.floor(packed.at / cluster); c <= last; c++) {
+      if (c * cluster < end) ledger.refer(c, times, false)
+    }
+    return undefined
   })
 }
 

@@ -22,6 +22,7 @@ import type { Flush, Reservation, WritableDriver } from '../writable.js'
 import { packedAt, type Qcow2Driver, SUBCLUSTERS } from './driver.js'
 import { holdBitmaps, storeBitmaps } from './bitmap-store.js'
 import { BitmapTracker } from './bitmap-tracker.js'
+import { CountLedger } from './count-ledger.js'
 import { FreeQueue } from './free-queue.js'
 import { Guard, KIND } from './guard.js'
 import { guardMetadata } from './guarded.js'
@@ -138,9 +139,10 @@ export class Qcow2Writer implements WritableDriver {
 
   begin(): void {
     const { header, store, memory } = this.parts
+    const ledger = new CountLedger(store, header)
     this.guard.clear()
-    guardMetadata(this.guard, store, header, memory.bitmaps)
-    const lost = lostCluster(store, header)
+    guardMetadata(this.guard, store, header, memory.bitmaps, ledger)
+    const lost = lostCluster(store, header, ledger)
     if (lost !== undefined) {
       throw this.damage(
         `there are data at ${lost}, beyond the end of the file: writing would make zeros of them`,

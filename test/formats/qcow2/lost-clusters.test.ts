@@ -1,5 +1,6 @@
 /** Data beyond the end of the file stay an error, whatever is written elsewhere. */
 import t from 'tap'
+import { CountLedger } from '../../../src/formats/qcow2/count-ledger.js'
 import { lostCluster } from '../../../src/formats/qcow2/lost-clusters.js'
 import { readHeader } from '../../../src/formats/qcow2/header.js'
 import { noise } from '../../fixtures/model.js'
@@ -24,7 +25,10 @@ function cut(spec: ImageSpec, bytes: number): MemoryStore {
   return new MemoryStore('image', whole.subarray(0, whole.length - bytes))
 }
 
-const lost = (store: MemoryStore) => lostCluster(store, readHeader(store))
+const lost = (store: MemoryStore) => {
+  const header = readHeader(store)
+  return lostCluster(store, header, new CountLedger(store, header))
+}
 
 for (const refcountOrder of [0, 4, 6]) {
   t.test(`a disk, counts of ${2 ** refcountOrder} bits`, async t => {

@@ -1,0 +1,114 @@
+/**
+ * Compares the reference counts of an image with its references, while its tables are walked before the
+ * first write. A count that is lower than the references to its cluster lets a writer hand the cluster out
+ * again: at once where the count is 0, and otherwise once the first of the references is freed.
+ *
+ * Each reference is subtracted from the count, so no second walk is needed. References that are left out
+ * of a walk do no harm: what remains is only too high.
+ */
+import { ImageError } from '../../errors.js'
+import type { Store } from '../../io/store.js'
+import { getCount } from './counts.js'
+import { clusterBytes, type Qcow2Header } from './header.js'
+import { blockOffset } from './words.js'
+
+/** Clusters of one page, a power of two. A page takes 4 KiB. */
+const PAGE_CLUSTERS = 2048
+/** Pages that are kept: 64 MiB. Of clusters beyond them only counts of 0 are found. */
+const MAX_PAGES = 2 ** 14
+
+/** What is left of a count, in the low bits of a cell. This much, or more, is never subtracted from. */
+const MANY = 0x3fff
+/** Whether the cluster was referred to. */
+const REFERRED = 0x4000
+/** Whether an entry claims the cluster for itself alone, by its COPIED flag. */
+const OWNED = 0x8000
+
+export class CountLedger {
+  private readonly pages = new Map<number, Uint16Array>()
+  private page: Uint16Array = new Uint16Array(0)
+  private current = -1
+  private readonly clusterBytes: number
+  private readonly perBlock: number
+  private readonly entry = Buffer.alloc(8)
+
+  constructor(
+    private readonly store: Store,
+    private readonly header: Qcow2Header,
+  ) {
+    this.clusterBytes = clusterBytes(header)
+    this.perBlock = (this.clusterBytes * 8) / 2 ** header.refcountOrder
+  }
+
+  /**
+   * Notes that `cluster` has `times` more references. Throws ImageError where its count is lower than all
+   * of them, or where one claims the cluster for itself alone and another one exists: a write in place
+   * would change what the other shows.
+   *
+   * @param isOwned whether the reference has the COPIED flag and is the active disk's
+   */
+  refer(cluster: number, times: number, isOwned: boolean): void {
+    const index = Math.floor(cluster / PAGE_CLUSTERS)
+    if (index !== this.current) this.turnTo(index)
+    const at = cluster - index * PAGE_CLUSTERS
+    const cell = this.page[at] as number
+    const left = cell & MANY
+    if (left < times && left !== MANY) {
+      throw this.damage(
+        `the reference count of the cluster at ${cluster * this.clusterBytes} is lower than the number of its references`,
+      )
+    }
+    if (isOwned ? times > 1 || (cell & REFERRED) !== 0 : (cell & OWNED) !== 0) {
+      throw this.damage(
+        `the cluster at ${cluster * this.clusterBytes} is shared, and an entry claims it for the disk alone`,
+      )
+    }
+    const rest = left === MANY ? MANY : left - times
+    this.page[at] = rest | REFERRED | (isOwned ? OWNED : cell & OWNED)
+  }
+
+  private turnTo(index: number): void {
+    let page = this.pages.get(index)
+    if (!page) {
+      page = this.load(index)
+      if (this.pages.size < MAX_PAGES) this.pages.set(index, page)
+    }
+    this.page = page
+    this.current = index
+  }
+
+  private load(index: number): Uint16Array {
+    const page = new Uint16Array(PAGE_CLUSTERS)
+    const clusters = Math.min(PAGE_CLUSTERS, this.perBlock)
+    const counts = Buffer.alloc(Math.ceil((clusters * 2 ** this.header.refcountOrder) / 8))
+    for (let done = 0; done < PAGE_CLUSTERS; done += clusters) {
+      const first = index * PAGE_CLUSTERS + done
+      const block = this.blockAt(Math.floor(first / this.perBlock))
+      if (block === 0) continue
+      const inBlock = first % this.perBlock
+      const at = block + (inBlock * 2 ** this.header.refcountOrder) / 8
+      const got = at < this.store.sizeBytes ? this.store.read(counts, 0, counts.length, at) : 0
+      counts.fill(0, got)
+      for (let i = 0; i < clusters; i++) {
+        page[done + i] = Math.min(MANY, getCount(counts, i, this.header.refcountOrder))
+      }
+    }
+    return page
+  }
+
+  /** Returns where a refcount block begins in the file; 0 where there is none. */
+  private blockAt(index: number): number {
+    const { refcountTableOffset, refcountTableClusters } = this.header
+    if (index * 8 >= refcountTableClusters * this.clusterBytes) return 0
+    this.entry.fill(0)
+    this.store.read(this.entry, 0, 8, refcountTableOffset + index * 8)
+    const block = blockOffset(this.entry.readUInt32BE(0), this.entry.readUInt32BE(4))
+    return block % this.clusterBytes === 0 && Number.isSafeInteger(block) ? block : 0
+  }
+
+  /** The way out is part of the message: the log and the mount's status show nothing else. */
+  private damage(message: string): ImageError {
+    const what = `${message}: writing would destroy data; repair it with vimgfs check --repair all`
+    return new ImageError('CORRUPT', what, { path: this.store.path, endsWriting: true })
+  }
+}
