@@ -1,6 +1,6 @@
 import { constants } from 'node:os'
 
-const { EACCES, EINVAL, EIO, ENOENT, EOPNOTSUPP, EROFS } = constants.errno
+const { EACCES, EINVAL, EIO, ENOENT, EOPNOTSUPP, EPERM, EROFS } = constants.errno
 
 const ERRNO = {
   NOT_AN_IMAGE: EINVAL,
@@ -9,6 +9,7 @@ const ERRNO = {
   REFUSED: EACCES,
   MISSING: ENOENT,
   READ_ONLY: EROFS,
+  NOT_PERMITTED: EPERM,
 }
 export type ErrorCode = keyof typeof ERRNO
 
@@ -21,6 +22,8 @@ export interface ErrorContext {
   endsWriting?: boolean
   /** Whether somebody has made a file of the image shorter since it was opened. */
   isCutOff?: boolean
+  /** Whether some thread has reported the same already, so that the log has one line of it. */
+  isRepeated?: boolean
   /** What the user can do about it, as the end of a sentence. */
   hint?: string
 }

@@ -28,6 +28,7 @@ import {
 import { MAX_CHAIN_DEPTH, MAX_LAYERS, MAX_REFUSED_SNAPSHOTS, MAX_VMSD_BYTES } from './limits.js'
 import { type CowHeader, readCowHeader } from './cow/header.js'
 import { FORMATS, FORMATS_READ, type Format, probe, probeGiven } from './probe.js'
+import { probedWarning } from './probed.js'
 import { readQcowHeader } from './qcow/header.js'
 import { CRYPT, INCOMPATIBLE, type Qcow2Header, readHeader } from './qcow2/header.js'
 import { recover } from './qcow2/recovery.js'
@@ -341,6 +342,13 @@ class ChainOpener {
   }
 
   private layer(file: OpenedFile, format: Format | undefined, access: Access): LayerSpec {
+    const layer = this.readLayer(file, format, access)
+    const warning = probedWarning(layer)
+    if (warning !== undefined) this.warnings.push(warning)
+    return layer
+  }
+
+  private readLayer(file: OpenedFile, format: Format | undefined, access: Access): LayerSpec {
     const isTop = this.opened.length === 1
     // Nobody has to be kept out of what is never written.
     const early = storeOf(fileSpec(file))
@@ -356,6 +364,7 @@ class ChainOpener {
     const layer: LayerSpec = {
       ...spec,
       format: actual,
+      isProbed: format === undefined,
       modified: {
         seconds: Number((mtime - nanoseconds) / NANOSECONDS),
         nanoseconds: Number(nanoseconds),

@@ -14,6 +14,8 @@ export interface DiskMemory {
   readonly times: SharedArrayBuffer
   /** Why nothing is written any more: its length, and the text. */
   readonly message: SharedArrayBuffer
+  /** How many writes were refused that would have changed what a raw image is probed as. */
+  readonly refusals: SharedArrayBuffer
   /** The sizes of the image's files, in the order of `filesOf`. */
   readonly sizes: SharedArrayBuffer
   /** Tables that have changed, of formats that have any. */
@@ -50,6 +52,7 @@ export function createDiskMemory(layer: WrittenLayer, threads: number, store: St
     counters: new SharedArrayBuffer(4 * COUNTERS),
     times: new SharedArrayBuffer(8),
     message: new SharedArrayBuffer(MESSAGE_BYTES),
+    refusals: new SharedArrayBuffer(4),
     sizes,
     pool: hasTables(layer) ? createPoolMemory() : undefined,
     qcow2,

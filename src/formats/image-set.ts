@@ -17,6 +17,7 @@ import { QcowWriter } from './qcow/writer.js'
 import { Qcow2Driver, type Qcow2Parts } from './qcow2/driver.js'
 import type { Qcow2Memory } from './qcow2/write-memory.js'
 import { Qcow2Writer } from './qcow2/writer.js'
+import { ProbedRawWriter } from './probed-raw-writer.js'
 import { RawDriver } from './raw.js'
 import { RawWriter } from './raw-writer.js'
 import { SharedDisk } from './shared-disk.js'
@@ -147,7 +148,7 @@ export class ImageSet {
   }
 
   private writer(
-    { qcow2, qcow, cow, vmdk, encryption }: LayerSpec,
+    { qcow2, qcow, cow, vmdk, encryption, isProbed }: LayerSpec,
     { store, dataStore, extents = [] }: WritableStores,
     memory: DiskMemory,
     parts: { pool: TablePool; hasParent: boolean },
@@ -179,7 +180,9 @@ export class ImageSet {
       const driver = this.driver(0) as CowDriver
       return new CowWriter({ ...parts, ...tables, header: cow, driver })
     }
-    if (!vmdk) return new RawWriter(store)
+    if (!vmdk) {
+      return isProbed ? new ProbedRawWriter(store, memory.refusals) : new RawWriter(store)
+    }
     return new VmdkWriter({
       ...parts,
       spec: vmdk,

@@ -22,6 +22,8 @@ export interface FileSpec {
 
 export interface LayerSpec extends FileSpec {
   readonly format: Format
+  /** That nobody stated the format: it was found by the file's first bytes. */
+  readonly isProbed?: boolean
   readonly modified: Timestamp
   /** Permission bits of the file. */
   readonly mode: number

@@ -29,17 +29,30 @@ const IMAGE_SUFFIXES = ['.qcow2', '.qcow', '.vmdk', '.vdi', '.vhd', '.vhdx', '.q
 /** A disk has a sector at least. */
 const SECTOR_BYTES = 512
 
+/** How many of an image's first bytes tell its format. */
+export const PROBED_BYTES = 512
+
 /** The format of `store`. Throws ImageError for a format that is known but not read. */
 export function probe(store: Store): Format {
-  const head = Buffer.alloc(512)
+  const head = Buffer.alloc(PROBED_BYTES)
   const bytes = head.subarray(0, store.read(head, 0, head.length, 0))
-  const foreign = FOREIGN.find(format => format.matches(bytes))
-  if (foreign) {
-    throw new ImageError('UNSUPPORTED', `${foreign.name} images are not read yet`, {
+  const foreign = foreignFormat(bytes)
+  if (foreign !== undefined) {
+    throw new ImageError('UNSUPPORTED', `${foreign} images are not read yet`, {
       path: store.path,
       hint: `${FORMATS_READ} are; convert it with qemu-img convert, or show it as it is with --format raw`,
     })
   }
+  return formatOf(bytes)
+}
+
+/** The name of the format that an image with these first bytes is probed as, read or not. */
+export const probedName = (head: Buffer): string => foreignFormat(head) ?? formatOf(head)
+
+const foreignFormat = (head: Buffer): string | undefined =>
+  FOREIGN.find(format => format.matches(head))?.name
+
+function formatOf(bytes: Buffer): Format {
   if (bytes.length >= 4 && bytes.readUInt32BE(0) === MAGIC) {
     return bytes.length >= 8 && bytes.readUInt32BE(4) === 1 ? 'qcow' : 'qcow2'
   }

@@ -9,7 +9,7 @@ const BLOCK_BYTES = 4096
 
 export class RawWriter implements WritableDriver {
   readonly unitBytes = 1
-  readonly fillBytes = 0
+  readonly fillBytes: number = 0
   readonly zeroUnitBytes = BLOCK_BYTES
   /** Who writes zeros to a raw image may want the space that they take. */
   readonly detectsZeros = false
@@ -37,11 +37,11 @@ export class RawWriter implements WritableDriver {
 
   mark(): void {}
 
-  reserve(): Reservation {
+  reserve(_offset: number, _length: number): Reservation {
     throw new TypeError('a raw image has nothing to reserve')
   }
 
-  link(): void {}
+  link(_reservation: Reservation): void {}
 
   cancel(): void {}
 

@@ -1,5 +1,5 @@
 /** What those who serve a mount tell of it: the texts of `.vimgfs`, and the log's lines of faults. */
-import { ImageError, isExpected } from '../errors.js'
+import { type ErrorContext, ImageError, isExpected } from '../errors.js'
 import type { ImageSet } from '../formats/image-set.js'
 import { type LayerSpec, removedFiles } from '../formats/layer.js'
 import { opcodeName } from './opcodes.js'
@@ -23,9 +23,9 @@ export function faultLogger(log: (entry: LogEntry) => void) {
       log({ level: 'error', message: `${opcodeName(opcode)} failed`, detail: { stack } })
       return
     }
-    const context = error instanceof ImageError ? error.context : {}
+    const context: ErrorContext = error instanceof ImageError ? error.context : {}
     const key = `${context.path} ${error.message}`
-    if (logged.has(key)) return
+    if (context.isRepeated || logged.has(key)) return
     logged.add(key)
     if (logged.size > MAX_LOGGED_FAULTS) return
     const last = logged.size === MAX_LOGGED_FAULTS ? '; no more such lines from this thread' : ''

@@ -1,0 +1,86 @@
+/**
+ * A raw image that was found by probing. Its guest writes what the next mount finds, so no write may give
+ * it the header of another format: that mount would open what the header names.
+ *
+ * Writes to the probed bytes become reservations, which the engine fills alone and whole: what the disk
+ * would have is judged before anything is in the file, however a header is put together. All other writes
+ * go as they always do.
+ */
+import { ImageError } from '../errors.js'
+import type { WritableStore } from '../io/store.js'
+import { PROBED_BYTES, probedName } from './probe.js'
+import { RawWriter } from './raw-writer.js'
+import type { Reservation } from './writable.js'
+
+export class ProbedRawWriter extends RawWriter {
+  override readonly fillBytes = PROBED_BYTES
+  private readonly staged: StagedBytes
+  private readonly refusals: Int32Array
+
+  /** @param refusals where the threads of the disk count refused writes, 4 bytes */
+  constructor(dataStore: WritableStore, refusals: SharedArrayBuffer) {
+    super(dataStore)
+    this.staged = new StagedBytes(dataStore.path)
+    this.refusals = new Int32Array(refusals)
+  }
+
+  override overwritable(offset: number, length: number): number {
+    return offset < PROBED_BYTES ? 0 : super.overwritable(offset, length)
+  }
+
+  override reserve(): Reservation {
+    const length = Math.min(PROBED_BYTES, this.sizeBytes)
+    return { offset: 0, length, store: this.staged, at: 0, isZeroed: false }
+  }
+
+  override link({ length }: Reservation): void {
+    const { bytes } = this.staged
+    const format = probedName(bytes.subarray(0, length))
+    if (format !== 'raw') this.refuse(format)
+    this.dataStore.write(bytes, 0, length, 0)
+  }
+
+  private refuse(format: string): never {
+    const isRepeated = Atomics.add(this.refusals, 0, 1) > 0
+    const what = `a write to sector 0 would make it a ${format} image at the next mount, since its format was guessed as raw`
+    throw new ImageError('NOT_PERMITTED', `${what}; mount it with --format raw to allow that`, {
+      path: this.dataStore.path,
+      offset: 0,
+      isRepeated,
+    })
+  }
+}
+
+/** The probed bytes as they are to be. */
+class StagedBytes implements WritableStore {
+  readonly bytes = Buffer.alloc(PROBED_BYTES)
+  readonly sizeBytes = PROBED_BYTES
+
+  constructor(readonly path: string) {}
+
+  read(target: Buffer, start: number, length: number, at: number): number {
+    return this.bytes.copy(target, start, at, at + length)
+  }
+
+  write(source: Buffer, start: number, length: number, at: number): void {
+    source.copy(this.bytes, at, start, start + length)
+  }
+
+  nextData(at: number): number {
+    return at
+  }
+
+  nextHole(): number {
+    return PROBED_BYTES
+  }
+
+  sync(): void {}
+
+  punch(): boolean {
+    return false
+  }
+
+  truncate(): void {
+    throw new TypeError('it has one size')
+  }
+}
