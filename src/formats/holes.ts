@@ -49,6 +49,13 @@ export function nextHole(view: View, offset: number): number {
   return found
 }
 
+/** Returns whether the whole range reads as zeros by what the tables say and by the holes of the files. */
+export const isHole = (view: View, offset: number, length: number): boolean =>
+  walkView(view, offset, length, (extent, _at, unitBytes) => {
+    if (extent.kind === 'data') return skipHole(extent, unitBytes) === extent.length
+    return extent.kind === 'zero'
+  })
+
 type Data = Extract<Extent, { kind: 'data' }>
 
 /** How many bytes at the start of a data extent are a hole of the file; its length when all are. */

@@ -11,11 +11,13 @@ import { constants } from 'node:os'
 import { ImageError, SystemError } from '../errors.js'
 import type { WritableFileStore } from '../io/store.js'
 import type { DiskMemory } from './disk-memory.js'
+import { DiskFailure } from './disk-failure.js'
 import { DiskLock } from './disk-lock.js'
 import type { WritableDisk, WritableDriver } from './writable.js'
 import { nextZeroStep, Scratch, type WritableView, writeReserved } from './write-engine.js'
+import { areZeros, MIN_ZEROS_BYTES, writeZeroBytes, ZEROS } from './zeros.js'
 
-const { EDQUOT, EFBIG, EIO, ENOMEM, ENOSPC, EROFS } = constants.errno
+const { EDQUOT, EFBIG, ENOMEM, ENOSPC } = constants.errno
 
 /** What a failed write may leave as it was, to be tried again. */
 const PASSING: readonly number[] = [ENOSPC, EDQUOT, EFBIG, ENOMEM]
@@ -23,11 +25,7 @@ const PASSING: readonly number[] = [ENOSPC, EDQUOT, EFBIG, ENOMEM]
 /** Places in `DiskMemory.counters`. */
 const COUNTER = { writes: 0, flushed: 1, begun: 2, failed: 3, generation: 4 } as const
 export const COUNTERS = 8
-/** Values of the counter `failed`; the message is being written while it is `telling`. */
-const FAILED = { no: 0, readOnly: 1, telling: 2, cutOff: 3 } as const
 
-/** Zeros are written in pieces of this size where they have to be written. */
-const ZEROS = Buffer.alloc(64 * 1024)
 /** How long the disk is held for steps. */
 const HOLD_MS = 20
 /** Flushes in a row that may be needed until all that was freed is given back. */
@@ -40,7 +38,7 @@ export class SharedDisk implements WritableDisk {
   private readonly lock: DiskLock
   private readonly counters: Int32Array
   private readonly times: Float64Array
-  private readonly message: Buffer
+  private readonly failed: DiskFailure
   private readonly scratch = new Scratch()
   private readonly driver: WritableDriver
   private generation = 0
@@ -53,14 +51,14 @@ export class SharedDisk implements WritableDisk {
     private readonly view: WritableView,
     memory: DiskMemory,
     thread: number,
-    private readonly path: string,
+    path: string,
     private readonly files: readonly WatchedFile[] = [],
   ) {
     this.driver = view.driver
     this.lock = new DiskLock(memory.lock, thread)
     this.counters = new Int32Array(memory.counters)
     this.times = new Float64Array(memory.times)
-    this.message = Buffer.from(memory.message)
+    this.failed = new DiskFailure(this.counters, COUNTER.failed, memory.message, path)
   }
 
   get sizeBytes(): number {
@@ -77,14 +75,11 @@ export class SharedDisk implements WritableDisk {
   }
 
   get writeErrno(): number {
-    const failed = Atomics.load(this.counters, COUNTER.failed)
-    if (failed === FAILED.no) return 0
-    return failed === FAILED.cutOff ? EIO : EROFS
+    return this.failed.errno
   }
 
   get failure(): string {
-    if (this.writeErrno === 0) return ''
-    return this.message.toString('utf8', 4, 4 + this.message.readUInt32LE(0))
+    return this.failed.reason
   }
 
   beginRead(offset: number, length: number): void {
@@ -106,9 +101,9 @@ export class SharedDisk implements WritableDisk {
   }
 
   write(source: Buffer, start: number, length: number, offset: number): void {
-    this.requireSound()
+    this.failed.requireSound()
     try {
-      if (this.driver.detectsZeros && length >= this.driver.zeroUnitBytes) {
+      if (this.driver.detectsZeros && length >= MIN_ZEROS_BYTES) {
         this.writeBetweenZeros(source, start, length, offset)
       } else this.writeBytes(source, start, length, offset)
     } finally {
@@ -118,7 +113,7 @@ export class SharedDisk implements WritableDisk {
   }
 
   zero(offset: number, length: number): void {
-    this.requireSound()
+    this.failed.requireSound()
     try {
       this.zeroRange(offset, length)
     } finally {
@@ -138,7 +133,7 @@ export class SharedDisk implements WritableDisk {
   }
 
   grow(sizeBytes: number): void {
-    this.requireSound()
+    this.failed.requireSound()
     this.lock.takeGrowth()
     try {
       const before = this.sizeBytes
@@ -200,22 +195,6 @@ export class SharedDisk implements WritableDisk {
     }
   }
 
-  /** The first reason stays. */
-  private fail(why: string, kind: number = FAILED.readOnly): void {
-    const { no, telling } = FAILED
-    if (Atomics.compareExchange(this.counters, COUNTER.failed, no, telling) !== no) return
-    const bytes = this.message.write(why, 4)
-    this.message.writeUInt32LE(bytes, 0)
-    Atomics.store(this.counters, COUNTER.failed, kind)
-  }
-
-  private requireSound(): void {
-    const { failure, writeErrno } = this
-    if (writeErrno === 0) return
-    if (writeErrno === EIO) throw new ImageError('CORRUPT', failure, { isCutOff: true })
-    throw new ImageError('READ_ONLY', `it has become read-only: ${failure}`, { path: this.path })
-  }
-
   private flushedWrites(): number {
     return Atomics.load(this.counters, COUNTER.flushed)
   }
@@ -239,21 +218,31 @@ export class SharedDisk implements WritableDisk {
     Atomics.store(this.counters, COUNTER.begun, 1)
   }
 
-  /** Splits a write into its units of nothing but zeros, which need no space, and the rest. */
+  /** Splits a write into what is zeros, unit by unit, and the rest. */
   private writeBetweenZeros(source: Buffer, start: number, length: number, offset: number): void {
     const unit = this.driver.zeroUnitBytes
-    const isZeroAt = (at: number) => isAllZeros(source, start + at, unit)
     let done = 0
-    let at = offset % unit === 0 ? 0 : unit - (offset % unit)
-    for (; at + unit <= length; at += unit) {
-      if (!isZeroAt(at)) continue
+    for (let at = 0; at < length; ) {
+      let end = Math.min(length, at + unit - ((offset + at) % unit))
+      const isWhole = end - at === unit
+      if (!areZeros(source, start + at, end - at)) {
+        at = end
+        continue
+      }
       if (at > done) this.writeBytes(source, start + done, at - done, offset + done)
-      const from = at
-      while (at + unit * 2 <= length && isZeroAt(at + unit)) at += unit
-      done = at + unit
-      this.zeroRange(offset + from, done - from)
+      while (isWhole && end + unit <= length && areZeros(source, start + end, unit)) end += unit
+      if (isWhole) this.zeroRange(offset + at, end - at)
+      else this.writeZeros(source, start + at, end - at, offset + at)
+      at = end
+      done = end
     }
     if (done < length) this.writeBytes(source, start + done, length - done, offset + done)
+  }
+
+  /** Writes zeros that cover no whole unit; they take no space where the disk reads as zeros already. */
+  private writeZeros(source: Buffer, start: number, length: number, offset: number): void {
+    const done = this.overwrite(source, start, length, offset)
+    if (done < length) this.zeroRange(offset + done, length - done)
   }
 
   private writeBytes(source: Buffer, start: number, length: number, offset: number): void {
@@ -317,9 +306,7 @@ export class SharedDisk implements WritableDisk {
         if (step.kind === 'bytes' || bytes === 0) {
           // Pieces end where sectors do: a power cut must not leave half of one.
           bytes = Math.min(step.length, ZEROS.length - (at % ZEROS.length))
-          const inPlace = driver.overwritable(at, bytes)
-          if (inPlace > 0) driver.dataStore.write(ZEROS, 0, inPlace, driver.placeAt)
-          bytes = inPlace > 0 ? inPlace : writeReserved(view, scratch, ZEROS, 0, bytes, at)
+          bytes = writeZeroBytes(view, scratch, at, bytes)
         }
         done += bytes
         return done === length
@@ -339,7 +326,7 @@ export class SharedDisk implements WritableDisk {
       this.lock.take()
       try {
         this.refresh()
-        this.requireSound()
+        this.failed.requireSound()
         this.begin()
         step ??= start()
         const until = performance.now() + HOLD_MS
@@ -368,7 +355,7 @@ export class SharedDisk implements WritableDisk {
 
   /** With the right to flush. Returns whether there is more to flush. */
   private flushOnce(): boolean {
-    this.requireSound()
+    this.failed.requireSound()
     const upTo = Atomics.load(this.counters, COUNTER.writes)
     const flush = this.whileAlone(() => this.driver.collect())
     try {
@@ -388,24 +375,14 @@ export class SharedDisk implements WritableDisk {
   /** Rule (3): whether what was thrown ends writing. Returns it. */
   private judged(error: unknown, isFlush = false): unknown {
     if (error instanceof ImageError && error.code === 'CORRUPT' && error.context.endsWriting) {
-      this.fail(error.message, error.context.isCutOff ? FAILED.cutOff : FAILED.readOnly)
+      this.failed.set(error.message, error.context.isCutOff)
     } else if (error instanceof SystemError) {
       const mayPass = !isFlush || PASSING.includes(error.errno)
-      if (error.endsWriting || !mayPass) this.fail(error.message)
+      if (error.endsWriting || !mayPass) this.failed.set(error.message)
     } else if (!(error instanceof ImageError)) {
       // A mistake of ours: what it left half done is not known.
-      this.fail(`an error inside vimgfs: ${error instanceof Error ? error.message : error}`)
+      this.failed.set(`an error inside vimgfs: ${error instanceof Error ? error.message : error}`)
     }
     return error
   }
-}
-
-/** Compares with zeros 4 KiB at a time: what is no zero is mostly seen in the first bytes. */
-function isAllZeros(source: Buffer, start: number, length: number): boolean {
-  if (source[start] !== 0 || source[start + length - 1] !== 0) return false
-  for (let at = start; at < start + length; at += 4096) {
-    const bytes = Math.min(4096, start + length - at)
-    if (source.compare(ZEROS, 0, bytes, at, at + bytes) !== 0) return false
-  }
-  return true
 }

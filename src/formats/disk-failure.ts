@@ -1,0 +1,53 @@
+/** Why a disk is not written any more, in memory that its threads share. The first reason stays. */
+import { constants } from 'node:os'
+import { ImageError } from '../errors.js'
+
+const { EIO, EROFS } = constants.errno
+
+/** Values of the shared word; the text is being written while it is `telling`. */
+const STATE = { sound: 0, readOnly: 1, telling: 2, cutOff: 3 } as const
+
+export class DiskFailure {
+  private readonly text: Buffer
+
+  /**
+   * @param word where the state is in `counters`
+   * @param text where the reason is: its length in 4 bytes, and its bytes
+   */
+  constructor(
+    private readonly counters: Int32Array,
+    private readonly word: number,
+    text: SharedArrayBuffer,
+    private readonly path: string,
+  ) {
+    this.text = Buffer.from(text)
+  }
+
+  /** What writes answer: EROFS, EIO where a file of the image was cut off; 0 while all is well. */
+  get errno(): number {
+    const state = Atomics.load(this.counters, this.word)
+    if (state === STATE.sound) return 0
+    return state === STATE.cutOff ? EIO : EROFS
+  }
+
+  /** Empty while all is well. */
+  get reason(): string {
+    return this.errno === 0 ? '' : this.text.toString('utf8', 4, 4 + this.text.readUInt32LE(0))
+  }
+
+  set(why: string, isCutOff = false): void {
+    const { counters, word } = this
+    const { sound, telling, cutOff, readOnly } = STATE
+    if (Atomics.compareExchange(counters, word, sound, telling) !== sound) return
+    this.text.writeUInt32LE(this.text.write(why, 4), 0)
+    Atomics.store(counters, word, isCutOff ? cutOff : readOnly)
+  }
+
+  /** Throws ImageError once there is a reason. */
+  requireSound(): void {
+    const { errno, reason, path } = this
+    if (errno === 0) return
+    if (errno === EIO) throw new ImageError('CORRUPT', reason, { isCutOff: true })
+    throw new ImageError('READ_ONLY', `it has become read-only: ${reason}`, { path })
+  }
+}
