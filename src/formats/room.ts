@@ -8,3 +8,14 @@ export function takeRoom(store: WritableStore, at: number, length: number): void
   store.read(bytes, 0, length, at)
   store.write(bytes, 0, length, at)
 }
+
+/** What is looked at, and written, at once where the file system cannot take room by itself. */
+const PIECE_BYTES = 64 * 1024
+
+/** The same, for ranges of any length; the file grows as needed. */
+export function takeMuchRoom(store: WritableStore, at: number, length: number): void {
+  if (store.allocate?.(at, length)) return
+  for (let done = 0; done < length; done += PIECE_BYTES) {
+    takeRoom(store, at + done, Math.min(PIECE_BYTES, length - done))
+  }
+}

@@ -14,6 +14,7 @@ import type { DiskMemory } from './disk-memory.js'
 import { DiskFailure } from './disk-failure.js'
 import { DiskLock } from './disk-lock.js'
 import type { WritableDisk, WritableDriver } from './writable.js'
+import { takeDiskRoom } from './reserving.js'
 import { nextZeroStep, Scratch, type WritableView, writeReserved } from './write-engine.js'
 import { areZeros, MIN_ZEROS_BYTES, writeZeroBytes, ZEROS } from './zeros.js'
 
@@ -101,24 +102,24 @@ export class SharedDisk implements WritableDisk {
   }
 
   write(source: Buffer, start: number, length: number, offset: number): void {
-    this.failed.requireSound()
-    try {
+    this.counted(() => {
       if (this.driver.detectsZeros && length >= MIN_ZEROS_BYTES) {
         this.writeBetweenZeros(source, start, length, offset)
       } else this.writeBytes(source, start, length, offset)
-    } finally {
-      // What failed half-way has changed something, too.
-      this.count()
-    }
+    })
   }
 
   zero(offset: number, length: number): void {
-    this.failed.requireSound()
-    try {
-      this.zeroRange(offset, length)
-    } finally {
-      this.count()
+    this.counted(() => this.zeroRange(offset, length))
+  }
+
+  reserve(offset: number, length: number): void {
+    let done = 0
+    const step = () => {
+      done += takeDiskRoom(this.view, this.scratch, offset + done, length - done)
+      return done === length
     }
+    this.counted(() => this.alone(() => step))
   }
 
   flush(): void {
@@ -197,6 +198,16 @@ export class SharedDisk implements WritableDisk {
 
   private flushedWrites(): number {
     return Atomics.load(this.counters, COUNTER.flushed)
+  }
+
+  private counted(act: () => void): void {
+    this.failed.requireSound()
+    try {
+      act()
+    } finally {
+      // What failed half-way has changed something, too.
+      this.count()
+    }
   }
 
   private count(): void {

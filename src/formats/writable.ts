@@ -104,6 +104,8 @@ export interface WritableDisk {
   write(source: Buffer, start: number, length: number, offset: number): void
   /** Makes a range read as zeros, and gives back what space it can. */
   zero(offset: number, length: number): void
+  /** Takes room for a range, which then can be written on a full file system, too; its bytes stay. */
+  reserve(offset: number, length: number): void
   /** Returns when all that was written before the call would survive a power cut. */
   flush(): void
   /** Makes the disk larger. Throws ImageError where the image cannot grow. */

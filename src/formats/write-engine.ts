@@ -26,13 +26,29 @@ export function writeReserved(
   length: number,
   offset: number,
 ): number {
+  return useReserved(view, offset, length, (reservation, head, bytes) =>
+    fill(view, reservation, scratch, source, start, head, bytes),
+  )
+}
+
+/**
+ * Reserves space for the first bytes of `length` bytes at the disk's `offset`, has `fill` fill it, and links
+ * it. Returns how many bytes it took, above 0.
+ * @param fill gets the reservation, which of its bytes is at `offset`, and how many are taken from there on
+ */
+export function useReserved(
+  view: WritableView,
+  offset: number,
+  length: number,
+  fill: (reservation: Reservation, head: number, bytes: number) => void,
+): number {
   const { driver } = view
   const reservation = driver.reserve(offset, length)
   const head = offset - reservation.offset
   const bytes = Math.min(length, reservation.length - head)
   assert(head >= 0 && bytes > 0)
   try {
-    fill(view, reservation, scratch, source, start, head, bytes)
+    fill(reservation, head, bytes)
   } catch (error) {
     driver.cancel(reservation)
     throw error

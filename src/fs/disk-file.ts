@@ -50,12 +50,13 @@ export class DiskFile {
     const isPunching = kind === FALLOC_FL_PUNCH_HOLE && keepsSize
     if (kind !== 0 && kind !== FALLOC_FL_ZERO_RANGE && !isPunching) return -EOPNOTSUPP
     const isZeroing = kind !== 0
-    // Zeros behind the end are there already, and space within it is there for whoever writes.
+    // Zeros behind the end are there already.
     if (!isZeroing || !keepsSize) {
       const room = keepsSize ? this.clip(offset, length) : this.room(offset, length)
       if (room < 0) return room
       if (room < length) return -ENOSPC
     }
+    if (!isZeroing && length > 0) this.disk.reserve(offset, length)
     const zeroed = isZeroing ? Math.max(0, this.clip(offset, length)) : 0
     if (zeroed > 0) {
       this.disk.zero(offset, zeroed)

@@ -155,6 +155,10 @@ export class WritableCipherStore extends CipherStore implements WritableStore {
     return false
   }
 
+  allocate(at: number, length: number): boolean {
+    return this.base.allocate?.(at, length) ?? false
+  }
+
   truncate(sizeBytes: number): void {
     this.base.truncate(sizeBytes)
   }

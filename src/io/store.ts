@@ -53,11 +53,18 @@ export interface WritableStore extends Store {
   punch(at: number, length: number): boolean
   /** Makes the file shorter, or longer by a hole. */
   truncate(sizeBytes: number): void
+  /**
+   * Takes room for `length` bytes at `at`, whose content stays; the file grows as needed. False where the file
+   * system cannot; then nothing has changed.
+   */
+  allocate?(at: number, length: number): boolean
 }
 
 const EINTR = 4
 const EIO = 5
 const ENXIO = 6
+/** What fallocate(2) answers on files that cannot take room: ENODEV, ENOSYS, EOPNOTSUPP. */
+const CANNOT_ALLOCATE: readonly number[] = [19, 38, 95]
 
 /** A regular file or a block device, by a descriptor that somebody else closes. */
 export class FileStore implements Store {
@@ -159,6 +166,16 @@ export class WritableFileStore extends FileStore implements WritableStore {
 
   punch(at: number, length: number): boolean {
     return fallocate(this.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, length) === 0
+  }
+
+  allocate(at: number, length: number): boolean {
+    this.requireWhole(false)
+    while (fallocate(this.fd, 0, at, length) !== 0) {
+      if (CANNOT_ALLOCATE.includes(errno())) return false
+      if (errno() !== EINTR) throw new SystemError('fallocate', errno(), this.path)
+    }
+    this.reaches(BigInt(at + length))
+    return true
   }
 
   truncate(sizeBytes: number): void {

@@ -100,8 +100,18 @@ const cases: Case[] = [
   { title: 'WRITE to a folder', opcode: WRITE, node: 1, args: writeIn(0, 'x'), error: EROFS },
   { title: 'WRITE to nothing', opcode: WRITE, node: 99, args: writeIn(0, 'x'), error: EROFS },
 
-  { title: 'FALLOCATE within the disk', opcode: FALLOCATE, args: fallocateIn(0, 0, END) },
-  { title: 'FALLOCATE, size kept', opcode: FALLOCATE, args: fallocateIn(KEEP_SIZE, 5, 6) },
+  {
+    title: 'FALLOCATE within the disk',
+    opcode: FALLOCATE,
+    args: fallocateIn(0, 0, END),
+    calls: [`reserve 0 ${END}`],
+  },
+  {
+    title: 'FALLOCATE, size kept',
+    opcode: FALLOCATE,
+    args: fallocateIn(KEEP_SIZE, 5, 6),
+    calls: ['reserve 5 6'],
+  },
   {
     title: 'FALLOCATE over the end',
     opcode: FALLOCATE,
@@ -120,7 +130,7 @@ const cases: Case[] = [
     growable: true,
     opcode: FALLOCATE,
     args: fallocateIn(0, 1, END),
-    calls: [`grow ${END + 512}`],
+    calls: [`grow ${END + 512}`, `reserve 1 ${END}`],
   },
   {
     title: 'FALLOCATE where no disk ends',

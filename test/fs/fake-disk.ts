@@ -56,6 +56,10 @@ export class FakeDisk implements WritableDisk {
     this.bytes.fill(0, offset, offset + length)
   }
 
+  reserve(offset: number, length: number): void {
+    this.note(`reserve ${offset} ${length}`)
+  }
+
   flush(): void {
     this.note('flush')
     this.isDirty = false

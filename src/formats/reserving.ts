@@ -1,0 +1,45 @@
+/** Room for a range of the disk that is written later: clusters that keep what the disk has there. */
+import { readView } from './engine.js'
+import { takeMuchRoom } from './room.js'
+import { isZero, type Scratch, useReserved, type WritableView } from './write-engine.js'
+import type { Reservation } from './writable.js'
+
+/** Bytes of the disk that one step goes over at most. */
+const STEP_BYTES = 2 ** 24
+/** Bytes that are copied at once. */
+const COPY_BYTES = 2 ** 20
+
+/**
+ * Makes sure that the first bytes of `length` bytes at `offset` can be overwritten where they are, on a file
+ * system that has room for them. Returns how many, above 0. Throws SystemError, also ENOSPC.
+ */
+export function takeDiskRoom(
+  view: WritableView,
+  scratch: Scratch,
+  offset: number,
+  length: number,
+): number {
+  const { driver } = view
+  const bytes = Math.min(length, STEP_BYTES)
+  const inPlace = driver.overwritable(offset, bytes)
+  if (inPlace > 0) {
+    takeMuchRoom(driver.dataStore, driver.placeAt, inPlace)
+    return inPlace
+  }
+  return useReserved(view, offset, bytes, reservation => fillAsIs(view, scratch, reservation))
+}
+
+/** Gives reserved space, all of it, the bytes that the disk has there. */
+function fillAsIs(view: WritableView, scratch: Scratch, reservation: Reservation): void {
+  const { offset, length, store, at, isZeroed } = reservation
+  if (isZeroed && isZero(view, offset, length)) {
+    takeMuchRoom(store, at, length)
+    return
+  }
+  for (let done = 0; done < length; done += COPY_BYTES) {
+    const bytes = Math.min(COPY_BYTES, length - done)
+    const part = scratch.take(bytes)
+    readView(view, part, 0, bytes, offset + done)
+    store.write(part, 0, bytes, at + done)
+  }
+}
