@@ -45,6 +45,12 @@ export const u64be: Field<number> = {
     b.writeUInt32BE(v % 2 ** 32, at + 4)
   },
 }
+/** A 64-bit number of a file whose damage is judged later: what does not fit in 53 bits is rounded. */
+export const rounded64be: Field<number> = {
+  size: 8,
+  get: (b, at) => Number(b.readBigUInt64BE(at)),
+  put: u64be.put,
+}
 /** 64 bits that are no number, such as feature flags. */
 export const bits64be: Field<bigint> = {
   size: 8,

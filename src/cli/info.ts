@@ -24,7 +24,8 @@ export async function run(args: string[]): Promise<number> {
     allowPaths: values['allow-path'] ?? [],
     ignoreCid: values['ignore-cid'] === true,
   }
-  const infos = describe(image, open, withBackingChain)
+  const warn = (text: string) => void process.stderr.write(`vimgfs: ${printable(text)}\n`)
+  const infos = describe(image, open, withBackingChain, warn)
   const [top] = infos as [ImageInfo]
   const text =
     output === 'json' ? json(withBackingChain ? infos : top) : infos.map(human).join('\n\n')

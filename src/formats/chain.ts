@@ -15,7 +15,7 @@ import {
   readIfThere,
   WriteProtected,
 } from '../io/named-file.js'
-import { WritableFileStore } from '../io/store.js'
+import { type Store, WritableFileStore } from '../io/store.js'
 import {
   backingNameOf,
   type FileSpec,
@@ -31,6 +31,7 @@ import { FORMATS, FORMATS_READ, type Format, probe, probeGiven } from './probe.j
 import { probedWarning } from './probed.js'
 import { readQcowHeader } from './qcow/header.js'
 import { CRYPT, INCOMPATIBLE, type Qcow2Header, readHeader } from './qcow2/header.js'
+import { requireWhole } from './qcow2/losses.js'
 import { recover } from './qcow2/recovery.js'
 import { type Qcow2Snapshot, readSnapshots } from './qcow2/snapshots.js'
 import { childrenOf } from './vmdk/children.js'
@@ -145,7 +146,7 @@ class ChainOpener {
     const depth = layers.length
     const machineSnapshots = top.vmdk ? this.machine(layers) : []
     const [{ qcow2 }] = layers
-    const snapshots = qcow2 ? readSnapshots(storeOf(top), qcow2) : []
+    const snapshots = qcow2 ? readSnapshots(storeOf(top), qcow2).snapshots : []
     const isWritable = this.access === 'write'
     if (top.vmdk && (isWritable || !this.options.describe)) this.judgeVmwareLocks(layers[0])
     if (isWritable && top.vmdk && !this.options.describe && !this.options.force) {
@@ -383,7 +384,7 @@ class ChainOpener {
       return { ...layer, qcow, ...(qcow.cryptMethod === CRYPT.aes && { encryption: AES }) }
     }
     const header = readHeader(store)
-    this.judge(header, spec.path, access)
+    this.judge(header, store, access)
     if (header.incompatible & INCOMPATIBLE.dirty && access === 'write') {
       return { ...this.recovered(layer), ...encryptionOf(header) }
     }
@@ -480,7 +481,9 @@ class ChainOpener {
     }
   }
 
-  private judge(header: Qcow2Header, path: string, access: Access): void {
+  private judge(header: Qcow2Header, store: Store, access: Access): void {
+    const { path } = store
+    requireWhole(store, header, access, text => this.warnings.push(text))
     const isCorrupt = (header.incompatible & INCOMPATIBLE.corrupt) !== 0n
     if (isCorrupt && access === 'write') {
       const hint = 'repair a copy of it with qemu-img check -r all, or mount it with -o ro'

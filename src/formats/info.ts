@@ -3,6 +3,7 @@
  * that reads that reads this. The order is that of QEMU's hash table, and its human output shows it.
  */
 import fs from 'node:fs'
+import { ImageError } from '../errors.js'
 import { type Chain, closeChain, type OpenOptions, openChain } from './chain.js'
 import {
   backingNameOf,
@@ -13,7 +14,7 @@ import {
   storeOf,
 } from './layer.js'
 import type { CowHeader } from './cow/header.js'
-import { readBitmaps } from './qcow2/bitmaps.js'
+import { type Qcow2Bitmap, readBitmaps } from './qcow2/bitmaps.js'
 import {
   AUTOCLEAR,
   COMPATIBLE,
@@ -22,6 +23,7 @@ import {
   isExtendedL2,
   type Qcow2Header,
 } from './qcow2/header.js'
+import { warningsOf } from './qcow2/losses.js'
 import { readLuks } from './qcow2/luks.js'
 import { type Qcow2Snapshot, readSnapshots } from './qcow2/snapshots.js'
 import type { ExtentLayout, VmdkSpec } from './vmdk/image.js'
@@ -63,18 +65,19 @@ export type SnapshotInfo = {
 
 /**
  * Describes `image` and, if it is told to, the backing files down to the last. Only headers and what
- * they point at are read. Throws ImageError.
+ * they point at are read. Calls `warn` for what is lost of an image. Throws ImageError.
  */
 export function describe(
   image: string,
   options: Pick<OpenOptions, 'format' | 'allowPaths' | 'ignoreCid'>,
   withBackingChain: boolean,
+  warn: (text: string) => void = () => {},
 ): ImageInfo[] {
   const chain = openChain(image, { ...options, describe: withBackingChain ? 'chain' : 'image' })
   try {
     let filename = image
     return chain.layers.slice(0, chain.depth).map((layer, depth) => {
-      const info = describeLayer(layer, filename, depth === 0 ? chain : undefined)
+      const info = describeLayer(layer, filename, depth === 0 ? chain : undefined, warn)
       const backing = backingOf(layer)
       if (backing !== undefined) filename = beside(filename, backing.replace(/^file:/, ''))
       return info
@@ -86,9 +89,17 @@ export function describe(
 
 const SECTOR_BYTES = 512
 
-function describeLayer(layer: LayerSpec, filename: string, top: Chain | undefined): ImageInfo {
+type Warn = (text: string) => void
+
+function describeLayer(
+  layer: LayerSpec,
+  filename: string,
+  top: Chain | undefined,
+  warn: Warn,
+): ImageInfo {
   const header = layer.qcow2
-  const own = top?.snapshots ?? (header ? readSnapshots(storeOf(layer), header) : [])
+  if (header) for (const loss of warningsOf(storeOf(layer), header)) warn(`${layer.path}: ${loss}`)
+  const own = top?.snapshots ?? (header ? readSnapshots(storeOf(layer), header).snapshots : [])
   const machine = top?.machineSnapshots ?? []
   const snapshots = [...own.map(describeSnapshot), ...machine.map(describeMachineSnapshot)]
   const backing = backingOf(layer)
@@ -103,7 +114,7 @@ function describeLayer(layer: LayerSpec, filename: string, top: Chain | undefine
     'cluster-size': unitBytes(layer),
     format: layer.format,
     'actual-size': filesOf(layer).reduce((sum, file) => sum + takenBytes(file), 0),
-    'format-specific': describeFormat(layer, filename),
+    'format-specific': describeFormat(layer, filename, warn),
     'full-backing-filename': backing === undefined ? undefined : beside(filename, backing),
     encrypted: layer.encryption && true,
     'backing-filename': backing,
@@ -128,11 +139,15 @@ const backingOf = (layer: LayerSpec): string | undefined =>
   layer.vmdk ? parentLink(layer.vmdk, layer.path)?.hint : backingNameOf(layer)
 
 /** QEMU has nothing to say of qcow. */
-function describeFormat(layer: LayerSpec, filename: string): ImageInfo['format-specific'] {
+function describeFormat(
+  layer: LayerSpec,
+  filename: string,
+  warn: Warn,
+): ImageInfo['format-specific'] {
   const { qcow2, cow, vmdk } = layer
   if (vmdk) return { type: 'vmdk', data: describeVmdk(layer, vmdk, filename) }
   if (cow) return { type: 'cow', data: describeCow(cow) }
-  return qcow2 && { type: 'qcow2', data: describeQcow2(layer, qcow2) }
+  return qcow2 && { type: 'qcow2', data: describeQcow2(layer, qcow2, warn) }
 }
 
 /** QEMU has forgotten the format; the names are ours. */
@@ -185,7 +200,7 @@ function text(bytes: Buffer, maxBytes: number): string {
   return bytes.toString('utf8', 0, Math.min(nul < 0 ? bytes.length : nul, maxBytes))
 }
 
-function describeQcow2(layer: LayerSpec, header: Qcow2Header): InfoFields {
+function describeQcow2(layer: LayerSpec, header: Qcow2Header, warn: Warn): InfoFields {
   const always = {
     compat: header.version === 2 ? '0.10' : '1.1',
     'compression-type': header.compression,
@@ -198,7 +213,7 @@ function describeQcow2(layer: LayerSpec, header: Qcow2Header): InfoFields {
   return {
     ...always,
     'lazy-refcounts': (header.compatible & COMPATIBLE.lazyRefcounts) !== 0n,
-    bitmaps: describeBitmaps(layer, header),
+    bitmaps: describeBitmaps(layer, header, warn),
     ...refcounts,
     'data-file': header.dataFileName,
     ...encryption,
@@ -243,8 +258,19 @@ function grainBytes({ extents }: VmdkSpec): number | undefined {
   return sizes.size === 1 ? [...sizes][0] : undefined
 }
 
-function describeBitmaps(layer: LayerSpec, header: Qcow2Header): InfoFields[] | undefined {
-  const bitmaps = readBitmaps(storeOf(layer), header).map(bitmap => ({
+function describeBitmaps(
+  layer: LayerSpec,
+  header: Qcow2Header,
+  warn: Warn,
+): InfoFields[] | undefined {
+  let found: readonly Qcow2Bitmap[] = []
+  try {
+    found = readBitmaps(storeOf(layer), header)
+  } catch (error) {
+    if (!(error instanceof ImageError)) throw error
+    warn(`${layer.path}: its bitmaps are not listed: ${error.message}`)
+  }
+  const bitmaps = found.map(bitmap => ({
     flags: [...(bitmap.isInUse ? ['in-use'] : []), ...(bitmap.isAuto ? ['auto'] : [])],
     name: text(bitmap.name, bitmap.name.length),
     granularity: bitmap.granularityBytes,

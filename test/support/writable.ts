@@ -161,11 +161,12 @@ export function readImage(files: DiskFiles<Store>): { disk: Buffer; snapshots: B
   const parent = files.parent && parentView(files.parent)
   const active = { offset: header.l1Offset, entries: header.l1Entries }
   const driver = new Qcow2Driver(parts, active, header.sizeBytes)
-  const snapshots = readSnapshots(store, header).map(({ l1Offset, l1Entries, sizeBytes }) =>
-    readAll({
-      driver: new Qcow2Driver(parts, { offset: l1Offset, entries: l1Entries }, sizeBytes),
-      parent,
-    }),
+  const snapshots = readSnapshots(store, header).snapshots.map(
+    ({ l1Offset, l1Entries, sizeBytes }) =>
+      readAll({
+        driver: new Qcow2Driver(parts, { offset: l1Offset, entries: l1Entries }, sizeBytes),
+        parent,
+      }),
   )
   return { disk: readAll({ driver, parent }), snapshots }
 }

@@ -12,15 +12,16 @@
  *  (3) A compressed cluster whose extended entry has subcluster bits is counted: it is readable. QEMU
  *      does not count it, and would free it.
  *  (4) Structures that lie over each other are a corruption even where the count says so, too.
- *  (5) QEMU stops at a damaged entry of a bitmap table; it is one corruption here. At a snapshot table or
- *      a bitmap directory that is damaged, or cut off by the end of the file, the check stops: nobody knows
- *      what the rest of them uses.
- *  (6) What `readHeader` refuses (tables over each other or behind the end of the file, no refcount table)
- *      is not checked; QEMU checks some of it.
+ *  (5) QEMU stops at a damaged entry of a bitmap table; it is one corruption here, and so is a snapshot
+ *      table or a bitmap directory that is damaged or cut off by the end of the file. What they owned
+ *      shows as leaks.
+ *  (6) What `readHeader` refuses (an L1 table over the header or beyond the end of the file) is not checked.
+ *      A refcount table that is lost is one corruption, besides the counts; QEMU refuses the image.
  *  (7) Images above 2^31 clusters are checked.
  */
 import type { Store } from '../../io/store.js'
 import type { CheckOptions, CheckResult } from '../check/report.js'
+import { isTooLarge } from '../disk-size.js'
 import { Census } from './check/census.js'
 import { compareCounts } from './check/compare.js'
 import { checkDataPlaces } from './check/data-places.js'
@@ -57,6 +58,7 @@ export function checkImage(
     report.error(obstacle.at, () => obstacle.message)
     return false
   }
+  for (const { at, message } of image.losses) report.corruption(at, () => message)
   inspectLuks(image, report)
   inspectSnapshots(image, report)
   inspectBitmaps(image, report)
@@ -73,7 +75,7 @@ export function checkImage(
   )
   report.imageEndOffset = Math.max(1, end) * image.clusterBytes
   // Which clusters it has is not known, and they must not be given away.
-  return isReadable && !census.hasLost && image.hasPossibleLuks
+  return isReadable && !census.hasLost && image.hasPossibleLuks && !image.hasLostOwners
 }
 
 function inspectLuks({ header, hasPossibleLuks }: CheckedImage, report: Report): void {
@@ -85,9 +87,15 @@ function inspectLuks({ header, hasPossibleLuks }: CheckedImage, report: Report):
 
 function inspectSnapshots(image: CheckedImage, report: Report): void {
   const { snapshots } = image.snapshots
-  for (const { number, entryAt, l1At, l1Entries, extraBytes } of snapshots) {
+  for (const { number, entryAt, l1At, l1Entries, extraBytes, sizeBytes } of snapshots) {
     if (image.isIncomplete(extraBytes)) {
       report.corruption(entryAt, () => `the entry of snapshot ${number} lacks the disk's size`)
+    }
+    if (sizeBytes !== undefined && isTooLarge(sizeBytes)) {
+      report.corruption(
+        entryAt,
+        () => `snapshot ${number} has a disk of about ${sizeBytes} bytes, which cannot be`,
+      )
     }
     if (!image.namesL1Table(l1At, l1Entries)) {
       report.corruption(

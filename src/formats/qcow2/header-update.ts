@@ -12,6 +12,7 @@ const L1_AT = 36
 const L1 = layout({ entries: u32be, offset: u64be })
 const REFCOUNT_TABLE_AT = 48
 const REFCOUNT_TABLE = layout({ offset: u64be, clusters: u32be })
+const REFCOUNT_ORDER_AT = 96
 const SNAPSHOTS_AT = 60
 const SNAPSHOTS = layout({ count: u32be, offset: u64be })
 const FEATURES_AT = 72
@@ -36,6 +37,33 @@ export function writeL1(store: WritableStore, entries: number, offset: number): 
 /** The refcount table: where it is in the file, and its length in clusters. */
 export function writeRefcountTable(store: WritableStore, offset: number, clusters: number): void {
   put(store, REFCOUNT_TABLE_AT, REFCOUNT_TABLE, { offset, clusters })
+}
+
+/**
+ * The refcount table, and the width of the counts in its blocks: 2^`order` bits. The image has version 3. It is
+ * one write, of 52 bytes of the first sector.
+ */
+export function writeRefcounts(
+  store: WritableStore,
+  offset: number,
+  clusters: number,
+  order: number,
+): void {
+  const fields = Buffer.alloc(REFCOUNT_ORDER_AT + u32be.size - REFCOUNT_TABLE_AT)
+  store.read(fields, 0, fields.length, REFCOUNT_TABLE_AT)
+  REFCOUNT_TABLE.put(fields, 0, { offset, clusters })
+  u32be.put(fields, REFCOUNT_ORDER_AT - REFCOUNT_TABLE_AT, order)
+  store.write(fields, 0, fields.length, REFCOUNT_TABLE_AT)
+}
+
+/** The type of the header extension at `at`; its length stays. */
+export function writeExtensionType(store: WritableStore, at: number, type: number): void {
+  put(store, at, layout({ type: u32be }), { type })
+}
+
+/** Ends the header extensions at `at`. */
+export function endExtensions(store: WritableStore, at: number): void {
+  put(store, at, layout({ type: u32be, length: u32be }), { type: 0, length: 0 })
 }
 
 /** The snapshot table: its entries, and where it is in the file. */

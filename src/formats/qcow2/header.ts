@@ -1,15 +1,10 @@
 /** The qcow2 header and its extensions (QEMU docs/interop/qcow2.rst, "Header", "Header extensions"). */
-import { bits64be, layout, u8, u32be, u64be } from '../../binary.js'
+import { bits64be, layout, rounded64be, u8, u32be, u64be } from '../../binary.js'
 import { type ErrorCode, ImageError, printable } from '../../errors.js'
 import type { Store } from '../../io/store.js'
-import {
-  MAX_BACKING_NAME_BYTES,
-  MAX_CLUSTER_BITS,
-  MAX_L1_BYTES,
-  MAX_REFCOUNT_TABLE_BYTES,
-  MAX_SNAPSHOTS,
-  MIN_CLUSTER_BITS,
-} from '../limits.js'
+import { isTooLarge, tooLarge } from '../disk-size.js'
+import { MAX_BACKING_NAME_BYTES, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS } from '../limits.js'
+import { type Defect, usablePlaces } from './table-places.js'
 
 /** "QFI" and 0xfb; qcow version 1 has it too. */
 export const MAGIC = 0x514649fb
@@ -20,14 +15,14 @@ const V2_HEADER = layout({
   backingNameOffset: u64be,
   backingNameBytes: u32be,
   clusterBits: u32be,
-  sizeBytes: u64be,
+  sizeBytes: rounded64be,
   cryptMethod: u32be,
   l1Entries: u32be,
   l1Offset: u64be,
-  refcountTableOffset: u64be,
+  refcountTableOffset: rounded64be,
   refcountTableClusters: u32be,
   snapshotCount: u32be,
-  snapshotsOffset: u64be,
+  snapshotsOffset: rounded64be,
 })
 const V3_FIELDS = layout({
   incompatible: bits64be,
@@ -57,6 +52,8 @@ const EXTENSION = {
   encryption: 0x0537be77,
   dataFile: 0x44415441,
 }
+/** Those that say how the disk is read. */
+const READ_THROUGH = new Set([EXTENSION.backingFormat, EXTENSION.dataFile, EXTENSION.encryption])
 const EXTENSION_HEADER = layout({ type: u32be, length: u32be })
 const BITMAPS_EXTENSION = layout({
   count: u32be,
@@ -94,6 +91,8 @@ export interface Qcow2Header {
   readonly encryption: EncryptionExtension | undefined
   /** Types of extensions that are not known here, in the order they stand in. */
   readonly unknownExtensions: readonly number[]
+  /** What is damaged and the disk can be read without. */
+  readonly defects: readonly Defect[]
 }
 
 export interface BitmapsExtension {
@@ -152,6 +151,7 @@ export function readHeader(store: Store): Qcow2Header {
       RESTORE,
     )
   }
+  if (isTooLarge(h.sizeBytes)) throw tooLarge(store.path, h.sizeBytes)
   const cluster = 2 ** h.clusterBits
   if (version === 3 && (v3.headerBytes < 104 || v3.headerBytes > cluster || v3.headerBytes % 8)) {
     fail('CORRUPT', `the header says that it has ${v3.headerBytes} bytes`, RESTORE)
@@ -169,12 +169,7 @@ export function readHeader(store: Store): Qcow2Header {
     )
   }
   const extensionsEnd = h.backingNameOffset > 0 ? h.backingNameOffset : cluster
-  const extensions = readExtensions(
-    head.subarray(0, extensionsEnd),
-    v3.headerBytes,
-    fail,
-    unknownBits,
-  )
+  const extensions = readExtensions(head.subarray(0, extensionsEnd), v3.headerBytes, unknownBits)
   if (unknownBits !== 0n) {
     const names = bitsOf(unknownBits).map(bit => extensions.featureNames.get(bit) ?? `bit ${bit}`)
     fail(
@@ -184,8 +179,20 @@ export function readHeader(store: Store): Qcow2Header {
     )
   }
 
-  if (v3.refcountOrder > 6)
-    fail('CORRUPT', `the refcount order is ${v3.refcountOrder}, above 6`, RESTORE)
+  const { broken } = extensions
+  const isExternal = (v3.incompatible & INCOMPATIBLE.externalData) !== 0n
+  if (broken) {
+    const { type, at } = broken
+    const message = `the header extension at ${at} is longer than the header cluster`
+    // What the disk is read through may stand there, or after it.
+    const isNeeded =
+      (h.backingNameOffset > 0 && extensions.backingFormat === undefined) ||
+      (isExternal && extensions.dataFileName === undefined) ||
+      (h.cryptMethod === CRYPT.luks && extensions.encryption === undefined) ||
+      READ_THROUGH.has(type)
+    if (isNeeded) fail('CORRUPT', message, RESTORE)
+    extensions.defects.push({ part: 'extensions', message, at })
+  }
   const compressionType =
     v3.headerBytes > COMPRESSION_TYPE_AT ? head.readUInt8(COMPRESSION_TYPE_AT) : 0
   if (compressionType > 1) {
@@ -207,10 +214,7 @@ export function readHeader(store: Store): Qcow2Header {
   if (isExtended && h.clusterBits < 14) {
     fail('CORRUPT', 'extended L2 entries need clusters of 16 KiB at least', RESTORE)
   }
-  if (
-    (v3.incompatible & INCOMPATIBLE.externalData) !== 0n &&
-    extensions.dataFileName === undefined
-  ) {
+  if (isExternal && extensions.dataFileName === undefined) {
     fail('CORRUPT', 'its data are in another file, which the header does not name', RESTORE)
   }
 
@@ -226,9 +230,14 @@ export function readHeader(store: Store): Qcow2Header {
     bitmaps: extensions.bitmaps,
     encryption: extensions.encryption,
     unknownExtensions: extensions.unknown,
+    defects: [],
   }
-  checkTables(header, l1Needed, store.sizeBytes, fail)
-  return header
+  const { places, defects } = usablePlaces(
+    header,
+    { clusterBytes: cluster, fileBytes: store.sizeBytes, l1Needed },
+    (code, message) => fail(code, message, RESTORE),
+  )
+  return { ...places, defects: [...extensions.defects, ...defects] }
 }
 
 /** The header of an image without names, snapshots or extensions. */
@@ -284,60 +293,6 @@ function decode<T>(read: () => T, store: Store): T {
   }
 }
 
-/** Where the tables lie: within the file, aligned, and none over another or over the header. */
-function checkTables(header: Qcow2Header, l1Needed: number, fileBytes: number, fail: Fail): void {
-  const cluster = clusterBytes(header)
-  const l1Bytes = header.l1Entries * 8
-  if (l1Bytes > MAX_L1_BYTES) {
-    fail(
-      'CORRUPT',
-      `the L1 table has ${header.l1Entries} entries, above ${MAX_L1_BYTES / 8}`,
-      RESTORE,
-    )
-  }
-  if (header.l1Entries < l1Needed) {
-    fail(
-      'CORRUPT',
-      `the L1 table has ${header.l1Entries} entries and the disk needs ${l1Needed}`,
-      RESTORE,
-    )
-  }
-  const refcountBytes = header.refcountTableClusters * cluster
-  if (refcountBytes > MAX_REFCOUNT_TABLE_BYTES) {
-    fail('CORRUPT', `the refcount table has ${header.refcountTableClusters} clusters`, RESTORE)
-  }
-  if (header.refcountTableClusters === 0) fail('CORRUPT', 'it has no refcount table', RESTORE)
-  if (header.snapshotCount > MAX_SNAPSHOTS) {
-    fail('CORRUPT', `it claims ${header.snapshotCount} snapshots, above ${MAX_SNAPSHOTS}`, RESTORE)
-  }
-  // The least that the tables take: a snapshot's entry has 40 bytes, rounded up to 8 with its id.
-  const tables = [
-    { name: 'the header', at: 0, bytes: header.headerBytes },
-    { name: 'the L1 table', at: header.l1Offset, bytes: l1Bytes },
-    { name: 'the refcount table', at: header.refcountTableOffset, bytes: refcountBytes },
-    { name: 'the snapshot table', at: header.snapshotsOffset, bytes: header.snapshotCount * 40 },
-  ].filter(table => table.bytes > 0)
-  for (const { name, at, bytes } of tables) {
-    if (at % cluster !== 0) fail('CORRUPT', `${name} at ${at} is not aligned to a cluster`, RESTORE)
-    // The refcount table may end in a hole that the file does not reach; where it begins it must.
-    const needed = at === header.refcountTableOffset ? 8 : bytes
-    if (at + needed > fileBytes) {
-      fail(
-        'CORRUPT',
-        `${name} at ${at} lies beyond the end of the file (${fileBytes} bytes)`,
-        RESTORE,
-      )
-    }
-  }
-  const sorted = tables
-    .map(table => ({ ...table, end: Math.ceil((table.at + table.bytes) / cluster) * cluster }))
-    .sort((a, b) => a.at - b.at)
-  sorted.reduce((before, table) => {
-    if (table.at < before.end) fail('CORRUPT', `${table.name} overlaps ${before.name}`, RESTORE)
-    return table
-  })
-}
-
 function backingName(
   at: number,
   length: number,
@@ -363,13 +318,16 @@ interface Extensions {
   /** Incompatible feature bit → name. */
   featureNames: Map<number, string>
   unknown: number[]
+  defects: Defect[]
+  /** The extension that is longer than the header cluster, after which none can be found. */
+  broken: { readonly type: number; readonly at: number } | undefined
 }
 
 /**
  * The extensions between the header and `area`'s end. A file that the user wants to hear refused by
  * the names of its features (`unknownBits`) must not fail on what those features changed first.
  */
-function readExtensions(area: Buffer, from: number, fail: Fail, unknownBits: bigint): Extensions {
+function readExtensions(area: Buffer, from: number, unknownBits: bigint): Extensions {
   const found: Extensions = {
     backingFormat: undefined,
     dataFileName: undefined,
@@ -377,21 +335,25 @@ function readExtensions(area: Buffer, from: number, fail: Fail, unknownBits: big
     encryption: undefined,
     featureNames: new Map(),
     unknown: [],
+    defects: [],
+    broken: undefined,
   }
   for (let at = from; at + EXTENSION_HEADER.size <= area.length; ) {
     const { type, length } = EXTENSION_HEADER.decode(area, at)
     if (type === EXTENSION.end) break
     const start = at + EXTENSION_HEADER.size
     if (start + length > area.length) {
-      if (unknownBits !== 0n) break
-      fail('CORRUPT', `the header extension at ${at} is longer than the header cluster`, RESTORE)
+      if (unknownBits === 0n) found.broken = { type, at }
+      break
     }
     const data = area.subarray(start, start + length)
     if (type === EXTENSION.backingFormat) found.backingFormat = text(data)
     else if (type === EXTENSION.dataFile) found.dataFileName = text(data)
     else if (type === EXTENSION.featureNames) found.featureNames = featureNames(data)
-    else if (type === EXTENSION.bitmaps) found.bitmaps = lenient(BITMAPS_EXTENSION, data)
-    else if (type === EXTENSION.encryption) found.encryption = lenient(ENCRYPTION_EXTENSION, data)
+    else if (type === EXTENSION.bitmaps) {
+      found.bitmaps = lenient(BITMAPS_EXTENSION, data)
+      if (!found.bitmaps) found.defects.push(brokenBitmaps(at))
+    } else if (type === EXTENSION.encryption) found.encryption = lenient(ENCRYPTION_EXTENSION, data)
     else found.unknown.push(type)
     at = start + Math.ceil(length / 8) * 8
   }
@@ -407,6 +369,12 @@ function lenient<T>(structure: Decoder<T>, data: Buffer): T | undefined {
     return undefined
   }
 }
+
+const brokenBitmaps = (at: number): Defect => ({
+  part: 'bitmaps',
+  message: 'the header extension that says where the bitmaps are is damaged',
+  at,
+})
 
 interface Decoder<T> {
   readonly size: number

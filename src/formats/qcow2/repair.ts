@@ -8,7 +8,8 @@
  * next repair finds no worse:
  *
  *  (1) The dirty bit is set: until the end, counts are not to be trusted.
- *  (2) Entries of tables are made such that they can be.
+ *  (2) What the image says of parts that are lost is dropped, and entries of tables are made such that they
+ *      can be. From then on no count gets lower: what is lost may own any cluster.
  *  (3) Counts are made right (repair/counts.ts), then the COPIED flags, which say what the counts say.
  *      Both again, as long as that changes something and a check finds something left.
  *  (4) The dirty and the corrupt bit are cleared, if a check finds no corruption.
@@ -27,7 +28,8 @@ import { fixCopiedFlags } from './repair/copied-flags.js'
 import { type CountChanges, fixCounts } from './repair/counts.js'
 import { soundL1Entry, soundL2Entries } from './repair/entries.js'
 import { findSharedTables } from './repair/shared-tables.js'
-import { completeSnapshotTable } from './repair/snapshot-table.js'
+import { dropLosses } from './repair/losses.js'
+import { repairSnapshotTable } from './repair/snapshot-table.js'
 import { TableEditor } from './repair/table-editor.js'
 
 /** So that it ends; what is left then is for the next repair. */
@@ -101,11 +103,15 @@ function repairAll(
   memory: CellMemory,
 ): Report {
   let isKnown = isKnownBefore
+  let hasDropped = false
   for (let round = 1; ; round++) {
     const made = new Report()
-    repairOnce(store, isKnown, made, memory)
+    if (!isKnown) made.note('error', 0, hasDropped ? lostOnesAreKept : leaksAreKept)
+    const hasDroppedNow = repairOnce(store, isKnown, made, memory)
+    if (hasDroppedNow && !hasDropped) changes.note('error', 0, lostOnesAreKept)
+    hasDropped ||= hasDroppedNow
     const after = new Report()
-    isKnown = checkImage(new CheckedImage(store), after, options, memory)
+    isKnown = checkImage(new CheckedImage(store), after, options, memory) && !hasDropped
     const isWhole = after.corruptions + after.leaks + after.checkErrors === 0
     const hasChanged = made.findingsLeftOut > 0 || made.findings.some(({ kind }) => kind === 'fix')
     const isLast = isWhole || !hasChanged || round === MAX_ROUNDS
@@ -118,26 +124,31 @@ function repairAll(
   }
 }
 
+/** Returns whether it dropped snapshots that are lost. */
 function repairOnce(
   store: WritableStore,
   isKnown: boolean,
   changes: Report,
   memory: CellMemory,
-): void {
-  if (!isKnown) changes.note('error', 0, leaksAreKept)
+): boolean {
   let image = new CheckedImage(store)
   writeMarks(store, image.header.incompatible | INCOMPATIBLE.dirty)
   store.sync()
+  dropLosses(image, store, changes)
   fixEntries(image, store, changes, memory)
-  completeSnapshotTable(image, store, changes, memory, isKnown)
+  const hasDropped = repairSnapshotTable(image, store, changes, memory, isKnown)
   store.sync()
-  fixCounts(store, { raise: 'all', lower: isKnown ? 'all' : 'none' }, changes, memory)
+  const lower = isKnown && !hasDropped ? 'all' : 'none'
+  fixCounts(store, { raise: 'all', lower }, changes, memory)
   image = new CheckedImage(store)
   fixCopiedFlags(image, store, changes, memory)
   store.sync()
+  return hasDropped
 }
 
 const leaksAreKept = () => 'leaks are kept: damaged entries may have named them'
+const lostOnesAreKept = () =>
+  'leaks are kept: snapshots that are lost may own them, and somebody may recover these; --repair leaks gives them back'
 
 /**
  * Where there is more wrong than leaks, and than the flags that leaks make wrong, only clusters that

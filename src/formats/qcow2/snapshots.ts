@@ -1,12 +1,13 @@
 /** The snapshot table (QEMU docs/interop/qcow2.rst, "Snapshots"). */
-import { exact, layout, u16be, u32be, u64be } from '../../binary.js'
-import { ImageError } from '../../errors.js'
+import { layout, rounded64be, u16be, u32be } from '../../binary.js'
+import { ImageError, printable } from '../../errors.js'
 import type { Store } from '../../io/store.js'
-import { MAX_SNAPSHOT_EXTRA_BYTES, MAX_SNAPSHOT_TABLE_BYTES } from '../limits.js'
-import type { Qcow2Header } from './header.js'
+import { isTooLarge } from '../disk-size.js'
+import { MAX_L1_BYTES, MAX_SNAPSHOT_EXTRA_BYTES, MAX_SNAPSHOT_TABLE_BYTES } from '../limits.js'
+import { clusterBytes, type Qcow2Header } from './header.js'
 
 const ENTRY = layout({
-  l1Offset: u64be,
+  l1Offset: rounded64be,
   l1Entries: u32be,
   idBytes: u16be,
   nameBytes: u16be,
@@ -37,38 +38,89 @@ export interface Qcow2Snapshot {
   readonly icount: bigint | undefined
 }
 
-/** Reads the table in bounded steps. Throws ImageError for a table that is damaged or cut off. */
-export function readSnapshots(store: Store, header: Qcow2Header): Qcow2Snapshot[] {
+export interface FoundSnapshots {
+  /** Those that have a size and a place. Reading one whose L1 table is lost is an error. */
+  readonly snapshots: Qcow2Snapshot[]
+  /** What is damaged, a clause each: few of many. */
+  readonly problems: string[]
+}
+
+/** Snapshots whose damage is told one by one. */
+const MAX_PROBLEMS = 8
+
+/**
+ * Reads the table in bounded steps. A snapshot whose size or place cannot be is left out; after an entry
+ * that does not say where the next begins, all are.
+ */
+export function readSnapshots(store: Store, header: Qcow2Header): FoundSnapshots {
   const snapshots: Qcow2Snapshot[] = []
+  const problems: string[] = []
   const reader = new TableReader(store, header.snapshotsOffset)
-  for (let i = 0; i < header.snapshotCount; i++) {
+  const { snapshotCount: count } = header
+  const isSuspect = header.defects.some(({ part }) => part === 'snapshots')
+  for (let i = 0; i < count; i++) {
     reader.align()
+    let snapshot: Qcow2Snapshot
     try {
-      snapshots.push(readEntry(reader, header))
+      snapshot = readEntry(reader, header)
     } catch (error) {
       if (!(error instanceof ImageError)) throw error
-      throw new ImageError(
-        error.code,
-        `snapshot ${i + 1} of ${header.snapshotCount}: ${error.message}`,
-        {
-          path: store.path,
-          hint: 'restore the image from a copy, or try qemu-img check on a copy',
-        },
-      )
+      problems.push(`${lostFrom(i, count)}: ${error.message}`)
+      break
+    }
+    const problem = problemOf(snapshot, header, store.sizeBytes)
+    if (problem !== undefined && isSuspect) {
+      // Where the count is wrong, what follows the last entry is no entry.
+      problems.push(`${lostFrom(i, count)}: its number ${i + 1} ${problem}`)
+      break
+    }
+    const isShown = Number.isSafeInteger(snapshot.l1Offset) && !isTooLarge(snapshot.sizeBytes)
+    if (isShown) snapshots.push(snapshot)
+    if (problem === undefined || problems.length > MAX_PROBLEMS) continue
+    if (problems.length === MAX_PROBLEMS) problems.push('more of its snapshots are damaged')
+    else {
+      const name = printable(snapshot.name.toString('utf8'))
+      const what = `its snapshot ${i + 1} of ${count}, "${name}",`
+      problems.push(`${what} ${isShown ? 'cannot be read' : 'is not shown'}: it ${problem}`)
     }
   }
-  return snapshots
+  return { snapshots, problems }
+}
+
+const lostFrom = (index: number, count: number): string =>
+  index === 0
+    ? `its snapshots (${count}) are not shown`
+    : `its snapshots from ${index + 1} of ${count} on are not shown`
+
+/** Why a snapshot cannot be read; undefined where it can. */
+export function problemOf(
+  snapshot: Pick<Qcow2Snapshot, 'l1Offset' | 'l1Entries' | 'sizeBytes'>,
+  header: Qcow2Header,
+  fileBytes: number,
+): string | undefined {
+  const { l1Offset, l1Entries, sizeBytes } = snapshot
+  const table = `has its L1 table, of ${l1Entries} entries, at ${l1Offset}`
+  const isEmpty = l1Entries === 0
+  if (l1Offset % clusterBytes(header) !== 0) return `${table}, which is not aligned to a cluster`
+  if (!isEmpty && (l1Offset === 0 || l1Offset >= fileBytes)) return `${table}, where none can be`
+  if (l1Entries * 8 > MAX_L1_BYTES) return `${table}: more than ${MAX_L1_BYTES / 8}`
+  return isTooLarge(sizeBytes) ? `has a disk of about ${sizeBytes} bytes` : undefined
 }
 
 function readEntry(reader: TableReader, header: Qcow2Header): Qcow2Snapshot {
-  const entry = ENTRY.decode(reader.take(ENTRY.size))
+  const bytes = reader.take(ENTRY.size)
+  if (bytes.every(byte => byte === 0)) throw new ImageError('CORRUPT', 'an entry is empty')
+  const entry = ENTRY.decode(bytes)
   if (entry.extraBytes > MAX_SNAPSHOT_EXTRA_BYTES) {
     throw new ImageError('CORRUPT', `its extra data have ${entry.extraBytes} bytes`)
   }
   const extra = reader.take(entry.extraBytes)
+  const u64 = (at: number) => Number(extra.readBigUInt64BE(at))
+  const vmStateBytes = extra.length >= 8 ? u64(0) : entry.vmStateBytes
+  const sizeBytes = extra.length >= 16 ? u64(8) : header.sizeBytes
+  const icount = extra.length >= 24 ? extra.readBigUInt64BE(16) : undefined
   const id = reader.take(entry.idBytes).toString('utf8')
   const name = Buffer.from(reader.take(entry.nameBytes))
-  const u64 = (at: number) => exact(Number(extra.readBigUInt64BE(at)))
   return {
     l1Offset: entry.l1Offset,
     l1Entries: entry.l1Entries,
@@ -78,9 +130,9 @@ function readEntry(reader: TableReader, header: Qcow2Header): Qcow2Snapshot {
     dateNanoseconds: entry.dateNanoseconds,
     guestNanoseconds:
       (BigInt(entry.guestNanosecondsHigh) << 32n) | BigInt(entry.guestNanosecondsLow),
-    vmStateBytes: extra.length >= 8 ? u64(0) : entry.vmStateBytes,
-    sizeBytes: extra.length >= 16 ? u64(8) : header.sizeBytes,
-    icount: extra.length >= 24 ? extra.readBigUInt64BE(16) : undefined,
+    vmStateBytes,
+    sizeBytes,
+    icount,
   }
 }
 

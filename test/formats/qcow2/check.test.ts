@@ -267,7 +267,8 @@ const CASES: Case[] = [
   {
     title: 'a snapshot table that is damaged',
     damage: (bytes, image) => bytes.writeUInt32BE(5000, image.snapshotsAt + 36),
-    checkErrors: 1,
+    corruptions: 1,
+    leaks: 4,
     findings: [/snapshot 1 has 5000 bytes of extra data/],
   },
 ]

@@ -153,12 +153,6 @@ const refused: {
     says: /has 4104 bytes/,
   },
   {
-    title: 'reference counts of 2^7 bits',
-    damage: u32(96, 7),
-    code: 'CORRUPT',
-    says: /refcount order is 7/,
-  },
-  {
     title: 'an unknown compression',
     damage: f => {
       f.writeUInt8(2, 104)
@@ -191,25 +185,12 @@ const refused: {
     code: 'CORRUPT',
     says: /does not name/,
   },
-  { title: 'no refcount table', damage: u32(56, 0), code: 'CORRUPT', says: /no refcount table/ },
-  {
-    title: 'an L1 table of 32 MiB and an entry',
-    damage: u32(36, 2 ** 22 + 1),
-    code: 'CORRUPT',
-    says: /4194305 entries, above 4194304/,
-  },
   {
     title: 'an L1 table an entry too short',
     spec: { sizeBytes: 4096 * K + 1 },
     damage: u32(36, 2),
     code: 'CORRUPT',
     says: /2 entries and the disk needs 3/,
-  },
-  {
-    title: '65537 snapshots',
-    damage: u32(60, 65537),
-    code: 'CORRUPT',
-    says: /65537 snapshots, above 65536/,
   },
   {
     title: 'a backing file name of 1024 bytes',
@@ -250,8 +231,7 @@ t.test('a refcount table that ends in a hole behind the end of the file', async 
   writeFileSync(image, Buffer.concat([file, table]))
   closeChain(openChain(image))
   truncateSync(image, file.length)
-  t.throws(() => openChain(image), {
-    code: 'CORRUPT',
-    message: /refcount table at \d+ lies beyond/,
-  })
+  const chain = openChain(image)
+  closeChain(chain)
+  t.match(chain.warnings, [/refcount table at \d+ lies beyond/])
 })

@@ -6,6 +6,7 @@ import type { RepairResult } from '../../../src/formats/check/report.js'
 import { checkQcow2 } from '../../../src/formats/qcow2/check.js'
 import { INCOMPATIBLE, readHeader } from '../../../src/formats/qcow2/header.js'
 import { rebuildRefcounts, repairQcow2 } from '../../../src/formats/qcow2/repair.js'
+import { readSnapshots } from '../../../src/formats/qcow2/snapshots.js'
 import { noise } from '../../fixtures/model.js'
 import { buildImage, type Cluster, type ImageSpec } from '../../fixtures/qcow2-builder.js'
 import { holds } from '../../support/property.js'
@@ -153,7 +154,7 @@ t.test('nor is a new snapshot table', async t => {
   bytes.writeBigUInt64BE(COPIED | BigInt(bytes.length + 512), image.l2EntryAt(0))
   const store = new MemoryStore('', bytes)
   const { changes } = repairQcow2(store, 'all')
-  t.ok(changes.some(({ message }) => message.includes('stays without disk sizes')))
+  t.ok(changes.some(({ message }) => message.includes('there is no room for a new one')))
   t.equal(store.sizeBytes, bytes.length)
   t.equal(readHeader(store).snapshotsOffset, image.snapshotsAt)
 })
@@ -174,7 +175,6 @@ t.test('snapshots without the size of their disk', async t => {
   ]
   const store = new MemoryStore('', built({ ...SPEC, snapshots }).bytes)
   t.match(checkQcow2(store), { corruptions: 1, leaks: 0 })
-  const { readSnapshots } = await import('../../../src/formats/qcow2/snapshots.js')
   const before = readSnapshots(store, readHeader(store))
   t.match(repairQcow2(store, 'all').after, { corruptions: 0, leaks: 0 })
   t.same(readSnapshots(store, readHeader(store)), before)
@@ -217,8 +217,11 @@ function repairOf(sample: Damaged): RepairResult {
   const isWhole = changes.every(({ kind }) => kind === 'fix')
   if (isWhole && after.corruptions > before.corruptions) throw new Error('it got worse')
   if (again.after.corruptions !== after.corruptions) throw new Error('it is not settled')
-  if (again.after.leaks !== after.leaks) throw new Error('leaks are not settled')
-  if (after.corruptions === 0 && !store.bytes().equals(settled)) throw new Error('it changed')
+  // What lost snapshots may own is kept, until somebody repairs it once more.
+  const keepsLeaks = changes.some(({ message }) => message.includes('snapshots that are lost'))
+  if (again.after.leaks !== after.leaks && !keepsLeaks) throw new Error('leaks are not settled')
+  if (after.corruptions === 0 && !keepsLeaks && !store.bytes().equals(settled))
+    throw new Error('it changed')
   return result
 }
 

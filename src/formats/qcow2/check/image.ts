@@ -79,19 +79,34 @@ export class CheckedImage {
 
   /** Why the image cannot be checked to the end; undefined where it can. */
   get obstacle(): { readonly at: number; readonly message: string } | undefined {
-    const { header, snapshots, bitmaps } = this
-    if (snapshots.obstacle !== undefined) {
-      return {
-        at: header.snapshotsOffset + snapshots.bytes,
-        message: `the snapshot table is damaged: ${snapshots.obstacle}`,
-      }
-    }
+    const { header } = this
     const l1Bytes = this.l1Tables.reduce((sum, table) => sum + table.entriesInFile * 8, 0)
     if (l1Bytes > MAX_L1_OVERLAP * this.fileBytes) {
       return { at: header.snapshotsOffset, message: "the snapshots' L1 tables lie over each other" }
     }
-    if (bitmaps?.obstacle !== undefined) return { at: bitmaps.at, message: bitmaps.obstacle }
     return undefined
+  }
+
+  /** What is lost: the rest of the image can be checked without it. */
+  get losses(): readonly { readonly at: number; readonly message: string }[] {
+    const { header, snapshots, bitmaps } = this
+    const lost: { at: number; message: string }[] = [...header.defects]
+    if (snapshots.obstacle !== undefined) {
+      const at = header.snapshotsOffset + snapshots.bytes
+      lost.push({ at, message: `the snapshot table is damaged: ${snapshots.obstacle}` })
+    }
+    if (bitmaps?.obstacle !== undefined) lost.push({ at: bitmaps.at, message: bitmaps.obstacle })
+    return lost
+  }
+
+  /** Whether what is lost may own clusters that nothing else names. */
+  get hasLostOwners(): boolean {
+    const { header, snapshots, bitmaps } = this
+    return (
+      header.defects.some(({ part }) => part !== 'reference counts') ||
+      snapshots.obstacle !== undefined ||
+      bitmaps?.obstacle !== undefined
+    )
   }
 
   /** Whether the snapshot's entry says where its L1 table is. */

@@ -16,7 +16,7 @@ import { CheckedImage } from '../check/image.js'
 import type { Report } from '../check/report.js'
 import { clustersOf, type Run, Runs } from '../check/runs.js'
 import { type CellMemory, REFERENCES } from '../check/window.js'
-import { writeRefcountTable } from '../header-update.js'
+import { writeRefcounts, writeRefcountTable } from '../header-update.js'
 import { makeRoom, type Room } from './room.js'
 import { Survey } from './survey.js'
 
@@ -48,7 +48,7 @@ export function fixCounts(
   let census = survey.census
   if (options.raise === 'all' && survey.isIncomplete) {
     const room = makeRoom(store, survey, options.lower === 'all')
-    changes.newBlocks = new Completion(store, survey, room, report).run()
+    changes.newBlocks = new Completion(store, survey, room, options, report).run()
     census = new Census(new CheckedImage(store), memory)
   }
   changeInPlace(store, census, survey, options, changes, report)
@@ -65,6 +65,7 @@ class Completion {
     private readonly store: WritableStore,
     private readonly survey: Survey,
     private readonly room: Room,
+    private readonly options: CountOptions,
     private readonly report: Report | undefined,
   ) {
     const { image, blocks } = survey.census
@@ -83,7 +84,10 @@ class Completion {
     // Rule (1).
     store.sync()
     if (room.tableClusters > 0) {
-      writeRefcountTable(store, tableAt, room.tableClusters)
+      const { version, refcountOrder } = image.header
+      if (version < 3) writeRefcountTable(store, tableAt, room.tableClusters)
+      // The width of the counts may be what was damaged.
+      else writeRefcounts(store, tableAt, room.tableClusters, refcountOrder)
       report?.note('fix', tableAt, () => 'a new refcount table lies here')
     } else {
       store.write(table, 0, table.length, image.header.refcountTableOffset)
@@ -134,7 +138,8 @@ class Completion {
         const isNew = hasNew && room.takesFrom(i, i + 1)
         if (own === undefined && !isNew) continue
         const references = i < window.end ? window.referencesTo(i) : 0
-        blocks.write(slice, i - cluster, isNew ? 1 : Math.min(references, maxCount))
+        const isKept = references === 0 && own !== undefined && this.mayBeOwned(block, i)
+        blocks.write(slice, i - cluster, isNew || isKept ? 1 : Math.min(references, maxCount))
       }
       const inBlock = ((cluster % blocks.perBlock) / blocks.perSlice) * blocks.sliceBytes
       const at =
@@ -142,6 +147,20 @@ class Completion {
       store.write(slice, 0, slice.length, at)
       blocks.forget()
     }
+  }
+
+  /**
+   * Whether a cluster that nothing names, and whose count is lost, may be that of something else that is
+   * lost. Then it counts as used.
+   */
+  private mayBeOwned(block: number, cluster: number): boolean {
+    const { clusterBytes, clusters } = this.image
+    // A block that nothing needed was never made: its counts are 0, and not lost.
+    if (this.options.lower !== 'none' || !this.survey.isNeeded[block]) return false
+    const at = cluster * clusterBytes
+    if (cluster >= clusters) return false
+    const data = this.store.nextData(at)
+    return data >= 0 && data < at + clusterBytes
   }
 
   /** The table with the blocks that are sound, and the new ones. */

@@ -1,9 +1,16 @@
-/** Snapshots whose entries are too short for version 3 (QEMU docs/interop/qcow2.rst, "Snapshots"). */
+/**
+ * Repairing the snapshot table (QEMU docs/interop/qcow2.rst, "Snapshots"): entries that are too short for
+ * version 3, impossible sizes, and entries that cannot be read any more.
+ */
+import { printable } from '../../../errors.js'
 import type { WritableStore } from '../../../io/store.js'
+import { isTooLarge } from '../../disk-size.js'
 import { Census } from '../check/census.js'
 import type { CheckedImage } from '../check/image.js'
 import type { Report } from '../check/report.js'
+import type { SnapshotL1 } from '../check/snapshot-table.js'
 import type { CellMemory } from '../check/window.js'
+import { l2CoverageBytes } from '../header.js'
 import { writeSnapshotTable } from '../header-update.js'
 import { makeRow } from './room.js'
 
@@ -17,61 +24,128 @@ const EXTRA_BYTES_AT = 36
 const MAX_TABLE_BYTES = 4 * 2 ** 20
 
 /**
- * Writes a table with complete entries to a new place and makes it the image's. What the
- * entries did not say is the disk's size as it is now, as readers take it. The counts of both tables are
- * for the caller to make right, afterwards.
+ * Drops the entries of snapshots that are lost, and completes the others. What an entry does not say, or
+ * says impossibly, is the disk's size as it is now, as readers take it. A table that changes is written to
+ * a new place. The counts of both tables are for the caller to make right, afterwards.
+ *
+ * @returns whether snapshots were dropped, whose clusters nothing names now
  */
-export function completeSnapshotTable(
+export function repairSnapshotTable(
   image: CheckedImage,
   store: WritableStore,
   report: Report,
   memory: CellMemory,
   isKnown: boolean,
-): void {
-  const { header, snapshots, clusterBytes } = image
-  const short = snapshots.snapshots.filter(({ extraBytes }) => image.isIncomplete(extraBytes))
-  if (short.length === 0) return
-  if (snapshots.bytes > MAX_TABLE_BYTES) {
-    report.note(
-      'error',
-      header.snapshotsOffset,
-      () => 'the snapshot table is too long to be repaired',
-    )
-    return
+): boolean {
+  const { header, snapshots } = image
+  const { snapshotsOffset } = header
+  const lost = snapshots.snapshots.filter(one => isLost(one, image))
+  const kept = snapshots.snapshots.filter(one => !isLost(one, image))
+  const isCut =
+    snapshots.obstacle !== undefined || header.defects.some(({ part }) => part === 'snapshots')
+  const changed = kept.filter(one => mustChange(one, image))
+  if (lost.length === 0 && changed.length === 0) {
+    if (isCut) dropRest(image, store, report)
+    return isCut
   }
+  const stays = (why: string) => {
+    report.note('error', snapshotsOffset, () => `the snapshot table stays as it is: ${why}`)
+    return isCut
+  }
+  if (snapshots.bytes > MAX_TABLE_BYTES) return stays('it is too long to be repaired')
+
   const old = Buffer.alloc(snapshots.bytes)
-  store.read(old, 0, old.length, header.snapshotsOffset)
-  const parts = snapshots.snapshots.map(({ entryAt, extraBytes }) => {
-    const at = entryAt - header.snapshotsOffset
-    const nameBytes = old.readUInt16BE(at + 12) + old.readUInt16BE(at + 14)
-    const entry = Buffer.from(old.subarray(at, at + ENTRY_BYTES))
-    const extra = Buffer.alloc(Math.max(EXTRA_BYTES, extraBytes))
+  store.read(old, 0, old.length, snapshotsOffset)
+  const table = Buffer.concat(kept.map(one => completed(one, image, old)))
+  let tableAt = 0
+  if (table.length > 0) {
+    const census = new Census(image, memory)
+    census.run(undefined, () => {})
+    const row = makeRow(store, census, table.length, isKnown && lost.length === 0)
+    if (row === undefined) return stays('there is no room for a new one')
+    tableAt = row * image.clusterBytes
+    store.write(table, 0, table.length, tableAt)
+    store.sync()
+  }
+  writeSnapshotTable(store, kept.length, tableAt)
+  store.sync()
+  if (isCut) noteRest(image, report)
+  for (const one of lost) noteLost(one, image, old, report)
+  for (const { number, entryAt, sizeBytes } of changed) {
+    if (sizeBytes === undefined || !isTooLarge(sizeBytes)) continue
+    report.note('fix', entryAt, () => `snapshot ${number} has the disk's size of now`)
+  }
+  if (tableAt > 0) report.note('fix', tableAt, () => 'a new snapshot table lies here')
+  return isCut || lost.length > 0
+}
+
+/** Whether nothing of a snapshot can be found. */
+const isLost = ({ l1At, l1Entries }: SnapshotL1, image: CheckedImage): boolean =>
+  !image.namesL1Table(l1At, l1Entries) ||
+  (l1Entries > 0 && (l1At === 0 || l1At >= image.store.sizeBytes))
+
+const mustChange = ({ extraBytes, sizeBytes }: SnapshotL1, image: CheckedImage): boolean =>
+  image.isIncomplete(extraBytes) || (sizeBytes !== undefined && isTooLarge(sizeBytes))
+
+/** The entry as it must be, with the padding after it. */
+function completed(
+  { entryAt, extraBytes, sizeBytes, l1Entries }: SnapshotL1,
+  { header }: CheckedImage,
+  old: Buffer,
+): Buffer {
+  const at = entryAt - header.snapshotsOffset
+  const nameBytes = old.readUInt16BE(at + 12) + old.readUInt16BE(at + 14)
+  const entry = Buffer.from(old.subarray(at, at + ENTRY_BYTES))
+  const isShort = header.version === 3 && extraBytes < EXTRA_BYTES
+  const extra = Buffer.alloc(isShort ? EXTRA_BYTES : extraBytes)
+  if (isShort) {
     extra.writeBigUInt64BE(BigInt(entry.readUInt32BE(VM_STATE_BYTES_AT)), 0)
     extra.writeBigUInt64BE(BigInt(header.sizeBytes), 8)
-    // Some of it may be there: a VM state size without a disk size.
-    const kept = extraBytes >= EXTRA_BYTES ? extraBytes : extraBytes - (extraBytes % 8)
-    old.copy(extra, 0, at + ENTRY_BYTES, at + ENTRY_BYTES + kept)
-    entry.writeUInt32BE(extra.length, EXTRA_BYTES_AT)
-    const names = old.subarray(at + ENTRY_BYTES + extraBytes).subarray(0, nameBytes)
-    const padding = Buffer.alloc((8 - ((extra.length + nameBytes) % 8)) % 8)
-    return Buffer.concat([entry, extra, names, padding])
-  })
-  const table = Buffer.concat(parts)
-  const census = new Census(image, memory)
-  census.run(undefined, () => {})
-  const row = makeRow(store, census, table.length, isKnown)
-  if (row === undefined) {
-    report.note(
-      'error',
-      header.snapshotsOffset,
-      () => 'the snapshot table stays without disk sizes: there is no room for a new one',
-    )
-    return
   }
-  const tableAt = row * clusterBytes
-  store.write(table, 0, table.length, tableAt)
+  // Some of it may be there: a VM state size without a disk size.
+  const keptBytes = isShort ? extraBytes - (extraBytes % 8) : extraBytes
+  old.copy(extra, 0, at + ENTRY_BYTES, at + ENTRY_BYTES + keptBytes)
+  if (sizeBytes !== undefined && isTooLarge(sizeBytes)) {
+    const mapped = l1Entries * l2CoverageBytes(header)
+    extra.writeBigUInt64BE(BigInt(Math.min(header.sizeBytes, mapped)), 8)
+  }
+  entry.writeUInt32BE(extra.length, EXTRA_BYTES_AT)
+  const names = old.subarray(at + ENTRY_BYTES + extraBytes).subarray(0, nameBytes)
+  const padding = Buffer.alloc((8 - ((extra.length + nameBytes) % 8)) % 8)
+  return Buffer.concat([entry, extra, names, padding])
+}
+
+/** Drops the part of the table that cannot be read; the entries before it stay where they are. */
+function dropRest(image: CheckedImage, store: WritableStore, report: Report): void {
+  const kept = image.snapshots.snapshots.length
+  writeSnapshotTable(store, kept, kept > 0 ? image.header.snapshotsOffset : 0)
   store.sync()
-  writeSnapshotTable(store, snapshots.snapshots.length, tableAt)
-  store.sync()
-  report.note('fix', tableAt, () => 'a new snapshot table lies here, with the disk sizes')
+  noteRest(image, report)
+}
+
+function noteRest({ header, snapshots }: CheckedImage, report: Report): void {
+  const kept = snapshots.snapshots.length
+  const found =
+    snapshots.obstacle ?? header.defects.find(({ part }) => part === 'snapshots')?.message
+  const which =
+    kept === 0 ? 'all snapshots are dropped' : `snapshots after the first ${kept} are dropped`
+  report.note('fix', header.snapshotsOffset + snapshots.bytes, () => `${which}: ${found}`)
+}
+
+function noteLost(
+  { number, entryAt, l1At, l1Entries }: SnapshotL1,
+  { header }: CheckedImage,
+  old: Buffer,
+  report: Report,
+): void {
+  const at = entryAt - header.snapshotsOffset
+  const idAt = at + ENTRY_BYTES + old.readUInt32BE(at + EXTRA_BYTES_AT)
+  const nameAt = idAt + old.readUInt16BE(at + 12)
+  const name = printable(old.toString('utf8', nameAt, nameAt + old.readUInt16BE(at + 14)))
+  report.note(
+    'fix',
+    entryAt,
+    () =>
+      `snapshot ${number}, "${name}", is dropped: no L1 table of ${l1Entries} entries can be at ${l1At}`,
+  )
 }

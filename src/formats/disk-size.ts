@@ -1,0 +1,16 @@
+/** The largest disk that is shown. */
+import { ImageError } from '../errors.js'
+
+/** Whether a disk has more bytes than a number holds exactly: 8 PiB or more. */
+export const isTooLarge = (sizeBytes: number | bigint): boolean =>
+  sizeBytes > Number.MAX_SAFE_INTEGER
+
+/** The error for such a disk: the image is sound. */
+export function tooLarge(path: string, sizeBytes: number | bigint): ImageError {
+  const bytes = typeof sizeBytes === 'bigint' ? String(sizeBytes) : `about ${sizeBytes}`
+  return new ImageError(
+    'UNSUPPORTED',
+    `the disk is too large: it has ${bytes} bytes, and vimgfs shows less than 8 PiB (2^53 bytes)`,
+    { path, hint: 'read it with qemu-nbd, or shrink a copy with qemu-img resize --shrink' },
+  )
+}

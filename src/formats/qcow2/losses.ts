@@ -1,0 +1,50 @@
+/** What of an image is lost that the disk can be read without. */
+import { type Access, WriteProtected } from '../../io/named-file.js'
+import type { Store } from '../../io/store.js'
+import { clusterBytes, type Qcow2Header } from './header.js'
+import type { Defect } from './table-places.js'
+import { readSnapshots } from './snapshots.js'
+
+/** Lost bitmaps are no obstacle: the writer gives them up, and says so. */
+const HARMLESS: ReadonlySet<Defect['part']> = new Set(['bitmaps'])
+
+/**
+ * Why an image must not be written, a clause each: reference counts, snapshots or parts of the header are
+ * lost, so nobody knows which clusters are free. Empty for a sound image.
+ */
+export function lossesOf(store: Store, header: Qcow2Header): string[] {
+  const { snapshots, problems } = readSnapshots(store, header)
+  const cluster = clusterBytes(header)
+  const end = Math.ceil(store.sizeBytes / cluster) * cluster
+  // A longer file would make zeros of the rest of the table.
+  const cut = snapshots.filter(({ l1Offset, l1Entries }) => l1Offset + l1Entries * 8 > end)
+  return [
+    ...header.defects.filter(({ part }) => !HARMLESS.has(part)).map(({ message }) => message),
+    ...problems,
+    ...(cut.length > 0 ? ['the L1 table of a snapshot is cut off by the end of the file'] : []),
+  ]
+}
+
+/** What a reader has to know: the same, and lost bitmaps. */
+export function warningsOf(store: Store, header: Qcow2Header): string[] {
+  const harmless = header.defects.filter(({ part }) => HARMLESS.has(part))
+  return [...lossesOf(store, header), ...harmless.map(({ message }) => message)]
+}
+
+/** Throws WriteProtected for an image that has lost parts and is to be written; else warns of each part. */
+export function requireWhole(
+  store: Store,
+  header: Qcow2Header,
+  access: Access,
+  warn: (text: string) => void,
+): void {
+  if (access === 'read') {
+    for (const loss of warningsOf(store, header)) warn(`${store.path}: ${loss}; ${READ_WITHOUT}`)
+    return
+  }
+  const [loss] = lossesOf(store, header)
+  if (loss !== undefined) throw new WriteProtected(store.path, loss, REPAIR)
+}
+
+const READ_WITHOUT = 'the disk is read without that'
+const REPAIR = 'repair a copy of it with vimgfs check --repair all, or mount it with -o ro'

@@ -1,0 +1,191 @@
+/**
+ * Where the header says that tables lie. What the disk is read through must be there. What only writers or
+ * snapshots need may be lost: it becomes a defect, and the disk is read without it.
+ */
+import type { ErrorCode } from '../../errors.js'
+import { MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS } from '../limits.js'
+
+/** Something that is lost and that the disk can be read without. */
+export interface Defect {
+  readonly part: 'L1 size' | 'reference counts' | 'snapshots' | 'bitmaps' | 'extensions'
+  /** As a clause. */
+  readonly message: string
+  /** Where in the file it is. */
+  readonly at: number
+}
+
+/** What the header says of its tables. */
+export interface TablePlaces {
+  readonly headerBytes: number
+  readonly l1Entries: number
+  readonly l1Offset: number
+  readonly refcountTableOffset: number
+  readonly refcountTableClusters: number
+  readonly refcountOrder: number
+  readonly snapshotCount: number
+  readonly snapshotsOffset: number
+}
+
+export interface Bounds {
+  readonly clusterBytes: number
+  readonly fileBytes: number
+  /** Entries of the L1 table that the disk's size needs. */
+  readonly l1Needed: number
+}
+
+type Fail = (code: ErrorCode, message: string) => never
+
+const MAX_REFCOUNT_ORDER = 6
+/** 16 bits, what version 2 has and what QEMU makes. */
+const USUAL_REFCOUNT_ORDER = 4
+/** Where the fields are in the header. */
+const AT = { l1Entries: 36, refcountTable: 48, snapshots: 60, refcountOrder: 96 }
+
+/**
+ * Returns the places that can be used, and what is wrong with the others: a table that is lost has no
+ * clusters, or no entries. Calls `fail` where the disk cannot be read, and where another table lies over
+ * the L1 table: nobody knows which of the two is right.
+ */
+export function usablePlaces<P extends TablePlaces>(
+  said: P,
+  bounds: Bounds,
+  fail: Fail,
+): { places: P; defects: Defect[] } {
+  const defects: Defect[] = []
+  const l1Entries = usableL1(said, bounds, fail, defects)
+  const l1 = area('the L1 table', said.l1Offset, l1Entries * 8, bounds)
+  const header = area('the header', 0, said.headerBytes, bounds)
+  if (areOver(l1, header)) fail('CORRUPT', 'the L1 table overlaps the header')
+  const refcounts = area(
+    'the refcount table',
+    said.refcountTableOffset,
+    said.refcountTableClusters * bounds.clusterBytes,
+    bounds,
+  )
+  const begin = snapshotArea(Math.min(1, said.snapshotCount), said, bounds)
+
+  let lostSnapshots = snapshotProblem(said, bounds)
+  let lostCounts = refcountProblem(said, bounds)
+  if (lostSnapshots === undefined) {
+    if (areOver(begin, l1)) fail('CORRUPT', 'the snapshot table overlaps the L1 table')
+    if (areOver(begin, header)) lostSnapshots = 'overlaps the header'
+  }
+  if (lostCounts === undefined) {
+    if (areOver(refcounts, l1)) fail('CORRUPT', 'the refcount table overlaps the L1 table')
+    if (areOver(refcounts, header)) lostCounts = 'the refcount table overlaps the header'
+  }
+  if (lostSnapshots === undefined && lostCounts === undefined && areOver(begin, refcounts)) {
+    lostSnapshots = 'overlaps the refcount table'
+    lostCounts = 'the refcount table overlaps the snapshot table'
+  }
+
+  let places: P = { ...said, l1Entries }
+  if (lostSnapshots !== undefined) {
+    const { snapshotCount, snapshotsOffset } = said
+    const message = `its snapshots (${snapshotCount}) are lost: the table at ${snapshotsOffset} ${lostSnapshots}`
+    defects.push({ part: 'snapshots', message, at: AT.snapshots })
+    places = { ...places, snapshotCount: 0, snapshotsOffset: 0 }
+  } else {
+    const usable = lostCounts === undefined ? [header, l1, refcounts] : [header, l1]
+    const message = wrongCount(said, usable, bounds)
+    if (message !== undefined) {
+      defects.push({ part: 'snapshots', message, at: AT.snapshots })
+      places = { ...places, snapshotCount: Math.min(said.snapshotCount, MAX_SNAPSHOTS) }
+    }
+  }
+  if (lostCounts !== undefined) {
+    const isOrder = said.refcountOrder > MAX_REFCOUNT_ORDER
+    const at = isOrder ? AT.refcountOrder : AT.refcountTable
+    defects.push({ part: 'reference counts', message: lostCounts, at })
+    const refcountOrder = isOrder ? USUAL_REFCOUNT_ORDER : said.refcountOrder
+    places = { ...places, refcountTableOffset: 0, refcountTableClusters: 0, refcountOrder }
+  }
+  return { places, defects }
+}
+
+/** How many entries of the L1 table can be used: as many as the disk needs at least. */
+function usableL1(
+  { l1Entries, l1Offset }: TablePlaces,
+  { clusterBytes, fileBytes, l1Needed }: Bounds,
+  fail: Fail,
+  defects: Defect[],
+): number {
+  if (l1Entries < l1Needed) {
+    fail('CORRUPT', `the L1 table has ${l1Entries} entries and the disk needs ${l1Needed}`)
+  }
+  if (l1Needed * 8 > MAX_L1_BYTES) {
+    fail('CORRUPT', `the L1 table has ${l1Entries} entries, above ${MAX_L1_BYTES / 8}`)
+  }
+  if (l1Entries > 0 && l1Offset % clusterBytes !== 0) {
+    fail('CORRUPT', `the L1 table at ${l1Offset} is not aligned to a cluster`)
+  }
+  const isInFile = (entries: number) => entries === 0 || l1Offset + entries * 8 <= fileBytes
+  if (!isInFile(l1Needed)) {
+    const what = `the L1 table at ${l1Offset} lies beyond the end of the file (${fileBytes} bytes)`
+    fail('CORRUPT', what)
+  }
+  if (l1Entries * 8 <= MAX_L1_BYTES && isInFile(l1Entries)) return l1Entries
+  const message = `the L1 table has ${l1Entries} entries, more than there can be; the disk needs ${l1Needed}`
+  defects.push({ part: 'L1 size', message, at: AT.l1Entries })
+  return l1Needed
+}
+
+/** Why none of the snapshot table can be found. */
+function snapshotProblem(
+  { snapshotCount, snapshotsOffset: at }: TablePlaces,
+  { clusterBytes, fileBytes }: Bounds,
+): string | undefined {
+  if (snapshotCount === 0) return undefined
+  if (at % clusterBytes !== 0) return 'is not aligned to a cluster'
+  return at >= fileBytes ? `lies beyond the end of the file (${fileBytes} bytes)` : undefined
+}
+
+/** What is wrong with the number of snapshots: then the table is read as far as it makes sense. */
+function wrongCount(
+  said: TablePlaces,
+  others: readonly Area[],
+  bounds: Bounds,
+): string | undefined {
+  const { snapshotCount: count } = said
+  if (count > MAX_SNAPSHOTS) return `it claims ${count} snapshots, above ${MAX_SNAPSHOTS}`
+  const reached = others.find(other => areOver(snapshotArea(count, said, bounds), other))
+  return reached && `its ${count} snapshots reach into ${reached.name}`
+}
+
+/** Why the reference counts cannot be found. */
+function refcountProblem(said: TablePlaces, bounds: Bounds): string | undefined {
+  const { refcountTableOffset: at, refcountTableClusters: clusters, refcountOrder } = said
+  if (refcountOrder > MAX_REFCOUNT_ORDER) {
+    return `the refcount order is ${refcountOrder}, above ${MAX_REFCOUNT_ORDER}`
+  }
+  if (clusters === 0) return 'it has no refcount table'
+  if (clusters * bounds.clusterBytes > MAX_REFCOUNT_TABLE_BYTES) {
+    return `the refcount table has ${clusters} clusters`
+  }
+  if (at % bounds.clusterBytes !== 0) {
+    return `the refcount table at ${at} is not aligned to a cluster`
+  }
+  // It may end in a hole that the file does not reach; where it begins the file must have it.
+  if (at + 8 <= bounds.fileBytes) return undefined
+  return `the refcount table at ${at} lies beyond the end of the file (${bounds.fileBytes} bytes)`
+}
+
+interface Area {
+  readonly name: string
+  readonly at: number
+  /** Where its last cluster ends. */
+  readonly end: number
+}
+
+const area = (name: string, at: number, bytes: number, { clusterBytes }: Bounds): Area => ({
+  name,
+  at,
+  end: bytes === 0 ? at : Math.ceil((at + bytes) / clusterBytes) * clusterBytes,
+})
+
+/** The least that it takes: an entry has 40 bytes, rounded up to 8 with its id. */
+const snapshotArea = (count: number, { snapshotsOffset }: TablePlaces, bounds: Bounds): Area =>
+  area('the snapshot table', snapshotsOffset, count * 40, bounds)
+
+const areOver = (one: Area, other: Area): boolean =>
+  one.end > one.at && other.end > other.at && one.at < other.end && other.at < one.end
