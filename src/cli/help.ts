@@ -101,7 +101,8 @@ nothing is used twice. Of a vmdk all extents are looked at, and its parents not.
   --repair=leaks|all     gives back what nothing uses, or mends the rest, too; nobody else may have
                          IMAGE open, and a copy of it is a good thing to have. No byte of the
                          disk or of a snapshot reads differently afterwards: what cannot be
-                         known is left. Of a vmdk only sparse extents that are not compressed are
+                         known is left. Snapshots whose tables are lost are dropped; what they
+                         may own is kept until --repair=leaks. Of a vmdk only sparse extents that are not compressed are
                          repaired, and seSparse ones are not.
   --format F             raw, cow, qcow, qcow2 or vmdk (found by the first bytes)
   --allow-path DIR       a vmdk may name extents below DIR too (its own folder)
