@@ -8,8 +8,13 @@
  *  (3) Each thread publishes its slot before it looks at the others', so of two that meet at least one
  *      sees the other. The higher slot then gives way and the lower one waits for it to be gone.
  *
+ *  (4) A thread waits for as long as the one in its way is alive: storage may stall for hours. One that has ended
+ *      without giving up what it held is found by its id.
+ *
  * A slot is one word, so that publishing is one store: stripes in bits 0 to 29, bit 30 for writing.
  */
+import { currentThread, isThreadAlive } from '../io/threads.js'
+
 const EXCLUSIVE = 0
 const WAITING = 1
 const FLUSHING = 2
@@ -27,25 +32,43 @@ const PRESENT = 1 << 31
 /** Looks at a word before a thread sleeps: most holders are gone within a microsecond or two. */
 const SPINS = 300
 const SLEEP_MS = 50
-/** No holder takes so long unless its thread has died. */
-const DEAD_MS = 300_000
+/** How often a waiting thread looks whether the other one is alive. */
+const LOOK_MS = 1000
+/** The first report of a stall; each further one comes after twice the time. */
+const STALL_MS = 30_000
 
 /** What nobody wakes anyone by. */
 const NEVER = new Int32Array(new SharedArrayBuffer(4))
 
 /** @param threads how many threads take part */
 export function createLockMemory(threads: number): SharedArrayBuffer {
-  return new SharedArrayBuffer(4 * (SLOTS + threads))
+  return new SharedArrayBuffer(4 * (SLOTS + 2 * threads))
+}
+
+export interface StallWatch {
+  /** Called now and then while a thread waits, with the seconds since it began. */
+  readonly onStall: (seconds: number) => void
+  readonly stallMs?: number
 }
 
 /** One thread's side of the lock. A thread holds one side at a time. */
 export class DiskLock {
   private readonly words: Int32Array
+  /** The kernel's ids of the threads, by slot. */
+  private readonly ids: Int32Array
   private readonly slot: number
 
-  constructor(memory: SharedArrayBuffer, thread: number) {
-    this.words = new Int32Array(memory)
+  /** To be made by the thread itself. */
+  constructor(
+    memory: SharedArrayBuffer,
+    thread: number,
+    private readonly watch?: StallWatch,
+  ) {
+    const threads = (memory.byteLength / 4 - SLOTS) / 2
+    this.words = new Int32Array(memory, 0, SLOTS + threads)
+    this.ids = new Int32Array(memory, 4 * threads)
     this.slot = SLOTS + thread
+    Atomics.store(this.ids, this.slot, currentThread())
   }
 
   /** The shared side, for `length` bytes of the disk at `offset`. */
@@ -142,17 +165,36 @@ export class DiskLock {
     return true
   }
 
-  /** Returns when `word` is no longer `value`, or after a while. */
+  /** Returns when `word` is no longer `value`. Throws where the thread that holds it is dead. */
   private waitWhile(word: number, value: number): void {
     const { words } = this
     for (let i = 0; i < SPINS; i++) if (Atomics.load(words, word) !== value) return
-    const deadline = performance.now() + DEAD_MS
+    const began = performance.now()
+    let lookMs = LOOK_MS
+    let reportMs = this.watch?.stallMs ?? STALL_MS
     while (Atomics.load(words, word) === value) {
       // Counted before it sleeps: whoever releases after that wakes it.
       Atomics.add(words, WAITING, 1)
       Atomics.wait(words, word, value, SLEEP_MS)
       Atomics.sub(words, WAITING, 1)
-      if (performance.now() > deadline) throw new Error('a thread that holds the disk has died')
+      const waitedMs = performance.now() - began
+      if (waitedMs >= reportMs) {
+        this.watch?.onStall(Math.round(waitedMs / 1000))
+        reportMs *= 2
+      }
+      if (waitedMs < lookMs) continue
+      lookMs = waitedMs + LOOK_MS
+      this.requireAlive(word, value)
+    }
+  }
+
+  /** Rule (4). */
+  private requireAlive(word: number, value: number): void {
+    const holder = word < SLOTS ? value : word
+    if (isThreadAlive(Atomics.load(this.ids, holder))) return
+    // It may have let go before it ended.
+    if (Atomics.load(this.words, word) === value) {
+      throw new Error('a thread that holds the disk has died')
     }
   }
 }

@@ -39,6 +39,8 @@ export interface Writing {
   readonly memory: DiskMemory
   /** 0 to the number of threads - 1; the main thread takes the last. */
   readonly thread: number
+  /** See DiskHooks. */
+  readonly onStall?: (seconds: number) => void
 }
 
 /**
@@ -134,7 +136,7 @@ export class ImageSet {
 
   /** The first layer's view is the one that is written. */
   private openDisk(
-    { memory, thread }: Writing,
+    { memory, thread, onStall }: Writing,
     stores: WritableStores,
     pool: TablePool | undefined,
   ): WritableDisk {
@@ -144,7 +146,7 @@ export class ImageSet {
     const driver = this.writer(layer.spec, stores, memory, parts)
     const view = { driver, parent }
     layer.view = view
-    return new SharedDisk(view, memory, thread, layer.spec.path, stores.files)
+    return new SharedDisk(view, memory, thread, layer.spec.path, { files: stores.files, onStall })
   }
 
   private writer(

@@ -9,11 +9,10 @@
  */
 import { constants } from 'node:os'
 import { ImageError, SystemError } from '../errors.js'
-import type { WritableFileStore } from '../io/store.js'
 import type { DiskMemory } from './disk-memory.js'
 import { DiskFailure } from './disk-failure.js'
 import { DiskLock } from './disk-lock.js'
-import type { WritableDisk, WritableDriver } from './writable.js'
+import type { DiskHooks, WritableDisk, WritableDriver } from './writable.js'
 import { takeDiskRoom } from './reserving.js'
 import { nextZeroStep, Scratch, type WritableView, writeReserved } from './write-engine.js'
 import { areZeros, MIN_ZEROS_BYTES, writeZeroBytes, ZEROS } from './zeros.js'
@@ -32,9 +31,6 @@ const HOLD_MS = 20
 /** Flushes in a row that may be needed until all that was freed is given back. */
 const MAX_FLUSHES = 1000
 
-/** A file that throws ImageError once somebody else has made it shorter. */
-export type WatchedFile = Pick<WritableFileStore, 'requireWhole'>
-
 export class SharedDisk implements WritableDisk {
   private readonly lock: DiskLock
   private readonly counters: Int32Array
@@ -46,17 +42,17 @@ export class SharedDisk implements WritableDisk {
 
   /**
    * @param view the disk; its driver and all other threads' work on `memory`
-   * @param files those of the image, which nobody else may make shorter
+   * @param hooks what it tells, and the image's files
    */
   constructor(
     private readonly view: WritableView,
     memory: DiskMemory,
     thread: number,
     path: string,
-    private readonly files: readonly WatchedFile[] = [],
+    private readonly hooks: DiskHooks = {},
   ) {
     this.driver = view.driver
-    this.lock = new DiskLock(memory.lock, thread)
+    this.lock = new DiskLock(memory.lock, thread, hooks.onStall && { onStall: hooks.onStall })
     this.counters = new Int32Array(memory.counters)
     this.times = new Float64Array(memory.times)
     this.failed = new DiskFailure(this.counters, COUNTER.failed, memory.message, path)
@@ -95,7 +91,7 @@ export class SharedDisk implements WritableDisk {
   checkFiles(): void {
     if (this.writeErrno !== 0) return
     try {
-      for (const file of this.files) file.requireWhole(true)
+      for (const file of this.hooks.files ?? []) file.requireWhole(true)
     } catch (error) {
       this.judged(error)
     }

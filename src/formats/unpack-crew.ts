@@ -4,11 +4,13 @@
  *
  *  (1) A job's fields are written before its state becomes READY.
  *  (2) Whoever changes READY to TAKEN does the job; nobody else touches its target.
- *  (3) `finish` returns, or throws, when no job is READY or TAKEN: the target may then be used again.
+ *  (3) `finish` returns, or throws, when no job is READY, or TAKEN by a thread that is alive: the target may then
+ *      be used again.
  *
  * The helper holds no state between jobs, so one that comes late finds nothing READY and sleeps.
  */
 import type { FileStore } from '../io/store.js'
+import { currentThread, isThreadAlive } from '../io/threads.js'
 import type { Extent } from './driver.js'
 import { unpackFrom } from './qcow2/inflate.js'
 import { unpackGrain } from './vmdk/grain.js'
@@ -30,12 +32,17 @@ const MIN_CLUSTER_BYTES = 16 * 1024
 export const JOB_WORDS = 11
 const COMPRESSIONS = ['zlib', 'zstd', 'grain'] as const
 const SECTOR_BYTES = 512
-/** How long a helper may take for a cluster before it counts as dead. */
-const HELPER_TIMEOUT_MS = 30_000
+/** How often a worker that waits looks whether the helper is alive. */
+const LOOK_MS = 1000
+/** Words of `CrewMemory.call`. */
+const CALL = { jobs: 0, helper: 1 } as const
 
 /** What a worker and the helper share. */
 export interface CrewMemory {
-  /** One word, the same for all workers: it changes when one of them has added a job. */
+  /**
+   * The same for all workers: a word that changes when one of them has added a job, and the kernel's id of the
+   * helper's thread.
+   */
   readonly call: SharedArrayBuffer
   readonly board: SharedArrayBuffer
   readonly target: SharedArrayBuffer
@@ -43,7 +50,7 @@ export interface CrewMemory {
 
 /** @param targetBytes of each worker's target */
 export function crewMemories(workers: number, targetBytes: number): CrewMemory[] {
-  const call = new SharedArrayBuffer(4)
+  const call = new SharedArrayBuffer(4 * Object.keys(CALL).length)
   return Array.from({ length: workers }, () => ({
     call,
     board: new SharedArrayBuffer(MAX_JOBS * JOB_WORDS * 4),
@@ -96,8 +103,8 @@ export class UnpackCrew {
     this.board.set(words, job + 1)
     this.extents.push(extent)
     Atomics.store(this.board, job, READY) // rule (1)
-    Atomics.add(this.call, 0, 1)
-    Atomics.notify(this.call, 0)
+    Atomics.add(this.call, CALL.jobs, 1)
+    Atomics.notify(this.call, CALL.jobs)
     return true
   }
 
@@ -135,9 +142,9 @@ export class UnpackCrew {
 
   private waitFor(job: number): boolean {
     while (Atomics.load(this.board, job) === TAKEN) {
-      if (Atomics.wait(this.board, job, TAKEN, HELPER_TIMEOUT_MS) === 'timed-out') {
-        throw new Error('the helper thread that decompresses has died')
-      }
+      if (Atomics.wait(this.board, job, TAKEN, LOOK_MS) !== 'timed-out') continue
+      // A slow helper still writes to the target. What a dead one has left undone the worker does.
+      if (!isThreadAlive(Atomics.load(this.call, CALL.helper))) break
     }
     return Atomics.load(this.board, job) === DONE
   }
@@ -150,11 +157,12 @@ export function helpCrews(memories: readonly CrewMemory[], stores: readonly File
     target: Buffer.from(target),
   }))
   const call = new Int32Array((memories[0] as CrewMemory).call)
+  Atomics.store(call, CALL.helper, currentThread())
   for (;;) {
-    const heard = Atomics.load(call, 0)
+    const heard = Atomics.load(call, CALL.jobs)
     for (const { board, target } of crews) helpOne(board, target, stores)
     // A job that was added meanwhile has changed the call.
-    Atomics.wait(call, 0, heard)
+    Atomics.wait(call, CALL.jobs, heard)
   }
 }
 

@@ -1,5 +1,5 @@
 /** The seam for writing: what a driver does besides locating bytes, so that one engine can write. */
-import type { WritableStore } from '../io/store.js'
+import type { WritableFileStore, WritableStore } from '../io/store.js'
 import type { FormatDriver } from './driver.js'
 
 /**
@@ -116,4 +116,11 @@ export interface WritableDisk {
    * Throws what `flush` throws.
    */
   close(): readonly string[]
+}
+
+export interface DiskHooks {
+  /** The image's, which nobody else may make shorter. */
+  readonly files?: readonly Pick<WritableFileStore, 'requireWhole'>[]
+  /** Called now and then while this thread waits for another one, with the seconds since it began. */
+  readonly onStall?: ((seconds: number) => void) | undefined
 }

@@ -143,7 +143,8 @@ function runHelper(args: readonly string[], socket?: number): string | undefined
       stdio: ['ignore', 'ignore', 'pipe', ...(socket === undefined ? [] : [socket])],
       env: { ...process.env, LC_ALL: 'C', _FUSE_COMMFD: '3' },
       encoding: 'utf8',
-      timeout: 30_000,
+      // Unmounting writes back what is mapped, however long the storage takes.
+      ...(socket !== undefined && { timeout: 30_000 }),
     })
     if ((error as NodeJS.ErrnoException | undefined)?.code === 'ENOENT') continue
     if (error) return `${helper}: ${error.message}`

@@ -37,6 +37,9 @@ export function faultLogger(log: (entry: LogEntry) => void) {
   }
 }
 
+export const stallMessage = (seconds: number): string =>
+  `the storage of the image has not answered for ${seconds} s; requests wait for it`
+
 /** @param status what does not change */
 export function statusText(
   status: Readonly<Record<string, unknown>>,

@@ -23,6 +23,7 @@ import { checkMountpoint, unmountFuse } from './mount.js'
 import { type MountInfo, mountAt, realMountpoint } from './mountinfo.js'
 import type { MountOptions } from './options.js'
 import { MAX_REQUEST_BYTES } from './protocol.js'
+import { stallMessage } from './reports.js'
 import type { MainThread, Session, SessionParts, Transport } from './session.js'
 import { sharedStats, WorkerStats } from './stats.js'
 import type { Appearance } from './tree.js'
@@ -127,7 +128,8 @@ async function serveChain(
     : undefined
   const warnings = [...chain.warnings, ...catalogWarnings, ...(memory?.warnings ?? [])]
   const counts = new WorkerStats(stats, threads)
-  const writing = memory && { memory, thread: threads }
+  const onStall = (seconds: number) => logger.warn(stallMessage(seconds))
+  const writing = memory && { memory, thread: threads, onStall }
   const images = new ImageSet(chain.layers, caches, counts, writing)
   const countFlush = () => counts.countFlush()
   const removed = () => removedFiles(chain.layers[0])

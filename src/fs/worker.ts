@@ -17,7 +17,7 @@ import { ImageFs } from './image-fs.js'
 import { Responder } from './opcodes.js'
 import { Poller } from './poller.js'
 import { IN_HEADER, MESSAGE_BYTES, OPCODE, OUT_HEADER, WRITE_OUT } from './protocol.js'
-import { faultLogger, type LogEntry, statsText, statusText } from './reports.js'
+import { faultLogger, type LogEntry, stallMessage, statsText, statusText } from './reports.js'
 import { WorkerStats } from './stats.js'
 import { type Appearance, Tree } from './tree.js'
 import { warmUp } from './warm-up.js'
@@ -67,7 +67,8 @@ function run(setup: WorkerSetup): void {
   const crew = setup.shared.crews[setup.index] as CrewMemory
   const stats = new WorkerStats(setup.shared.stats, setup.index)
   const { disk: memory } = setup.shared
-  const writing = memory && { memory, thread: setup.index }
+  const onStall = (seconds: number) => log({ level: 'warn', message: stallMessage(seconds) })
+  const writing = memory && { memory, thread: setup.index, onStall }
   // Before anything of the real disk is made: see warm-up.ts.
   const warming = memory && new Warming(setup)
   const images = new ImageSet(setup.layers, setup.caches, stats, writing)

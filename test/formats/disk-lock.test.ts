@@ -18,7 +18,8 @@ t.test('several threads', async t => {
   t.teardown(() => Promise.all(workers.map(worker => worker.terminate())))
   const faults = await Promise.all(workers.map(async worker => (await once(worker, 'message'))[0]))
   t.same(faults.flat(), [])
-  const words = [...new Int32Array(lock)]
+  // Behind them are the threads' ids.
+  const words = [...new Int32Array(lock)].slice(0, -THREADS)
   t.same(new Set(words), new Set([0]), 'nobody holds or waits for anything')
 })
 
@@ -38,3 +39,46 @@ t.test('one thread waits for nobody', async t => {
   disk.untakeFlush()
   t.pass()
 })
+
+const SIDES = ['exclusive', 'shared', 'flush'] as const
+
+/** A lock of two threads whose first one holds a side; resolves once it does. */
+async function held(side: (typeof SIDES)[number], letGo?: SharedArrayBuffer) {
+  const lock = createLockMemory(2)
+  const worker = new Worker(new URL('./disk-lock-holder.ts', import.meta.url), {
+    workerData: { lock, thread: 0, side, letGo },
+  })
+  const ended = once(worker, 'exit')
+  await once(worker, 'message')
+  return { lock, ended }
+}
+
+for (const side of SIDES) {
+  t.test(`a slow thread is waited for, however long, and told: ${side}`, async t => {
+    const letGo = new SharedArrayBuffer(4)
+    const { lock, ended } = await held(side, letGo)
+    const stalls: number[] = []
+    const watch = {
+      stallMs: 300,
+      onStall: (seconds: number) => {
+        // The third comes after more than a second, when it has been looked whether the other one is alive.
+        if (stalls.push(seconds) < 3) return
+        Atomics.store(new Int32Array(letGo), 0, 1)
+        Atomics.notify(new Int32Array(letGo), 0)
+      },
+    }
+    const disk = new DiskLock(lock, 1, watch)
+    if (side === 'flush') disk.takeFlush()
+    else disk.share(0, 512, true)
+    t.equal(stalls.length, 3, 'each report takes twice as long to come')
+    await ended
+  })
+
+  t.test(`a thread that has died is not: ${side}`, async t => {
+    const { lock, ended } = await held(side)
+    await ended
+    const disk = new DiskLock(lock, 1)
+    const act = () => (side === 'flush' ? disk.takeFlush() : disk.share(0, 512, true))
+    t.throws(act, { message: 'a thread that holds the disk has died' })
+  })
+}

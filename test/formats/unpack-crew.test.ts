@@ -92,25 +92,29 @@ t.test('what is not worth it stays with the caller', async t => {
 const OTHER_SIDE = `
   const { workerData, parentPort } = require('node:worker_threads')
   const board = new Int32Array(workerData.board)
+  const id = Number(require('node:fs').readlinkSync('/proc/thread-self').split('/').at(-1))
+  Atomics.store(new Int32Array(workerData.call), 1, id)
   const job = workerData.job
   Atomics.store(board, job, 2)
   parentPort.postMessage('taken')
-  setTimeout(() => {
+  if (workerData.state !== 0) setTimeout(() => {
     if (workerData.state === 3) Buffer.from(workerData.target).fill('h', board[job + 5], board[job + 5] + board[job + 6])
     Atomics.store(board, job, workerData.state)
     Atomics.notify(board, job)
-  }, 200)`
+  }, workerData.milliseconds)`
 
-for (const { title, state, letter } of [
+for (const { title, state, letter, milliseconds = 200 } of [
   { title: 'a cluster that the helper took is waited for', state: 3, letter: 'h' },
+  { title: 'also when that takes long', state: 3, letter: 'h', milliseconds: 2500 },
   { title: 'a cluster that the helper could not unpack is unpacked here', state: 4, letter: 'b' },
+  { title: 'a cluster that the helper died with is, too', state: 0, letter: 'b' },
 ]) {
   t.test(title, async t => {
     const { crew, memory, target } = crewOf(2)
     const unpacked: string[] = []
     crew.add(extentOf('a', unpacked), 0)
     crew.add(extentOf('b', unpacked), CLUSTER_BYTES)
-    const workerData = { ...memory, job: JOB_WORDS, state }
+    const workerData = { ...memory, job: JOB_WORDS, state, milliseconds }
     const other = new Worker(OTHER_SIDE, { eval: true, workerData })
     await new Promise(resolve => other.once('message', resolve))
     crew.finish()
