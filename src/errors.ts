@@ -120,6 +120,8 @@ export function isExpected(error: unknown): error is Error {
     error instanceof UsageError ||
     error instanceof MountError ||
     error instanceof SystemError ||
+    // Node's words where memory is scarce.
+    (error instanceof RangeError && /allocat/.test(error.message)) ||
     (error instanceof Error && typeof (error as NodeJS.ErrnoException).syscall === 'string')
   )
 }

@@ -1,13 +1,14 @@
 /**
  * Where messages go: to the terminal in readable form, to a file or a pipe as JSON, and from a server
- * in the background to its file, to syslog, or to a file of its own: never into the void.
+ * in the background to its file, to syslog, or to a file of its own. A log that cannot be opened or written
+ * does not keep anybody from mounting; only a name that cannot be right is refused.
  */
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import pino, { type Logger } from 'pino'
 import { inWords, MountError } from './errors.js'
-import { connectDatagram, sendDatagram } from './io/libc.js'
+import { DescriptorSink, FileSink, type LogSink, NoSink, SyslogSink } from './log-sinks.js'
 
 export type { Logger }
 
@@ -16,104 +17,144 @@ export type LogLevel = (typeof LOG_LEVELS)[number]
 
 export interface LogTarget {
   readonly logger: Logger
-  /** For the user: where to look. */
-  readonly place: string
+  /** For the user: where to look; undefined where nothing is logged. */
+  readonly place: string | undefined
+  /** Why it is not the place that was asked for. */
+  readonly warnings: readonly string[]
+  /** Opens the log's file again, or its socket. */
+  reopen(): void
+  /** Switches between the level that was asked for and the next more detailed one. */
+  switchLevel(): void
 }
 
-interface LineWriter {
-  write(line: string): void
+const STDERR = 2
+
+/** Logs to `file`, or to standard error. Throws MountError where the name of the file cannot be right. */
+export async function foregroundLog(level: LogLevel, file: string | undefined): Promise<LogTarget> {
+  if (file === undefined) return target(level, await terminalSink(), 'stderr')
+  const opened = openOrExplain(file)
+  return opened instanceof FileSink
+    ? target(level, opened, path.resolve(file))
+    : target(level, await terminalSink(), 'stderr', [`${opened}; it goes to standard error`])
 }
 
-/** Logs to standard error. */
-export async function terminalLog(level: LogLevel): Promise<LogTarget> {
-  if (!process.stderr.isTTY)
-    return { logger: pino({ level }, pino.destination({ fd: 2, sync: true })), place: 'stderr' }
-  const { default: pretty } = await import('pino-pretty')
-  const stream = pretty({ colorize: true, sync: true, destination: 2, ignore: 'pid,hostname' })
-  return { logger: pino({ level }, stream), place: 'stderr' }
+/** Logs for a server that nobody watches. Throws MountError where the name of `file` cannot be right. */
+export function backgroundLog(level: LogLevel, file: string | undefined): LogTarget {
+  const opened = file === undefined ? undefined : openOrExplain(file)
+  if (file !== undefined && opened instanceof FileSink) {
+    return target(level, opened, path.resolve(file))
+  }
+  const failures = typeof opened === 'string' ? [opened] : []
+  const [sink, place] = someSink(failures)
+  const outcome = place === undefined ? 'nothing is logged' : `the log is ${place}`
+  // Which of the places that nobody asked for it is tells the hint.
+  const warnings =
+    opened !== undefined || place === undefined ? [`${failures.join('; ')}; ${outcome}`] : []
+  return target(level, sink, place, warnings)
 }
 
-/** Logs to `file`, which is made if need be. Throws MountError. */
-export function fileLog(level: LogLevel, file: string): LogTarget {
-  const place = path.resolve(file)
-  return { logger: pino({ level }, appender(place)), place }
+function target(
+  level: LogLevel,
+  sink: LogSink,
+  place: string | undefined,
+  warnings: readonly string[] = [],
+): LogTarget {
+  const logger = pino({ level }, sink)
+  return {
+    logger,
+    place,
+    warnings,
+    reopen: () => sink.reopen(),
+    switchLevel: () => {
+      const detailed = LOG_LEVELS[Math.max(0, LOG_LEVELS.indexOf(level) - 1)] as LogLevel
+      logger.level = logger.level === level ? detailed : level
+      logger.info(`the log's level is ${logger.level}`)
+    },
+  }
 }
 
-/** For a server that nobody watches. Throws MountError when there is no place at all. */
-export function backgroundLog(level: LogLevel): LogTarget {
-  const syslog = syslogWriter()
-  if (syslog) return { logger: pino({ level }, syslog), place: 'syslog' }
-  const failures: string[] = []
+async function terminalSink(): Promise<LogSink> {
+  if (!process.stderr.isTTY) return new DescriptorSink(STDERR)
+  const { prettyFactory } = await import('pino-pretty')
+  return new DescriptorSink(STDERR, prettyFactory({ colorize: true, ignore: 'pid,hostname' }))
+}
+
+/** The first place that takes a log, and its name; why the others do not is added to `failures`. */
+function someSink(failures: string[]): [LogSink, string | undefined] {
+  try {
+    return [new SyslogSink(), 'syslog']
+  } catch {
+    // Many machines have none.
+  }
   for (const file of fallbackFiles()) {
     try {
       fs.mkdirSync(path.dirname(file), { recursive: true, mode: 0o700 })
-      return fileLog(level, file)
+      return [new FileSink(() => openOwnFile(file)), file]
     } catch (error) {
-      failures.push((error as Error).message)
+      failures.push(failure(file, error))
     }
   }
-  throw new MountError(
-    `there is no place for the log (${failures.join('; ')}); give one with --log-file`,
-  )
+  return [new NoSink(), undefined]
 }
 
 function fallbackFiles(): string[] {
   const uid = process.getuid?.() ?? 0
-  if (uid === 0) return ['/var/log/vimgfs.log']
+  const last = path.join(os.tmpdir(), `vimgfs-${uid}.log`)
+  if (uid === 0) return ['/var/log/vimgfs.log', last]
   // An empty or relative one counts as unset (XDG Base Directory Specification).
   const given = process.env.XDG_STATE_HOME ?? ''
-  const state = path.isAbsolute(given) ? given : path.join(os.homedir(), '.local', 'state')
-  return [path.join(state, 'vimgfs', 'vimgfs.log'), path.join(os.tmpdir(), `vimgfs-${uid}.log`)]
+  const state = path.isAbsolute(given) ? given : stateFolder()
+  return [...(state === undefined ? [] : [path.join(state, 'vimgfs', 'vimgfs.log')]), last]
 }
 
-/** What open(2) means where it may make the file, and follows no link. */
-const REASONS: Record<string, string> = {
-  ENOENT: 'its folder does not exist',
-  ELOOP: 'it is a symbolic link',
-  ENXIO: 'it is a FIFO that nobody reads, or a socket',
-}
-
-/** Each line is one write to a file opened for appending: servers may share it. */
-function appender(file: string): LineWriter {
-  const { O_WRONLY, O_APPEND, O_CREAT, O_NOFOLLOW, O_NONBLOCK } = fs.constants
-  let fd: number
+/** Undefined for a user without a home. */
+function stateFolder(): string | undefined {
   try {
-    // In a folder that others may write to, a link or a file of theirs is not ours to write to.
-    fd = fs.openSync(file, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0o600)
-  } catch (error) {
-    const { code } = error as NodeJS.ErrnoException
-    const special = code === undefined ? undefined : REASONS[code]
-    throw new MountError(`${file}: the log cannot be written: ${special ?? inWords(error)}`)
-  }
-  return {
-    write: line => {
-      try {
-        fs.writeSync(fd, line)
-      } catch {
-        // A full disk must not end the mount.
-      }
-    },
-  }
-}
-
-const SYSLOG_SOCKET = '/dev/log'
-const LOG_DAEMON = 3 << 3
-/** pino's levels to syslog's severities. */
-const severityOf = (level: number): number =>
-  level >= 50 ? 3 : level >= 40 ? 4 : level >= 30 ? 6 : 7
-
-function syslogWriter(): LineWriter | undefined {
-  let fd: number
-  try {
-    fd = connectDatagram(SYSLOG_SOCKET)
+    return path.join(os.homedir(), '.local', 'state')
   } catch {
     return undefined
   }
-  return {
-    write: line => {
-      const { level = 30 } = JSON.parse(line) as { level?: number }
-      const priority = LOG_DAEMON | severityOf(level)
-      sendDatagram(fd, Buffer.from(`<${priority}>vimgfs[${process.pid}]: ${line.trimEnd()}`))
-    },
+}
+
+/** What open(2) means of a name that cannot be right, where it may make the file and follows no link. */
+const MISTAKES: Record<string, string> = {
+  ENOENT: 'its folder does not exist',
+  ELOOP: 'it is a symbolic link',
+  ENXIO: 'it is a FIFO that nobody reads, or a socket',
+  EISDIR: inWords({ code: 'EISDIR' }),
+  ENOTDIR: inWords({ code: 'ENOTDIR' }),
+  ENAMETOOLONG: inWords({ code: 'ENAMETOOLONG' }),
+}
+
+const failure = (file: string, error: unknown): string => {
+  const { code = '' } = error as NodeJS.ErrnoException
+  const why = error instanceof MountError ? error.message : (MISTAKES[code] ?? inWords(error))
+  return `${file}: the log cannot be written: ${why}`
+}
+
+/** The opened file, or why the machine does not let us have it. Throws MountError for the user's mistake. */
+function openOrExplain(name: string): FileSink | string {
+  const file = path.resolve(name)
+  try {
+    return new FileSink(() => openForAppending(file))
+  } catch (error) {
+    const { code = '' } = error as NodeJS.ErrnoException
+    if (code in MISTAKES) throw new MountError(failure(file, error))
+    return failure(file, error)
   }
+}
+
+function openForAppending(file: string): number {
+  const { O_WRONLY, O_APPEND, O_CREAT, O_NOFOLLOW, O_NONBLOCK } = fs.constants
+  // In a folder that others may write to, a link or a file of theirs is not ours to write to.
+  return fs.openSync(file, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0o600)
+}
+
+/** The same, for a name that nobody has chosen: it may lie in a folder that all may write to. */
+function openOwnFile(file: string): number {
+  const fd = openForAppending(file)
+  const stat = fs.fstatSync(fd)
+  if (stat.isFile() && stat.uid === process.geteuid?.()) return fd
+  fs.closeSync(fd)
+  throw new MountError('somebody else has made it')
 }

@@ -9,6 +9,7 @@ import type { VmdkSpec } from '../formats/vmdk/image.js'
 import type { RepairedExtent } from '../formats/vmdk/repair.js'
 import type { Access, OpenedFile } from '../io/named-file.js'
 import type { Store, WritableStore } from '../io/store.js'
+import { complain } from './output.js'
 
 export const REPAIRS = ['leaks', 'all'] as const
 export type RepairKind = (typeof REPAIRS)[number]
@@ -101,7 +102,7 @@ async function checkVmdkImage(
       warningsOf(layout).map(warning => `${file?.path}: ${warning}`),
     )
     for (const warning of chain.warnings.filter(each => !found.includes(each))) {
-      process.stderr.write(`vimgfs: ${printable(warning)}\n`)
+      complain(`vimgfs: ${printable(warning)}\n`)
     }
     const extents = await extentsOf(spec, obstacle)
     return repair === undefined
@@ -169,7 +170,7 @@ async function lock({ fd, path }: OpenedFile, access: Access): Promise<void> {
   const { lockImage } = await import('../io/locks.js')
   try {
     const warning = lockImage(fd, path, access)
-    if (warning !== undefined) process.stderr.write(`vimgfs: ${printable(warning)}\n`)
+    if (warning !== undefined) complain(`vimgfs: ${printable(warning)}\n`)
   } catch (error) {
     if (!(error instanceof ImageError)) throw error
     throw onceItHasEnded(error)

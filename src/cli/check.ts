@@ -4,6 +4,7 @@ import type { CheckResult, Finding } from '../formats/check/report.js'
 import { parse, parseChoice } from './arguments.js'
 import { type Checked, checkImage, type Found, type RepairKind, REPAIRS } from './check-image.js'
 import { humanSize } from './human.js'
+import { complain, print } from './output.js'
 
 const OPTIONS = {
   output: { type: 'string' },
@@ -28,16 +29,16 @@ export async function run(args: string[]): Promise<number> {
   const options = isWatched ? { progress: showProgress } : {}
   const allowPaths = values['allow-path'] ?? []
   const checked = await checkImage(name, { format, repair, allowPaths }, options)
-  if (isWatched) process.stderr.write(CLEAR_LINE)
+  if (isWatched) complain(CLEAR_LINE)
   if (!checked) {
-    process.stderr.write(`vimgfs: ${printable(name)}: raw images have no tables to check\n`)
+    complain(`vimgfs: ${printable(name)}: raw images have no tables to check\n`)
     return EXIT.unsupported
   }
   if (output === 'json') {
-    process.stdout.write(`${JSON.stringify(fields(name, checked), null, 4)}\n`)
-    process.stderr.write(lines(details(checked)))
+    print(`${JSON.stringify(fields(name, checked), null, 4)}\n`)
+    complain(lines(details(checked)))
   } else {
-    process.stdout.write(lines([...details(checked), ...summary(name, checked, repair)]))
+    print(lines([...details(checked), ...summary(name, checked, repair)]))
   }
   return exitCode(checked.after)
 }
@@ -154,5 +155,5 @@ const lines = (all: readonly string[]): string => all.map(text => `${text}\n`).j
 const CLEAR_LINE = '\r\x1b[K'
 
 function showProgress(part: number): void {
-  process.stderr.write(`${CLEAR_LINE}${Math.floor(part * 100)} %`)
+  complain(`${CLEAR_LINE}${Math.floor(part * 100)} %`)
 }

@@ -1,6 +1,7 @@
 /** `vimgfs help`: what each command does, with an example. */
 import { UsageError } from '../errors.js'
 import { VERSION } from '../version.js'
+import { print } from './output.js'
 
 export function overview(): string {
   return `vimgfs ${VERSION}: shows virtual disk images as raw files to read and write, and their snapshots too
@@ -139,6 +140,6 @@ export async function run([command, more]: string[]): Promise<number> {
     command === undefined ? overview() : Object.hasOwn(HELP, command) ? HELP[command] : undefined
   if (text === undefined)
     throw new UsageError(`there is no command "${command}"; vimgfs --help lists them`)
-  process.stdout.write(text)
+  print(text)
   return 0
 }

@@ -3,6 +3,7 @@ import { printable } from '../errors.js'
 import type { ImageInfo, InfoFields, InfoValue, SnapshotInfo } from '../formats/info.js'
 import { parse, parseChoice } from './arguments.js'
 import { humanSize } from './human.js'
+import { print } from './output.js'
 
 const OPTIONS = {
   output: { type: 'string' },
@@ -29,7 +30,7 @@ export async function run(args: string[]): Promise<number> {
   const [top] = infos as [ImageInfo]
   const text =
     output === 'json' ? json(withBackingChain ? infos : top) : infos.map(human).join('\n\n')
-  process.stdout.write(`${text}\n`)
+  print(`${text}\n`)
   return 0
 }
 

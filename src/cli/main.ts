@@ -1,6 +1,8 @@
 #!/usr/bin/env node
 /** The command line: finds the command, says what goes wrong in one line, and sets the exit code. */
+import './signals.js'
 import { isExpected, MountError, oneLine, UsageError } from '../errors.js'
+import { complain, print } from './output.js'
 
 /** Each command is loaded when it is called: starting fast is part of mounting fast. */
 const COMMANDS: Record<string, () => Promise<{ run(args: string[]): Promise<number> }>> = {
@@ -15,12 +17,12 @@ async function main(args: string[]): Promise<number> {
   const [first, ...rest] = args
   if (first === undefined) {
     const { overview } = await import('./help.js')
-    process.stderr.write(overview())
+    complain(overview())
     return 2
   }
   if (first === '--version' || first === '-V') {
     const { VERSION } = await import('../version.js')
-    process.stdout.write(`vimgfs ${VERSION}\n`)
+    print(`vimgfs ${VERSION}\n`)
     return 0
   }
   if (first === '--help' || first === '-h') return (await import('./help.js')).run([])
@@ -42,15 +44,14 @@ function requireFolder(): void {
   }
 }
 
-// Who reads our output may stop early (`| head -1`): that ends the output, not in an error.
-process.stdout.on('error', error => {
-  if ((error as NodeJS.ErrnoException).code !== 'EPIPE') throw error
-})
+// What Node itself prints, such as a warning, must not end the program when nobody can read it.
+process.stdout.on('error', () => {})
+process.stderr.on('error', () => {})
 
 try {
   process.exitCode = await main(process.argv.slice(2))
 } catch (error) {
   process.exitCode = error instanceof UsageError ? 2 : 1
   const text = isExpected(error) ? oneLine(error) : (error as Error).stack
-  process.stderr.write(`vimgfs: ${text}\n`)
+  complain(`vimgfs: ${text}\n`)
 }

@@ -4,7 +4,7 @@ import { once } from 'node:events'
 import fs from 'node:fs'
 import readline from 'node:readline'
 import type { Readable, Writable } from 'node:stream'
-import { isExpected, MountError, oneLine, printable } from '../errors.js'
+import { isExpected, MountError, oneLine, printable, UsageError } from '../errors.js'
 import type { CatalogEntry } from '../formats/catalog.js'
 import type { ServeRequest, Server } from '../fs/server.js'
 import type { AskPassphrase } from '../formats/encryption.js'
@@ -12,8 +12,10 @@ import type { LogLevel, LogTarget } from '../log.js'
 import { parse, parseChoice, parseCount, parseSize } from './arguments.js'
 import { Interrupted } from '../interruption.js'
 import { humanSize } from './human.js'
+import { complain, mention } from './output.js'
 import type { PassphraseSource } from './passphrase.js'
 import type { Question } from './passphrase-relay.js'
+import { closeDebugger, NO_DEBUGGER, obeyLogSignals } from './signals.js'
 
 /** Set for the server in the background: the descriptor that it reports on; answers come on the next. */
 const REPORT_FD_VARIABLE = 'VIMGFS_REPORT_FD'
@@ -36,8 +38,9 @@ const OPTIONS = {
   'log-file': { type: 'string' },
 } as const
 
-/** A line each; the last one asks nothing. */
+/** A line each; the first says that the server runs, and the last one asks nothing. */
 interface Report {
+  readonly runs?: true
   readonly ask?: Question
   readonly error?: string
   readonly lines?: readonly string[]
@@ -54,9 +57,9 @@ export async function run(args: string[]): Promise<number> {
     await requestOf(args)
     return await launch(args, values.quiet === true, values['passphrase-file'])
   } catch (error) {
-    if (!(error instanceof Interrupted)) throw error
-    process.stderr.write(`vimgfs: ${oneLine(error)}\n`)
-    // Whatever is still being read or derived is waited for by nobody.
+    if (!isExpected(error) || error instanceof UsageError) throw error
+    complain(`vimgfs: ${oneLine(error)}\n`)
+    // Nobody waits for what is still being read or derived, or for a thread that hangs.
     const { exitNow } = await import('../io/libc.js')
     exitNow(1)
     return 1
@@ -124,14 +127,19 @@ const LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as
 
 async function serveInFront(args: string[]): Promise<number> {
   const { request, level, logFile, quiet, passphraseFiles } = await requestOf(args)
-  const { terminalLog, fileLog } = await import('../log.js')
-  const target = logFile === undefined ? await terminalLog(level) : fileLog(level, logFile)
+  const { foregroundLog } = await import('../log.js')
+  const { DescriptorSink } = await import('../log-sinks.js')
+  const target = await foregroundLog(level, logFile)
   const interruption = new AbortController()
   const passphrases = await sourceOf(passphraseFiles, interruption.signal)
-  const server = await serve(request, passphrases.ask, interruption, target)
+  const server = await serve(request, passphrases.ask, interruption, target, false)
   passphrases.close()
-  for (const warning of server.warnings) process.stderr.write(`vimgfs: ${printable(warning)}\n`)
-  if (!quiet) process.stdout.write(`${hints(request, server, undefined).join('\n')}\n`)
+  // Whoever reads this may have stopped, and the mount must not wait for that.
+  const [stdout, stderr] = [new DescriptorSink(1), new DescriptorSink(2)]
+  for (const warning of [...target.warnings, ...server.warnings]) {
+    stderr.say(`vimgfs: ${printable(warning)}\n`)
+  }
+  if (!quiet) stdout.say(`${hints(request, server, undefined).join('\n')}\n`)
   return end(server)
 }
 
@@ -149,9 +157,8 @@ async function end(server: Server): Promise<number> {
 }
 
 async function serveInBackground(args: string[], reportFd: number): Promise<number> {
+  const { startSession } = await import('../io/libc.js')
   delete process.env[REPORT_FD_VARIABLE]
-  // Who started us does not listen for long; what is written then has nobody to reach.
-  process.stderr.on('error', () => {})
   const tell = (content: Report) => {
     try {
       fs.writeSync(reportFd, `${JSON.stringify(content)}\n`)
@@ -159,6 +166,7 @@ async function serveInBackground(args: string[], reportFd: number): Promise<numb
       // Whoever waited has been killed. The mount is there all the same.
     }
   }
+  tell({ runs: true })
   const { PassphraseRelay } = await import('./passphrase-relay.js')
   const relay = new PassphraseRelay(reportFd + 1, ask => tell({ ask }))
   const report = (content: Report) => {
@@ -168,39 +176,49 @@ async function serveInBackground(args: string[], reportFd: number): Promise<numb
   }
   try {
     const { request, level, logFile } = await requestOf(args)
-    const { backgroundLog, fileLog } = await import('../log.js')
-    const target = logFile === undefined ? backgroundLog(level) : fileLog(level, logFile)
-    const server = await serve(request, relay.ask, new AbortController(), target)
+    const { backgroundLog } = await import('../log.js')
+    const target = backgroundLog(level, logFile)
+    const server = await serve(request, relay.ask, new AbortController(), target, true)
     process.chdir('/')
-    for (const warning of server.warnings) target.logger.warn(warning)
-    report({ lines: hints(request, server, target.place), warnings: server.warnings })
+    // Not earlier: what automounts lets only processes of its own process group see what is mounted.
+    startSession()
+    const warnings = [...target.warnings, ...server.warnings]
+    for (const warning of warnings) target.logger.warn(warning)
+    report({ lines: hints(request, server, target.place), warnings })
     return await end(server)
   } catch (error) {
     if (!isExpected(error)) throw error
     report({ error: oneLine(error) })
-    if (error instanceof Interrupted) throw error
+    const { exitNow } = await import('../io/libc.js')
+    exitNow(1)
     return 1
   }
 }
+
+/** The signals that end programs. To a server in the background SIGHUP means to open the log again. */
+const ENDING = ['SIGINT', 'SIGTERM'] as const
 
 /** Mounts, and unmounts on the signals that end programs; a bug is logged before it ends us. */
 async function serve(
   asked: Settings['request'],
   askPassphrase: AskPassphrase,
   interruption: AbortController,
-  { logger }: LogTarget,
+  target: LogTarget,
+  isInBackground: boolean,
 ): Promise<Server> {
+  const { logger } = target
+  obeyLogSignals(target)
   const request = { ...asked, askPassphrase, interruption: interruption.signal }
   const { startServer } = await import('../fs/server.js')
   let stop: ((reason: string) => void) | undefined
   let early: string | undefined
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-    process.on(signal, () => {
-      early ??= signal
-      interruption.abort()
-      stop?.(signal)
-    })
+  const end = (signal: string) => {
+    early ??= signal
+    interruption.abort()
+    stop?.(signal)
   }
+  for (const signal of ENDING) process.on(signal, end)
+  process.on('SIGHUP', isInBackground ? () => target.reopen() : end)
   let hasFailed = false
   const die = (error: unknown) => {
     logger.fatal(
@@ -216,36 +234,42 @@ async function serve(
   process.on('uncaughtException', die)
   process.on('unhandledRejection', die)
   stop = reason => server.stop(reason)
+  await closeDebugger()
   if (early !== undefined) stop(early)
   return server
 }
 
-/** Starts the server in a session of its own and waits for its report. */
+/** Starts the server, which leaves for a session of its own once it has mounted, and waits for its report. */
 async function launch(
   args: string[],
   quiet: boolean,
   passphraseFiles: readonly string[] | undefined,
 ): Promise<number> {
   const script = process.argv[1] as string
+  const { requireThreads } = await import('../fs/rlimits.js')
+  requireThreads(SERVER_THREADS)
   let server: ChildProcess | undefined
   const interruption = new AbortController()
   const passphrases = await sourceOf(passphraseFiles, interruption.signal)
   // Interrupted while it starts: then it must not start. Spawning takes a while, too: a signal that
   // ended us in there would leave a server that nobody knows of.
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+  for (const signal of [...ENDING, 'SIGHUP'] as const) {
     process.on(signal, () => {
       interruption.abort()
-      server?.kill(signal)
+      server?.kill('SIGTERM')
     })
   }
-  const child = spawn(process.execPath, [...process.execArgv, script, 'mount', ...args], {
-    detached: true,
-    stdio: ['ignore', 'ignore', 'pipe', 'pipe', 'pipe'],
-    env: { ...process.env, [REPORT_FD_VARIABLE]: '3' },
-  })
+  const child = spawn(
+    process.execPath,
+    [...process.execArgv, NO_DEBUGGER, script, 'mount', ...args],
+    {
+      stdio: ['ignore', 'ignore', 'pipe', 'pipe', 'pipe'],
+      env: { ...process.env, [REPORT_FD_VARIABLE]: '3' },
+    },
+  )
   server = child
-  child.stderr?.pipe(process.stderr)
-  const report = await reportOf(child, passphrases.ask).catch(error => {
+  const said = new Said(child)
+  const report = await reportOf(child, passphrases.ask, said).catch(error => {
     throw interruption.signal.aborted ? new Interrupted() : error
   })
   passphrases.close()
@@ -253,31 +277,69 @@ async function launch(
   for (const stream of child.stdio) stream?.destroy()
   if (interruption.signal.aborted) throw new Interrupted()
   if (report.error !== undefined) {
-    process.stderr.write(`vimgfs: ${report.error}\n`)
+    complain(`vimgfs: ${report.error}\n`)
     return 1
   }
-  for (const warning of report.warnings ?? [])
-    process.stderr.write(`vimgfs: ${printable(warning)}\n`)
-  if (!quiet) process.stdout.write(`${report.lines?.join('\n')}\n`)
+  complain(said.text)
+  for (const warning of report.warnings ?? []) complain(`vimgfs: ${printable(warning)}\n`)
+  // The disk is mounted, whether anybody can read this or not.
+  if (!quiet) mention(`${report.lines?.join('\n')}\n`)
   return 0
 }
 
 /** The server's last report; what it asks before is answered. */
-async function reportOf(child: ChildProcess, source: AskPassphrase): Promise<Report> {
-  const [, , , reports, answers] = child.stdio as [unknown, unknown, unknown, Readable, Writable]
+async function reportOf(child: ChildProcess, source: AskPassphrase, said: Said): Promise<Report> {
   const failed = once(child, 'error').then(([error]) => Promise.reject(error))
+  const exit = once(child, 'close')
+  exit.catch(() => {})
+  // Without descriptors for its pipes there is no child.
+  if ((child.stdio as unknown) === undefined) return failed
+  const [, , , reports, answers] = child.stdio as [unknown, unknown, unknown, Readable, Writable]
   // It is over when the server has ended.
   answers.on('error', () => {})
+  // Where threads are scarce, Node hangs before it runs anything.
+  const timer = setTimeout(() => child.kill('SIGKILL'), START_TIMEOUT_MS)
   const last = (async () => {
     for await (const line of readline.createInterface({ input: reports })) {
+      clearTimeout(timer)
       const report = JSON.parse(line) as Report
+      if (report.runs) continue
       if (!report.ask) return report
       const { answer } = await import('./passphrase-relay.js')
       await answer(report.ask, source, answers)
     }
-    throw new MountError('the server ended before the mount answered')
+    clearTimeout(timer)
+    await exit
+    throw new MountError(`the server ended before the mount answered${said.reason}`)
   })()
   return Promise.race([last, failed])
+}
+
+/** Node's own, two that serve, one that decompresses, and fusermount3. */
+const SERVER_THREADS = 16
+/** How long Node may take to start. */
+const START_TIMEOUT_MS = 45_000
+
+/** What the server prints on standard error while it starts. */
+class Said {
+  text = ''
+
+  constructor(private readonly child: ChildProcess) {
+    child.stderr?.on('data', part => {
+      this.text += part
+    })
+  }
+
+  /** Why it has ended, as the end of a sentence: what it said first, or its signal. */
+  get reason(): string {
+    const lines = this.text.split('\n').map(line => line.trim())
+    const line =
+      lines.find(line => /error|fail|fatal/i.test(line)) ?? lines.find(line => line !== '')
+    if (line !== undefined) return `: ${printable(line)}`
+    const { signalCode } = this.child
+    if (signalCode === null) return ''
+    return `: ${signalCode} has ended it; there may be too few processes (ulimit -u) or too little memory`
+  }
 }
 
 /** What is there now, who may use it, and how it ends. */

@@ -2,6 +2,7 @@
  * The direct transport, on the main thread: mounting, INIT and the worker threads, which then speak the
  * kernel's protocol (worker.ts).
  */
+import { setTimeout as sleep } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
 import type { Chain } from '../formats/chain.js'
 import { type CrewMemory, crewMemories } from '../formats/unpack-crew.js'
@@ -35,6 +36,11 @@ export class DirectSession implements Session {
     this.finished = this.workers.finished
   }
 
+  /** A mount whose workers cannot load what they need would hang whoever touches it. */
+  prepare(): Promise<void> {
+    return this.workers.ready
+  }
+
   async mount(): Promise<MountInfo | undefined> {
     const { mountpoint, mountRequest, logger } = this.parts
     const device = mountFuse(mountRequest)
@@ -63,6 +69,8 @@ export class DirectSession implements Session {
 
 interface Workers {
   readonly threads: readonly Worker[]
+  /** Rejects with MountError where a worker ends before it is ready. */
+  readonly ready: Promise<void>
   readonly finished: Promise<void>
   /** Ends those that serve nothing yet. */
   end(): Promise<void>
@@ -105,11 +113,11 @@ function startWorkers(
       if (message === 'help') {
         if (!isHelped) startHelper(shared.crews, chain, logger)
         isHelped = true
-      } else if (message !== 'served')
+      } else if (typeof message === 'object')
         logger[message.log.level](message.log.detail ?? {}, message.log.message)
     })
     worker.on('error', error => {
-      logger.fatal({ stack: error.stack }, 'a worker has died')
+      logger.fatal({ stack: error.stack ?? String(error) }, 'a worker has died')
       if (memory) onDeath()
     })
     return worker
@@ -124,13 +132,37 @@ function startWorkers(
         })
       }),
   )
+  const ready = Promise.all(all.map(untilReady)).then(() => {})
+  // It may reject before anybody waits for it.
+  ready.catch(() => {})
   return {
     threads: all,
+    ready,
     finished: Promise.all(ended).then(() => {}),
     end: async () => {
-      await Promise.all(all.map(worker => worker.terminate()))
+      const late = sleep(END_TIMEOUT_MS, undefined, { ref: false })
+      await Promise.race([Promise.all(all.map(worker => worker.terminate())), late])
     },
   }
+}
+
+/** How long a thread may take to load what it needs. */
+const READY_TIMEOUT_MS = 30_000
+/** How long a thread that is told to end may take. Where threads are scarce it may hang. */
+const END_TIMEOUT_MS = 2_000
+
+function untilReady(worker: Worker): Promise<void> {
+  return new Promise((resolve, reject) => {
+    worker.on('message', (message: WorkerMessage) => {
+      if (message !== 'ready') return
+      clearTimeout(timer)
+      resolve()
+    })
+    const fail = (why: string) => reject(new MountError(`a thread could not be started: ${why}`))
+    const timer = setTimeout(() => fail('it does not answer'), READY_TIMEOUT_MS)
+    worker.once('error', error => fail(error instanceof Error ? error.message : String(error)))
+    worker.once('exit', () => fail('it has ended'))
+  })
 }
 
 /** It has no end of its own, and does not keep the process from ending. */

@@ -24,6 +24,7 @@ import { type MountInfo, mountAt, realMountpoint } from './mountinfo.js'
 import type { MountOptions } from './options.js'
 import { MAX_REQUEST_BYTES } from './protocol.js'
 import { stallMessage } from './reports.js'
+import { requireDescriptors } from './rlimits.js'
 import type { MainThread, Session, SessionParts, Transport } from './session.js'
 import { sharedStats, WorkerStats } from './stats.js'
 import type { Appearance } from './tree.js'
@@ -65,6 +66,10 @@ const CLUSTER_CACHE_BYTES = 16 * 2 ** 20
 /** The kernel's readahead for sequential readers; more than a request gained nothing. */
 const READ_AHEAD_BYTES = MAX_REQUEST_BYTES
 const ANSWER_TIMEOUT_MS = 20_000
+/** What a mount opens later: to mount, to answer for the first time, to unmount, to reopen the log. */
+const DESCRIPTORS_TO_SERVE = 12
+/** A thread that decompresses takes some more; without it the workers decompress alone. */
+const DESCRIPTORS_A_THREAD = 2
 
 /**
  * Mounts and resolves when the mount answers. Throws ImageError, MountError; then nothing is left. After
@@ -154,6 +159,8 @@ async function serveChain(
   const session = await sessionOf(transport, parts, { images, counts })
   let mount: MountInfo | undefined
   try {
+    await session.prepare()
+    requireDescriptors(DESCRIPTORS_TO_SERVE + threads * DESCRIPTORS_A_THREAD)
     mount = await session.mount()
     await firstAnswer(mountpoint, session.finished)
     // The kernel lowers it again as it reads the answer to INIT, and libfuse tells of that beforehand.

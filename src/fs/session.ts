@@ -45,6 +45,8 @@ export interface MainThread {
 export interface Session {
   /** Settles when the last request has been served. */
   readonly finished: Promise<void>
+  /** Settles when all is loaded that serves. Throws MountError where the machine lacks the means. */
+  prepare(): Promise<void>
   /** Mounts, and serves from then on. Throws MountError; then nothing is mounted. */
   mount(): Promise<MountInfo | undefined>
   /** `detach` takes it away at once and lets those who use it finish. Throws MountError with the reason. */

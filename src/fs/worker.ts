@@ -54,8 +54,8 @@ export interface SessionStart {
   readonly minor: number
 }
 
-/** What a worker tells the main thread; 'served' is the last. */
-export type WorkerMessage = { readonly log: LogEntry } | 'help' | 'served'
+/** What a worker tells the main thread: 'ready' when it can serve; 'served' is the last. */
+export type WorkerMessage = { readonly log: LogEntry } | 'ready' | 'help' | 'served'
 
 const ENOENT = 2
 const EINTR = 4
@@ -94,6 +94,7 @@ function run(setup: WorkerSetup): void {
     tell('served')
     parentPort?.close()
   })
+  tell('ready')
 }
 
 /** The steps of the warm-up, as long as there are any. */
@@ -113,6 +114,8 @@ class Warming {
     while (this.steps) {
       const length = read(device, message, message.length)
       if (length >= 0) return length
+      // The mount is gone already: the sleeping read tells why.
+      if (errno() !== EAGAIN) return -1
       this.guarded(() => {
         if (this.steps?.next().done) this.steps = undefined
       })

@@ -129,6 +129,16 @@ export function hasHungUp(fd: number): boolean {
   return poll(descriptor, 1, 0) > 0 && (descriptor.readInt16LE(6) & POLLERR) !== 0
 }
 
+const POLLOUT = 4
+
+/** Whether `fd` takes bytes, or an error, without waiting, within `milliseconds` (poll(2)). */
+export function isReadyToWrite(fd: number, milliseconds: number): boolean {
+  const descriptor = Buffer.alloc(8)
+  descriptor.writeInt32LE(fd, 0)
+  descriptor.writeInt16LE(POLLOUT, 4)
+  return poll(descriptor, 1, milliseconds) > 0
+}
+
 const lseek64 = libc.func('int64_t lseek64(int fd, int64_t offset, int whence)')
 const fcntl = libc.func('int fcntl(int fd, int command, ...)')
 const ioctl32 = libc.func('int ioctl(int fd, unsigned long request, void *argument)')
@@ -217,6 +227,9 @@ function flockOf(type: number, at: number): Buffer {
   flock.writeBigInt64LE(1n, 16)
   return flock
 }
+
+/** Starts a session of this process alone, without a terminal (setsid(2)). 0 or more, or -1. */
+export const startSession: () => number = libc.func('int setsid()')
 
 /** Ends the process at once: no other thread runs on, no handler, nothing is written out (_exit(2)). */
 export const exitNow: (code: number) => void = libc.func('void _exit(int code)')

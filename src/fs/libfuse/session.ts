@@ -51,6 +51,8 @@ export class LibfuseSession implements Session {
     )
   }
 
+  async prepare(): Promise<void> {}
+
   async mount(): Promise<MountInfo | undefined> {
     const { mountpoint, mountRequest, onlyUids, logger } = this.parts
     const request = { ...mountRequest, allowRoot: onlyUids !== undefined }

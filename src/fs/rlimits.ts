@@ -1,0 +1,60 @@
+/** The limits on open files and threads, which must not first be met when a mount is there. */
+import fs from 'node:fs'
+import { MountError } from '../errors.js'
+
+/** Throws MountError unless this process may open `count` more files. */
+export function requireDescriptors(count: number): void {
+  const opened: number[] = []
+  try {
+    while (opened.length < count) opened.push(fs.openSync('/dev/null', 'r'))
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    if (code !== 'EMFILE' && code !== 'ENFILE') throw error
+  } finally {
+    for (const fd of opened) fs.closeSync(fd)
+  }
+  const missing = count - opened.length
+  if (missing === 0) return
+  throw new MountError(
+    `the limit of open files is ${softLimit('open files')}, and ${missing} more are needed; raise it with ulimit -n`,
+  )
+}
+
+/**
+ * Throws MountError unless this user may have `count` more threads. Node hangs or aborts where it lacks
+ * one, so it must not come to that.
+ */
+export function requireThreads(count: number): void {
+  // The limit is not for root.
+  if (process.geteuid?.() === 0) return
+  const limit = softLimit('processes')
+  if (limit === undefined || limit > HIGH_LIMIT) return
+  const missing = threadsOf(process.getuid?.() ?? 0) + count - limit
+  if (missing <= 0) return
+  throw new MountError(
+    `the limit of processes is ${limit}, and ${missing} more are needed; raise it with ulimit -u`,
+  )
+}
+
+/** Above this, counting costs more than it tells. */
+const HIGH_LIMIT = 1000
+
+function threadsOf(uid: number): number {
+  let count = 0
+  for (const pid of fs.readdirSync('/proc').filter(name => /^[0-9]+$/.test(name))) {
+    try {
+      if (fs.statSync(`/proc/${pid}`).uid !== uid) continue
+      count += fs.readdirSync(`/proc/${pid}/task`).length
+    } catch {
+      // It has ended meanwhile.
+    }
+  }
+  return count
+}
+
+/** A limit of this process (proc(5), /proc/pid/limits); undefined where there is none. */
+function softLimit(name: string): number | undefined {
+  const text = fs.readFileSync('/proc/self/limits', 'utf8')
+  const digits = new RegExp(`^Max ${name} +([0-9]+)`, 'm').exec(text)?.[1]
+  return digits === undefined ? undefined : Number(digits)
+}
