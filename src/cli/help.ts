@@ -32,7 +32,9 @@ Shows the disk image IMAGE (qcow2, vmdk, qcow, cow, raw) in the folder MOUNTPOIN
   disk@BACKING.raw       each backing file of its chain
   .vimgfs/               found by name: stats.json, status.json
 
-The server goes to the background once the mount answers. SIGINT, SIGTERM and SIGHUP unmount it.
+The server goes to the background once the mount answers. SIGINT and SIGTERM unmount it, and SIGHUP
+does in front. SIGUSR1 switches the log to the next more detailed level, and back. SIGUSR2 opens
+the log's file again, and so does SIGHUP in the background.
 
 IMAGE is locked as QEMU does it: what a running machine has open is refused, and the other way
 round.
