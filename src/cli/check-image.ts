@@ -33,13 +33,13 @@ export async function checkImage(
 ): Promise<Checked | undefined> {
   const { format, repair } = request
   const { openGiven } = await import('../io/named-file.js')
-  const { probeGiven } = await import('../formats/probe.js')
+  const { guessFormat } = await import('../formats/raw-guess.js')
   const access = repair === undefined ? 'read' : 'write'
   let actual = format
   if (actual === undefined) {
     const file = openGiven(name)
     try {
-      actual = probeGiven(await storeOf(file))
+      actual = guessFormat(await storeOf(file))
     } finally {
       fs.closeSync(file.fd)
     }

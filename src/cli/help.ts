@@ -55,7 +55,8 @@ round.
        fsname=NAME         what mount lists as the source (the path of IMAGE)
   -f, --foreground       stay in front and log to standard error
   -q, --quiet            say nothing but errors
-  --format F             raw, cow, qcow, qcow2 or vmdk (found by the first bytes)
+  --format F             raw, cow, qcow, qcow2 or vmdk (found by the first bytes); raw also shows and
+                         writes what does not look like a disk
   --threads N            threads that serve requests (2, up to 4 with more processors)
   --transport KIND       how requests come: direct (the kernel's protocol; the rule), or libfuse
                          (by the package fuse-native, where that is installed; slower)

@@ -350,6 +350,7 @@ function hints(
 ): string[] {
   const count = (kind: CatalogEntry['kind']) => server.entries.filter(e => e.kind === kind).length
   const [disk] = server.entries
+  const format = `${server.format}${server.isGuessed ? ' (guessed)' : ''}`
   const extras = [
     plural(count('snapshot'), 'snapshot'),
     plural(count('vmstate'), 'VM state'),
@@ -364,7 +365,7 @@ function hints(
         ? 'You and root can use it.'
         : 'Only you can use it: what root does with it (a loop mount, say) needs -o allow_root or -o allow_other.'
   return [
-    `${disk?.name} (${humanSize(disk?.sizeBytes ?? 0)})${extras.length > 0 ? ` with ${extras.join(', ')}` : ''} in ${server.mountpoint}, ${server.isWritable ? 'read-write' : 'read-only'}`,
+    `${disk?.name} (${humanSize(disk?.sizeBytes ?? 0)})${extras.length > 0 ? ` with ${extras.join(', ')}` : ''} in ${server.mountpoint}, ${format}, ${server.isWritable ? 'read-write' : 'read-only'}`,
     ...(who === '' ? [] : [who]),
     `Unmount it with: vimgfs umount ${server.mountpoint}${logPlace === undefined ? '' : ` (log: ${logPlace})`}`,
   ].map(printable)

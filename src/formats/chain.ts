@@ -27,8 +27,9 @@ import {
 } from './layer.js'
 import { MAX_CHAIN_DEPTH, MAX_LAYERS, MAX_REFUSED_SNAPSHOTS, MAX_VMSD_BYTES } from './limits.js'
 import { type CowHeader, readCowHeader } from './cow/header.js'
-import { FORMATS, FORMATS_READ, type Format, probe, probeGiven } from './probe.js'
+import { FORMATS, FORMATS_READ, type Format, probe } from './probe.js'
 import { probedWarning } from './probed.js'
+import { guessFormat, requireWritableFormat } from './raw-guess.js'
 import { readQcowHeader } from './qcow/header.js'
 import { CRYPT, INCOMPATIBLE, type Qcow2Header, readHeader } from './qcow2/header.js'
 import { requireWhole } from './qcow2/losses.js'
@@ -38,7 +39,7 @@ import { childrenOf } from './vmdk/children.js'
 import { openVmdk, type VmdkSpec } from './vmdk/image.js'
 import { type MachineSnapshot, snapshotsOfDisk } from './vmdk/machine.js'
 import { vmwareLocks } from './vmdk/vmware-lock.js'
-import { requireWritable, requireWritableKind } from './vmdk/writability.js'
+import { requireWritable } from './vmdk/writability.js'
 import { checkCid, extentNames, type ParentLink, parentLink, parentNames } from './vmdk/parent.js'
 
 const NANOSECONDS = 1_000_000_000n
@@ -352,13 +353,12 @@ class ChainOpener {
   private readLayer(file: OpenedFile, format: Format | undefined, access: Access): LayerSpec {
     const isTop = this.opened.length === 1
     // Nobody has to be kept out of what is never written.
-    const early = storeOf(fileSpec(file))
-    if (access === 'write' && (format ?? probe(early)) === 'vmdk') requireWritableKind(early)
+    if (access === 'write') requireWritableFormat(storeOf(fileSpec(file)), format)
     // First of all: what is read before others are kept out may change at once.
     this.lock(file, access)
     const spec = fileSpec(file)
     const store = storeOf(spec)
-    const actual = format ?? (isTop ? probeGiven(store) : probe(store))
+    const actual = format ?? (isTop ? guessFormat(store) : probe(store))
     const mtime = file.stat.mtimeNs
     // Before 1970 as well they count from the second before.
     const nanoseconds = ((mtime % NANOSECONDS) + NANOSECONDS) % NANOSECONDS

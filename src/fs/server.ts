@@ -7,6 +7,7 @@ import { MountError, ProtocolError } from '../errors.js'
 import { type CatalogEntry, catalogOf } from '../formats/catalog.js'
 import { type Chain, closeChain, type OpenOptions, openChain } from '../formats/chain.js'
 import { type AskPassphrase, lockChain, unlockChain } from '../formats/encryption.js'
+import type { Format } from '../formats/probe.js'
 import { extentFiles, type LayerSpec, removedFiles, storeOf } from '../formats/layer.js'
 import { createDiskMemory } from '../formats/disk-memory.js'
 import { type CacheSizes, ImageSet } from '../formats/image-set.js'
@@ -51,6 +52,9 @@ export interface Server {
   readonly entries: readonly CatalogEntry[]
   readonly warnings: readonly string[]
   readonly isWritable: boolean
+  /** The image's format, and whether it is but a guess: nothing in the file says raw. */
+  readonly format: Format
+  readonly isGuessed: boolean
   /**
    * Settles when the last request has been served: after unmounting, by whomever. False when not all
    * that was written could be kept.
@@ -189,7 +193,9 @@ async function serveChain(
     // Whoever still uses it may do so for long.
     keeper?.flush()
   }
-  return { mountpoint, entries, warnings, isWritable, finished, stop }
+  const { format, isProbed } = chain.layers[0]
+  const isGuessed = isProbed === true && format === 'raw'
+  return { mountpoint, entries, warnings, isWritable, format, isGuessed, finished, stop }
 }
 
 async function sessionOf(

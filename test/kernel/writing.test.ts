@@ -86,7 +86,7 @@ async function writing(t: Test, place: Place, format: string): Promise<void> {
   const image = await makeImage(place, folder, format)
   const expected = Buffer.alloc(SIZE)
   expected.fill(0x11, 0, 8 * MIB)
-  const mounted = await mount(t, image.file, { place })
+  const mounted = await mount(t, image.file, { place, args: ['--format', format] })
   const disk = mounted.file(image.name)
   const in_ = (command: string, ...args: string[]) => runIn(place, command, args)
   const same = async (title: string) => {
@@ -317,7 +317,8 @@ t.test('snapshots and layers below cannot be written', skip, async t => {
 t.test('growing', skip, async t => {
   for (const format of ['raw', 'qcow2']) {
     const image = await makeImage(HERE, sharedFolder(t), format)
-    const mounted = await mount(t, image.file, { args: ['-o', 'growable'] })
+    const args = ['--format', format, '-o', 'growable']
+    const mounted = await mount(t, image.file, { args })
     const disk = mounted.file(image.name)
     const size = async () => Number((await call(HERE, 'stat', disk)).size)
     await runIn(HERE, 'truncate', ['-s', '30M', disk])

@@ -60,7 +60,9 @@ async function exercise(t: Test, kind: Kind, steps: number, seed: number): Promi
     kind.format === 'cow' ? convertCow(image, raw) : await convert(named, raw)
   const model = await toRaw(join(folder, 'model'))
   const mountpoint = mountFolder(t)
-  const args = kind.named ? ['--passphrase-file', join(folder, PASSPHRASE_FILE)] : []
+  const passphrase = kind.named ? ['--passphrase-file', join(folder, PASSPHRASE_FILE)] : []
+  // What is written looks like no disk.
+  const args = [...passphrase, ...(kind.format === 'raw' ? ['--format', 'raw'] : [])]
   const mounting = { folder: mountpoint, args }
   const snapshots: string[] = []
 

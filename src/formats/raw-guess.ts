@@ -1,0 +1,56 @@
+/**
+ * Raw is what remains where no format is recognised. Whoever writes to a file on this guess alone may destroy
+ * one that is no disk, so a disk has to be recognised by what it holds.
+ */
+import { ImageError } from '../errors.js'
+import { WriteProtected } from '../io/named-file.js'
+import type { Store } from '../io/store.js'
+import { type Format, probeGiven } from './probe.js'
+import { fileSystemOf } from './signatures/file-system.js'
+import { NO_DISK_BYTES, noDiskOf } from './signatures/no-disk.js'
+import { partitionTableOf } from './signatures/partition-table.js'
+import { sampleOf } from './signatures/sample.js'
+import { requireWritableKind } from './vmdk/writability.js'
+
+/** A disk whose first MiB is zeros alone is a fresh one. */
+const FRESH_BYTES = 2 ** 20
+/** Signatures lie in these first bytes, or at the end. */
+const SAMPLE_BYTES = FRESH_BYTES + 64 * 1024
+
+/**
+ * The format of the file that the user named, by its first bytes. Throws ImageError for formats that are
+ * not read, and for files that are no disks.
+ */
+export function guessFormat(store: Store): Format {
+  const format = probeGiven(store)
+  const noDisk = format === 'raw' ? noDiskOf(sampleOf(store, NO_DISK_BYTES)) : undefined
+  if (!noDisk) return format
+  throw new ImageError('NOT_AN_IMAGE', `this is ${noDisk.name}, not a disk`, {
+    path: store.path,
+    hint: `${noDisk.hint}; --format raw shows the file as it is`,
+  })
+}
+
+/**
+ * Throws WriteProtected where an image of this format, found by its first bytes where it is not given, is
+ * not written; ImageError as `guessFormat` does.
+ */
+export function requireWritableFormat(store: Store, format: Format | undefined): void {
+  const actual = format ?? guessFormat(store)
+  if (actual === 'vmdk') requireWritableKind(store)
+  if (format !== undefined || actual !== 'raw') return
+  const sample = sampleOf(store, SAMPLE_BYTES)
+  const start = sample.head.subarray(0, FRESH_BYTES)
+  const isFresh = start.length === Math.min(FRESH_BYTES, store.sizeBytes) && isZeros(start)
+  if (isFresh || partitionTableOf(sample) !== undefined || fileSystemOf(sample) !== undefined)
+    return
+  const what =
+    'its format was guessed as raw, but it has no partition table and no file system that is known'
+  throw new WriteProtected(
+    store.path,
+    `${what} (--format raw says that it is a disk)`,
+    'mount it with --format raw',
+  )
+}
+
+const isZeros = (bytes: Buffer): boolean => bytes.equals(Buffer.alloc(bytes.length))
