@@ -1,8 +1,11 @@
 /** Why a disk is not written any more, in memory that its threads share. The first reason stays. */
 import { constants } from 'node:os'
-import { ImageError } from '../errors.js'
+import { ImageError, SystemError } from '../errors.js'
 
-const { EIO, EROFS } = constants.errno
+const { EDQUOT, EFBIG, EIO, ENOMEM, ENOSPC, EROFS } = constants.errno
+
+/** What a failed flush may leave as it was, to be tried again. */
+const PASSING: readonly number[] = [ENOSPC, EDQUOT, EFBIG, ENOMEM]
 
 /** Values of the shared word; the text is being written while it is `telling`. */
 const STATE = { sound: 0, readOnly: 1, telling: 2, cutOff: 3 } as const
@@ -49,5 +52,19 @@ export class DiskFailure {
     if (errno === 0) return
     if (errno === EIO) throw new ImageError('CORRUPT', reason, { isCutOff: true })
     throw new ImageError('READ_ONLY', `it has become read-only: ${reason}`, { path })
+  }
+
+  /** Decides whether an error ends writing: a sync that failed, damage, or a mistake of ours. Returns it. */
+  judged(error: unknown, isFlush = false): unknown {
+    if (error instanceof ImageError && error.code === 'CORRUPT' && error.context.endsWriting) {
+      this.set(error.message, error.context.isCutOff)
+    } else if (error instanceof SystemError) {
+      const mayPass = !isFlush || PASSING.includes(error.errno)
+      if (error.endsWriting || !mayPass) this.set(error.message)
+    } else if (!(error instanceof ImageError)) {
+      // A mistake of ours: what it left half done is not known.
+      this.set(`an error inside vimgfs: ${error instanceof Error ? error.message : error}`)
+    }
+    return error
   }
 }

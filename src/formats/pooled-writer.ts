@@ -33,6 +33,9 @@ export abstract class PooledWriter {
 
   refresh(): void {}
 
+  /** These formats append, and punch what is freed at once. */
+  lookEverywhere(): void {}
+
   checkGrowth(): void {
     const { path } = this.pooled.store
     throw new ImageError('REFUSED', `${this.format} images cannot grow`, { path })

@@ -45,6 +45,8 @@ export class RawWriter implements WritableDriver {
 
   cancel(): void {}
 
+  lookEverywhere(): void {}
+
   zeroUnits(offset: number, length: number): number {
     return this.dataStore.punch(offset, length) ? length : 0
   }

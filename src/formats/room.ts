@@ -19,3 +19,9 @@ export function takeMuchRoom(store: WritableStore, at: number, length: number): 
     takeRoom(store, at + done, Math.min(PIECE_BYTES, length - done))
   }
 }
+
+/** Makes sure that a table has room where it is before it changes. Returns `bytes`. Throws SystemError. */
+export function withRoom(store: WritableStore, at: number, bytes: Buffer): Buffer {
+  takeRoom(store, at, bytes.length)
+  return bytes
+}

@@ -7,20 +7,14 @@
  *  (3) After a sync that failed, or damage that was met, nothing is written any more: what the disk has
  *      is not known. All else is undone, and may be tried again.
  */
-import { constants } from 'node:os'
-import { ImageError, SystemError } from '../errors.js'
 import type { DiskMemory } from './disk-memory.js'
 import { DiskFailure } from './disk-failure.js'
 import { DiskLock } from './disk-lock.js'
-import type { DiskHooks, WritableDisk, WritableDriver } from './writable.js'
+import { isLackOfRoom } from './lack-of-room.js'
 import { takeDiskRoom } from './reserving.js'
+import type { DiskHooks, WritableDisk, WritableDriver } from './writable.js'
 import { nextZeroStep, Scratch, type WritableView, writeReserved } from './write-engine.js'
 import { areZeros, MIN_ZEROS_BYTES, writeZeroBytes, ZEROS } from './zeros.js'
-
-const { EDQUOT, EFBIG, ENOMEM, ENOSPC } = constants.errno
-
-/** What a failed write may leave as it was, to be tried again. */
-const PASSING: readonly number[] = [ENOSPC, EDQUOT, EFBIG, ENOMEM]
 
 /** Places in `DiskMemory.counters`. */
 const COUNTER = { writes: 0, flushed: 1, begun: 2, failed: 3, generation: 4 } as const
@@ -93,7 +87,7 @@ export class SharedDisk implements WritableDisk {
     try {
       for (const file of this.hooks.files ?? []) file.requireWhole(true)
     } catch (error) {
-      this.judged(error)
+      this.failed.judged(error)
     }
   }
 
@@ -143,7 +137,7 @@ export class SharedDisk implements WritableDisk {
   }
 
   private growFrom(before: number, sizeBytes: number): void {
-    this.resize(sizeBytes)
+    this.orAgain(() => this.resize(sizeBytes))
     try {
       // What was there before, of a larger disk or of a layer below, must not show.
       this.zero(before, sizeBytes - before)
@@ -175,7 +169,7 @@ export class SharedDisk implements WritableDisk {
       this.refresh()
       return act()
     } catch (error) {
-      throw this.judged(error)
+      throw this.failed.judged(error)
     } finally {
       this.lock.untake()
     }
@@ -248,12 +242,12 @@ export class SharedDisk implements WritableDisk {
 
   /** Writes zeros that cover no whole unit; they take no space where the disk reads as zeros already. */
   private writeZeros(source: Buffer, start: number, length: number, offset: number): void {
-    const done = this.overwrite(source, start, length, offset)
+    const done = this.orAgain(() => this.overwrite(source, start, length, offset))
     if (done < length) this.zeroRange(offset + done, length - done)
   }
 
   private writeBytes(source: Buffer, start: number, length: number, offset: number): void {
-    const done = this.overwrite(source, start, length, offset)
+    const done = this.orAgain(() => this.overwrite(source, start, length, offset))
     if (done < length) this.writeAlone(source, start + done, length - done, offset + done)
   }
 
@@ -275,7 +269,7 @@ export class SharedDisk implements WritableDisk {
         if (done === length) break
       }
     } catch (error) {
-      throw this.judged(error)
+      throw this.failed.judged(error)
     } finally {
       this.lock.unshare()
     }
@@ -328,6 +322,11 @@ export class SharedDisk implements WritableDisk {
    */
   private alone(start: () => () => boolean): void {
     let step: (() => boolean) | undefined
+    const started = () => (step ??= start())
+    this.orAgain(() => this.stepAlone(started))
+  }
+
+  private stepAlone(started: () => () => boolean): void {
     for (let flushes = 0; ; ) {
       let hasRoom = false
       this.lock.take()
@@ -335,14 +334,14 @@ export class SharedDisk implements WritableDisk {
         this.refresh()
         this.failed.requireSound()
         this.begin()
-        step ??= start()
+        const step = started()
         const until = performance.now() + HOLD_MS
         do {
           hasRoom = this.driver.hasRoom()
           if (hasRoom && step()) return
         } while (hasRoom && performance.now() < until)
       } catch (error) {
-        throw this.judged(error)
+        throw this.failed.judged(error)
       } finally {
         this.lock.untake()
       }
@@ -360,6 +359,31 @@ export class SharedDisk implements WritableDisk {
     }
   }
 
+  /** Runs `act`, and once more with more room where there was too little. */
+  private orAgain<T>(act: () => T): T {
+    try {
+      return act()
+    } catch (error) {
+      this.makeRoom(error)
+      return act()
+    }
+  }
+
+  /**
+   * After a write that found no room: gives back all that was freed, and has the driver look for space from
+   * the start. Throws `error` again where that cannot help.
+   */
+  private makeRoom(error: unknown): void {
+    if (!isLackOfRoom(error) || Atomics.load(this.counters, COUNTER.begun) === 0) throw error
+    this.lock.takeFlush()
+    try {
+      this.flushAll()
+      this.whileAlone(() => this.driver.lookEverywhere())
+    } finally {
+      this.lock.untakeFlush()
+    }
+  }
+
   /** With the right to flush. Returns whether there is more to flush. */
   private flushOnce(): boolean {
     this.failed.requireSound()
@@ -368,7 +392,7 @@ export class SharedDisk implements WritableDisk {
     try {
       flush.run()
     } catch (error) {
-      throw this.judged(error, true)
+      throw this.failed.judged(error, true)
     }
     this.whileAlone(() => flush.settle())
     Atomics.store(this.counters, COUNTER.flushed, upTo)
@@ -377,19 +401,5 @@ export class SharedDisk implements WritableDisk {
 
   private flushAll(): void {
     for (let i = 0; i < MAX_FLUSHES; i++) if (!this.flushOnce()) return
-  }
-
-  /** Rule (3): whether what was thrown ends writing. Returns it. */
-  private judged(error: unknown, isFlush = false): unknown {
-    if (error instanceof ImageError && error.code === 'CORRUPT' && error.context.endsWriting) {
-      this.failed.set(error.message, error.context.isCutOff)
-    } else if (error instanceof SystemError) {
-      const mayPass = !isFlush || PASSING.includes(error.errno)
-      if (error.endsWriting || !mayPass) this.failed.set(error.message)
-    } else if (!(error instanceof ImageError)) {
-      // A mistake of ours: what it left half done is not known.
-      this.failed.set(`an error inside vimgfs: ${error instanceof Error ? error.message : error}`)
-    }
-    return error
   }
 }

@@ -45,6 +45,8 @@ export interface WritableDriver extends FormatDriver {
   link(reservation: Reservation): void
   /** Gives space back that was never linked. */
   cancel(reservation: Reservation): void
+  /** Makes the next search for free space begin at the start; all that was freed has been given back. */
+  lookEverywhere(): void
   /**
    * Makes whole units read as zeros without taking space, from `offset` on, as far as one step can:
    * `length` bytes at most, both multiples of `zeroUnitBytes` or up to the disk's end. Returns how many

@@ -15,6 +15,7 @@ import { STAGE, type TablePool } from '../../cache/table-pool.js'
 import { ImageError, orEndWriting, SystemError } from '../../errors.js'
 import type { Store, WritableStore } from '../../io/store.js'
 import { MAX_REFCOUNT_TABLE_BYTES } from '../limits.js'
+import { takeRoom, withRoom } from '../room.js'
 import { getCount, setCount } from './counts.js'
 import type { FreeQueue } from './free-queue.js'
 import { type Guard, KIND } from './guard.js'
@@ -82,6 +83,7 @@ export class Refcounts {
       let end = cluster + 1
       while (end < sliceEnd && end - cluster < wanted && this.isFree(slice, end)) end++
       if (end * clusterBytes > MAX_FILE_BYTES) throw new SystemError('write', EFBIG, store.path)
+      this.takeRoom(block, cluster)
       this.set(block, cluster, end - cluster, 1)
       state[STATE.cursor] = end
       // Before anything is written there.
@@ -153,6 +155,14 @@ export class Refcounts {
     state[STATE.lowestFreed] = Number.POSITIVE_INFINITY
   }
 
+  /** Makes the next search pass all clusters of the file. */
+  lookEverywhere(): void {
+    const { state } = this.parts
+    state[STATE.cursor] = 0
+    state[STATE.freedBehind] = 0
+    state[STATE.lowestFreed] = Number.POSITIVE_INFINITY
+  }
+
   private isFree(slice: Buffer, cluster: number): boolean {
     // Rule (1).
     return this.countIn(slice, cluster) === 0 && this.parts.guard.kindOf(cluster) === 0
@@ -198,6 +208,13 @@ export class Refcounts {
     return metadata.slice(store, storeId, this.place(block, cluster), sliceBytes)
   }
 
+  /** A slice in the pool has its room since it came there. */
+  private takeRoom(block: number, cluster: number): void {
+    const { pool, store, sliceBytes } = this.parts
+    const place = this.place(block, cluster)
+    if (pool.find(place) === undefined) takeRoom(store, place, sliceBytes)
+  }
+
   private place(block: number, cluster: number): number {
     const inBlock = Math.floor((cluster % this.perBlock) / this.perSlice)
     return block + inBlock * this.parts.sliceBytes
@@ -236,9 +253,9 @@ export class Refcounts {
     const block = Buffer.alloc(clusterBytes)
     setCount(block, cluster % this.perBlock, this.parts.refcountOrder, 1)
     store.write(block, 0, clusterBytes, at)
-    const entry = pool.edit(this.tablePlace(index), STAGE.refcountTable, () =>
-      this.tableSlice(index),
-    )
+    const place = this.tablePlace(index)
+    const load = () => withRoom(store, place, this.tableSlice(index))
+    const entry = pool.edit(place, STAGE.refcountTable, load)
     putOffset(entry, (index * 8) % entry.length, at)
     guard.change(cluster, 1, KIND.refcountBlock)
     return at

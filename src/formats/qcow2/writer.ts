@@ -18,17 +18,16 @@ import { placed } from '../../io/cipher-store.js'
 import type { WritableStore } from '../../io/store.js'
 import type { Extent } from '../driver.js'
 import { MAX_L1_BYTES } from '../limits.js'
+import { withRoom } from '../room.js'
 import type { Flush, Reservation, WritableDriver } from '../writable.js'
 import { packedAt, type Qcow2Driver, SUBCLUSTERS } from './driver.js'
 import { holdBitmaps, storeBitmaps } from './bitmap-store.js'
 import { BitmapTracker } from './bitmap-tracker.js'
-import { CountLedger } from './count-ledger.js'
 import { FreeQueue } from './free-queue.js'
 import { Guard, KIND } from './guard.js'
-import { guardMetadata } from './guarded.js'
 import { AUTOCLEAR, COMPATIBLE, INCOMPATIBLE, type Qcow2Header } from './header.js'
 import { writeDiskSize, writeFeatures, writeL1 } from './header-update.js'
-import { lostCluster } from './lost-clusters.js'
+import { inspectForWriting } from './inspection.js'
 import { Refcounts, type Run } from './refcounts.js'
 import { COMPRESSED, COPIED, ZERO_FLAG } from './words.js'
 import { type Qcow2Memory, STATE } from './write-memory.js'
@@ -139,15 +138,7 @@ export class Qcow2Writer implements WritableDriver {
 
   begin(): void {
     const { header, store, memory } = this.parts
-    const ledger = new CountLedger(store, header)
-    this.guard.clear()
-    guardMetadata(this.guard, store, header, memory.bitmaps, ledger)
-    const lost = lostCluster(store, header, ledger)
-    if (lost !== undefined) {
-      throw this.damage(
-        `there are data at ${lost}, beyond the end of the file: writing would make zeros of them`,
-      )
-    }
+    inspectForWriting(this.guard, store, header, memory.bitmaps)
     holdBitmaps(store, memory.bitmaps, 'write', () => this.writeFeatures(true))
     if (header.version === 2) return
     if (this.keptAutoclear === header.autoclear && !this.isLazy) return
@@ -273,7 +264,8 @@ export class Qcow2Writer implements WritableDriver {
     const { driver } = this.parts
     const place = this.ownPlace(offset)
     const { inSlice } = place
-    const slice = driver.slice(place.sliceAt, offset)
+    // The table gets its room before anything is put where it will point.
+    const slice = this.editLinks(place.sliceAt, offset)
     const inCluster = offset % this.unitBytes
     const host = this.ownHost(slice, inSlice, offset)
     if (host >= 0) return this.reserveInOwn(slice, place, inCluster, length, host)
@@ -409,6 +401,10 @@ export class Qcow2Writer implements WritableDriver {
     // What has reached a raw data file is what its disk has now.
     if (this.keepsRaw) this.link(reservation)
     else if (run) this.refcounts.cancel(run)
+  }
+
+  lookEverywhere(): void {
+    this.refcounts.lookEverywhere()
   }
 
   zeroUnits(offset: number, length: number): number {
@@ -671,14 +667,9 @@ export class Qcow2Writer implements WritableDriver {
     try {
       this.pool.forget(place, unitBytes)
       store.write(table, 0, unitBytes, place) // rule (2)
-      const load = () => driver.l1Slice(l1Index, offset)
-      putEntry(
-        this.pool.edit(driver.l1SliceAt(l1Index), STAGE.links, load),
-        inSlice,
-        place,
-        COPIED,
-        0,
-      )
+      const sliceAt = driver.l1SliceAt(l1Index)
+      const load = () => withRoom(store, sliceAt, driver.l1Slice(l1Index, offset))
+      putEntry(this.pool.edit(sliceAt, STAGE.links, load), inSlice, place, COPIED, 0)
     } catch (error) {
       this.refcounts.cancel(run)
       throw error
@@ -692,7 +683,9 @@ export class Qcow2Writer implements WritableDriver {
   }
 
   private editLinks(sliceAt: number, offset: number): Buffer {
-    return this.pool.edit(sliceAt, STAGE.links, () => this.parts.driver.slice(sliceAt, offset))
+    const { store, driver } = this.parts
+    const load = () => withRoom(store, sliceAt, driver.slice(sliceAt, offset))
+    return this.pool.edit(sliceAt, STAGE.links, load)
   }
 
   /** What the entry at `at` points at loses one reference, once a flush has removed the entry. */

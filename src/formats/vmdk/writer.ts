@@ -125,6 +125,9 @@ export class VmdkWriter implements WritableDriver {
     extent.grains?.cancel(reserved)
   }
 
+  /** Grains are appended, and punched at once when they are freed. */
+  lookEverywhere(): void {}
+
   zeroUnits(offset: number, length: number): number {
     const { start, end, store, grains, index } = this.extentAt(offset)
     const inExtent = Math.min(length, end - offset)
