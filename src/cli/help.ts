@@ -51,7 +51,8 @@ round.
                            for ordinary users both need user_allow_other in /etc/fuse.conf
        default_permissions the kernel checks modes (it always does with the two above)
        uid=N, gid=N        who owns the files (the mounting user)
-       umask=OCTAL         the files' modes (those of IMAGE; write bits for disk.raw only)
+       umask=OCTAL         the files' modes (those that all its files have in common;
+                           write bits for disk.raw only)
        fsname=NAME         what mount lists as the source (the path of IMAGE)
   -f, --foreground       stay in front and log to standard error
   -q, --quiet            say nothing but errors

@@ -1,7 +1,7 @@
 /** What a mount of an image shows: the disk, its snapshots and their VM states, its backing layers. */
 import path from 'node:path'
 import type { Chain } from './chain.js'
-import { diskBytes, type LayerSpec, type Timestamp } from './layer.js'
+import { diskBytes, filesFrom, lastModified, type LayerSpec, type Timestamp } from './layer.js'
 import { distinctNames, stemOf, type Tagged } from './file-names.js'
 import { clusterBytes, l2CoverageBytes, type Qcow2Header } from './qcow2/header.js'
 import type { Qcow2Snapshot } from './qcow2/snapshots.js'
@@ -31,6 +31,7 @@ export function catalogOf(chain: Chain): { entries: CatalogEntry[]; warnings: st
     .slice(1, chain.depth)
     .filter(({ place }) => !frozen.has(place))
   const stem = stemOf(top.path)
+  const modified = (layer: number) => lastModified(filesFrom(chain.layers, layer))
   const warnings: string[] = []
   const tags: Tagged[] = [
     ...chain.snapshots.map(({ name, id }) => ({ tag: name, id })),
@@ -51,7 +52,7 @@ export function catalogOf(chain: Chain): { entries: CatalogEntry[]; warnings: st
       layer: 0,
       startOffset: 0,
       sizeBytes: diskBytes(top),
-      modified: top.modified,
+      modified: modified(0),
       attributes: layerAttributes(top),
     },
   ]
@@ -74,7 +75,7 @@ export function catalogOf(chain: Chain): { entries: CatalogEntry[]; warnings: st
       layer: snapshot.layer,
       startOffset: 0,
       sizeBytes: diskBytes(layer),
-      modified: snapshot.created ?? layer.modified,
+      modified: snapshot.created ?? modified(snapshot.layer),
       attributes: { ...layerAttributes(layer), path: layer.path, ...machineAttributes(snapshot) },
     })
   })
@@ -85,7 +86,7 @@ export function catalogOf(chain: Chain): { entries: CatalogEntry[]; warnings: st
       layer: place,
       startOffset: 0,
       sizeBytes: diskBytes(layer),
-      modified: layer.modified,
+      modified: modified(place),
       attributes: { ...layerAttributes(layer), layer: String(place), path: layer.path },
     })
   })

@@ -42,8 +42,6 @@ import { vmwareLocks } from './vmdk/vmware-lock.js'
 import { requireWritable } from './vmdk/writability.js'
 import { checkCid, extentNames, type ParentLink, parentLink, parentNames } from './vmdk/parent.js'
 
-const NANOSECONDS = 1_000_000_000n
-
 export interface Chain {
   /**
    * The image first, then its backing file, and so on, `depth` of them; then what only snapshots of
@@ -359,18 +357,10 @@ class ChainOpener {
     const spec = fileSpec(file)
     const store = storeOf(spec)
     const actual = format ?? (isTop ? guessFormat(store) : probe(store))
-    const mtime = file.stat.mtimeNs
-    // Before 1970 as well they count from the second before.
-    const nanoseconds = ((mtime % NANOSECONDS) + NANOSECONDS) % NANOSECONDS
     const layer: LayerSpec = {
       ...spec,
       format: actual,
       isProbed: format === undefined,
-      modified: {
-        seconds: Number((mtime - nanoseconds) / NANOSECONDS),
-        nanoseconds: Number(nanoseconds),
-      },
-      mode: Number(file.stat.mode & 0o777n),
     }
     if (actual === 'raw') return layer
     if (actual === 'vmdk') return this.vmdkLayer(layer, access, file.stat.isBlockDevice())

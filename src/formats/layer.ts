@@ -18,15 +18,18 @@ export interface FileSpec {
   readonly allocatedBytes: number
   /** That it was a regular file with a name when it was opened; some file systems tell of none. */
   readonly hasName?: boolean
+  /** When it was last written before it was opened. */
+  readonly modified: Timestamp
+  /** Permission bits. */
+  readonly mode: number
+  /** The group that it belongs to. */
+  readonly gid: number
 }
 
 export interface LayerSpec extends FileSpec {
   readonly format: Format
   /** That nobody stated the format: it was found by the file's first bytes. */
   readonly isProbed?: boolean
-  readonly modified: Timestamp
-  /** Permission bits of the file. */
-  readonly mode: number
   readonly qcow2?: Qcow2Header
   readonly qcow?: QcowHeader
   readonly cow?: CowHeader
@@ -86,11 +89,39 @@ export const removedFiles = (layer: LayerSpec): string[] =>
     .filter(({ fd, hasName }) => hasName && fs.fstatSync(fd).nlink === 0)
     .map(({ path }) => path)
 
+/** All files that the bytes of layer `index` come from: its own, and those of the layers below. */
+export function filesFrom(layers: readonly LayerSpec[], index: number): FileSpec[] {
+  const files: FileSpec[] = []
+  for (let i: number | undefined = index; i !== undefined; ) {
+    const layer = layers[i] as LayerSpec
+    files.push(...filesOf(layer))
+    i = layer.below
+  }
+  return files
+}
+
+/** When the last of `files` was written; there is at least one. */
+export const lastModified = (files: readonly FileSpec[]): Timestamp =>
+  files
+    .map(({ modified }) => modified)
+    .reduce((a, b) => ((a.seconds - b.seconds || a.nanoseconds - b.nanoseconds) < 0 ? b : a))
+
 export function fileSpec({ path, fd, stat }: OpenedFile): FileSpec {
   const sizeBytes = stat.isBlockDevice() ? sizeOf(fd) : Number(stat.size)
   const hasName = stat.isFile() && stat.nlink > 0n
-  return { path, fd, sizeBytes, allocatedBytes: allocatedBytes(stat, sizeBytes), hasName }
+  const mode = Number(stat.mode & 0o777n)
+  const times = { modified: timestamp(stat.mtimeNs), mode, gid: Number(stat.gid) }
+  return { path, fd, sizeBytes, allocatedBytes: allocatedBytes(stat, sizeBytes), hasName, ...times }
 }
+
+/** Before 1970 as well nanoseconds count from the second before. */
+function timestamp(time: bigint): Timestamp {
+  const nanoseconds = ((time % NANOSECONDS) + NANOSECONDS) % NANOSECONDS
+  const seconds = Number((time - nanoseconds) / NANOSECONDS)
+  return { seconds, nanoseconds: Number(nanoseconds) }
+}
+
+const NANOSECONDS = 10n ** 9n
 
 function allocatedBytes(stat: fs.BigIntStats, sizeBytes: number): number {
   return stat.isBlockDevice() ? sizeBytes : Number(stat.blocks) * 512
@@ -100,6 +131,6 @@ function allocatedBytes(stat: fs.BigIntStats, sizeBytes: number): number {
 export const allocatedNow = (file: FileSpec): number =>
   allocatedBytes(fs.fstatSync(file.fd, { bigint: true }), file.sizeBytes)
 
-export function storeOf(file: FileSpec): FileStore {
+export function storeOf(file: Pick<FileSpec, 'path' | 'fd' | 'sizeBytes'>): FileStore {
   return new FileStore(file.path, file.fd, file.sizeBytes)
 }

@@ -208,10 +208,11 @@ export class NodeOperations {
   }
 
   modeOf(node: Node): number {
-    const { fileMode, diskMode, dirMode } = this.tree.appearance
+    const { fileMode, layerModes, diskMode, dirMode } = this.tree.appearance
     if (node.kind === 'dir') return S_IFDIR | dirMode
-    const isDisk = node.kind === 'image' && node.entry.kind === 'disk'
-    return S_IFREG | (isDisk ? diskMode : fileMode)
+    if (node.kind !== 'image') return S_IFREG | fileMode
+    if (node.entry.kind === 'disk') return S_IFREG | diskMode
+    return S_IFREG | (layerModes?.[node.entry.layer] ?? fileMode)
   }
 
   attributes(node: Node) {

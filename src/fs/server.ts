@@ -18,6 +18,7 @@ import { orInterrupted } from '../interruption.js'
 import { exitNow } from '../io/libc.js'
 import type { Logger } from '../log.js'
 import { VERSION } from '../version.js'
+import { appearanceOf } from './appearance.js'
 import { DirectSession } from './direct.js'
 import { DiskKeeper } from './disk-keeper.js'
 import { checkMountpoint, unmountFuse } from './mount.js'
@@ -28,7 +29,6 @@ import { stallMessage } from './reports.js'
 import { requireDescriptors } from './rlimits.js'
 import type { MainThread, Session, SessionParts, Transport } from './session.js'
 import { sharedStats, WorkerStats } from './stats.js'
-import type { Appearance } from './tree.js'
 
 export interface ServeRequest {
   readonly image: string
@@ -305,23 +305,6 @@ async function stopMount(
     } catch (failure) {
       logger.error({ why: (failure as Error).message }, 'it could not be unmounted')
     }
-  }
-}
-
-function appearanceOf(chain: Chain, options: MountOptions): Appearance {
-  const [top] = chain.layers
-  const mode = options.umask === undefined ? top.mode : 0o777 & ~options.umask
-  // Whoever could open the image to mount it may read what it holds.
-  const ours = options.umask === undefined ? 0o600 : 0
-  const fileMode = (mode & 0o444) | (ours & 0o444)
-  return {
-    uid: options.uid ?? process.getuid?.() ?? 0,
-    gid: options.gid ?? process.getgid?.() ?? 0,
-    fileMode,
-    diskMode: chain.isWritable ? fileMode | (mode & 0o222) | ours : fileMode,
-    // Who may read the files may enter.
-    dirMode: fileMode | (fileMode >> 2),
-    modified: top.modified,
   }
 }
 

@@ -41,6 +41,8 @@ export interface Appearance {
   readonly gid: number
   /** Permission bits of the image files; no write bits. */
   readonly fileMode: number
+  /** The same by layer: what all files grant in common that its bytes come from. */
+  readonly layerModes?: readonly number[]
   /** The same of the disk, which may be written. */
   readonly diskMode: number
   readonly dirMode: number

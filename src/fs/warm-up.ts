@@ -184,12 +184,10 @@ function blankLayer(top: LayerSpec, fd: number, diskBytes: number): LayerSpec {
   else if (top.cow) writeBlankCow(store, top.cow, diskBytes)
   else store.truncate(diskBytes)
   const { path, sizeBytes } = store
-  const file = { path, fd, sizeBytes, allocatedBytes: 0 }
+  const file = { path, fd, sizeBytes, allocatedBytes: 0, modified: MODIFIED, mode: 0o600, gid: 0 }
   return structuredClone({
     ...file,
     format: top.format,
-    modified: MODIFIED,
-    mode: 0o600,
     ...(top.qcow2 && { qcow2: readHeader(store) }),
     ...(top.qcow && { qcow: readQcowHeader(store) }),
     ...(top.cow && { cow: readCowHeader(store) }),

@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { buildImage } from '../fixtures/qcow2-builder.js'
 import { openedImage } from '../support/image.js'
-import { tempFolder } from '../support/run.js'
+import { needs, run, tempFolder } from '../support/run.js'
 
 const K = 1024
 
@@ -25,6 +25,7 @@ t.test('a disk, its snapshots, their VM states, its layers', async t => {
     ],
   }).write(image)
   utimesSync(image, 1_500_000_000, 1_500_000_000)
+  utimesSync(join(folder, 'base.qcow2'), 1_400_000_000, 1_400_000_000)
   const { entries, warnings } = openedImage(t, image)
   t.same(warnings, [])
   t.same(
@@ -56,6 +57,7 @@ t.test('a disk, its snapshots, their VM states, its layers', async t => {
   })
   t.equal(state?.startOffset, 512 * 4 * K)
   t.equal(third?.modified.nanoseconds, 999_999_999, 'no more than a second')
+  t.equal(layer?.modified.seconds, 1_400_000_000)
   t.match(layer?.attributes, { layer: '1', path: join(folder, 'base.qcow2') })
 })
 
@@ -69,4 +71,37 @@ t.test('a VM state that its table cannot hold is left out, with a warning', asyn
     ['disk', 'snapshot'],
   )
   t.match(warnings, [/VM state of snapshot 7 has an impossible size/])
+})
+
+t.test('the last change is that of the newest file', needs('qemu-img'), async t => {
+  const folder = tempFolder(t)
+  const at = (name: string) => join(folder, name)
+  const create = (format: string, ...words: string[]) =>
+    run('qemu-img', ['create', '-q', '-f', format, ...words], { cwd: folder })
+  await create('raw', 'low.raw', '1M')
+  await create('qcow2', '-b', 'low.raw', '-F', 'raw', 'middle.qcow2')
+  await create('qcow2', '-b', 'middle.qcow2', '-F', 'qcow2', 'top.qcow2')
+  await create('qcow2', '-o', `data_file=${at('data.raw')}`, 'split.qcow2', '1M')
+  await create('vmdk', '-o', 'subformat=monolithicFlat', 'flat.vmdk', '1M')
+  const chain = ['top.qcow2', 'middle.qcow2', 'low.raw']
+  const cases = [
+    { image: 'top.qcow2', files: chain },
+    { image: 'split.qcow2', files: ['split.qcow2', 'data.raw'] },
+    { image: 'flat.vmdk', files: ['flat.vmdk', 'flat-flat.vmdk'] },
+  ]
+  for (const { image, files } of cases) {
+    for (const newest of files) {
+      for (const file of files) utimesSync(at(file), 1_000_000_000, 1_000_000_000)
+      utimesSync(at(newest), 1_100_000_000, 1_100_000_000.5)
+      const { entries } = openedImage(t, at(image))
+      const expected = { seconds: 1_100_000_000, nanoseconds: 500_000_000 }
+      t.same(entries[0]?.modified, expected, `${image}: ${newest}`)
+      const layers = entries.filter(({ kind }) => kind === 'layer')
+      const isNew = layers.map(({ modified }) => modified.seconds === expected.seconds)
+      t.same(
+        isNew,
+        layers.map((_, below) => files.indexOf(newest) > below),
+      )
+    }
+  }
 })

@@ -389,7 +389,7 @@ function damages(path: string, format: Format): number | undefined {
   const sizeBytes = statSync(path).size
   if (sizeBytes > MAX_CHECKED_BYTES) return undefined
   const fd = openSync(path, 'r')
-  const store = storeOf({ path, fd, sizeBytes, allocatedBytes: 0 })
+  const store = storeOf({ path, fd, sizeBytes })
   try {
     return CHECKS[format]?.(store).corruptions
   } catch (error) {

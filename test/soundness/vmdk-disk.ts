@@ -69,7 +69,8 @@ function specOf<S extends Store>(
   stores: readonly S[],
 ): { spec: VmdkSpec; extentStores: (S | undefined)[]; warnings: string[] } {
   const files = stores.map(({ path, sizeBytes }, fd): FileSpec => {
-    return { path, fd, sizeBytes, allocatedBytes: sizeBytes }
+    const modified = { seconds: 0, nanoseconds: 0 }
+    return { path, fd, sizeBytes, allocatedBytes: sizeBytes, modified, mode: 0o600, gid: 0 }
   })
   const warnings: string[] = []
   const spec = openVmdk(files[0] as FileSpec, {

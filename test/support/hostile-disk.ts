@@ -54,7 +54,7 @@ export function contentOf(path: string): Content {
   if (size <= MAX_CONTENT_BYTES) return { size, bytes: readFileSync(path) }
   const fd = openSync(path, 'r')
   const bytes = Buffer.alloc(MAX_CONTENT_BYTES)
-  storeOf({ path, fd, sizeBytes: size, allocatedBytes: 0 }).read(bytes, 0, bytes.length, 0)
+  storeOf({ path, fd, sizeBytes: size }).read(bytes, 0, bytes.length, 0)
   closeSync(fd)
   return { size, bytes }
 }
