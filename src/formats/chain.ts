@@ -37,7 +37,7 @@ import { recover } from './qcow2/recovery.js'
 import { type Qcow2Snapshot, readSnapshots } from './qcow2/snapshots.js'
 import { childrenOf } from './vmdk/children.js'
 import { openVmdk, type VmdkSpec } from './vmdk/image.js'
-import { type MachineSnapshot, snapshotsOfDisk } from './vmdk/machine.js'
+import { type MachineSnapshot, openFrozen, snapshotsOfDisk } from './vmdk/machine.js'
 import { vmwareLocks } from './vmdk/vmware-lock.js'
 import { requireWritable } from './vmdk/writability.js'
 import { checkCid, extentNames, type ParentLink, parentLink, parentNames } from './vmdk/parent.js'
@@ -218,7 +218,7 @@ class ChainOpener {
   private frozen(fileName: string, layers: LayerSpec[]): number {
     const [top] = layers as [LayerSpec]
     const naming = { by: top.path, role: 'snapshot', allowed: this.allowed, hint: BESIDE }
-    const file = openFirst(extentNames(fileName), naming) as OpenedFile
+    const file = openFrozen(fileName, naming, layers, isSame)
     const known = layers.findIndex(layer => isSame(file, layer))
     if (known >= 0) {
       fs.closeSync(file.fd)

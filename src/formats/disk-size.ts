@@ -5,12 +5,19 @@ import { ImageError } from '../errors.js'
 export const isTooLarge = (sizeBytes: number | bigint): boolean =>
   sizeBytes > Number.MAX_SAFE_INTEGER
 
-/** The error for such a disk: the image is sound. */
-export function tooLarge(path: string, sizeBytes: number | bigint): ImageError {
+/** The way out. */
+export const SHRINK = 'read it with qemu-nbd, or shrink a copy with qemu-img resize --shrink'
+
+/** The error for such a disk, or file: the image is sound. */
+export function tooLarge(
+  path: string,
+  sizeBytes: number | bigint,
+  what: 'disk' | 'file' = 'disk',
+): ImageError {
   const bytes = typeof sizeBytes === 'bigint' ? String(sizeBytes) : `about ${sizeBytes}`
   return new ImageError(
     'UNSUPPORTED',
-    `the disk is too large: it has ${bytes} bytes, and vimgfs shows less than 8 PiB (2^53 bytes)`,
-    { path, hint: 'read it with qemu-nbd, or shrink a copy with qemu-img resize --shrink' },
+    `the ${what} is too large: it has ${bytes} bytes, and vimgfs shows less than 8 PiB (2^53 bytes)`,
+    { path, hint: SHRINK },
   )
 }

@@ -79,7 +79,7 @@ export function describe(
     return chain.layers.slice(0, chain.depth).map((layer, depth) => {
       const info = describeLayer(layer, filename, depth === 0 ? chain : undefined, warn)
       const backing = backingOf(layer)
-      if (backing !== undefined) filename = beside(filename, backing.replace(/^file:/, ''))
+      if (backing !== undefined) filename = besideFile(filename, backing)
       return info
     })
   } finally {
@@ -301,6 +301,13 @@ function describeEncryption(layer: LayerSpec, header: Qcow2Header): InfoFields |
     'payload-offset': luks.payloadOffset,
     'master-key-iters': luks.masterKeyIterations,
   }
+}
+
+/** The same for the name of a backing file: after `file:` all of it is a path. */
+const besideFile = (file: string, name: string): string => {
+  const plain = name.replace(/^file:/, '')
+  const isPath = plain !== name && !plain.startsWith('/')
+  return isPath ? file.slice(0, file.lastIndexOf('/') + 1) + plain : beside(file, plain)
 }
 
 /** `name` as seen from where `file` was named: beside it, unless it is absolute or names a protocol. */

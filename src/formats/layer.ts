@@ -5,6 +5,7 @@ import { FileStore } from '../io/store.js'
 import { sizeOf } from '../io/libc.js'
 import type { OpenedFile } from '../io/named-file.js'
 import type { CowHeader } from './cow/header.js'
+import { isTooLarge, tooLarge } from './disk-size.js'
 import type { Format } from './probe.js'
 import type { QcowHeader } from './qcow/header.js'
 import type { Qcow2Header } from './qcow2/header.js'
@@ -106,7 +107,9 @@ export const lastModified = (files: readonly FileSpec[]): Timestamp =>
     .map(({ modified }) => modified)
     .reduce((a, b) => ((a.seconds - b.seconds || a.nanoseconds - b.nanoseconds) < 0 ? b : a))
 
+/** Throws ImageError for a file that is larger than a number says exactly. */
 export function fileSpec({ path, fd, stat }: OpenedFile): FileSpec {
+  if (isTooLarge(stat.size)) throw tooLarge(path, stat.size, 'file')
   const sizeBytes = stat.isBlockDevice() ? sizeOf(fd) : Number(stat.size)
   const hasName = stat.isFile() && stat.nlink > 0n
   const mode = Number(stat.mode & 0o777n)

@@ -113,9 +113,11 @@ export function openNamed(name: string, naming: Naming, access: Access = 'read')
   const refuse = (code: 'REFUSED' | 'UNSUPPORTED', what: string, hint: string): never => {
     throw new ImageError(code, `its ${naming.role} "${name}" ${what}`, { path: naming.by, hint })
   }
-  const plain = name.startsWith('file:') ? name.slice('file:'.length) : name
+  // After it QEMU takes all for a path, colons included.
+  const isPath = name.startsWith('file:')
+  const plain = isPath ? name.slice('file:'.length) : name
   const beforeSlash = plain.split('/', 1)[0] as string
-  if (beforeSlash.includes(':')) {
+  if (!isPath && beforeSlash.includes(':')) {
     refuse(
       'UNSUPPORTED',
       'is not a plain path but a protocol',

@@ -9,6 +9,7 @@
  */
 import { type ErrorCode, ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
+import { isTooLarge, tooLarge } from '../disk-size.js'
 
 export const COW_LAYOUTS = ['qemu-x86-64', 'qemu-i386', 'uml-2', 'uml-3', 'uml-3-broken'] as const
 /** Which program wrote it: the structures differ, the magic and versions do not tell all of them apart. */
@@ -138,7 +139,7 @@ export function readCowHeader(store: Store): CowHeader {
   if (version === 3) {
     // No path begins with zeros. What is moved has the kind of map there, which is 0.
     const isBroken = head.readUInt32BE(NAME_AT_OF_VERSION_3) === 0
-    return decode(isBroken ? 'uml-3-broken' : 'uml-3', head, got, store.sizeBytes, fail)
+    return decode(isBroken ? 'uml-3-broken' : 'uml-3', head, got, store, fail)
   }
   const candidates = COW_LAYOUTS.filter(layout => {
     const { version, sectorBytesAt, bytes } = SHAPES[layout]
@@ -150,7 +151,7 @@ export function readCowHeader(store: Store): CowHeader {
     return size <= MAX_SIZE_BYTES && bitmapEnd(layout, Number(size)) <= store.sizeBytes
   })
   const layout = fitting ?? candidates[0]
-  if (layout !== undefined) return decode(layout, head, got, store.sizeBytes, fail)
+  if (layout !== undefined) return decode(layout, head, got, store, fail)
   if (got < SHAPES['qemu-i386'].bytes) {
     fail('NOT_AN_IMAGE', `its header is cut off after ${got} bytes`, RESTORE)
   }
@@ -169,7 +170,7 @@ function decode(
   layout: CowLayout,
   head: Buffer,
   got: number,
-  fileBytes: number,
+  { path, sizeBytes: fileBytes }: Pick<Store, 'path' | 'sizeBytes'>,
   fail: Fail,
 ): CowHeader {
   const shape = SHAPES[layout]
@@ -179,6 +180,7 @@ function decode(
     fail('UNSUPPORTED', `its sectors have ${sectorBytes} bytes`, 'sectors of 512 bytes are read')
   }
   const size = head.readBigUInt64BE(shape.sizeAt)
+  if (isTooLarge(size)) throw tooLarge(path, size)
   if (size > MAX_SIZE_BYTES) {
     fail('CORRUPT', `the header gives a disk of ${size} bytes, above ${MAX_SIZE_BYTES}`, RESTORE)
   }

@@ -1,7 +1,8 @@
 /** The header of a qcow image, version 1 (QEMU block/qcow.c; libyal libqcow's description of the format). */
-import { layout, u8, u16be, u32be, u64be } from '../../binary.js'
+import { layout, rounded64be, u8, u16be, u32be, u64be } from '../../binary.js'
 import { type ErrorCode, ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
+import { isTooLarge, tooLarge } from '../disk-size.js'
 import { MAX_BACKING_NAME_BYTES } from '../limits.js'
 import { MAGIC } from '../qcow2/header.js'
 
@@ -11,7 +12,7 @@ export const HEADER = layout({
   backingNameOffset: u64be,
   backingNameBytes: u32be,
   mtime: u32be,
-  sizeBytes: u64be,
+  sizeBytes: rounded64be,
   clusterBits: u8,
   l2Bits: u8,
   padding: u16be,
@@ -83,6 +84,7 @@ export function readQcowHeader(store: Store): QcowHeader {
     fail('UNSUPPORTED', `this is version ${version} of the format, which is qcow2's`, PROBE)
   }
   const h = decode(first, store)
+  if (isTooLarge(h.sizeBytes)) throw tooLarge(store.path, h.sizeBytes)
   if (h.sizeBytes < MIN_SIZE_BYTES) {
     fail('CORRUPT', `the disk has ${h.sizeBytes} bytes, below ${MIN_SIZE_BYTES}`, RESTORE)
   }

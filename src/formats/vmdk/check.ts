@@ -22,7 +22,6 @@ import { reclaimable } from './check/space.js'
 import { type GrainSink, type GrainTotals, inspectGrains } from './grain-check.js'
 import type { ExtentLayout } from './image.js'
 import { type GrainLayout, grainLayout } from './layout.js'
-import { SECTOR_BYTES } from './parts.js'
 import type { SparseHeader } from './sparse-header.js'
 
 /** An extent, opened. Extents that lie in one file have one store. */
@@ -170,11 +169,9 @@ class ExtentCheck implements GrainSink {
     this.report.leak(at, this.say(message), times)
   }
 
-  private inspectDirectories({ lacksDirectory, directoryAt }: SparseHeader): void {
+  private inspectDirectories({ lacksDirectory, readsRedundant }: SparseHeader): void {
     if (!lacksDirectory) return
-    const field = Buffer.alloc(8)
-    this.store.read(field, 0, field.length, DIRECTORY_AT)
-    if (Number(field.readBigUInt64LE()) * SECTOR_BYTES === directoryAt) {
+    if (!readsRedundant) {
       const message = () => 'its redundant grain directory cannot be used'
       this.report.note('notice', 0, this.say(message))
     } else {

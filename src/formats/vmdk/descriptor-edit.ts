@@ -11,12 +11,12 @@
  */
 import { randomInt } from 'node:crypto'
 import { MAX_VMDK_DESCRIPTOR_BYTES } from '../limits.js'
-import { NO_PARENT_CID } from './descriptor.js'
+import { cidValue, NO_PARENT_CID } from './descriptor.js'
 import { keyValue, textBytes, trimBlanks } from './text.js'
 
 /** Offsets are in bytes from the start of what was given, a byte order mark included. */
 export interface DescriptorPlaces {
-  /** Of the value of the first line CID, and its digits, 1 to 8; undefined where there is none. */
+  /** Of the digits of the first line CID, and how many there are; undefined where there is none. */
   readonly cid: { readonly at: number; readonly digits: number } | undefined
   /** Of the last 8 digits of ddb.longContentID, where that is 32 hex digits. */
   readonly longContentIdAt: number | undefined
@@ -58,9 +58,10 @@ export function descriptorPlaces(bytes: Buffer): DescriptorPlaces {
   }
   const cid = values.get('cid')
   const longId = values.get('ddb.longcontentid')
+  const prefix = /^0x/i.test(cid?.value ?? '') ? 2 : 0
+  const isCid = cid !== undefined && cidValue(cid.value) !== undefined
   return {
-    cid:
-      cid && isHex(cid.value, 1, CID_DIGITS) ? { at: cid.at, digits: cid.value.length } : undefined,
+    cid: isCid ? { at: cid.at + prefix, digits: cid.value.length - prefix } : undefined,
     longContentIdAt:
       longId && isHex(longId.value, LONG_ID_DIGITS, LONG_ID_DIGITS)
         ? longId.at + LONG_ID_DIGITS - CID_DIGITS
@@ -81,7 +82,10 @@ export function descriptorEdits(bytes: Buffer, options: EditOptions): Descriptor
     const digits = newCid(old, options.random ?? randomCid)
     edits.push({ at: cid.at, bytes: Buffer.from(digits) })
     if (longContentIdAt !== undefined) {
-      edits.push({ at: longContentIdAt, bytes: Buffer.from(digits.padStart(CID_DIGITS, '0')) })
+      edits.push({
+        at: longContentIdAt,
+        bytes: Buffer.from(digits.padStart(CID_DIGITS, '0').slice(-CID_DIGITS)),
+      })
     }
   }
   if (options.dropsChangeTracking) {
@@ -113,11 +117,11 @@ const isHex = (text: string, min: number, max: number): boolean =>
 
 const randomCid = (digits: number): number => randomInt(16 ** digits)
 
-/** Other digits than `old`, as many, that have no meaning of their own. */
+/** Other digits than `old`, as many, that have no meaning of their own. More than 8 begin with zeros. */
 function newCid(old: string, random: (digits: number) => number): string {
-  const { length } = old
-  const taken = [Number.parseInt(old, 16), NO_PARENT_CID, LONG_CID, ...(length > 1 ? [0] : [])]
+  const length = Math.min(old.length, CID_DIGITS)
+  const taken = [cidValue(old) as number, NO_PARENT_CID, LONG_CID, ...(length > 1 ? [0] : [])]
   let cid = random(length)
   while (taken.includes(cid)) cid = (cid + 1) % 16 ** length
-  return cid.toString(16).padStart(length, '0')
+  return cid.toString(16).padStart(old.length, '0')
 }

@@ -6,6 +6,7 @@
  * over, since without it all that follows would show at the wrong place of the disk.
  */
 import { type ErrorCode, ImageError, printable } from '../../errors.js'
+import { SHRINK } from '../disk-size.js'
 import {
   MAX_DDB_ENTRIES,
   MAX_VMDK_DESCRIPTOR_BYTES,
@@ -84,10 +85,21 @@ export function isDescriptor(head: Buffer): boolean {
   return false
 }
 
-/** Reads all of a descriptor, from a file of its own or from within an extent. Throws ImageError. */
-export function parseDescriptor(bytes: Buffer, path: string): Descriptor {
-  const fail: Fail = (message, code = 'CORRUPT') => {
-    throw new ImageError(code, message, { path, hint: RESTORE })
+/** The extent that a descriptor stands in. */
+export interface OwnExtent {
+  readonly fileName: string
+  readonly sectors: number
+}
+
+/**
+ * Reads all of a descriptor, from a file of its own or from within an extent. Throws ImageError.
+ *
+ * @param own the extent that it stands in, whose header says all that its line would: a single line that
+ *   is damaged, or none, is no matter then
+ */
+export function parseDescriptor(bytes: Buffer, path: string, own?: OwnExtent): Descriptor {
+  const fail: Fail = (message, code = 'CORRUPT', hint = RESTORE) => {
+    throw new ImageError(code, message, { path, hint })
   }
   const text = textBytes(bytes.subarray(0, MAX_VMDK_DESCRIPTOR_BYTES + 1))
   if (text.length > MAX_VMDK_DESCRIPTOR_BYTES) {
@@ -110,13 +122,13 @@ export function parseDescriptor(bytes: Buffer, path: string): Descriptor {
     isNativeSnapshot: keys.get('isnativesnapshot')?.toLowerCase() === 'yes',
     longContentId: ddb.longcontentid,
     ddb,
-    extents: readExtents(lines, fail),
+    extents: readExtents(lines, path, own, fail),
   }
 }
 
 const RESTORE =
   'restore the descriptor from a copy, or write it anew for the extents that are there'
-type Fail = (message: string, code?: ErrorCode) => never
+type Fail = (message: string, code?: ErrorCode, hint?: string) => never
 
 const QUOTED_LENGTH = 160
 
@@ -169,13 +181,21 @@ function versionOf(keys: Keys, fail: Fail): number {
     : fail(`the descriptor's version is ${quoted(value)}`)
 }
 
-/** Hex digits, of any case and without leading zeros where QEMU wrote them. */
+/** Hex digits of a CID, of any case; Xen Orchestra writes up to ten, and some programs `0x` before them. */
+const CID = /^(?:0x)?([0-9a-f]{1,16})$/i
+
+/** The number that a CID stands for, as QEMU and VirtualBox read it: the lower 32 bits. */
+export function cidValue(text: string): number | undefined {
+  const digits = CID.exec(text)?.[1]
+  return digits === undefined ? undefined : Number.parseInt(digits.slice(-8), 16)
+}
+
 function cidOf(keys: Keys, name: 'CID' | 'parentCID', missing: number, fail: Fail): number {
   const value = keys.get(name.toLowerCase())
   if (value === undefined) return missing
-  return /^[0-9a-f]{1,8}$/i.test(value)
-    ? Number.parseInt(value, 16)
-    : fail(`the descriptor's ${name} is ${quoted(value)}, not 1 to 8 hex digits`)
+  return (
+    cidValue(value) ?? fail(`the descriptor's ${name} is ${quoted(value)}, which are no hex digits`)
+  )
 }
 
 function pathOf(keys: Keys, name: string, fail: Fail): string | undefined {
@@ -190,16 +210,23 @@ function pathOf(keys: Keys, name: string, fail: Fail): string | undefined {
 /** A disk of this many sectors has a size in bytes that is exact as a number. */
 const MAX_SECTORS = Math.floor(Number.MAX_SAFE_INTEGER / SECTOR_BYTES)
 
-function readExtents(lines: readonly string[], fail: Fail): ExtentLine[] {
+function readExtents(
+  lines: readonly string[],
+  path: string,
+  own: OwnExtent | undefined,
+  fail: Fail,
+): ExtentLine[] {
   const extents: ExtentLine[] = []
   let total = 0
-  for (const line of lines.filter(isExtentLine)) {
+  const extentLines = lines.filter(isExtentLine)
+  if (own && extentLines.length <= 1) return [ownExtent(extentLines[0], own, path)]
+  for (const line of extentLines) {
     if (extents.length === MAX_EXTENT_LINES) {
       fail(`the descriptor has more than ${MAX_EXTENT_LINES} extents`)
     }
     const extent = parseExtent(line, fail)
     total += extent.sectors
-    if (total > MAX_SECTORS) fail(`with the extent ${quoted(line)} the disk has over 2^53 bytes`)
+    if (total > MAX_SECTORS) refuseSize(`with the extent ${quoted(line)} it has over`, fail)
     extents.push(extent)
   }
   if (extents.length === 0) {
@@ -207,6 +234,33 @@ function readExtents(lines: readonly string[], fail: Fail): ExtentLine[] {
   }
   return extents
 }
+
+/** The only extent of a disk: what its line says, or what the header says where that makes no sense. */
+function ownExtent(line: string | undefined, own: OwnExtent, path: string): ExtentLine {
+  const unusable = new ImageError('CORRUPT', 'the extent line makes no sense', { path })
+  const fail: Fail = () => {
+    throw unusable
+  }
+  try {
+    if (line !== undefined) return parseExtent(line, fail)
+  } catch (error) {
+    if (error !== unusable) throw error
+  }
+  // "RO" is not a word of the format, and its meaning is plain.
+  const isReadOnly = /^[ \t]*R(?!W)|^[ \t]*NO/i.test(line ?? '')
+  return {
+    access: isReadOnly ? 'RDONLY' : 'RW',
+    sectors: own.sectors,
+    type: 'SPARSE',
+    fileName: own.fileName,
+    startSectors: 0,
+    line: line ?? '',
+  }
+}
+
+/** A disk that is too large is no damaged one. */
+const refuseSize = (what: string, fail: Fail): never =>
+  fail(`the disk is too large: ${what} 2^53 bytes (8 PiB)`, 'UNSUPPORTED', SHRINK)
 
 const isAccess = (word: string): word is ExtentAccess => ACCESSES.some(access => access === word)
 const isType = (word: string): word is ExtentType => TYPES.some(type => type === word)
@@ -234,7 +288,7 @@ function parseExtent(line: string, fail: Fail): ExtentLine {
   }
   const sectors = /^[0-9]+$/.test(sectorsWord) ? Number(sectorsWord) : Number.NaN
   if (Number.isNaN(sectors)) fail(`an extent's size is no number: ${quoted(line)}`)
-  if (sectors > MAX_SECTORS) fail(`an extent has over 2^53 bytes: ${quoted(line)}`)
+  if (sectors > MAX_SECTORS) refuseSize(`the extent ${quoted(line)} has over`, fail)
   if (type === 'ZERO') {
     return { access, sectors, type, fileName: undefined, startSectors: 0, line }
   }

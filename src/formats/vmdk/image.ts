@@ -2,6 +2,7 @@
  * A VMDK image: a descriptor, in a file of its own or within a sparse extent, and the extents that it
  * lists, which follow one another on the disk (VMware, Virtual Disk Format 5.0).
  */
+import path from 'node:path'
 import { ImageError, printable } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import type { FileSpec } from '../layer.js'
@@ -69,7 +70,9 @@ export function openVmdk(file: FileSpec, opener: Opener): VmdkSpec {
     return { descriptor: undefined, descriptorPlace: undefined, ...whole(file, layout) }
   }
   const { text, offset } = embedded
-  const descriptor = parseDescriptor(text, file.path)
+  const sectors = capacityOf(layout) / SECTOR_BYTES
+  const own = sectors > 0 ? { fileName: path.basename(file.path), sectors } : undefined
+  const descriptor = parseDescriptor(text, file.path, own)
   const place = { offset, bytes: text.length }
   // It may have been renamed: a single extent is the one that it stands in.
   const [line, ...others] = descriptor.extents

@@ -4,7 +4,9 @@
  */
 import path from 'node:path'
 import { ImageError } from '../../errors.js'
+import { type Naming, type OpenedFile, openFirst } from '../../io/named-file.js'
 import type { LayerSpec, Timestamp } from '../layer.js'
+import { parentNames } from './parent.js'
 import { parseVmsd, parseVmxDisks, type VmsdSnapshot } from './vmsd.js'
 
 /** Plain data. */
@@ -84,6 +86,28 @@ function named(snapshot: VmsdSnapshot, node: string, own: ReadonlySet<string>): 
   }
   const { fileName } = disk
   return [{ uid, parent, displayName, description, created: time || undefined, fileName }]
+}
+
+/**
+ * Opens the disk file that a snapshot froze, wherever its folder has gone: a linked clone's snapshot lies in the
+ * folder of another machine. One that the disk stands on comes before one of the same name. Throws ImageError.
+ */
+export function openFrozen(
+  fileName: string,
+  naming: Naming,
+  layers: readonly LayerSpec[],
+  isSame: (file: OpenedFile, layer: LayerSpec) => boolean,
+): OpenedFile {
+  const names = parentNames(fileName)
+  const own = layers.filter(layer => path.basename(layer.path) === baseName(fileName))
+  try {
+    const isOwn = (file: OpenedFile) => own.some(layer => isSame(file, layer))
+    const known = own.length > 0 && openFirst(names, naming, isOwn)
+    if (known) return known
+  } catch (error) {
+    if (!(error instanceof ImageError)) throw error
+  }
+  return openFirst(names, naming) as OpenedFile
 }
 
 const listsOf = (names: readonly string[]): string[] =>

@@ -8,6 +8,7 @@
 import { bits64le, bytes, type Field, layout } from '../../binary.js'
 import { type ErrorCode, ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
+import { isTooLarge, tooLarge } from '../disk-size.js'
 import { MAX_GRAIN_DIRECTORY_ENTRIES } from '../limits.js'
 import {
   DAMAGED,
@@ -110,9 +111,11 @@ export function readSesparseHeader(store: Store): SesparseHeader {
     fail('NOT_AN_IMAGE', `the seSparse header is cut off after ${got} bytes`, RESTORE)
   }
   checkConstants(h, fail)
+  const capacity = h.capacity * BigInt(SECTOR_BYTES)
+  if (isTooLarge(capacity)) throw tooLarge(store.path, capacity)
   const regions = regionsOf(h, fail)
   checkRegions(regions, store.sizeBytes, fail)
-  const capacityBytes = Number(h.capacity) * SECTOR_BYTES
+  const capacityBytes = Number(capacity)
   checkDirectory(regions.directory, h.capacity, fail)
   checkVolatileHeader(store, regions.volatileHeader, fail)
   return { capacityBytes, grainBytes: GRAIN_BYTES, regions, warnings: [] }

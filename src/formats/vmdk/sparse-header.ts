@@ -6,6 +6,7 @@ import assert from 'node:assert'
 import { bits64le, bytes, layout, u8, u16le, u32le } from '../../binary.js'
 import { type ErrorCode, ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
+import { tooLarge } from '../disk-size.js'
 import {
   MAX_GRAIN_DIRECTORY_BYTES,
   MAX_GRAIN_SECTORS,
@@ -76,6 +77,8 @@ export interface SparseHeader {
   readonly redundantDirectoryAt: number | undefined
   /** Whether one of two directories that should be kept up is damaged, and the other is read alone. */
   readonly lacksDirectory: boolean
+  /** Whether the first one is damaged, and the redundant one is read. */
+  readonly readsRedundant: boolean
   readonly isCompressed: boolean
   readonly hasZeroGrains: boolean
   readonly isUnclean: boolean
@@ -92,7 +95,7 @@ export function readSparseHeader(store: Store): SparseHeader {
   const descriptor = descriptorOf(first, store.sizeBytes, fail)
   if (first.capacity === 0n) return descriptorOnly(first, descriptor, fail)
   const raw = first.directory === AT_END ? readFooter(store, fail) : first
-  const shape = shapeOf(raw, fail)
+  const shape = shapeOf(raw, store.path, fail)
   const warnings: string[] = []
   const directories = chooseDirectory(store, raw, shape, warnings, fail)
   const isUnclean = raw.unclean !== 0
@@ -200,9 +203,9 @@ type Shape = Pick<
 >
 
 /** How the disk is divided into grains and tables, as far as it can be. */
-function shapeOf(raw: RawHeader, fail: Fail): Shape {
+function shapeOf(raw: RawHeader, path: string, fail: Fail): Shape {
   if (raw.capacity > BigInt(Number.MAX_SAFE_INTEGER) / BigInt(SECTOR_BYTES)) {
-    fail('CORRUPT', `the header gives a disk of ${raw.capacity} sectors`)
+    throw tooLarge(path, raw.capacity * BigInt(SECTOR_BYTES))
   }
   if (!isPowerOfTwo(raw.grain) || raw.grain > MAX_GRAIN_SECTORS) {
     const what = `the header gives grains of ${raw.grain} sectors`
@@ -284,6 +287,7 @@ function descriptorOnly(
     directoryAt: 0,
     redundantDirectoryAt: undefined,
     lacksDirectory: false,
+    readsRedundant: false,
     isCompressed: false,
     hasZeroGrains: false,
     isUnclean: unclean !== 0,
@@ -303,10 +307,14 @@ function chooseDirectory(
   shape: Shape,
   warnings: string[],
   fail: Fail,
-): Pick<SparseHeader, 'directoryAt' | 'redundantDirectoryAt' | 'lacksDirectory'> {
+): Pick<
+  SparseHeader,
+  'directoryAt' | 'redundantDirectoryAt' | 'lacksDirectory' | 'readsRedundant'
+> {
   const entries = directoryEntries(shape)
   const directoryAt = Number(raw.directory) * SECTOR_BYTES
   const redundantAt = raw.flags & FLAG.redundant ? Number(raw.redundantDirectory) * SECTOR_BYTES : 0
+  const isStream = shape.isCompressed && (redundantAt === 0 || raw.redundantDirectory === AT_END)
   const isThere = (at: number) => isInFile(at, tableBytes(entries), store.sizeBytes)
   const strays = (at: number) => countStrays(store, at, entries, tableBytes(shape.tableEntries))
   const damaged = isThere(directoryAt) ? strays(directoryAt) : undefined
@@ -314,12 +322,15 @@ function chooseDirectory(
   const both = {
     directoryAt,
     redundantDirectoryAt: isSpare ? redundantAt : undefined,
-    lacksDirectory: !isSpare && (raw.flags & FLAG.redundant) !== 0,
+    // A stream has one directory, whatever its flag says.
+    lacksDirectory: !isSpare && (raw.flags & FLAG.redundant) !== 0 && !isStream,
+    readsRedundant: false,
   }
   if (damaged === 0) return both
   if (isSpare && strays(redundantAt) === 0) {
     warnings.push('its grain directory is damaged, and the redundant one is read instead')
-    return { directoryAt: redundantAt, redundantDirectoryAt: undefined, lacksDirectory: true }
+    const alone = { directoryAt: redundantAt, redundantDirectoryAt: undefined }
+    return { ...alone, lacksDirectory: true, readsRedundant: true }
   }
   if (damaged === undefined) {
     fail('CORRUPT', `the grain directory at ${directoryAt} lies beyond the end of the file`)

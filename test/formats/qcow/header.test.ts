@@ -113,7 +113,8 @@ const refused: { title: string; damage: Damage; words: RegExp; code?: string }[]
   {
     title: 'a disk of 2^64 - 1 bytes',
     damage: at64('sizeBytes', 2n ** 64n - 1n),
-    words: /the header is damaged: a 64-bit field holds about/,
+    words: /the disk is too large/,
+    code: 'UNSUPPORTED',
   },
   {
     title: 'a disk whose L1 table nobody has room for',

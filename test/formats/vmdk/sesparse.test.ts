@@ -259,8 +259,8 @@ const refused: { title: string; pokes: Poke[]; code: string; message: RegExp }[]
   {
     title: 'a capacity of 2^64 - 1 sectors',
     pokes: [[16, 8, 2n ** 64n - 1n]],
-    code: 'CORRUPT',
-    message: /64 entries and the disk needs 562949953421312/,
+    code: 'UNSUPPORTED',
+    message: /the disk is too large: it has 9444732965739290426880 bytes/,
   },
   {
     title: 'the grain',

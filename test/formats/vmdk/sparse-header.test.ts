@@ -192,7 +192,7 @@ const refused: {
   ...[2n ** 44n, MAX].map(capacity => ({
     title: `a disk of ${capacity} sectors`,
     change: put64(HEADER_AT.capacity, capacity),
-    expected: ['CORRUPT', /gives a disk of \d+ sectors/] as [string, RegExp],
+    expected: ['UNSUPPORTED', /the disk is too large: it has \d+ bytes/] as [string, RegExp],
   })),
   {
     title: 'too long a directory',
