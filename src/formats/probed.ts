@@ -2,18 +2,16 @@
  * Whether the format that an image's first bytes say is to be believed. The guest of a raw image writes
  * these bytes, and a header of another format makes vimgfs open the files that it names.
  */
-import path from 'node:path'
 import { printable } from '../errors.js'
 import { backingNameOf, type LayerSpec } from './layer.js'
 import { parentLink } from './vmdk/parent.js'
 
 /** What raw images are called. */
-const RAW_SUFFIXES = ['.raw', '.img', '.dd', '.bin', '.image', '.hdd', '.disk']
+const RAW_NAME = /(?:\.(?:raw|img|dd|bin|image|hdd|disk)|-flat\.vmdk)$/i
 
 /** A warning where an image's name says raw, and its bytes a format that makes it name other files. */
 export function probedWarning(layer: LayerSpec): string | undefined {
-  const suffix = path.extname(layer.path).toLowerCase()
-  if (!layer.isProbed || layer.format === 'raw' || !RAW_SUFFIXES.includes(suffix)) return undefined
+  if (!layer.isProbed || layer.format === 'raw' || !RAW_NAME.test(layer.path)) return undefined
   const named = namedFile(layer)
   if (named === undefined) return undefined
   return `${layer.path}: its name says raw, but its first bytes say ${layer.format} with ${printable(named)}; if its guest has written them, use --format raw`

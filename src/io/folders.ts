@@ -27,8 +27,10 @@ export function namesIn({ fd }: Folder): string[] {
   }
 }
 
-/** What is found when names change while they are looked at: look again, this often at most. */
+/** Names may change while they are looked at: then they are looked at again, this often at most. */
 const MAX_ATTEMPTS = 50
+/** What a name that has just changed may fail with. */
+const CHANGED = new Set(['ENOENT', 'ENOTDIR', 'ELOOP', 'EXDEV'])
 
 export function closeFolders(folders: readonly Folder[]): void {
   for (const { fd } of folders) closeFile(fd)
@@ -64,13 +66,15 @@ export function findImage(file: string): FoundImage {
     // The kernel decides whether this user may follow the links.
     const place = openAt(AT_FDCWD, Buffer.from(file), O_PATH)
     if (place < 0) throw new SystemError('open', errno(), file)
-    const found = attempted(() => seek(file))
-    if (found && isSameFile(found.place, place)) {
+    try {
+      const found = seek(file)
+      if (isSameFile(found.place, place)) return found
+      closeFound(found)
+    } catch (error) {
+      if (!hasChanged(error)) throw error
+    } finally {
       closeFile(place)
-      return found
     }
-    closeFile(place)
-    if (found) closeFound(found)
   }
   throw new ImageError('MISSING', 'it has been removed, or never had a name', {
     path: file,
@@ -144,7 +148,7 @@ export function findWithin(file: string, allowed: readonly Folder[]): number | u
       if (isSameFile(found, place)) return found
       closeFile(found)
     } catch (error) {
-      if (!(error instanceof SystemError)) throw error
+      if (!hasChanged(error)) throw error
     } finally {
       closeFile(place)
     }
@@ -179,11 +183,5 @@ function isSameFile(a: number, b: number): boolean {
   return one?.dev === other?.dev && one?.ino === other?.ino
 }
 
-function attempted<T>(act: () => T): T | undefined {
-  try {
-    return act()
-  } catch (error) {
-    if (error instanceof SystemError) return undefined
-    throw error
-  }
-}
+const hasChanged = (error: unknown): boolean =>
+  error instanceof SystemError && CHANGED.has(error.code)

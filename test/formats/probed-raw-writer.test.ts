@@ -158,6 +158,7 @@ t.test('a name that says raw, and bytes that name other files', needs('qemu-img'
   await overlay('a.img', 'qcow2')
   await overlay('a.RAW', 'qcow')
   await overlay('a.qcow2', 'qcow2')
+  await overlay('a-flat.vmdk', 'qcow2')
   await create('-f', 'qcow2', 'alone.img', '1M')
   await create('-f', 'qcow2', '-o', 'data_file=data.raw', 'data.img', '1M')
   await create('-f', 'vmdk', '-o', 'subformat=monolithicFlat', 'flat.dd', '1M')
@@ -170,6 +171,7 @@ t.test('a name that says raw, and bytes that name other files', needs('qemu-img'
     /a\.img: .* first bytes say qcow2 with the backing file "base\.raw"; .*--format raw/,
   ])
   t.match(warnings('a.RAW'), [/qcow with the backing file/])
+  t.match(warnings('a-flat.vmdk'), [/says raw/])
   t.match(warnings('data.img'), [/with the data file "data\.raw"/])
   t.match(warnings('flat.dd'), [/vmdk with the extent/])
   t.strictSame(warnings('a.qcow2'), [])
