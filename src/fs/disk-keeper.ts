@@ -50,10 +50,15 @@ export class DiskKeeper {
   close(): boolean {
     clearInterval(this.timer)
     this.isClosed = true
-    return this.attempt('the image could not be closed cleanly', () => {
+    this.disk.checkFiles()
+    const isClosed = this.attempt('the image could not be closed cleanly', () => {
       this.onFlush()
       for (const warning of this.disk.close()) this.logger.warn(warning)
     })
+    const { failure } = this.disk
+    // Where nothing was written, closing has nothing to do that could fail.
+    if (isClosed && failure !== '') this.log('the disk has become read-only', failure)
+    return isClosed && failure === ''
   }
 
   private attempt(problem: string, act: () => void): boolean {

@@ -101,6 +101,16 @@ t.test(
   },
 )
 
+t.test('an image that was cut off and never written does not end well either', async t => {
+  const { disk, keeper: kept, lines } = keeper()
+  disk.close = () => []
+  disk.checkFiles = () => {
+    disk.failure = 'cut off'
+  }
+  t.notOk(kept.close())
+  t.same(lines, ['error the disk has become read-only: cut off'])
+})
+
 t.test('what closing warns of', async t => {
   const { disk, keeper: kept, lines } = keeper()
   disk.close = () => ['a bitmap was not kept']
