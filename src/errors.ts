@@ -41,6 +41,18 @@ export class ImageError extends Error {
   }
 }
 
+/** Others have the image open in a way that excludes what it is opened for. */
+export class ImageInUse extends ImageError {
+  constructor(
+    message: string,
+    /** The processes that hold it, as far as they can be seen. */
+    readonly holders: readonly number[],
+    context: ErrorContext,
+  ) {
+    super('REFUSED', message, context)
+  }
+}
+
 /** The command line is wrong: exit code 2. */
 export class UsageError extends Error {
   override name = 'UsageError'
@@ -49,6 +61,17 @@ export class UsageError extends Error {
 /** The machine or the mount point is in the way: one line, exit code 1. */
 export class MountError extends Error {
   override name = 'MountError'
+}
+
+/** This user has mounted the image already: exit code 3. */
+export class AlreadyMounted extends MountError {
+  override name = 'AlreadyMounted'
+}
+
+/** The exit code of a command that `error` ends. */
+export function exitCodeOf(error: unknown): number {
+  if (error instanceof UsageError) return 2
+  return error instanceof AlreadyMounted ? 3 : 1
 }
 
 /** The kernel is too old for the direct transport. */

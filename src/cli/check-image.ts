@@ -1,6 +1,6 @@
 /** Opening an image for `vimgfs check` and having it checked, or repaired, by its format. */
 import fs from 'node:fs'
-import { ImageError, printable } from '../errors.js'
+import { ImageInUse, printable } from '../errors.js'
 import type { Chain } from '../formats/chain.js'
 import type { CheckOptions, CheckResult, RepairResult } from '../formats/check/report.js'
 import type { FileSpec } from '../formats/layer.js'
@@ -121,6 +121,7 @@ async function openVmdk(
 ): Promise<{ chain: Chain; obstacle?: string }> {
   const { openChain } = await import('../formats/chain.js')
   const { WriteProtected } = await import('../io/named-file.js')
+  const { whenReleased } = await import('../fs/release.js')
   const open = (access: Access) =>
     openChain(name, {
       format: 'vmdk',
@@ -132,18 +133,19 @@ async function openVmdk(
       allowPaths,
     })
   try {
-    if (repair === undefined) return { chain: open('read') }
+    if (repair === undefined) return { chain: await whenReleased(() => open('read'), say) }
     try {
-      return { chain: open('write') }
+      return { chain: await whenReleased(() => open('write'), say) }
     } catch (error) {
       if (!(error instanceof WriteProtected)) throw error
       return { chain: open('read'), obstacle: error.message }
     }
   } catch (error) {
-    if (!(error instanceof ImageError) || error.code !== 'REFUSED') throw error
     throw onceItHasEnded(error)
   }
 }
+
+const say = (line: string) => complain(`vimgfs: ${printable(line)}\n`)
 
 async function extentsOf(
   { extents }: VmdkSpec,
@@ -168,20 +170,20 @@ async function extentsOf(
 
 async function lock({ fd, path }: OpenedFile, access: Access): Promise<void> {
   const { lockImage } = await import('../io/locks.js')
+  const { whenReleased } = await import('../fs/release.js')
   try {
-    const warning = lockImage(fd, path, access)
-    if (warning !== undefined) complain(`vimgfs: ${printable(warning)}\n`)
+    const warning = await whenReleased(() => lockImage(fd, path, access), say)
+    if (warning !== undefined) say(warning)
   } catch (error) {
-    if (!(error instanceof ImageError)) throw error
     throw onceItHasEnded(error)
   }
 }
 
 /** Ways out that who has found an image in use knows of are those of a mount. */
-function onceItHasEnded(error: ImageError): ImageError {
-  if (!error.message.startsWith('it is in use')) return error
+function onceItHasEnded(error: unknown): unknown {
+  if (!(error instanceof ImageInUse)) return error
   const context = { ...error.context, hint: 'check it once that has ended' }
-  return new ImageError(error.code, error.message, context, { cause: error })
+  return new ImageInUse(error.message, error.holders, context)
 }
 
 async function storeOf({ path, fd, stat }: OpenedFile) {

@@ -37,7 +37,7 @@ does in front. SIGUSR1 switches the log to the next more detailed level, and bac
 the log's file again, and so does SIGHUP in the background.
 
 IMAGE is locked as QEMU does it: what a running machine has open is refused, and the other way
-round.
+round. A server of yours that was unmounted and still saves what was written is waited for.
 
   -o OPTION[,OPTION…]    mount options:
        ro                  read only; IMAGE is not opened for writing
@@ -76,6 +76,9 @@ round.
   --log-level LEVEL      trace, debug, info, warn, error, fatal, silent (info)
   --log-file FILE        log there (syslog, or a file that the hint after mounting names)
 
+Exit code: 0 it is mounted, 1 it could not be mounted, 2 wrong usage, 3 you have mounted IMAGE
+already (the line says where).
+
 What root does with an ordinary user's mount, such as mount -o loop, needs allow_root or
 allow_other; the kernel refuses it otherwise.
 
@@ -89,7 +92,9 @@ norecovery,nouuid, and btrfs rescue=nologreplay.
   umount: `Usage: vimgfs umount [--lazy] MOUNTPOINT
 
 Unmounts MOUNTPOINT and returns when its server has ended and all that was written is in the image.
-It also removes a mount whose server was killed.
+It also removes a mount whose server was killed. It fails, and MOUNTPOINT stays mounted, if the
+server does not answer, or if another mount namespace (of a container or a virtual machine, say)
+has the mount, too; the line names the process.
 
   -l, --lazy             take it away at once, also while it is in use, and do not wait: its server
                          saves what was written when it ends, and only its log tells if that failed

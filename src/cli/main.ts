@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 /** The command line: finds the command, says what goes wrong in one line, and sets the exit code. */
 import './signals.js'
-import { isExpected, MountError, oneLine, UsageError } from '../errors.js'
+import { exitCodeOf, isExpected, MountError, oneLine, UsageError } from '../errors.js'
 import { complain, print } from './output.js'
 
 /** Each command is loaded when it is called: starting fast is part of mounting fast. */
@@ -51,7 +51,7 @@ process.stderr.on('error', () => {})
 try {
   process.exitCode = await main(process.argv.slice(2))
 } catch (error) {
-  process.exitCode = error instanceof UsageError ? 2 : 1
+  process.exitCode = exitCodeOf(error)
   const text = isExpected(error) ? oneLine(error) : (error as Error).stack
   complain(`vimgfs: ${text}\n`)
 }

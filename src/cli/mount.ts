@@ -4,7 +4,7 @@ import { once } from 'node:events'
 import fs from 'node:fs'
 import readline from 'node:readline'
 import type { Readable, Writable } from 'node:stream'
-import { isExpected, MountError, oneLine, printable, UsageError } from '../errors.js'
+import { exitCodeOf, isExpected, MountError, oneLine, printable, UsageError } from '../errors.js'
 import type { CatalogEntry } from '../formats/catalog.js'
 import type { ServeRequest, Server } from '../fs/server.js'
 import type { AskPassphrase } from '../formats/encryption.js'
@@ -42,7 +42,11 @@ const OPTIONS = {
 interface Report {
   readonly runs?: true
   readonly ask?: Question
+  /** What it waits for, a line. */
+  readonly wait?: string
   readonly error?: string
+  /** The exit code that goes with `error`. */
+  readonly code?: number
   readonly lines?: readonly string[]
   readonly warnings?: readonly string[]
 }
@@ -67,7 +71,7 @@ export async function run(args: string[]): Promise<number> {
 }
 
 interface Settings {
-  readonly request: Omit<ServeRequest, 'askPassphrase' | 'interruption'>
+  readonly request: Omit<ServeRequest, 'askPassphrase' | 'interruption' | 'say'>
   readonly passphraseFiles: readonly string[] | undefined
   readonly level: LogLevel
   readonly logFile: string | undefined
@@ -132,7 +136,9 @@ async function serveInFront(args: string[]): Promise<number> {
   const target = await foregroundLog(level, logFile)
   const interruption = new AbortController()
   const passphrases = await sourceOf(passphraseFiles, interruption.signal)
-  const server = await serve(request, passphrases.ask, interruption, target, false)
+  const server = await serve(request, passphrases.ask, interruption, target, false, line =>
+    complain(`vimgfs: ${printable(line)}\n`),
+  )
   passphrases.close()
   // Whoever reads this may have stopped, and the mount must not wait for that.
   const [stdout, stderr] = [new DescriptorSink(1), new DescriptorSink(2)]
@@ -178,7 +184,9 @@ async function serveInBackground(args: string[], reportFd: number): Promise<numb
     const { request, level, logFile } = await requestOf(args)
     const { backgroundLog } = await import('../log.js')
     const target = backgroundLog(level, logFile)
-    const server = await serve(request, relay.ask, new AbortController(), target, true)
+    const server = await serve(request, relay.ask, new AbortController(), target, true, wait =>
+      tell({ wait }),
+    )
     process.chdir('/')
     // Not earlier: what automounts lets only processes of its own process group see what is mounted.
     startSession()
@@ -188,9 +196,9 @@ async function serveInBackground(args: string[], reportFd: number): Promise<numb
     return await end(server)
   } catch (error) {
     if (!isExpected(error)) throw error
-    report({ error: oneLine(error) })
+    report({ error: oneLine(error), code: exitCodeOf(error) })
     const { exitNow } = await import('../io/libc.js')
-    exitNow(1)
+    exitNow(exitCodeOf(error))
     return 1
   }
 }
@@ -205,10 +213,11 @@ async function serve(
   interruption: AbortController,
   target: LogTarget,
   isInBackground: boolean,
+  say: (line: string) => void,
 ): Promise<Server> {
   const { logger } = target
   obeyLogSignals(target)
-  const request = { ...asked, askPassphrase, interruption: interruption.signal }
+  const request = { ...asked, askPassphrase, say, interruption: interruption.signal }
   const { startServer } = await import('../fs/server.js')
   let stop: ((reason: string) => void) | undefined
   let early: string | undefined
@@ -278,7 +287,7 @@ async function launch(
   if (interruption.signal.aborted) throw new Interrupted()
   if (report.error !== undefined) {
     complain(`vimgfs: ${report.error}\n`)
-    return 1
+    return report.code ?? 1
   }
   complain(said.text)
   for (const warning of report.warnings ?? []) complain(`vimgfs: ${printable(warning)}\n`)
@@ -304,6 +313,8 @@ async function reportOf(child: ChildProcess, source: AskPassphrase, said: Said):
       clearTimeout(timer)
       const report = JSON.parse(line) as Report
       if (report.runs) continue
+      if (report.wait !== undefined) complain(`vimgfs: ${printable(report.wait)}\n`)
+      if (report.wait !== undefined) continue
       if (!report.ask) return report
       const { answer } = await import('./passphrase-relay.js')
       await answer(report.ask, source, answers)

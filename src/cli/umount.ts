@@ -1,28 +1,41 @@
 /** `vimgfs umount`: unmounts and returns when the server has ended. */
-import { setTimeout as sleep } from 'node:timers/promises'
-import fs from 'node:fs'
-import { execFile } from 'node:child_process'
-import { promisify } from 'node:util'
 import path from 'node:path'
-import { MountError } from '../errors.js'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { MountError, printable } from '../errors.js'
 import { FS_TYPE, unmountFuse } from '../fs/mount.js'
-import { findMount, type MountInfo, ownerOf } from '../fs/mountinfo.js'
+import { otherPlaces } from '../fs/mount-holders.js'
+import { findMount, type MountInfo } from '../fs/mountinfo.js'
+import {
+  askServer,
+  findServer,
+  runAsOwner,
+  type RunningServer,
+  type ServerProcess,
+} from '../fs/running-server.js'
+import { isEndingServer, isStopped, startOf } from '../io/processes.js'
 import { parse } from './arguments.js'
+import { complain } from './output.js'
 
 const OPTIONS = { lazy: { type: 'boolean', short: 'l' } } as const
 
-/**
- * A server that was detached may have long to go; one that was unmounted ends when what was written is on
- * the disk, which a busy one may take minutes for.
- */
+/** A server that was unmounted ends when what was written is on the disk, which a busy one may take minutes for. */
 const END_TIMEOUT_MS = 300_000
-const STATUS_TIMEOUT_MS = 2_000
+/** Nothing that a stopped server has to do gets done. */
+const STOPPED_TIMEOUT_MS = 3_000
+/** A busy server answers late. One that is stopped does not, and one that is detached need not. */
+const STATUS_TIMEOUT_MS = 8_000
+const SHORT_TIMEOUT_MS = 2_000
 /** Much may be waiting to be written. */
 const FLUSH_TIMEOUT_MS = 600_000
+/** When it is first looked who else has the mount; then after twice the time, and so on. */
+const LOOK_MS = 250
+/** When the user is told what is waited for. */
+const NOTICE_MS = 3_000
 
 export async function run(args: string[]): Promise<number> {
   const { values, positionals } = parse(args, OPTIONS, 'umount', ['MOUNTPOINT'])
   const mountpoint = positionals[0] as string
+  const isLazy = values.lazy === true
   const mount = findMount(mountpoint)
   if (!mount) throw new MountError(`${mountpoint}: nothing is mounted there`)
   if (mount.type !== FS_TYPE) {
@@ -30,12 +43,24 @@ export async function run(args: string[]): Promise<number> {
       `${mountpoint}: ${mount.source} (${mount.type}) is mounted there, not an image by vimgfs; use umount`,
     )
   }
-  const server = await serverOf(mount)
+  const found = findServer(mount)
+  const isShort = isLazy || (found !== undefined && isStopped(found.pid))
+  const answer = await withNotice(
+    () => `waiting for an answer of ${serverName(found)}`,
+    mountpoint,
+    askServer(mount, isShort ? SHORT_TIMEOUT_MS : STATUS_TIMEOUT_MS),
+  )
+  const server = typeof answer === 'string' ? undefined : answer
+  const isDead = answer === 'dead'
+  if (!isLazy && !isDead) refuseOtherPlaces(mount)
+  // Nothing can be lost of what is only read.
+  if (!isLazy && answer === 'silent' && !isReadOnly(mount)) throw notAnswering(mount, found)
   let failure = server?.failure ?? null
   // Afterwards nobody would be there to tell that it failed.
-  if (server && !server.readOnly && !values.lazy) failure = await flush(mount, server)
-  unmountFuse(mount, values.lazy === true)
-  if (server && !values.lazy) await endOf(server, mountpoint)
+  if (server && !server.readOnly && !isLazy) failure = await flush(mount, server)
+  unmountFuse(mount, isLazy)
+  const ending = server ?? found
+  if (ending && !isLazy && !isDead) await endOf(ending, mount)
   if (failure !== null) {
     throw new MountError(
       `${mountpoint}: it is unmounted, but not all that was written could be kept: ${failure}; look at the image with vimgfs check`,
@@ -49,18 +74,43 @@ export async function run(args: string[]): Promise<number> {
   return 0
 }
 
-interface RunningServer {
-  readonly pid: number
-  /** The process's start in clock ticks: a number that is used again has another. */
-  readonly startTicks: string
-  readonly readOnly: boolean
-  /** Why the disk has become read-only, if it has. */
-  readonly failure: string | null
-  readonly image: string
-  /** Whether a file of the image has been removed since it was mounted. */
-  readonly removed: boolean
-  /** The name of the disk's file. */
-  readonly disk: string
+/** What `work` comes to; a line on standard error says what is waited for when it takes long. */
+async function withNotice<T>(what: () => string, mountpoint: string, work: Promise<T>): Promise<T> {
+  const timer = setTimeout(() => notice(mountpoint, what()), NOTICE_MS)
+  try {
+    return await work
+  } finally {
+    clearTimeout(timer)
+  }
+}
+
+const notice = (mountpoint: string, what: string) =>
+  complain(`vimgfs: ${printable(`${mountpoint}: ${what}`)}\n`)
+
+const serverName = (server: ServerProcess | undefined): string =>
+  server ? `its server (process ${server.pid})` : 'its server'
+
+/** Whether the file system is mounted to be read only. */
+const isReadOnly = ({ options }: MountInfo): boolean => options.split(',')[0] === 'ro'
+
+function notAnswering({ mountpoint }: MountInfo, server: ServerProcess | undefined): MountError {
+  const [what, first] =
+    server && isStopped(server.pid)
+      ? ['is stopped', `continue it with kill -CONT ${server.pid}`]
+      : ['does not answer', 'wait until its storage answers']
+  const kill = server ? `kill -9 ${server.pid}` : 'kill -9'
+  return new MountError(
+    `${mountpoint}: ${serverName(server)} ${what}, so it stays mounted: what was written may not be in the image yet; ${first}, or give that up with ${kill}, and try again`,
+  )
+}
+
+/** A server goes on for as long as its mount is anywhere. */
+function refuseOtherPlaces(mount: MountInfo): void {
+  const place = otherPlaces(mount, mount.id).find(({ stays }) => stays)
+  if (!place) return
+  throw new MountError(
+    `${mount.mountpoint}: it stays mounted, since it would go on elsewhere: ${place.who}, or take it away here alone with vimgfs umount --lazy ${mount.mountpoint}`,
+  )
 }
 
 /**
@@ -68,79 +118,49 @@ interface RunningServer {
  * why not where it never will, else null.
  */
 async function flush(mount: MountInfo, server: RunningServer): Promise<string | null> {
-  let why: string
-  try {
-    const file = path.join(mount.mountpoint, server.disk)
-    await runAsOwner(mount, 'sync', ['--data', file], FLUSH_TIMEOUT_MS)
-    return null
-  } catch (error) {
-    const { stderr = '', message } = error as Error & { stderr?: string }
-    why = stderr.trim().split(': ').at(-1) || message
-  }
-  const now = await serverOf(mount)
-  if (now?.failure) return now.failure
+  const file = path.join(mount.mountpoint, server.disk)
+  const { code, stderr } = await withNotice(
+    () => `waiting for ${serverName(server)} to save what was written`,
+    mount.mountpoint,
+    runAsOwner(mount, 'sync', ['--data', file], FLUSH_TIMEOUT_MS),
+  )
+  if (code === 0) return null
+  const why =
+    code === 'timeout'
+      ? `${serverName(server)} has not done it in ${FLUSH_TIMEOUT_MS / 1000} s`
+      : stderr.trim().split(': ').at(-1) || `sync ended with ${code}`
+  const now = await askServer(mount, STATUS_TIMEOUT_MS)
+  if (typeof now !== 'string' && now.failure) return now.failure
   throw new MountError(
     `${mount.mountpoint}: what was written could not be saved (${why}), so it stays mounted; put that right and try again, or give it up with vimgfs umount --lazy ${mount.mountpoint}`,
   )
 }
 
-/** Which process serves the mount, by its own word. Undefined when the server is dead or silent. */
-async function serverOf(mount: MountInfo): Promise<RunningServer | undefined> {
-  try {
-    const file = path.join(mount.mountpoint, '.vimgfs', 'status.json')
-    const text = await runAsOwner(mount, 'cat', [file], STATUS_TIMEOUT_MS)
-    const status = JSON.parse(text) as Omit<RunningServer, 'startTicks'>
-    const startTicks = startOf(status.pid)
-    return startTicks === undefined ? undefined : { ...status, startTicks }
-  } catch {
-    return undefined
-  }
-}
-
-/**
- * What a command prints that touches the mount. In another process, since a server that hangs would
- * hang us too; and as the mounting user where that is another, since the mount is closed to root then.
- */
-async function runAsOwner(
-  mount: MountInfo,
-  command: string,
-  args: string[],
-  timeout: number,
-): Promise<string> {
-  const owner = ownerOf(mount)
-  const isOthers = process.geteuid?.() === 0 && owner !== 0
-  const { stdout } = await promisify(execFile)(command, args, {
-    cwd: '/',
-    timeout,
-    killSignal: 'SIGKILL',
-    env: { ...process.env, LC_ALL: 'C' },
-    ...(isOthers && { uid: owner }),
-  })
-  return stdout
-}
-
-async function endOf({ pid, startTicks }: RunningServer, mountpoint: string): Promise<void> {
-  const deadline = Date.now() + END_TIMEOUT_MS
+async function endOf(server: ServerProcess, mount: MountInfo): Promise<void> {
+  const { mountpoint } = mount
+  const { pid, startTicks } = server
+  const started = Date.now()
+  let lookAt = LOOK_MS
+  let hasSaid = false
   while (startOf(pid) === startTicks) {
-    if (Date.now() > deadline) {
-      throw new MountError(
-        `${mountpoint}: it is unmounted here, but its server ${pid} has not ended: another mount namespace (a container's, a service's) may still have it; grep -l ${mountpoint} /proc/*/mountinfo shows whose`,
-      )
+    const waited = Date.now() - started
+    if (waited > lookAt && !isEndingServer(pid)) {
+      lookAt *= 2
+      const [place] = otherPlaces(mount)
+      if (place) throw goesOn(`goes on: ${place.who}`)
     }
+    if (waited > NOTICE_MS && !hasSaid) {
+      hasSaid = true
+      notice(mountpoint, `it is unmounted; waiting for ${serverName(server)} to end`)
+    }
+    if (waited > STOPPED_TIMEOUT_MS && isStopped(pid)) {
+      throw goesOn(`is stopped; continue it with kill -CONT ${pid}`)
+    }
+    if (waited > END_TIMEOUT_MS) throw goesOn(`has not ended in ${END_TIMEOUT_MS / 1000} s`)
     await sleep(5)
   }
-}
 
-/** The start of process `pid` in clock ticks (proc(5), stat, field 22); undefined when it has ended. */
-function startOf(pid: number): string | undefined {
-  try {
-    const stat = fs.readFileSync(`/proc/${pid}/stat`, 'utf8')
-    // The name in field 2 may hold anything, also spaces and parentheses.
-    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
-    // A zombie has ended once its last thread has: until then threads may hold the image.
-    const hasEnded = fields[0] === 'Z' && fs.readdirSync(`/proc/${pid}/task`).length === 1
-    return hasEnded ? undefined : fields[19]
-  } catch {
-    return undefined
+  function goesOn(how: string): MountError {
+    return new MountError(`${mountpoint}: it is unmounted here, but ${serverName(server)} ${how}`)
   }
 }

@@ -8,6 +8,7 @@ import { errnoName, inWords, MountError, SystemError } from '../errors.js'
 import * as libc from '../io/libc.js'
 import { isText } from '../io/named-file.js'
 import { findMount, ownerOf, type MountInfo } from './mountinfo.js'
+import { usersOf } from './mount-users.js'
 import { MAX_READ_BYTES } from './protocol.js'
 
 export const FS_TYPE = 'fuse.vimgfs'
@@ -194,9 +195,13 @@ export function unmountFuse(mount: MountInfo, detach: boolean): void {
 
 const EBUSY = 16
 
-function unmountFailure({ mountpoint }: MountInfo, errno: number): string {
+function unmountFailure(mount: MountInfo, errno: number): string {
+  const { mountpoint } = mount
   if (errno === EBUSY) {
-    return `${mountpoint}: it is in use (fuser -vm ${mountpoint} shows by whom); close that, or detach it with vimgfs umount --lazy ${mountpoint}`
+    const { who, wayOut } = usersOf(mount)
+    const by = who === '' ? '' : ` by ${who}`
+    const end = wayOut === '' ? 'close that' : `end that with ${wayOut}`
+    return `${mountpoint}: it is in use${by} (fuser -vm ${mountpoint} shows by whom); ${end}, or detach it with vimgfs umount --lazy ${mountpoint}`
   }
   return `${mountpoint}: unmounting failed: ${errnoName(errno)}`
 }

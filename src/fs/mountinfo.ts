@@ -1,8 +1,14 @@
 /** The kernel's list of mounts (proc(5), /proc/self/mountinfo). */
 import fs from 'node:fs'
 import path from 'node:path'
+import { textOf } from '../io/processes.js'
 
 export interface MountInfo {
+  readonly id: string
+  /** The id of the mount that it is on. */
+  readonly parent: string
+  /** Whether it neither sends what is mounted and unmounted on it to other mounts nor gets that from others. */
+  readonly isPrivate: boolean
   /** "major:minor". */
   readonly device: string
   readonly mountpoint: string
@@ -27,18 +33,23 @@ export function ownerOf({ options }: MountInfo): number {
   return Number(/(?:^|,)user_id=([0-9]+)/.exec(options)?.[1] ?? 0)
 }
 
-export function listMounts(): MountInfo[] {
-  return fs
-    .readFileSync('/proc/self/mountinfo', 'utf8')
+/** The mounts that process `pid` sees; none where it has ended. */
+export function listMounts(pid: number | 'self' = 'self'): MountInfo[] {
+  const list = pid === 'self' ? fs.readFileSync('/proc/self/mountinfo', 'utf8') : mountsOf(pid)
+  return list
     .split('\n')
     .filter(line => line !== '')
     .map(line => {
       const [before = '', after = ''] = line.split(' - ')
-      const [, , device = '', , mountpoint = ''] = before.split(' ')
+      const [id = '', parent = '', device = '', , mountpoint = '', , ...tags] = before.split(' ')
       const [type = '', source = '', options = ''] = after.split(' ')
-      return { device, mountpoint: unescape(mountpoint), type, source: unescape(source), options }
+      const isPrivate = !tags.some(tag => /^(shared|master):/.test(tag))
+      const names = { mountpoint: unescape(mountpoint), source: unescape(source) }
+      return { id, parent, isPrivate, device, type, options, ...names }
     })
 }
+
+const mountsOf = (pid: number): string => textOf(`/proc/${pid}/mountinfo`) ?? ''
 
 /**
  * `mountpoint`, absolute and without symbolic links. What is in the list of mounts by that name already

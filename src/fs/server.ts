@@ -16,6 +16,7 @@ import { clusterBytes, l2CoverageBytes } from '../formats/qcow2/header.js'
 import { tableBytes } from '../formats/vmdk/image.js'
 import { orInterrupted } from '../interruption.js'
 import { exitNow } from '../io/libc.js'
+import { nameEndingServer, nameServer } from '../io/processes.js'
 import type { Logger } from '../log.js'
 import { VERSION } from '../version.js'
 import { appearanceOf } from './appearance.js'
@@ -25,6 +26,7 @@ import { checkMountpoint, unmountFuse } from './mount.js'
 import { type MountInfo, mountAt, realMountpoint } from './mountinfo.js'
 import type { MountOptions } from './options.js'
 import { MAX_REQUEST_BYTES } from './protocol.js'
+import { checkNotMounted, namingItsMount, whenReleased } from './release.js'
 import { stallMessage } from './reports.js'
 import { requireDescriptors } from './rlimits.js'
 import type { MainThread, Session, SessionParts, Transport } from './session.js'
@@ -37,6 +39,8 @@ export interface ServeRequest {
   readonly open: OpenOptions
   /** Asked for each layer that is encrypted. */
   readonly askPassphrase: AskPassphrase
+  /** Told what takes long, a line for the user. */
+  readonly say: (line: string) => void
   /** Aborted by what ends the program before it has mounted anything: unlocking may take long. */
   readonly interruption: AbortSignal
   /** Worker threads of the direct transport. */
@@ -83,13 +87,18 @@ export async function startServer(request: ServeRequest, logger: Logger): Promis
   const { access, forceShare } = request.options
   // Whoever lacks the package need not be asked for passphrases first.
   if (request.transport === 'libfuse') (await import('./libfuse/package.js')).loadFuseNative()
-  const opened = openChain(request.image, {
-    ...request.open,
-    access: access === 'ro' ? 'read' : access === 'rw' ? 'write' : 'write if possible',
-    takesLocks: !forceShare,
+  const open = () =>
+    openChain(request.image, {
+      ...request.open,
+      access: access === 'ro' ? 'read' : access === 'rw' ? 'write' : 'write if possible',
+      takesLocks: !forceShare,
+    })
+  const opened = await whenReleased(open, request.say, request.interruption).catch(async error => {
+    throw await namingItsMount(error, request.image)
   })
   let chain = opened
   try {
+    await checkNotMounted(request.image, request.mountpoint)
     checkMountpoint(request.mountpoint)
     chain = await orInterrupted(unlockChain(opened, request.askPassphrase), request.interruption)
     return await serveBySomeTransport(chain, request, logger)
@@ -166,6 +175,7 @@ async function serveChain(
     await session.prepare()
     requireDescriptors(DESCRIPTORS_TO_SERVE + threads * DESCRIPTORS_A_THREAD)
     mount = await session.mount()
+    if (mount) nameServer(mount.device)
     await firstAnswer(mountpoint, session.finished)
     // The kernel lowers it again as it reads the answer to INIT, and libfuse tells of that beforehand.
     if (mount) raiseReadAhead(mount, logger)
@@ -180,6 +190,7 @@ async function serveChain(
   logger.info({ image, mountpoint, files, isWritable, transport }, 'mounted')
   keeper?.start(request.options.commitSeconds)
   const finished = session.finished.then(async () => {
+    nameEndingServer()
     // The workers end with the mount; where they failed, it must not stay behind without them.
     await stopMount(session, mount, 'no worker is left', logger)
     const isKept = keeper?.close() ?? true

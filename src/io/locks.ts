@@ -7,10 +7,9 @@
  * whether anybody holds the opposite of one: of two that come at once, both see it. They belong to the
  * open file description, and go with its last descriptor, however the process ends.
  */
-import fs from 'node:fs'
-import path from 'node:path'
-import { errnoName, ImageError } from '../errors.js'
+import { errnoName, ImageInUse } from '../errors.js'
 import { errno, isLockedByOthers, lockShared } from './libc.js'
+import { list, processIds, processName, textOf } from './processes.js'
 
 const READ = 0
 const WRITE = 1
@@ -52,18 +51,16 @@ export function lockImage(
   return undefined
 }
 
-function inUse(fd: number, file: string, purpose: string, held: readonly number[]): ImageError {
+function inUse(fd: number, file: string, purpose: string, held: readonly number[]): ImageInUse {
   const isWritten = isWrittenByOthers(fd)
   const holders = holdersOf(fd, held)
-  const who = holders.length > 0 ? holders.join(' and ') : 'another program'
+  const who = holders.length > 0 ? holders.map(processName).join(' and ') : 'another program'
   const find = holders.length > 0 ? '' : `find it with fuser ${file} or lsof, and `
   // Who only reads is in the way of writers, and would let us read.
   const wayOut = isWritten ? 'read it as it is with -o ro,force-share' : 'mount it with -o ro'
   const act = isWritten ? 'writes' : purpose === 'read' ? 'has locked' : 'reads'
-  return new ImageError('REFUSED', `it is in use: ${who} ${act} it`, {
-    path: file,
-    hint: `${find}end that, or ${wayOut}`,
-  })
+  const context = { path: file, hint: `${find}end that, or ${wayOut}` }
+  return new ImageInUse(`it is in use: ${who} ${act} it`, holders, context)
 }
 
 const MAX_NAMED = 3
@@ -72,18 +69,18 @@ const MAX_NAMED = 3
  * The processes that hold a lock on one of the bytes `at`, as far as we may see. /proc tells the locks
  * of each descriptor, so that no file is touched: it may lie on a mount that hangs.
  */
-function holdersOf(fd: number, at: readonly number[]): string[] {
+function holdersOf(fd: number, at: readonly number[]): number[] {
   const file = locksOf('self', String(fd))[0]?.file
   if (file === undefined) return []
-  const found: string[] = []
-  for (const pid of list('/proc')) {
-    if (!/^[0-9]+$/.test(pid) || Number(pid) === process.pid) continue
+  const found: number[] = []
+  for (const pid of processIds()) {
+    if (pid === process.pid) continue
     const holds = list(`/proc/${pid}/fd`).some(other =>
       locksOf(pid, other).some(
         lock => lock.file === file && at.some(byte => lock.start <= byte && byte <= lock.end),
       ),
     )
-    if (holds) found.push(`${nameOf(pid)} (process ${pid})`)
+    if (holds) found.push(pid)
     if (found.length === MAX_NAMED) break
   }
   return found
@@ -97,32 +94,10 @@ interface Lock {
 }
 
 /** The locks of a descriptor (proc(5), fdinfo): "lock:\t1: OFDLCK  ADVISORY  READ -1 fe:00:42 101 101". */
-function locksOf(pid: string, fd: string): Lock[] {
-  let text: string
-  try {
-    text = fs.readFileSync(`/proc/${pid}/fdinfo/${fd}`, 'utf8')
-  } catch {
-    return []
-  }
+function locksOf(pid: number | 'self', fd: string): Lock[] {
+  const text = textOf(`/proc/${pid}/fdinfo/${fd}`) ?? ''
   return [...text.matchAll(/^lock:.* (\S+:\S+:\d+) (\d+) (\d+|EOF)$/gm)].map(match => {
     const [, file = '', start, end] = match
     return { file, start: Number(start), end: end === 'EOF' ? Infinity : Number(end) }
   })
-}
-
-function nameOf(pid: string): string {
-  try {
-    const [program = '', script] = fs.readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0')
-    return script !== undefined && script === process.argv[1] ? 'vimgfs' : path.basename(program)
-  } catch {
-    return 'a program'
-  }
-}
-
-function list(folder: string): string[] {
-  try {
-    return fs.readdirSync(folder)
-  } catch {
-    return []
-  }
 }

@@ -7,10 +7,11 @@
  */
 import fs from 'node:fs'
 import path from 'node:path'
-import { ImageError, inWords } from '../errors.js'
+import { ImageError, ImageInUse, inWords } from '../errors.js'
 import { pathOfDescriptor } from './beneath.js'
 import { closeFolders, findImage, findWithin, type Folder, holdFolders } from './folders.js'
 import { closeFile } from './libc.js'
+import { processesWithOpen } from './processes.js'
 
 const { O_RDONLY, O_RDWR, O_NONBLOCK, O_EXCL } = fs.constants
 
@@ -266,7 +267,8 @@ function open(
       )
     }
     if (access === 'write' && code === 'EBUSY') {
-      throw new ImageError('REFUSED', `${what} is in use: mounted, or part of another device`, {
+      const holders = processesWithOpen(file)
+      throw new ImageInUse(`${what} is in use: mounted, or part of another device`, holders, {
         path: file,
         hint: 'unmount it (lsblk shows where), or read it with -o ro',
       })

@@ -188,12 +188,20 @@ t.test('a disk of 6 GiB: bytes below, across and above 4 GiB', skip, async t => 
 })
 
 /** Mounts the sample, which must fail with one line that matches. */
-async function refused(t: Test, place: Place, folder: string, message: RegExp, main = MAIN) {
+async function refused(
+  t: Test,
+  place: Place,
+  folder: string,
+  message: RegExp,
+  main = MAIN,
+  code = 1,
+) {
   for (const how of [[], ['-f']]) {
     const words = ['mount', '--transport', 'libfuse', ...NO_LOG, ...how, ...READ_ONLY]
     const args = [main, ...words, SAMPLE, folder]
-    const { code, stdout, stderr } = await attemptIn(place, process.execPath, args)
-    t.same({ code, stdout }, { code: 1, stdout: '' }, place.name)
+    const finished = await attemptIn(place, process.execPath, args)
+    const { stdout, stderr } = finished
+    t.same({ code: finished.code, stdout }, { code, stdout: '' }, place.name)
     t.match(stderr, message)
     t.match(stderr, /^vimgfs: [^\n]*\n$/, 'one line')
   }
@@ -259,7 +267,8 @@ t.test('a kernel that is too old for the direct transport', skip, async t => {
 t.test('mount points in use', skip, async t => {
   for (const place of [HERE, LIBFUSE]) {
     const { folder, file } = await mountSample(t, place)
-    await refused(t, HERE, folder, /is mounted there already; unmount it with vimgfs umount/)
+    const message = /is mounted there already; unmount it with vimgfs umount/
+    await refused(t, HERE, folder, message, MAIN, 3)
     t.ok(existsSync(file('disk.raw')), 'and stays')
   }
 })

@@ -1,0 +1,101 @@
+/** The server of a mount, as another process sees it. */
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import path from 'node:path'
+import { text } from 'node:stream/consumers'
+import { serverOfDevice, startOf } from '../io/processes.js'
+import { type MountInfo, ownerOf } from './mountinfo.js'
+
+export interface ServerProcess {
+  readonly pid: number
+  /** As startOf has it. */
+  readonly startTicks: string
+}
+
+export interface RunningServer extends ServerProcess {
+  readonly readOnly: boolean
+  /** Why the disk has become read-only, if it has. */
+  readonly failure: string | null
+  readonly image: string
+  /** Whether a file of the image has been removed since it was mounted. */
+  readonly removed: boolean
+  /** The name of the disk's file. */
+  readonly disk: string
+}
+
+/**
+ * What the server of `mount` says of itself in status.json: 'silent' where it does not answer within
+ * `timeoutMs`, 'dead' where it has ended, and 'unknown' where we may not ask it.
+ */
+export async function askServer(
+  mount: MountInfo,
+  timeoutMs: number,
+): Promise<RunningServer | 'silent' | 'dead' | 'unknown'> {
+  const file = path.join(mount.mountpoint, '.vimgfs', 'status.json')
+  const { code, stdout, stderr } = await runAsOwner(mount, 'cat', [file], timeoutMs)
+  if (code === 'timeout') return 'silent'
+  if (/not connected|connection abort/.test(stderr)) return 'dead'
+  if (code !== 0) return 'unknown'
+  try {
+    const status = JSON.parse(stdout) as Omit<RunningServer, 'startTicks'>
+    const startTicks = startOf(status.pid)
+    return startTicks === undefined ? 'unknown' : { ...status, startTicks }
+  } catch {
+    return 'unknown'
+  }
+}
+
+/** The process that serves `mount`, also when it does not answer; undefined where it cannot be found. */
+export function findServer(mount: MountInfo): ServerProcess | undefined {
+  const pid = serverOfDevice(mount.device, ownerOf(mount))
+  const startTicks = pid && startOf(pid)
+  return startTicks ? { pid: pid as number, startTicks } : undefined
+}
+
+export interface Ran {
+  readonly code: number | 'timeout'
+  readonly stdout: string
+  readonly stderr: string
+}
+
+/**
+ * Runs a command that touches `mount`: in another process, because a server that hangs would hang us, and as
+ * the mounting user, because the mount may be closed to root. A process that waits for a server cannot always
+ * be killed, so a command that takes too long is left behind.
+ */
+export async function runAsOwner(
+  mount: MountInfo,
+  command: string,
+  args: readonly string[],
+  timeoutMs: number,
+): Promise<Ran> {
+  const owner = ownerOf(mount)
+  const isOthers = process.geteuid?.() === 0 && owner !== 0
+  const child = spawn(command, args, {
+    cwd: '/',
+    stdio: ['ignore', 'pipe', 'pipe'],
+    env: { ...process.env, LC_ALL: 'C' },
+    ...(isOthers && { uid: owner }),
+  })
+  const ended = Promise.all([
+    once(child, 'exit').then(([code]) => (code as number | null) ?? -1),
+    text(child.stdout),
+    text(child.stderr),
+  ]).then(
+    ([code, stdout, stderr]) => ({ code, stdout, stderr }),
+    (error: Error) => ({ code: -1, stdout: '', stderr: error.message }),
+  )
+  let timer: NodeJS.Timeout | undefined
+  const late = new Promise<Ran>(resolve => {
+    timer = setTimeout(() => resolve({ code: 'timeout', stdout: '', stderr: '' }), timeoutMs)
+  })
+  const result = await Promise.race([ended, late])
+  clearTimeout(timer)
+  if (result.code === 'timeout') {
+    child.kill('SIGKILL')
+    child.stdout.destroy()
+    child.stderr.destroy()
+    child.unref()
+  }
+  return result
+}
