@@ -65,7 +65,7 @@ export async function run(args: string[]): Promise<number> {
     complain(`vimgfs: ${oneLine(error)}\n`)
     // Nobody waits for what is still being read or derived, or for a thread that hangs.
     const { exitNow } = await import('../io/libc.js')
-    exitNow(1)
+    exitNow(exitCodeOf(error))
     return 1
   }
 }
