@@ -15,7 +15,7 @@ import {
   readIfThere,
   WriteProtected,
 } from '../io/named-file.js'
-import { type Store, WritableFileStore } from '../io/store.js'
+import type { Store } from '../io/store.js'
 import {
   backingNameOf,
   type FileSpec,
@@ -33,7 +33,7 @@ import { guessFormat, requireWritableFormat } from './raw-guess.js'
 import { readQcowHeader } from './qcow/header.js'
 import { CRYPT, INCOMPATIBLE, type Qcow2Header, readHeader } from './qcow2/header.js'
 import { requireWhole } from './qcow2/losses.js'
-import { recover } from './qcow2/recovery.js'
+import { requireRecoverable } from './qcow2/recovery.js'
 import { type Qcow2Snapshot, readSnapshots } from './qcow2/snapshots.js'
 import { childrenOf } from './vmdk/children.js'
 import { openVmdk, type VmdkSpec } from './vmdk/image.js'
@@ -57,6 +57,8 @@ export interface Chain {
   readonly warnings: readonly string[]
   /** Whether the first layer, with its data file, is open for writing. */
   readonly isWritable: boolean
+  /** Whether recovery.ts has to make the image's counts right first, and whether reading will do otherwise. */
+  readonly recovery?: 'required' | 'if possible' | undefined
 }
 
 export interface OpenOptions {
@@ -126,6 +128,7 @@ class ChainOpener {
   private readonly written: OpenedFile[] = []
   private readonly warnings: string[] = []
   private allowed: readonly Folder[] = []
+  private recovery: Chain['recovery']
   private own: readonly Folder[] = []
 
   constructor(
@@ -152,7 +155,8 @@ class ChainOpener {
       const frozen = machineSnapshots.filter(({ layer }) => layer === 0)
       refuseParent(top, top.vmdk, frozen, this.own)
     }
-    return { layers, depth, snapshots, machineSnapshots, warnings: this.warnings, isWritable }
+    const { warnings, recovery } = this
+    return { layers, depth, snapshots, machineSnapshots, warnings, isWritable, recovery }
   }
 
   /** Adds what the last of `layers` stands on, down to the lowest, or to one that is among them. */
@@ -376,7 +380,7 @@ class ChainOpener {
     const header = readHeader(store)
     this.judge(header, store, access)
     if (header.incompatible & INCOMPATIBLE.dirty && access === 'write') {
-      return { ...this.recovered(layer), ...encryptionOf(header) }
+      this.judgeRecovery(store)
     }
     return { ...layer, qcow2: header, ...encryptionOf(header) }
   }
@@ -422,19 +426,15 @@ class ChainOpener {
     return { ...layer, vmdk }
   }
 
-  /** The counts of an image that was not closed cleanly are made right before anybody relies on them. */
-  private recovered(layer: LayerSpec): LayerSpec {
-    const size = new BigInt64Array(new SharedArrayBuffer(8))
-    size[0] = BigInt(layer.sizeBytes)
-    const store = new WritableFileStore(layer.path, layer.fd, size)
+  /** Whether recovery.ts can make its counts right, which it does once nothing can refuse the image any more. */
+  private judgeRecovery(store: Store): void {
     try {
-      const warning = recover(store)
-      if (warning !== undefined) this.warnings.push(warning)
+      requireRecoverable(store)
     } catch (error) {
       if (!(error instanceof ImageError)) throw error
-      throw new WriteProtected(layer.path, error.message, 'mount it with -o ro, or repair a copy')
+      throw new WriteProtected(store.path, error.message, 'mount it with -o ro, or repair a copy')
     }
-    return { ...layer, sizeBytes: store.sizeBytes, qcow2: readHeader(store) }
+    this.recovery = this.options.access === 'write' ? 'required' : 'if possible'
   }
 
   private lock(file: OpenedFile, access: Access): void {

@@ -7,6 +7,7 @@ import type { StoreCipher } from '../io/cipher-store.js'
 import type { Chain } from './chain.js'
 import { type EncryptionMethod, type LayerEncryption, type LayerSpec, storeOf } from './layer.js'
 import { isPossibleLuks } from './qcow2/luks.js'
+import { recoverChain } from './recovery.js'
 
 /**
  * Asks for the passphrase of the image at `path`: what it may be, likeliest first; one at least. They are
@@ -16,7 +17,8 @@ export type AskPassphrase = (path: string, method: EncryptionMethod) => Promise<
 
 /**
  * The chain with the keys of all layers that are encrypted, each asked for by its path, the image's own
- * first. Throws ImageError where a passphrase is wrong or a header is damaged; what `ask` throws.
+ * first; then recovers an image that was not closed cleanly, which must be the last thing that can refuse it.
+ * Throws ImageError where a passphrase is wrong or a header is damaged; what `ask` throws.
  */
 export async function unlockChain(chain: Chain, ask: AskPassphrase): Promise<Chain> {
   const layers: LayerSpec[] = []
@@ -34,7 +36,13 @@ export async function unlockChain(chain: Chain, ask: AskPassphrase): Promise<Cha
     throw error
   }
   const [top, ...below] = layers as [LayerSpec, ...LayerSpec[]]
-  return { ...chain, layers: [top, ...below], warnings }
+  const unlocked = { ...chain, layers: [top, ...below] as Chain['layers'], warnings }
+  try {
+    return recoverChain(unlocked)
+  } catch (error) {
+    lockChain(unlocked)
+    throw error
+  }
 }
 
 /** Wipes the keys: nothing of what is encrypted can be read or written any more. */

@@ -1,9 +1,9 @@
 /** What an image needs before it is written that was not closed cleanly. */
 import { ImageError, inWords, SystemError } from '../../errors.js'
-import type { WritableStore } from '../../io/store.js'
+import type { Store, WritableStore } from '../../io/store.js'
 import { INCOMPATIBLE, readHeader } from './header.js'
 import { writeFeatures } from './header-update.js'
-import { rebuildRefcounts } from './repair.js'
+import { rebuildRefcounts, requireKnownCounts } from './repair.js'
 
 /**
  * Makes the reference counts of an image with the dirty bit right, which lazy refcounts left behind, and
@@ -21,12 +21,26 @@ export function recover(store: WritableStore): string | undefined {
     store.sync()
   } catch (error) {
     if (!(error instanceof ImageError || error instanceof SystemError)) throw error
-    const why =
-      error instanceof ImageError
-        ? error.message
-        : `its reference counts cannot be written (${inWords(error)})`
-    const context = error instanceof ImageError ? error.context : { path: store.path }
-    throw new ImageError('CORRUPT', `it was not closed cleanly, and ${why}`, context)
+    throw notClosed(store, error)
   }
   return `${store.path}: it was not closed cleanly; its reference counts have been made anew`
+}
+
+/** Throws ImageError where `recover` would, as far as that can be known without writing. */
+export function requireRecoverable(store: Store): void {
+  try {
+    requireKnownCounts(store)
+  } catch (error) {
+    if (!(error instanceof ImageError)) throw error
+    throw notClosed(store, error)
+  }
+}
+
+function notClosed({ path }: Store, error: ImageError | SystemError): ImageError {
+  const isImages = error instanceof ImageError
+  const why = isImages
+    ? error.message
+    : `its reference counts cannot be written (${inWords(error)})`
+  const context = isImages ? error.context : { path }
+  return new ImageError('CORRUPT', `it was not closed cleanly, and ${why}`, context)
 }

@@ -15,7 +15,7 @@
  *  (4) The dirty and the corrupt bit are cleared, if a check finds no corruption.
  */
 import { ImageError } from '../../errors.js'
-import type { WritableStore } from '../../io/store.js'
+import type { Store, WritableStore } from '../../io/store.js'
 import type { CheckOptions, RepairResult } from '../check/report.js'
 import { checkImage } from './check.js'
 import { CheckedImage } from './check/image.js'
@@ -76,17 +76,25 @@ export function repairQcow2(
  * use, and then has changed nothing.
  */
 export function rebuildRefcounts(store: WritableStore, options: CheckOptions = {}): CountChanges {
-  const report = new Report()
   const memory = new CellMemory()
-  if (!checkImage(new CheckedImage(store), report, options, memory)) {
-    const [worst] = report.findings.filter(({ kind }) => kind !== 'leak' && kind !== 'notice')
-    throw new ImageError(
-      'CORRUPT',
-      `its reference counts cannot be made right: ${worst?.message ?? 'its tables are damaged'}`,
-      { path: store.path, hint: 'see what vimgfs check says of it' },
-    )
-  }
+  requireKnownCounts(store, options, memory)
   return fixCounts(store, { raise: 'all', lower: 'all' }, undefined, memory)
+}
+
+/** Throws ImageError where tables are damaged, so that nobody knows what the counts should be. */
+export function requireKnownCounts(
+  store: Store,
+  options: CheckOptions = {},
+  memory = new CellMemory(),
+): void {
+  const report = new Report()
+  if (checkImage(new CheckedImage(store), report, options, memory)) return
+  const [worst] = report.findings.filter(({ kind }) => kind !== 'leak' && kind !== 'notice')
+  throw new ImageError(
+    'CORRUPT',
+    `its reference counts cannot be made right: ${worst?.message ?? 'its tables are damaged'}`,
+    { path: store.path, hint: 'see what vimgfs check says of it' },
+  )
 }
 
 /**

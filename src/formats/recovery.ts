@@ -1,0 +1,33 @@
+/** The last step of opening an image for writing, and the only one that changes it. */
+import { ImageError } from '../errors.js'
+import { WriteProtected } from '../io/named-file.js'
+import { WritableFileStore } from '../io/store.js'
+import type { Chain } from './chain.js'
+import { readHeader } from './qcow2/header.js'
+import { recover } from './qcow2/recovery.js'
+
+/**
+ * Makes the counts of an image that was not closed cleanly right. All that can refuse the image comes before.
+ * Where it fails the chain is read-only if the caller said so, with a warning. Throws ImageError.
+ */
+export function recoverChain(chain: Chain): Chain {
+  const { recovery, ...rest } = chain
+  if (recovery === undefined) return chain
+  const [top, ...below] = chain.layers
+  const size = new BigInt64Array(new SharedArrayBuffer(8))
+  size[0] = BigInt(top.sizeBytes)
+  const store = new WritableFileStore(top.path, top.fd, size)
+  try {
+    const warning = recover(store)
+    const recovered = { ...top, sizeBytes: store.sizeBytes, qcow2: readHeader(store) }
+    const warnings = warning === undefined ? chain.warnings : [...chain.warnings, warning]
+    return { ...rest, layers: [recovered, ...below], warnings }
+  } catch (error) {
+    if (!(error instanceof ImageError)) throw error
+    if (recovery === 'required') {
+      throw new WriteProtected(top.path, error.message, 'mount it with -o ro, or repair a copy')
+    }
+    const warning = `${top.path}: ${error.message}, mounted read-only`
+    return { ...rest, isWritable: false, warnings: [warning, ...chain.warnings] }
+  }
+}
