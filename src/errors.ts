@@ -1,4 +1,5 @@
 import { constants } from 'node:os'
+import { withoutHidden } from './hidden-characters.js'
 
 const { EACCES, EINVAL, EIO, ENOENT, EOPNOTSUPP, EPERM, EROFS } = constants.errno
 
@@ -157,11 +158,8 @@ export function oneLine(error: Error): string {
   return printable(`${path}${error.message}${hint}`)
 }
 
-/** `text` with control characters as \xNN and separators of lines as \uNNNN, cut at 2000 characters. */
+/** `text` for a terminal: hidden characters are shown as escapes, and it is cut at 2000 characters. */
 export function printable(text: string): string {
   const cut = text.length > 2000 ? `${text.slice(0, 2000)}…` : text
-  return cut.replace(/[\x00-\x1f\x7f-\x9f\u2028\u2029]/g, c => {
-    const code = c.charCodeAt(0)
-    return code > 0xff ? `\\u${code.toString(16)}` : `\\x${code.toString(16).padStart(2, '0')}`
-  })
+  return withoutHidden(cut)
 }

@@ -3,6 +3,7 @@
  * throws and does not wait: what it cannot write now is lost, and it says later how much was.
  */
 import fs from 'node:fs'
+import { jsonWithoutHidden } from './hidden-characters.js'
 import { closeFile, connectDatagram, isReadyToWrite, sendDatagram } from './io/libc.js'
 
 /** What pino writes to. */
@@ -10,7 +11,9 @@ export abstract class LogSink {
   private lostLines = 0
 
   /** Takes a line of JSON with its newline. Never throws. */
-  write(line: string): void {
+  write(json: string): void {
+    // Whoever looks at the log with a terminal sees names that somebody else chose.
+    const line = jsonWithoutHidden(json)
     if (this.lostLines > 0 && this.tryPut(lossLine(this.lostLines))) this.lostLines = 0
     if (this.lostLines > 0 || !this.tryPut(line)) this.lostLines++
   }

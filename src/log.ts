@@ -8,6 +8,7 @@ import os from 'node:os'
 import path from 'node:path'
 import pino, { type Logger } from 'pino'
 import { inWords, MountError } from './errors.js'
+import { shownRecord } from './hidden-characters.js'
 import { DescriptorSink, FileSink, type LogSink, NoSink, SyslogSink } from './log-sinks.js'
 
 export type { Logger }
@@ -76,7 +77,8 @@ function target(
 async function terminalSink(): Promise<LogSink> {
   if (!process.stderr.isTTY) return new DescriptorSink(STDERR)
   const { prettyFactory } = await import('pino-pretty')
-  return new DescriptorSink(STDERR, prettyFactory({ colorize: true, ignore: 'pid,hostname' }))
+  const pretty = prettyFactory({ colorize: true, ignore: 'pid,hostname' })
+  return new DescriptorSink(STDERR, line => pretty(shownRecord(line)))
 }
 
 /** The first place that takes a log, and its name; why the others do not is added to `failures`. */

@@ -1,5 +1,6 @@
 /** `vimgfs check`: whether an image's tables are sound, as `qemu-img check` says it, and repairing them. */
 import { printable } from '../errors.js'
+import { jsonWithoutHidden } from '../hidden-characters.js'
 import type { CheckResult, Finding } from '../formats/check/report.js'
 import { parse, parseChoice } from './arguments.js'
 import { type Checked, checkImage, type Found, type RepairKind, REPAIRS } from './check-image.js'
@@ -35,7 +36,7 @@ export async function run(args: string[]): Promise<number> {
     return EXIT.unsupported
   }
   if (output === 'json') {
-    print(`${JSON.stringify(fields(name, checked), null, 4)}\n`)
+    print(`${jsonWithoutHidden(JSON.stringify(fields(name, checked), null, 4))}\n`)
     complain(lines(details(checked)))
   } else {
     print(lines([...details(checked), ...summary(name, checked, repair)]))

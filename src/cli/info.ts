@@ -3,7 +3,7 @@ import { printable } from '../errors.js'
 import type { ImageInfo, InfoFields, InfoValue, SnapshotInfo } from '../formats/info.js'
 import { parse, parseChoice } from './arguments.js'
 import { humanSize } from './human.js'
-import { print } from './output.js'
+import { complain, print } from './output.js'
 
 const OPTIONS = {
   output: { type: 'string' },
@@ -25,7 +25,7 @@ export async function run(args: string[]): Promise<number> {
     allowPaths: values['allow-path'] ?? [],
     ignoreCid: values['ignore-cid'] === true,
   }
-  const warn = (text: string) => void process.stderr.write(`vimgfs: ${printable(text)}\n`)
+  const warn = (text: string) => complain(`vimgfs: ${printable(text)}\n`)
   const infos = describe(image, open, withBackingChain, warn)
   const [top] = infos as [ImageInfo]
   const text =

@@ -2,7 +2,8 @@
  * The names of the files that a mount shows: `disk.raw`, `disk@tag.raw`, `disk@tag.vmstate`.
  *
  * A tag comes from an image and may hold anything. What a file name cannot hold is percent-encoded
- * byte by byte: `/`, `%`, control characters, bytes that are not UTF-8. A tag that occurs twice gets
+ * byte by byte: `/`, `%`, control and format characters (those that turn the direction of text or have no
+ * width, too), bytes that are not UTF-8. A tag that occurs twice gets
  * `~ID` behind it.
  */
 import path from 'node:path'
@@ -22,7 +23,7 @@ export function encodeTag(tag: Buffer): string {
   const text = tag.toString('utf8')
   // Only what survives the way back is UTF-8; else each byte above 0x7f is encoded.
   const isUtf8 = Buffer.from(text, 'utf8').equals(tag)
-  const unfit = isUtf8 ? /[/%\x00-\x1f\x7f-\x9f\u2028\u2029]/g : /[/%\x00-\x1f\x7f-\xff]/g
+  const unfit = isUtf8 ? /[/%\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu : /[/%\x00-\x1f\x7f-\xff]/g
   return (isUtf8 ? text : tag.toString('latin1')).replace(unfit, c =>
     [...Buffer.from(c, isUtf8 ? 'utf8' : 'latin1')]
       .map(byte => `%${byte.toString(16).toUpperCase().padStart(2, '0')}`)

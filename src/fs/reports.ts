@@ -2,6 +2,7 @@
 import { type ErrorContext, ImageError, isExpected } from '../errors.js'
 import type { ImageSet } from '../formats/image-set.js'
 import { type LayerSpec, removedFiles } from '../formats/layer.js'
+import { jsonWithoutHidden } from '../hidden-characters.js'
 import { opcodeName } from './opcodes.js'
 import { readStats } from './stats.js'
 
@@ -50,7 +51,7 @@ export function statusText(
   const failure = disk?.failure || null
   const readOnly = !disk || failure !== null
   const text = { ...status, readOnly, failure, removed: removedFiles(image).length > 0 }
-  return `${JSON.stringify(text, null, 2)}\n`
+  return `${jsonWithoutHidden(JSON.stringify(text, null, 2))}\n`
 }
 
 /** @param started when the server did, in milliseconds since 1970 */

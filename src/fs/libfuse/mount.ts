@@ -1,7 +1,7 @@
 /** Mounting by fuse-native, and what libfuse 2 wants for it. */
 import fs from 'node:fs'
 import path from 'node:path'
-import { MountError } from '../../errors.js'
+import { MountError, printable } from '../../errors.js'
 import { closeFile, duplicate, memoryFile, redirect } from '../../io/libc.js'
 import { DEVICE, explain, MISSING_HELPER, type MountRequest, noDevice } from '../mount.js'
 import { VALID_SECONDS } from '../node-operations.js'
@@ -49,7 +49,7 @@ export async function mountByLibfuse(
       new Promise<Error | undefined>(resolve => fuse.mount(error => resolve(error ?? undefined))),
   )
   if (error) throw new MountError(why(mountpoint, said, error))
-  if (said !== '') process.stderr.write(said)
+  if (said !== '') process.stderr.write(`${said.trimEnd().split('\n').map(printable).join('\n')}\n`)
   const device = fuseDevices().find(fd => !before.has(fd))
   // Without it nobody would learn of the end.
   if (device === undefined) throw new MountError(`${mountpoint}: the mount has ended at once`)
