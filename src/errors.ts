@@ -2,6 +2,7 @@ import { constants } from 'node:os'
 import { withoutHidden } from './hidden-characters.js'
 
 const { EACCES, EINVAL, EIO, ENOENT, EOPNOTSUPP, EPERM, EROFS } = constants.errno
+const { ECONNABORTED, ENODEV, ENOTCONN, ESTALE } = constants.errno
 
 const ERRNO = {
   NOT_AN_IMAGE: EINVAL,
@@ -130,11 +131,14 @@ export function inWords(error: unknown): string {
   return code === undefined ? String(error) : (REASONS[code] ?? code)
 }
 
+/** What a dead file system below the image answers. Passed on, it would say that this mount is dead. */
+const OF_ANOTHER_MOUNT = new Set([ENOTCONN, ECONNABORTED, ESTALE, ENODEV])
+
 /** What a FUSE reply carries, positive. A bug of ours is EIO to the caller, and a stack in the log. */
 export function errnoOf(error: unknown): number {
   if (error instanceof ImageError) return ERRNO[error.code]
-  const errno = (error as NodeJS.ErrnoException | undefined)?.errno
-  return typeof errno === 'number' && errno !== 0 ? Math.abs(errno) : EIO
+  const errno = Math.abs(Number((error as NodeJS.ErrnoException | undefined)?.errno))
+  return errno > 0 && !OF_ANOTHER_MOUNT.has(errno) ? errno : EIO
 }
 
 /** Whether the user, the image or the machine caused this: then one line says it, without a stack. */

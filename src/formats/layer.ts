@@ -87,8 +87,17 @@ export function filesOf<T extends Pick<FileSpec, 'fd' | 'sizeBytes'>>(
  */
 export const removedFiles = (layer: LayerSpec): string[] =>
   filesOf(layer)
-    .filter(({ fd, hasName }) => hasName && fs.fstatSync(fd).nlink === 0)
+    .filter(({ fd, hasName }) => hasName && isRemoved(fd))
     .map(({ path }) => path)
+
+function isRemoved(fd: number): boolean {
+  try {
+    return fs.fstatSync(fd).nlink === 0
+  } catch {
+    // Its file system does not answer, which says nothing about the name.
+    return false
+  }
+}
 
 /** All files that the bytes of layer `index` come from: its own, and those of the layers below. */
 export function filesFrom(layers: readonly LayerSpec[], index: number): FileSpec[] {

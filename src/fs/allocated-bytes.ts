@@ -68,14 +68,13 @@ export class AllocatedBytes {
     return !this.isCurrent(disk) && performance.now() >= this.againAt
   }
 
-  /** A file whose table is damaged has attributes all the same: reading it is what fails. */
+  /** A file whose table is damaged, or whose storage is gone, has attributes all the same: reading it is what fails. */
   private count(node: ImageNode, milliseconds: number): number {
     const { disk } = this.images
-    const fileBytes = this.fileBytes(node.entry.layer)
     // Nobody overwrites tables in place, so no bytes of the disk are in the way of counting.
     disk?.beginRead(0, 0)
     try {
-      return countAllocated(this.viewOf(node), fileBytes, milliseconds)
+      return countAllocated(this.viewOf(node), this.fileBytes(node.entry.layer), milliseconds)
     } catch (error) {
       if (isExpected(error)) return 0
       throw error
