@@ -116,6 +116,18 @@ t.test('all other writes are done', async t => {
   }
 })
 
+t.test('room that is taken changes nothing', async t => {
+  const { content, file, disk } = rawDisk(t)
+  for (const [offset, length] of [
+    [0, 1],
+    [100, 5000],
+    [0, SIZE],
+  ] as const) {
+    disk.reserve(offset, length)
+    t.ok(file().equals(content), `${length} bytes at ${offset}`)
+  }
+})
+
 t.test('zeros that would uncover a header', async t => {
   const { file, write, disk } = rawDisk(t)
   const text = HEADS['vmdk, descriptor']!
