@@ -44,7 +44,7 @@ round. A server of yours that was unmounted and still saves what was written is 
        rw                  read and write or fail; without ro and rw a write-protected image is
                            mounted read-only
        force-share         with ro: also while others write IMAGE; what is read may be torn
-       growable            truncate -s, or writing behind the end, makes the disk larger
+       growable            truncate -s, or writing past the end, makes the disk larger
        commit=SECONDS      how often what was written is made durable (5); 0 only when asked to
        allow_root          root may use the mount too (a loop mount needs that, say)
        allow_other         every user may, as far as the files' modes let them;

@@ -13,9 +13,13 @@ import { TextSlots } from './control.js'
 import { answerInit } from './init.js'
 import { mountFuse, unmountFuse } from './mount.js'
 import { type MountInfo, mountAt } from './mountinfo.js'
+import { startPageDropper } from './page-drop-thread.js'
+import { PageDropper } from './page-dropper.js'
 import { createPollMemory } from './poller.js'
 import { MESSAGE_BYTES, REPLY_BYTES } from './protocol.js'
 import type { Session, SessionParts } from './session.js'
+import { DISK_ID } from './tree.js'
+import { Truncations } from './truncations.js'
 import type { HelperSetup } from './unpack-helper.js'
 import type { SessionStart, WorkerMessage, WorkerSetup } from './worker.js'
 
@@ -48,6 +52,7 @@ export class DirectSession implements Session {
     try {
       const minor = negotiate(device, logger)
       this.isServing = true
+      this.workers.device = device
       for (const worker of this.workers.threads) {
         worker.postMessage({ device, minor } satisfies SessionStart)
       }
@@ -68,6 +73,8 @@ export class DirectSession implements Session {
 }
 
 interface Workers {
+  /** The mount's /dev/fuse, once there is one. */
+  device: number
   readonly threads: readonly Worker[]
   /** Rejects with MountError where a worker ends before it is ready. */
   readonly ready: Promise<void>
@@ -89,6 +96,8 @@ function startWorkers(
     polling: createPollMemory(),
     crews: crewMemories(threads, REPLY_BYTES),
     disk: memory,
+    truncations: new Truncations().shared,
+    pageDrops: new PageDropper().shared,
   }
   new Float64Array(shared.allocated).fill(-1)
   const setup: Omit<WorkerSetup, 'index'> = {
@@ -103,6 +112,15 @@ function startWorkers(
     shared,
   }
   let isHelped = false
+  let dropsPages = false
+  const dropPages = () => {
+    if (dropsPages) return
+    dropsPages = true
+    const { device } = workers
+    startPageDropper({ shared: shared.pageDrops, device, node: DISK_ID }, error =>
+      logger.error({ stack: error.stack }, 'the thread that drops pages has died'),
+    )
+  }
   const all = Array.from({ length: threads }, (_, index) => {
     const worker = new Worker(new URL('./worker.js', import.meta.url), {
       workerData: { ...setup, index } satisfies WorkerSetup,
@@ -113,7 +131,8 @@ function startWorkers(
       if (message === 'help') {
         if (!isHelped) startHelper(shared.crews, chain, logger)
         isHelped = true
-      } else if (typeof message === 'object')
+      } else if (message === 'page drops') dropPages()
+      else if (typeof message === 'object')
         logger[message.log.level](message.log.detail ?? {}, message.log.message)
     })
     worker.on('error', error => {
@@ -135,7 +154,8 @@ function startWorkers(
   const ready = Promise.all(all.map(untilReady)).then(() => {})
   // It may reject before anybody waits for it.
   ready.catch(() => {})
-  return {
+  const workers: Workers = {
+    device: -1,
     threads: all,
     ready,
     finished: Promise.all(ended).then(() => {}),
@@ -144,6 +164,7 @@ function startWorkers(
       await Promise.race([Promise.all(all.map(worker => worker.terminate())), late])
     },
   }
+  return workers
 }
 
 /** How long a thread may take to load what it needs. */

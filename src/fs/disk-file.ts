@@ -1,13 +1,14 @@
 /**
- * What changes the disk's file. It is what a block device is: its size stays, opening it with O_TRUNC
- * changes nothing, and what is written behind its end finds no space. The methods return what those of
- * NodeOperations do.
+ * What changes the disk's file. It is what a block device is: its size stays, and what is written past its
+ * end finds no space. A handle that truncates it gets a file that begins empty, as far as the handle writes
+ * (truncations.ts). The methods return what those of NodeOperations do.
  */
 import { constants } from 'node:os'
 import type { WritableDisk } from '../formats/writable.js'
 import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE } from '../io/libc.js'
+import type { GapActions, Truncations } from './truncations.js'
 
-const { EFBIG, ENOSPC, EOPNOTSUPP, EPERM } = constants.errno
+const { EFBIG, ENFILE, ENOSPC, EOPNOTSUPP, EPERM } = constants.errno
 
 const PERMISSIONS = 0o7777
 /** Disks grow by whole sectors: QEMU shows nothing of one that a disk ends within. */
@@ -19,6 +20,9 @@ export interface DiskFileOptions {
   readonly onFlush: () => void
   /** Told of each range that was made zeros, in bytes. */
   readonly onZero: (length: number) => void
+  readonly truncations: Truncations
+  /** Has the kernel drop cached pages, as `GapActions` does. */
+  readonly dropPages: GapActions['dropPages']
 }
 
 /** The attributes to set; those that are undefined stay. */
@@ -27,24 +31,41 @@ export interface AttributeChange {
   readonly uid?: number
   readonly gid?: number
   readonly sizeBytes?: number
-  /** Whether the size came by ftruncate(2), as the truncate command does it. */
-  readonly hasHandle?: boolean
+  /** The handle that ftruncate(2) was called with; undefined for truncate(2). */
+  readonly handle?: number | undefined
 }
 
 export class DiskFile {
+  private readonly gapActions: GapActions
+
   constructor(
     readonly disk: WritableDisk,
     private readonly options: DiskFileOptions,
-  ) {}
+  ) {
+    const { dropPages } = options
+    this.gapActions = { zero: (offset, length) => this.zero(offset, length), dropPages }
+  }
 
   /** @returns how many of the `size` bytes from `start` of `source` there was room for at `offset` */
-  write(source: Buffer, start: number, size: number, offset: number): number {
-    const length = this.room(offset, size)
-    if (length > 0) this.disk.write(source, start, length, offset)
+  write(source: Buffer, start: number, size: number, offset: number, handle = 0): number {
+    const { truncations } = this.options
+    let length = 0
+    try {
+      length = this.room(offset, size)
+      if (length > 0) {
+        truncations.beforeWrite(handle, offset, offset + length, this.gapActions)
+        this.disk.write(source, start, length, offset)
+      }
+    } catch (error) {
+      truncations.failed(handle, offset, offset + length)
+      throw error
+    }
+    if (length < 0) truncations.failed(handle, offset, offset)
+    else truncations.succeeded(handle)
     return length
   }
 
-  fallocate(mode: number, offset: number, length: number): number {
+  fallocate(mode: number, offset: number, length: number, handle = 0): number {
     const keepsSize = (mode & FALLOC_FL_KEEP_SIZE) !== 0
     const kind = mode & ~FALLOC_FL_KEEP_SIZE
     const isPunching = kind === FALLOC_FL_PUNCH_HOLE && keepsSize
@@ -56,21 +77,20 @@ export class DiskFile {
       if (room < 0) return room
       if (room < length) return -ENOSPC
     }
+    const mark = keepsSize ? undefined : this.options.truncations.markOf(handle)
+    if (mark !== undefined && mark < offset + length) this.extend(handle, offset + length)
     if (!isZeroing && length > 0) this.disk.reserve(offset, length)
     const zeroed = isZeroing ? Math.max(0, this.clip(offset, length)) : 0
-    if (zeroed > 0) {
-      this.disk.zero(offset, zeroed)
-      this.options.onZero(zeroed)
-    }
+    if (zeroed > 0) this.zero(offset, zeroed)
     return 0
   }
 
   /** Whether attributes may be set so, which are now `now`: 0 or an errno. */
   setattr(change: AttributeChange, now: { mode: number; uid: number; gid: number }): number {
-    const { mode = now.mode, uid = now.uid, gid = now.gid, sizeBytes, hasHandle } = change
+    const { mode = now.mode, uid = now.uid, gid = now.gid, sizeBytes, handle } = change
     const isSame = (mode & PERMISSIONS) === (now.mode & PERMISSIONS)
     if (!isSame || uid !== now.uid || gid !== now.gid) return -EPERM
-    return sizeBytes === undefined ? 0 : this.resize(sizeBytes, hasHandle === true)
+    return sizeBytes === undefined ? 0 : this.resize(sizeBytes, handle)
   }
 
   flush(): number {
@@ -79,13 +99,32 @@ export class DiskFile {
     return 0
   }
 
-  private resize(sizeBytes: number, hasHandle: boolean): number {
+  private resize(sizeBytes: number, handle: number | undefined): number {
+    const { truncations, isGrowable } = this.options
+    if (handle !== undefined) {
+      if (truncations.hasFailed(handle)) return -EPERM
+      if (sizeBytes === 0) return truncations.truncate(handle, false) ? 0 : -ENFILE
+      const isTruncated = truncations.markOf(handle) !== undefined
+      if (isTruncated && sizeBytes <= this.disk.sizeBytes) return this.extend(handle, sizeBytes)
+    }
     if (sizeBytes === this.disk.sizeBytes) return 0
-    // This is what opening with O_TRUNC sends; the kernel then learns that the size is what it was.
-    // truncate(2) to 0 by name looks the same, and is a success without an effect.
-    if (sizeBytes === 0 && !hasHandle) return 0
-    if (sizeBytes < this.disk.sizeBytes || !this.options.isGrowable) return -EPERM
-    return Math.min(0, this.room(0, sizeBytes))
+    // truncate(2) has no handle whose writes would follow: it would promise an empty file, and nobody
+    // would make it one.
+    if (sizeBytes < this.disk.sizeBytes || !isGrowable) return -EPERM
+    const room = Math.min(0, this.room(0, sizeBytes))
+    return room < 0 || handle === undefined ? room : this.extend(handle, sizeBytes)
+  }
+
+  /** The file of a handle that truncated ends at `end` now; for others nothing changes. */
+  private extend(handle: number, end: number): number {
+    const { truncations } = this.options
+    if (truncations.isActive) truncations.resize(handle, end, this.gapActions)
+    return 0
+  }
+
+  private zero(offset: number, length: number): void {
+    this.disk.zero(offset, length)
+    this.options.onZero(length)
   }
 
   /** How many of `length` bytes at `offset` there is room for, once it has grown if it may. */

@@ -21,6 +21,8 @@ import {
   FATTR,
   FLUSH_IN,
   FOPEN,
+  GETATTR_FH,
+  GETATTR_IN,
   GETXATTR_IN,
   GETXATTR_OUT,
   LSEEK_IN,
@@ -29,6 +31,7 @@ import {
   OPEN_IN,
   OPEN_OUT,
   READ_IN,
+  RELEASE_IN,
   SETATTR_IN,
   STATFS_OUT,
   STATX_OUT,
@@ -37,8 +40,8 @@ import {
 } from './protocol.js'
 import type { Node, Tree } from './tree.js'
 
-const { EINVAL, ENODATA, ENOENT, ENOTDIR, ERANGE } = constants.errno
-const { O_DIRECT } = fs.constants
+const { EINVAL, ENODATA, ENOENT, ENOTDIR, ERANGE, ESTALE } = constants.errno
+const { O_DIRECT, O_TRUNC } = fs.constants
 
 /** One request; the worker has one such object and fills it anew each time. */
 export interface Request {
@@ -80,9 +83,16 @@ export class ImageFs {
   }
 
   lookup(request: Request): number {
-    const dir = this.tree.node(request.nodeid)
-    if (dir?.kind !== 'dir') return dir ? -ENOTDIR : -ENOENT
-    const node = this.tree.child(dir.id, stringAt(request, request.args))
+    const name = stringAt(request, request.args)
+    const from = this.tree.node(request.nodeid)
+    // Who looks up "." has a number from a handle of his, for a file, too.
+    if (!from) return name === '.' || name === '..' ? -ESTALE : -ENOENT
+    let node: Node | undefined = from
+    if (name === '..') node = this.tree.node(from.parent)
+    else if (name !== '.') {
+      if (from.kind !== 'dir') return -ENOTDIR
+      node = this.tree.child(from.id, name)
+    }
     if (!node) return -ENOENT
     this.putEntry(request.payload, 0, node)
     return ENTRY_OUT.size + ATTR.size
@@ -91,26 +101,27 @@ export class ImageFs {
   getattr(request: Request): number {
     const node = this.tree.node(request.nodeid)
     if (!node) return -ENOENT
-    return this.putAttrOut(request.payload, node)
+    return this.putAttrOut(request.payload, node, askingHandle(request))
   }
 
   setattr(request: Request): number {
     const node = this.tree.node(request.nodeid)
     const { valid, ...asked } = SETATTR_IN.decode(request.message, request.args)
+    const handle = valid & FATTR.FH ? asked.fh % 2 ** 32 : undefined
     // Times are those of the last write, whatever one asks for.
     const error = this.nodes.setattr(node, {
       ...(valid & FATTR.MODE && { mode: asked.mode }),
       ...(valid & FATTR.UID && { uid: asked.uid }),
       ...(valid & FATTR.GID && { gid: asked.gid }),
-      ...(valid & FATTR.SIZE && { sizeBytes: asked.size, hasHandle: (valid & FATTR.FH) !== 0 }),
+      ...(valid & FATTR.SIZE && { sizeBytes: asked.size, handle }),
     })
-    return error < 0 ? error : this.putAttrOut(request.payload, node as Node)
+    return error < 0 ? error : this.putAttrOut(request.payload, node as Node, handle)
   }
 
   statx(request: Request): number {
     const node = this.tree.node(request.nodeid)
     if (!node) return -ENOENT
-    const a = this.nodes.attributes(node)
+    const a = this.nodes.attributes(node, askingHandle(request))
     const attrValid = this.nodes.validity(node)
     const isSnapshot = node.kind === 'image' && node.entry.table !== undefined
     const time = { seconds: a.mtime, nanoseconds: a.mtimensec, reserved: 0 }
@@ -152,9 +163,11 @@ export class ImageFs {
     if (fh < 0) return fh
     // Only the kernel's own writes change the files: their pages stay good for every opening.
     let openFlags = node.kind === 'control' ? FOPEN.DIRECT_IO : FOPEN.KEEP_CACHE
-    // Who writes past the page cache need not write one after the other.
-    if (flags & O_DIRECT && this.isDirectCoherent && this.nodes.writable(node)) {
-      openFlags |= FOPEN.DIRECT_IO | FOPEN.PARALLEL_DIRECT_WRITES
+    if (this.isDirectCoherent && this.nodes.writable(node)) {
+      // Who writes past the page cache need not write one after the other.
+      if (flags & O_DIRECT) openFlags |= FOPEN.DIRECT_IO | FOPEN.PARALLEL_DIRECT_WRITES
+      // A write that skips bytes zeroes them; past the page cache the kernel drops the page that it begins in.
+      if (flags & O_TRUNC) openFlags |= FOPEN.DIRECT_IO
     }
     OPEN_OUT.put(request.payload, 0, { fh, openFlags, padding: 0 })
     return OPEN_OUT.size
@@ -168,7 +181,9 @@ export class ImageFs {
       message.readUInt32LE(args + at.offset) + message.readUInt32LE(args + at.offset + 4) * 2 ** 32
     const start = args + WRITE_IN.size
     if (size > end - start) return -EINVAL
-    const length = this.nodes.write(this.tree.node(request.nodeid), message, start, size, offset)
+    const node = this.tree.node(request.nodeid)
+    const fh = message.readUInt32LE(args + at.fh)
+    const length = this.nodes.write(node, message, start, size, offset, fh)
     if (length < 0) return length
     payload.writeUInt32LE(length, WRITE_OUT.at.size)
     payload.writeUInt32LE(0, WRITE_OUT.at.padding)
@@ -176,18 +191,24 @@ export class ImageFs {
   }
 
   fallocate(request: Request): number {
-    const { offset, length, mode } = FALLOCATE_IN.decode(request.message, request.args)
-    return this.nodes.fallocate(this.tree.node(request.nodeid), mode, offset, length)
+    const { offset, length, mode, fh } = FALLOCATE_IN.decode(request.message, request.args)
+    const node = this.tree.node(request.nodeid)
+    return this.nodes.fallocate(node, mode, offset, length, fh % 2 ** 32)
   }
 
   fsync(request: Request): number {
     return this.nodes.flush(this.tree.node(request.nodeid))
   }
 
-  /** For FLUSH and RELEASE. */
+  /** For FLUSH. */
   close(request: Request): number {
     const fh = request.message.readUInt32LE(request.args + FLUSH_IN.at.fh)
     return this.nodes.close(this.tree.node(request.nodeid), fh)
+  }
+
+  release(request: Request): number {
+    const fh = request.message.readUInt32LE(request.args + RELEASE_IN.at.fh)
+    return this.nodes.release(this.tree.node(request.nodeid), fh)
   }
 
   opendir(request: Request): number {
@@ -326,12 +347,19 @@ export class ImageFs {
     })
   }
 
-  private putAttrOut(payload: Buffer, node: Node): number {
-    ATTR.put(payload, ATTR_OUT.size, this.nodes.attributes(node))
+  private putAttrOut(payload: Buffer, node: Node, fh: number | undefined): number {
+    ATTR.put(payload, ATTR_OUT.size, this.nodes.attributes(node, fh))
     const attrValid = this.nodes.validity(node)
     ATTR_OUT.put(payload, 0, { attrValid, attrValidNsec: 0, padding: 0 })
     return ATTR_OUT.size + ATTR.size
   }
+}
+
+/** The handle that GETATTR or STATX asks by, if any. */
+function askingHandle({ message, args, end }: Request): number | undefined {
+  if (end - args < GETATTR_IN.size) return undefined
+  const hasHandle = message.readUInt32LE(args + GETATTR_IN.at.getattrFlags) & GETATTR_FH
+  return hasHandle ? message.readUInt32LE(args + GETATTR_IN.at.fh) : undefined
 }
 
 /** The answer of GETXATTR and LISTXATTR: a size when none was offered, else the bytes. */

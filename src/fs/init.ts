@@ -18,8 +18,8 @@ import {
  * Nobody else changes the data while they are served, so the kernel may cache and ask in parallel. What
  * is not among them:
  *  WRITEBACK_CACHE, since a write that has returned is to be in the server;
- *  ATOMIC_O_TRUNC, since the kernel would believe that opening has emptied the file. Without it opening
- *  with O_TRUNC is a SETATTR of its own, whose reply says how large the disk still is.
+ *  EXPLICIT_INVAL_DATA, since the size that the disk shows may shrink while a handle that truncated it is
+ *  open. The kernel then zeroes the end of a page, and has to drop the page.
  */
 const WANTED_FLAGS = Object.values(INIT_FLAG).reduce((all, flag) => all | flag, 0)
 

@@ -16,8 +16,9 @@ import { AllocatedBytes, writtenDisk } from './allocated-bytes.js'
 import type { TextSlots } from './control.js'
 import { type AttributeChange, DiskFile } from './disk-file.js'
 import type { ControlNode, DirNode, ImageNode, Node, Tree } from './tree.js'
+import { type GapActions, Truncations } from './truncations.js'
 
-const { EACCES, EINVAL, EISDIR, ENOSYS, ENXIO, EOPNOTSUPP, EROFS } = constants.errno
+const { EACCES, EINVAL, EISDIR, ENFILE, ENOSYS, ENXIO, EOPNOTSUPP, EPERM, EROFS } = constants.errno
 const { O_TRUNC } = fs.constants
 
 export interface FileSystemParts {
@@ -36,6 +37,10 @@ export interface FileSystemParts {
   readonly isGrowable?: boolean
   /** Called whenever a request has the disk flushed. */
   readonly onFlush?: () => void
+  /** Shared by the workers. */
+  readonly truncations?: Truncations
+  /** Has the kernel drop pages of the disk's file, as `GapActions` does. */
+  readonly dropPages?: GapActions['dropPages']
 }
 
 /** What nobody writes does not change: the kernel may remember names and attributes for a year. */
@@ -47,8 +52,8 @@ export const VALID_SECONDS = 365 * 86400
 const WRITTEN_VALID_SECONDS = 1
 export const BLOCK_BYTES = 4096
 const ACCESS_MODE = 3
-/** The handle of whoever has opened the disk for writing; others have 0. */
-const WRITING = 1
+/** The handle of all that do not write the disk; a writer's is above 0. */
+const READING = 0
 const X_OK = 1
 const W_OK = 2
 const S_IFDIR = 0o040000
@@ -59,16 +64,20 @@ export class NodeOperations {
   private readonly views = new Map<number, View>()
   private readonly allocated: AllocatedBytes
   private readonly diskFile: DiskFile | undefined
+  private readonly truncations: Truncations
 
   constructor(private readonly parts: FileSystemParts) {
     const { images, layers, allocated, tree, isGrowable = false, onFlush = () => {} } = parts
     this.tree = tree
+    this.truncations = parts.truncations ?? new Truncations()
     this.allocated = new AllocatedBytes(images, layers, allocated, node => this.view(node))
     if (!images.disk) return
     const node = tree.disk
     this.diskFile = new DiskFile(images.disk, {
       isGrowable,
       onFlush,
+      truncations: this.truncations,
+      dropPages: parts.dropPages ?? (() => {}),
       onZero: length => {
         if (node) this.allocated.lower(node, length)
       },
@@ -100,7 +109,11 @@ export class NodeOperations {
       const writeErrno = this.writable(node)?.disk.writeErrno ?? EROFS
       if (writeErrno !== 0) return -writeErrno
     }
-    return node.kind === 'control' ? this.openControl(node) : isWriting ? WRITING : 0
+    if (node.kind === 'control') return this.openControl(node)
+    if (!isWriting) return READING
+    const handle = this.truncations.newHandle()
+    const isTruncating = (flags & O_TRUNC) !== 0
+    return isTruncating && !this.truncations.truncate(handle, true) ? -ENFILE : handle
   }
 
   /** @returns how many of `size` bytes at `offset` are now at the beginning of `target` */
@@ -124,23 +137,41 @@ export class NodeOperations {
     start: number,
     size: number,
     offset: number,
+    handle: number,
   ): number {
     const file = this.writable(node)
-    return file ? file.write(source, start, size, offset) : -EROFS
+    return file ? file.write(source, start, size, offset, handle) : -EROFS
   }
 
-  fallocate(node: Node | undefined, mode: number, offset: number, length: number): number {
+  fallocate(
+    node: Node | undefined,
+    mode: number,
+    offset: number,
+    length: number,
+    handle: number,
+  ): number {
     const file = this.writable(node)
-    return file ? file.fallocate(mode, offset, length) : -EROFS
+    return file ? file.fallocate(mode, offset, length, handle) : -EROFS
   }
 
   flush(node: Node | undefined): number {
     return this.writable(node)?.flush() ?? 0
   }
 
-  /** Whoever closes what he has written wants it kept. */
+  /** A descriptor of the handle `fh` is closed: what was written through it is to be kept. */
   close(node: Node | undefined, fh: number): number {
-    return fh === WRITING ? this.flush(node) : 0
+    if (fh === READING || !this.writable(node)) return 0
+    const result = this.flush(node)
+    // Such a program believes that the file is empty now.
+    return this.truncations.close(fh) ? -EPERM : result
+  }
+
+  /** The last descriptor of the handle is closed. */
+  release(node: Node | undefined, fh: number): number {
+    if (fh === READING || !this.writable(node)) return 0
+    // First: others may be waiting to learn whether the handle is gone.
+    this.truncations.release(fh)
+    return this.flush(node)
   }
 
   /** @param whence SEEK_DATA or SEEK_HOLE, the only ones that the kernel passes on */
@@ -204,6 +235,7 @@ export class NodeOperations {
     if (node.kind === 'control') return 0
     const file = this.writable(node)
     if (!file) return VALID_SECONDS
+    if (this.truncations.isActive) return 0
     return this.allocated.isCurrent(file.disk) ? WRITTEN_VALID_SECONDS : 0
   }
 
@@ -215,12 +247,32 @@ export class NodeOperations {
     return S_IFREG | (layerModes?.[node.entry.layer] ?? fileMode)
   }
 
-  attributes(node: Node) {
+  /**
+   * The size that the attributes show. While a handle that truncated the disk is open, it is as far as that
+   * handle has written, so that a program which skips to its end extends the file to there; but the whole
+   * disk for who asks by another handle.
+   *
+   * @param fh the handle that asks, undefined where none does
+   */
+  private shownSize(node: ImageNode, fh: number | undefined): number {
+    const size = this.sizeOf(node)
+    if (!this.truncations.isActive || !this.writable(node)) return size
+    const mark = fh === undefined ? this.truncations.lastMark() : this.truncations.markOf(fh)
+    return Math.min(size, mark ?? size)
+  }
+
+  /** Whether the size that is shown may change at any moment, since a handle is being closed. */
+  get isClosing(): boolean {
+    return this.truncations.isClosing
+  }
+
+  /** @param fh the handle that asks, undefined where none does */
+  attributes(node: Node, fh?: number) {
     const { uid, gid, modified } = this.tree.appearance
     const time = node.kind === 'image' ? this.modified(node) : modified
     return {
       ino: node.id,
-      size: node.kind === 'image' ? this.sizeOf(node) : 0,
+      size: node.kind === 'image' ? this.shownSize(node, fh) : 0,
       blocks: node.kind === 'image' ? Math.ceil(this.allocated.of(node) / 512) : 0,
       atime: time.seconds,
       mtime: time.seconds,
@@ -249,8 +301,10 @@ export class NodeOperations {
     const { images, crew } = this.parts
     const { disk } = images
     // What snapshots and layers below have is never overwritten: only where it lies must stay.
-    if (node.entry.kind === 'disk') disk?.beginRead(offset, length)
-    else disk?.beginRead(0, 0)
+    if (node.entry.kind === 'disk' && disk) {
+      this.truncations.noteRead()
+      disk.beginRead(offset, length)
+    } else disk?.beginRead(0, 0)
     try {
       readView(this.view(node), target, 0, length, offset, crew)
     } catch (error) {

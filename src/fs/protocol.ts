@@ -36,6 +36,9 @@ export const IN_HEADER = layout({
   padding: u16le,
 })
 export const OUT_HEADER = layout({ length: u32le, error: i32le, unique: bytes(8) })
+/** A message without a request has no `unique`, and this where replies have an error. */
+export const NOTIFY_INVAL_INODE = 2
+export const INVAL_INODE_OUT = layout({ ino: u64le, offset: i64le, length: i64le })
 /** The longest reply. */
 export const REPLY_BYTES = OUT_HEADER.size + MAX_REQUEST_BYTES
 
@@ -59,13 +62,16 @@ export const INIT_OUT = layout({
 })
 export const INIT_FLAG = {
   ASYNC_READ: 1 << 0,
+  /** OPEN is told of O_TRUNC; without it truncating by opening looks like truncate(2). */
+  ATOMIC_O_TRUNC: 1 << 3,
+  /** LOOKUP knows "." and "..", by which NFS servers find what the kernel has let go. */
+  EXPORT_SUPPORT: 1 << 4,
   BIG_WRITES: 1 << 5,
   DO_READDIRPLUS: 1 << 13,
   READDIRPLUS_AUTO: 1 << 14,
   ASYNC_DIO: 1 << 15,
   PARALLEL_DIROPS: 1 << 18,
   MAX_PAGES: 1 << 22,
-  EXPLICIT_INVAL_DATA: 1 << 25,
   /**
    * Writing takes set-user-ID bits and capabilities away from a file. Ours never have any; without this
    * the kernel asks for the attribute `security.capability` before each write.
@@ -106,6 +112,10 @@ export const ENTRY_OUT = layout({
 })
 export const ATTR_OUT = layout({ attrValid: u64le, attrValidNsec: u32le, padding: u32le })
 
+/** STATX_IN begins with the same. */
+export const GETATTR_IN = layout({ getattrFlags: u32le, dummy: u32le, fh: u64le })
+/** In `getattrFlags`: `fh` counts. */
+export const GETATTR_FH = 1
 export const STATX_IN = layout({
   getattrFlags: u32le,
   reserved: u32le,

@@ -9,6 +9,8 @@ import { ROOT_ID } from './protocol.js'
 export const CONTROL_DIR_ID = 2
 const FIRST_CONTROL_FILE_ID = 3
 const FIRST_FILE_ID = 16
+/** The disk comes first. */
+export const DISK_ID = FIRST_FILE_ID
 const CONTROL_DIR_NAME = '.vimgfs'
 export const CONTROL_FILES = ['stats.json', 'status.json'] as const
 export type ControlFile = (typeof CONTROL_FILES)[number]

@@ -15,11 +15,13 @@ import { cloneDevice, errno, read, write } from '../io/libc.js'
 import { TextSlots } from './control.js'
 import { ImageFs } from './image-fs.js'
 import { Responder } from './opcodes.js'
+import { dropPages, PageDropper } from './page-dropper.js'
 import { Poller } from './poller.js'
 import { IN_HEADER, MESSAGE_BYTES, OPCODE, OUT_HEADER, WRITE_OUT } from './protocol.js'
 import { faultLogger, type LogEntry, stallMessage, statsText, statusText } from './reports.js'
 import { WorkerStats } from './stats.js'
 import { type Appearance, Tree } from './tree.js'
+import { Truncations } from './truncations.js'
 import { warmUp } from './warm-up.js'
 
 /** What a worker starts from; all of it plain data or shared memory. */
@@ -43,6 +45,9 @@ export interface WorkerSetup {
     readonly crews: readonly CrewMemory[]
     /** Where the disk is written. */
     readonly disk: DiskMemory | undefined
+    /** Of Truncations and PageDropper. */
+    readonly truncations: SharedArrayBuffer
+    readonly pageDrops: SharedArrayBuffer
   }
 }
 
@@ -55,8 +60,10 @@ export interface SessionStart {
 }
 
 /** What a worker tells the main thread: 'ready' when it can serve; 'served' is the last. */
-export type WorkerMessage = { readonly log: LogEntry } | 'ready' | 'help' | 'served'
+export type WorkerMessage = { readonly log: LogEntry } | 'ready' | 'help' | 'page drops' | 'served'
 
+/** The main thread starts it, on a machine that may be busy. */
+const PAGE_DROPPER_START_MS = 3_000
 const ENOENT = 2
 const EINTR = 4
 const EAGAIN = 11
@@ -84,6 +91,8 @@ function run(setup: WorkerSetup): void {
     },
     isGrowable: setup.isGrowable,
     onFlush: () => stats.countFlush(),
+    truncations: new Truncations(setup.shared.truncations, () => tell('page drops')),
+    dropPages: dropPages(new PageDropper(setup.shared.pageDrops), PAGE_DROPPER_START_MS),
     ...(setup.onlyUids && { onlyUids: setup.onlyUids }),
     ...(availableParallelism() > 1 && { crew: joinCrew(crew) }),
   })

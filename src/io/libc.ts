@@ -234,6 +234,23 @@ export const startSession: () => number = libc.func('int setsid()')
 /** Ends the process at once: no other thread runs on, no handler, nothing is written out (_exit(2)). */
 export const exitNow: (code: number) => void = libc.func('void _exit(int code)')
 
+const name_to_handle_at = libc.func(
+  'int name_to_handle_at(int dir, const char *path, void *handle, void *mountId, int flags)',
+)
+const AT_FDCWD = -100
+const MAX_HANDLE_BYTES = 128
+
+/**
+ * The number by which the kernel and the server of a FUSE file system know the file at `path`
+ * (name_to_handle_at(2); fs/fuse/inode.c, fuse_encode_fh). Throws SystemError.
+ */
+export function nodeOf(path: string): number {
+  const handle = Buffer.alloc(8 + MAX_HANDLE_BYTES)
+  handle.writeUInt32LE(MAX_HANDLE_BYTES, 0)
+  check(name_to_handle_at(AT_FDCWD, path, handle, Buffer.alloc(4), 0), 'name_to_handle_at', path)
+  return handle.readUInt32LE(8) * 2 ** 32 + handle.readUInt32LE(12)
+}
+
 const FUSE_DEV_IOC_CLONE = 0x8004e500
 
 /** Joins `fd`, a fresh /dev/fuse, to the connection of `session`. False where the kernel cannot. */

@@ -206,10 +206,10 @@ const cases: Case[] = [
       00100000 00000000`,
   },
   {
-    title: 'SETATTR, O_TRUNC',
+    title: 'SETATTR, emptied by name: nobody would write it',
     opcode: SETATTR,
     args: setattrIn(SIZE | 512, { size: 0 }),
-    payload: '…',
+    error: EPERM,
   },
   {
     title: 'SETATTR, same size',
@@ -221,7 +221,7 @@ const cases: Case[] = [
     title: 'SETATTR, emptied',
     opcode: SETATTR,
     args: setattrIn(SIZE | FH, { size: 0 }),
-    error: EPERM,
+    payload: '…',
   },
   ...[1, END - 1, END + 1].flatMap(size =>
     [0, FH].map(fh => ({
@@ -251,7 +251,7 @@ const cases: Case[] = [
     growable: true,
     opcode: SETATTR,
     args: setattrIn(SIZE | FH, { size: 0 }),
-    error: EPERM,
+    payload: '…',
   },
   { title: 'SETATTR, mode', opcode: SETATTR, args: setattrIn(1, { mode: 0o100600 }), error: EPERM },
   {
@@ -382,8 +382,9 @@ t.test('OPEN', async t => {
     { flags: O_RDONLY, fh: 0, open: 2 },
     { flags: O_WRONLY, fh: 1, open: 2 },
     { flags: O_RDWR | O_APPEND, fh: 1, open: 2 },
-    { flags: O_RDWR | O_TRUNC, fh: 1, open: 2 },
-    { flags: O_RDONLY | O_TRUNC, fh: 1, open: 2 },
+    { flags: O_RDWR | O_TRUNC, fh: 1, open: 3 },
+    { flags: O_RDWR | O_TRUNC, fh: 1, open: 2, minor: 38 },
+    { flags: O_RDONLY | O_TRUNC, fh: 1, open: 3 },
     { flags: O_RDWR | O_DIRECT, fh: 1, open: DIRECT },
     { flags: O_RDONLY | O_DIRECT, fh: 0, open: DIRECT },
     { flags: O_RDWR | O_DIRECT, fh: 1, open: 2, minor: 38 },
@@ -403,6 +404,53 @@ t.test('OPEN', async t => {
     t.same(got, reply(expected), `${flags.toString(8)} ${node} ${minor} ${failure}`)
     t.same(disk.calls, [])
   }
+})
+
+t.test('a handle that truncates', async t => {
+  const { fs, disk } = writtenFs()
+  const ask = (opcode: number, args: string) => answer(fs, message({ opcode, node: DISK, args }))
+  const getattr = (fh?: number) =>
+    Number(
+      ask(3, fh === undefined ? u64(0).repeat(2) : `${u64(1)} ${u64(fh)}`)?.readBigUInt64LE(40),
+    )
+  const statx = () => Number(ask(52, `${u64(0).repeat(2)} ${u64(0)}`)?.readBigUInt64LE(16 + 72))
+  ask(14, OPEN(O_WRONLY | O_TRUNC))
+  t.equal(getattr(), 0, 'the size that it has written')
+  t.equal(getattr(0), END, 'other handles see the disk')
+  t.same(disk.calls, [], 'nothing has changed')
+  ask(WRITE, writeIn(100, 'data'))
+  t.same(disk.calls, ['zero 0 100', 'write 100 data'])
+  t.equal(getattr(), 104)
+  t.equal(getattr(1), 104)
+  t.equal(statx(), 104)
+  ask(FALLOCATE, fallocateIn(0, 200, 100))
+  t.equal(getattr(), 300, 'fallocate extends it')
+  ask(FALLOCATE, fallocateIn(KEEP_SIZE, 200, 500))
+  t.equal(getattr(), 300)
+  t.equal(ask(SETATTR, setattrIn(SIZE | FH, { size: 1000 }))?.readInt32LE(4), 0)
+  t.same(disk.calls.slice(2), ['zero 104 196', 'zero 300 700'])
+  t.equal(ask(WRITE, writeIn(END, 'x'))?.readInt32LE(4), -ENOSPC)
+  t.equal(
+    ask(SETATTR, setattrIn(SIZE | FH, { size: END }))?.readInt32LE(4),
+    -EPERM,
+    'what the kernel sends after a direct write that failed',
+  )
+  t.equal(ask(25, flushIn(1))?.readInt32LE(4), 0)
+  ask(18, releaseIn(1))
+  t.equal(getattr(), END, 'the disk is as large as it was')
+  t.equal(disk.bytes.toString('latin1', 1000), 'd'.repeat(END - 1000), 'the rest stays')
+})
+
+t.test('who empties it by ftruncate and writes nothing learns that it is not empty', async t => {
+  const { fs, disk } = writtenFs()
+  const ask = (opcode: number, args: string) =>
+    answer(fs, message({ opcode, node: DISK, args }))?.readInt32LE(4)
+  ask(14, OPEN(O_WRONLY))
+  ask(SETATTR, setattrIn(SIZE | FH, { size: 0 }))
+  t.equal(ask(25, flushIn(1)), -EPERM)
+  ask(WRITE, writeIn(0, 'x'))
+  t.equal(ask(25, flushIn(1)), 0)
+  t.notMatch(disk.calls.join(), /zero/)
 })
 
 t.test('what the disk throws is what the caller gets', async t => {

@@ -12,7 +12,6 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { type Lack, LACKS, lackLines } from '../../src/fs/libfuse/lacks.js'
 import { loop, mountDevice } from '../support/loop.js'
@@ -71,15 +70,6 @@ const SHOWN: Record<keyof typeof LACKS, (t: Test, m: Mount) => Promise<string | 
   xattr: (t, mounted) => onlyError(t, mounted, 'xattr'),
   tmpfile: (t, mounted) => onlyError(t, mounted, 'tmpfile'),
   renameFlags: (t, mounted) => onlyError(t, mounted, 'renameFlags'),
-  blocks: async (t, { place, file }) => {
-    const blocks = async () => Number((await call(place, 'stat', file('disk.raw'))).blocks)
-    const before = await blocks()
-    const how = ['bs=64k', 'seek=240', 'count=16', 'conv=notrunc', 'status=none']
-    await runIn(place, 'dd', ['if=/dev/urandom', `of=${file('disk.raw')}`, ...how])
-    await sleep(1100)
-    t.ok((await blocks()) > before)
-    return undefined
-  },
   seek: async (t, { place, file }) => {
     t.same(await call(place, 'data', file('disk.raw')), [[0, DISK_BYTES]])
     return undefined

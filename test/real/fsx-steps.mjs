@@ -178,11 +178,12 @@ const OPERATIONS = {
     if (random(2)) fs.fsyncSync(either())
     else fs.fdatasyncSync(either())
   },
-  /** With O_TRUNC, too: a disk keeps its size and bytes. */
+  /** With O_TRUNC before, too: a disk to which nothing is written then keeps its size and bytes. */
   reopen() {
     fs.closeSync(buffered)
     fs.closeSync(direct)
-    buffered = open(random(2) ? O_TRUNC : 0)
+    if (random(2)) fs.closeSync(open(O_TRUNC))
+    buffered = open(0)
     direct = open(O_DIRECT)
     check(fs.fstatSync(buffered).size === size, `the size is ${fs.fstatSync(buffered).size}`)
   },

@@ -77,6 +77,75 @@ const CALLS = {
     return prlimit(pid, RLIMIT_FSIZE, limits, null)
   },
 
+  /**
+   * A handle that truncates, `how` by 'open' or 'ftruncate', beside one that reads all and keeps its pages.
+   * Returns what the reader sees after each step, as [letter, count] pairs; all was `old` before.
+   */
+  truncating(file, how) {
+    const runs = bytes => {
+      const found = []
+      for (let at = 0; at < bytes.length; ) {
+        let end = at
+        while (end < bytes.length && bytes[end] === bytes[at]) end++
+        found.push([bytes[at] === 0 ? '0' : String.fromCharCode(bytes[at]), end - at])
+        at = end
+      }
+      return found
+    }
+    const { O_RDONLY, O_WRONLY, O_TRUNC } = fs.constants
+    const reader = fs.openSync(file, O_RDONLY)
+    const length = 64 * 1024
+    const seen = () => {
+      const bytes = Buffer.alloc(length)
+      fs.readSync(reader, bytes, 0, length, 0)
+      return runs(bytes)
+    }
+    const steps = [seen()]
+    const writer = fs.openSync(file, O_WRONLY | (how === 'open' ? O_TRUNC : 0))
+    if (how === 'ftruncate') fs.ftruncateSync(writer, 0)
+    const empty = fs.fstatSync(writer).size
+    steps.push(seen())
+    fs.writeSync(writer, Buffer.alloc(100, 'a'), 0, 100, how === 'open' ? 10_000 : 8192)
+    steps.push(seen())
+    fs.writeSync(writer, Buffer.alloc(4096, 'b'), 0, 4096, 4096)
+    fs.writeSync(writer, Buffer.alloc(100, 'c'), 0, 100, 20_480)
+    steps.push(seen())
+    fs.ftruncateSync(writer, 30_000)
+    steps.push(seen())
+    const written = fs.fstatSync(writer).size
+    fs.closeSync(writer)
+    return { empty, written, after: fs.statSync(file).size, steps }
+  },
+
+  /** Twelve writes of one truncating handle at once, the later ones first; the file's bytes. */
+  async unordered(file, direct) {
+    const { O_WRONLY, O_TRUNC, O_DIRECT } = fs.constants
+    const BLOCK = 65536
+    const flags = O_WRONLY | O_TRUNC | (direct ? O_DIRECT : 0)
+    const fd = fs.openSync(file, flags)
+    const writes = Array.from({ length: 12 }, (_, i) => 11 - i).map(
+      place =>
+        new Promise((resolve, reject) => {
+          const bytes = Buffer.alloc(BLOCK).fill(97 + place)
+          const done = error => (error ? reject(error) : resolve())
+          fs.write(fd, bytes, 0, BLOCK, (2 * place + 1) * BLOCK, done)
+        }),
+    )
+    await Promise.all(writes)
+    fs.closeSync(fd)
+    const bytes = fs.readFileSync(file)
+    return Array.from({ length: 26 }, (_, i) => {
+      const block = bytes.subarray(i * BLOCK, (i + 1) * BLOCK)
+      return block.every(byte => byte === block[0]) ? block[0] : -1
+    })
+  },
+
+  /** truncate(2), by name. */
+  truncateByName(file, size) {
+    const truncate = libc.func('int truncate64(const char *path, int64_t bytes)')
+    return truncate(file, size) === 0 ? 0 : koffi.errno()
+  },
+
   /** What each of these ends with: bytes written, or an error's code. */
   ends(file, size) {
     const outcome = act => {
@@ -98,7 +167,6 @@ const CALLS = {
       directOver: outcome(() => fs.writeSync(direct, bytes, 0, 8192, size - 4096)),
       directAt: outcome(() => fs.writeSync(direct, bytes, 0, 4096, size)),
       append: outcome(() => fs.writeSync(fs.openSync(file, O_WRONLY | O_APPEND), 'x')),
-      truncate: outcome(() => fs.ftruncateSync(fd, 0)),
       shorter: outcome(() => fs.ftruncateSync(fd, size - 1)),
       longer: outcome(() => fs.ftruncateSync(fd, size + 1)),
       same: outcome(() => fs.ftruncateSync(fd, size)),

@@ -25,6 +25,8 @@ const ACCESS = 34
 const CHANGES = { create: 35, mknod: 8, mkdir: 9, unlink: 10, rmdir: 11, rename: 12, link: 13 }
 const SYMLINK = 6
 
+/** How often it is looked whether a handle has been released. */
+const LOOK_MS = 2
 const MAX_UINT32 = 2 ** 32 - 1
 /** chown(2) of the user or of the group only. */
 const UNCHANGED = MAX_UINT32
@@ -65,14 +67,8 @@ export class LibfuseFs {
   operations(): FuseOperations {
     const { nodes } = this
     return {
-      getattr: (path, done) => {
-        let stat: FuseStat | undefined
-        const result = this.answer(GETATTR, path, node => {
-          stat = this.statOf(node)
-          return 0
-        })
-        done(result, stat)
-      },
+      getattr: (path, done) => this.statWhenClosed(path, done),
+      fgetattr: (path, fh, done) => this.stat(path, fh, done),
       readdir: (path, done) => this.list(path, done),
       statfs: (path, done) => {
         const result = this.answer(STATFS, path, () => 0)
@@ -86,15 +82,15 @@ export class LibfuseFs {
       },
       read: (path, fh, target, length, offset, done) =>
         done(this.answer(READ, path, node => this.read(node, fh, target, length, offset))),
-      write: (path, _fh, source, length, offset, done) =>
-        done(this.answer(WRITE, path, node => nodes.write(node, source, 0, length, offset))),
+      write: (path, fh, source, length, offset, done) =>
+        done(this.answer(WRITE, path, node => nodes.write(node, source, 0, length, offset, fh))),
       flush: (path, fh, done) => done(this.answer(FLUSH, path, node => nodes.close(node, fh))),
-      release: (path, fh, done) => done(this.answer(RELEASE, path, node => nodes.close(node, fh))),
+      release: (path, fh, done) =>
+        done(this.answer(RELEASE, path, node => nodes.release(node, fh))),
       fsync: (path, _dataOnly, _fh, done) =>
         done(this.answer(FSYNC, path, node => nodes.flush(node))),
       truncate: (path, sizeBytes, done) => this.change(path, { sizeBytes }, done),
-      ftruncate: (path, _fh, sizeBytes, done) =>
-        this.change(path, { sizeBytes, hasHandle: true }, done),
+      ftruncate: (path, handle, sizeBytes, done) => this.change(path, { sizeBytes, handle }, done),
       // Times are those of the last write, whatever one asks for.
       utimens: (path, _atime, _mtime, done) => this.change(path, {}, done),
       chmod: (path, mode, done) => this.change(path, { mode }, done),
@@ -156,8 +152,27 @@ export class LibfuseFs {
     done(result, names, stats)
   }
 
-  private statOf(node: Node): FuseStat {
-    const a = this.nodes.attributes(node)
+  /** The release of a handle may have been read from the kernel earlier, but come here later. */
+  private statWhenClosed(path: string, done: Parameters<FuseOperations['getattr']>[1]): void {
+    if (this.nodes.isClosing) setTimeout(() => this.statWhenClosed(path, done), LOOK_MS)
+    else this.stat(path, undefined, done)
+  }
+
+  private stat(
+    path: string,
+    fh: number | undefined,
+    done: Parameters<FuseOperations['getattr']>[1],
+  ): void {
+    let stat: FuseStat | undefined
+    const result = this.answer(GETATTR, path, node => {
+      stat = this.statOf(node, fh)
+      return 0
+    })
+    done(result, stat)
+  }
+
+  private statOf(node: Node, fh: number | undefined): FuseStat {
+    const a = this.nodes.attributes(node, fh)
     // Negative ones would wrap around.
     const time = Math.max(0, Math.floor(a.mtime * 1000 + a.mtimensec / 1_000_000))
     const isControl = node.kind === 'control'

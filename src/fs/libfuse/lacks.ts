@@ -39,10 +39,6 @@ export const LACKS = {
     errno: 'EINVAL',
     instead: 'the direct one refuses it too, with EROFS',
   },
-  blocks: {
-    what: 'st_blocks that are never old',
-    instead: 'those of a disk that is written are up to a second old',
-  },
   readdirplus: {
     what: 'READDIRPLUS',
     instead: 'each file of a listing is asked for by itself',

@@ -8,8 +8,11 @@ import { VALID_SECONDS } from '../node-operations.js'
 import { type FuseOperations, loadFuseNative } from './package.js'
 import { ThreadMemory } from './threads.js'
 
-/** The kernel's, for a disk that is written: its blocks may be counted anew. */
-const WRITTEN_VALID_SECONDS = 1
+/**
+ * The kernel's, for a disk that is written: its size changes when a handle that truncated it is closed.
+ * libfuse has one time for all attributes.
+ */
+const WRITTEN_VALID_SECONDS = 0
 /** fuse-native's buffers, which cut off without a word what is longer. */
 const MAX_BYTES = 1023
 const STDERR = 2
@@ -41,6 +44,11 @@ export async function mountByLibfuse(
 
     override _malloc(bytes: number): Buffer {
       return threads.allocate(this._thread, bytes)
+    }
+
+    override _op_fgetattr(signal: unknown, path: string, fh: number): void {
+      const getattr: FuseOperations['getattr'] = (path, done) => operations.fgetattr(path, fh, done)
+      super._op_fgetattr.call({ ops: { ...operations, getattr } } as never, signal, path, fh)
     }
   })(mountpoint, operations, { timeout: false })
   const before = new Set(fuseDevices())
@@ -94,6 +102,9 @@ export function libfuseOptions(request: LibfuseRequest, isRoot: boolean): string
     // Otherwise a write has 4 KiB.
     'big_writes',
     'use_ino',
+    'atomic_o_trunc',
+    // Node numbers live as long as the mount, for NFS.
+    'noforget',
     // Pages stay from one opening to the next where size and time have not changed.
     'auto_cache',
     'ac_attr_timeout=0',

@@ -42,6 +42,7 @@ export interface FuseStatfs {
  */
 export interface FuseOperations {
   getattr(path: string, done: (result: number, stat?: FuseStat) => void): void
+  fgetattr(path: string, fh: number, done: (result: number, stat?: FuseStat) => void): void
   readdir(
     path: string,
     done: (result: number, names?: string[], stats?: Partial<FuseStat>[]) => void,
@@ -81,6 +82,8 @@ export interface FuseNative {
     mount(done: (error?: Error | null) => void): void
     /** libfuse's command line, `-oNAME,NAME=VALUE…`. */
     _fuseOptions(): string
+    /** Answers a request for attributes that came by a handle; calls `getattr`, which has none. */
+    _op_fgetattr(signal: unknown, path: string, fh: number): void
     /** Memory for a thread of libfuse's, zeroed, that outlives it. Must not throw. */
     _malloc(bytes: number): Buffer
   }

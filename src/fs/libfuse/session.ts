@@ -1,11 +1,15 @@
 /** The libfuse transport: fuse-native's callbacks on the main thread, from mounting to the last one. */
+import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { closeFile, hasHungUp } from '../../io/libc.js'
 import { TextSlots } from '../control.js'
 import { type MountInfo, mountAt } from '../mountinfo.js'
+import { startPageDropper } from '../page-drop-thread.js'
+import { dropPages, PageDropper } from '../page-dropper.js'
 import { faultLogger, type LogEntry, statsText, statusText } from '../reports.js'
 import type { MainThread, Session, SessionParts } from '../session.js'
 import { Tree } from '../tree.js'
+import { Truncations } from '../truncations.js'
 import { LibfuseFs } from './adapter.js'
 import { lackLines } from './lacks.js'
 import { mountByLibfuse } from './mount.js'
@@ -18,6 +22,9 @@ export class LibfuseSession implements Session {
   readonly finished: Promise<void>
   private finish: () => void = () => {}
   private readonly fileSystem: LibfuseFs
+  private readonly dropper = new PageDropper()
+  private dropsPages = false
+  private device = -1
 
   constructor(
     private readonly parts: SessionParts,
@@ -42,6 +49,9 @@ export class LibfuseSession implements Session {
         },
         isGrowable,
         onFlush: () => counts.countFlush(),
+        truncations: new Truncations(undefined, () => this.dropPages()),
+        // The thread needs this one to answer while it starts.
+        dropPages: dropPages(this.dropper, 0),
       },
       // A log that fails must not take the answer with it.
       {
@@ -57,6 +67,7 @@ export class LibfuseSession implements Session {
     const { mountpoint, mountRequest, onlyUids, logger } = this.parts
     const request = { ...mountRequest, allowRoot: onlyUids !== undefined }
     const device = await mountByLibfuse(request, this.fileSystem.operations())
+    this.device = device
     logger.info({ lacks: lackLines() }, 'libfuse 2 lacks what the direct transport has')
     void this.untilEnd(device)
     return mountAt(mountpoint)
@@ -68,6 +79,17 @@ export class LibfuseSession implements Session {
 
   async end(): Promise<void> {
     this.fileSystem.end()
+  }
+
+  private dropPages(): void {
+    if (this.dropsPages) return
+    this.dropsPages = true
+    const { entries, mountpoint, logger } = this.parts
+    const { shared } = this.dropper
+    const node = path.join(mountpoint, entries[0]?.name ?? '')
+    startPageDropper({ shared, device: this.device, node }, error =>
+      logger.error({ stack: error.stack }, 'the thread that drops pages has died'),
+    )
   }
 
   /** The package does not tell. */

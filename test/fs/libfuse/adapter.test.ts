@@ -9,7 +9,7 @@ import { DISK_BYTES, FakeDisk, writtenParts } from '../fake-disk.js'
 import { STATS, STATUS, smallParts } from '../small-image.js'
 
 const { EFBIG, EIO, ENODEV, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS } = constants.errno
-const { O_RDONLY, O_RDWR } = { O_RDONLY: 0, O_RDWR: 2 }
+const { O_RDONLY, O_RDWR, O_TRUNC } = { O_RDONLY: 0, O_RDWR: 2, O_TRUNC: 0o1000 }
 const S_IFREG = 0o100000
 
 /** Only its size is as large as that. */
@@ -141,9 +141,10 @@ t.test('attributes that are set', async t => {
   const { ask } = serve(parts)
   const { mode, uid, gid } = ask('getattr', '/disk.raw')[1]
   for (const [name, args, result] of [
-    ['truncate', [0], 0],
-    ['ftruncate', [1, 0], -EPERM],
+    ['truncate', [0], -EPERM],
+    ['ftruncate', [1, DISK_BYTES - 1], -EPERM],
     ['ftruncate', [1, DISK_BYTES], 0],
+    ['ftruncate', [1, 0], 0],
     ['truncate', [DISK_BYTES + 1], -EPERM],
     ['chmod', [mode], 0],
     ['chmod', [0o777], -EPERM],
@@ -157,6 +158,21 @@ t.test('attributes that are set', async t => {
   }
   t.same(ask('chmod', '/.vimgfs', 0o777), [-EROFS])
   t.same(disk.calls, [])
+})
+
+t.test('a handle that truncates', async t => {
+  const { parts, disk } = writtenParts()
+  const { ask } = serve(parts)
+  const [, fh] = ask('open', '/disk.raw', O_RDWR | O_TRUNC)
+  const sizes = (...handle: number[]) =>
+    ask(handle.length > 0 ? 'fgetattr' : 'getattr', '/disk.raw', ...handle)[1].size
+  t.same([sizes(), sizes(fh), sizes(0)], [0, 0, DISK_BYTES])
+  ask('write', '/disk.raw', fh, Buffer.from('bytes'), 5, 100)
+  t.same([sizes(), sizes(fh), sizes(0)], [105, 105, DISK_BYTES])
+  ask('ftruncate', '/disk.raw', fh, 200)
+  t.same(disk.calls, ['zero 0 100', 'write 100 bytes', 'zero 105 95'])
+  ask('release', '/disk.raw', fh)
+  t.equal(sizes(), DISK_BYTES)
 })
 
 t.test('growing', async t => {

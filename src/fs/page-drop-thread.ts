@@ -1,0 +1,41 @@
+/** The thread that tells the kernel to drop pages; see page-dropper.ts. */
+import { parentPort, Worker, workerData } from 'node:worker_threads'
+import { nodeOf, write } from '../io/libc.js'
+import { PageDropper } from './page-dropper.js'
+import { INVAL_INODE_OUT, NOTIFY_INVAL_INODE, OUT_HEADER } from './protocol.js'
+
+export interface PageDropSetup {
+  readonly shared: SharedArrayBuffer
+  /** A descriptor of the mount's /dev/fuse. */
+  readonly device: number
+  /** The kernel's number of the file, or the file's path where only the kernel knows it. */
+  readonly node: number | string
+}
+
+/** Starts the thread, which does not keep the process from ending. */
+export function startPageDropper(setup: PageDropSetup, onError: (error: Error) => void): void {
+  const thread = new Worker(new URL(import.meta.url), {
+    workerData: setup,
+    resourceLimits: { maxYoungGenerationSizeMb: 2 },
+  })
+  thread.unref()
+  // Writers wait for a while then, and go on.
+  thread.on('error', onError)
+}
+
+function run({ shared, device, node }: PageDropSetup): void {
+  const id = typeof node === 'number' ? node : nodeOf(node)
+  const message = Buffer.alloc(OUT_HEADER.size + INVAL_INODE_OUT.size)
+  OUT_HEADER.put(message, 0, {
+    length: message.length,
+    error: NOTIFY_INVAL_INODE,
+    unique: Buffer.alloc(8),
+  })
+  new PageDropper(shared).serve((offset, length) => {
+    INVAL_INODE_OUT.put(message, OUT_HEADER.size, { ino: id, offset, length })
+    // It fails where the kernel knows no such file any more; then it has no pages either.
+    write(device, message, message.length)
+  })
+}
+
+if (parentPort) run(workerData as PageDropSetup)

@@ -1,0 +1,368 @@
+/**
+ * The handles that have emptied the disk's file, by O_TRUNC or by ftruncate(fd, 0), in memory that all
+ * threads share: the requests of one handle reach any thread.
+ *
+ *  (1) Such a handle has a mark: the end of what it has written or extended to. A write past the mark, or
+ *      ftruncate past it, zeroes what lies between, once, before the mark passes it. Nothing past the mark
+ *      changes until then.
+ *  (2) What others have written past the mark since the handle truncated is kept, as a file keeps it.
+ *  (3) Each write of the disk registers here before it changes the disk, and waits while a gap is zeroed.
+ *      So no write that came later is zeroed away, whatever order the requests arrive in.
+ */
+import { constants } from 'node:os'
+import { SystemError } from '../errors.js'
+import { withLock } from './word-lock.js'
+
+const { EBUSY } = constants.errno
+
+const SLOTS = 32
+/** Ranges that others have written, for each slot. */
+const RANGES = 2048
+const MAX_HANDLE = 2 ** 31 - 1
+
+/** Words for all slots. */
+const LOCK = 0
+const ACTIVE = 1
+const LAST_HANDLE = 2
+const LAST_ORDER = 3
+/** The handle whose last write failed. */
+const FAILED = 4
+const HEAD_WORDS = 8
+
+/** Words of a slot. */
+const HANDLE = 0
+/** Which truncation it was; the last one counts. */
+const ORDER = 1
+const FLAGS = 2
+const RANGE_COUNT = 3
+const SLOT_WORDS = 4
+
+/** The handle has been told that it is empty by ftruncate, and nothing has made that untrue. */
+const EMPTIED = 1
+/** A descriptor of the handle was closed since it was last used: it may be about to be released. */
+const FLUSHED = 2
+/** Others may have read past the mark since, so the kernel may keep old pages. */
+const READ = 4
+/** More ranges than there is room for. */
+const CROWDED = 8
+
+/** A slot's numbers: its mark, when it was flushed (milliseconds since 1970), then pairs of start and end. */
+const SLOT_NUMBERS = 2 + 2 * RANGES
+const WORDS_BYTES = 4 * (HEAD_WORDS + SLOTS * SLOT_WORDS)
+
+/**
+ * RELEASE follows the last FLUSH at once, but another thread may be handling it, and the system may be
+ * busy. Who asks for the size meanwhile waits so long for it, counted from the FLUSH.
+ */
+const RELEASE_MS = 250
+
+/** What a gap needs: to be zeroed, and to be dropped from the kernel's page cache. */
+export interface GapActions {
+  zero(offset: number, length: number): void
+  /**
+   * Drops cached pages of a range of the disk. Returns when they are gone or, where `isLocked`, at once,
+   * since the request that is being answered holds their locks.
+   */
+  dropPages(offset: number, length: number, isLocked: boolean): void
+}
+
+const PAGE_BYTES = 4096
+
+export class Truncations {
+  private readonly words: Int32Array
+  private readonly numbers: Float64Array
+
+  constructor(
+    readonly shared = new SharedArrayBuffer(WORDS_BYTES + 8 * SLOTS * SLOT_NUMBERS),
+    /** Called when a handle that reads may make the kernel keep pages which a gap will change. */
+    private readonly onRead: () => void = () => {},
+  ) {
+    this.words = new Int32Array(shared, 0, WORDS_BYTES / 4)
+    this.numbers = new Float64Array(shared, WORDS_BYTES)
+  }
+
+  /** Whether any handle has truncated. While none has, the rest need not be asked. */
+  get isActive(): boolean {
+    return Atomics.load(this.words, ACTIVE) > 0
+  }
+
+  /** A number above 0 for a handle that writes. */
+  newHandle(): number {
+    for (;;) {
+      const last = Atomics.add(this.words, LAST_HANDLE, 1)
+      const handle = (last % MAX_HANDLE) + 1
+      if (handle > 0 && this.slotOf(handle) < 0) return handle
+    }
+  }
+
+  /** Empties the file for `handle`. False where too many handles have done so. */
+  truncate(handle: number, isByOpening: boolean): boolean {
+    return this.locked(() => {
+      const known = this.slotOf(handle)
+      const slot = known < 0 ? this.slotWith(0) : known
+      if (slot < 0) return false
+      const at = this.at(slot)
+      // The kernel drops all pages: it is told that the file has no bytes now.
+      this.words[at + FLAGS] = isByOpening ? 0 : EMPTIED
+      this.words[at + RANGE_COUNT] = 0
+      this.words[at + ORDER] = Atomics.add(this.words, LAST_ORDER, 1)
+      this.numbers[slot * SLOT_NUMBERS] = 0
+      Atomics.store(this.words, at + HANDLE, handle)
+      if (known < 0) Atomics.add(this.words, ACTIVE, 1)
+      return true
+    })
+  }
+
+  /** The handle is closed for good. */
+  release(handle: number): void {
+    if (!this.isActive) return
+    this.locked(() => {
+      const slot = this.slotOf(handle)
+      if (slot < 0) return
+      const word = this.at(slot) + HANDLE
+      Atomics.store(this.words, word, 0)
+      Atomics.sub(this.words, ACTIVE, 1)
+      Atomics.notify(this.words, word)
+    })
+  }
+
+  /**
+   * A descriptor of the handle is closed. Returns whether the program believes that it has emptied the
+   * file by ftruncate, which is not so: it wrote nothing afterwards.
+   */
+  close(handle: number): boolean {
+    const slot = this.isActive ? this.slotOf(handle) : -1
+    if (slot < 0) return false
+    this.numbers[slot * SLOT_NUMBERS + 1] = Date.now()
+    const flags = Atomics.or(this.words, this.at(slot) + FLAGS, FLUSHED)
+    return (flags & EMPTIED) !== 0
+  }
+
+  /** The mark of a handle that has truncated. */
+  markOf(handle: number): number | undefined {
+    const slot = this.isActive ? this.slotOf(handle) : -1
+    return slot < 0 ? undefined : this.numbers[slot * SLOT_NUMBERS]
+  }
+
+  /** The mark of the last handle that truncated and is still open. */
+  lastMark(): number | undefined {
+    while (this.isActive) {
+      const slot = this.lastSlot()
+      if (slot < 0) return undefined
+      const at = this.at(slot)
+      const handle = Atomics.load(this.words, at + HANDLE)
+      if (handle === 0) continue
+      const left = this.closingFor(slot)
+      if (left > 0) Atomics.wait(this.words, at + HANDLE, handle, left)
+      if (Atomics.load(this.words, at + HANDLE) === handle) return this.numbers[slot * SLOT_NUMBERS]
+    }
+    return undefined
+  }
+
+  /** Whether the last handle that truncated may just be going away. */
+  get isClosing(): boolean {
+    const slot = this.isActive ? this.lastSlot() : -1
+    return slot >= 0 && this.closingFor(slot) > 0
+  }
+
+  /** Called before the disk is read for a request. */
+  noteRead(): void {
+    if (!this.isActive) return
+    for (let slot = 0; slot < SLOTS; slot++) {
+      const at = this.at(slot)
+      if (Atomics.load(this.words, at + HANDLE) === 0) continue
+      const flags = Atomics.or(this.words, at + FLAGS, READ)
+      if ((flags & READ) === 0) this.onRead()
+    }
+  }
+
+  /** Called before `handle` writes a range: zeroes what it skips. Throws what zeroing throws. */
+  beforeWrite(handle: number, offset: number, end: number, actions: GapActions): void {
+    if (!this.isActive) return
+    this.locked(() => {
+      for (let slot = 0; slot < SLOTS; slot++) {
+        const at = this.at(slot)
+        const owner = this.words[at + HANDLE]
+        if (owner === 0) continue
+        if (owner !== handle) this.keep(slot, offset, end)
+        else this.passTo(slot, offset, end, true, actions)
+      }
+    })
+  }
+
+  /** Makes the file end at `end` for a handle that has truncated. False for any other handle. */
+  resize(handle: number, end: number, actions: GapActions): boolean {
+    return this.locked(() => {
+      const slot = this.slotOf(handle)
+      if (slot < 0) return false
+      if (end < (this.numbers[slot * SLOT_NUMBERS] as number))
+        this.numbers[slot * SLOT_NUMBERS] = end
+      else this.passTo(slot, end, end, false, actions)
+      return true
+    })
+  }
+
+  /** A write has failed: where it would have moved the mark, the mark is where it began. */
+  failed(handle: number, offset: number, end: number): void {
+    Atomics.store(this.words, FAILED, handle)
+    if (!this.isActive) return
+    this.locked(() => {
+      const slot = this.slotOf(handle)
+      // If a later write has moved on, only a second try can tell what belongs here.
+      if (slot >= 0 && this.numbers[slot * SLOT_NUMBERS] === end) {
+        this.numbers[slot * SLOT_NUMBERS] = offset
+      }
+    })
+  }
+
+  succeeded(handle: number): void {
+    if (Atomics.load(this.words, FAILED) === handle) Atomics.store(this.words, FAILED, 0)
+  }
+
+  /**
+   * Whether the last write of `handle` failed. After a direct write that failed the kernel itself sends
+   * an ftruncate, to the size that it believes in (fuse_direct_IO); it is no wish of the program's.
+   */
+  hasFailed(handle: number): boolean {
+    return Atomics.load(this.words, FAILED) === handle
+  }
+
+  /** Zeroes from the mark to `offset` and moves the mark to `end`. With the lock held. */
+  private passTo(
+    slot: number,
+    offset: number,
+    end: number,
+    isWrite: boolean,
+    actions: GapActions,
+  ): void {
+    const at = this.at(slot)
+    const number = slot * SLOT_NUMBERS
+    Atomics.and(this.words, at + FLAGS, ~(FLUSHED | EMPTIED))
+    const mark = this.numbers[number] as number
+    if (offset > mark) {
+      if (((this.words[at + FLAGS] as number) & CROWDED) !== 0)
+        throw new SystemError('write', EBUSY)
+      this.zeroBetween(slot, mark, offset, actions)
+      const hasPages = (Atomics.load(this.words, at + FLAGS) & READ) !== 0
+      if (hasPages) dropBetween(mark, offset, isWrite, actions)
+    }
+    if (end > mark) {
+      this.numbers[number] = end
+      this.forgetBelow(slot, end)
+    }
+  }
+
+  private zeroBetween(slot: number, from: number, to: number, actions: GapActions): void {
+    const { numbers } = this
+    const count = this.words[this.at(slot) + RANGE_COUNT] as number
+    const first = slot * SLOT_NUMBERS + 2
+    let done = from
+    for (let i = 0; i < count && done < to; i++) {
+      const start = numbers[first + 2 * i] as number
+      if (start >= to) break
+      if (start > done) actions.zero(done, start - done)
+      done = Math.max(done, numbers[first + 2 * i + 1] as number)
+    }
+    if (done < to) actions.zero(done, to - done)
+  }
+
+  /** Rule (2): takes down what another handle writes past the mark of `slot`. */
+  private keep(slot: number, offset: number, end: number): void {
+    const { numbers, words } = this
+    const at = this.at(slot)
+    const from = Math.max(offset, numbers[slot * SLOT_NUMBERS] as number)
+    if (end <= from) return
+    const first = slot * SLOT_NUMBERS + 2
+    const count = words[at + RANGE_COUNT] as number
+    // The ranges are in order and do not touch; those from `low` to `high` touch the new one.
+    const low = this.firstEndingAt(first, count, from)
+    let high = low
+    let start = from
+    let stop = end
+    while (high < count && (numbers[first + 2 * high] as number) <= end) {
+      start = Math.min(start, numbers[first + 2 * high] as number)
+      stop = Math.max(stop, numbers[first + 2 * high + 1] as number)
+      high++
+    }
+    if (low === high && count === RANGES) {
+      Atomics.or(words, at + FLAGS, CROWDED)
+      return
+    }
+    numbers.copyWithin(first + 2 * (low + 1), first + 2 * high, first + 2 * count)
+    numbers[first + 2 * low] = start
+    numbers[first + 2 * low + 1] = stop
+    words[at + RANGE_COUNT] = count + 1 - (high - low)
+  }
+
+  /** The place of the first range that ends at `offset` or later. */
+  private firstEndingAt(first: number, count: number, offset: number): number {
+    let low = 0
+    let high = count
+    while (low < high) {
+      const middle = (low + high) >>> 1
+      if ((this.numbers[first + 2 * middle + 1] as number) < offset) low = middle + 1
+      else high = middle
+    }
+    return low
+  }
+
+  private forgetBelow(slot: number, mark: number): void {
+    const { numbers, words } = this
+    const word = this.at(slot) + RANGE_COUNT
+    const count = words[word] as number
+    if (count === 0) return
+    const first = slot * SLOT_NUMBERS + 2
+    const gone = this.firstEndingAt(first, count, mark + 1)
+    numbers.copyWithin(first, first + 2 * gone, first + 2 * count)
+    words[word] = count - gone
+    if (count > gone) numbers[first] = Math.max(numbers[first] as number, mark)
+  }
+
+  /** The slot of a handle that has truncated; -1 for any other. */
+  private slotOf(handle: number): number {
+    return handle === 0 ? -1 : this.slotWith(handle)
+  }
+
+  /** The first slot of a handle, or the first free one for 0; -1 where there is none. */
+  private slotWith(handle: number): number {
+    for (let slot = 0; slot < SLOTS; slot++) {
+      if (Atomics.load(this.words, this.at(slot) + HANDLE) === handle) return slot
+    }
+    return -1
+  }
+
+  private lastSlot(): number {
+    let last = -1
+    for (let slot = 0; slot < SLOTS; slot++) {
+      const at = this.at(slot)
+      if (Atomics.load(this.words, at + HANDLE) === 0) continue
+      if (last < 0 || ((this.orderOf(slot) - this.orderOf(last)) | 0) > 0) last = slot
+    }
+    return last
+  }
+
+  private orderOf(slot: number): number {
+    return Atomics.load(this.words, this.at(slot) + ORDER)
+  }
+
+  /** For how many milliseconds a slot may be about to be released. */
+  private closingFor(slot: number): number {
+    if ((Atomics.load(this.words, this.at(slot) + FLAGS) & FLUSHED) === 0) return 0
+    return (this.numbers[slot * SLOT_NUMBERS + 1] as number) + RELEASE_MS - Date.now()
+  }
+
+  private at(slot: number): number {
+    return HEAD_WORDS + slot * SLOT_WORDS
+  }
+
+  private locked<T>(act: () => T): T {
+    return withLock(this.words, LOCK, act)
+  }
+}
+
+/** A write through the page cache holds the page that it begins in until it is answered. */
+function dropBetween(from: number, to: number, isWrite: boolean, actions: GapActions): void {
+  const border = isWrite ? Math.max(from, to - (to % PAGE_BYTES)) : to
+  if (border > from) actions.dropPages(from, border - from, false)
+  if (to > border) actions.dropPages(border, to - border, true)
+}
