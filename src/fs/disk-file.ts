@@ -8,7 +8,7 @@ import type { WritableDisk } from '../formats/writable.js'
 import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE } from '../io/libc.js'
 import type { GapActions, Truncations } from './truncations.js'
 
-const { EFBIG, ENFILE, ENOSPC, EOPNOTSUPP, EPERM } = constants.errno
+const { EAGAIN, EFBIG, ENFILE, ENOSPC, EOPNOTSUPP, EPERM } = constants.errno
 
 const PERMISSIONS = 0o7777
 /** Disks grow by whole sectors: QEMU shows nothing of one that a disk ends within. */
@@ -35,6 +35,13 @@ export interface AttributeChange {
   readonly handle?: number | undefined
 }
 
+/** Who writes. */
+export interface Writer {
+  readonly handle: number
+  /** Whether it was opened with O_APPEND. */
+  readonly isAppending?: boolean
+}
+
 export class DiskFile {
   private readonly gapActions: GapActions
 
@@ -47,11 +54,17 @@ export class DiskFile {
   }
 
   /** @returns how many of the `size` bytes from `start` of `source` there was room for at `offset` */
-  write(source: Buffer, start: number, size: number, offset: number, handle = 0): number {
+  write(
+    source: Buffer,
+    start: number,
+    size: number,
+    offset: number,
+    { handle, isAppending = false }: Writer,
+  ): number {
     const { truncations } = this.options
     let length = 0
     try {
-      length = this.room(offset, size)
+      length = isAppending ? this.roomAtEnd(offset, size, handle) : this.room(offset, size)
       if (length > 0) {
         truncations.beforeWrite(handle, offset, offset + length, this.gapActions)
         this.disk.write(source, start, length, offset)
@@ -134,6 +147,17 @@ export class DiskFile {
     if (!Number.isSafeInteger(end)) return -EFBIG
     this.disk.grow(Math.ceil(end / SECTOR_BYTES) * SECTOR_BYTES)
     return length
+  }
+
+  /**
+   * The same for a write with O_APPEND. The kernel adds it where it believes the end to be: after another
+   * handle has truncated, that may be short of the disk's end.
+   */
+  private roomAtEnd(offset: number, length: number, handle: number): number {
+    const { truncations, isGrowable } = this.options
+    const isInside = offset <= this.disk.sizeBytes - (isGrowable ? SECTOR_BYTES : 1)
+    if (!isInside || truncations.markOf(handle) !== undefined) return this.room(offset, length)
+    return isGrowable ? -EAGAIN : -ENOSPC
   }
 
   private clip(offset: number, length: number): number {

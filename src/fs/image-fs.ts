@@ -8,6 +8,7 @@ import {
   BLOCK_BYTES,
   type FileSystemParts,
   NodeOperations,
+  READING,
   VALID_SECONDS,
 } from './node-operations.js'
 import {
@@ -35,13 +36,14 @@ import {
   SETATTR_IN,
   STATFS_OUT,
   STATX_OUT,
+  WRITE_CACHE,
   WRITE_IN,
   WRITE_OUT,
 } from './protocol.js'
 import type { Node, Tree } from './tree.js'
 
 const { EINVAL, ENODATA, ENOENT, ENOTDIR, ERANGE, ESTALE } = constants.errno
-const { O_DIRECT, O_TRUNC } = fs.constants
+const { O_APPEND, O_DIRECT, O_TRUNC } = fs.constants
 
 /** One request; the worker has one such object and fills it anew each time. */
 export interface Request {
@@ -115,7 +117,10 @@ export class ImageFs {
       ...(valid & FATTR.GID && { gid: asked.gid }),
       ...(valid & FATTR.SIZE && { sizeBytes: asked.size, handle }),
     })
-    return error < 0 ? error : this.putAttrOut(request.payload, node as Node, handle)
+    if (error < 0) return error
+    // The kernel keeps the disk's size until somebody asks for it, so that it knows where to append.
+    const isEmptied = valid & FATTR.SIZE && asked.size === 0
+    return this.putAttrOut(request.payload, node as Node, isEmptied ? READING : handle)
   }
 
   statx(request: Request): number {
@@ -182,8 +187,11 @@ export class ImageFs {
     const start = args + WRITE_IN.size
     if (size > end - start) return -EINVAL
     const node = this.tree.node(request.nodeid)
-    const fh = message.readUInt32LE(args + at.fh)
-    const length = this.nodes.write(node, message, start, size, offset, fh)
+    // Pages that are written back may come by any handle.
+    const isOwn = (message.readUInt32LE(args + at.writeFlags) & WRITE_CACHE) === 0
+    const isAppending = isOwn && (message.readUInt32LE(args + at.flags) & O_APPEND) !== 0
+    const writer = { handle: message.readUInt32LE(args + at.fh), isAppending }
+    const length = this.nodes.write(node, message, start, size, offset, writer)
     if (length < 0) return length
     payload.writeUInt32LE(length, WRITE_OUT.at.size)
     payload.writeUInt32LE(0, WRITE_OUT.at.padding)

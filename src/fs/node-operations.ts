@@ -14,7 +14,7 @@ import type { UnpackCrew } from '../formats/unpack-crew.js'
 import { SEEK_DATA, SEEK_HOLE } from '../io/libc.js'
 import { AllocatedBytes, writtenDisk } from './allocated-bytes.js'
 import type { TextSlots } from './control.js'
-import { type AttributeChange, DiskFile } from './disk-file.js'
+import { type AttributeChange, DiskFile, type Writer } from './disk-file.js'
 import type { ControlNode, DirNode, ImageNode, Node, Tree } from './tree.js'
 import { type GapActions, Truncations } from './truncations.js'
 
@@ -53,7 +53,7 @@ const WRITTEN_VALID_SECONDS = 1
 export const BLOCK_BYTES = 4096
 const ACCESS_MODE = 3
 /** The handle of all that do not write the disk; a writer's is above 0. */
-const READING = 0
+export const READING = 0
 const X_OK = 1
 const W_OK = 2
 const S_IFDIR = 0o040000
@@ -137,10 +137,10 @@ export class NodeOperations {
     start: number,
     size: number,
     offset: number,
-    handle: number,
+    writer: Writer,
   ): number {
     const file = this.writable(node)
-    return file ? file.write(source, start, size, offset, handle) : -EROFS
+    return file ? file.write(source, start, size, offset, writer) : -EROFS
   }
 
   fallocate(

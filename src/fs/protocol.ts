@@ -190,6 +190,8 @@ export const WRITE_IN = layout({
   flags: u32le,
   padding: u32le,
 })
+/** In `writeFlags`: a page is written back, by a handle that need not be its writer's. */
+export const WRITE_CACHE = 1
 export const WRITE_OUT = layout({ size: u32le, padding: u32le })
 export const FALLOCATE_IN = layout({
   fh: u64le,

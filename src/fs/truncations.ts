@@ -102,8 +102,9 @@ export class Truncations {
       const slot = known < 0 ? this.slotWith(0) : known
       if (slot < 0) return false
       const at = this.at(slot)
-      // The kernel drops all pages: it is told that the file has no bytes now.
-      this.words[at + FLAGS] = isByOpening ? 0 : EMPTIED
+      // Opening with O_TRUNC makes the kernel drop all pages, ftruncate does not.
+      this.words[at + FLAGS] = isByOpening ? 0 : EMPTIED | READ
+      if (!isByOpening) this.onRead()
       this.words[at + RANGE_COUNT] = 0
       this.words[at + ORDER] = Atomics.add(this.words, LAST_ORDER, 1)
       this.numbers[slot * SLOT_NUMBERS] = 0

@@ -81,7 +81,7 @@ const CALLS = {
    * A handle that truncates, `how` by 'open' or 'ftruncate', beside one that reads all and keeps its pages.
    * Returns what the reader sees after each step, as [letter, count] pairs; all was `old` before.
    */
-  truncating(file, how) {
+  truncating(file, how, first) {
     const runs = bytes => {
       const found = []
       for (let at = 0; at < bytes.length; ) {
@@ -105,7 +105,7 @@ const CALLS = {
     if (how === 'ftruncate') fs.ftruncateSync(writer, 0)
     const empty = fs.fstatSync(writer).size
     steps.push(seen())
-    fs.writeSync(writer, Buffer.alloc(100, 'a'), 0, 100, how === 'open' ? 10_000 : 8192)
+    fs.writeSync(writer, Buffer.alloc(100, 'a'), 0, 100, first)
     steps.push(seen())
     fs.writeSync(writer, Buffer.alloc(4096, 'b'), 0, 4096, 4096)
     fs.writeSync(writer, Buffer.alloc(100, 'c'), 0, 100, 20_480)

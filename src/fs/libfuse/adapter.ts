@@ -2,6 +2,7 @@
  * The operations of fuse-native, by path, on the nodes that all transports share. They run on the main
  * thread, one after the other, and each is answered once, whatever happens in it.
  */
+import fs from 'node:fs'
 import { constants } from 'node:os'
 import { errnoOf } from '../../errors.js'
 import type { AttributeChange } from '../disk-file.js'
@@ -12,6 +13,7 @@ import type { ControlNode, Node } from '../tree.js'
 import type { Done, FuseOperations, FuseStat } from './package.js'
 
 const { ENODEV, ENOENT, ENOTDIR } = constants.errno
+const { O_APPEND } = fs.constants
 
 /** Numbers of the kernel's protocol, for the statistics: what libfuse makes each operation of. */
 const { READ, WRITE, RELEASE, FSYNC } = OPCODE
@@ -47,6 +49,8 @@ export class LibfuseFs {
   private readonly paths: Map<string, Node>
   private readonly statusBytes: number
   private hasEnded = false
+  /** Handles with O_APPEND. */
+  private readonly appending = new Set<number>()
   /** Of control files; one that always changes keeps libfuse from showing an old text's pages. */
   private controlTime = 0
 
@@ -78,15 +82,20 @@ export class LibfuseFs {
         done(this.answer(ACCESS, path, node => nodes.access(node, mask))),
       open: (path, flags, done) => {
         const fh = this.answer(OPEN, path, node => nodes.open(node, flags))
+        if (fh > 0 && flags & O_APPEND) this.appending.add(fh)
         done(Math.min(0, fh), Math.max(0, fh))
       },
       read: (path, fh, target, length, offset, done) =>
         done(this.answer(READ, path, node => this.read(node, fh, target, length, offset))),
-      write: (path, fh, source, length, offset, done) =>
-        done(this.answer(WRITE, path, node => nodes.write(node, source, 0, length, offset, fh))),
+      write: (path, handle, source, length, offset, done) => {
+        const writer = { handle, isAppending: this.appending.has(handle) }
+        done(this.answer(WRITE, path, node => nodes.write(node, source, 0, length, offset, writer)))
+      },
       flush: (path, fh, done) => done(this.answer(FLUSH, path, node => nodes.close(node, fh))),
-      release: (path, fh, done) =>
-        done(this.answer(RELEASE, path, node => nodes.release(node, fh))),
+      release: (path, fh, done) => {
+        this.appending.delete(fh)
+        done(this.answer(RELEASE, path, node => nodes.release(node, fh)))
+      },
       fsync: (path, _dataOnly, _fh, done) =>
         done(this.answer(FSYNC, path, node => nodes.flush(node))),
       truncate: (path, sizeBytes, done) => this.change(path, { sizeBytes }, done),
