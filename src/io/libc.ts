@@ -237,7 +237,6 @@ export const exitNow: (code: number) => void = libc.func('void _exit(int code)')
 const name_to_handle_at = libc.func(
   'int name_to_handle_at(int dir, const char *path, void *handle, void *mountId, int flags)',
 )
-const AT_FDCWD = -100
 const MAX_HANDLE_BYTES = 128
 
 /**
