@@ -30,6 +30,7 @@ Shows the disk image IMAGE (qcow2, vmdk, qcow, cow, raw) in the folder MOUNTPOIN
   disk@SNAPSHOT.raw      each snapshot, with its date; read-only, as are those below
   disk@SNAPSHOT.vmstate  the memory that was saved with it, if any
   disk@BACKING.raw       each backing file of its chain
+  disk@BACKING@SNAPSHOT.raw  each snapshot inside those
   .vimgfs/               found by name: stats.json, status.json
 
 The server goes to the background once the mount answers. SIGINT and SIGTERM unmount it, and SIGHUP

@@ -1,8 +1,7 @@
 /** What a mount of an image shows: the disk, its snapshots and their VM states, its backing layers. */
-import path from 'node:path'
 import type { Chain } from './chain.js'
 import { diskBytes, filesFrom, lastModified, type LayerSpec, type Timestamp } from './layer.js'
-import { distinctNames, stemOf, type Tagged } from './file-names.js'
+import { distinctNames, layerName, stemOf, type Tagged } from './file-names.js'
 import { clusterBytes, l2CoverageBytes, type Qcow2Header } from './qcow2/header.js'
 import type { Qcow2Snapshot } from './qcow2/snapshots.js'
 import type { MachineSnapshot } from './vmdk/machine.js'
@@ -40,9 +39,16 @@ export function catalogOf(chain: Chain): { entries: CatalogEntry[]; warnings: st
       id: String(uid),
     })),
     ...below.map(({ layer, place }) => ({
-      tag: Buffer.from(path.parse(layer.path).name),
+      tag: Buffer.from(layerName(layer.path)),
       id: String(place),
     })),
+    ...chain.layerSnapshots.map(({ layer, snapshot: { name, id } }) => {
+      const { path } = chain.layers[layer] as LayerSpec
+      return {
+        tag: Buffer.concat([Buffer.from(`${layerName(path)}@`), name]),
+        id: `${layer}.${id}`,
+      }
+    }),
   ]
   const names = distinctNames(stem, tags)
   const entries: CatalogEntry[] = [
@@ -56,15 +62,17 @@ export function catalogOf(chain: Chain): { entries: CatalogEntry[]; warnings: st
       attributes: layerAttributes(top),
     },
   ]
+  const addSnapshot = (name: string, snapshot: Qcow2Snapshot, place: number) => {
+    const layer = chain.layers[place] as LayerSpec
+    entries.push(snapshotEntry(name, snapshot, layer, place))
+    if (snapshot.vmStateBytes === 0) return
+    const state = vmStateEntry(name, snapshot, layer, place)
+    if (state) entries.push(state)
+    else
+      warnings.push(`${layer.path}: the VM state of snapshot ${snapshot.id} has an impossible size`)
+  }
   chain.snapshots.forEach((snapshot, index) => {
-    const name = names[index] as string
-    entries.push(snapshotEntry(name, snapshot, top))
-    if (snapshot.vmStateBytes > 0) {
-      const state = vmStateEntry(name, snapshot, top)
-      if (state) entries.push(state)
-      else
-        warnings.push(`${top.path}: the VM state of snapshot ${snapshot.id} has an impossible size`)
-    }
+    addSnapshot(names[index] as string, snapshot, 0)
   })
   const shown = chain.snapshots.length
   chain.machineSnapshots.forEach((snapshot, index) => {
@@ -90,6 +98,10 @@ export function catalogOf(chain: Chain): { entries: CatalogEntry[]; warnings: st
       attributes: { ...layerAttributes(layer), layer: String(place), path: layer.path },
     })
   })
+  const last = shown + chain.machineSnapshots.length + below.length
+  chain.layerSnapshots.forEach(({ layer, snapshot }, index) => {
+    addSnapshot(names[last + index] as string, snapshot, layer)
+  })
   return { entries, warnings }
 }
 
@@ -111,11 +123,17 @@ function layerAttributes(layer: LayerSpec): Record<string, string> {
   }
 }
 
-function snapshotEntry(name: string, snapshot: Qcow2Snapshot, layer: LayerSpec): CatalogEntry {
+function snapshotEntry(
+  name: string,
+  snapshot: Qcow2Snapshot,
+  layer: LayerSpec,
+  place: number,
+): CatalogEntry {
+  const below = place > 0 && { layer: String(place), path: layer.path }
   return {
     name: `${name}.raw`,
     kind: 'snapshot',
-    layer: 0,
+    layer: place,
     table: {
       offset: snapshot.l1Offset,
       entries: snapshot.l1Entries,
@@ -124,7 +142,7 @@ function snapshotEntry(name: string, snapshot: Qcow2Snapshot, layer: LayerSpec):
     startOffset: 0,
     sizeBytes: snapshot.sizeBytes,
     modified: { seconds: snapshot.dateSeconds, nanoseconds: nanoseconds(snapshot) },
-    attributes: snapshotAttributes(snapshot, layer),
+    attributes: { ...snapshotAttributes(snapshot, layer), ...below },
   }
 }
 
@@ -133,12 +151,13 @@ function vmStateEntry(
   name: string,
   snapshot: Qcow2Snapshot,
   layer: LayerSpec,
+  place: number,
 ): CatalogEntry | undefined {
   const coverage = l2CoverageBytes(layer.qcow2 as Qcow2Header)
   const startOffset = Math.ceil(snapshot.sizeBytes / coverage) * coverage
   const endOffset = startOffset + snapshot.vmStateBytes
   if (endOffset > snapshot.l1Entries * coverage) return undefined
-  const disk = snapshotEntry(name, snapshot, layer)
+  const disk = snapshotEntry(name, snapshot, layer, place)
   return {
     ...disk,
     name: `${name}.vmstate`,

@@ -33,6 +33,7 @@ import { guessFormat, requireWritableFormat } from './raw-guess.js'
 import { readQcowHeader } from './qcow/header.js'
 import { CRYPT, INCOMPATIBLE, type Qcow2Header, readHeader } from './qcow2/header.js'
 import { requireWhole } from './qcow2/losses.js'
+import { type LayerSnapshot, snapshotsBelow } from './layer-snapshots.js'
 import { requireRecoverable } from './qcow2/recovery.js'
 import { type Qcow2Snapshot, readSnapshots } from './qcow2/snapshots.js'
 import { childrenOf } from './vmdk/children.js'
@@ -51,6 +52,8 @@ export interface Chain {
   readonly depth: number
   /** The snapshots of the image itself. */
   readonly snapshots: readonly Qcow2Snapshot[]
+  /** Those of the layers that it stands on, with the layer's place, from the nearest layer down. */
+  readonly layerSnapshots: readonly LayerSnapshot[]
   /** Those of the machine whose disk it is: each is a disk file, frozen since. */
   readonly machineSnapshots: readonly MachineSnapshot[]
   /** What the user should know, a line each. */
@@ -155,8 +158,11 @@ class ChainOpener {
       const frozen = machineSnapshots.filter(({ layer }) => layer === 0)
       refuseParent(top, top.vmdk, frozen, this.own)
     }
+    const found = this.options.describe ? undefined : snapshotsBelow(layers.slice(0, depth))
+    this.warnings.push(...(found?.warnings ?? []))
+    const own = { snapshots, layerSnapshots: found?.snapshots ?? [], machineSnapshots }
     const { warnings, recovery } = this
-    return { layers, depth, snapshots, machineSnapshots, warnings, isWritable, recovery }
+    return { layers, depth, ...own, warnings, isWritable, recovery }
   }
 
   /** Adds what the last of `layers` stands on, down to the lowest, or to one that is among them. */

@@ -1,5 +1,6 @@
 /**
- * The names of the files that a mount shows: `disk.raw`, `disk@tag.raw`, `disk@tag.vmstate`.
+ * The names of the files that a mount shows: `disk.raw`, `disk@tag.raw`, `disk@tag.vmstate`,
+ * `disk@layer.raw`, and of a layer's snapshot `disk@layer@tag.raw`.
  *
  * A tag comes from an image and may hold anything. What a file name cannot hold is percent-encoded
  * byte by byte: `/`, `%`, control and format characters (those that turn the direction of text or have no
@@ -16,6 +17,18 @@ const SUFFIX_BYTES = '.vmstate'.length
 export function stemOf(image: string): string {
   const { name, base } = path.parse(image)
   return cut(encodeTag(Buffer.from(name || base)), NAME_MAX_BYTES - SUFFIX_BYTES)
+}
+
+/** Suffixes that say the format of an image, and nothing of its name. */
+const IMAGE_SUFFIX = /^\.(qcow2?|vmdk|raw|img|image|cow|qed|vhdx?|vdi|hdd|dd)$/i
+
+/**
+ * The name of a layer's file without its folder and the suffix of an image. Another suffix may be all that tells
+ * two layers apart: libvirt calls an external snapshot `disk.NAME`.
+ */
+export function layerName(image: string): string {
+  const { name, base, ext } = path.parse(image)
+  return name !== '' && IMAGE_SUFFIX.test(ext) ? name : base
 }
 
 /** `tag` as a part of a file name. */

@@ -39,6 +39,9 @@ export const MAX_GRAIN_TABLE_ENTRIES = 512
 /** Bytes of a grain directory, read once when it is opened: 256 TiB of usual grains. */
 export const MAX_GRAIN_DIRECTORY_BYTES = 32 * 2 ** 20
 
+/** Snapshots of the layers that an image stands on that are shown, all together. */
+export const MAX_LAYER_SNAPSHOTS = 4096
+
 // What the text files of VMware may demand.
 /** Bytes of a descriptor. */
 export const MAX_VMDK_DESCRIPTOR_BYTES = 2 ** 20

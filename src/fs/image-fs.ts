@@ -258,10 +258,12 @@ export class ImageFs {
   }
 
   statfs(request: Request): number {
+    const { bytes, freeBytes } = this.nodes.diskSpace()
+    const free = Math.floor(freeBytes / BLOCK_BYTES)
     STATFS_OUT.put(request.payload, 0, {
-      blocks: Math.ceil(this.nodes.diskBytes() / BLOCK_BYTES),
-      bfree: 0,
-      bavail: 0,
+      blocks: Math.ceil(bytes / BLOCK_BYTES),
+      bfree: free,
+      bavail: free,
       files: this.tree.fileCount,
       ffree: 0,
       bsize: BLOCK_BYTES,

@@ -8,7 +8,7 @@ import { ImageError } from '../errors.js'
 import type { View } from '../formats/driver.js'
 import { readView } from '../formats/engine.js'
 import { nextData, nextHole } from '../formats/holes.js'
-import type { LayerSpec, Timestamp } from '../formats/layer.js'
+import { allocatedNow, filesOf, type LayerSpec, type Timestamp } from '../formats/layer.js'
 import type { ImageSet } from '../formats/image-set.js'
 import type { UnpackCrew } from '../formats/unpack-crew.js'
 import { SEEK_DATA, SEEK_HOLE } from '../io/libc.js'
@@ -197,9 +197,15 @@ export class NodeOperations {
     return mask & X_OK && node.kind !== 'dir' ? -EACCES : 0
   }
 
-  /** The bytes that statfs shows: those of the disk. */
-  diskBytes(): number {
-    return this.tree.disk ? this.sizeOf(this.tree.disk) : 0
+  /**
+   * The bytes that statfs shows: the size of the disk, and what is left of it when what the image's files take is
+   * taken off. One fstat a file.
+   */
+  diskSpace(): { bytes: number; freeBytes: number } {
+    const bytes = this.tree.disk ? this.sizeOf(this.tree.disk) : 0
+    const [top] = this.parts.layers
+    const used = top ? filesOf(top).reduce((sum, file) => sum + allocatedNow(file), 0) : 0
+    return { bytes, freeBytes: Math.max(0, bytes - used) }
   }
 
   /** For what would change something. */

@@ -1,7 +1,7 @@
 /** The names of files in a mount: fit for a file system, distinct, and plain where they can be. */
 import fc from 'fast-check'
 import t from 'tap'
-import { distinctNames, encodeTag, stemOf } from '../../src/formats/file-names.js'
+import { distinctNames, encodeTag, layerName, stemOf } from '../../src/formats/file-names.js'
 import { holds } from '../support/property.js'
 
 const tags = [
@@ -32,6 +32,21 @@ const stems = [
 ] as const
 for (const [image, stem] of stems) {
   t.test(`the stem of ${JSON.stringify(image)}`, async t => t.equal(stemOf(image), stem))
+}
+
+const layers = [
+  ['/x/base.qcow2', 'base'],
+  ['/x/base.QCOW2', 'base'],
+  ['/x/base.vhd', 'base'],
+  ['/x/base.img', 'base'],
+  ['/x/disk.before-upgrade', 'disk.before-upgrade'],
+  ['/x/disk.1701349200', 'disk.1701349200'],
+  ['/x/base.qcow2.old', 'base.qcow2.old'],
+  ['/x/base', 'base'],
+  ['/x/.qcow2', '.qcow2'],
+] as const
+for (const [image, name] of layers) {
+  t.test(`the layer ${image}`, async t => t.equal(layerName(image), name))
 }
 
 const tagged = (tag: string, id: string) => ({ tag: Buffer.from(tag), id })

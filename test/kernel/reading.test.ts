@@ -51,6 +51,9 @@ t.test('a disk and its snapshots', skip, async t => {
           await in_('df', '--output=size,avail', '-B1', mnt),
           String(Math.ceil(sizeBytes / 4096) * 4096),
         )
+        const used = Number((await in_('df', '--output=used', '-B1', mnt)).split('\n')[1])
+        const taken = Math.min(sizeBytes, statSync(file).blocks * 512)
+        t.ok(Math.abs(used - taken) <= 8192, `${used} bytes used, the image takes ${taken}`)
       })
 
       await t.test('attributes', async t => {

@@ -193,11 +193,13 @@ export class LibfuseFs {
 
   /** Blocks as large as the disk needs for their number to fit. */
   private statfs() {
-    const bytes = this.nodes.diskBytes()
+    const { bytes, freeBytes } = this.nodes.diskSpace()
     let bsize = BLOCK_BYTES
     while (bytes / bsize > MAX_UINT32) bsize *= 2
     const blocks = Math.ceil(bytes / bsize)
-    return { bsize, frsize: bsize, blocks, files: this.parts.tree.fileCount, namemax: 255 }
+    const bfree = Math.floor(freeBytes / bsize)
+    const files = this.parts.tree.fileCount
+    return { bsize, frsize: bsize, blocks, bfree, bavail: bfree, files, namemax: 255 }
   }
 
   private read(node: Node, fh: number, target: Buffer, size: number, offset: number): number {

@@ -31,6 +31,8 @@ export interface FuseStatfs {
   readonly bsize: number
   readonly frsize: number
   readonly blocks: number
+  readonly bfree: number
+  readonly bavail: number
   readonly files: number
   readonly namemax: number
 }

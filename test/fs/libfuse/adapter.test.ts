@@ -68,6 +68,8 @@ t.test('sizes and numbers beyond 32 bits', async t => {
     const statfs: FuseStatfs = ask('statfs', '/')[1]
     t.match(statfs, { bsize, frsize: bsize, blocks: Math.ceil(sizeBytes / bsize) })
     t.ok(statfs.blocks < 2 ** 32)
+    t.ok(statfs.bfree <= statfs.blocks)
+    t.equal(statfs.bavail, statfs.bfree)
     t.equal(ask('getattr', '/disk.raw')[1].size, sizeBytes)
     const at = sizeBytes - 3
     t.same(ask('write', '/disk.raw', 1, Buffer.from('over'), 4, at), [3])
