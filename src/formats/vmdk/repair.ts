@@ -2,31 +2,41 @@
  * Repairing a VMDK image: the hosted sparse and the COWD extents of it that may be written. Compressed,
  * seSparse and flat extents are never touched, nor is a descriptor.
  *
- * No byte of the disk reads differently afterwards: a damaged entry takes what its redundant one says,
- * which is what is read for it, and all else that is changed is what does not count. Where things lie
- * over each other nothing is changed at all: writing the one would write the other.
+ * What reads as data reads the same afterwards. A grain that only a redundant table names comes back, if
+ * nothing else uses its place (see repair/reconcile.ts). What either table names is never freed. Where things
+ * lie over each other nothing is changed at all: writing the one would write the other.
  *
  * The order, each step on the disk before the next, so that a power cut in between leaves nothing worse:
  *
- *  (1) Damaged entries of the first tables, and a next free sector that is too low, are made right.
+ *  (1) Damaged entries of the directories and of the first tables, and a next free sector that is too low,
+ *      are made right.
  *  (2) Redundant tables are made equal to the first ones, if nothing else is damaged any more: else what
- *      they say may still be of use.
- *  (3) Space is given back, and only where nothing was damaged: what nothing names any more may be what
- *      was lost.
- *  (4) The mark that the extent is open is taken away, if it has no corruption any more.
+ *      they say may still be of use. An entry that contradicts the first one and may be right stays.
+ *  (3) Space is given back, only where nothing was damaged and no table is left in it: what nothing
+ *      names any more may be what was lost.
+ *  (4) The mark that the extent is open is taken away, if nothing is damaged or contradicts any more.
  */
 import type { Store, WritableStore } from '../../io/store.js'
 import { type CheckOptions, type RepairResult, Report } from '../check/report.js'
 import { type CheckedExtent, checkExtents, type ExtentCounts, speaker } from './check.js'
-import { type Patch, PatchedStore } from './check/patched-store.js'
+import type { Patch } from './check/patched-store.js'
 import { isTail, reclaimable } from './check/space.js'
-import { Directory } from './check/directory.js'
 import { readCowdHeader } from './cowd.js'
 import { type GrainSink, inspectGrains } from './grain-check.js'
+import { wholeSectors } from './grain-tables.js'
 import type { ExtentLayout } from './image.js'
-import { type GrainLayout, grainLayout, tableBytesOf } from './layout.js'
+import { type GrainLayout, grainLayout, MAX_FILE_BYTES, tableBytesOf } from './layout.js'
 import { SECTOR_BYTES } from './parts.js'
-import { isInFile, readSparseHeader } from './sparse-header.js'
+import {
+  type Copy,
+  type Plan,
+  planned,
+  planTables,
+  redundantWords,
+  shared,
+} from './repair/reconcile.js'
+import { eachPair } from './repair/table-pairs.js'
+import { readSparseHeader } from './sparse-header.js'
 
 export interface RepairedExtent extends CheckedExtent {
   readonly store: WritableStore | undefined
@@ -78,13 +88,6 @@ function layoutNow(store: Store, layout: ExtentLayout): ExtentLayout {
 type Note = (kind: 'fix' | 'error', at: number, message: () => string) => void
 
 const ENTRY_BYTES = 4
-/** An entry that names nothing. */
-const SILENT = 0
-/** One that says that the grain is zeros, where the header allows it. */
-const ZERO = 1
-
-/** Entries that are mended at once: their number is the image's word. */
-const MAX_PATCHES = 65536
 
 const OVERLAP =
   'nothing of it is changed: things lie over each other, and writing one would write the other'
@@ -92,6 +95,9 @@ const LOST_DIRECTORY = 'nothing of it is changed: one of its two grain directori
 const LOST_TABLE = 'nothing of it is changed: a table is missing, and nobody knows what it names'
 const KEPT =
   'space is kept: what nothing names may be what was lost; it is given back once nothing is damaged'
+
+const contradiction = (entries: number): string =>
+  `${entries === 1 ? '1 entry of its two grain tables names different things' : `${entries} entries of its two grain tables name different things`}, and neither is given up: mount it with -o ro, and copy the disk to a new image`
 
 class Repair {
   private readonly layout: GrainLayout | undefined
@@ -117,16 +123,24 @@ class Repair {
       this.refuse(obstacle)
       return
     }
-    // What only redundant tables name is theirs to lose, as after a crash.
-    const shape = what === 'all' ? { ...layout, isUnclean: true } : layout
-    const damages = what === 'all' ? this.mend(shape) : found.corruptions
-    if (damages !== 0) {
-      if (damages !== undefined && found.leaks > 0) this.refuse(KEPT)
+    if (what === 'leaks' && found.corruptions > 0) {
+      if (found.leaks > 0) this.refuse(KEPT)
       return
     }
-    const hasSpace = this.copyTables(shape)
-    if (found.corruptions === 0) this.giveBack(shape)
-    else if (hasSpace) this.refuse(KEPT)
+    const mended = this.mend(layout)
+    if (mended === undefined) return
+    if (mended.damages > 0) {
+      if (found.leaks > 0) this.refuse(KEPT)
+      return
+    }
+    const hasSpace = this.copyTables(layout, mended.kept)
+    if (mended.kept.size > 0) {
+      this.refuse(contradiction(mended.kept.size))
+      return
+    }
+    if (found.corruptions > 0) {
+      if (hasSpace) this.refuse(KEPT)
+    } else this.giveBack(layout)
     if (layout.isUnclean) this.close(layout)
   }
 
@@ -142,76 +156,74 @@ class Repair {
   }
 
   /**
-   * Step (1). How much damage is left, redundant tables that contradict aside; undefined where nothing may
-   * be written.
+   * Step (1). How much damage is left, redundant tables that contradict aside, and which redundant entries
+   * must stay; undefined where nothing may be written.
    */
-  private mend(layout: GrainLayout): number | undefined {
-    const patches = this.patches(layout)
-    const found = inspected(new PatchedStore(this.store, patches), layout)
-    // What an unknown table names may lie where something is written.
-    const obstacle = found.overlaps > 0 ? OVERLAP : found.tables > 0 ? LOST_TABLE : undefined
-    if (obstacle !== undefined) {
-      this.refuse(obstacle)
-      return undefined
-    }
-    for (const { at, value } of patches) {
-      writeWord(this.store, value, at)
-      this.note('fix', at, () => 'the damaged entry is what the redundant one is')
-    }
-    if (patches.length === MAX_PATCHES)
-      this.refuse('there may be more damaged entries: repair it again')
-    const isRaised = this.raiseFreeSector(layout, found.endBytes)
-    if (patches.length > 0 || isRaised) this.store.sync()
-    return found.damages - Number(isRaised)
-  }
-
-  /** What redundant entries say where the first ones name what is not in the file. */
-  private patches(layout: GrainLayout): Patch[] {
-    const { directoryAt, redundantDirectoryAt, directoryEntries } = layout
-    if (redundantDirectoryAt === undefined || redundantDirectoryAt === directoryAt) return []
-    const [first, redundant] = [directoryAt, redundantDirectoryAt].map(
-      at => new Directory(this.store, '', at, directoryEntries, tableBytesOf(layout)),
-    ) as [Directory, Directory]
-    const patches: Patch[] = []
-    for (let at = 0; at < directoryEntries && patches.length < MAX_PATCHES; ) {
-      const count = first.readEntries(at)
-      redundant.readEntries(at)
-      for (const directory of [first, redundant]) this.skipMissing(directory, count, layout)
-      if (first.readTables(count) && redundant.readTables(count)) {
-        for (let i = 0; i < count; i++) this.patchTable(first, redundant, i, layout, patches)
+  private mend(layout: GrainLayout): { damages: number; kept: ReadonlySet<number> } | undefined {
+    const { store } = this
+    const copies: Copy[] = []
+    for (;;) {
+      const plan = planTables(store, layout)
+      const found = inspected(planned(store, plan), layout)
+      // What an unknown table names may lie where something is written.
+      const obstacle = found.overlaps > 0 ? OVERLAP : found.tables > 0 ? LOST_TABLE : undefined
+      if (obstacle !== undefined) {
+        this.refuse(obstacle)
+        return undefined
       }
-      at += count
+      this.carryOut(plan, layout)
+      copies.push(...plan.copies)
+      if (plan.isPartial && plan.patches.length + plan.copies.length > 0) continue
+      if (plan.isPartial) {
+        this.refuse(contradiction(plan.kept.size))
+        return undefined
+      }
+      const isRaised = this.raiseFreeSector(layout, found.endBytes)
+      if (isRaised) store.sync()
+      const damages = found.damages - Number(isRaised)
+      if (damages === 0) this.makeCopies(copies, layout)
+      return { damages, kept: plan.kept }
     }
-    return patches
   }
 
-  private skipMissing(directory: Directory, count: number, layout: GrainLayout): void {
-    for (let i = 0; i < count; i++) {
-      const at = (directory.entries[i] as number) * SECTOR_BYTES
-      if (!isInFile(at, tableBytesOf(layout), this.store.sizeBytes)) directory.passOver(i)
+  private carryOut({ patches, copies }: Plan, layout: GrainLayout): void {
+    const { store } = this
+    const isTable = ({ at }: Patch) => !isInDirectory(layout, at)
+    for (const patch of [...patches, ...copies.map(shared)]) {
+      const { at, value } = patch
+      writeWord(store, value, at)
+      const place = value * SECTOR_BYTES
+      this.note('fix', at, () =>
+        isTable(patch)
+          ? 'the damaged entry is what the redundant one is'
+          : `the damaged directory names the table at ${place}`,
+      )
     }
+    if (patches.length + copies.length > 0) store.sync()
   }
 
-  private patchTable(
-    first: Directory,
-    redundant: Directory,
-    i: number,
-    { tableEntries, grainBytes, hasZeroGrains }: GrainLayout,
-    patches: Patch[],
-  ): void {
-    if (first.wanted[i] === SILENT || redundant.wanted[i] === SILENT) return
-    const { sizeBytes } = this.store
-    const start = i * first.tables.stride
-    const table = (first.wanted[i] as number) * SECTOR_BYTES
-    for (let k = 0; k < tableEntries && patches.length < MAX_PATCHES; k++) {
-      const said = (first.tables.words[start + k] as number) * SECTOR_BYTES
-      const value = redundant.tables.words[start + k] as number
-      if (said < sizeBytes || value === SILENT) continue
-      const isZero = hasZeroGrains && value === ZERO
-      // Of one that is cut off some may be read; it stays as it is.
-      if (!isZero && value * SECTOR_BYTES + grainBytes > sizeBytes) continue
-      patches.push({ at: table + k * ENTRY_BYTES, value })
-    }
+  /**
+   * Gives tables that both directories name a copy each, at the end of the file. Nothing names anything
+   * beyond the end: the copies would lie there.
+   */
+  private makeCopies(copies: readonly Copy[], layout: GrainLayout): void {
+    const { store } = this
+    const bytes = Buffer.alloc(tableBytesOf(layout))
+    const end = wholeSectors(store.sizeBytes) + copies.length * bytes.length
+    if (copies.length === 0 || this.extent.isDevice || end > MAX_FILE_BYTES) return
+    const places = copies.map(({ from }) => {
+      const at = wholeSectors(store.sizeBytes)
+      store.read(bytes, 0, bytes.length, from)
+      store.write(bytes, 0, bytes.length, at)
+      return at
+    })
+    store.sync()
+    copies.forEach(({ entryAt }, i) => {
+      const at = places[i] as number
+      writeWord(store, at / SECTOR_BYTES, entryAt)
+      this.note('fix', entryAt, () => `the directory names a copy of that table, at ${at}`)
+    })
+    store.sync()
   }
 
   private raiseFreeSector({ freeSectorAt }: GrainLayout, endBytes: number): boolean {
@@ -226,30 +238,28 @@ class Repair {
   }
 
   /** Step (2), where nothing else is damaged; returns whether there is space that nothing uses. */
-  private copyTables(layout: GrainLayout): boolean {
+  private copyTables(layout: GrainLayout, kept: ReadonlySet<number>): boolean {
     const { store } = this
-    const bytes = Buffer.alloc(tableBytesOf(layout))
-    let hasSpace = false
     let isChanged = false
-    // Nothing lies over anything, so what is written here is not what is walked.
+    eachPair(store, layout, (index, first, redundant) => {
+      if (!first.isThere || !redundant.isThere || first.sector === redundant.sector) return true
+      const words = redundantWords(first.words, redundant.words, index * layout.tableEntries, kept)
+      if (words.every((word, k) => word === redundant.words[k])) return true
+      const at = redundant.sector * SECTOR_BYTES
+      const from = first.sector * SECTOR_BYTES
+      store.write(Buffer.from(words.buffer), 0, words.byteLength, at)
+      isChanged = true
+      this.note('fix', at, () => `the redundant table is what the first one is, at ${from}`)
+      return true
+    })
+    if (isChanged) store.sync()
+    let hasSpace = false
     inspectGrains(store, layout, {
       ...IGNORE,
-      disagreement: (at, from) => {
-        store.read(bytes, 0, bytes.length, from)
-        store.write(bytes, 0, bytes.length, at)
-        isChanged = true
-        this.note('fix', at, () => `the redundant table is what the first one is, at ${from}`)
-      },
-      surplusTable: at => {
-        writeWord(store, SILENT, at)
-        isChanged = true
-        this.note('fix', at, () => 'the redundant directory names no table, as the first one')
-      },
       unused: (at, length) => {
         hasSpace ||= reclaimable(this.extent, store, at, length) > 0
       },
     })
-    if (isChanged) store.sync()
     return hasSpace
   }
 
@@ -293,22 +303,27 @@ const IGNORE: GrainSink = { corruption: () => {}, disagreement: () => {} }
 
 /** What is damaged in an extent, redundant tables that contradict aside, and where what it uses ends. */
 function inspected(store: Store, layout: GrainLayout) {
-  const { directoryAt, redundantDirectoryAt = directoryAt, directoryEntries } = layout
   const found = { damages: 0, overlaps: 0, tables: 0, endBytes: 0 }
-  const isIn = (directory: number, at: number) =>
-    at >= directory && at < directory + directoryEntries * ENTRY_BYTES
   inspectGrains(store, layout, {
     ...IGNORE,
     corruption: (at, _message, isOverlap) => {
       found.damages++
       if (isOverlap) found.overlaps++
-      if (isIn(directoryAt, at) || isIn(redundantDirectoryAt, at)) found.tables++
+      if (isInDirectory(layout, at)) found.tables++
     },
     grains: ({ endBytes }) => {
       found.endBytes = endBytes
     },
   })
   return found
+}
+
+/** Whether `at` of the file is in one of the directories. */
+function isInDirectory(layout: GrainLayout, at: number): boolean {
+  const { directoryAt, redundantDirectoryAt = directoryAt, directoryEntries } = layout
+  return [directoryAt, redundantDirectoryAt].some(
+    start => at >= start && at < start + directoryEntries * ENTRY_BYTES,
+  )
 }
 
 function writeWord(store: WritableStore, value: number, at: number): void {

@@ -6,6 +6,7 @@ import type { ImageError } from '../../errors.js'
 import { damageAt, located } from '../damage.js'
 import type { Extent, FormatDriver } from '../driver.js'
 import { maxPackedBytes, type PackedGrain, unpackGrain } from './grain.js'
+import { wholeSectors } from './grain-tables.js'
 import { type ExtentParts, SECTOR_BYTES } from './parts.js'
 import { directoryEntries, isInFile, type SparseHeader, tableBytes } from './sparse-header.js'
 
@@ -33,6 +34,7 @@ export class SparseDriver implements FormatDriver {
   private at = 0
   /** Of the file, for one lookup. */
   private fileBytes = 0
+  private merged: Buffer | undefined
 
   /** @param header of an extent with a capacity */
   constructor(
@@ -71,6 +73,8 @@ export class SparseDriver implements FormatDriver {
   private table(index: number, offset: number): Buffer | undefined {
     const { directoryAt } = this.header
     const sector = this.directoryEntry(directoryAt, index, offset)
+    const both = this.header.readsBoth ? this.bothTables(index, sector, offset) : undefined
+    if (both) return both
     if (sector === SILENT) return undefined
     if (this.isTable(sector)) return this.read(sector * SECTOR_BYTES, this.tableBytes, offset)
     const spare = this.redundantTable(index, offset)
@@ -79,6 +83,40 @@ export class SparseDriver implements FormatDriver {
       `the grain directory's entry ${index} names a table at ${sector * SECTOR_BYTES}, which cannot be`,
       offset,
     )
+  }
+
+  /**
+   * The first table, at `sector`, with what only the redundant one names; undefined where that one cannot be
+   * trusted. Valid until the next call.
+   */
+  private bothTables(index: number, sector: number, offset: number): Buffer | undefined {
+    if (sector !== SILENT && !this.isTable(sector)) return undefined
+    const redundant = this.redundantTable(index, offset)
+    if (!redundant || !this.isSound(redundant)) return undefined
+    this.merged ??= Buffer.alloc(this.tableBytes)
+    redundant.copy(this.merged, 0, 0, this.tableBytes)
+    if (sector === SILENT) return this.merged
+    const first = this.read(sector * SECTOR_BYTES, this.tableBytes, offset)
+    for (let at = 0; at < this.tableBytes; at += ENTRY_BYTES) {
+      const said = first.readUInt32LE(at)
+      if (said !== SILENT) this.merged.writeUInt32LE(said, at)
+    }
+    return this.merged
+  }
+
+  /** Whether the file has all grains that a table names, behind the tables in front. */
+  private isSound(table: Buffer): boolean {
+    const { directoryAt, redundantDirectoryAt = 0 } = this.header
+    const tables = directoryEntries(this.header) * this.tableBytes
+    const front = Math.max(directoryAt, redundantDirectoryAt) + this.directoryBytes + tables
+    for (let at = 0; at < this.header.tableEntries * ENTRY_BYTES; at += ENTRY_BYTES) {
+      this.decode(table.readUInt32LE(at))
+      if (this.kind === 'damaged') return false
+      const end = this.at + this.unitBytes
+      if (this.kind === 'data' && (this.at < front || end > wholeSectors(this.fileBytes)))
+        return false
+    }
+    return true
   }
 
   /** The redundant table of a directory entry; undefined when there is none that is sound. */
@@ -107,6 +145,8 @@ export class SparseDriver implements FormatDriver {
 
   /** How many entries of the directory from `index` on name no table, within the slice of `index`. */
   private silentTables(index: number): number {
+    // Each table may be named by the other directory.
+    if (this.header.readsBoth) return 1
     const slice = this.directorySlice(this.header.directoryAt, index, index * this.coverage)
     const first = (index * ENTRY_BYTES) % SLICE_BYTES
     const end = Math.min(SLICE_BYTES, first + this.directoryBytes - index * ENTRY_BYTES)

@@ -63,6 +63,8 @@ const STREAM_END_BYTES = 3 * SECTOR_BYTES
 
 const ENTRY_BYTES = 4
 const SCAN_BYTES = 64 * 1024
+/** Tables that are read to see whether they say anything. */
+const MAX_LOOKED_AT = 256
 
 /** Plain data; places and sizes are in bytes. */
 export interface SparseHeader {
@@ -79,6 +81,8 @@ export interface SparseHeader {
   readonly lacksDirectory: boolean
   /** Whether the first one is damaged, and the redundant one is read. */
   readonly readsRedundant: boolean
+  /** Whether grains that only the redundant tables name are read: the first ones may have lost them. */
+  readonly readsBoth: boolean
   readonly isCompressed: boolean
   readonly hasZeroGrains: boolean
   readonly isUnclean: boolean
@@ -100,7 +104,17 @@ export function readSparseHeader(store: Store): SparseHeader {
   const directories = chooseDirectory(store, raw, shape, warnings, fail)
   const isUnclean = raw.unclean !== 0
   if (isUnclean) warnings.push('it was not closed cleanly: what was written last may be missing')
-  return { version: raw.version, ...shape, ...directories, isUnclean, descriptor, warnings }
+  const { redundantDirectoryAt } = directories
+  const isDouble =
+    redundantDirectoryAt !== undefined &&
+    redundantDirectoryAt !== directories.directoryAt &&
+    !shape.isCompressed
+  const hasLost =
+    isDouble && hasLostTables(store, directories.directoryAt, redundantDirectoryAt, shape)
+  if (hasLost) warnings.push('its grain directory has lost tables, which the redundant one names')
+  const readsBoth = isDouble && (isUnclean || hasLost)
+  const { version } = raw
+  return { version, ...shape, ...directories, readsBoth, isUnclean, descriptor, warnings }
 }
 
 /**
@@ -288,6 +302,7 @@ function descriptorOnly(
     redundantDirectoryAt: undefined,
     lacksDirectory: false,
     readsRedundant: false,
+    readsBoth: false,
     isCompressed: false,
     hasZeroGrains: false,
     isUnclean: unclean !== 0,
@@ -341,16 +356,55 @@ function chooseDirectory(
 
 /** How many entries of the directory at `at` name a table that is not in the file. */
 function countStrays(store: Store, at: number, entries: number, bytesOfTable: number): number {
-  const part = Buffer.alloc(Math.min(SCAN_BYTES, entries * ENTRY_BYTES))
   let strays = 0
-  for (let done = 0; done < entries * ENTRY_BYTES; done += part.length) {
-    const wanted = Math.min(part.length, entries * ENTRY_BYTES - done)
-    const got = store.read(part, 0, wanted, at + done)
-    if (got < wanted) return entries
-    for (let i = 0; i < got; i += ENTRY_BYTES) {
-      const sector = part.readUInt32LE(i)
+  const isWhole = eachPart([at], entries, store, ([part], count) => {
+    for (let i = 0; i < count; i++) {
+      const sector = (part as Buffer).readUInt32LE(i * ENTRY_BYTES)
       if (sector !== 0 && !isInFile(sector * SECTOR_BYTES, bytesOfTable, store.sizeBytes)) strays++
     }
+  })
+  return isWhole ? strays : entries
+}
+
+/** Whether only the redundant directory names a table that has entries. */
+function hasLostTables(
+  store: Store,
+  directoryAt: number,
+  redundantAt: number,
+  shape: Shape,
+): boolean {
+  const bytes = tableBytes(shape.tableEntries)
+  const table = Buffer.alloc(bytes)
+  let looked = 0
+  let isLost = false
+  eachPart([directoryAt, redundantAt], directoryEntries(shape), store, ([first, other], count) => {
+    for (let i = 0; i < count && !isLost; i++) {
+      if ((first as Buffer).readUInt32LE(i * ENTRY_BYTES) !== 0) continue
+      const at = (other as Buffer).readUInt32LE(i * ENTRY_BYTES) * SECTOR_BYTES
+      if (at === 0 || !isInFile(at, bytes, store.sizeBytes)) continue
+      store.read(table, 0, bytes, at)
+      isLost = ++looked > MAX_LOOKED_AT || table.some(byte => byte !== 0)
+    }
+  })
+  return isLost
+}
+
+/** Reads directories side by side, a part at a time; returns whether the file has all of them. */
+function eachPart(
+  places: readonly number[],
+  entries: number,
+  store: Store,
+  visit: (parts: readonly Buffer[], count: number) => void,
+): boolean {
+  const size = Math.min(SCAN_BYTES, entries * ENTRY_BYTES)
+  const parts = places.map(() => Buffer.alloc(size))
+  for (let done = 0; done < entries * ENTRY_BYTES; done += size) {
+    const wanted = Math.min(size, entries * ENTRY_BYTES - done)
+    const isWhole = parts.every((part, i) => {
+      return store.read(part, 0, wanted, (places[i] as number) + done) === wanted
+    })
+    if (!isWhole) return false
+    visit(parts, wanted / ENTRY_BYTES)
   }
-  return strays
+  return true
 }

@@ -4,7 +4,7 @@
  */
 import { type DirtySlice, STAGE, type TablePool } from '../../cache/table-pool.js'
 import { ImageError, orEndWriting } from '../../errors.js'
-import type { WritableStore } from '../../io/store.js'
+import type { Store, WritableStore } from '../../io/store.js'
 import type { Extent } from '../driver.js'
 import type { Flush, Reservation, WritableDriver } from '../writable.js'
 import { descriptorEdits } from './descriptor-edit.js'
@@ -13,6 +13,7 @@ import { inspectGrains } from './grain-check.js'
 import { type GrainReservation, GrainWriter, STEP_SLICES } from './grain-writer.js'
 import type { VmdkSpec } from './image.js'
 import { type GrainLayout, grainLayout } from './layout.js'
+import { adoptRedundant } from './repair/adopt.js'
 import { DISK, DISK_WORDS, type VmdkMemory } from './write-memory.js'
 
 export interface VmdkWriterParts {
@@ -209,31 +210,44 @@ export class VmdkWriter implements WritableDriver {
   }
 
   /**
-   * What is written relies on the tables: each grain is its entry's alone, and none lies over a table. A
-   * redundant table that was left behind is made equal to the first one, which counts; one that names
-   * another grain is the only trace of it, and is left for whoever repairs the image.
+   * What is written relies on the tables: each grain is its entry's alone, and none lies over a table. In an
+   * extent that was not closed cleanly the first tables take over what only the redundant ones name, which is
+   * what was read so far, and then those are made equal to them. What contradicts is left for whoever repairs
+   * the image: one of the two is the only trace of a grain.
    */
-  private inspect({ store, grains, layout }: Written): void {
+  private inspect({ store, grains, layout, base, spanBytes }: Written): void {
     if (!grains || !layout) return
     const refuse = (at: number, message: () => string) => {
       const context = { path: store.path, endsWriting: true }
       throw new ImageError('CORRUPT', `at ${at}: ${message()}; see vimgfs check`, context)
     }
+    const corruption = (at: number, message: () => string) => {
+      // What is free is known from the tables, and made right below.
+      if (at !== layout.freeSectorAt) refuse(at, message)
+    }
     const behind: { at: number; from: number }[] = []
+    let isEqual = true
     let grainEnd = 0
     inspectGrains(store, layout, {
-      corruption: (at, message) => {
-        // What is free is known from the tables, and made right below.
-        if (at !== layout.freeSectorAt) refuse(at, message)
-      },
+      corruption,
       disagreement: (at, from, isContradiction, message) => {
         if (isContradiction) refuse(at, message)
         behind.push({ at, from })
+        isEqual = false
+      },
+      surplusTable: () => {
+        isEqual = false
       },
       grains: ({ endBytes }) => {
         grainEnd = endBytes
       },
     })
+    if (!isEqual) {
+      const { pool } = this.parts
+      const inspect = (planned: Store) =>
+        inspectGrains(planned, layout, { corruption, disagreement: () => {} })
+      adoptRedundant({ store, layout, pool, base, spanBytes, refuse, inspect })
+    }
     // A COWD file may end within its last grain, and what is appended must not show there.
     if (grainEnd > store.sizeBytes) store.truncate(grainEnd)
     const mended = grains.mend(behind)

@@ -4,7 +4,7 @@ import type { Store } from '../../../io/store.js'
 const WORD_BYTES = 4
 
 export interface Patch {
-  /** In bytes, a multiple of 4; what is there is no hole. */
+  /** In bytes, a multiple of 4. */
   readonly at: number
   /** 32 bits. */
   readonly value: number
@@ -39,8 +39,11 @@ export class PatchedStore implements Store {
     return got
   }
 
+  /** A word that is written into a hole makes data of it. */
   nextData(at: number): number {
-    return this.inner.nextData(at)
+    const next = this.inner.nextData(at)
+    const patch = this.patches[this.firstFrom(at)]
+    return patch && (next < 0 || patch.at < next) ? patch.at : next
   }
 
   nextHole(at: number): number {
