@@ -12,7 +12,7 @@ import { openPlain, pathOfDescriptor } from '../../io/beneath.js'
 import type { Folder } from '../../io/folders.js'
 import type { FileSpec } from '../layer.js'
 import { MAX_VMDK_DESCRIPTOR_BYTES } from '../limits.js'
-import { isDescriptor, NO_PARENT_CID } from './descriptor.js'
+import { isDescriptor } from './descriptor.js'
 import type { VmdkSpec } from './image.js'
 import { parentNames } from './parent.js'
 import { extentKind, SECTOR_BYTES } from './parts.js'
@@ -68,9 +68,9 @@ function disksIn({ fd }: Folder): Buffer[] {
 function isChild(name: Buffer, folder: Folder, image: Image): boolean {
   const text = attempted(() => readDescriptor(folder, name, image))
   if (!text) return false
-  const { parentCid, parentHint, parentUuid } = parentOf(text)
+  const { parentHint, parentUuid } = parentOf(text)
   if (image.uuid !== undefined && uuidOf(parentUuid) === image.uuid) return true
-  if (parentCid === undefined || isNoParent(parentCid) || !parentHint) return false
+  if (!parentHint) return false
   return parentNames(parentHint).some(
     hint =>
       image.names.has(path.basename(hint)) || isSame(path.resolve(pathOf(folder), hint), image),
@@ -78,13 +78,12 @@ function isChild(name: Buffer, folder: Folder, image: Image): boolean {
 }
 
 /** The lines that are of account here, and the one that says how to read them. */
-const LINES = /^[ \t]*(?:encoding|parentCID|parentFileNameHint|ddb\.uuid\.parent)[ \t]*=[^\r\n]*/gim
+const LINES = /^[ \t]*(?:encoding|parentFileNameHint|ddb\.uuid\.parent)[ \t]*=[^\r\n]*/gim
 /** Lines of them that are read: a descriptor has each once. */
 const MAX_LINES = 64
 
 /** No other lines are read: a child is one, be its extents damaged or of a kind that is not known. */
 function parentOf(text: Buffer): {
-  parentCid: string | undefined
   parentHint: string | undefined
   parentUuid: string | undefined
 } {
@@ -97,13 +96,10 @@ function parentOf(text: Buffer): {
     if (!keys.has(key.toLowerCase())) keys.set(key.toLowerCase(), value)
   }
   return {
-    parentCid: keys.get('parentcid'),
     parentHint: keys.get('parentfilenamehint'),
     parentUuid: keys.get('ddb.uuid.parent'),
   }
 }
-
-const isNoParent = (cid: string): boolean => cid.toLowerCase() === NO_PARENT_CID.toString(16)
 
 /** For comparing; undefined for none, as VirtualBox writes it for a disk that stands on no other. */
 function uuidOf(text: string | undefined): string | undefined {

@@ -8,7 +8,7 @@ const NO_UUID = /^[0{}-]*$/
 export interface ParentLink {
   /** As the descriptor has it: a path of the machine that made it, perhaps. */
   readonly hint: string
-  /** What the parent's own CID has to be, 32 bits. */
+  /** What the parent's own CID has to be, 32 bits; NO_PARENT_CID where the descriptor does not say. */
   readonly cid: number
 }
 
@@ -16,8 +16,9 @@ export interface ParentLink {
 export function parentLink({ descriptor }: VmdkSpec, path: string): ParentLink | undefined {
   if (!descriptor) return undefined
   const { parentCid, parentHint, ddb } = descriptor
+  // Only a disk that stands on another one has a hint, whatever its parentCID is.
+  if (parentHint !== undefined && parentHint !== '') return { hint: parentHint, cid: parentCid }
   if (parentCid !== NO_PARENT_CID) {
-    if (parentHint !== undefined && parentHint !== '') return { hint: parentHint, cid: parentCid }
     throw new ImageError('CORRUPT', 'it has a parent, which it does not name', {
       path,
       hint: 'give it the line parentFileNameHint="…" with the name of its parent',
@@ -50,7 +51,7 @@ export function extentNames(name: string): string[] {
   return [...new Set([name, plain, plain.slice(plain.lastIndexOf('/') + 1)])]
 }
 
-/** Throws ImageError where the parent has changed since the child was made of it. */
+/** Throws ImageError where the parent has changed since the child was made of it, or nobody can tell. */
 export function checkCid(
   link: ParentLink,
   parent: VmdkSpec,
@@ -58,6 +59,12 @@ export function checkCid(
   parentPath: string,
 ): void {
   const cid = parent.descriptor?.cid
+  if (link.cid === NO_PARENT_CID) {
+    const what = `it names a parent, ${printable(parentPath)}, and has no valid parentCID`
+    const hint =
+      'read on all the same with --ignore-cid, or give it a parentCID line with the CID of its parent'
+    throw new ImageError('CORRUPT', what, { path, hint })
+  }
   if (cid === link.cid) return
   const hex = (value: number) => value.toString(16).padStart(8, '0')
   const found = cid === undefined ? 'which has none' : `not ${hex(cid)}`

@@ -14,6 +14,7 @@ import {
   MAX_PACKED_GRAIN_BYTES,
   MAX_VMDK_DESCRIPTOR_BYTES,
 } from '../limits.js'
+import { countStrays, hasLostTables } from './directory-scan.js'
 import { SECTOR_BYTES } from './parts.js'
 
 /** All 64 bits of a count of sectors: 2^64 - 1 has a meaning, and any other may be damage. */
@@ -62,9 +63,6 @@ const AT_END = 2n ** 64n - 1n
 const STREAM_END_BYTES = 3 * SECTOR_BYTES
 
 const ENTRY_BYTES = 4
-const SCAN_BYTES = 64 * 1024
-/** Tables that are read to see whether they say anything. */
-const MAX_LOOKED_AT = 256
 
 /** Plain data; places and sizes are in bytes. */
 export interface SparseHeader {
@@ -109,10 +107,11 @@ export function readSparseHeader(store: Store): SparseHeader {
     redundantDirectoryAt !== undefined &&
     redundantDirectoryAt !== directories.directoryAt &&
     !shape.isCompressed
-  const hasLost =
-    isDouble && hasLostTables(store, directories.directoryAt, redundantDirectoryAt, shape)
-  if (hasLost) warnings.push('its grain directory has lost tables, which the redundant one names')
-  const readsBoth = isDouble && (isUnclean || hasLost)
+  const lacksTables =
+    isDouble && hasLost(store, directories.directoryAt, redundantDirectoryAt, shape)
+  if (lacksTables)
+    warnings.push('its grain directory has lost tables, which the redundant one names')
+  const readsBoth = isDouble && (isUnclean || lacksTables)
   const { version } = raw
   return { version, ...shape, ...directories, readsBoth, isUnclean, descriptor, warnings }
 }
@@ -155,6 +154,18 @@ export const directoryEntries = (
 /** Whether `bytes` at `at` lie behind the header and before the file's end. */
 export const isInFile = (at: number, bytes: number, fileBytes: number): boolean =>
   at >= SECTOR_BYTES && at + bytes <= fileBytes
+
+/** Whether a grain table can be at a place. */
+const isTable =
+  (store: Store, { tableEntries }: Pick<SparseHeader, 'tableEntries'>) =>
+  (at: number): boolean =>
+    isInFile(at, tableBytes(tableEntries), store.sizeBytes)
+
+const hasLost = (store: Store, directoryAt: number, redundantAt: number, shape: Shape): boolean => {
+  const places = [directoryAt, redundantAt] as const
+  const bytes = tableBytes(shape.tableEntries)
+  return hasLostTables(store, places, directoryEntries(shape), bytes, isTable(store, shape))
+}
 
 const RESTORE = 'restore it from a copy'
 const CONVERT = 'convert it with the program that made it'
@@ -331,7 +342,7 @@ function chooseDirectory(
   const redundantAt = raw.flags & FLAG.redundant ? Number(raw.redundantDirectory) * SECTOR_BYTES : 0
   const isStream = shape.isCompressed && (redundantAt === 0 || raw.redundantDirectory === AT_END)
   const isThere = (at: number) => isInFile(at, tableBytes(entries), store.sizeBytes)
-  const strays = (at: number) => countStrays(store, at, entries, tableBytes(shape.tableEntries))
+  const strays = (at: number) => countStrays(store, at, entries, isTable(store, shape))
   const damaged = isThere(directoryAt) ? strays(directoryAt) : undefined
   const isSpare = isThere(redundantAt)
   const both = {
@@ -352,59 +363,4 @@ function chooseDirectory(
   }
   warnings.push(`${damaged} of its ${entries} grain tables lie beyond the end of the file`)
   return both
-}
-
-/** How many entries of the directory at `at` name a table that is not in the file. */
-function countStrays(store: Store, at: number, entries: number, bytesOfTable: number): number {
-  let strays = 0
-  const isWhole = eachPart([at], entries, store, ([part], count) => {
-    for (let i = 0; i < count; i++) {
-      const sector = (part as Buffer).readUInt32LE(i * ENTRY_BYTES)
-      if (sector !== 0 && !isInFile(sector * SECTOR_BYTES, bytesOfTable, store.sizeBytes)) strays++
-    }
-  })
-  return isWhole ? strays : entries
-}
-
-/** Whether only the redundant directory names a table that has entries. */
-function hasLostTables(
-  store: Store,
-  directoryAt: number,
-  redundantAt: number,
-  shape: Shape,
-): boolean {
-  const bytes = tableBytes(shape.tableEntries)
-  const table = Buffer.alloc(bytes)
-  let looked = 0
-  let isLost = false
-  eachPart([directoryAt, redundantAt], directoryEntries(shape), store, ([first, other], count) => {
-    for (let i = 0; i < count && !isLost; i++) {
-      if ((first as Buffer).readUInt32LE(i * ENTRY_BYTES) !== 0) continue
-      const at = (other as Buffer).readUInt32LE(i * ENTRY_BYTES) * SECTOR_BYTES
-      if (at === 0 || !isInFile(at, bytes, store.sizeBytes)) continue
-      store.read(table, 0, bytes, at)
-      isLost = ++looked > MAX_LOOKED_AT || table.some(byte => byte !== 0)
-    }
-  })
-  return isLost
-}
-
-/** Reads directories side by side, a part at a time; returns whether the file has all of them. */
-function eachPart(
-  places: readonly number[],
-  entries: number,
-  store: Store,
-  visit: (parts: readonly Buffer[], count: number) => void,
-): boolean {
-  const size = Math.min(SCAN_BYTES, entries * ENTRY_BYTES)
-  const parts = places.map(() => Buffer.alloc(size))
-  for (let done = 0; done < entries * ENTRY_BYTES; done += size) {
-    const wanted = Math.min(size, entries * ENTRY_BYTES - done)
-    const isWhole = parts.every((part, i) => {
-      return store.read(part, 0, wanted, (places[i] as number) + done) === wanted
-    })
-    if (!isWhole) return false
-    visit(parts, wanted / ENTRY_BYTES)
-  }
-  return true
 }

@@ -65,12 +65,12 @@ const hints: { title: string; text: string; isChild: boolean }[] = [
   {
     title: 'with a parentCID for no parent',
     text: childText('base.vmdk', 'FFFFFFFF'),
-    isChild: false,
+    isChild: true,
   },
   {
     title: 'without a parentCID',
     text: childText('base.vmdk').replace(/^parentCID.*\n/m, ''),
-    isChild: false,
+    isChild: true,
   },
   { title: 'by another name', text: childText('based.vmdk'), isChild: false },
   { title: 'by another case', text: childText('Base.vmdk'), isChild: false },

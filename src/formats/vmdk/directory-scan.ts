@@ -1,0 +1,68 @@
+/** What grain directories say, as far as opening an extent needs it. */
+import type { Store } from '../../io/store.js'
+import { SECTOR_BYTES } from './parts.js'
+
+const ENTRY_BYTES = 4
+const SCAN_BYTES = 64 * 1024
+/** Tables that are read to see whether they say anything. */
+const MAX_LOOKED_AT = 256
+
+/** How many entries of the directory at `at` name a table that is not in the file. */
+export function countStrays(
+  store: Store,
+  at: number,
+  entries: number,
+  isTable: (at: number) => boolean,
+): number {
+  let strays = 0
+  const isWhole = eachPart([at], entries, store, ([part], count) => {
+    for (let i = 0; i < count; i++) {
+      const sector = (part as Buffer).readUInt32LE(i * ENTRY_BYTES)
+      if (sector !== 0 && !isTable(sector * SECTOR_BYTES)) strays++
+    }
+  })
+  return isWhole ? strays : entries
+}
+
+/** Whether only the redundant directory names a table that has entries. */
+export function hasLostTables(
+  store: Store,
+  [directoryAt, redundantAt]: readonly [number, number],
+  entries: number,
+  bytes: number,
+  isTable: (at: number) => boolean,
+): boolean {
+  const table = Buffer.alloc(bytes)
+  let looked = 0
+  let isLost = false
+  eachPart([directoryAt, redundantAt], entries, store, ([first, other], count) => {
+    for (let i = 0; i < count && !isLost; i++) {
+      if ((first as Buffer).readUInt32LE(i * ENTRY_BYTES) !== 0) continue
+      const at = (other as Buffer).readUInt32LE(i * ENTRY_BYTES) * SECTOR_BYTES
+      if (!isTable(at)) continue
+      store.read(table, 0, bytes, at)
+      isLost = ++looked > MAX_LOOKED_AT || table.some(byte => byte !== 0)
+    }
+  })
+  return isLost
+}
+
+/** Reads directories side by side, a part at a time; returns whether the file has all of them. */
+function eachPart(
+  places: readonly number[],
+  entries: number,
+  store: Store,
+  visit: (parts: readonly Buffer[], count: number) => void,
+): boolean {
+  const size = Math.min(SCAN_BYTES, entries * ENTRY_BYTES)
+  const parts = places.map(() => Buffer.alloc(size))
+  for (let done = 0; done < entries * ENTRY_BYTES; done += size) {
+    const wanted = Math.min(size, entries * ENTRY_BYTES - done)
+    const isWhole = parts.every((part, i) => {
+      return store.read(part, 0, wanted, (places[i] as number) + done) === wanted
+    })
+    if (!isWhole) return false
+    visit(parts, wanted / ENTRY_BYTES)
+  }
+  return true
+}
