@@ -54,6 +54,8 @@ round. A server of yours that was unmounted and still saves what was written is 
        uid=N, gid=N        who owns the files (the mounting user)
        umask=OCTAL         the files' modes (those that all its files have in common;
                            write bits for disk.raw only)
+       sync, noexec, noatime, lazytime, … as for other file systems (mount(8))
+       suid, dev           for root; otherwise nosuid and nodev hold
        fsname=NAME         what mount lists as the source (the path of IMAGE)
   -f, --foreground       stay in front and log to standard error
   -q, --quiet            say nothing but errors

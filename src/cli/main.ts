@@ -27,7 +27,13 @@ async function main(args: string[]): Promise<number> {
   }
   if (first === '--help' || first === '-h') return (await import('./help.js')).run([])
   const command = Object.hasOwn(COMMANDS, first) ? COMMANDS[first] : undefined
-  if (!command) throw new UsageError(`there is no command "${first}"; vimgfs --help lists them`)
+  if (!command) {
+    const { mountArguments } = await import('./mount-helper.js')
+    const mounting = mountArguments(process.argv[1] ?? '', args)
+    if (mounting === 'nothing') return 0
+    if (mounting) return main(['mount', ...mounting])
+    throw new UsageError(`there is no command "${first}"; vimgfs --help lists them`)
+  }
   if (rest.includes('--help') || rest.includes('-h')) {
     return (await import('./help.js')).run([first])
   }

@@ -81,12 +81,15 @@ interface Settings {
 /** Throws UsageError. */
 async function requestOf(args: string[]): Promise<Settings> {
   const { parseMountOptions } = await import('../fs/options.js')
+  const { checkFlags } = await import('../fs/mount-flags.js')
   const { FORMATS } = await import('../formats/probe.js')
   const { DEFAULT_THREADS, MAX_THREADS } = await import('../fs/limits.js')
   const { TRANSPORTS } = await import('../fs/session.js')
   const { MAX_CHAIN_DEPTH } = await import('../formats/limits.js')
   const { values, positionals } = parse(args, OPTIONS, 'mount', ['IMAGE', 'MOUNTPOINT'])
   const [image, mountpoint] = positionals as [string, string]
+  const options = parseMountOptions(values.option ?? [])
+  checkFlags(options.flags)
   const { threads, format, transport } = values
   const metadata = values['metadata-cache']
   const depth = values['max-chain']
@@ -94,7 +97,7 @@ async function requestOf(args: string[]): Promise<Settings> {
     request: {
       image,
       mountpoint,
-      options: parseMountOptions(values.option ?? []),
+      options,
       open: {
         ...(format !== undefined && { format: parseChoice(format, '--format', FORMATS) }),
         ...(depth !== undefined && {

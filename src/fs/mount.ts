@@ -7,6 +7,7 @@ import fs from 'node:fs'
 import { errnoName, inWords, MountError, SystemError } from '../errors.js'
 import * as libc from '../io/libc.js'
 import { isText } from '../io/named-file.js'
+import { flagNames } from './mount-flags.js'
 import { findMount, ownerOf, type MountInfo } from './mountinfo.js'
 import { usersOf } from './mount-users.js'
 import { MAX_READ_BYTES } from './protocol.js'
@@ -20,6 +21,8 @@ export interface MountRequest {
   readonly mountpoint: string
   readonly fsname: string
   readonly isWritable: boolean
+  /** Of mount(2), without the one for read-only. */
+  readonly flags: number
   /** Whether others than the mounting user may ask at all. */
   readonly allowOther: boolean
   /** Whether the kernel checks modes. */
@@ -78,6 +81,9 @@ function checkWritable(mountpoint: string): void {
   }
 }
 
+export const flagsOf = ({ flags, isWritable }: MountRequest): number =>
+  flags | (isWritable ? 0 : libc.MS_RDONLY)
+
 function mountDirectly(request: MountRequest): number | { why: string } {
   let device: number
   try {
@@ -96,7 +102,7 @@ function mountDirectly(request: MountRequest): number | { why: string } {
     ...(request.defaultPermissions ? ['default_permissions'] : []),
     ...(request.allowOther ? ['allow_other'] : []),
   ].join(',')
-  const flags = libc.MS_NOSUID | libc.MS_NODEV | (request.isWritable ? 0 : libc.MS_RDONLY)
+  const flags = flagsOf(request)
   try {
     libc.mount(request.fsname, request.mountpoint, FS_TYPE, flags, data)
     return device
@@ -115,9 +121,7 @@ export const noDevice = (error: unknown): MountError =>
 
 function mountByHelper(request: MountRequest, why: string): number {
   const options = [
-    request.isWritable ? 'rw' : 'ro',
-    'nosuid',
-    'nodev',
+    ...flagNames(flagsOf(request)),
     `fsname=${request.fsname.replace(/[\\,]/g, c => `\\${c}`)}`,
     'subtype=vimgfs',
     `max_read=${MAX_READ_BYTES}`,

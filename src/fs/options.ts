@@ -1,5 +1,6 @@
 /** Mount options, as other FUSE programs take them with -o. */
 import { UsageError } from '../errors.js'
+import { changeFlags, DEFAULT_FLAGS } from './mount-flags.js'
 
 export interface MountOptions {
   /** What was asked for; undefined where neither was, and writing is fine where it can be. */
@@ -18,24 +19,17 @@ export interface MountOptions {
   readonly gid: number | undefined
   /** Permission bits that are taken away from 0777. */
   readonly umask: number | undefined
+  /** Of mount(2), without the one for read-only. */
+  readonly flags: number
 }
 
-/** Asked for by mount(8) and fstab; what they would do is done or is meaningless here. */
+/** For mount(8) and others that read fstab, or done anyway. */
 const ACCEPTED = new Set([
-  ...['defaults', 'nodev', 'nosuid', 'noexec', 'exec', 'atime', 'noatime', 'relatime'],
-  ...[
-    'async',
-    'sync',
-    'auto',
-    'noauto',
-    'user',
-    'nouser',
-    'users',
-    'nofail',
-    '_netdev',
-    'nonempty',
-  ],
+  ...['defaults', 'auto', 'noauto', 'nouser', 'nofail', '_netdev', 'nonempty'],
+  ...['nomand', 'iversion', 'noiversion'],
 ])
+/** The same, with a value. */
+const ACCEPTED_VALUES = new Set(['comment', 'helper', 'uhelper', 'user'])
 
 const FLAGS = new Set([
   ...['allow_other', 'allow_root', 'default_permissions', 'force-share', 'growable'],
@@ -49,18 +43,28 @@ export function parseMountOptions(lists: readonly string[]): MountOptions {
   const flags = new Set<string>()
   const values = new Map<string, string>()
   let access: MountOptions['access']
+  let mountFlags = DEFAULT_FLAGS
   for (const option of lists.flatMap(splitOptions)) {
     const [name = '', ...rest] = option.split('=')
     const value = rest.join('=')
     if (VALUES.has(name)) {
       if (value === '') throw new UsageError(`-o ${name} needs a value: -o ${name}=…`)
       values.set(name, value)
-    } else if (rest.length > 0) throw new UsageError(`unknown mount option "${option}"`)
-    else if (FLAGS.has(name)) flags.add(name)
+    } else if (/^x-/i.test(name)) continue
+    else if (rest.length > 0) {
+      if (name === 'user') mountFlags = changeFlags(mountFlags, name) ?? mountFlags
+      else if (name === 'subtype' && value !== 'vimgfs') {
+        throw new UsageError(`-o ${option}: the subtype is always vimgfs; leave it out`)
+      } else if (name !== 'subtype' && !ACCEPTED_VALUES.has(name)) {
+        throw new UsageError(`unknown mount option "${option}"`)
+      }
+    } else if (FLAGS.has(name)) flags.add(name)
     // The last one counts.
     else if (name === 'ro' || name === 'rw') access = name
-    else if (!ACCEPTED.has(option) && !option.startsWith('x-')) {
-      throw new UsageError(`unknown mount option "${option}"`)
+    else if (!ACCEPTED.has(option)) {
+      const changed = changeFlags(mountFlags, option)
+      if (changed === undefined) throw new UsageError(`unknown mount option "${option}"`)
+      mountFlags = changed
     }
   }
   if (flags.has('allow_other') && flags.has('allow_root')) {
@@ -97,10 +101,13 @@ export function parseMountOptions(lists: readonly string[]): MountOptions {
     uid: number('uid', 10, 2 ** 32 - 2),
     gid: number('gid', 10, 2 ** 32 - 2),
     umask: number('umask', 8, 0o777),
+    flags: mountFlags,
   }
 }
 
-/** At commas that no backslash stands before. */
-function splitOptions(list: string): string[] {
-  return (list.match(/(?:\\.|[^,\\])+/g) ?? []).map(option => option.replace(/\\(.)/g, '$1'))
-}
+const splitOptions = (list: string): string[] =>
+  optionPieces(list).map(option => option.replace(/\\(.)/g, '$1'))
+
+/** The options of a list as they stand there: at commas without a backslash before them, not in quotes. */
+export const optionPieces = (list: string): string[] =>
+  list.match(/(?:\\.|="[^"]*"|[^,\\])+/g) ?? []

@@ -152,7 +152,7 @@ async function serveChain(
   const countFlush = () => counts.countFlush()
   const removed = () => removedFiles(chain.layers[0])
   const keeper = images.disk && new DiskKeeper(images.disk, countFlush, removed, logger)
-  const { allowOther, allowRoot, defaultPermissions, fsname, growable } = request.options
+  const { allowOther, allowRoot, defaultPermissions, fsname, growable, flags } = request.options
   const started = Date.now()
   const parts: SessionParts = {
     ...{ chain, entries, mountpoint, threads, caches, memory, stats, started, logger },
@@ -162,6 +162,7 @@ async function serveChain(
       mountpoint,
       fsname: fsname ?? chain.layers[0].path,
       isWritable,
+      flags,
       allowOther: allowOther || allowRoot,
       // Who lets others in means those that the image's own mode lets in.
       defaultPermissions: defaultPermissions || allowOther || allowRoot,

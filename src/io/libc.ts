@@ -260,8 +260,6 @@ export function cloneDevice(fd: number, session: number): boolean {
 }
 
 export const MS_RDONLY = 1
-export const MS_NOSUID = 2
-export const MS_NODEV = 4
 export const MNT_DETACH = 2
 const UMOUNT_NOFOLLOW = 8
 

@@ -13,6 +13,8 @@ const NONE = {
   uid: undefined,
   gid: undefined,
   umask: undefined,
+  // nosuid and nodev, as in mount(2).
+  flags: 6,
 }
 
 t.test('what is understood', async t => {
@@ -27,7 +29,18 @@ t.test('what is understood', async t => {
     [['growable'], { growable: true }],
     [['commit=0'], { commitSeconds: 0 }],
     [['commit=86400'], { commitSeconds: 86400 }],
-    [['nosuid,nodev,noatime,_netdev,x-systemd.automount,user,nofail,sync'], {}],
+    [['nosuid,nodev,_netdev,x-systemd.automount,nofail,auto,noauto,nouser,defaults'], {}],
+    [['x-a=b,X-c,x-d="e,f",comment=g,uhelper=h,helper=i,subtype=vimgfs'], {}],
+    [['sync,noexec,noatime'], { flags: 6 | 8 | 16 | 1024 }],
+    [['sync,noexec,noatime,async,exec,atime'], {}],
+    [['suid'], { flags: 4 }],
+    [['dev', 'suid'], { flags: 0 }],
+    [['dev,suid,owner'], { flags: 6 }],
+    [['user'], { flags: 6 | 8 }],
+    [['users,exec,dev'], { flags: 2 }],
+    [['user=alice'], { flags: 6 | 8 }],
+    [['strictatime,lazytime'], { flags: 6 | (2 ** 24) | (2 ** 25) }],
+    [['dirsync,nodiratime,relatime'], { flags: 6 | 128 | 2048 | (2 ** 21) }],
     [['allow_other'], { allowOther: true }],
     [['allow_root', 'default_permissions'], { allowRoot: true, defaultPermissions: true }],
     [['uid=0,gid=4294967294'], { uid: 0, gid: 4294967294 }],
@@ -46,7 +59,9 @@ t.test('what is understood', async t => {
 
 t.test('what is refused', async t => {
   const cases = {
-    suid: 'unknown mount option "suid"',
+    mand: 'unknown mount option "mand"',
+    'suid=1': 'unknown mount option "suid=1"',
+    'subtype=x': '-o subtype=x: the subtype is always vimgfs; leave it out',
     'ro,frobnicate': 'unknown mount option "frobnicate"',
     'force-share': 'force-share is for reading only: -o ro,force-share',
     'rw,force-share': 'force-share is for reading only: -o ro,force-share',

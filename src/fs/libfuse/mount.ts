@@ -3,7 +3,8 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { MountError, printable } from '../../errors.js'
 import { closeFile, duplicate, memoryFile, redirect } from '../../io/libc.js'
-import { DEVICE, explain, MISSING_HELPER, type MountRequest, noDevice } from '../mount.js'
+import { flagNames } from '../mount-flags.js'
+import { DEVICE, explain, flagsOf, MISSING_HELPER, type MountRequest, noDevice } from '../mount.js'
 import { VALID_SECONDS } from '../node-operations.js'
 import { type FuseOperations, loadFuseNative } from './package.js'
 import { ThreadMemory } from './threads.js'
@@ -97,7 +98,7 @@ function check(mountpoint: string, isRoot: boolean): void {
 export function libfuseOptions(request: LibfuseRequest, isRoot: boolean): string {
   const { isWritable, allowOther, allowRoot, defaultPermissions, fsname } = request
   const options = [
-    isWritable ? 'rw' : 'ro',
+    ...flagNames(flagsOf(request)),
     'subtype=vimgfs',
     // Otherwise a write has 4 KiB.
     'big_writes',

@@ -4,7 +4,7 @@ import { type LibfuseRequest, libfuseOptions } from '../../../src/fs/libfuse/mou
 import { installCommand } from '../../../src/fs/libfuse/package.js'
 
 const REQUEST: LibfuseRequest = {
-  ...{ mountpoint: '/mnt/x', fsname: '/disk.qcow2', isWritable: false },
+  ...{ mountpoint: '/mnt/x', fsname: '/disk.qcow2', isWritable: false, flags: 6 },
   ...{ allowOther: false, allowRoot: false, defaultPermissions: false },
 }
 const optionsOf = (request: Partial<LibfuseRequest>, isRoot = true): string[] =>
