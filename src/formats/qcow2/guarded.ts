@@ -15,6 +15,7 @@ import {
   clusterBytes,
   type Qcow2Header,
 } from './header.js'
+import { lossesOf } from './losses.js'
 import { blockOffset, hostOffset, readWords, wordBuffer } from './words.js'
 
 /** Entries of the L1 tables of all snapshots that are looked into; a few seconds' worth. */
@@ -23,7 +24,7 @@ const MAX_SNAPSHOT_L1_ENTRIES = 2 ** 22
 const CHUNK_BYTES = 2 ** 20
 
 /**
- * Fills `guard` from the file as it is. Throws ImageError where two structures claim one cluster: then
+ * Fills `guard` from the file as it is. Throws ImageError where parts of the image are lost, or two structures claim one cluster: then
  * writing one would destroy the other. Also throws where a structure ends beyond the file, or where the
  * count of one of its clusters is too low; the counts of L2 tables are for `lostCluster` to judge.
  */
@@ -34,6 +35,8 @@ export function guardMetadata(
   bitmaps: BitmapMemory,
   ledger: CountLedger,
 ): void {
+  const [loss] = lossesOf(store, header)
+  if (loss !== undefined) throw damage(store, loss)
   const cluster = clusterBytes(header)
   const fileClusters = Math.ceil(store.sizeBytes / cluster)
   const add: Add = (what, at, bytes, kind) => {

@@ -46,5 +46,6 @@ export function requireWhole(
   if (loss !== undefined) throw new WriteProtected(store.path, loss, REPAIR)
 }
 
-const READ_WITHOUT = 'the disk is read without that'
+const READ_WITHOUT =
+  'the disk is read without that; vimgfs check --repair all makes a copy of it whole'
 const REPAIR = 'repair a copy of it with vimgfs check --repair all, or mount it with -o ro'

@@ -22,6 +22,7 @@ import {
 import { openedImage, readAll } from '../../support/image.js'
 import { tempFolder } from '../../support/run.js'
 import { MemoryStore } from '../../support/stores.js'
+import { openWritable } from '../../support/writable.js'
 
 const K = 1024
 const data = (seed: number): Cluster => ({ kind: 'data', bytes: noise(4 * K, seed) })
@@ -317,3 +318,17 @@ for (const one of CASES) {
     }
   })
 }
+
+t.test('a writer that is opened all the same refuses to begin', async t => {
+  for (const { title, spec = SPEC, damage, isWritable } of CASES) {
+    if (isWritable) continue
+    const built = buildImage(spec)
+    const whole = built.bytes()
+    const damaged = damage(whole, built)
+    const bytes = typeof damaged === 'object' ? damaged : whole
+    const store = new MemoryStore('', bytes)
+    const { disk } = openWritable({ store })
+    t.throws(() => disk.write(noise(4 * K, 9), 0, 4 * K, 0), { name: 'ImageError' }, title)
+    t.ok(store.bytes().equals(bytes), title)
+  }
+})
