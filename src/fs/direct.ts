@@ -13,6 +13,7 @@ import { TextSlots } from './control.js'
 import { answerInit } from './init.js'
 import { mountFuse, unmountFuse } from './mount.js'
 import { type MountInfo, mountAt } from './mountinfo.js'
+import { Ownership } from './ownership.js'
 import { startPageDropper } from './page-drop-thread.js'
 import { PageDropper } from './page-dropper.js'
 import { createPollMemory } from './poller.js'
@@ -97,6 +98,7 @@ function startWorkers(
     crews: crewMemories(threads, REPLY_BYTES),
     disk: memory,
     truncations: new Truncations().shared,
+    ownership: new Ownership().shared,
     pageDrops: new PageDropper().shared,
   }
   new Float64Array(shared.allocated).fill(-1)

@@ -6,11 +6,12 @@
 import { constants } from 'node:os'
 import type { WritableDisk } from '../formats/writable.js'
 import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE } from '../io/libc.js'
+import { mayChange, type Owner, type Ownership } from './ownership.js'
 import type { GapActions, Truncations } from './truncations.js'
 
 const { EAGAIN, EFBIG, ENFILE, ENOSPC, EOPNOTSUPP, EPERM } = constants.errno
 
-const PERMISSIONS = 0o7777
+const PERMISSIONS = 0o777
 /** Disks grow by whole sectors: QEMU shows nothing of one that a disk ends within. */
 const SECTOR_BYTES = 512
 
@@ -21,6 +22,7 @@ export interface DiskFileOptions {
   /** Told of each range that was made zeros, in bytes. */
   readonly onZero: (length: number) => void
   readonly truncations: Truncations
+  readonly ownership: Ownership
   /** Has the kernel drop cached pages, as `GapActions` does. */
   readonly dropPages: GapActions['dropPages']
 }
@@ -33,6 +35,8 @@ export interface AttributeChange {
   readonly sizeBytes?: number
   /** The handle that ftruncate(2) was called with; undefined for truncate(2). */
   readonly handle?: number | undefined
+  /** The user who asks. */
+  readonly asker?: number
 }
 
 /** Who writes. */
@@ -98,12 +102,16 @@ export class DiskFile {
     return 0
   }
 
-  /** Whether attributes may be set so, which are now `now`: 0 or an errno. */
-  setattr(change: AttributeChange, now: { mode: number; uid: number; gid: number }): number {
-    const { mode = now.mode, uid = now.uid, gid = now.gid, sizeBytes, handle } = change
-    const isSame = (mode & PERMISSIONS) === (now.mode & PERMISSIONS)
-    if (!isSame || uid !== now.uid || gid !== now.gid) return -EPERM
-    return sizeBytes === undefined ? 0 : this.resize(sizeBytes, handle)
+  /** Sets the attributes, which are `now` now: 0 or an errno. */
+  setattr(change: AttributeChange, now: Owner): number {
+    const { mode = now.mode, uid = now.uid, gid = now.gid, sizeBytes, handle, asker = 0 } = change
+    // No program lies in the mount, so nothing is set-user-ID or sticky.
+    const wanted = { mode: mode & PERMISSIONS, uid, gid }
+    if (!mayChange(asker, now, wanted)) return -EPERM
+    const error = sizeBytes === undefined ? 0 : this.resize(sizeBytes, handle)
+    const isSame = wanted.mode === now.mode && uid === now.uid && gid === now.gid
+    if (error === 0 && !isSame) this.options.ownership.set(wanted)
+    return error
   }
 
   flush(): number {

@@ -42,7 +42,7 @@ import {
 } from './protocol.js'
 import type { Node, Tree } from './tree.js'
 
-const { EINVAL, ENODATA, ENOENT, ENOTDIR, ERANGE, ESTALE } = constants.errno
+const { EINVAL, ENODATA, ENOENT, ENOTDIR, EOPNOTSUPP, ERANGE, ESTALE } = constants.errno
 const { O_APPEND, O_DIRECT, O_TRUNC } = fs.constants
 
 /** One request; the worker has one such object and fills it anew each time. */
@@ -112,6 +112,7 @@ export class ImageFs {
     const handle = valid & FATTR.FH ? asked.fh % 2 ** 32 : undefined
     // Times are those of the last write, whatever one asks for.
     const error = this.nodes.setattr(node, {
+      asker: request.uid,
       ...(valid & FATTR.MODE && { mode: asked.mode }),
       ...(valid & FATTR.UID && { uid: asked.uid }),
       ...(valid & FATTR.GID && { gid: asked.gid }),
@@ -287,6 +288,8 @@ export class ImageFs {
     if (!node) return -ENOENT
     const { size } = GETXATTR_IN.decode(request.message, request.args)
     const name = stringAt(request, request.args + GETXATTR_IN.size)
+    // "No such attribute" would say that one can be set, as libvirt does then.
+    if (name.startsWith('trusted.')) return -EOPNOTSUPP
     const key = name.startsWith(XATTR_PREFIX) ? name.slice(XATTR_PREFIX.length) : undefined
     const value = key === undefined ? undefined : this.nodes.extendedAttributes(node).get(key)
     return value === undefined ? -ENODATA : putSized(request.payload, size, Buffer.from(value))

@@ -15,6 +15,7 @@ import { SEEK_DATA, SEEK_HOLE } from '../io/libc.js'
 import { AllocatedBytes, writtenDisk } from './allocated-bytes.js'
 import type { TextSlots } from './control.js'
 import { type AttributeChange, DiskFile, type Writer } from './disk-file.js'
+import { type Owner, Ownership } from './ownership.js'
 import type { ControlNode, DirNode, ImageNode, Node, Tree } from './tree.js'
 import { type GapActions, Truncations } from './truncations.js'
 
@@ -39,6 +40,7 @@ export interface FileSystemParts {
   readonly onFlush?: () => void
   /** Shared by the workers. */
   readonly truncations?: Truncations
+  readonly ownership?: Ownership
   /** Has the kernel drop pages of the disk's file, as `GapActions` does. */
   readonly dropPages?: GapActions['dropPages']
 }
@@ -65,11 +67,13 @@ export class NodeOperations {
   private readonly allocated: AllocatedBytes
   private readonly diskFile: DiskFile | undefined
   private readonly truncations: Truncations
+  private readonly ownership: Ownership
 
   constructor(private readonly parts: FileSystemParts) {
     const { images, layers, allocated, tree, isGrowable = false, onFlush = () => {} } = parts
     this.tree = tree
     this.truncations = parts.truncations ?? new Truncations()
+    this.ownership = parts.ownership ?? new Ownership()
     this.allocated = new AllocatedBytes(images, layers, allocated, node => this.view(node))
     if (!images.disk) return
     const node = tree.disk
@@ -77,6 +81,7 @@ export class NodeOperations {
       isGrowable,
       onFlush,
       truncations: this.truncations,
+      ownership: this.ownership,
       dropPages: parts.dropPages ?? (() => {}),
       onZero: length => {
         if (node) this.allocated.lower(node, length)
@@ -97,8 +102,7 @@ export class NodeOperations {
   setattr(node: Node | undefined, change: AttributeChange): number {
     const file = this.writable(node)
     if (!file) return -EROFS
-    const { diskMode: mode, uid, gid } = this.tree.appearance
-    return file.setattr(change, { mode, uid, gid })
+    return file.setattr(change, this.owner)
   }
 
   /** @returns the handle for `read` and `close` */
@@ -246,10 +250,10 @@ export class NodeOperations {
   }
 
   modeOf(node: Node): number {
-    const { fileMode, layerModes, diskMode, dirMode } = this.tree.appearance
+    const { fileMode, layerModes, dirMode } = this.tree.appearance
     if (node.kind === 'dir') return S_IFDIR | dirMode
     if (node.kind !== 'image') return S_IFREG | fileMode
-    if (node.entry.kind === 'disk') return S_IFREG | diskMode
+    if (node.entry.kind === 'disk') return S_IFREG | this.owner.mode
     return S_IFREG | (layerModes?.[node.entry.layer] ?? fileMode)
   }
 
@@ -274,7 +278,9 @@ export class NodeOperations {
 
   /** @param fh the handle that asks, undefined where none does */
   attributes(node: Node, fh?: number) {
-    const { uid, gid, modified } = this.tree.appearance
+    const { modified } = this.tree.appearance
+    const isDisk = node.kind === 'image' && node.entry.kind === 'disk'
+    const { uid, gid } = isDisk ? this.owner : this.tree.appearance
     const time = node.kind === 'image' ? this.modified(node) : modified
     return {
       ino: node.id,
@@ -294,6 +300,12 @@ export class NodeOperations {
       blksize: BLOCK_BYTES,
       flags: 0,
     }
+  }
+
+  /** Of the disk's file. */
+  private get owner(): Owner {
+    const { diskMode: mode, uid, gid } = this.tree.appearance
+    return this.ownership.current({ mode, uid, gid })
   }
 
   extendedAttributes(node: Node): Map<string, string> {

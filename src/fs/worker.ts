@@ -15,6 +15,7 @@ import { cloneDevice, errno, read, write } from '../io/libc.js'
 import { TextSlots } from './control.js'
 import { ImageFs } from './image-fs.js'
 import { Responder } from './opcodes.js'
+import { Ownership } from './ownership.js'
 import { dropPages, PageDropper } from './page-dropper.js'
 import { Poller } from './poller.js'
 import { IN_HEADER, MESSAGE_BYTES, OPCODE, OUT_HEADER, WRITE_OUT } from './protocol.js'
@@ -45,8 +46,9 @@ export interface WorkerSetup {
     readonly crews: readonly CrewMemory[]
     /** Where the disk is written. */
     readonly disk: DiskMemory | undefined
-    /** Of Truncations and PageDropper. */
+    /** Of Truncations, Ownership and PageDropper. */
     readonly truncations: SharedArrayBuffer
+    readonly ownership: SharedArrayBuffer
     readonly pageDrops: SharedArrayBuffer
   }
 }
@@ -92,6 +94,7 @@ function run(setup: WorkerSetup): void {
     isGrowable: setup.isGrowable,
     onFlush: () => stats.countFlush(),
     truncations: new Truncations(setup.shared.truncations, () => tell('page drops')),
+    ownership: new Ownership(setup.shared.ownership),
     dropPages: dropPages(new PageDropper(setup.shared.pageDrops), PAGE_DROPPER_START_MS),
     ...(setup.onlyUids && { onlyUids: setup.onlyUids }),
     ...(availableParallelism() > 1 && { crew: joinCrew(crew) }),

@@ -7,7 +7,8 @@ import { answer } from '../../src/fs/opcodes.js'
 import { DISK, DISK_BYTES, SNAPSHOT, writtenFs } from './fake-disk.js'
 import { type Asking, message, readIn, reply, text, u32, u64 } from './messages.js'
 
-const { EDQUOT, EFBIG, EINVAL, EIO, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, EROFS } = constants.errno
+const { EDQUOT, EFBIG, EINVAL, EIO, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, EROFS, ESTALE } =
+  constants.errno
 const { O_APPEND, O_DIRECT, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY } = fs.constants
 
 const LOCK_OWNER = 'ffffffffffffffff'
@@ -441,6 +442,38 @@ t.test('a handle that truncates', async t => {
   ask(18, releaseIn(1))
   t.equal(getattr(), END, 'the disk is as large as it was')
   t.equal(disk.bytes.toString('latin1', 1000), 'd'.repeat(END - 1000), 'the rest stays')
+})
+
+t.test('root changes the owner, the owner changes the mode', async t => {
+  const { fs } = writtenFs()
+  const ask = (uid: number, valid: number, to: { mode?: number; uid?: number; gid?: number }) =>
+    answer(fs, message({ opcode: SETATTR, node: DISK, uid, args: setattrIn(valid, to) }))
+  t.equal(ask(9, 1, { mode: 0o100666 })?.readInt32LE(4), -EPERM)
+  t.equal(ask(7, 2, { uid: 9 })?.readInt32LE(4), -EPERM)
+  t.equal(ask(7, 1, { mode: 0o104644 })?.readUInt32LE(16 + 16 + 60), 0o100644)
+  t.equal(ask(0, 6, { uid: 64055, gid: 2 ** 32 - 2 })?.readUInt32LE(16 + 16 + 68), 64055)
+  const now = answer(fs, message({ opcode: 3, node: DISK }))
+  t.same(
+    [60, 68, 72].map(at => now?.readUInt32LE(32 + at)),
+    [0o100644, 64055, 2 ** 32 - 2],
+  )
+  t.equal(ask(7, 1, { mode: 0o100600 })?.readInt32LE(4), -EPERM, 'it is no longer theirs')
+  const snapshot = answer(fs, message({ opcode: 3, node: SNAPSHOT }))
+  t.equal(snapshot?.readUInt32LE(32 + 68), 7)
+})
+
+t.test('attributes that nothing can be, and names of nodes', async t => {
+  const { fs } = writtenFs()
+  const getxattr = (name: string) => `${u32(64)} 00000000 ${text(`${name}\0`)}`
+  for (const node of [DISK, SNAPSHOT, 1]) {
+    const got = answer(fs, message({ opcode: 22, node, args: getxattr('trusted.libvirt.x') }))
+    t.equal(got?.readInt32LE(4), -EOPNOTSUPP)
+    const self = answer(fs, message({ opcode: 1, node, args: text('.\0') }))
+    t.equal(Number(self?.readBigUInt64LE(16)), node)
+    const above = answer(fs, message({ opcode: 1, node, args: text('..\0') }))
+    t.equal(Number(above?.readBigUInt64LE(16)), 1)
+  }
+  t.equal(answer(fs, message({ opcode: 1, node: 99, args: text('.\0') }))?.readInt32LE(4), -ESTALE)
 })
 
 t.test('who empties it by ftruncate and writes nothing learns that it is not empty', async t => {

@@ -138,7 +138,9 @@ export class LibfuseFs {
   }
 
   private change(path: string, change: AttributeChange, done: Done): void {
-    done(this.answer(SETATTR, path, node => this.nodes.setattr(node, change)))
+    // The package does not tell who asks. The kernel lets the mounting user in, or checks by itself.
+    const asker = process.geteuid?.() ?? 0
+    done(this.answer(SETATTR, path, node => this.nodes.setattr(node, { asker, ...change })))
   }
 
   private refuse(opcode: number, done: Done): void {
