@@ -7,7 +7,7 @@ import { ImageError, orEndWriting } from '../../errors.js'
 import type { Store, WritableStore } from '../../io/store.js'
 import type { Extent } from '../driver.js'
 import type { Flush, Reservation, WritableDriver } from '../writable.js'
-import { descriptorEdits } from './descriptor-edit.js'
+import { type DescriptorEdit, descriptorEdits } from './descriptor-edit.js'
 import type { Placed, VmdkDriver } from './driver.js'
 import { inspectGrains } from './grain-check.js'
 import { type GrainReservation, GrainWriter, STEP_SLICES } from './grain-writer.js'
@@ -95,8 +95,11 @@ export class VmdkWriter implements WritableDriver {
   }
 
   begin(): void {
-    for (const extent of this.written) if (extent) this.inspect(extent)
-    this.renewCid()
+    // All that can refuse the disk comes before the first change.
+    const mends = this.written.map(extent => extent && this.inspect(extent))
+    const edits = this.contentIdEdits()
+    for (const mend of mends) mend?.()
+    this.writeContentId(edits)
   }
 
   hasRoom(): boolean {
@@ -215,8 +218,8 @@ export class VmdkWriter implements WritableDriver {
    * what was read so far, and then those are made equal to them. What contradicts is left for whoever repairs
    * the image: one of the two is the only trace of a grain.
    */
-  private inspect({ store, grains, layout, base, spanBytes }: Written): void {
-    if (!grains || !layout) return
+  private inspect({ store, grains, layout, base, spanBytes }: Written): (() => void) | undefined {
+    if (!grains || !layout) return undefined
     const refuse = (at: number, message: () => string) => {
       const context = { path: store.path, endsWriting: true }
       throw new ImageError('CORRUPT', `at ${at}: ${message()}; see vimgfs check`, context)
@@ -242,31 +245,39 @@ export class VmdkWriter implements WritableDriver {
         grainEnd = endBytes
       },
     })
-    if (!isEqual) {
-      const { pool } = this.parts
-      const inspect = (planned: Store) =>
-        inspectGrains(planned, layout, { corruption, disagreement: () => {} })
-      adoptRedundant({ store, layout, pool, base, spanBytes, refuse, inspect })
+    return () => {
+      if (!isEqual) {
+        const { pool } = this.parts
+        const inspect = (planned: Store) =>
+          inspectGrains(planned, layout, { corruption, disagreement: () => {} })
+        adoptRedundant({ store, layout, pool, base, spanBytes, refuse, inspect })
+      }
+      // A COWD file may end within its last grain, and what is appended must not show there.
+      if (grainEnd > store.sizeBytes) store.truncate(grainEnd)
+      const mended = grains.mend(behind)
+      const isMended = grains.mendFreeSector(grainEnd)
+      if (mended > 0 || isMended) orEndWriting(() => store.sync())
+      Atomics.add(this.words, DISK.mended, mended)
     }
-    // A COWD file may end within its last grain, and what is appended must not show there.
-    if (grainEnd > store.sizeBytes) store.truncate(grainEnd)
-    const mended = grains.mend(behind)
-    const isMended = grains.mendFreeSector(grainEnd)
-    if (mended > 0 || isMended) orEndWriting(() => store.sync())
-    Atomics.add(this.words, DISK.mended, mended)
   }
 
-  /** Whoever has made a child of this disk sees that it has changed since. It is on the disk first. */
-  private renewCid(): void {
+  /** Where the content ID stands in the descriptor, and a new one; nothing once this mount has renewed it. */
+  private contentIdEdits(): readonly DescriptorEdit[] {
     const { spec, image } = this.parts
     const place = spec.descriptorPlace
-    if (!place || Atomics.load(this.words, DISK.hasCid) !== 0) return
+    if (!place || Atomics.load(this.words, DISK.hasCid) !== 0) return []
     const text = Buffer.alloc(place.bytes)
     image.read(text, 0, text.length, place.offset)
     // Where there is tracking, and the image is written, it was given up.
-    for (const { at, bytes } of descriptorEdits(text, { dropsChangeTracking: true })) {
-      image.write(bytes, 0, bytes.length, place.offset + at)
-    }
+    const edits = descriptorEdits(text, { dropsChangeTracking: true })
+    return edits.map(({ at, bytes }) => ({ at: place.offset + at, bytes }))
+  }
+
+  /** Whoever has made a child of this disk sees that it has changed since. It is on the disk first. */
+  private writeContentId(edits: readonly DescriptorEdit[]): void {
+    const { image } = this.parts
+    if (edits.length === 0) return
+    for (const { at, bytes } of edits) image.write(bytes, 0, bytes.length, at)
     orEndWriting(() => image.sync())
     Atomics.store(this.words, DISK.hasCid, 1)
   }
