@@ -87,7 +87,7 @@ const step = fc.oneof(
 )
 
 t.test('like a map of places, whatever is done in whatever order', async () => {
-  await holds(fc.array(step, { maxLength: 300 }), 3, steps => {
+  await holds(fc.array(step, { maxLength: 300 }), 300, steps => {
     const pool = new TablePool(createPoolMemory())
     const file = new Map<number, number>()
     const model = new Map<number, number>()

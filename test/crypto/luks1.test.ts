@@ -16,8 +16,6 @@ import { MemoryStore, WrappedStore } from '../support/stores.js'
 import { AT, type LuksSpec, luksContainer, SLOT_AT, slotAt } from './luks-builder.js'
 import { SECTOR } from './reference.js'
 
-const SECONDS = 6
-
 const BASE: LuksSpec = {
   mode: 'xts',
   ivGenerator: 'plain64',
@@ -468,33 +466,26 @@ t.test('damaged headers of all kinds', async t => {
     ),
   })
   const outcomes = { opened: 0, locked: 0, refused: 0 }
-  const runs = await holds(
-    fc.array(word, { maxLength: 3 }),
-    { seconds: SECONDS, runs: 30 },
-    async words => {
-      const damaged = store.clone()
-      const head = Buffer.from(sound.subarray(0, 592))
-      for (const { at, value } of words) head.writeUInt32BE(value, at)
-      damaged.write(head, 0, head.length, 0)
-      const area = { offset: 0, length: sound.length }
-      try {
-        const header = readLuks1(damaged, area)
-        checkLuks1(damaged, area, header)
-        // What a user would wait for is no test.
-        const iterations = [
-          header.masterKeyIterations,
-          ...header.slots.map(slot => slot.iterations),
-        ]
-        if (Math.max(...iterations) > 10_000) return
-        const spec = await unlockLuks1(damaged, area, header, Buffer.from('secret'))
-        if (spec && !Buffer.from(spec.key).equals(BASE.key)) throw new Error('a wrong key')
-        outcomes[spec ? 'opened' : 'locked']++
-      } catch (error) {
-        if (!(error instanceof ImageError)) throw error
-        outcomes.refused++
-      }
-    },
-  )
+  const runs = await holds(fc.array(word, { maxLength: 3 }), 100, async words => {
+    const damaged = store.clone()
+    const head = Buffer.from(sound.subarray(0, 592))
+    for (const { at, value } of words) head.writeUInt32BE(value, at)
+    damaged.write(head, 0, head.length, 0)
+    const area = { offset: 0, length: sound.length }
+    try {
+      const header = readLuks1(damaged, area)
+      checkLuks1(damaged, area, header)
+      // What a user would wait for is no test.
+      const iterations = [header.masterKeyIterations, ...header.slots.map(slot => slot.iterations)]
+      if (Math.max(...iterations) > 10_000) return
+      const spec = await unlockLuks1(damaged, area, header, Buffer.from('secret'))
+      if (spec && !Buffer.from(spec.key).equals(BASE.key)) throw new Error('a wrong key')
+      outcomes[spec ? 'opened' : 'locked']++
+    } catch (error) {
+      if (!(error instanceof ImageError)) throw error
+      outcomes.refused++
+    }
+  })
   t.ok(runs >= 30, `${runs} headers`)
   t.ok(outcomes.refused > 0 && outcomes.opened + outcomes.locked > 0, JSON.stringify(outcomes))
 })

@@ -59,9 +59,8 @@ import { holds } from '../support/property.js'
 import { needs } from '../support/run.js'
 import { bracketed, collectShared } from '../support/writable.js'
 
-/** In a long test 300: properties take 30 times as long there. */
-const SECONDS = process.env.VIMGFS_TEST_LONG === '1' ? 10 : 2.5
-const MIN_RUNS = 5
+/** In a long test 30 times as many. */
+const TRIES = 30
 const SECTOR = 512
 const K = 1024
 /** Of one image, until it counts as slow. */
@@ -77,8 +76,6 @@ type Field = readonly [at: number, bytes: number]
 
 interface Base {
   readonly title: string
-  /** How much more time than others it takes. */
-  readonly slowness?: number
   readonly format: Format
   /** Makes the image in `folder`, where its backing file is. */
   make(folder: string): Promise<Made> | Made
@@ -236,7 +233,6 @@ const bases: Base[] = [
   },
   {
     title: 'qcow2, LUKS, with a snapshot',
-    slowness: 3,
     format: 'qcow2',
     make: async folder => {
       const file = join(folder, 'made.qcow2')
@@ -511,20 +507,15 @@ for (const base of bases) {
     let written = 0
     /** The one that the end of the time came into goes on. */
     let last: Promise<Outcome> = Promise.resolve(NOTHING)
-    const seconds = SECONDS * (base.slowness ?? 1)
-    const runs = await holds(
-      fc.tuple(changes, steps),
-      { seconds, runs: MIN_RUNS },
-      async ([changes, steps]) => {
-        last = judged(changes, steps)
-        const { problems, isWritten } = await last
-        if (isWritten) written++
-        if (problems.length > 0) throw new Error(problems.slice(0, 3).join('\n'))
-      },
-    )
+    const runs = await holds(fc.tuple(changes, steps), TRIES, async ([changes, steps]) => {
+      last = judged(changes, steps)
+      const { problems, isWritten } = await last
+      if (isWritten) written++
+      if (problems.length > 0) throw new Error(problems.slice(0, 3).join('\n'))
+    })
     await last
     t.comment(`${runs} images, ${written} of them written`)
-    t.ok(runs >= MIN_RUNS, `${runs} images`)
+    t.ok(runs >= TRIES, `${runs} images`)
     t.ok(written > 0 && written < runs, 'some of them are written, and some refused')
   })
 }

@@ -15,8 +15,6 @@ import {
 import { holds } from '../support/property.js'
 import { tempFolder } from '../support/run.js'
 
-const SECONDS = 15
-
 /** Offsets and lengths as parts of 1000 of the disk; a read may go on behind its end. */
 const places = fc.array(fc.tuple(fc.nat(1000), fc.nat(400)), { minLength: 1, maxLength: 6 })
 
@@ -51,7 +49,7 @@ function eachView(
   check: (view: View, disk: Buffer, places: readonly (readonly [number, number])[]) => void,
 ): Promise<number> {
   const folder = tempFolder(t)
-  return holds(fc.tuple(randomChain, places), { seconds: SECONDS, runs: 50 }, ([chain, places]) => {
+  return holds(fc.tuple(randomChain, places), 250, ([chain, places]) => {
     const { image, all } = writeChain(chain, folder)
     const open = openImage(image, { format: chain[0]?.format ?? 'qcow2', metadataBytes: 64 * 1024 })
     try {

@@ -8,12 +8,10 @@ import { holds } from '../support/property.js'
 import { attempt, needs, tempFolder } from '../support/run.js'
 import { MemoryStore } from '../support/stores.js'
 
-const SECONDS = 10
-
 t.test('damaged images', needs('qemu-img'), async t => {
   const image = join(tempFolder(t), 'disk.qcow2')
   const seen = { repaired: 0, read: 0 }
-  await holds(damaged, SECONDS, async sample => {
+  await holds(damaged, 30, async sample => {
     const bytes = damagedBytes(sample)
     const store = new MemoryStore(image, bytes)
     const result = repaired(store)

@@ -11,7 +11,6 @@ import { MemoryStore } from '../support/stores.js'
 import { creating } from './encrypted.js'
 import { qemuImg, qemuIo, randomWrites, type WriteKind } from './qemu.js'
 
-const SECONDS = 6
 const K = 1024
 
 /** The totals as qemu-img has them; undefined where it gives up. */
@@ -114,7 +113,7 @@ const EXCEPTIONS =
 t.test('damaged images', needs('qemu-img'), async t => {
   const image = join(tempFolder(t), 'disk.qcow2')
   let compared = 0
-  await holds(damaged, SECONDS, async sample => {
+  await holds(damaged, 60, async sample => {
     const bytes = damagedBytes(sample)
     const ours = checked(bytes)
     if (!ours || ours.findingsLeftOut > 0) return

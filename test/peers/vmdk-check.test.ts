@@ -20,7 +20,6 @@ const K = 1024
 const M = K * K
 const GRAIN = 64 * K
 const SECTOR = 512
-const SECONDS = 10
 const tools = needs('qemu-img', 'qemu-io')
 
 /** Runs `act` with the image's extents, opened for writing. */
@@ -194,7 +193,7 @@ t.test('damaged images', tools, async t => {
   const places = placesOf(sound)
   const damaged = join(folder, 'damaged.vmdk')
   const seen = { damaged: 0, more: 0, repaired: 0 }
-  await holds(samples, SECONDS, async ({ damages, what, cutSectors }) => {
+  await holds(samples, 20, async ({ damages, what, cutSectors }) => {
     const bytes = Buffer.from(sound.subarray(0, sound.length - cutSectors * SECTOR))
     for (const [which, value] of damages) {
       const at = places.entries[which % places.entries.length] as number

@@ -65,49 +65,45 @@ t.test('any image', async t => {
     parent: fc.option(fc.nat(1200)),
     places: fc.array(fc.tuple(fc.nat(1000), fc.nat(400)), { minLength: 1, maxLength: 6 }),
   })
-  const runs = await holds(
-    images,
-    { seconds: 10, runs: 50 },
-    ({ layout, sectors, odd, runs, parent, places }) => {
-      const whole = sectors * SECTOR
-      const sizeBytes = layout.startsWith('uml-3') ? whole - odd : whole
-      const written = sectorsOf(
-        runs.map(([from, count]) => {
-          const first = Math.min(sectors - 1, Math.floor((from / 1000) * sectors))
-          return [first, Math.min(count, sectors - first)]
-        }),
-      )
-      const spec: CowSpec = { layout, sizeBytes, sectors: written, backing: 'b' }
-      const { store, built } = storeOf(spec)
-      // What has no bit of its own is the layer below's.
-      for (const sector of written.keys()) {
-        if (built.bitOf(sector).at >= built.dataAt) written.delete(sector)
+  const runs = await holds(images, 150, ({ layout, sectors, odd, runs, parent, places }) => {
+    const whole = sectors * SECTOR
+    const sizeBytes = layout.startsWith('uml-3') ? whole - odd : whole
+    const written = sectorsOf(
+      runs.map(([from, count]) => {
+        const first = Math.min(sectors - 1, Math.floor((from / 1000) * sectors))
+        return [first, Math.min(count, sectors - first)]
+      }),
+    )
+    const spec: CowSpec = { layout, sizeBytes, sectors: written, backing: 'b' }
+    const { store, built } = storeOf(spec)
+    // What has no bit of its own is the layer below's.
+    for (const sector of written.keys()) {
+      if (built.bitOf(sector).at >= built.dataAt) written.delete(sector)
+    }
+    const below = parent === null ? undefined : noise(Math.floor((parent / 1000) * sizeBytes), 7)
+    const disk = Buffer.alloc(whole)
+    modelOf({ sizeBytes: whole, sectors: written }, below).copy(disk)
+    const expected = disk.subarray(0, sizeBytes)
+    const view = viewOf(store, below)
+    if (!readAll(view).equals(expected)) throw new Error('the disk')
+    for (const [from, part] of places) {
+      const offset = Math.floor((from / 1000) * sizeBytes)
+      const length = Math.min(1 + Math.floor((part / 1000) * sizeBytes), sizeBytes - offset)
+      if (length < 1) continue
+      if (!readAt(view, offset, length).equals(expected.subarray(offset, offset + length))) {
+        throw new Error(`${length} bytes at ${offset}`)
       }
-      const below = parent === null ? undefined : noise(Math.floor((parent / 1000) * sizeBytes), 7)
-      const disk = Buffer.alloc(whole)
-      modelOf({ sizeBytes: whole, sectors: written }, below).copy(disk)
-      const expected = disk.subarray(0, sizeBytes)
-      const view = viewOf(store, below)
-      if (!readAll(view).equals(expected)) throw new Error('the disk')
-      for (const [from, part] of places) {
-        const offset = Math.floor((from / 1000) * sizeBytes)
-        const length = Math.min(1 + Math.floor((part / 1000) * sizeBytes), sizeBytes - offset)
-        if (length < 1) continue
-        if (!readAt(view, offset, length).equals(expected.subarray(offset, offset + length))) {
-          throw new Error(`${length} bytes at ${offset}`)
-        }
+    }
+    let at = 0
+    for (const { start, end } of [...dataRuns(view), { start: sizeBytes, end: sizeBytes }]) {
+      if (expected.subarray(at, start).some(byte => byte !== 0)) {
+        throw new Error(`bytes of ${at}-${start} are in a hole`)
       }
-      let at = 0
-      for (const { start, end } of [...dataRuns(view), { start: sizeBytes, end: sizeBytes }]) {
-        if (expected.subarray(at, start).some(byte => byte !== 0)) {
-          throw new Error(`bytes of ${at}-${start} are in a hole`)
-        }
-        at = end
-      }
-      const allocated = countAllocated(view, Number.MAX_SAFE_INTEGER, 1000)
-      if (allocated > sizeBytes) throw new Error(`${allocated} allocated`)
-    },
-  )
+      at = end
+    }
+    const allocated = countAllocated(view, Number.MAX_SAFE_INTEGER, 1000)
+    if (allocated > sizeBytes) throw new Error(`${allocated} allocated`)
+  })
   t.ok(runs >= 50, `${runs} images`)
 })
 

@@ -20,7 +20,6 @@ import { openQcow, viewQcow } from './disks.js'
 
 const K = 1024
 const CLUSTER = 4 * K
-const SECONDS = 8
 
 const data = (seed: number, bytes = CLUSTER): Cluster => ({
   kind: 'data',
@@ -431,7 +430,7 @@ function isDamaged(bytes: Buffer): boolean {
 t.test('any image: what is sound can be read and written, what is not stays as it is', async t => {
   let sound = 0
   let damaged = 0
-  await holds(hostile, SECONDS, spec => {
+  await holds(hostile, 400, spec => {
     const bytes = hostileImage(spec)
     const store = storeOf(bytes)
     const found = checkQcow(store)

@@ -12,8 +12,8 @@ import { holds } from '../../support/property.js'
 import { MemoryStore } from '../../support/stores.js'
 import { openQcow, viewQcow } from './disks.js'
 
-const SECONDS = 6
-const MIN_RUNS = 100
+/** In a long test 30 times as many. */
+const TRIES = 800
 const K = 1024
 const CLUSTER = 4 * K
 
@@ -69,39 +69,35 @@ function allowing(act: () => void): void {
 
 t.test('changed images are read, checked, written and repaired, or refused', async t => {
   const parent = noise(500 * K, 9)
-  const runs = await holds(
-    image,
-    { seconds: SECONDS, runs: MIN_RUNS },
-    ({ base, changes, cut }) => {
-      const bytes = Buffer.from(base.bytes)
-      for (const { at, bytes: width, value } of changes) {
-        if (width === 8) bytes.writeBigUInt64BE(value, at)
-        else bytes.writeUInt8(Number(value), at)
+  const runs = await holds(image, TRIES, ({ base, changes, cut }) => {
+    const bytes = Buffer.from(base.bytes)
+    for (const { at, bytes: width, value } of changes) {
+      if (width === 8) bytes.writeBigUInt64BE(value, at)
+      else bytes.writeUInt8(Number(value), at)
+    }
+    const store = new MemoryStore('disk.qcow', bytes.subarray(0, bytes.length - cut))
+    allowing(() => {
+      const view = viewQcow(store, parent)
+      const { sizeBytes } = view.driver
+      for (const place of [0, 9000, 70 * CLUSTER, sizeBytes - 7000, sizeBytes / 2]) {
+        const offset = Math.max(0, Math.min(Math.floor(place), sizeBytes - 1))
+        allowing(() => readAt(view, offset, 40 * K))
+        allowing(() => nextData(view, offset))
+        allowing(() => nextHole(view, offset))
       }
-      const store = new MemoryStore('disk.qcow', bytes.subarray(0, bytes.length - cut))
-      allowing(() => {
-        const view = viewQcow(store, parent)
-        const { sizeBytes } = view.driver
-        for (const place of [0, 9000, 70 * CLUSTER, sizeBytes - 7000, sizeBytes / 2]) {
-          const offset = Math.max(0, Math.min(Math.floor(place), sizeBytes - 1))
-          allowing(() => readAt(view, offset, 40 * K))
-          allowing(() => nextData(view, offset))
-          allowing(() => nextHole(view, offset))
-        }
-      })
-      allowing(() => checkQcow(store))
-      allowing(() => repairQcow(store.clone(), 'all'))
-      allowing(() => {
-        const { disk } = openQcow(store, parent)
-        for (const place of [0, 9000, disk.sizeBytes - 7000]) {
-          const offset = Math.max(0, Math.min(place, disk.sizeBytes - 1))
-          const length = Math.min(6000, disk.sizeBytes - offset)
-          allowing(() => disk.write(noise(length, 1), 0, length, offset))
-          allowing(() => disk.zero(offset, length))
-        }
-        allowing(() => disk.flush())
-      })
-    },
-  )
-  t.ok(runs >= MIN_RUNS, `${runs} images`)
+    })
+    allowing(() => checkQcow(store))
+    allowing(() => repairQcow(store.clone(), 'all'))
+    allowing(() => {
+      const { disk } = openQcow(store, parent)
+      for (const place of [0, 9000, disk.sizeBytes - 7000]) {
+        const offset = Math.max(0, Math.min(place, disk.sizeBytes - 1))
+        const length = Math.min(6000, disk.sizeBytes - offset)
+        allowing(() => disk.write(noise(length, 1), 0, length, offset))
+        allowing(() => disk.zero(offset, length))
+      }
+      allowing(() => disk.flush())
+    })
+  })
+  t.ok(runs >= TRIES, `${runs} images`)
 })

@@ -19,7 +19,6 @@ import { openQcow, viewQcow } from './disks.js'
 
 const K = 1024
 const CLUSTER = 4 * K
-const SECONDS = 12
 
 const data = (seed: number, bytes = CLUSTER): Cluster => ({
   kind: 'data',
@@ -63,7 +62,7 @@ const step = fc.oneof(
 t.test('any steps, against a model', async t => {
   const runs = await holds(
     fc.tuple(shape, fc.array(step, { minLength: 1, maxLength: 25 })),
-    { seconds: SECONDS, runs: 50 },
+    250,
     ([shape, steps]) => {
       const { clusterBits, l2Bits, kinds, alignment, isEncrypted } = shape
       const cluster = 2 ** clusterBits

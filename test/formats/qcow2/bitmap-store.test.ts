@@ -443,36 +443,32 @@ const aMount = fc.record({
 })
 
 t.test('any bitmaps and writes, through a power cut at any time', async t => {
-  const runs = await holds(
-    aMount,
-    { seconds: 5, runs: 20 },
-    ({ sizeBytes, bitmaps, steps, isFull, seed }) => {
-      const mount = new Mount({
-        clusterBits: 9,
-        sizeBytes,
-        maxSizeBytes: 64 * M,
-        bitmaps: bitmaps.map((bitmap, index) => {
-          const count = Math.ceil(sizeBytes / 2 ** bitmap.granularityBits)
-          return { ...bitmap, name: `bitmap ${index}`, bits: bitmap.bits.map(bit => bit % count) }
-        }),
-      })
-      for (const step of steps) {
-        if ('growBy' in step) mount.grow(mount.sizeBytes + step.growBy)
-        else {
-          const offset = step.offset % mount.sizeBytes
-          mount.write(offset, Math.min(step.length, mount.sizeBytes - offset))
-        }
+  const runs = await holds(aMount, 400, ({ sizeBytes, bitmaps, steps, isFull, seed }) => {
+    const mount = new Mount({
+      clusterBits: 9,
+      sizeBytes,
+      maxSizeBytes: 64 * M,
+      bitmaps: bitmaps.map((bitmap, index) => {
+        const count = Math.ceil(sizeBytes / 2 ** bitmap.granularityBits)
+        return { ...bitmap, name: `bitmap ${index}`, bits: bitmap.bits.map(bit => bit % count) }
+      }),
+    })
+    for (const step of steps) {
+      if ('growBy' in step) mount.grow(mount.sizeBytes + step.growBy)
+      else {
+        const offset = step.offset % mount.sizeBytes
+        mount.write(offset, Math.min(step.length, mount.sizeBytes - offset))
       }
-      if (isFull) mount.failure = new SystemError('write', ENOSPC, 'disk.qcow2')
-      const warnings = mount.close()
-      check(mount.file.bytes(), mount.truth, true)
-      const lost = mount.found().bitmaps.filter(({ isInUse }) => isInUse).length
-      const wasInUse = bitmaps.filter(({ flags }) => flags & IN_USE).length
-      if (lost - wasInUse !== warnings.length || (!isFull && warnings.length > 0)) {
-        throw new Error(`${lost} are in use, ${wasInUse} were: ${warnings}`)
-      }
-      checkCuts(mount, seed)
-    },
-  )
+    }
+    if (isFull) mount.failure = new SystemError('write', ENOSPC, 'disk.qcow2')
+    const warnings = mount.close()
+    check(mount.file.bytes(), mount.truth, true)
+    const lost = mount.found().bitmaps.filter(({ isInUse }) => isInUse).length
+    const wasInUse = bitmaps.filter(({ flags }) => flags & IN_USE).length
+    if (lost - wasInUse !== warnings.length || (!isFull && warnings.length > 0)) {
+      throw new Error(`${lost} are in use, ${wasInUse} were: ${warnings}`)
+    }
+    checkCuts(mount, seed)
+  })
   t.ok(runs >= 20, `${runs} runs`)
 })

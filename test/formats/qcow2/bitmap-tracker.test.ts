@@ -83,7 +83,7 @@ t.test('any writes, in bitmaps of several granularities', async t => {
   const write = fc
     .tuple(fc.nat(sizeBytes - 1), fc.oneof(fc.nat(2000), fc.nat(sizeBytes)))
     .map(([offset, length]) => ({ offset, length: Math.min(length, sizeBytes - offset) }))
-  await holds(fc.array(write, { maxLength: 6 }), 2, writes => {
+  await holds(fc.array(write, { maxLength: 6 }), 500, writes => {
     const granularities = [9, 13, 16, 31]
     const memory = memoryOf(granularities, sizeBytes / 512 / 8)
     const tracker = new BitmapTracker(memory)

@@ -19,7 +19,7 @@ const step = fc.record({
 })
 
 t.test('like a map, for any sequence of changes', async () => {
-  await holds(fc.array(step, { maxLength: 2000 }), 3, steps => {
+  await holds(fc.array(step, { maxLength: 2000 }), 150, steps => {
     collectShared()
     const guard = new Guard(createGuardMemory())
     const model = new Map<number, Kind | 0>()

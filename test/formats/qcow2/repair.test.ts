@@ -14,7 +14,6 @@ import { type Journal, MemoryStore, RecordingStore } from '../../support/stores.
 import { buildBitmapImage } from './bitmap-image.js'
 import { BASES, type Damaged, damaged, damagedBytes, liesOverTables } from './damage.js'
 
-const SECONDS = 5
 const COPIED = 1n << 63n
 const data = (seed: number): Cluster => ({ kind: 'data', bytes: noise(512, seed) })
 
@@ -228,7 +227,7 @@ function repairOf(sample: Damaged): RepairResult {
 t.test(
   'damaged images: it ends, nothing gets worse, and a second repair has nothing to do',
   async t => {
-    const runs = await holds(damaged, { seconds: SECONDS, runs: 100 }, sample =>
+    const runs = await holds(damaged, 100, sample =>
       tolerant(() => {
         repairOf(sample)
       }),
@@ -264,7 +263,7 @@ t.test('tables that are in the file only after the repair are repaired, too', as
 const cut = fc.record({ sample: damaged, at: fc.nat(1000), kept: fc.nat(2 ** 31 - 1) })
 
 t.test('a power cut: what is left is repaired as well', async t => {
-  const runs = await holds(cut, { seconds: SECONDS, runs: 100 }, ({ sample, at, kept }) =>
+  const runs = await holds(cut, 100, ({ sample, at, kept }) =>
     tolerant(() => afterPowerCut(sample, at, kept)),
   )
   t.ok(runs >= 100, `${runs} images`)

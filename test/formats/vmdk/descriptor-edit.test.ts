@@ -235,55 +235,51 @@ const descriptors = fc
 
 t.test('all else stays as it is', async t => {
   let changed = 0
-  const runs = await holds(
-    fc.tuple(descriptors, fc.boolean()),
-    { seconds: 4, runs: 500 },
-    ([bytes, drops]) => {
-      const before = parse(bytes)
-      const places = descriptorPlaces(bytes)
-      const edits = descriptorEdits(bytes, { dropsChangeTracking: drops })
-      const after = edited(bytes, edits)
-      const found = parse(after)
+  const runs = await holds(fc.tuple(descriptors, fc.boolean()), 500, ([bytes, drops]) => {
+    const before = parse(bytes)
+    const places = descriptorPlaces(bytes)
+    const edits = descriptorEdits(bytes, { dropsChangeTracking: drops })
+    const after = edited(bytes, edits)
+    const found = parse(after)
 
-      const hasCid = places.cid !== undefined
-      if (hasCid === (found.cid === before.cid)) throw new Error(`CID ${found.cid}`)
-      if (hasCid) changed++
-      if ([0xffffffff, 0xfffffffe].includes(found.cid) && hasCid) throw new Error('a reserved CID')
-      if (hasCid && found.cid === 0 && places.cid?.digits !== 1) throw new Error('CID 0')
-      const hex8 = found.cid.toString(16).padStart(8, '0')
-      const { longContentId: longId } = before
-      const hasLongId = hasCid && longId !== undefined && /^[0-9a-f]{32}$/i.test(longId)
-      const newLongId = hasLongId ? `${longId.slice(0, 24)}${hex8}` : longId
-      const tracks = drops ? undefined : before.changeTrackPath
-      const ddb = Object.assign(Object.create(null), before.ddb)
-      if (hasLongId) ddb.longcontentid = newLongId
-      const expected = {
-        ...before,
-        cid: found.cid,
-        longContentId: newLongId,
-        changeTrackPath: tracks,
-        ddb,
-      }
-      if (JSON.stringify(found) !== JSON.stringify(expected)) {
-        throw new Error(`${JSON.stringify(found)} is not ${JSON.stringify(expected)}`)
-      }
+    const hasCid = places.cid !== undefined
+    if (hasCid === (found.cid === before.cid)) throw new Error(`CID ${found.cid}`)
+    if (hasCid) changed++
+    if ([0xffffffff, 0xfffffffe].includes(found.cid) && hasCid) throw new Error('a reserved CID')
+    if (hasCid && found.cid === 0 && places.cid?.digits !== 1) throw new Error('CID 0')
+    const hex8 = found.cid.toString(16).padStart(8, '0')
+    const { longContentId: longId } = before
+    const hasLongId = hasCid && longId !== undefined && /^[0-9a-f]{32}$/i.test(longId)
+    const newLongId = hasLongId ? `${longId.slice(0, 24)}${hex8}` : longId
+    const tracks = drops ? undefined : before.changeTrackPath
+    const ddb = Object.assign(Object.create(null), before.ddb)
+    if (hasLongId) ddb.longcontentid = newLongId
+    const expected = {
+      ...before,
+      cid: found.cid,
+      longContentId: newLongId,
+      changeTrackPath: tracks,
+      ddb,
+    }
+    if (JSON.stringify(found) !== JSON.stringify(expected)) {
+      throw new Error(`${JSON.stringify(found)} is not ${JSON.stringify(expected)}`)
+    }
 
-      // Nothing differs but what was to be written, which does not overlap.
-      const covered = new Set(edits.flatMap(({ at, bytes }) => [...bytes].map((_, i) => at + i)))
-      if (covered.size !== edits.reduce((sum, edit) => sum + edit.bytes.length, 0))
-        throw new Error('overlap')
-      if (after.length !== bytes.length) throw new Error('length')
-      for (let at = 0; at < bytes.length; at++) {
-        if (bytes[at] !== after[at] && !covered.has(at)) throw new Error(`byte ${at}`)
-      }
+    // Nothing differs but what was to be written, which does not overlap.
+    const covered = new Set(edits.flatMap(({ at, bytes }) => [...bytes].map((_, i) => at + i)))
+    if (covered.size !== edits.reduce((sum, edit) => sum + edit.bytes.length, 0))
+      throw new Error('overlap')
+    if (after.length !== bytes.length) throw new Error('length')
+    for (let at = 0; at < bytes.length; at++) {
+      if (bytes[at] !== after[at] && !covered.has(at)) throw new Error(`byte ${at}`)
+    }
 
-      // Each may be there without the others, as after a power cut.
-      for (const edit of edits) {
-        const alone = parse(edited(bytes, [edit]))
-        if (alone.extents.length !== before.extents.length) throw new Error('extents')
-      }
-    },
-  )
+    // Each may be there without the others, as after a power cut.
+    for (const edit of edits) {
+      const alone = parse(edited(bytes, [edit]))
+      if (alone.extents.length !== before.extents.length) throw new Error('extents')
+    }
+  })
   t.ok(runs >= 500, `${runs} runs`)
   t.ok(changed > 200, `${changed} with a CID`)
 })
