@@ -10,6 +10,7 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { openPlain, pathOfDescriptor } from '../../io/beneath.js'
 import type { Folder } from '../../io/folders.js'
+import { closeFile, O_PATH, openAt } from '../../io/libc.js'
 import type { FileSpec } from '../layer.js'
 import { MAX_VMDK_DESCRIPTOR_BYTES } from '../limits.js'
 import { isDescriptor } from './descriptor.js'
@@ -18,8 +19,15 @@ import { parentNames } from './parent.js'
 import { extentKind, SECTOR_BYTES } from './parts.js'
 import { keyValue, readText, textBytes } from './text.js'
 
-/** Files of a folder, at most, that are looked at. */
+const { O_DIRECTORY, O_NOFOLLOW } = fs.constants
+
+/** Files of a folder, at most, that are looked at: those that are called disks, and others. */
 const MAX_FILES = 4096
+const MAX_OTHERS = 256
+/** What names of disks have in them: redo logs end otherwise, as in `disk.vmdk.REDO_x`. */
+const DISK_NAME = /\.vmdk|redo/i
+/** Where VirtualBox puts the disks that stand on one in the machine's folder. */
+const SNAPSHOTS = Buffer.from('Snapshots')
 
 /**
  * The names of the disk files in `folders` that name `image` as their parent, sorted. The folders are its own,
@@ -36,9 +44,10 @@ export function childrenOf(
     names: new Set(namesOf(image.path).map(name => path.basename(name))),
     uuid: uuidOf(descriptor?.ddb['uuid.image']),
   }
-  const found = folders.flatMap(folder =>
-    disksIn(folder).filter(file => isChild(file, folder, own)),
-  )
+  const found = folders.flatMap(folder => [
+    ...disksIn(folder).filter(file => isChild(file, folder, own)),
+    ...snapshotsIn(folder, own),
+  ])
   return [...new Set(found.map(file => file.toString()))].sort()
 }
 
@@ -55,14 +64,28 @@ function namesOf(file: string): string[] {
   return [given, attempted(() => fs.realpathSync(given)) ?? given]
 }
 
-/** Names of disk files, as the folder has them: in no encoding, perhaps. */
+/** Names of files that may be disks, as the folder has them: in no encoding, perhaps. */
 function disksIn({ fd }: Folder): Buffer[] {
   const place = pathOfDescriptor(fd)
   const names = attempted(() => fs.readdirSync(place, { encoding: 'buffer' })) ?? []
-  return names
-    .filter(name => name.toString('latin1').toLowerCase().endsWith('.vmdk'))
-    .sort(Buffer.compare)
-    .slice(0, MAX_FILES)
+  const isDisk = (name: Buffer) => DISK_NAME.test(name.toString('latin1'))
+  const disks = names.filter(isDisk).sort(Buffer.compare).slice(0, MAX_FILES)
+  if (names.length > MAX_FILES) return disks
+  const others = names.filter(name => !isDisk(name)).sort(Buffer.compare)
+  return [...disks, ...others.slice(0, MAX_OTHERS)]
+}
+
+/** The children in the folder of VirtualBox's snapshots, unless that is a link. */
+function snapshotsIn({ fd, path: above }: Folder, own: Image): Buffer[] {
+  const inner = openAt(fd, SNAPSHOTS, O_PATH | O_NOFOLLOW | O_DIRECTORY)
+  if (inner < 0) return []
+  const folder = { fd: inner, path: `${above}/${SNAPSHOTS}` }
+  try {
+    const found = disksIn(folder).filter(file => isChild(file, folder, own))
+    return found.map(file => Buffer.concat([SNAPSHOTS, Buffer.from('/'), file]))
+  } finally {
+    closeFile(inner)
+  }
 }
 
 function isChild(name: Buffer, folder: Folder, image: Image): boolean {

@@ -16,6 +16,7 @@ import {
 } from '../limits.js'
 import { SECTOR_BYTES } from './parts.js'
 import { isPadding, keyValue, readText, textBytes, trimBlanks } from './text.js'
+import { ENCRYPTION_KEYS, refuseEncrypted } from './encrypted.js'
 
 /** A parentCID that stands for no parent. */
 export const NO_PARENT_CID = 0xffffffff
@@ -111,6 +112,7 @@ export function parseDescriptor(bytes: Buffer, path: string, own?: OwnExtent): D
     fail(`a line has more than ${MAX_DESCRIPTOR_LINE_LENGTH} characters: ${quoted(tooLong)}`)
   }
   const { keys, ddb } = readKeys(lines, fail)
+  refuseEncrypted(keys, ddb.iofilters, path)
   return {
     version: versionOf(keys, fail),
     encoding,
@@ -172,6 +174,7 @@ const KNOWN_KEYS = [
   'parentfilenamehint',
   'changetrackpath',
   'isnativesnapshot',
+  ...ENCRYPTION_KEYS,
 ]
 
 function versionOf(keys: Keys, fail: Fail): number {

@@ -124,7 +124,7 @@ t.test('a descriptor in a sparse extent', async t => {
   put('Upper.VMDK', child)
   put('child.vmdk.bak', child)
   put(Buffer.from('gr\xf6\xdfe.vmdk', 'latin1'), child)
-  const found = ['Upper.VMDK', 'child.vmdk', 'gr\ufffd\ufffde.vmdk']
+  const found = ['Upper.VMDK', 'child.vmdk', 'child.vmdk.bak', 'gr\ufffd\ufffde.vmdk']
   t.strictSame(children(), found)
 
   const damaged = (name: string, at: number, sectors: bigint) => {
@@ -307,4 +307,18 @@ t.test('qemu-img', needs('qemu-img'), async t => {
   for (const leaf of ['absolute.vmdk', 'split.vmdk', 'grandchild.vmdk']) {
     t.strictSame(children(leaf), [])
   }
+})
+
+t.test('a redo log, and disks in the folder of snapshots', async t => {
+  const uuid = 'ddb.uuid.image="11111111-2222-3333-4444-555555555555"\n'
+  const { folder, children } = machine(t, `${BASE}${uuid}`)
+  fs.writeFileSync(join(folder, 'base.vmdk.REDO_TkLU1V'), childText('base.vmdk'))
+  const snapshots = join(folder, 'Snapshots')
+  fs.mkdirSync(snapshots)
+  const by = BASE + uuid.replace('image', 'parent')
+  fs.writeFileSync(join(snapshots, '{child}.vmdk'), by)
+  t.strictSame(children(), ['Snapshots/{child}.vmdk', 'base.vmdk.REDO_TkLU1V'])
+  fs.renameSync(snapshots, join(folder, 'elsewhere'))
+  fs.symlinkSync('elsewhere', snapshots)
+  t.strictSame(children(), ['base.vmdk.REDO_TkLU1V'], 'links are not followed')
 })
