@@ -59,8 +59,8 @@ round. A server of yours that was unmounted and still saves what was written is 
        fsname=NAME         what mount lists as the source (the path of IMAGE)
   -f, --foreground       stay in front and log to standard error
   -q, --quiet            say nothing but errors
-  --format F             raw, cow, qcow, qcow2 or vmdk (found by the first bytes); raw also shows and
-                         writes what does not look like a disk
+  --format F             raw, cow, qcow, qcow2 or vmdk (found by the first bytes); raw also shows
+                         and writes what does not look like a disk
   --threads N            threads that serve requests (2, up to 4 with more processors)
   --transport KIND       how requests come: direct (the kernel's protocol; the rule), or libfuse
                          (by the package fuse-native, where that is installed; slower)
@@ -115,8 +115,8 @@ nothing is used twice. Of a vmdk all extents are looked at, and its parents not.
                          IMAGE open, and a copy of it is a good thing to have. No byte of the
                          disk or of a snapshot reads differently afterwards: what cannot be
                          known is left. Snapshots whose tables are lost are dropped; what they
-                         may own is kept until --repair=leaks. Of a vmdk only sparse extents that are not compressed are
-                         repaired, and seSparse ones are not.
+                         may own is kept until --repair=leaks. Of a vmdk only sparse extents
+                         that are not compressed are repaired, and seSparse ones are not.
   --format F             raw, cow, qcow, qcow2 or vmdk (found by the first bytes)
   --allow-path DIR       a vmdk may name extents below DIR too (its own folder)
 

@@ -33,6 +33,11 @@ export function ownerOf({ options }: MountInfo): number {
   return Number(/(?:^|,)user_id=([0-9]+)/.exec(options)?.[1] ?? 0)
 }
 
+/** The group of that user when the mount was made. */
+export function groupOf({ options }: MountInfo): number {
+  return Number(/(?:^|,)group_id=([0-9]+)/.exec(options)?.[1] ?? 0)
+}
+
 /** The mounts that process `pid` sees; none where it has ended. */
 export function listMounts(pid: number | 'self' = 'self'): MountInfo[] {
   const list = pid === 'self' ? fs.readFileSync('/proc/self/mountinfo', 'utf8') : mountsOf(pid)

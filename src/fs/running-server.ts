@@ -4,7 +4,7 @@ import { once } from 'node:events'
 import path from 'node:path'
 import { text } from 'node:stream/consumers'
 import { serverOfDevice, startOf } from '../io/processes.js'
-import { type MountInfo, ownerOf } from './mountinfo.js'
+import { type MountInfo, ownerOf, groupOf } from './mountinfo.js'
 
 export interface ServerProcess {
   readonly pid: number
@@ -75,7 +75,8 @@ export async function runAsOwner(
     cwd: '/',
     stdio: ['ignore', 'pipe', 'pipe'],
     env: { ...process.env, LC_ALL: 'C' },
-    ...(isOthers && { uid: owner }),
+    // The kernel lets in only who has both.
+    ...(isOthers && { uid: owner, gid: groupOf(mount) }),
   })
   const ended = Promise.all([
     once(child, 'exit').then(([code]) => (code as number | null) ?? -1),
