@@ -555,7 +555,7 @@ const samples = fc.record({
 
 t.test('damaged extents, against the model', async t => {
   const seen = { corruptions: 0, disagreements: 0, unused: 0, surplus: 0 }
-  const runs = await holds(samples, 2000, sample => {
+  const runs = await holds(samples, 8000, sample => {
     const { bytes: sound, entries } = VICTIMS[sample.which] as (typeof VICTIMS)[number]
     const layout = { ...layoutOf(sound), isUnclean: sample.isUnclean }
     const damaged = Buffer.from(sound)
