@@ -259,6 +259,8 @@ class EntryPlan {
   }
 
   private decide({ grain, at, redundant, ofFirst, ofRedundant, isZeroed }: Doubt): void {
+    // A grain that is written once more after it was zeroed: a cut may leave its new place in one table.
+    if (isZeroed && this.options.needsSound && this.layout.isUnclean) return
     const isOwn = ofFirst === undefined ? isZeroed : !ofFirst.isTaken
     if (ofRedundant.isFree && !isOwn) this.patches.push({ at, value: redundant })
     else if (!ofRedundant.isTaken || ofFirst?.isTaken) this.kept.add(grain)
