@@ -123,6 +123,8 @@ const REASONS: Record<string, string> = {
   ENOTDIR: 'a part of the path is not a folder',
   ELOOP: 'too many symbolic links',
   ENAMETOOLONG: 'the name is too long',
+  EMFILE: 'this process may open no more files (ulimit -n)',
+  ENFILE: 'the system may open no more files (fs.file-max)',
 }
 
 /** Why a system call on a file failed, without its call and path; in words where they are known. */
@@ -154,12 +156,17 @@ export function isExpected(error: unknown): error is Error {
   )
 }
 
+const NO_FOLDER =
+  'the current folder has been deleted; change to one that is there, or give absolute names'
+
 /** The one line that a user sees. Control characters of names and messages are shown, not obeyed. */
 export function oneLine(error: Error): string {
   const context = error instanceof ImageError ? error.context : {}
   const path = context.path === undefined ? '' : `${context.path}: `
   const hint = context.hint === undefined ? '' : `; ${context.hint}`
-  return printable(`${path}${error.message}${hint}`)
+  // Only relative names need the current folder.
+  const hasNoFolder = (error as NodeJS.ErrnoException).syscall === 'uv_cwd'
+  return printable(`${path}${hasNoFolder ? NO_FOLDER : error.message}${hint}`)
 }
 
 /** `text` for a terminal: hidden characters are shown as escapes, and it is cut at 2000 characters. */

@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 /** The command line: finds the command, says what goes wrong in one line, and sets the exit code. */
 import './signals.js'
-import { exitCodeOf, isExpected, MountError, oneLine, UsageError } from '../errors.js'
+import { exitCodeOf, isExpected, oneLine, UsageError } from '../errors.js'
 import { complain, print } from './output.js'
 
 /** Each command is loaded when it is called: starting fast is part of mounting fast. */
@@ -37,17 +37,7 @@ async function main(args: string[]): Promise<number> {
   if (rest.includes('--help') || rest.includes('-h')) {
     return (await import('./help.js')).run([first])
   }
-  requireFolder()
   return (await command()).run(rest)
-}
-
-/** Names are relative to it. */
-function requireFolder(): void {
-  try {
-    process.cwd()
-  } catch {
-    throw new MountError('the current folder has been deleted; change to one that is there')
-  }
 }
 
 // What Node itself prints, such as a warning, must not end the program when nobody can read it.

@@ -2,6 +2,7 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import fs from 'node:fs'
+import path from 'node:path'
 import readline from 'node:readline'
 import type { Readable, Writable } from 'node:stream'
 import { exitCodeOf, isExpected, MountError, oneLine, printable, UsageError } from '../errors.js'
@@ -55,6 +56,7 @@ export async function run(args: string[]): Promise<number> {
   const { values } = parse(args, OPTIONS, 'mount', ['IMAGE', 'MOUNTPOINT'])
   const reportFd = process.env[REPORT_FD_VARIABLE]
   try {
+    if (!hasFolder()) leaveFolder(await requestOf(args))
     if (values.foreground) return await serveInFront(args)
     if (reportFd !== undefined) return await serveInBackground(args, Number(reportFd))
     // Wrong usage is for this process to say.
@@ -68,6 +70,27 @@ export async function run(args: string[]): Promise<number> {
     exitNow(exitCodeOf(error))
     return 1
   }
+}
+
+/** Whether the current folder is still there. */
+function hasFolder(): boolean {
+  try {
+    process.cwd()
+    return true
+  } catch {
+    return false
+  }
+}
+
+/** Leaves for `/` where all names are absolute, because threads cannot start in a folder that is gone; else throws. */
+function leaveFolder({ request, logFile, passphraseFiles = [] }: Settings): void {
+  const { image, mountpoint, open } = request
+  const secrets = passphraseFiles.filter(name => name !== '-')
+  // Throws for a relative name.
+  for (const name of [image, mountpoint, logFile ?? '/', ...(open.allowPaths ?? []), ...secrets]) {
+    path.resolve(name)
+  }
+  process.chdir('/')
 }
 
 interface Settings {

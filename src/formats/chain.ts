@@ -482,7 +482,7 @@ class ChainOpener {
     requireWhole(store, header, access, text => this.warnings.push(text))
     const isCorrupt = (header.incompatible & INCOMPATIBLE.corrupt) !== 0n
     if (isCorrupt && access === 'write') {
-      const hint = 'repair a copy of it with qemu-img check -r all, or mount it with -o ro'
+      const hint = 'repair a copy of it with vimgfs check --repair all, or mount it with -o ro'
       throw new WriteProtected(path, 'it is marked corrupt', hint)
     }
     // Opened for writing it is repaired.
@@ -493,7 +493,7 @@ class ChainOpener {
     }
     if (isCorrupt) {
       this.warnings.push(
-        `${path}: it is marked corrupt; what is readable is shown, check it with qemu-img check on a copy`,
+        `${path}: it is marked corrupt; what is readable is shown, check it with vimgfs check`,
       )
     }
   }

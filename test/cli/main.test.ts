@@ -1,7 +1,16 @@
 /** The command line itself: help, versions, wrong usage. */
 import { readFileSync } from 'node:fs'
 import t from 'tap'
-import { attemptIn, HERE, MAIN, vimgfs } from '../support/mount.js'
+import {
+  attemptIn,
+  HERE,
+  MAIN,
+  mountFolder,
+  NO_LOG,
+  noFuse,
+  sampleImage,
+  vimgfs,
+} from '../support/mount.js'
 import { tempFolder } from '../support/run.js'
 
 const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'))
@@ -93,9 +102,20 @@ t.test('wrong usage: one line, exit code 2', async t => {
 })
 
 t.test('in a folder that has been deleted', async t => {
-  const script = 'mkdir gone && cd gone && rmdir ../gone && exec "$0" "$1" info disk.qcow2'
-  const args = ['-c', script, process.execPath, MAIN]
-  const { code, stderr } = await attemptIn(HERE, 'sh', args, { cwd: tempFolder(t) })
+  const cwd = tempFolder(t)
+  const inDeleted = (...words: string[]) => {
+    const script = 'mkdir gone && cd gone && rmdir ../gone && exec "$0" "$@"'
+    return attemptIn(HERE, 'sh', ['-c', script, process.execPath, MAIN, ...words], { cwd })
+  }
+  const { code, stderr } = await inDeleted('info', 'disk.qcow2')
   t.equal(code, 1)
-  t.equal(stderr, 'vimgfs: the current folder has been deleted; change to one that is there\n')
+  t.match(stderr, /^vimgfs: the current folder has been deleted; [^\n]* absolute names\n$/)
+  const image = sampleImage(t)
+  t.equal((await inDeleted('info', image)).code, 0, 'absolute names work')
+  await t.test('mount and umount', noFuse(), async t => {
+    const folder = mountFolder(t)
+    const mounted = await inDeleted('mount', ...NO_LOG, image, folder)
+    t.equal(mounted.code, 0, mounted.stderr)
+    t.equal((await inDeleted('umount', folder)).code, 0)
+  })
 })

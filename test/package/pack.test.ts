@@ -1,5 +1,13 @@
 /** What npm pack makes is what people install: it must build itself, hold what it needs, and work. */
-import { copyFileSync, cpSync, existsSync, mkdirSync, readFileSync, symlinkSync } from 'node:fs'
+import {
+  copyFileSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { cannotMount, hasMount, ROOT, run, SAMPLE, scratchFolder } from './processes.js'
@@ -24,9 +32,15 @@ t.test('a tarball from a clean source installs globally and works', async t => {
   const notCode = held.filter(path => path.includes('/dist/') && !path.endsWith('.js'))
   t.same(notCode, [], 'only code in dist')
 
+  // As README says it, without anything installed before.
+  const readme = readFileSync(join(ROOT, 'README.md'), 'utf8')
+  const line = readme.split('\n').find(text => text.includes('npm install --global'))!
   const prefix = join(scratch, 'prefix')
-  const install = ['install', '--global', '--prefix', prefix, '--prefer-offline', tarball]
-  await run('npm', install, scratch)
+  rmSync(join(source, 'node_modules'))
+  cpSync(join(ROOT, 'package-lock.json'), join(source, 'package-lock.json'))
+  const settings = `npm_config_prefix=${prefix} npm_config_prefer_offline=true`
+  const printed = await run('sh', ['-c', `rm -rf dist; export ${settings}; ${line}`], source)
+  t.ok(printed.split('\n').length < 10, printed)
   const vimgfs = join(prefix, 'bin/vimgfs')
   t.match(await run(vimgfs, ['--version'], scratch), version)
   t.match(await run(vimgfs, ['--help'], scratch), 'vimgfs mount')

@@ -124,6 +124,6 @@ function readEntry(
 function damage(store: Store, message: string): ImageError {
   return new ImageError('CORRUPT', message, {
     path: store.path,
-    hint: 'restore the image from a copy, or try qemu-img check on a copy',
+    hint: 'restore the image from a copy, or try vimgfs check --repair all on a copy',
   })
 }

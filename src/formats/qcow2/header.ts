@@ -269,7 +269,7 @@ export function encodeHeader(
   return Buffer.concat([first, V3_FIELDS.encode(v3)])
 }
 
-const RESTORE = 'restore it from a copy, or try qemu-img check on a copy'
+const RESTORE = 'restore it from a copy, or try vimgfs check --repair all on a copy'
 const PROBE = 'give the format with --format, or leave it out to have it found'
 const V2_DEFAULTS = {
   incompatible: 0n,
