@@ -104,17 +104,13 @@ export class SparseDriver implements FormatDriver {
     return this.merged
   }
 
-  /** Whether the file has all grains that a table names, behind the tables in front. */
+  /** Whether the file has all grains that a table names. */
   private isSound(table: Buffer): boolean {
-    const { directoryAt, redundantDirectoryAt = 0 } = this.header
-    const tables = directoryEntries(this.header) * this.tableBytes
-    const front = Math.max(directoryAt, redundantDirectoryAt) + this.directoryBytes + tables
     for (let at = 0; at < this.header.tableEntries * ENTRY_BYTES; at += ENTRY_BYTES) {
       this.decode(table.readUInt32LE(at))
       if (this.kind === 'damaged') return false
       const end = this.at + this.unitBytes
-      if (this.kind === 'data' && (this.at < front || end > wholeSectors(this.fileBytes)))
-        return false
+      if (this.kind === 'data' && end > wholeSectors(this.fileBytes)) return false
     }
     return true
   }
