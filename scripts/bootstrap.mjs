@@ -14,6 +14,7 @@ export const CLI = join(ROOT, 'dist/cli/main.js')
 
 /** The Debian package that brings a command. */
 const PACKAGE_OF = {
+  automount: 'autofs',
   btrfs: 'btrfs-progs',
   bzip2: 'bzip2',
   cpio: 'cpio',
@@ -23,6 +24,7 @@ const PACKAGE_OF = {
   e2fsck: 'e2fsprogs',
   fio: 'fio',
   fusermount3: 'fuse3',
+  gcc: 'gcc',
   genisoimage: 'genisoimage',
   getfattr: 'attr',
   losetup: 'mount',
@@ -37,8 +39,11 @@ const PACKAGE_OF = {
   'mkfs.xfs': 'xfsprogs',
   mksquashfs: 'squashfs-tools',
   mkswap: 'util-linux',
+  'mount.fuse3': 'fuse3',
   nbdcopy: 'libnbd-bin',
   nbdfuse: 'libnbd-bin',
+  nbdinfo: 'libnbd-bin',
+  nm: 'binutils',
   partx: 'util-linux',
   qcowmount: 'libqcow-utils',
   'qemu-img': 'qemu-utils',

@@ -50,6 +50,23 @@ const PEERS = [
   'cryptsetup',
   'setpriv',
   'unshare',
+  'automount',
+  'bzip2',
+  'cpio',
+  'gcc',
+  'genisoimage',
+  'lz4',
+  'mkfs.exfat',
+  'mkfs.f2fs',
+  'mkfs.fat',
+  'mkfs.ntfs',
+  'mksquashfs',
+  'mkswap',
+  'mount.fuse3',
+  'nbdinfo',
+  'nm',
+  'xz',
+  'zip',
 ]
 const JOBS = 2
 /** npm run test:long: the same files, some of which do more then. */

@@ -218,19 +218,9 @@ t.test('damaged images', async t => {
       message: /disk\.qcow2: .* beyond the end of the file/,
     },
     {
-      title: 'an L1 table of 2^32 - 1 entries',
-      make: built({}, bytes => bytes.writeUInt32BE(2 ** 32 - 1, 36)),
-      message: /the L1 table has 4294967295 entries/,
-    },
-    {
-      title: '2^32 - 1 snapshots',
-      make: built({}, bytes => bytes.writeUInt32BE(2 ** 32 - 1, 60)),
-      message: /it claims 4294967295 snapshots/,
-    },
-    {
       title: 'a disk of 2^63 bytes',
       make: built({}, bytes => bytes.writeBigUInt64BE(2n ** 63n, 24)),
-      message: /disk\.qcow2: the header is damaged/,
+      message: /disk\.qcow2: the disk is too large/,
     },
     {
       title: 'a feature that is not known',
@@ -405,7 +395,7 @@ t.test('old images', async t => {
     {
       title: 'qcow, a disk of 2^60 bytes',
       make: qcow(bytes => bytes.fill(0x10, 24, 25)),
-      message: /disk\.qcow: the header is damaged/,
+      message: /disk\.qcow: the disk is too large/,
     },
     {
       title: 'qcow, an encryption that is not known',

@@ -1,5 +1,5 @@
 /** Mounting by mount(8), by fstab and by autofs. */
-import { existsSync, writeFileSync } from 'node:fs'
+import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import {
@@ -61,7 +61,7 @@ t.test('by fstab', { ...needsRoot(), ...needs('mount.fuse3') }, async t => {
   }
 })
 
-t.test('by autofs', { ...needsRoot(), ...withAutofs() }, async t => {
+t.test('by autofs', { ...needsRoot(), ...needs('automount') }, async t => {
   const folder = sharedFolder(t)
   const top = join(folder, 'top')
   writeFileSync(join(folder, 'auto.map'), `disk -fstype=fuse.vimgfs,ro :${SAMPLE}\n`)
@@ -93,8 +93,3 @@ t.test('options that are honoured', noFuse(), async t => {
   await t.test('direct', t => syncs(t))
   await t.test('libfuse', noLibfuse(), t => syncs(t, overLibfuse(HERE)))
 })
-
-/** Not everybody has the daemon, and its package starts one. */
-function withAutofs(): { skip?: string } {
-  return existsSync('/usr/sbin/automount') ? {} : { skip: 'needs automount' }
-}
