@@ -33,10 +33,13 @@ function* views(
   all: readonly Expected[],
 ): Generator<[View, Buffer]> {
   const [top, ...below] = all as [Expected, ...Expected[]]
+  const snapshotsOf = ({ snapshots }: Expected) =>
+    snapshots.flatMap(({ disk, state }) => (state.length > 0 ? [disk, state] : [disk]))
   const expected = [
     top.disk,
-    ...top.snapshots.flatMap(({ disk, state }) => (state.length > 0 ? [disk, state] : [disk])),
+    ...snapshotsOf(top),
     ...below.map(({ disk }) => disk),
+    ...below.flatMap(snapshotsOf),
   ]
   if (entries.length !== expected.length) throw new Error(`${entries.length} files`)
   for (const [index, entry] of entries.entries()) {

@@ -105,8 +105,8 @@ const cases: Case[] = [
     title: 'a disk of 2^64 - 1 bytes',
     layout: 'uml-3-broken',
     damage: u64(16, (1n << 64n) - 1n),
-    says: /a disk of 18446744073709551615 bytes, above/,
-    code: 'CORRUPT',
+    says: /the disk is too large: it has 18446744073709551615 bytes/,
+    code: 'UNSUPPORTED',
   },
   {
     title: 'a disk of no bytes',
