@@ -41,6 +41,7 @@ export interface AttributeChange {
 
 /** Who writes. */
 export interface Writer {
+  /** 0 where nobody knows. */
   readonly handle: number
   /** Whether it was opened with O_APPEND. */
   readonly isAppending?: boolean
@@ -67,14 +68,15 @@ export class DiskFile {
   ): number {
     const { truncations } = this.options
     let length = 0
+    let back = offset
     try {
       length = isAppending ? this.roomAtEnd(offset, size, handle) : this.room(offset, size)
       if (length > 0) {
-        truncations.beforeWrite(handle, offset, offset + length, this.gapActions)
+        back = truncations.beforeWrite(handle, offset, offset + length, this.gapActions)
         this.disk.write(source, start, length, offset)
       }
     } catch (error) {
-      truncations.failed(handle, offset, offset + length)
+      truncations.failed(handle, back, offset + length)
       throw error
     }
     if (length < 0) truncations.failed(handle, offset, offset)

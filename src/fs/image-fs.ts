@@ -188,10 +188,12 @@ export class ImageFs {
     const start = args + WRITE_IN.size
     if (size > end - start) return -EINVAL
     const node = this.tree.node(request.nodeid)
-    // Pages that are written back may come by any handle.
+    // The kernel writes back pages by any handle that maps the file, also one that has nothing to do with
+    // the change: its truncation must not skip to there.
     const isOwn = (message.readUInt32LE(args + at.writeFlags) & WRITE_CACHE) === 0
     const isAppending = isOwn && (message.readUInt32LE(args + at.flags) & O_APPEND) !== 0
-    const writer = { handle: message.readUInt32LE(args + at.fh), isAppending }
+    const handle = isOwn ? message.readUInt32LE(args + at.fh) : READING
+    const writer = { handle, isAppending }
     const length = this.nodes.write(node, message, start, size, offset, writer)
     if (length < 0) return length
     payload.writeUInt32LE(length, WRITE_OUT.at.size)

@@ -25,9 +25,10 @@ const LOCK = 0
 const ACTIVE = 1
 const LAST_HANDLE = 2
 const LAST_ORDER = 3
-/** The handle whose last write failed. */
+/** The handles whose last write failed, each in the word that its number leaves the rest for. */
 const FAILED = 4
-const HEAD_WORDS = 8
+const FAILED_WORDS = 64
+const HEAD_WORDS = FAILED + FAILED_WORDS
 
 /** Words of a slot. */
 const HANDLE = 0
@@ -46,7 +47,7 @@ const READ = 4
 /** More ranges than there is room for. */
 const CROWDED = 8
 
-/** A slot's numbers: its mark, when it was flushed (milliseconds since 1970), then pairs of start and end. */
+/** A slot's numbers: its mark, when it was flushed (by `now`), then pairs of start and end. */
 const SLOT_NUMBERS = 2 + 2 * RANGES
 const WORDS_BYTES = 4 * (HEAD_WORDS + SLOTS * SLOT_WORDS)
 
@@ -90,8 +91,8 @@ export class Truncations {
   newHandle(): number {
     for (;;) {
       const last = Atomics.add(this.words, LAST_HANDLE, 1)
-      const handle = (last % MAX_HANDLE) + 1
-      if (handle > 0 && this.slotOf(handle) < 0) return handle
+      const handle = ((last >>> 0) % MAX_HANDLE) + 1
+      if (this.slotOf(handle) < 0) return handle
     }
   }
 
@@ -134,7 +135,7 @@ export class Truncations {
   close(handle: number): boolean {
     const slot = this.isActive ? this.slotOf(handle) : -1
     if (slot < 0) return false
-    this.numbers[slot * SLOT_NUMBERS + 1] = Date.now()
+    this.numbers[slot * SLOT_NUMBERS + 1] = now()
     const flags = Atomics.or(this.words, this.at(slot) + FLAGS, FLUSHED)
     return (flags & EMPTIED) !== 0
   }
@@ -177,17 +178,25 @@ export class Truncations {
     }
   }
 
-  /** Called before `handle` writes a range: zeroes what it skips. Throws what zeroing throws. */
-  beforeWrite(handle: number, offset: number, end: number, actions: GapActions): void {
-    if (!this.isActive) return
-    this.locked(() => {
+  /**
+   * Called before `handle` writes a range: zeroes what it skips. Throws what zeroing throws. Returns where
+   * the mark belongs if the write fails, for `failed`.
+   */
+  beforeWrite(handle: number, offset: number, end: number, actions: GapActions): number {
+    if (!this.isActive) return offset
+    return this.locked(() => {
+      let back = offset
       for (let slot = 0; slot < SLOTS; slot++) {
         const at = this.at(slot)
         const owner = this.words[at + HANDLE]
         if (owner === 0) continue
         if (owner !== handle) this.keep(slot, offset, end)
-        else this.passTo(slot, offset, end, true, actions)
+        else {
+          back = Math.max(offset, this.numbers[slot * SLOT_NUMBERS] as number)
+          this.passTo(slot, offset, end, true, actions)
+        }
       }
+      return back
     })
   }
 
@@ -203,21 +212,22 @@ export class Truncations {
     })
   }
 
-  /** A write has failed: where it would have moved the mark, the mark is where it began. */
-  failed(handle: number, offset: number, end: number): void {
-    Atomics.store(this.words, FAILED, handle)
+  /** Tells that a write up to `end` has failed: the mark that it moved goes back to `back`. */
+  failed(handle: number, back: number, end: number): void {
+    if (handle !== 0) Atomics.store(this.words, failedWord(handle), handle)
     if (!this.isActive) return
     this.locked(() => {
       const slot = this.slotOf(handle)
       // If a later write has moved on, only a second try can tell what belongs here.
       if (slot >= 0 && this.numbers[slot * SLOT_NUMBERS] === end) {
-        this.numbers[slot * SLOT_NUMBERS] = offset
+        this.numbers[slot * SLOT_NUMBERS] = back
       }
     })
   }
 
   succeeded(handle: number): void {
-    if (Atomics.load(this.words, FAILED) === handle) Atomics.store(this.words, FAILED, 0)
+    const word = failedWord(handle)
+    if (Atomics.load(this.words, word) === handle) Atomics.store(this.words, word, 0)
   }
 
   /**
@@ -225,7 +235,7 @@ export class Truncations {
    * an ftruncate, to the size that it believes in (fuse_direct_IO); it is no wish of the program's.
    */
   hasFailed(handle: number): boolean {
-    return Atomics.load(this.words, FAILED) === handle
+    return Atomics.load(this.words, failedWord(handle)) === handle
   }
 
   /** Zeroes from the mark to `offset` and moves the mark to `end`. With the lock held. */
@@ -349,7 +359,7 @@ export class Truncations {
   /** For how many milliseconds a slot may be about to be released. */
   private closingFor(slot: number): number {
     if ((Atomics.load(this.words, this.at(slot) + FLAGS) & FLUSHED) === 0) return 0
-    return (this.numbers[slot * SLOT_NUMBERS + 1] as number) + RELEASE_MS - Date.now()
+    return (this.numbers[slot * SLOT_NUMBERS + 1] as number) + RELEASE_MS - now()
   }
 
   private at(slot: number): number {
@@ -359,6 +369,14 @@ export class Truncations {
   private locked<T>(act: () => T): T {
     return withLock(this.words, LOCK, act)
   }
+}
+
+const failedWord = (handle: number): number => FAILED + (handle % FAILED_WORDS)
+
+/** Milliseconds of a clock that all threads share and nobody sets. */
+function now(): number {
+  const [seconds, nanoseconds] = process.hrtime()
+  return seconds * 1000 + nanoseconds / 1e6
 }
 
 /** A write through the page cache holds the page that it begins in until it is answered. */

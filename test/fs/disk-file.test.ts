@@ -4,6 +4,7 @@ import fs from 'node:fs'
 import t from 'tap'
 import { SystemError } from '../../src/errors.js'
 import { answer } from '../../src/fs/opcodes.js'
+import { WRITE_CACHE } from '../../src/fs/protocol.js'
 import { DISK, DISK_BYTES, SNAPSHOT, writtenFs } from './fake-disk.js'
 import { type Asking, message, readIn, reply, text, u32, u64 } from './messages.js'
 
@@ -442,6 +443,20 @@ t.test('a handle that truncates', async t => {
   ask(18, releaseIn(1))
   t.equal(getattr(), END, 'the disk is as large as it was')
   t.equal(disk.bytes.toString('latin1', 1000), 'd'.repeat(END - 1000), 'the rest stays')
+})
+
+t.test('pages that are written back skip nothing', async t => {
+  const { fs, disk } = writtenFs()
+  const ask = (opcode: number, args: string) => answer(fs, message({ opcode, node: DISK, args }))
+  ask(14, OPEN(O_WRONLY | O_TRUNC))
+  const ofPages = `
+    ${u64(1)} ${u64(4096)} ${u32(5)} ${u32(WRITE_CACHE)}
+    ${LOCK_OWNER} 00800000 00000000
+    ${text('pages')}`
+  ask(WRITE, ofPages)
+  t.same(disk.calls, ['write 4096 pages'], 'the handle need not be the one that changed them')
+  ask(WRITE, writeIn(5000, 'data'))
+  t.same(disk.calls.slice(1), ['zero 0 4096', 'zero 4101 899', 'write 5000 data'])
 })
 
 t.test('root changes the owner, the owner changes the mode', async t => {

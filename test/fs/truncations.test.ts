@@ -53,13 +53,68 @@ t.test('what fails is tried again', async t => {
   }
   t.throws(() => truncations.beforeWrite(handle, 10, 20, full))
   t.equal(truncations.markOf(handle), 0)
-  truncations.beforeWrite(handle, 10, 20, actions)
-  truncations.failed(handle, 10, 20)
+  truncations.failed(handle, truncations.beforeWrite(handle, 10, 20, actions), 20)
   t.ok(truncations.hasFailed(handle))
   truncations.beforeWrite(handle, 30, 31, actions)
   truncations.succeeded(handle)
   t.notOk(truncations.hasFailed(handle))
   t.same(calls, ['zero 0 10', 'zero 10 20'])
+})
+
+t.test('a write that fails takes back nothing that was written before', async t => {
+  const { actions, calls } = disk()
+  const truncations = new Truncations()
+  const handle = truncations.newHandle()
+  truncations.truncate(handle, true)
+  truncations.beforeWrite(handle, 0, 20, actions)
+  for (const end of [20, 30]) {
+    const back = truncations.beforeWrite(handle, 10, end, actions)
+    truncations.failed(handle, back, end)
+    t.equal(truncations.markOf(handle), 20, `up to ${end}`)
+  }
+  truncations.beforeWrite(handle, 40, 41, actions)
+  t.same(calls, ['zero 20 20'])
+})
+
+t.test('each handle has its own failure', async t => {
+  const truncations = new Truncations()
+  const [one, two] = [truncations.newHandle(), truncations.newHandle()]
+  truncations.failed(one, 0, 1)
+  truncations.failed(two, 0, 1)
+  t.ok(truncations.hasFailed(one))
+  truncations.succeeded(one)
+  t.notOk(truncations.hasFailed(one))
+  t.ok(truncations.hasFailed(two))
+})
+
+t.test('handles are numbered from 1 again after two thousand millions', async t => {
+  const truncations = new Truncations()
+  const words = new Int32Array(truncations.shared)
+  const before = words.slice()
+  t.equal(truncations.newHandle(), 1)
+  const counter = words.findIndex((word, index) => word !== before[index])
+  for (const count of [2 ** 31 - 2, 2 ** 31, 2 ** 31 + 5, 2 ** 32 - 1]) {
+    words[counter] = count
+    for (let i = 0; i < 3; i++) {
+      const handle = truncations.newHandle()
+      t.ok(handle > 0 && handle < 2 ** 31, `${count}: ${handle}`)
+    }
+  }
+})
+
+t.test('a clock that is set back makes nobody wait', async t => {
+  const truncations = new Truncations()
+  const handle = truncations.newHandle()
+  truncations.truncate(handle, true)
+  truncations.close(handle)
+  const { now } = Date
+  t.teardown(() => {
+    Date.now = now
+  })
+  Date.now = () => now() - 3_000
+  const started = performance.now()
+  t.equal(truncations.lastMark(), 0)
+  t.ok(performance.now() - started < 2_000)
 })
 
 t.test('pages are dropped where somebody may have read', async t => {
