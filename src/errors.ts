@@ -1,5 +1,6 @@
 import { constants } from 'node:os'
 import { withoutHidden } from './hidden-characters.js'
+import { installHint, missingPackage } from './packages.js'
 
 const { EACCES, EINVAL, EIO, ENOENT, EOPNOTSUPP, EPERM, EROFS } = constants.errno
 const { ECONNABORTED, ENODEV, ENOTCONN, ESTALE } = constants.errno
@@ -150,6 +151,7 @@ export function isExpected(error: unknown): error is Error {
     error instanceof UsageError ||
     error instanceof MountError ||
     error instanceof SystemError ||
+    missingPackage(error) !== undefined ||
     // Node's words where memory is scarce.
     (error instanceof RangeError && /allocat/.test(error.message)) ||
     (error instanceof Error && typeof (error as NodeJS.ErrnoException).syscall === 'string')
@@ -164,9 +166,15 @@ export function oneLine(error: Error): string {
   const context = error instanceof ImageError ? error.context : {}
   const path = context.path === undefined ? '' : `${context.path}: `
   const hint = context.hint === undefined ? '' : `; ${context.hint}`
+  return printable(`${path}${wordsOf(error)}${hint}`)
+}
+
+function wordsOf(error: Error): string {
   // Only relative names need the current folder.
-  const hasNoFolder = (error as NodeJS.ErrnoException).syscall === 'uv_cwd'
-  return printable(`${path}${hasNoFolder ? NO_FOLDER : error.message}${hint}`)
+  if ((error as NodeJS.ErrnoException).syscall === 'uv_cwd') return NO_FOLDER
+  const missing = missingPackage(error)
+  if (missing === undefined) return error.message
+  return `the package ${missing}, which vimgfs needs, is not installed; ${installHint(false)}`
 }
 
 /** `text` for a terminal: hidden characters are shown as escapes, and it is cut at 2000 characters. */

@@ -1,25 +1,16 @@
 /** `vimgfs mount`: in front, or as a server in the background that reports once it answers. */
-import { type ChildProcess, spawn } from 'node:child_process'
-import { once } from 'node:events'
 import fs from 'node:fs'
 import path from 'node:path'
-import readline from 'node:readline'
-import type { Readable, Writable } from 'node:stream'
-import { exitCodeOf, isExpected, MountError, oneLine, printable, UsageError } from '../errors.js'
+import { exitCodeOf, isExpected, oneLine, printable, UsageError } from '../errors.js'
 import type { CatalogEntry } from '../formats/catalog.js'
 import type { ServeRequest, Server } from '../fs/server.js'
 import type { AskPassphrase } from '../formats/encryption.js'
 import type { LogLevel, LogTarget } from '../log.js'
 import { parse, parseChoice, parseCount, parseSize } from './arguments.js'
-import { Interrupted } from '../interruption.js'
 import { humanSize } from './human.js'
-import { complain, mention } from './output.js'
-import type { PassphraseSource } from './passphrase.js'
-import type { Question } from './passphrase-relay.js'
-import { closeDebugger, NO_DEBUGGER, obeyLogSignals } from './signals.js'
-
-/** Set for the server in the background: the descriptor that it reports on; answers come on the next. */
-const REPORT_FD_VARIABLE = 'VIMGFS_REPORT_FD'
+import { launch, type Report, REPORT_FD_VARIABLE } from './launch.js'
+import { complain } from './output.js'
+import { closeDebugger, ENDING_SIGNALS, obeyLogSignals } from './signals.js'
 
 const OPTIONS = {
   option: { type: 'string', short: 'o', multiple: true },
@@ -39,19 +30,6 @@ const OPTIONS = {
   'log-file': { type: 'string' },
 } as const
 
-/** A line each; the first says that the server runs, and the last one asks nothing. */
-interface Report {
-  readonly runs?: true
-  readonly ask?: Question
-  /** What it waits for, a line. */
-  readonly wait?: string
-  readonly error?: string
-  /** The exit code that goes with `error`. */
-  readonly code?: number
-  readonly lines?: readonly string[]
-  readonly warnings?: readonly string[]
-}
-
 export async function run(args: string[]): Promise<number> {
   const { values } = parse(args, OPTIONS, 'mount', ['IMAGE', 'MOUNTPOINT'])
   const reportFd = process.env[REPORT_FD_VARIABLE]
@@ -61,15 +39,26 @@ export async function run(args: string[]): Promise<number> {
     if (reportFd !== undefined) return await serveInBackground(args, Number(reportFd))
     // Wrong usage is for this process to say.
     await requestOf(args)
-    return await launch(args, values.quiet === true, values['passphrase-file'])
+    return await launch(args, values.quiet === true, values['passphrase-file'] ?? [])
   } catch (error) {
     if (!isExpected(error) || error instanceof UsageError) throw error
     complain(`vimgfs: ${oneLine(error)}\n`)
-    // Nobody waits for what is still being read or derived, or for a thread that hangs.
-    const { exitNow } = await import('../io/libc.js')
-    exitNow(exitCodeOf(error))
-    return 1
+    return leave(exitCodeOf(error))
   }
+}
+
+/**
+ * Ends the process at once after an error, because nothing waits for what is still being read or derived, or
+ * for a thread that hangs.
+ */
+async function leave(code: number): Promise<number> {
+  try {
+    const { exitNow } = await import('../io/libc.js')
+    exitNow(code)
+  } catch {
+    // The C library cannot be called; that is the error, perhaps.
+  }
+  return code
 }
 
 /** Whether the current folder is still there. */
@@ -144,14 +133,6 @@ async function requestOf(args: string[]): Promise<Settings> {
   }
 }
 
-async function sourceOf(
-  files: readonly string[] = [],
-  signal: AbortSignal,
-): Promise<PassphraseSource> {
-  const { passphraseSource } = await import('./passphrase.js')
-  return passphraseSource(files, signal)
-}
-
 /** The same as LOG_LEVELS; log.ts, with pino, is loaded by servers only. */
 const LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const
 
@@ -161,7 +142,8 @@ async function serveInFront(args: string[]): Promise<number> {
   const { DescriptorSink } = await import('../log-sinks.js')
   const target = await foregroundLog(level, logFile)
   const interruption = new AbortController()
-  const passphrases = await sourceOf(passphraseFiles, interruption.signal)
+  const { passphraseSource } = await import('./passphrase.js')
+  const passphrases = passphraseSource(passphraseFiles ?? [], interruption.signal)
   const server = await serve(request, passphrases.ask, interruption, target, false, line =>
     complain(`vimgfs: ${printable(line)}\n`),
   )
@@ -189,7 +171,6 @@ async function end(server: Server): Promise<number> {
 }
 
 async function serveInBackground(args: string[], reportFd: number): Promise<number> {
-  const { startSession } = await import('../io/libc.js')
   delete process.env[REPORT_FD_VARIABLE]
   const tell = (content: Report) => {
     try {
@@ -207,6 +188,7 @@ async function serveInBackground(args: string[], reportFd: number): Promise<numb
     fs.closeSync(reportFd)
   }
   try {
+    const { startSession } = await import('../io/libc.js')
     const { request, level, logFile } = await requestOf(args)
     const { backgroundLog } = await import('../log.js')
     const target = backgroundLog(level, logFile)
@@ -223,14 +205,9 @@ async function serveInBackground(args: string[], reportFd: number): Promise<numb
   } catch (error) {
     if (!isExpected(error)) throw error
     report({ error: oneLine(error), code: exitCodeOf(error) })
-    const { exitNow } = await import('../io/libc.js')
-    exitNow(exitCodeOf(error))
-    return 1
+    return leave(exitCodeOf(error))
   }
 }
-
-/** The signals that end programs. To a server in the background SIGHUP means to open the log again. */
-const ENDING = ['SIGINT', 'SIGTERM'] as const
 
 /** Mounts, and unmounts on the signals that end programs; a bug is logged before it ends us. */
 async function serve(
@@ -252,7 +229,7 @@ async function serve(
     interruption.abort()
     stop?.(signal)
   }
-  for (const signal of ENDING) process.on(signal, end)
+  for (const signal of ENDING_SIGNALS) process.on(signal, end)
   process.on('SIGHUP', isInBackground ? () => target.reopen() : end)
   let hasFailed = false
   const die = (error: unknown) => {
@@ -272,111 +249,6 @@ async function serve(
   await closeDebugger()
   if (early !== undefined) stop(early)
   return server
-}
-
-/** Starts the server, which leaves for a session of its own once it has mounted, and waits for its report. */
-async function launch(
-  args: string[],
-  quiet: boolean,
-  passphraseFiles: readonly string[] | undefined,
-): Promise<number> {
-  const script = process.argv[1] as string
-  const { requireThreads } = await import('../fs/rlimits.js')
-  requireThreads(SERVER_THREADS)
-  let server: ChildProcess | undefined
-  const interruption = new AbortController()
-  const passphrases = await sourceOf(passphraseFiles, interruption.signal)
-  // Interrupted while it starts: then it must not start. Spawning takes a while, too: a signal that
-  // ended us in there would leave a server that nobody knows of.
-  for (const signal of [...ENDING, 'SIGHUP'] as const) {
-    process.on(signal, () => {
-      interruption.abort()
-      server?.kill('SIGTERM')
-    })
-  }
-  const child = spawn(
-    process.execPath,
-    [...process.execArgv, NO_DEBUGGER, script, 'mount', ...args],
-    {
-      stdio: ['ignore', 'ignore', 'pipe', 'pipe', 'pipe'],
-      env: { ...process.env, [REPORT_FD_VARIABLE]: '3' },
-    },
-  )
-  server = child
-  const said = new Said(child)
-  const report = await reportOf(child, passphrases.ask, said).catch(error => {
-    throw interruption.signal.aborted ? new Interrupted() : error
-  })
-  passphrases.close()
-  child.unref()
-  for (const stream of child.stdio) stream?.destroy()
-  if (interruption.signal.aborted) throw new Interrupted()
-  if (report.error !== undefined) {
-    complain(`vimgfs: ${report.error}\n`)
-    return report.code ?? 1
-  }
-  complain(said.text)
-  for (const warning of report.warnings ?? []) complain(`vimgfs: ${printable(warning)}\n`)
-  // The disk is mounted, whether anybody can read this or not.
-  if (!quiet) mention(`${report.lines?.join('\n')}\n`)
-  return 0
-}
-
-/** The server's last report; what it asks before is answered. */
-async function reportOf(child: ChildProcess, source: AskPassphrase, said: Said): Promise<Report> {
-  const failed = once(child, 'error').then(([error]) => Promise.reject(error))
-  const exit = once(child, 'close')
-  exit.catch(() => {})
-  // Without descriptors for its pipes there is no child.
-  if ((child.stdio as unknown) === undefined) return failed
-  const [, , , reports, answers] = child.stdio as [unknown, unknown, unknown, Readable, Writable]
-  // It is over when the server has ended.
-  answers.on('error', () => {})
-  // Where threads are scarce, Node hangs before it runs anything.
-  const timer = setTimeout(() => child.kill('SIGKILL'), START_TIMEOUT_MS)
-  const last = (async () => {
-    for await (const line of readline.createInterface({ input: reports })) {
-      clearTimeout(timer)
-      const report = JSON.parse(line) as Report
-      if (report.runs) continue
-      if (report.wait !== undefined) complain(`vimgfs: ${printable(report.wait)}\n`)
-      if (report.wait !== undefined) continue
-      if (!report.ask) return report
-      const { answer } = await import('./passphrase-relay.js')
-      await answer(report.ask, source, answers)
-    }
-    clearTimeout(timer)
-    await exit
-    throw new MountError(`the server ended before the mount answered${said.reason}`)
-  })()
-  return Promise.race([last, failed])
-}
-
-/** Node's own, two that serve, one that decompresses, and fusermount3. */
-const SERVER_THREADS = 16
-/** How long Node may take to start. */
-const START_TIMEOUT_MS = 45_000
-
-/** What the server prints on standard error while it starts. */
-class Said {
-  text = ''
-
-  constructor(private readonly child: ChildProcess) {
-    child.stderr?.on('data', part => {
-      this.text += part
-    })
-  }
-
-  /** Why it has ended, as the end of a sentence: what it said first, or its signal. */
-  get reason(): string {
-    const lines = this.text.split('\n').map(line => line.trim())
-    const line =
-      lines.find(line => /error|fail|fatal/i.test(line)) ?? lines.find(line => line !== '')
-    if (line !== undefined) return `: ${printable(line)}`
-    const { signalCode } = this.child
-    if (signalCode === null) return ''
-    return `: ${signalCode} has ended it; there may be too few processes (ulimit -u) or too little memory`
-  }
 }
 
 /** What is there now, who may use it, and how it ends. */

@@ -7,6 +7,9 @@ import type { LogTarget } from '../log.js'
 
 let log: LogTarget | undefined
 
+/** The signals that end programs. To a server in the background SIGHUP means to open the log again. */
+export const ENDING_SIGNALS = ['SIGINT', 'SIGTERM'] as const
+
 process.on('SIGUSR1', () => log?.switchLevel())
 process.on('SIGUSR2', () => log?.reopen())
 

@@ -3,7 +3,7 @@
  * fill the caller's memory; node:crypto allocates what it returns, and is there where they are not.
  */
 import { createCipheriv, createDecipheriv } from 'node:crypto'
-import koffi from 'koffi'
+import { koffi } from '../io/native.js'
 
 export const AES_BLOCK_BYTES = 16
 

@@ -3,7 +3,8 @@
  * than those that come with us. libzstd is on every Debian (dpkg needs it), libdeflate on many; what
  * they refuse or where they are missing, the callers have another way.
  */
-import koffi, { type LibraryHandle } from 'koffi'
+import type { LibraryHandle } from 'koffi'
+import { koffi } from './native.js'
 
 const LIBDEFLATE = ['libdeflate.so.0', 'libdeflate.so.1']
 

@@ -5,10 +5,10 @@
  * what `fs.readSync` adds, and answer EAGAIN without building an exception. Buffers go as `void *`:
  * a typed pointer would be copied element by element.
  */
-import koffi from 'koffi'
 import { SystemError } from '../errors.js'
+import { koffi, loadLibc } from './native.js'
 
-const libc = koffi.load('libc.so.6')
+const libc = loadLibc()
 
 /** read(2): the bytes read, or -1 with {@link errno} set. */
 export const read: (fd: number, target: Buffer, bytes: number) => number = libc.func(

@@ -9,7 +9,7 @@
  * the package does.
  */
 import fs from 'node:fs'
-import koffi from 'koffi'
+import { koffi } from '../../io/native.js'
 
 const TASKS = '/proc/self/task'
 /** sem_t, the last member of the package's fuse_thread_t (fuse-native.c, 2.2.6). */

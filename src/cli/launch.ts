@@ -1,0 +1,133 @@
+/** Starts the server of a mount in the background, and waits for its report. */
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import readline from 'node:readline'
+import type { Readable, Writable } from 'node:stream'
+import { MountError, printable } from '../errors.js'
+import type { AskPassphrase } from '../formats/encryption.js'
+import { Interrupted } from '../interruption.js'
+import { complain, mention } from './output.js'
+import type { Question } from './passphrase-relay.js'
+import { ENDING_SIGNALS, NO_DEBUGGER } from './signals.js'
+
+/** Set for the server in the background: the descriptor that it reports on; answers come on the next. */
+export const REPORT_FD_VARIABLE = 'VIMGFS_REPORT_FD'
+
+/** Node's own, two that serve, one that decompresses, and fusermount3. */
+const SERVER_THREADS = 16
+/** How long Node may take to start. */
+const START_TIMEOUT_MS = 45_000
+
+/** A line each; the first says that the server runs, and the last one asks nothing. */
+export interface Report {
+  readonly runs?: true
+  readonly ask?: Question
+  /** What it waits for, a line. */
+  readonly wait?: string
+  readonly error?: string
+  /** The exit code that goes with `error`. */
+  readonly code?: number
+  readonly lines?: readonly string[]
+  readonly warnings?: readonly string[]
+}
+
+/** Starts the server, which leaves for a session of its own once it has mounted, and waits for its report. */
+export async function launch(
+  args: string[],
+  quiet: boolean,
+  passphraseFiles: readonly string[],
+): Promise<number> {
+  const script = process.argv[1] as string
+  const { requireThreads } = await import('../fs/rlimits.js')
+  requireThreads(SERVER_THREADS)
+  let server: ChildProcess | undefined
+  const interruption = new AbortController()
+  const { passphraseSource } = await import('./passphrase.js')
+  const passphrases = passphraseSource(passphraseFiles, interruption.signal)
+  // Interrupted while it starts: then it must not start. Spawning takes a while, too: a signal that
+  // ended us in there would leave a server that nobody knows of.
+  for (const signal of [...ENDING_SIGNALS, 'SIGHUP'] as const) {
+    process.on(signal, () => {
+      interruption.abort()
+      server?.kill('SIGTERM')
+    })
+  }
+  const child = spawn(
+    process.execPath,
+    [...process.execArgv, NO_DEBUGGER, script, 'mount', ...args],
+    {
+      stdio: ['ignore', 'ignore', 'pipe', 'pipe', 'pipe'],
+      env: { ...process.env, [REPORT_FD_VARIABLE]: '3' },
+    },
+  )
+  server = child
+  const said = new Said(child)
+  const report = await reportOf(child, passphrases.ask, said).catch(error => {
+    throw interruption.signal.aborted ? new Interrupted() : error
+  })
+  passphrases.close()
+  child.unref()
+  for (const stream of child.stdio) stream?.destroy()
+  if (interruption.signal.aborted) throw new Interrupted()
+  if (report.error !== undefined) {
+    complain(`vimgfs: ${report.error}\n`)
+    return report.code ?? 1
+  }
+  complain(said.text)
+  for (const warning of report.warnings ?? []) complain(`vimgfs: ${printable(warning)}\n`)
+  // The disk is mounted, whether anybody can read this or not.
+  if (!quiet) mention(`${report.lines?.join('\n')}\n`)
+  return 0
+}
+
+/** The server's last report; what it asks before is answered. */
+async function reportOf(child: ChildProcess, source: AskPassphrase, said: Said): Promise<Report> {
+  const failed = once(child, 'error').then(([error]) => Promise.reject(error))
+  const exit = once(child, 'close')
+  exit.catch(() => {})
+  // Without descriptors for its pipes there is no child.
+  if ((child.stdio as unknown) === undefined) return failed
+  const [, , , reports, answers] = child.stdio as [unknown, unknown, unknown, Readable, Writable]
+  // It is over when the server has ended.
+  answers.on('error', () => {})
+  // Where threads are scarce, Node hangs before it runs anything.
+  const timer = setTimeout(() => child.kill('SIGKILL'), START_TIMEOUT_MS)
+  const last = (async () => {
+    for await (const line of readline.createInterface({ input: reports })) {
+      clearTimeout(timer)
+      const report = JSON.parse(line) as Report
+      if (report.runs) continue
+      if (report.wait !== undefined) complain(`vimgfs: ${printable(report.wait)}\n`)
+      if (report.wait !== undefined) continue
+      if (!report.ask) return report
+      const { answer } = await import('./passphrase-relay.js')
+      await answer(report.ask, source, answers)
+    }
+    clearTimeout(timer)
+    await exit
+    throw new MountError(`the server ended before the mount answered${said.reason}`)
+  })()
+  return Promise.race([last, failed])
+}
+
+/** What the server prints on standard error while it starts. */
+class Said {
+  text = ''
+
+  constructor(private readonly child: ChildProcess) {
+    child.stderr?.on('data', part => {
+      this.text += part
+    })
+  }
+
+  /** Why it has ended, as the end of a sentence: what it said first, or its signal. */
+  get reason(): string {
+    const lines = this.text.split('\n').map(line => line.trim())
+    const line =
+      lines.find(line => /error|fail|fatal/i.test(line)) ?? lines.find(line => line !== '')
+    if (line !== undefined) return `: ${printable(line)}`
+    const { signalCode } = this.child
+    if (signalCode === null) return ''
+    return `: ${signalCode} has ended it; there may be too few processes (ulimit -u) or too little memory`
+  }
+}
