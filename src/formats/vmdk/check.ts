@@ -11,11 +11,14 @@
  *      at stake, since the first one counts. One that contradicts it is a corruption.
  *  (3) Space that nothing uses is as many leaks as grains would need it, if it can be given back (see
  *      check/space.ts).
- *  (4) Compressed grains are found by their markers and are not inflated: reading them does that.
+ *  (4) Such space is a corruption besides, where a table reads as zeros that was surely written: it may be all
+ *      that is left of that table's data (see check/losses.ts).
+ *  (5) Compressed grains are found by their markers and are not inflated: reading them does that.
  */
 import path from 'node:path'
 import type { Store } from '../../io/store.js'
 import { type CheckOptions, type CheckResult, Report } from '../check/report.js'
+import { findLosses } from './check/losses.js'
 import { PackedInspection } from './check/packed-inspection.js'
 import { inspectSesparse } from './check/sesparse-inspection.js'
 import { reclaimable } from './check/space.js'
@@ -103,6 +106,8 @@ const DIRECTORY_AT = 56
 class ExtentCheck implements GrainSink {
   private corruptions = 0
   private leaks = 0
+  /** Where the first space is that nothing uses. */
+  private unusedAt: number | undefined
 
   constructor(
     private readonly extent: CheckedExtent,
@@ -123,8 +128,10 @@ class ExtentCheck implements GrainSink {
         this.say(() => warning),
       )
     if (layout.kind === 'sparse') this.inspectDirectories(layout.header)
-    if (grains) inspectGrains(store, grains, this, { progress })
-    else if (layout.kind === 'sparse') {
+    if (grains) {
+      inspectGrains(store, grains, this, { progress })
+      this.inspectLosses(grains)
+    } else if (layout.kind === 'sparse') {
       new PackedInspection(store, packedLayout(layout.header), this, { progress }).run()
     } else if (layout.kind === 'sesparse') inspectSesparse(store, layout.header, this, { progress })
     const { corruptions, leaks } = this
@@ -150,7 +157,20 @@ class ExtentCheck implements GrainSink {
     const grains = grainLayout(this.extent.layout)
     const lost = grains ? reclaimable(this.extent, this.store, at, bytes) : 0
     if (!grains || lost === 0) return
+    this.unusedAt ??= at
     this.leak(at, () => `nothing uses ${bytes} bytes`, Math.ceil(lost / grains.grainBytes))
+  }
+
+  /** A table that reads as zeros while there is space that no table names. */
+  private inspectLosses(grains: GrainLayout): void {
+    if (this.unusedAt === undefined) return
+    const { lostAt } = findLosses(this.store, grains)
+    if (lostAt === undefined) return
+    this.corruption(
+      lostAt,
+      () =>
+        `there are grains that no table names, the first one at ${this.unusedAt}: the table that belongs here may be lost`,
+    )
   }
 
   grains({ allocated, fragmented, endBytes }: GrainTotals): void {

@@ -12,13 +12,14 @@
  *      are made right.
  *  (2) Redundant tables are made equal to the first ones, if nothing else is damaged any more: else what
  *      they say may still be of use. An entry that contradicts the first one and may be right stays.
- *  (3) Space is given back, only where nothing was damaged and no table is left in it: what nothing
- *      names any more may be what was lost.
+ *  (3) Space is given back, only where nothing was damaged and no table can have been lost (see
+ *      check/losses.ts): what nothing names any more may be what was lost.
  *  (4) The mark that the extent is open is taken away, if nothing is damaged or contradicts any more.
  */
 import type { Store, WritableStore } from '../../io/store.js'
 import { type CheckOptions, type RepairResult, Report } from '../check/report.js'
 import { type CheckedExtent, checkExtents, type ExtentCounts, speaker } from './check.js'
+import { findLosses } from './check/losses.js'
 import type { Patch } from './check/patched-store.js'
 import { isTail, reclaimable } from './check/space.js'
 import { readCowdHeader } from './cowd.js'
@@ -95,6 +96,8 @@ const LOST_DIRECTORY = 'nothing of it is changed: one of its two grain directori
 const LOST_TABLE = 'nothing of it is changed: a table is missing, and nobody knows what it names'
 const KEPT =
   'space is kept: what nothing names may be what was lost; it is given back once nothing is damaged'
+const UNPROVEN =
+  'space is kept: nothing names it, but a lost table reads as zeros, too, so it may be data; to be rid of it, copy the disk to a new image'
 
 const contradiction = (entries: number): string =>
   `${entries === 1 ? '1 entry of its two grain tables names different things' : `${entries} entries of its two grain tables name different things`}, and neither is given up: mount it with -o ro, and copy the disk to a new image`
@@ -140,7 +143,13 @@ class Repair {
     }
     if (found.corruptions > 0) {
       if (hasSpace) this.refuse(KEPT)
-    } else this.giveBack(layout)
+    } else if (hasSpace) {
+      // What a crash can leave of an open extent is a loss once the extent says that it was closed.
+      const losses = findLosses(this.store, { ...layout, isUnclean: false })
+      if (losses.isPossible) this.refuse(UNPROVEN)
+      else this.giveBack(layout)
+      if (losses.lostAt !== undefined) return
+    }
     if (layout.isUnclean) this.close(layout)
   }
 
