@@ -49,6 +49,7 @@ const { O_APPEND, O_DIRECT, O_TRUNC } = fs.constants
 export interface Request {
   nodeid: number
   uid: number
+  pid: number
   message: Buffer
   /** Where the arguments begin in `message`, and where they end. */
   args: number
@@ -96,14 +97,14 @@ export class ImageFs {
       node = this.tree.child(from.id, name)
     }
     if (!node) return -ENOENT
-    this.putEntry(request.payload, 0, node)
+    this.putEntry(request, 0, node)
     return ENTRY_OUT.size + ATTR.size
   }
 
   getattr(request: Request): number {
     const node = this.tree.node(request.nodeid)
     if (!node) return -ENOENT
-    return this.putAttrOut(request.payload, node, askingHandle(request))
+    return this.putAttrOut(request, node, askingHandle(request))
   }
 
   setattr(request: Request): number {
@@ -121,13 +122,13 @@ export class ImageFs {
     if (error < 0) return error
     // The kernel keeps the disk's size until somebody asks for it, so that it knows where to append.
     const isEmptied = valid & FATTR.SIZE && asked.size === 0
-    return this.putAttrOut(request.payload, node as Node, isEmptied ? READING : handle)
+    return this.putAttrOut(request, node as Node, isEmptied ? READING : handle)
   }
 
   statx(request: Request): number {
     const node = this.tree.node(request.nodeid)
     if (!node) return -ENOENT
-    const a = this.nodes.attributes(node, askingHandle(request))
+    const a = this.nodes.attributes(node, askingHandle(request), request.pid)
     const attrValid = this.nodes.validity(node)
     const isSnapshot = node.kind === 'image' && node.entry.table !== undefined
     const time = { seconds: a.mtime, nanoseconds: a.mtimensec, reserved: 0 }
@@ -188,8 +189,7 @@ export class ImageFs {
     const start = args + WRITE_IN.size
     if (size > end - start) return -EINVAL
     const node = this.tree.node(request.nodeid)
-    // The kernel writes back pages by any handle that maps the file, also one that has nothing to do with
-    // the change: its truncation must not skip to there.
+    // Pages that are written back may come by any handle that maps the file: no truncation skips to there.
     const isOwn = (message.readUInt32LE(args + at.writeFlags) & WRITE_CACHE) === 0
     const isAppending = isOwn && (message.readUInt32LE(args + at.flags) & O_APPEND) !== 0
     const handle = isOwn ? message.readUInt32LE(args + at.fh) : READING
@@ -333,7 +333,7 @@ export class ImageFs {
       const at = used + (plus ? ENTRY_OUT.size + ATTR.size : 0)
       const end = at + Math.ceil((DIRENT.size + nameBytes) / 8) * 8
       if (end > room) break
-      if (plus) this.putListedEntry(request.payload, used, node, index < 2)
+      if (plus) this.putListedEntry(request, used, node, index < 2)
       const type = node.kind === 'dir' ? DT_DIR : DT_REG
       DIRENT.put(request.payload, at, { ino: node.id, off: index + 1, namelen: nameBytes, type })
       request.payload.fill(0, at + DIRENT.size, end)
@@ -344,14 +344,14 @@ export class ImageFs {
   }
 
   /** An entry without an id says nothing of its node. */
-  private putListedEntry(payload: Buffer, at: number, node: Node, isDots: boolean): void {
-    if (!isDots && this.nodes.isCounted(node)) this.putEntry(payload, at, node)
-    else payload.fill(0, at, at + ENTRY_OUT.size + ATTR.size)
+  private putListedEntry(request: Request, at: number, node: Node, isDots: boolean): void {
+    if (!isDots && this.nodes.isCounted(node)) this.putEntry(request, at, node)
+    else request.payload.fill(0, at, at + ENTRY_OUT.size + ATTR.size)
   }
 
   /** The attributes come first: what they are decides for how long they hold. */
-  private putEntry(payload: Buffer, at: number, node: Node): void {
-    ATTR.put(payload, at + ENTRY_OUT.size, this.nodes.attributes(node))
+  private putEntry({ payload, pid }: Request, at: number, node: Node): void {
+    ATTR.put(payload, at + ENTRY_OUT.size, this.nodes.attributes(node, undefined, pid))
     ENTRY_OUT.put(payload, at, {
       nodeid: node.id,
       generation: 0,
@@ -362,8 +362,8 @@ export class ImageFs {
     })
   }
 
-  private putAttrOut(payload: Buffer, node: Node, fh: number | undefined): number {
-    ATTR.put(payload, ATTR_OUT.size, this.nodes.attributes(node, fh))
+  private putAttrOut({ payload, pid }: Request, node: Node, fh: number | undefined): number {
+    ATTR.put(payload, ATTR_OUT.size, this.nodes.attributes(node, fh, pid))
     const attrValid = this.nodes.validity(node)
     ATTR_OUT.put(payload, 0, { attrValid, attrValidNsec: 0, padding: 0 })
     return ATTR_OUT.size + ATTR.size

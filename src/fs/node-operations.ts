@@ -15,12 +15,13 @@ import { SEEK_DATA, SEEK_HOLE } from '../io/libc.js'
 import { AllocatedBytes, writtenDisk } from './allocated-bytes.js'
 import type { TextSlots } from './control.js'
 import { type AttributeChange, DiskFile, type Writer } from './disk-file.js'
+import { mayHoldForWriting } from './file-holders.js'
 import { type Owner, Ownership } from './ownership.js'
 import type { ControlNode, DirNode, ImageNode, Node, Tree } from './tree.js'
 import { type GapActions, Truncations } from './truncations.js'
 
 const { EACCES, EINVAL, EISDIR, ENFILE, ENOSYS, ENXIO, EOPNOTSUPP, EPERM, EROFS } = constants.errno
-const { O_TRUNC } = fs.constants
+const { O_APPEND, O_TRUNC } = fs.constants
 
 export interface FileSystemParts {
   readonly tree: Tree
@@ -117,7 +118,9 @@ export class NodeOperations {
     if (!isWriting) return READING
     const handle = this.truncations.newHandle()
     const isTruncating = (flags & O_TRUNC) !== 0
-    return isTruncating && !this.truncations.truncate(handle, true) ? -ENFILE : handle
+    const isAppending = (flags & O_APPEND) !== 0
+    if (isTruncating && !this.truncations.truncate(handle, true, isAppending)) return -ENFILE
+    return handle
   }
 
   /** @returns how many of `size` bytes at `offset` are now at the beginning of `target` */
@@ -259,16 +262,20 @@ export class NodeOperations {
 
   /**
    * The size that the attributes show. While a handle that truncated the disk is open, it is as far as that
-   * handle has written, so that a program which skips to its end extends the file to there; but the whole
-   * disk for who asks by another handle.
+   * handle has written, so that a program which skips to its end extends the file to there. Another handle,
+   * and a process that cannot have such a handle, see the whole disk.
    *
    * @param fh the handle that asks, undefined where none does
+   * @param pid the process that asks, 0 where nobody knows
    */
-  private shownSize(node: ImageNode, fh: number | undefined): number {
+  private shownSize(node: ImageNode, fh: number | undefined, pid: number): number {
+    const { truncations } = this
     const size = this.sizeOf(node)
-    if (!this.truncations.isActive || !this.writable(node)) return size
-    const mark = fh === undefined ? this.truncations.lastMark() : this.truncations.markOf(fh)
-    return Math.min(size, mark ?? size)
+    if (!truncations.isActive || !this.writable(node)) return size
+    if (fh !== undefined) return Math.min(size, truncations.markOf(fh) ?? size)
+    // The kernel appends at the size that anybody was told last.
+    if (!truncations.isAppending && !mayHoldForWriting(pid, node.id)) return size
+    return Math.min(size, truncations.lastMark() ?? size)
   }
 
   /** Whether the size that is shown may change at any moment, since a handle is being closed. */
@@ -276,15 +283,18 @@ export class NodeOperations {
     return this.truncations.isClosing
   }
 
-  /** @param fh the handle that asks, undefined where none does */
-  attributes(node: Node, fh?: number) {
+  /**
+   * @param fh the handle that asks, undefined where none does
+   * @param pid the process that asks, 0 where nobody knows
+   */
+  attributes(node: Node, fh?: number, pid = 0) {
     const { modified } = this.tree.appearance
     const isDisk = node.kind === 'image' && node.entry.kind === 'disk'
     const { uid, gid } = isDisk ? this.owner : this.tree.appearance
     const time = node.kind === 'image' ? this.modified(node) : modified
     return {
       ino: node.id,
-      size: node.kind === 'image' ? this.shownSize(node, fh) : 0,
+      size: node.kind === 'image' ? this.shownSize(node, fh, pid) : 0,
       blocks: node.kind === 'image' ? Math.ceil(this.allocated.of(node) / 512) : 0,
       atime: time.seconds,
       mtime: time.seconds,

@@ -124,6 +124,7 @@ export class Responder {
     this.request = {
       nodeid: 0,
       uid: 0,
+      pid: 0,
       message: Buffer.alloc(0),
       args: IN_HEADER.size,
       end: 0,
@@ -162,6 +163,7 @@ export class Responder {
     const { request } = this
     request.nodeid = u64le.get(message, IN_HEADER.at.nodeid)
     request.uid = uid
+    request.pid = message.readUInt32LE(IN_HEADER.at.pid)
     request.message = message
     request.end = length
     return entry.run(this.fs, request)

@@ -46,6 +46,8 @@ const FLUSHED = 2
 const READ = 4
 /** More ranges than there is room for. */
 const CROWDED = 8
+/** The handle was opened with O_APPEND. */
+const APPENDING = 16
 
 /** A slot's numbers: its mark, when it was flushed (by `now`), then pairs of start and end. */
 const SLOT_NUMBERS = 2 + 2 * RANGES
@@ -97,14 +99,14 @@ export class Truncations {
   }
 
   /** Empties the file for `handle`. False where too many handles have done so. */
-  truncate(handle: number, isByOpening: boolean): boolean {
+  truncate(handle: number, isByOpening: boolean, isAppending = false): boolean {
     return this.locked(() => {
       const known = this.slotOf(handle)
       const slot = known < 0 ? this.slotWith(0) : known
       if (slot < 0) return false
       const at = this.at(slot)
       // Opening with O_TRUNC makes the kernel drop all pages, ftruncate does not.
-      this.words[at + FLAGS] = isByOpening ? 0 : EMPTIED | READ
+      this.words[at + FLAGS] = (isByOpening ? 0 : EMPTIED | READ) | (isAppending ? APPENDING : 0)
       if (!isByOpening) this.onRead()
       this.words[at + RANGE_COUNT] = 0
       this.words[at + ORDER] = Atomics.add(this.words, LAST_ORDER, 1)
@@ -159,6 +161,12 @@ export class Truncations {
       if (Atomics.load(this.words, at + HANDLE) === handle) return this.numbers[slot * SLOT_NUMBERS]
     }
     return undefined
+  }
+
+  /** Whether the last handle that truncated appends. */
+  get isAppending(): boolean {
+    const slot = this.lastSlot()
+    return slot >= 0 && (Atomics.load(this.words, this.at(slot) + FLAGS) & APPENDING) !== 0
   }
 
   /** Whether the last handle that truncated may just be going away. */

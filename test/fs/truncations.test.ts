@@ -102,6 +102,18 @@ t.test('handles are numbered from 1 again after two thousand millions', async t 
   }
 })
 
+t.test('the last handle that truncated appends', async t => {
+  const truncations = new Truncations()
+  const [one, two] = [truncations.newHandle(), truncations.newHandle()]
+  t.notOk(truncations.isAppending)
+  truncations.truncate(one, true, true)
+  t.ok(truncations.isAppending)
+  truncations.truncate(two, true)
+  t.notOk(truncations.isAppending)
+  truncations.release(two)
+  t.ok(truncations.isAppending)
+})
+
 t.test('a clock that is set back makes nobody wait', async t => {
   const truncations = new Truncations()
   const handle = truncations.newHandle()
