@@ -12,15 +12,15 @@
  *  (5) A table has its room on the file system before a write that changes it has returned: a flush that
  *      finds the file system full would lose what many writes were told is written.
  */
-import { constants } from 'node:os'
 import { STAGE, type TablePool } from '../../cache/table-pool.js'
-import { ImageError, orEndWriting, SystemError } from '../../errors.js'
+import { orEndWriting } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
 import { takeRoom } from '../room.js'
 import type { Reservation } from '../writable.js'
 import { wholeSectors } from './grain-tables.js'
 import { type GrainLayout, MAX_FILE_BYTES, tableBytesOf } from './layout.js'
 import { type ReadTable, SECTOR_BYTES } from './parts.js'
+import { cutBack, requireReach } from './repair/mend.js'
 
 const ENTRY_BYTES = 4
 /** What is read, and kept in the pool, of a table at once; the drivers cut tables alike. */
@@ -30,8 +30,6 @@ const SILENT = 0
 const ZERO = 1
 /** Bytes of grains that one reservation takes at most. */
 const MAX_RUN_BYTES = 2 ** 21
-/** Redundant tables, at most, that are made right before the first write: a cut leaves a few behind. */
-const MAX_MENDED = 16_384
 /** Slices that one step changes at most: a table and its copy, their entries, and the header. */
 export const STEP_SLICES = 16
 
@@ -109,7 +107,7 @@ export class GrainWriter {
       // What was not written of the last grain is a hole, and part of the file.
       if (store.sizeBytes < end) store.truncate(end)
     } catch (error) {
-      this.cutBack(at)
+      cutBack(this.parts.store, at)
       throw error
     }
     this.noteFree(end)
@@ -118,19 +116,7 @@ export class GrainWriter {
   }
 
   cancel({ at }: GrainReservation): void {
-    this.cutBack(at)
-  }
-
-  /** Takes off what was appended from `at` on. */
-  private cutBack(at: number): void {
-    const { store } = this.parts
-    if (store.sizeBytes <= at) return
-    try {
-      store.truncate(at)
-    } catch (error) {
-      // Then it is space that nothing uses.
-      if (!(error instanceof SystemError)) throw error
-    }
+    cutBack(this.parts.store, at)
   }
 
   /** Runs what appends to the file; where that fails nothing is left of it. */
@@ -139,7 +125,7 @@ export class GrainWriter {
     try {
       return act()
     } catch (error) {
-      this.cutBack(at)
+      cutBack(this.parts.store, at)
       throw error
     }
   }
@@ -171,27 +157,6 @@ export class GrainWriter {
   }
 
   /**
-   * Rule (3): makes the redundant tables `behind` and their directory what the first ones are, as a cut or
-   * another program has left them. Returns how many were not. Throws SystemError.
-   */
-  mend(behind: readonly { readonly at: number; readonly from: number }[]): number {
-    const { store, layout } = this.parts
-    if (behind.length > MAX_MENDED) throw this.beyondMending()
-    for (const { at, from } of behind) this.copyTable(from, at)
-    const { directoryAt, redundantDirectoryAt } = layout
-    if (redundantDirectoryAt === undefined) return behind.length
-    const uneven = this.appending(() => this.addMissingTables(directoryAt, redundantDirectoryAt))
-    for (const { index, table } of uneven) {
-      const slice = this.directorySlice(redundantDirectoryAt, index)
-      const entry = Buffer.alloc(ENTRY_BYTES)
-      entry.writeUInt32LE(table / SECTOR_BYTES)
-      this.parts.pool.forget(this.parts.base + slice.at, slice.length)
-      store.write(entry, 0, ENTRY_BYTES, redundantDirectoryAt + index * ENTRY_BYTES)
-    }
-    return behind.length + uneven.length
-  }
-
-  /**
    * Makes the next free sector that the header gives the end of the file, where it lies before `usedBytes`,
    * so that others would write over grains, or behind the file, so that they would miss some. Returns
    * whether it did.
@@ -208,48 +173,6 @@ export class GrainWriter {
     pool.forget(base, headerBytes)
     store.write(field, 0, field.length, freeSectorAt)
     return true
-  }
-
-  /**
-   * Where the directories do not both name a table, or none: copies of the first ones, which are on the
-   * disk, and what the redundant directory is to say.
-   */
-  private addMissingTables(
-    directoryAt: number,
-    redundantDirectoryAt: number,
-  ): { index: number; table: number }[] {
-    const { store, layout } = this.parts
-    const uneven: { index: number; table: number }[] = []
-    for (let index = 0; index < layout.directoryEntries; index++) {
-      const first = this.tableAt(directoryAt, index)
-      const isAbsent = this.tableAt(redundantDirectoryAt, index) === 0
-      if ((first === 0) === isAbsent) continue
-      const table = first === 0 ? 0 : wholeSectors(store.sizeBytes)
-      if (first !== 0) {
-        this.requireRoom(table + this.tableBytes)
-        this.copyTable(first, table)
-      }
-      uneven.push({ index, table })
-      if (uneven.length > MAX_MENDED) throw this.beyondMending()
-    }
-    if (uneven.length > 0) orEndWriting(() => store.sync()) // rule (2)
-    return uneven
-  }
-
-  private beyondMending(): ImageError {
-    const what = `more than ${MAX_MENDED} of its redundant grain tables are not what the first ones are`
-    return new ImageError('CORRUPT', `${what}; see vimgfs check`, {
-      path: this.parts.store.path,
-      endsWriting: true,
-    })
-  }
-
-  private copyTable(from: number, at: number): void {
-    const { store, pool, base } = this.parts
-    const bytes = Buffer.alloc(this.tableBytes)
-    store.read(bytes, 0, bytes.length, from)
-    pool.forget(base + at, bytes.length)
-    store.write(bytes, 0, bytes.length, at)
   }
 
   /** Whether the header says, or will after the next flush, that somebody writes the extent. */
@@ -384,8 +307,7 @@ export class GrainWriter {
   }
 
   private requireRoom(end: number): void {
-    if (end <= Math.min(this.parts.spanBytes, MAX_FILE_BYTES)) return
-    throw new SystemError('write', constants.errno.EFBIG, this.parts.store.path)
+    requireReach(this.parts.store, end, this.parts.spanBytes)
   }
 
   private directorySlice(directoryAt: number, index: number): Slice {

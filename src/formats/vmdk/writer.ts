@@ -12,8 +12,11 @@ import type { Placed, VmdkDriver } from './driver.js'
 import { inspectGrains } from './grain-check.js'
 import { type GrainReservation, GrainWriter, STEP_SLICES } from './grain-writer.js'
 import type { VmdkSpec } from './image.js'
+import { wholeSectors } from './grain-tables.js'
 import { type GrainLayout, grainLayout } from './layout.js'
-import { adoptRedundant } from './repair/adopt.js'
+import { adopt, appendedBytes, planAdoption } from './repair/adopt.js'
+import { BehindList, mend, planMending, requireReach } from './repair/mend.js'
+import { NOTHING, planned } from './repair/reconcile.js'
 import { DISK, DISK_WORDS, type VmdkMemory } from './write-memory.js'
 
 export interface VmdkWriterParts {
@@ -228,14 +231,14 @@ export class VmdkWriter implements WritableDriver {
       // What is free is known from the tables, and made right below.
       if (at !== layout.freeSectorAt) refuse(at, message)
     }
-    const behind: { at: number; from: number }[] = []
+    const behind = new BehindList()
     let isEqual = true
     let grainEnd = 0
     inspectGrains(store, layout, {
       corruption,
       disagreement: (at, from, isContradiction, message) => {
         if (isContradiction) refuse(at, message)
-        behind.push({ at, from })
+        behind.add({ at, from })
         isEqual = false
       },
       surplusTable: () => {
@@ -245,16 +248,24 @@ export class VmdkWriter implements WritableDriver {
         grainEnd = endBytes
       },
     })
+    const inspectPlanned = (plan: Store) =>
+      inspectGrains(plan, layout, { corruption, disagreement: () => {} })
+    const plan = isEqual
+      ? NOTHING
+      : planAdoption({ store, layout, spanBytes, refuse, inspect: inspectPlanned })
+    const mending = planMending(planned(store, plan), layout, behind.tables)
+    const appended = appendedBytes(plan, layout) + mending.bytes
+    if (appended > 0) {
+      const end = wholeSectors(Math.max(store.sizeBytes, grainEnd))
+      requireReach(store, end + appended, spanBytes)
+    }
+    // From here on nothing refuses the extent any more.
     return () => {
-      if (!isEqual) {
-        const { pool } = this.parts
-        const inspect = (planned: Store) =>
-          inspectGrains(planned, layout, { corruption, disagreement: () => {} })
-        adoptRedundant({ store, layout, pool, base, spanBytes, refuse, inspect })
-      }
+      const file = { store, layout, pool: this.parts.pool, base }
+      adopt(plan, file)
       // A COWD file may end within its last grain, and what is appended must not show there.
       if (grainEnd > store.sizeBytes) store.truncate(grainEnd)
-      const mended = grains.mend(behind)
+      const mended = mend(mending, file)
       const isMended = grains.mendFreeSector(grainEnd)
       if (mended > 0 || isMended) orEndWriting(() => store.sync())
       Atomics.add(this.words, DISK.mended, mended)

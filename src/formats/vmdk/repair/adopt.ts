@@ -11,12 +11,17 @@ const ENTRY_BYTES = 4
 /** The largest slice of a table in the pool. */
 const SLICE_BYTES = 4096
 
-export interface Adopter {
+/** The file of an extent, and where it begins in the space of the pool. */
+export interface AdoptedFile {
   readonly store: WritableStore
   readonly layout: GrainLayout
   readonly pool: TablePool
-  /** Where the file begins in the space of the pool. */
   readonly base: number
+}
+
+export interface Adopter {
+  readonly store: Store
+  readonly layout: GrainLayout
   /** How long the file may become there. */
   readonly spanBytes: number
   /** Throws: the extent is not written, because of what is wrong at a place of the file. */
@@ -26,25 +31,31 @@ export interface Adopter {
 }
 
 /**
- * Returns how many entries it has changed: none in an extent that was closed cleanly, since there what is
- * read would change. They are on the disk. Throws SystemError, and what `refuse` throws.
+ * Returns what must be taken over: nothing in an extent that was closed cleanly, since there what is read
+ * would change. Writes nothing. Throws SystemError, and what `refuse` and `inspect` throw.
  */
-export function adoptRedundant(adopter: Adopter): number {
-  const { store, layout } = adopter
+export function planAdoption({ store, layout, spanBytes, refuse, inspect }: Adopter): Plan {
   const plan = planTables(store, layout, { needsSound: true })
-  const changes = plan.patches.length + plan.copies.length
-  const end = wholeSectors(store.sizeBytes) + plan.copies.length * tableBytesOf(layout)
-  const isHeld = plan.kept.size > 0 || plan.isPartial || end > adopter.spanBytes
-  if (isHeld || (changes > 0 && !layout.isUnclean)) {
+  const end = wholeSectors(store.sizeBytes) + appendedBytes(plan, layout)
+  const isHeld = plan.kept.size > 0 || plan.isPartial || end > spanBytes
+  if (isHeld || (hasChanges(plan) && !layout.isUnclean)) {
     const at = layout.redundantDirectoryAt ?? 0
-    adopter.refuse(at, () => 'the redundant grain tables name what the first ones do not')
+    refuse(at, () => 'the redundant grain tables name what the first ones do not')
   }
-  adopter.inspect(planned(store, plan))
-  if (changes > 0) carryOut(plan, adopter)
-  return changes
+  inspect(planned(store, plan))
+  return plan
 }
 
-function carryOut({ patches, copies }: Plan, { store, layout, pool, base }: Adopter): void {
+const hasChanges = ({ patches, copies }: Plan): boolean => patches.length + copies.length > 0
+
+/** How many bytes the plan appends to the file. */
+export const appendedBytes = ({ copies }: Plan, layout: GrainLayout): number =>
+  copies.length * tableBytesOf(layout)
+
+/** Carries out the plan. What it changes is on the disk when it returns. Throws SystemError. */
+export function adopt(plan: Plan, { store, layout, pool, base }: AdoptedFile): void {
+  if (!hasChanges(plan)) return
+  const { patches, copies } = plan
   const table = Buffer.alloc(tableBytesOf(layout))
   const added = copies.map(({ entryAt, from }) => {
     const at = wholeSectors(store.sizeBytes)

@@ -67,7 +67,7 @@ export function planTables(store: Store, layout: GrainLayout, options: PlanOptio
   }
 }
 
-const NOTHING: Plan = { patches: [], copies: [], kept: new Set(), isPartial: false }
+export const NOTHING: Plan = { patches: [], copies: [], kept: new Set(), isPartial: false }
 
 /** The file as it will be once the plan is carried out, except that copies are the tables themselves. */
 export const planned = (store: Store, { patches, copies }: Plan): Store =>

@@ -1,0 +1,148 @@
+/** Makes redundant grain tables what the first ones are, before the first write of a mount. */
+import { constants } from 'node:os'
+import type { TablePool } from '../../../cache/table-pool.js'
+import { ImageError, orEndWriting, SystemError } from '../../../errors.js'
+import type { Store, WritableStore } from '../../../io/store.js'
+import { Directory } from '../check/directory.js'
+import { wholeSectors } from '../grain-tables.js'
+import { type GrainLayout, MAX_FILE_BYTES, tableBytesOf } from '../layout.js'
+import { SECTOR_BYTES } from '../parts.js'
+
+const ENTRY_BYTES = 4
+/** The largest number of tables that are mended. A power cut leaves only a few behind. */
+const MAX_MENDED = 16_384
+
+/** A redundant table at `at` that differs from the first one at `from`. Both are places in the file. */
+export interface Behind {
+  readonly at: number
+  readonly from: number
+}
+
+/** An entry that only one of the two directories has. `from` is the first table, or 0 where there is none. */
+interface Uneven {
+  readonly index: number
+  readonly from: number
+}
+
+export interface Mending {
+  readonly behind: readonly Behind[]
+  readonly uneven: readonly Uneven[]
+  /** How many bytes it appends to the file. */
+  readonly bytes: number
+}
+
+/** Collects tables that are behind; it keeps no more than it takes to see that there are too many. */
+export class BehindList {
+  readonly tables: Behind[] = []
+
+  add(table: Behind): void {
+    if (this.tables.length <= MAX_MENDED) this.tables.push(table)
+  }
+}
+
+/**
+ * Returns what must be mended. Writes nothing.
+ * @param store the file as it will be once the first tables have taken over what they lack
+ * Throws ImageError where there is too much to mend.
+ */
+export function planMending(store: Store, layout: GrainLayout, behind: readonly Behind[]): Mending {
+  if (behind.length > MAX_MENDED) throw beyondMending(store)
+  const tableBytes = tableBytesOf(layout)
+  const uneven = unevenEntries(store, layout, tableBytes)
+  const added = uneven.filter(({ from }) => from !== 0).length
+  return { behind, uneven, bytes: added * tableBytes }
+}
+
+/** Throws SystemError EFBIG where a file that ends at `end` cannot be written, so long may it become. */
+export function requireReach(store: Store, end: number, spanBytes: number): void {
+  if (end <= Math.min(spanBytes, MAX_FILE_BYTES)) return
+  throw new SystemError('write', constants.errno.EFBIG, store.path)
+}
+
+function unevenEntries(store: Store, layout: GrainLayout, tableBytes: number): Uneven[] {
+  const { directoryAt, redundantDirectoryAt, directoryEntries } = layout
+  if (redundantDirectoryAt === undefined) return []
+  const open = (at: number) => new Directory(store, '', at, directoryEntries, tableBytes)
+  const [first, redundant] = [open(directoryAt), open(redundantDirectoryAt)]
+  const uneven: Uneven[] = []
+  for (let at = 0; at < directoryEntries; ) {
+    const count = first.readEntries(at)
+    redundant.readEntries(at)
+    for (let i = 0; i < count; i++) {
+      const sector = first.entries[i] as number
+      if ((sector === 0) === (redundant.entries[i] === 0)) continue
+      uneven.push({ index: at + i, from: sector * SECTOR_BYTES })
+      if (uneven.length > MAX_MENDED) throw beyondMending(store)
+    }
+    at += count
+  }
+  return uneven
+}
+
+function beyondMending({ path }: Store): ImageError {
+  const what = `more than ${MAX_MENDED} of its redundant grain tables are not what the first ones are`
+  return new ImageError('CORRUPT', `${what}; see vimgfs check`, { path, endsWriting: true })
+}
+
+/** The file of an extent, and where it begins in the space of the pool. */
+export interface MendedFile {
+  readonly store: WritableStore
+  readonly layout: GrainLayout
+  readonly pool: TablePool
+  readonly base: number
+}
+
+/** Carries out what was planned. Returns how many tables it has mended. Throws SystemError. */
+export function mend({ behind, uneven }: Mending, file: MendedFile): number {
+  const { store, layout, pool, base } = file
+  for (const { at, from } of behind) copyTable(file, from, at)
+  const { redundantDirectoryAt } = layout
+  if (redundantDirectoryAt === undefined) return behind.length
+  const places = addTables(uneven, file)
+  if (uneven.length > 0) {
+    pool.forget(base + redundantDirectoryAt, wholeSectors(layout.directoryEntries * ENTRY_BYTES))
+  }
+  const entry = Buffer.alloc(ENTRY_BYTES)
+  uneven.forEach(({ index }, i) => {
+    entry.writeUInt32LE((places[i] as number) / SECTOR_BYTES)
+    store.write(entry, 0, ENTRY_BYTES, redundantDirectoryAt + index * ENTRY_BYTES)
+  })
+  return behind.length + uneven.length
+}
+
+/** Appends copies of the first tables and syncs them: a directory names only what is on the disk. */
+function addTables(uneven: readonly Uneven[], file: MendedFile): number[] {
+  const { store } = file
+  if (uneven.length === 0) return []
+  const end = store.sizeBytes
+  try {
+    const places = uneven.map(({ from }) => {
+      if (from === 0) return 0
+      const at = wholeSectors(store.sizeBytes)
+      copyTable(file, from, at)
+      return at
+    })
+    orEndWriting(() => store.sync())
+    return places
+  } catch (error) {
+    cutBack(store, end)
+    throw error
+  }
+}
+
+/** Takes off what was appended from `at` on. If that fails, it is space that nothing uses. */
+export function cutBack(store: WritableStore, at: number): void {
+  if (store.sizeBytes <= at) return
+  try {
+    store.truncate(at)
+  } catch (error) {
+    if (!(error instanceof SystemError)) throw error
+  }
+}
+
+function copyTable({ store, layout, pool, base }: MendedFile, from: number, at: number): void {
+  const bytes = Buffer.alloc(tableBytesOf(layout))
+  store.read(bytes, 0, bytes.length, from)
+  pool.forget(base + at, bytes.length)
+  store.write(bytes, 0, bytes.length, at)
+}
