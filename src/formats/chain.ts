@@ -36,12 +36,12 @@ import { requireWhole } from './qcow2/losses.js'
 import { type LayerSnapshot, snapshotsBelow } from './layer-snapshots.js'
 import { requireRecoverable } from './qcow2/recovery.js'
 import { type Qcow2Snapshot, readSnapshots } from './qcow2/snapshots.js'
-import { childrenOf } from './vmdk/children.js'
 import { openVmdk, type VmdkSpec } from './vmdk/image.js'
 import { type MachineSnapshot, openFrozen, snapshotsOfDisk } from './vmdk/machine.js'
 import { vmwareLocks } from './vmdk/vmware-lock.js'
 import { requireWritable } from './vmdk/writability.js'
 import { checkCid, extentNames, type ParentLink, parentLink, parentNames } from './vmdk/parent.js'
+import { requireUnneeded } from './write-protection.js'
 
 export interface Chain {
   /**
@@ -80,7 +80,7 @@ export interface OpenOptions {
   readonly ignoreCid?: boolean
   /** Whether a vmdk image whose changes are tracked gives that up to be written. */
   readonly dropsChangeTracking?: boolean
-  /** Whether a vmdk image is written that others stand on, which it breaks. */
+  /** Whether an image is written that others stand on, which breaks them. */
   readonly force?: boolean
   /** Whether QEMU's locks are taken; without, an image that others write is read with a warning. */
   readonly takesLocks?: boolean
@@ -154,9 +154,10 @@ class ChainOpener {
     const snapshots = qcow2 ? readSnapshots(storeOf(top), qcow2).snapshots : []
     const isWritable = this.access === 'write'
     if (top.vmdk && (isWritable || !this.options.describe)) this.judgeVmwareLocks(layers[0])
-    if (isWritable && top.vmdk && !this.options.describe && !this.options.force) {
+    const { describe, force } = this.options
+    if (isWritable && !describe && !force && !file.stat.isBlockDevice()) {
       const frozen = machineSnapshots.filter(({ layer }) => layer === 0)
-      refuseParent(top, top.vmdk, frozen, this.own)
+      requireUnneeded(layers[0], frozen, this.own)
     }
     const found = this.options.describe ? undefined : snapshotsBelow(layers.slice(0, depth))
     this.warnings.push(...(found?.warnings ?? []))
@@ -517,27 +518,6 @@ class ChainOpener {
     this.lock(file, access)
     return { ...layer, dataFile: fileSpec(file) }
   }
-}
-
-/** Whoever writes a disk that others hold only the differences from breaks them. */
-function refuseParent(
-  top: LayerSpec,
-  spec: VmdkSpec,
-  frozen: readonly MachineSnapshot[],
-  folders: readonly Folder[],
-): void {
-  const disks = childrenOf(top, spec, folders)
-  const names = [
-    ...frozen.map(({ displayName }) => `the snapshot "${printable(displayName)}"`),
-    ...disks.map(name => `the disk "${printable(name)}"`),
-  ]
-  if (names.length === 0) return
-  const more = names.length > 2 ? ` and ${names.length - 2} more` : ''
-  const what = `${names.slice(0, 2).join(' and ')}${more} would be broken by writing it`
-  throw new ImageError('REFUSED', what, {
-    path: top.path,
-    hint: 'mount what stands on it, or this with -o ro; --force insists',
-  })
 }
 
 const loopAt = (above: LayerSpec, what: string): ImageError =>

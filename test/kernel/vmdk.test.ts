@@ -183,18 +183,25 @@ t.test('a disk that others stand on is not written', skip, async t => {
   const folder = sharedFolder(t)
   await makeMachine(folder)
   const base = join(folder, 'disk.vmdk')
-  const refused = async (image: string, pattern: RegExp) => {
-    const { code, stderr } = await vimgfs(HERE, ['mount', ...NO_LOG, image, mountFolder(t)])
-    t.equal(code, 1)
+  const protects = async (image: string, pattern: RegExp) => {
+    const { folder: mnt, printed } = await mount(t, image)
+    t.match(printed.stderr, pattern)
+    t.match(printed.stderr, /\(--force writes it\), mounted read-only\n$/)
+    t.match(printed.stdout, ', read-only')
+    t.equal((await vimgfs(HERE, ['umount', mnt])).code, 0)
+    const args = ['mount', ...NO_LOG, '-o', 'rw', image, mountFolder(t)]
+    const { code, stderr } = await vimgfs(HERE, args)
+    t.equal(code, 1, 'with -o rw')
     t.match(stderr, pattern)
+    t.match(stderr, /^vimgfs: [^\n]* -o ro\n$/, 'one line')
   }
-  await refused(
+  await protects(
     base,
-    /^vimgfs: [^\n]*disk\.vmdk: the snapshot "fresh" and the disk "disk-000001\.vmdk"[^\n]*--force insists\n$/,
+    /disk\.vmdk: the snapshot "fresh" and the disk "disk-000001\.vmdk" would be broken by writing/,
   )
   rmSync(join(folder, 'machine.vmsd'))
-  await refused(base, /the disk "disk-000001\.vmdk" would be broken/)
-  await refused(
+  await protects(base, /the disk "disk-000001\.vmdk" would be broken/)
+  await protects(
     join(folder, 'disk-000001.vmdk'),
     /the disk "disk-000002\.vmdk" and the disk "disk-000004\.vmdk" would be broken/,
   )
@@ -204,7 +211,10 @@ t.test('a disk that others stand on is not written', skip, async t => {
   const forced = await mount(t, base, { args: ['--force'] })
   await runIn(HERE, 'sh', ['-c', `printf x | dd of=${forced.file('disk.raw')} conv=notrunc`])
   t.equal((await vimgfs(HERE, ['umount', forced.folder])).code, 0)
-  await refused(join(folder, 'disk-000001.vmdk'), /has been changed since/)
+  const child = ['mount', ...NO_LOG, join(folder, 'disk-000001.vmdk'), mountFolder(t)]
+  const { code, stderr } = await vimgfs(HERE, child)
+  t.equal(code, 1)
+  t.match(stderr, /has been changed since/)
 })
 
 t.test('a stream is read by several', skip, async t => {

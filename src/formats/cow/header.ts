@@ -137,9 +137,7 @@ export function readCowHeader(store: Store): CowHeader {
     fail('UNSUPPORTED', `cow version ${version} is not known`, KNOWN)
   }
   if (version === 3) {
-    // No path begins with zeros. What is moved has the kind of map there, which is 0.
-    const isBroken = head.readUInt32BE(NAME_AT_OF_VERSION_3) === 0
-    return decode(isBroken ? 'uml-3-broken' : 'uml-3', head, got, store, fail)
+    return decode(layoutOfVersion3(head), head, got, store, fail)
   }
   const candidates = COW_LAYOUTS.filter(layout => {
     const { version, sectorBytesAt, bytes } = SHAPES[layout]
@@ -160,6 +158,16 @@ export function readCowHeader(store: Store): CowHeader {
     'it has a header of version 2 in no known layout: none has its sector size, 512, in its place',
     KNOWN,
   )
+}
+
+// No path begins with zeros. What is moved has the kind of map there, which is 0.
+const layoutOfVersion3 = (head: Buffer): CowLayout =>
+  head.readUInt32BE(NAME_AT_OF_VERSION_3) === 0 ? 'uml-3-broken' : 'uml-3'
+
+/** Where the name of the backing file begins in a header that may be damaged, or be of version 1. */
+export function cowNameAt(head: Buffer): number {
+  const isVersion3 = head.length >= NAME_AT_OF_VERSION_3 + 4 && head.readUInt32BE(VERSION_AT) === 3
+  return SHAPES[isVersion3 ? layoutOfVersion3(head) : 'qemu-x86-64'].nameAt
 }
 
 /** Data begin behind a bitmap that is smaller by far than this leaves room for. */

@@ -44,7 +44,7 @@ const KNOWN_INCOMPATIBLE = Object.values(INCOMPATIBLE).reduce((all, bit) => all 
 export const COMPATIBLE = { lazyRefcounts: 1n << 0n }
 export const AUTOCLEAR = { bitmaps: 1n << 0n, rawExternalData: 1n << 1n }
 
-const EXTENSION = {
+export const EXTENSION = {
   end: 0,
   backingFormat: 0xe2792aca,
   featureNames: 0x6803f857,

@@ -8,9 +8,10 @@
  */
 import fs from 'node:fs'
 import path from 'node:path'
-import { openPlain, pathOfDescriptor } from '../../io/beneath.js'
+import { openPlain } from '../../io/beneath.js'
 import type { Folder } from '../../io/folders.js'
 import { closeFile, O_PATH, openAt } from '../../io/libc.js'
+import { attempted, entriesOf, readAt } from '../beside.js'
 import type { FileSpec } from '../layer.js'
 import { MAX_VMDK_DESCRIPTOR_BYTES } from '../limits.js'
 import { isDescriptor } from './descriptor.js'
@@ -65,9 +66,8 @@ function namesOf(file: string): string[] {
 }
 
 /** Names of files that may be disks, as the folder has them: in no encoding, perhaps. */
-function disksIn({ fd }: Folder): Buffer[] {
-  const place = pathOfDescriptor(fd)
-  const names = attempted(() => fs.readdirSync(place, { encoding: 'buffer' })) ?? []
+function disksIn(folder: Folder): Buffer[] {
+  const names = entriesOf(folder)
   const isDisk = (name: Buffer) => DISK_NAME.test(name.toString('latin1'))
   const disks = names.filter(isDisk).sort(Buffer.compare).slice(0, MAX_FILES)
   if (names.length > MAX_FILES) return disks
@@ -169,20 +169,5 @@ function readDescriptor(folder: Folder, name: Buffer, image: Image): Buffer | un
     return readAt(fd, offset, Math.min(bytes, sizeBytes - offset, MAX_VMDK_DESCRIPTOR_BYTES))
   } finally {
     fs.closeSync(fd)
-  }
-}
-
-function readAt(fd: number, at: number, length: number): Buffer {
-  const bytes = Buffer.alloc(length)
-  return bytes.subarray(0, fs.readSync(fd, bytes, 0, length, at))
-}
-
-/** What `act` returns; undefined where the system has refused it. */
-function attempted<T>(act: () => T): T | undefined {
-  try {
-    return act()
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === undefined) throw error
-    return undefined
   }
 }

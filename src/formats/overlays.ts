@@ -1,0 +1,173 @@
+/**
+ * Finds the images that need other files as they are: those that name one as their backing file, or as
+ * the file that their data are in. Whoever writes such a file breaks them.
+ *
+ * Only the image's folder is searched. Of each file there only the header is read, and of that only the
+ * names: an overlay that is damaged, encrypted or of a format that is not read needs its backing file, too.
+ * The files that the names lead to are looked at and never opened. Nothing throws.
+ */
+import fs from 'node:fs'
+import path from 'node:path'
+import { openPlain, pathOfDescriptor } from '../io/beneath.js'
+import type { Folder } from '../io/folders.js'
+import { attempted, entriesOf, readAt } from './beside.js'
+import { cowNameAt } from './cow/header.js'
+import type { FileSpec } from './layer.js'
+import { MAX_BACKING_NAME_BYTES, MAX_FILE_NAME_BYTES } from './limits.js'
+import { EXTENSION, MAGIC } from './qcow2/header.js'
+
+/** Files of a folder, at most, that are read: those whose names suggest an overlay, and others. */
+const MAX_LIKELY = 1024
+const MAX_OTHERS = 256
+/** What overlays are usually called. Cloud images and those of libvirt are qcow2 by any of these suffixes. */
+const LIKELY_NAME = /\.(qcow|qc2|qed|cow|img|image|raw|dd\b)|overlay|snap/i
+
+/** The largest header with a name at a fixed place is that of a cow image. */
+const HEAD_BYTES = 8192
+
+/**
+ * Returns the names of the images in `folders` that name one of `files`, sorted.
+ * @param image the path of the image that `files` belong to
+ * @param files all that a mount of it writes; they do not count as users of one another
+ * @param folders those that the image lies in
+ */
+export function overlaysOf(
+  image: string,
+  files: readonly Pick<FileSpec, 'fd'>[],
+  folders: readonly Folder[],
+): string[] {
+  const own = files.map(({ fd }) => fs.fstatSync(fd, { bigint: true }))
+  const found = folders.flatMap(folder =>
+    candidatesIn(folder, image).filter(name => {
+      const named = attempted(() => namesIn(folder, name, own)) ?? []
+      return named.some(target => leadsTo(target, folder, own))
+    }),
+  )
+  return [...new Set(found.map(name => name.toString()))].sort()
+}
+
+/** Likely ones first; among these what libvirt calls `disk.NAME`, an external snapshot of `disk.qcow2`. */
+function candidatesIn(folder: Folder, image: string): Buffer[] {
+  const stem = `${path.parse(image).name}.`
+  const [related, likely, others]: [Buffer[], Buffer[], Buffer[]] = [[], [], []]
+  for (const name of entriesOf(folder)) {
+    const text = name.toString()
+    if (text.startsWith(stem)) related.push(name)
+    else if (LIKELY_NAME.test(text)) likely.push(name)
+    else others.push(name)
+  }
+  return [...[...related, ...likely].slice(0, MAX_LIKELY), ...others.slice(0, MAX_OTHERS)]
+}
+
+/** The names that the header of a file names; none if it is one of `own`. Throws SystemError. */
+function namesIn(folder: Folder, name: Buffer, own: readonly fs.BigIntStats[]): Buffer[] {
+  const fd = openPlain(folder.fd, name)
+  if (fd === undefined) return []
+  try {
+    const stat = fs.fstatSync(fd, { bigint: true })
+    return isAmong(stat, own) ? [] : namesOf(fd, stat.size).flatMap(pathsOf)
+  } finally {
+    fs.closeSync(fd)
+  }
+}
+
+/** Reads `length` bytes of a header at `at`; fewer, or none, where the file ends. */
+type Read = (at: number | bigint, length: number) => Buffer
+
+/** Up to 20 bytes qcow and qcow2 headers of all versions are alike. */
+const QCOW_NAME = { offsetAt: 8, bytesAt: 16, headerBytes: 20 }
+/** QEMU docs/interop/qed_spec: little-endian, both are u32. */
+const QED_NAME = { offsetAt: 56, bytesAt: 60, headerBytes: 64 }
+
+function namesOf(fd: number, sizeBytes: bigint): Buffer[] {
+  const head = readAt(fd, 0, HEAD_BYTES)
+  const read: Read = (at, length) => {
+    if (at >= sizeBytes) return Buffer.alloc(0)
+    const from = Number(at)
+    const isInHead = from + length <= head.length
+    return isInHead ? head.subarray(from, from + length) : readAt(fd, from, length)
+  }
+  const magic = head.toString('latin1', 0, 4)
+  if (magic === 'OOOM' || magic === 'MOOO') {
+    return [read(cowNameAt(head), MAX_FILE_NAME_BYTES)]
+  }
+  if (magic === 'QED\0' && head.length >= QED_NAME.headerBytes) {
+    const { offsetAt, bytesAt } = QED_NAME
+    return [backingName(read, head.readUInt32LE(offsetAt), head.readUInt32LE(bytesAt))]
+  }
+  if (head.length < QCOW_NAME.headerBytes || head.readUInt32BE(0) !== MAGIC) return []
+  const { offsetAt, bytesAt } = QCOW_NAME
+  const backing = backingName(read, head.readBigUInt64BE(offsetAt), head.readUInt32BE(bytesAt))
+  return [backing, ...dataFileNames(head, read)]
+}
+
+const backingName = (read: Read, at: number | bigint, length: number): Buffer =>
+  at > 0 ? read(at, Math.min(length, MAX_BACKING_NAME_BYTES)) : Buffer.alloc(0)
+
+const V2_HEADER_BYTES = 72
+/** Where a header of version 3 says how long it is. */
+const HEADER_LENGTH_AT = 100
+const EXTENSION_HEADER_BYTES = 8
+/** QEMU writes seven kinds of extensions, once each. */
+const MAX_EXTENSIONS = 32
+
+/** By the extension of qcow2 that names it. */
+function dataFileNames(head: Buffer, read: Read): Buffer[] {
+  const version = head.readUInt32BE(4)
+  if (version < 2 || head.length < HEADER_LENGTH_AT + 4) return []
+  let at = version === 2 ? V2_HEADER_BYTES : head.readUInt32BE(HEADER_LENGTH_AT)
+  const names: Buffer[] = []
+  for (let i = 0; i < MAX_EXTENSIONS; i++) {
+    const extension = read(at, EXTENSION_HEADER_BYTES)
+    if (extension.length < EXTENSION_HEADER_BYTES) break
+    const type = extension.readUInt32BE(0)
+    const length = extension.readUInt32BE(4)
+    if (type === EXTENSION.end) break
+    at += EXTENSION_HEADER_BYTES
+    if (type === EXTENSION.dataFile) names.push(read(at, Math.min(length, MAX_FILE_NAME_BYTES)))
+    at += Math.ceil(length / 8) * 8
+  }
+  return names
+}
+
+const FILE = 'file:'
+const JSON_PREFIX = 'json:'
+
+/** The paths in a name as QEMU takes it; `name` may go on after a NUL. */
+function pathsOf(name: Buffer): Buffer[] {
+  const nul = name.indexOf(0)
+  const plain = nul < 0 ? name : name.subarray(0, nul)
+  if (plain.length === 0) return []
+  const start = plain.toString('latin1', 0, JSON_PREFIX.length)
+  if (start === FILE) return [plain.subarray(FILE.length)]
+  if (start !== JSON_PREFIX) return [plain]
+  try {
+    return fileNames(JSON.parse(plain.toString('utf8', JSON_PREFIX.length))).map(text =>
+      Buffer.from(text),
+    )
+  } catch {
+    return []
+  }
+}
+
+/** The values of `filename` in block device options, at any depth, also as `file.filename`. */
+function fileNames(options: unknown): string[] {
+  if (typeof options !== 'object' || options === null) return []
+  return Object.entries(options).flatMap(([key, value]) => {
+    if (typeof value !== 'string') return fileNames(value)
+    return /(?:^|\.)filename$/.test(key) ? [value] : []
+  })
+}
+
+/** Relative paths start in the folder that is held, wherever that is by now. */
+function leadsTo(target: Buffer, folder: Folder, own: readonly fs.BigIntStats[]): boolean {
+  if (target.length === 0 || target.includes(0)) return false
+  const isAbsolute = target[0] === '/'.charCodeAt(0)
+  const above = Buffer.from(`${pathOfDescriptor(folder.fd)}/`)
+  const file = isAbsolute ? target : Buffer.concat([above, target])
+  const stat = attempted(() => fs.statSync(file, { bigint: true }))
+  return stat !== undefined && isAmong(stat, own)
+}
+
+const isAmong = ({ dev, ino }: fs.BigIntStats, files: readonly fs.BigIntStats[]): boolean =>
+  files.some(other => other.dev === dev && other.ino === ino)

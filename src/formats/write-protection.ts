@@ -1,0 +1,35 @@
+/** Keeps images from being written that others hold only the differences from. */
+import { printable } from '../errors.js'
+import type { Folder } from '../io/folders.js'
+import { WriteProtected } from '../io/named-file.js'
+import { filesOf, type LayerSpec } from './layer.js'
+import { overlaysOf } from './overlays.js'
+import { childrenOf } from './vmdk/children.js'
+import type { MachineSnapshot } from './vmdk/machine.js'
+
+/**
+ * Throws WriteProtected, which names them, if images in `folders` or snapshots stand on `top`, or on another file
+ * that a mount of it writes.
+ * @param frozen the machine's snapshots that `top` is the disk of
+ * @param folders those that `top` lies in
+ */
+export function requireUnneeded(
+  top: LayerSpec,
+  frozen: readonly MachineSnapshot[],
+  folders: readonly Folder[],
+): void {
+  const children = top.vmdk ? childrenOf(top, top.vmdk, folders) : []
+  const disks = new Set([...children, ...overlaysOf(top.path, filesOf(top), folders)])
+  const names = [
+    ...frozen.map(({ displayName }) => `the snapshot "${printable(displayName)}"`),
+    ...[...disks].sort().map(name => `the disk "${printable(name)}"`),
+  ]
+  if (names.length === 0) return
+  const more = names.length > 2 ? ` and ${names.length - 2} more` : ''
+  const what = `${names.slice(0, 2).join(' and ')}${more} would be broken by writing it`
+  throw new WriteProtected(
+    top.path,
+    `${what} (--force writes it)`,
+    'mount what stands on it, or mount this with -o ro',
+  )
+}
