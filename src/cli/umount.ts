@@ -27,8 +27,12 @@ const STATUS_TIMEOUT_MS = 8_000
 const SHORT_TIMEOUT_MS = 2_000
 /** Much may be waiting to be written. */
 const FLUSH_TIMEOUT_MS = 600_000
-/** When it is first looked who else has the mount; then after twice the time, and so on. */
-const LOOK_MS = 250
+/**
+ * How long another mount namespace may have the mount before that counts: a program that has just made a namespace
+ * has a copy of every mount, and most give them up at once.
+ */
+const GRACE_MS = 2_000
+const GRACE_STEP_MS = 100
 /** When the user is told what is waited for. */
 const NOTICE_MS = 3_000
 
@@ -52,7 +56,7 @@ export async function run(args: string[]): Promise<number> {
   )
   const server = typeof answer === 'string' ? undefined : answer
   const isDead = answer === 'dead'
-  if (!isLazy && !isDead) refuseOtherPlaces(mount)
+  if (!isLazy && !isDead) await refuseOtherPlaces(mount)
   // Nothing can be lost of what is only read.
   if (!isLazy && answer === 'silent' && !isReadOnly(mount)) throw notAnswering(mount, found)
   let failure = server?.failure ?? null
@@ -104,9 +108,15 @@ function notAnswering({ mountpoint }: MountInfo, server: ServerProcess | undefin
   )
 }
 
-/** A server goes on for as long as its mount is anywhere. */
-function refuseOtherPlaces(mount: MountInfo): void {
-  const place = otherPlaces(mount, mount.id).find(({ stays }) => stays)
+/** A server goes on for as long as its mount is anywhere. Waits for GRACE_MS until it is nowhere else. */
+async function refuseOtherPlaces(mount: MountInfo): Promise<void> {
+  const deadline = Date.now() + GRACE_MS
+  const findPlace = () => otherPlaces(mount, mount.id).find(({ stays }) => stays)
+  let place = findPlace()
+  while (place && Date.now() < deadline) {
+    await sleep(GRACE_STEP_MS)
+    place = findPlace()
+  }
   if (!place) return
   throw new MountError(
     `${mount.mountpoint}: it stays mounted, since it would go on elsewhere: ${place.who}, or take it away here alone with vimgfs umount --lazy ${mount.mountpoint}`,
@@ -140,7 +150,7 @@ async function endOf(server: ServerProcess, mount: MountInfo): Promise<void> {
   const { mountpoint } = mount
   const { pid, startTicks } = server
   const started = Date.now()
-  let lookAt = LOOK_MS
+  let lookAt = GRACE_MS
   let hasSaid = false
   while (startOf(pid) === startTicks) {
     const waited = Date.now() - started
