@@ -28,6 +28,10 @@ export const MAX_BACKING_NAME_BYTES = 1023
 /** Bytes of the bitmap directory. */
 export const MAX_BITMAP_DIRECTORY_BYTES = 1024 * 65535
 export const MAX_BITMAPS = 65535
+/** Bytes of the clusters that one bitmap's table can name, as in QEMU (block/qcow2-bitmap.c). */
+export const MAX_BITMAP_CLUSTERS_BYTES = 512 * 2 ** 20
+/** Entries of the tables of all bitmaps together. */
+export const MAX_BITMAP_TABLE_ENTRIES = 2 ** 22
 /** Bytes of the bits of all bitmaps that a mount keeps, the room to grow included. */
 export const MAX_BITMAP_BYTES = 256 * 2 ** 20
 /** Grain sizes of VMDK, in sectors: up to 1 GiB. */

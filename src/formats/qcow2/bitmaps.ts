@@ -2,7 +2,12 @@
 import { bits64be, layout, u8, u16be, u32be } from '../../binary.js'
 import { ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
-import { MAX_BITMAP_DIRECTORY_BYTES, MAX_BITMAPS } from '../limits.js'
+import {
+  MAX_BITMAP_CLUSTERS_BYTES,
+  MAX_BITMAP_DIRECTORY_BYTES,
+  MAX_BITMAP_TABLE_ENTRIES,
+  MAX_BITMAPS,
+} from '../limits.js'
 import { AUTOCLEAR, clusterBytes, type Qcow2Header } from './header.js'
 
 /** An entry of the directory; extra data and the name follow. */
@@ -52,6 +57,25 @@ export const isDirtyBitmap = (entry: { type: number; granularityBits: number }):
   entry.granularityBits >= MIN_GRANULARITY_BITS &&
   entry.granularityBits <= MAX_GRANULARITY_BITS
 
+/**
+ * Counts the entries of bitmap tables and says whether there can be so many. Tables are read only after
+ * that: a sparse file has room for any number of entries.
+ */
+export class TableEntryCount {
+  private total = 0
+
+  constructor(private readonly clusterBytes: number) {}
+
+  /** Whether a table of `entries` is possible beside those that were counted before. */
+  add(entries: number): boolean {
+    this.total += entries
+    return (
+      entries * this.clusterBytes <= MAX_BITMAP_CLUSTERS_BYTES &&
+      this.total <= MAX_BITMAP_TABLE_ENTRIES
+    )
+  }
+}
+
 /** Whether the image has bitmaps that can be trusted, but for those in use. */
 export const areBitmapsValid = (header: Qcow2Header): boolean =>
   (header.autoclear & AUTOCLEAR.bitmaps) !== 0n
@@ -93,9 +117,14 @@ export function readDirectory(store: Store, header: Qcow2Header): BitmapEntry[] 
   const got = store.read(directory, 0, directoryBytes, directoryOffset)
   if (got < directoryBytes) throw damage(store, 'the bitmap directory is cut off')
   const entries: BitmapEntry[] = []
+  const tables = new TableEntryCount(clusterBytes(header))
   for (let at = 0; entries.length < count; ) {
     const { entry, end } = readEntry(directory, at, directoryOffset)
     if (!entry) throw damage(store, `bitmap ${entries.length + 1} of ${count} is damaged`)
+    if (!tables.add(entry.tableEntries)) {
+      const what = `the table of bitmap ${entries.length + 1} of ${count} claims ${entry.tableEntries} entries`
+      throw damage(store, `${what}, more than there can be`)
+    }
     entries.push(entry)
     at = Math.ceil(end / 8) * 8
   }

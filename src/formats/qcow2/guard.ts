@@ -6,6 +6,8 @@
  * A hash table of cluster numbers in shared memory. It starts small; each larger one is memory that
  * costs nothing until it is used.
  */
+import { ImageError } from '../../errors.js'
+
 export const KIND = {
   header: 1,
   l1: 2,
@@ -103,7 +105,10 @@ export class Guard {
 
   private enlarge(): void {
     const from = this.head[AT.table] as number
-    if (from + 1 === SIZES.length) throw new Error('more tables than an image can have')
+    if (from + 1 === SIZES.length) {
+      const what = 'its tables take more clusters than vimgfs can keep apart'
+      throw new ImageError('UNSUPPORTED', what, { endsWriting: true })
+    }
     this.head[AT.table] = from + 1
     this.head[AT.used] = 0
     this.keys[from]!.forEach((key, place) => {

@@ -1,13 +1,17 @@
 /** Going over the bitmap directory (QEMU docs/interop/qcow2.rst, "Bitmaps"), as far as a check needs. */
 import type { Store } from '../../../io/store.js'
 import { MAX_BITMAP_DIRECTORY_BYTES, MAX_BITMAPS } from '../../limits.js'
-import { areBitmapsValid, BITMAP_ENTRY, BITMAP_FLAG, isDirtyBitmap } from '../bitmaps.js'
-import type { Qcow2Header } from '../header.js'
+import {
+  areBitmapsValid,
+  BITMAP_ENTRY,
+  BITMAP_FLAG,
+  isDirtyBitmap,
+  TableEntryCount,
+} from '../bitmaps.js'
+import { clusterBytes, type Qcow2Header } from '../header.js'
 
 const KNOWN_FLAGS = Object.values(BITMAP_FLAG).reduce((all, flag) => all | flag, 0)
 const MAX_NAME_BYTES = 1023
-/** QEMU's limit, block/qcow2-bitmap.c. */
-const MAX_TABLE_ENTRIES = 0x8000000
 
 export interface BitmapTable {
   /** 1 for the first entry. */
@@ -43,6 +47,7 @@ export function readBitmapDirectory(
   }
   if (at % 2 ** header.clusterBits !== 0) return broken('the bitmap directory is not aligned')
   const buffer = Buffer.alloc(BITMAP_ENTRY.size)
+  const entries = new TableEntryCount(clusterBytes(header))
   let start = 0
   for (let number = 1; number <= count; number++) {
     const damaged = () => broken(`bitmap ${number} of ${count} is damaged in the directory`)
@@ -60,7 +65,7 @@ export function readBitmapDirectory(
       isDirtyBitmap(entry) &&
       tableAt > 0 &&
       tableAt % 2 ** header.clusterBits === 0 &&
-      tableEntries <= MAX_TABLE_ENTRIES
+      entries.add(tableEntries)
     if (!isSound) return damaged()
     const isInUse = (flags & BITMAP_FLAG.inUse) !== 0
     tables.push({ number, entryAt, tableAt, tableEntries, isInUse })
