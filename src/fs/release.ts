@@ -22,7 +22,7 @@ import { askServer } from './running-server.js'
 /** How long a server may take to save what was written. */
 const ENDING_LIMIT_MS = 120_000
 /** A server whose mount has gone knows of it at once, unless programs still have files of it open. */
-const DETACHED_LIMIT_MS = 10_000
+const DETACHED_LIMIT_MS = 20_000
 const NOTICE_MS = 2_000
 /** How often it is looked whether a holder has ended, and how often at most before the image is tried again. */
 const TRY_MS = 20
