@@ -431,7 +431,13 @@ export const VMDK_RECIPES: readonly VmdkRecipe[] = [
     title: 'COWD, its file ends within a grain',
     grainSectors: 16,
     make: () =>
-      cowd({ sectors: 1003, grainSectors: 16, grains: [0, 1, 2, 62], missingBytes: 3000 }),
+      cowd({
+        sectors: 1003,
+        grainSectors: 16,
+        grains: [0, 1, 2, 62],
+        missingBytes: 6 * SECTOR,
+        freeSectorsAhead: -6,
+      }),
   },
   {
     title: 'version 2, without zeroed grains',

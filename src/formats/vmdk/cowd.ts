@@ -171,13 +171,19 @@ const TABLE_BYTES = TABLE_ENTRIES * 4
 export class CowdDriver extends GrainTables {
   private readonly directoryStart: number
   private readonly directoryEnd: number
+  private readonly freeOffset: number
 
   constructor(parts: ExtentParts, header: CowdHeader) {
     const directory = directoryOf(header)
     const { capacityBytes, grainBytes } = header
     super(parts, { capacityBytes, grainBytes, entryBytes: 4, directory })
+    this.freeOffset = header.freeOffset
     this.directoryStart = directory.offset
     this.directoryEnd = directory.offset + directory.bytes
+  }
+
+  protected isCutOff(): boolean {
+    return this.fileBytes < this.freeOffset || this.fileBytes % SECTOR_BYTES !== 0
   }
 
   protected tableOf(slice: Buffer, at: number, index: number, offset: number): number {

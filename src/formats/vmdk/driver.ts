@@ -8,7 +8,7 @@ import { CowdDriver } from './cowd.js'
 import { wholeSectors } from './grain-tables.js'
 import type { VmdkExtent, VmdkSpec } from './image.js'
 import { grainLayout, largestFile } from './layout.js'
-import { type ReadTable, SECTOR_BYTES } from './parts.js'
+import type { ReadTable } from './parts.js'
 import { SesparseDriver } from './sesparse.js'
 import { SparseDriver } from './sparse-driver.js'
 
@@ -39,8 +39,8 @@ export interface Placed {
 }
 
 export class VmdkDriver implements FormatDriver {
-  /** Grains may begin at any sector, so a file may end within the last sector alone. */
-  readonly unitBytes = SECTOR_BYTES
+  /** All programs write whole sectors, so bytes that a file lacks at its end are lost. */
+  readonly unitBytes = 1
   readonly sizeBytes: number
   /** Those that hold something of the disk, in its order. */
   readonly extents: readonly Placed[]

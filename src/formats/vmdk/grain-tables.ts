@@ -76,6 +76,12 @@ export abstract class GrainTables implements FormatDriver {
   /** Why that is DAMAGED. */
   protected abstract problemOf(slice: Buffer, at: number, table: number): string
 
+  /**
+   * Whether the file has lost its end. If not, it may end within its last grain, and the rest of that
+   * reads as zeros.
+   */
+  protected abstract isCutOff(): boolean
+
   lookup(offset: number, length: number): Extent {
     this.fileBytes = this.parts.store.sizeBytes
     const index = Math.floor(offset / this.coverage)
@@ -130,7 +136,7 @@ export abstract class GrainTables implements FormatDriver {
     const wanted = from + Math.ceil((inGrain + length) / unitBytes) * entryBytes
     const to = this.runEnd(slice, table, from, Math.min(wanted, this.tableBytes), first)
     const found = Math.min(length, ((to - from) / entryBytes) * unitBytes - inGrain)
-    if (first >= 0) return this.data(first + inGrain, found)
+    if (first >= 0) return this.data(first + inGrain, found, offset)
     return { kind: first === ZERO ? 'zero' : 'parent', length: found }
   }
 
@@ -170,10 +176,12 @@ export abstract class GrainTables implements FormatDriver {
     return this.located(offset, () => this.parts.readTable(start, SLICE_BYTES))
   }
 
-  /** A file may end within its last grain: what is missing of that one reads as zeros. */
-  private data(at: number, length: number): Extent {
+  private data(at: number, length: number, offset: number): Extent {
     const inFile = this.fileBytes - at
-    if (inFile <= 0) return { kind: 'zero', length }
+    if (inFile <= 0) {
+      if (!this.isCutOff()) return { kind: 'zero', length }
+      throw this.damage(`the grain's bytes at ${at} lie beyond the end of the file`, offset)
+    }
     return { kind: 'data', length: Math.min(length, inFile), store: this.parts.store, at }
   }
 

@@ -237,6 +237,11 @@ export class SesparseDriver extends GrainTables {
       .reduce((end, { offset }) => Math.min(end, offset), Number.POSITIVE_INFINITY)
   }
 
+  /** All grains are whole in the file. */
+  protected isCutOff(): boolean {
+    return true
+  }
+
   protected tableOf(slice: Buffer, at: number, index: number, offset: number): number {
     const low = slice.readUInt32LE(at)
     const high = slice.readUInt32LE(at + 4)

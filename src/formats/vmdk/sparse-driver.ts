@@ -6,7 +6,6 @@ import type { ImageError } from '../../errors.js'
 import { damageAt, located } from '../damage.js'
 import type { Extent, FormatDriver } from '../driver.js'
 import { maxPackedBytes, type PackedGrain, unpackGrain } from './grain.js'
-import { wholeSectors } from './grain-tables.js'
 import { type ExtentParts, SECTOR_BYTES } from './parts.js'
 import { directoryEntries, isInFile, type SparseHeader, tableBytes } from './sparse-header.js'
 
@@ -110,7 +109,7 @@ export class SparseDriver implements FormatDriver {
       this.decode(table.readUInt32LE(at))
       if (this.kind === 'damaged') return false
       const end = this.at + this.unitBytes
-      if (this.kind === 'data' && end > wholeSectors(this.fileBytes)) return false
+      if (this.kind === 'data' && end > this.fileBytes) return false
     }
     return true
   }

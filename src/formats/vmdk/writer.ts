@@ -264,10 +264,12 @@ export class VmdkWriter implements WritableDriver {
       const file = { store, layout, pool: this.parts.pool, base }
       adopt(plan, file)
       // A COWD file may end within its last grain, and what is appended must not show there.
-      if (grainEnd > store.sizeBytes) store.truncate(grainEnd)
+      const isShort = grainEnd > store.sizeBytes
+      if (isShort) store.truncate(grainEnd)
       const mended = mend(mending, file)
       const isMended = grains.mendFreeSector(grainEnd)
-      if (mended > 0 || isMended) orEndWriting(() => store.sync())
+      // A header that says more than the file has would say that this grain was cut off.
+      if (isShort || mended > 0 || isMended) orEndWriting(() => store.sync())
       Atomics.add(this.words, DISK.mended, mended)
     }
   }

@@ -72,15 +72,16 @@ const disks: { title: string; spec: CowdSpec; parent?: Buffer; step: number }[] 
     step: 4096 * K,
   },
   {
-    title: 'grains of 128 sectors, the last one cut off with the file',
+    title: 'grains of 128 sectors, the file ends within the last one, as its header says',
     spec: {
       sectors: 1000,
       grainSectors: 128,
       gapSectors: 1,
+      freeSector: 301,
       grains: new Map([
         [6, noise(64 * K, 1)],
         [7, noise(64 * K, 2)],
-        [2, noise(5000, 3)],
+        [2, noise(10 * 512, 3)],
       ]),
     },
     parent: noise(400 * K, 98),
@@ -163,17 +164,27 @@ t.test('a file that ends within a grain that begins at any sector', async t => {
     gapSectors: 5,
     grains: new Map([
       [0, noise(4 * K, 1)],
-      [1, noise(100, 2)],
+      [1, noise(1024, 2)],
     ]),
   }
-  const built = buildCowd(spec)
-  const driver = driverOf(stored(built.bytes))
+  const { bytes, placeOf } = buildCowd(spec)
+  const whole = bytes.length
+  const driver = driverOf(stored(poked(bytes, [[28, 4, whole / 512]])))
   t.same(extentsOf(driver, 0, 8 * K + 512), [
-    `data ${4 * K + 100} at ${built.placeOf(0)}`,
-    `zero ${4 * K - 100}`,
+    `data ${5 * K} at ${placeOf(0)}`,
+    `zero ${3 * K}`,
     'parent 512',
   ])
-  t.same(extentsOf(driver, 5 * K, 10), ['zero 10'])
+  t.same(extentsOf(driver, 6 * K, 10), ['zero 10'])
+
+  const missing = /grain's bytes at \d+ lie beyond the end of the file/
+  const cut = driverOf(stored(bytes))
+  t.same(extentsOf(cut, 0, 5 * K), [`data ${5 * K} at ${placeOf(0)}`])
+  t.match(thrownBy(() => cut.lookup(5 * K, 10)).message, missing, 'its header says more')
+  const inSector = driverOf(stored(poked(bytes, [[28, 4, whole / 512]]).subarray(0, whole - 100)))
+  const rest = 5 * K - 100
+  t.same(extentsOf(inSector, 0, rest), [`data ${rest} at ${placeOf(0)}`])
+  t.match(thrownBy(() => inSector.lookup(rest, 10)).message, missing, 'within a sector')
 })
 
 const HONEST: CowdSpec = {

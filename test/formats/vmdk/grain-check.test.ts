@@ -90,6 +90,11 @@ function modelled(bytes: Buffer, layout: GrainLayout): Found {
   const perTable = layout.tableEntries
   const table = Math.ceil((perTable * 4) / SECTOR)
   const isCowd = layout.freeSectorAt !== undefined
+  const wholeSectors = Math.floor(bytes.length / SECTOR)
+  const mayEndEarly =
+    isCowd &&
+    wholeSectors === sectors &&
+    bytes.readUInt32LE(layout.freeSectorAt as number) <= sectors
   const used = new Set<number>()
   const corruptions: number[] = []
   const disagreements: [number, number, boolean][] = []
@@ -138,7 +143,7 @@ function modelled(bytes: Buffer, layout: GrainLayout): Found {
       const isThere = place < sectors
       const diskBytes = layout.capacityBytes - (index * perTable + i) * layout.grainBytes
       const needed = Math.ceil(Math.min(layout.grainBytes, Math.max(0, diskBytes)) / SECTOR)
-      const isWhole = isCowd || place + needed <= sectors
+      const isWhole = mayEndEarly || place + needed <= wholeSectors
       const isFree = isThere && take(place, grain)
       if (!isThere || !isWhole || !isFree) corruptions.push(sector * SECTOR + i * 4)
     }
@@ -455,12 +460,20 @@ t.test('COWD', async t => {
     messages: [/the next grain is to go to sector \d+, and data lie up to \d+/],
   })
   t.match(find([[28, 4, free + 100]], 200), { unused: [[free * SECTOR, 100 * SECTOR]] })
-  const one = Buffer.from([1, 2, 3])
-  const cut = buildCowd({ sectors: 4096, grains: new Map([[0, one]]), grainSectors: 8 })
-  t.match(inspected(cut.bytes, layoutOf(cut.bytes)), {
-    ...nothing,
-    totals: { endBytes: cut.placeOf(0) + 8 * SECTOR },
-  })
+  for (const [bytes, isTold] of [
+    [3, true],
+    [3 * SECTOR, true],
+    [3 * SECTOR, false],
+  ] as const) {
+    const grains = new Map([[0, Buffer.alloc(bytes, 'x')]])
+    const cut = buildCowd({ sectors: 4096, grains, grainSectors: 8 })
+    const inFile = cut.bytes.length / SECTOR
+    const whole = isTold ? cut.bytes : poked(cut.bytes, [[28, 4, inFile]])
+    t.match(inspected(whole, layoutOf(whole)), {
+      corruptions: [isTold ? cut.entryAt(0) : 28],
+      totals: { endBytes: cut.placeOf(0) + 8 * SECTOR },
+    })
+  }
   t.match(find([[cowd.directoryEntryAt(2), 4, 3]]), { corruptions: [cowd.directoryEntryAt(2)] })
 })
 

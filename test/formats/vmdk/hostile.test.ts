@@ -79,8 +79,18 @@ const names: Case[] = [
     says: /"disk.vmdk" is not sparse/,
     code: 'CORRUPT',
   },
-  { title: 'itself as a flat extent', files: named('RW 1 FLAT "disk.vmdk" 0'), warns: /missing/ },
-  { title: 'itself by a link', files: named('RW 1 FLAT "link" 0'), prepare: linkTo('disk.vmdk') },
+  {
+    title: 'itself as a flat extent',
+    files: named('RW 1 FLAT "disk.vmdk" 0'),
+    warns: /missing/,
+    isDamaged: true,
+  },
+  {
+    title: 'itself by a link',
+    files: named('RW 1 FLAT "link" 0'),
+    prepare: linkTo('disk.vmdk'),
+    isDamaged: true,
+  },
   {
     title: 'another descriptor that names it',
     files: {

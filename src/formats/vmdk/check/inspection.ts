@@ -34,6 +34,8 @@ export class Inspection {
   private readonly tableSectors: number
   /** Of the file; its last one may be cut off. */
   readonly fileSectors: number
+  /** Of those, the ones that are not cut off. */
+  private readonly wholeFileSectors: number
   /** Entries that say something without naming a grain are not above it. */
   readonly silentMax: number
   /** Of the directory, those that map something of the disk. */
@@ -77,6 +79,7 @@ export class Inspection {
     this.grainSectors = grainBytes / SECTOR_BYTES
     this.tableSectors = tableBytesOf(layout) / SECTOR_BYTES
     this.fileSectors = Math.ceil(store.sizeBytes / SECTOR_BYTES)
+    this.wholeFileSectors = Math.floor(store.sizeBytes / SECTOR_BYTES)
     this.silentMax = layout.hasZeroGrains ? 1 : 0
     this.directoryEntries = Math.min(
       layout.directoryEntries,
@@ -271,9 +274,9 @@ export class Inspection {
 
   /** Takes the grains of the run, up to the sector `end`. */
   protected endRun(end: number): void {
-    const { map, runStart: start, fileSectors, grainSectors } = this
+    const { map, runStart: start, wholeFileSectors, grainSectors } = this
     if (this.isFirst) this.count(start, end, (end - start) / grainSectors)
-    const isCutOff = end > fileSectors
+    const isCutOff = end > wholeFileSectors
     if (!(isCutOff && this.isFirst) && (end <= map.first || start >= map.end)) return
     const isInside = start >= map.first && end <= map.end
     if (!isCutOff && isInside && !map.isTaken(start, end)) {
@@ -320,9 +323,12 @@ export class Inspection {
   private isMissing(sector: number, grain: number): boolean {
     if (sector >= this.fileSectors) return true
     const { grainBytes, capacityBytes, freeSectorAt } = this.layout
-    if (freeSectorAt !== undefined) return false
+    // As its writer left it, a COWD file may end before its last grain does, between two sectors.
+    const isPartial = this.store.sizeBytes % SECTOR_BYTES !== 0
+    if (freeSectorAt !== undefined && !isPartial && this.freeSector <= this.fileSectors)
+      return false
     const onDisk = Math.min(grainBytes, capacityBytes - grain * grainBytes)
-    return sector + sectorsOf(onDisk) > this.fileSectors
+    return sector + sectorsOf(onDisk) > this.wholeFileSectors
   }
 
   /**

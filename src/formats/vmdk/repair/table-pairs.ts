@@ -27,11 +27,13 @@ export interface Table {
 export class Entries {
   readonly grainSectors: number
   private readonly fileSectors: number
+  private readonly wholeFileSectors: number
   private readonly silentMax: number
 
   constructor(store: Store, layout: GrainLayout) {
     this.grainSectors = layout.grainBytes / SECTOR_BYTES
     this.fileSectors = Math.ceil(store.sizeBytes / SECTOR_BYTES)
+    this.wholeFileSectors = Math.floor(store.sizeBytes / SECTOR_BYTES)
     this.silentMax = layout.hasZeroGrains ? ZERO : SILENT
   }
 
@@ -50,7 +52,7 @@ export class Entries {
 
   /** Whether the entry names a grain that the file has all of. */
   isWhole(entry: number): boolean {
-    return this.isPlace(entry) && entry + this.grainSectors <= this.fileSectors
+    return this.isPlace(entry) && entry + this.grainSectors <= this.wholeFileSectors
   }
 
   /** Whether the file has all grains that the table names. */
