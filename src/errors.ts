@@ -170,6 +170,8 @@ export function oneLine(error: Error): string {
 }
 
 function wordsOf(error: Error): string {
+  const { code } = error as NodeJS.ErrnoException
+  if (code === 'EMFILE' || code === 'ENFILE') return `${error.message}: ${REASONS[code]}`
   // Only relative names need the current folder.
   if ((error as NodeJS.ErrnoException).syscall === 'uv_cwd') return NO_FOLDER
   const missing = missingPackage(error)

@@ -6,6 +6,7 @@ import {
   type ErrorCode,
   errnoOf,
   ImageError,
+  inWords,
   isExpected,
   MountError,
   oneLine,
@@ -54,6 +55,22 @@ t.test('one line: what, where, and what to do', async t => {
   t.equal(oneLine(error), '/x\\x1b[2J/y: a\\x0ab; go on\\x0d')
   t.equal(oneLine(new UsageError('no such option')), 'no such option')
   t.equal(new SystemError('read', EIO, '/x').message, 'read /x: EIO')
+})
+
+t.test('too many open files: the limit, whoever met it', async t => {
+  const cases = [
+    ['EMFILE', constants.errno.EMFILE, /ulimit -n/],
+    ['ENFILE', constants.errno.ENFILE, /fs\.file-max/],
+  ] as const
+  for (const [code, errno, limit] of cases) {
+    const system = new SystemError('open', errno, '/x')
+    const ofNode = Object.assign(new Error(`${code}: open '/x'`), { code, syscall: 'open' })
+    for (const error of [system, ofNode]) {
+      t.ok(isExpected(error))
+      t.match(inWords(error), limit)
+      t.match(oneLine(error), limit)
+    }
+  }
 })
 
 t.test('printable', async t => {

@@ -33,6 +33,7 @@ import { guessFormat, requireWritableFormat } from './raw-guess.js'
 import { readQcowHeader } from './qcow/header.js'
 import { CRYPT, INCOMPATIBLE, type Qcow2Header, readHeader } from './qcow2/header.js'
 import { requireWhole } from './qcow2/losses.js'
+import { backInPlace, backingHint, besideImage, loopAt, withReadOnlyWarning } from './way-out.js'
 import { type LayerSnapshot, snapshotsBelow } from './layer-snapshots.js'
 import { requireRecoverable } from './qcow2/recovery.js'
 import { type Qcow2Snapshot, readSnapshots } from './qcow2/snapshots.js'
@@ -99,8 +100,9 @@ export function openChain(image: string, options: OpenOptions = {}): Chain {
   } catch (error) {
     if (!(error instanceof WriteProtected)) throw error
     const chain = openFor('read', image, options)
-    const warning = `${error.context.path}: ${error.message}, mounted read-only`
-    return { ...chain, warnings: [warning, ...chain.warnings] }
+    const { context, message } = error
+    const warnings = withReadOnlyWarning(context.path ?? image, message, chain.warnings)
+    return { ...chain, warnings }
   }
 }
 
@@ -121,9 +123,6 @@ export function closeChain(chain: Chain): void {
     for (const { fd } of filesOf(layer)) fs.closeSync(fd)
   }
 }
-
-/** For the files of vmdk images that are not where they should be. */
-const BESIDE = 'put it beside the image'
 
 class ChainOpener {
   private readonly opened: OpenedFile[] = []
@@ -195,7 +194,8 @@ class ChainOpener {
     const found: MachineSnapshot[] = []
     let refused = 0
     const naming = { by: top.path, role: 'list of snapshots', allowed: this.allowed }
-    const read = (name: string) => readIfThere(name, naming, MAX_VMSD_BYTES)
+    const read = (name: string) =>
+      readIfThere(name, { ...naming, hint: besideImage }, MAX_VMSD_BYTES)
     const warn = (text: string) => this.warnings.push(text)
     const beside = namesIn(this.own[0] as Folder)
     for (const snapshot of snapshotsOfDisk(beside, layers, read, warn)) {
@@ -228,7 +228,7 @@ class ChainOpener {
    */
   private frozen(fileName: string, layers: LayerSpec[]): number {
     const [top] = layers as [LayerSpec]
-    const naming = { by: top.path, role: 'snapshot', allowed: this.allowed, hint: BESIDE }
+    const naming = { by: top.path, role: 'snapshot', allowed: this.allowed, hint: besideImage }
     const file = openFrozen(fileName, naming, layers, isSame)
     const known = layers.findIndex(layer => isSame(file, layer))
     if (known >= 0) {
@@ -249,7 +249,7 @@ class ChainOpener {
   /** Where the parent of a vmdk layer is among those that are open; -1 where it is not. */
   private knownParent(child: LayerSpec, spec: VmdkSpec, layers: readonly LayerSpec[]): number {
     const link = parentLink(spec, child.path) as ParentLink
-    const naming = { by: child.path, role: 'parent', allowed: this.allowed, hint: BESIDE }
+    const naming = { by: child.path, role: 'parent', allowed: this.allowed, hint: besideImage }
     const file = openFirst(parentNames(link.hint), naming, file => !isSame(file, child))
     if (!file) return -1
     const known = layers.findIndex(layer => isSame(file, layer))
@@ -270,7 +270,8 @@ class ChainOpener {
   private backing(overlay: LayerSpec): LayerSpec {
     const name = backingNameOf(overlay) as string
     const format = this.statedFormat(overlay, name)
-    const file = openNamed(name, { by: overlay.path, role: 'backing file', allowed: this.allowed })
+    const naming = { by: overlay.path, role: 'backing file', allowed: this.allowed }
+    const file = openNamed(name, { ...naming, hint: backingHint(overlay) })
     const isLoop = this.isOpen(file)
     this.opened.push(file)
     if (isLoop) throw loopAt(overlay, `backing file "${name}"`)
@@ -281,7 +282,7 @@ class ChainOpener {
 
   private parent(child: LayerSpec, spec: VmdkSpec): LayerSpec {
     const link = parentLink(spec, child.path) as ParentLink
-    const naming = { by: child.path, role: 'parent', allowed: this.allowed, hint: BESIDE }
+    const naming = { by: child.path, role: 'parent', allowed: this.allowed, hint: besideImage }
     // One that stands above has the parent's name, perhaps, and is another disk.
     const file = openFirst(parentNames(link.hint), naming, file => !this.isOpen(file))
     if (!file) throw loopAt(child, `parent "${link.hint}"`)
@@ -394,7 +395,7 @@ class ChainOpener {
 
   private vmdkLayer(layer: LayerSpec, access: Access, isDevice: boolean): LayerSpec {
     const known: { file: OpenedFile; spec: FileSpec; access: Access }[] = []
-    const naming = { by: layer.path, role: 'extent', allowed: this.allowed, hint: BESIDE }
+    const naming = { by: layer.path, role: 'extent', allowed: this.allowed, hint: besideImage }
     const vmdk = openVmdk(layer, {
       storeOf,
       warn: text => this.warnings.push(text),
@@ -504,7 +505,7 @@ class ChainOpener {
     if (!header || this.options.describe) return layer
     if ((header.incompatible & INCOMPATIBLE.externalData) === 0n) return layer
     const name = header.dataFileName as string
-    const naming = { by: layer.path, role: 'data file', allowed: this.allowed }
+    const naming = { by: layer.path, role: 'data file', allowed: this.allowed, hint: backInPlace }
     const file = openNamed(name, naming, access)
     const isOpen = this.isOpen(file)
     this.opened.push(file)
@@ -519,14 +520,6 @@ class ChainOpener {
     return { ...layer, dataFile: fileSpec(file) }
   }
 }
-
-const loopAt = (above: LayerSpec, what: string): ImageError =>
-  new ImageError('CORRUPT', `its ${what} stands above it: the chain is a loop`, {
-    path: above.path,
-    hint: above.vmdk
-      ? 'correct the line parentFileNameHint of its descriptor'
-      : 'name the right file with qemu-img rebase -u',
-  })
 
 const standsOnAnother = (layer: LayerSpec): boolean =>
   backingNameOf(layer) !== undefined ||

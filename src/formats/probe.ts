@@ -4,6 +4,7 @@ import { ImageError } from '../errors.js'
 import type { Store } from '../io/store.js'
 import { MAGIC } from './qcow2/header.js'
 import { isDescriptor } from './vmdk/descriptor.js'
+import { lonePart } from './vmdk/lone-part.js'
 import { extentKind } from './vmdk/parts.js'
 
 export const FORMATS = ['raw', 'cow', 'qcow', 'qcow2', 'vmdk'] as const
@@ -40,7 +41,7 @@ export function probe(store: Store): Format {
   if (foreign !== undefined) {
     throw new ImageError('UNSUPPORTED', `${foreign} images are not read yet`, {
       path: store.path,
-      hint: `${FORMATS_READ} are; convert it with qemu-img convert, or show it as it is with --format raw`,
+      hint: `${FORMATS_READ} are; make a copy that is read with qemu-img convert -f ${foreign === 'vhd' ? 'vpc' : foreign} -O qcow2`,
     })
   }
   return formatOf(bytes)
@@ -72,6 +73,8 @@ export function probeGiven(store: Store): Format {
         ? `this is no disk image: it has ${store.sizeBytes} bytes and no known format`
         : undefined
     if (problem) {
+      const part = lonePart(store.path)
+      if (part) throw part
       throw new ImageError('NOT_AN_IMAGE', problem, {
         path: store.path,
         hint: 'restore it from a copy, or show it as it is with --format raw',

@@ -5,6 +5,7 @@ import { WritableFileStore } from '../io/store.js'
 import type { Chain } from './chain.js'
 import { readHeader } from './qcow2/header.js'
 import { recover } from './qcow2/recovery.js'
+import { withReadOnlyWarning } from './way-out.js'
 
 /**
  * Makes the counts of an image that was not closed cleanly right. All that can refuse the image comes before.
@@ -27,7 +28,7 @@ export function recoverChain(chain: Chain): Chain {
     if (recovery === 'required') {
       throw new WriteProtected(top.path, error.message, 'mount it with -o ro, or repair a copy')
     }
-    const warning = `${top.path}: ${error.message}, mounted read-only`
-    return { ...rest, isWritable: false, warnings: [warning, ...chain.warnings] }
+    const warnings = withReadOnlyWarning(top.path, error.message, chain.warnings)
+    return { ...rest, isWritable: false, warnings }
   }
 }

@@ -13,8 +13,9 @@ import { DiskLock } from './disk-lock.js'
 import { isLackOfRoom } from './lack-of-room.js'
 import { takeDiskRoom } from './reserving.js'
 import type { DiskHooks, WritableDisk, WritableDriver } from './writable.js'
-import { nextZeroStep, Scratch, type WritableView, writeReserved } from './write-engine.js'
-import { areZeros, MIN_ZEROS_BYTES, writeZeroBytes, ZEROS } from './zeros.js'
+import { Scratch, type WritableView } from './write-engine.js'
+import { writeStep, zeroStep } from './write-steps.js'
+import { areZeros, MIN_ZEROS_BYTES } from './zeros.js'
 
 /** Places in `DiskMemory.counters`. */
 const COUNTER = { writes: 0, flushed: 1, begun: 2, failed: 3, generation: 4 } as const
@@ -283,11 +284,7 @@ export class SharedDisk implements WritableDisk {
       let done = 0
       driver.mark(offset, length)
       return () => {
-        const at = offset + done
-        const bytes = driver.overwritable(at, length - done)
-        if (bytes > 0) driver.dataStore.write(source, start + done, bytes, driver.placeAt)
-        done +=
-          bytes > 0 ? bytes : writeReserved(view, scratch, source, start + done, length - done, at)
+        done += writeStep(view, scratch, source, start + done, length - done, offset + done)
         return done === length
       }
     })
@@ -299,17 +296,7 @@ export class SharedDisk implements WritableDisk {
       let done = 0
       driver.mark(offset, length)
       return () => {
-        if (done === length) return true
-        const at = offset + done
-        const step = nextZeroStep(view, at, length - done)
-        let bytes = step.length
-        if (step.kind === 'units') bytes = driver.zeroUnits(at, step.length)
-        if (step.kind === 'bytes' || bytes === 0) {
-          // Pieces end where sectors do: a power cut must not leave half of one.
-          bytes = Math.min(step.length, ZEROS.length - (at % ZEROS.length))
-          bytes = writeZeroBytes(view, scratch, at, bytes)
-        }
-        done += bytes
+        if (done < length) done += zeroStep(view, scratch, offset + done, length - done)
         return done === length
       }
     })

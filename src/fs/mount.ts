@@ -61,6 +61,11 @@ export function checkMountpoint(mountpoint: string): void {
   if (!stat.isDirectory()) {
     throw new MountError(`${mountpoint}: it is not a folder; name an empty folder to mount on`)
   }
+  if (fs.realpathSync(mountpoint) === '/') {
+    throw new MountError(
+      `${mountpoint}: the root of the file system is no mount point for a disk; choose an empty folder`,
+    )
+  }
   const mounted = findMount(mountpoint)
   if (mounted) {
     // Attributes that the kernel keeps hide that a server has died: the advice must fit that too.

@@ -96,8 +96,6 @@ function openPlace(place: number, file: string, access: Access): OpenedFile {
 export const isText = (name: string): boolean => !name.includes('\ufffd')
 const NOT_TEXT = 'this name, or its folder, is not UTF-8'
 
-const RESTORE_NAMED = 'restore it, or name it with qemu-img rebase -u'
-
 export interface Naming {
   /** The file that holds the name, as it was opened. */
   readonly by: string
@@ -105,8 +103,8 @@ export interface Naming {
   readonly role: string
   /** Folders below which files may be opened. */
   readonly allowed: readonly Folder[]
-  /** What to do where it is not there; for qcow2 it is known. */
-  readonly hint?: string
+  /** Returns what to do where nothing is at `file`, the absolute path that the name leads to. */
+  readonly hint: (file: string) => string
 }
 
 /** Opens what an image named. Throws ImageError. */
@@ -140,14 +138,14 @@ export function openNamed(name: string, naming: Naming, access: Access = 'read')
   const place = orMissing(
     () => findWithin(file, naming.allowed),
     naming.by,
-    naming.hint ?? RESTORE_NAMED,
+    naming.hint(file),
     context,
   )
   if (place === undefined) {
     return refuse(
       'REFUSED',
       "lies outside the image's folder",
-      `allow it with --allow-path ${path.dirname(realPath(file))}`,
+      `allow it with --allow-path ${path.dirname(realPath(file))}, or, if it is not there, ${naming.hint(file)}`,
     )
   }
   try {

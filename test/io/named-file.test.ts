@@ -48,7 +48,12 @@ t.test('what an image names', async t => {
   const { folder, outside, image } = await scene(t)
   const open = (name: string, folders = [folder]) =>
     holding(folders, allowed => {
-      const { path, fd } = openNamed(name, { by: image, role: 'backing file', allowed })
+      const { path, fd } = openNamed(name, {
+        by: image,
+        role: 'backing file',
+        allowed,
+        hint: file => `put ${file} there`,
+      })
       const text = readFileSync(fd, 'utf8')
       closeSync(fd)
       return { path, text }
@@ -181,7 +186,14 @@ t.test('names that are not UTF-8: no other file is taken for them', async t => {
   const not = { code: 'UNSUPPORTED', message: /not UTF-8/ }
   t.throws(() => openGiven(asNodeHasIt), not)
   const openFrom = (name: string) =>
-    holding([folder], allowed => openNamed(name, { by: image, role: 'backing file', allowed }))
+    holding([folder], allowed =>
+      openNamed(name, {
+        by: image,
+        role: 'backing file',
+        allowed,
+        hint: file => `put ${file} there`,
+      }),
+    )
   t.throws(() => openFrom(basename(asNodeHasIt)), not)
   for (const { fd } of [openGiven(join(folder, 'link')), openFrom('link')]) {
     t.equal(readFileSync(fd, 'utf8'), 'right', 'a link helps')

@@ -10,6 +10,7 @@
 import { type ErrorCode, ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import { isTooLarge, tooLarge } from '../disk-size.js'
+import { WRONG_FORMAT } from '../way-out.js'
 
 export const COW_LAYOUTS = ['qemu-x86-64', 'qemu-i386', 'uml-2', 'uml-3', 'uml-3-broken'] as const
 /** Which program wrote it: the structures differ, the magic and versions do not tell all of them apart. */
@@ -112,7 +113,6 @@ const MAX_HEADER_BYTES = Math.max(...Object.values(SHAPES).map(({ bytes }) => by
 type Fail = (code: ErrorCode, message: string, hint: string) => never
 
 const RESTORE = 'restore it from a copy'
-const PROBE = 'give the format with --format, or leave it out to have it found'
 const MERGE = 'make a raw image of it with uml_moo of the UML utilities'
 const KNOWN = 'images of QEMU for x86-64 and i386 and of UML versions 2 and 3 are read'
 
@@ -125,7 +125,7 @@ export function readCowHeader(store: Store): CowHeader {
   const got = store.read(head, 0, head.length, 0)
   const magic = head.toString('latin1', 0, MAGIC.length)
   if (magic !== MAGIC && magic !== SWAPPED_MAGIC) {
-    fail('NOT_AN_IMAGE', `this is no cow image: its first bytes are not "${MAGIC}"`, PROBE)
+    fail('NOT_AN_IMAGE', `this is no cow image: its first bytes are not "${MAGIC}"`, WRONG_FORMAT)
   }
   if (got < VERSION_AT + 4)
     fail('NOT_AN_IMAGE', `its header is cut off after ${got} bytes`, RESTORE)

@@ -3,6 +3,7 @@ import { layout, rounded64be, u8, u16be, u32be, u64be } from '../../binary.js'
 import { type ErrorCode, ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import { isTooLarge, tooLarge } from '../disk-size.js'
+import { WRONG_FORMAT } from '../way-out.js'
 import { MAX_BACKING_NAME_BYTES } from '../limits.js'
 import { MAGIC } from '../qcow2/header.js'
 
@@ -77,11 +78,15 @@ export function readQcowHeader(store: Store): QcowHeader {
     fail('NOT_AN_IMAGE', `the qcow header is cut off after ${got} bytes`, RESTORE)
   }
   if (first.readUInt32BE(0) !== MAGIC) {
-    fail('NOT_AN_IMAGE', 'this is no qcow image: its first bytes are not "QFI\\xfb"', PROBE)
+    fail('NOT_AN_IMAGE', 'this is no qcow image: its first bytes are not "QFI\\xfb"', WRONG_FORMAT)
   }
   const version = first.readUInt32BE(4)
   if (version !== 1) {
-    fail('UNSUPPORTED', `this is version ${version} of the format, which is qcow2's`, PROBE)
+    const isQcow2 = version === 2 || version === 3
+    const what = isQcow2
+      ? `this is qcow2, version ${version}, and not qcow`
+      : `qcow has no version ${version}`
+    fail('UNSUPPORTED', what, isQcow2 ? WRONG_FORMAT : RESTORE)
   }
   const h = decode(first, store)
   if (isTooLarge(h.sizeBytes)) throw tooLarge(store.path, h.sizeBytes)
@@ -123,7 +128,6 @@ export const encodeQcowHeader = (
   })
 
 const RESTORE = 'restore it from a copy'
-const PROBE = 'give the format with --format, or leave it out to have it found'
 type Fail = (code: ErrorCode, message: string, hint: string) => never
 
 function decode(first: Buffer, { path }: Store): ReturnType<typeof HEADER.decode> {

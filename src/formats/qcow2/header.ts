@@ -3,6 +3,7 @@ import { bits64be, layout, rounded64be, u8, u32be, u64be } from '../../binary.js
 import { type ErrorCode, ImageError, printable } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import { isTooLarge, tooLarge } from '../disk-size.js'
+import { WRONG_FORMAT } from '../way-out.js'
 import { MAX_BACKING_NAME_BYTES, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS } from '../limits.js'
 import { type Defect, usablePlaces } from './table-places.js'
 
@@ -133,13 +134,13 @@ export function readHeader(store: Store): Qcow2Header {
     fail('NOT_AN_IMAGE', `the qcow2 header is cut off after ${got} bytes`, RESTORE)
   }
   if (first.readUInt32BE(0) !== MAGIC) {
-    fail('NOT_AN_IMAGE', 'this is no qcow2 image: its first bytes are not "QFI\\xfb"', PROBE)
+    fail('NOT_AN_IMAGE', 'this is no qcow2 image: its first bytes are not "QFI\\xfb"', WRONG_FORMAT)
   }
   const version = first.readUInt32BE(4)
   if (version !== 2 && version !== 3) {
-    const known =
-      version === 1 ? 'this is qcow, version 1, and not qcow2' : `qcow2 has no version ${version}`
-    fail('UNSUPPORTED', known, 'versions 2 and 3 are read; convert it with qemu-img convert')
+    if (version === 1) fail('UNSUPPORTED', 'this is qcow, version 1, and not qcow2', WRONG_FORMAT)
+    const hint = 'versions 2 and 3 are read, and no others are known; restore it from a copy'
+    fail('UNSUPPORTED', `qcow2 has no version ${version}`, hint)
   }
   const h = decode(() => V2_HEADER.decode(first), store)
   const v3 = version === 3 ? V3_FIELDS.decode(first, V2_HEADER.size) : V2_DEFAULTS
@@ -270,7 +271,6 @@ export function encodeHeader(
 }
 
 const RESTORE = 'restore it from a copy, or try vimgfs check --repair all on a copy'
-const PROBE = 'give the format with --format, or leave it out to have it found'
 const V2_DEFAULTS = {
   incompatible: 0n,
   compatible: 0n,

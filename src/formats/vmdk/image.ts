@@ -7,8 +7,9 @@ import { ImageError, printable } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import type { FileSpec } from '../layer.js'
 import { MAX_VMDK_DESCRIPTOR_BYTES } from '../limits.js'
+import { lonePart } from './lone-part.js'
 import { type CowdHeader, readCowdHeader } from './cowd.js'
-import { type Descriptor, type ExtentLine, parseDescriptor } from './descriptor.js'
+import { type Descriptor, type ExtentLine, isDescriptor, parseDescriptor } from './descriptor.js'
 import type { Region } from './grain-tables.js'
 import { extentKind, SECTOR_BYTES } from './parts.js'
 import { isPadding } from './text.js'
@@ -209,6 +210,10 @@ function kindOf(store: Store): SparseLayout['kind'] | undefined {
 
 /** A descriptor is all of its file. */
 function allOf(store: Store): Buffer {
+  const head = Buffer.alloc(SECTOR_BYTES)
+  const isText = isDescriptor(head.subarray(0, store.read(head, 0, head.length, 0)))
+  const part = isText ? undefined : lonePart(store.path)
+  if (part) throw part
   if (store.sizeBytes > MAX_VMDK_DESCRIPTOR_BYTES) {
     const what = `a descriptor of ${store.sizeBytes} bytes is too long`
     throw new ImageError('CORRUPT', what, { path: store.path, hint: 'restore it from a copy' })

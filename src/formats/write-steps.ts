@@ -1,0 +1,35 @@
+/** Single steps of a write, of which each needs the disk for itself. */
+import { nextZeroStep, type Scratch, type WritableView, writeReserved } from './write-engine.js'
+import { writeZeroBytes, ZEROS } from './zeros.js'
+
+/** Writes from `start` of `source` to `offset` of the disk, in place or to new room; returns how many bytes. */
+export function writeStep(
+  view: WritableView,
+  scratch: Scratch,
+  source: Buffer,
+  start: number,
+  length: number,
+  offset: number,
+): number {
+  const { driver } = view
+  const bytes = driver.overwritable(offset, length)
+  if (bytes === 0) return writeReserved(view, scratch, source, start, length, offset)
+  driver.dataStore.write(source, start, bytes, driver.placeAt)
+  return bytes
+}
+
+/** Makes bytes from `offset` of the disk zeros, by its tables or by writing; returns how many. */
+export function zeroStep(
+  view: WritableView,
+  scratch: Scratch,
+  offset: number,
+  length: number,
+): number {
+  const step = nextZeroStep(view, offset, length)
+  if (step.kind === 'done') return step.length
+  const units = step.kind === 'units' ? view.driver.zeroUnits(offset, step.length) : 0
+  if (units > 0) return units
+  // Pieces end where sectors do: a power cut must not leave half of one.
+  const bytes = Math.min(step.length, ZEROS.length - (offset % ZEROS.length))
+  return writeZeroBytes(view, scratch, offset, bytes)
+}
