@@ -267,8 +267,6 @@ interface CowdMade {
   readonly hasParent?: boolean
   readonly isUnclean?: boolean
   readonly gapSectors?: number
-  /** Bytes of its last grain that the file lacks. */
-  readonly missingBytes?: number
   /** Sectors between what is in use and what the header says of it. */
   readonly freeSectorsAhead?: number
   readonly hasDescriptor?: boolean
@@ -293,8 +291,7 @@ function cowd(made: CowdMade): Made {
     isChild: hasParent,
     createType: 'vmfsSparse',
   })
-  const end = extent.length - (made.missingBytes ?? 0)
-  const files = [new MemoryStore(IMAGE, text), new MemoryStore(name, extent.subarray(0, end))]
+  const files = [new MemoryStore(IMAGE, text), new MemoryStore(name, extent)]
   return hasParent ? { files, parent: noise(sectors * SECTOR, 815) } : { files }
 }
 
@@ -426,18 +423,6 @@ export const VMDK_RECIPES: readonly VmdkRecipe[] = [
       const grains = [0, 1, 2, 40, 62]
       return cowd({ sectors: 1003, grainSectors: 16, grains, isUnclean: true, gapSectors: 5 })
     },
-  },
-  {
-    title: 'COWD, its file ends within a grain',
-    grainSectors: 16,
-    make: () =>
-      cowd({
-        sectors: 1003,
-        grainSectors: 16,
-        grains: [0, 1, 2, 62],
-        missingBytes: 6 * SECTOR,
-        freeSectorsAhead: -6,
-      }),
   },
   {
     title: 'version 2, without zeroed grains',
