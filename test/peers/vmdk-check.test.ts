@@ -190,6 +190,7 @@ t.test('damaged images', tools, async t => {
   const kinds = ['write', 'partial'] as const
   await qemuIo(image, randomWrites(5, 40 * M, { cluster: GRAIN, kinds }), ['-f', 'vmdk'])
   const sound = readFileSync(image)
+  const original = disk(image)
   const places = placesOf(sound)
   const damaged = join(folder, 'damaged.vmdk')
   const seen = { damaged: 0, more: 0, repaired: 0 }
@@ -234,7 +235,9 @@ t.test('damaged images', tools, async t => {
     }
     disk(damaged).forEach((grain, i) => {
       const old = before[i]
-      if (old && !grain?.equals(old)) throw new Error(`grain ${i} reads otherwise`)
+      // The redundant directory may know better than the damaged one: then the grain is what it was at first.
+      const isKept = !old || grain?.equals(old) || grain?.equals(original[i] as Buffer)
+      if (!isKept) throw new Error(`grain ${i} reads otherwise`)
     })
     if (after.corruptions + after.leaks > 0) return
     if (found.corruptions > 0) seen.repaired++
@@ -242,7 +245,8 @@ t.test('damaged images', tools, async t => {
     const now = await convertedBy(damaged, undefined, 'vmdk')
     before.forEach((old, i) => {
       const grain = now.subarray(i * GRAIN, (i + 1) * GRAIN)
-      if (old && !old.equals(grain)) throw new Error(`QEMU reads grain ${i} otherwise`)
+      const isKept = !old || old.equals(grain) || grain.equals(original[i] as Buffer)
+      if (!isKept) throw new Error(`QEMU reads grain ${i} otherwise`)
     })
   })
   t.ok(

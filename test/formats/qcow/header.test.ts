@@ -97,7 +97,7 @@ const refused: { title: string; damage: Damage; words: RegExp; code?: string }[]
   {
     title: 'version 2',
     damage: at('version', 'UInt32BE', 2),
-    words: /version 2 of the format, which is qcow2's; give the format with --format/,
+    words: /this is qcow2, version 2, and not qcow; leave out --format to have its format found/,
     code: 'UNSUPPORTED',
   },
   {
