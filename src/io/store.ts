@@ -186,7 +186,6 @@ export class WritableFileStore extends FileStore implements WritableStore {
     while (ftruncate(this.fd, sizeBytes) !== 0) {
       if (errno() === EINTR) continue
       this.reaches(before)
-      this.reaches(before)
       throw new SystemError('ftruncate', errno(), this.path)
     }
     this.reaches(BigInt(sizeBytes))

@@ -26,7 +26,7 @@ import { KINDS, type Kind, PASSPHRASE_FILE } from './fsx-kinds.js'
 import { LIMIT_MS, sized } from './size.js'
 
 const STEPS_FILE = fileURLToPath(new URL('fsx-steps.mjs', import.meta.url))
-const SEED = Number(process.env.FSX_SEED ?? randomInt(2 ** 32))
+const SEED = Number(process.env.FSX_SEED ?? sized(1, randomInt(2 ** 32)))
 const STEPS = Number(process.env.FSX_STEPS ?? sized(100_000, 2_000_000))
 /** Remounts cost as much as thousands of steps. */
 const STEPS_A_MOUNT = sized(4_000, 10_000)

@@ -43,7 +43,7 @@ import {
 import { LIMIT_MS, sized } from './size.js'
 
 const STAMPS = fileURLToPath(new URL('kill-stamps.mjs', import.meta.url))
-const SEED = Number(process.env.KILL_SEED ?? Date.now() % 2 ** 31)
+const SEED = Number(process.env.KILL_SEED ?? sized(1, Date.now() % 2 ** 31))
 const SECTORS = 8
 /** Of each writer; behind them is as much for noise. */
 const BLOCKS = 4096

@@ -87,7 +87,7 @@ t.test('mounted by vimgfs', skip, async t => {
     t.match(stderr, 'lock')
   }
   const again = await vimgfs(HERE, ['mount', ...NO_LOG, image, mountFolder(t)])
-  t.equal(again.code, 1, 'another vimgfs')
+  t.equal(again.code, 3, 'another vimgfs: mounted already')
   t.match(again.stderr, 'force-share')
   t.equal(again.stderr.trimEnd().split('\n').length, 1, 'one line')
   t.match(await run('qemu-img', ['info', '--force-share', image]), '16 MiB')
