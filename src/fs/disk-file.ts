@@ -125,9 +125,10 @@ export class DiskFile {
   private resize(sizeBytes: number, handle: number | undefined): number {
     const { truncations, isGrowable } = this.options
     if (handle !== undefined) {
+      const isTruncated = truncations.markOf(handle) !== undefined
+      if (!isTruncated && sizeBytes === this.disk.sizeBytes) return 0
       if (truncations.hasFailed(handle)) return -EPERM
       if (sizeBytes === 0) return truncations.truncate(handle, false) ? 0 : -ENFILE
-      const isTruncated = truncations.markOf(handle) !== undefined
       if (isTruncated && sizeBytes <= this.disk.sizeBytes) return this.extend(handle, sizeBytes)
     }
     if (sizeBytes === this.disk.sizeBytes) return 0
