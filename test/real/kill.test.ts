@@ -288,7 +288,13 @@ class Kills {
     // Every other time the next mount gets the leaks.
     if (round % 2) return
     const repaired = await vimgfs(HERE, ['check', '--repair', 'leaks', image], LIMIT)
-    t.equal(repaired.code, 0, `once the leaks are mended ${repaired.stdout}${repaired.stderr}`)
+    // Where a table may have been lost, what nothing names is kept: it may be data.
+    const isKept =
+      repaired.code === 3 && repaired.stdout.includes('space is kept: nothing names it')
+    t.ok(
+      repaired.code === 0 || isKept,
+      `exit ${repaired.code} ${repaired.stdout}${repaired.stderr}`,
+    )
     await this.isSound('once the leaks are mended')
   }
 
