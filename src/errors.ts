@@ -134,7 +134,7 @@ export function inWords(error: unknown): string {
   return code === undefined ? String(error) : (REASONS[code] ?? code)
 }
 
-/** What a dead file system below the image answers. Passed on, it would say that this mount is dead. */
+/** Errors of a dead file system below the image. Passed on, they would say that this mount is dead. */
 const OF_ANOTHER_MOUNT = new Set([ENOTCONN, ECONNABORTED, ESTALE, ENODEV])
 
 /** What a FUSE reply carries, positive. A bug of ours is EIO to the caller, and a stack in the log. */

@@ -22,7 +22,7 @@ const START_TIMEOUT_MS = 45_000
 export interface Report {
   readonly runs?: true
   readonly ask?: Question
-  /** What it waits for, a line. */
+  /** Describes the thing that it waits for, in one line. */
   readonly wait?: string
   readonly error?: string
   /** The exit code that goes with `error`. */
@@ -110,7 +110,7 @@ async function reportOf(child: ChildProcess, source: AskPassphrase, said: Said):
   return Promise.race([last, failed])
 }
 
-/** What the server prints on standard error while it starts. */
+/** The server's output on standard error while it starts. */
 class Said {
   text = ''
 

@@ -148,7 +148,7 @@ async function serveInFront(args: string[]): Promise<number> {
     complain(`vimgfs: ${printable(line)}\n`),
   )
   passphrases.close()
-  // Whoever reads this may have stopped, and the mount must not wait for that.
+  // The reader may have stopped. The mount must not wait for it.
   const [stdout, stderr] = [new DescriptorSink(1), new DescriptorSink(2)]
   for (const warning of [...target.warnings, ...server.warnings]) {
     stderr.say(`vimgfs: ${printable(warning)}\n`)

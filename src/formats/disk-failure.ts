@@ -4,7 +4,7 @@ import { ImageError, SystemError } from '../errors.js'
 
 const { EDQUOT, EFBIG, EIO, ENOMEM, ENOSPC, EROFS } = constants.errno
 
-/** What a failed flush may leave as it was, to be tried again. */
+/** Errors of a flush that may be tried again. */
 const PASSING: readonly number[] = [ENOSPC, EDQUOT, EFBIG, ENOMEM]
 
 /** Values of the shared word; the text is being written while it is `telling`. */
@@ -26,7 +26,7 @@ export class DiskFailure {
     this.text = Buffer.from(text)
   }
 
-  /** What writes answer: EROFS, EIO where a file of the image was cut off; 0 while all is well. */
+  /** The error of writes: EROFS, or EIO where a file of the image was cut off; 0 while all is well. */
   get errno(): number {
     const state = Atomics.load(this.counters, this.word)
     if (state === STATE.sound) return 0

@@ -19,7 +19,7 @@ import { EXTENSION, MAGIC } from './qcow2/header.js'
 /** Files of a folder, at most, that are read: those whose names suggest an overlay, and others. */
 const MAX_LIKELY = 1024
 const MAX_OTHERS = 256
-/** What overlays are usually called. Cloud images and those of libvirt are qcow2 by any of these suffixes. */
+/** Usual suffixes of overlays. Cloud images and those of libvirt are qcow2 by any of these suffixes. */
 const LIKELY_NAME = /\.(qcow|qc2|qed|cow|img|image|raw|dd\b)|overlay|snap/i
 
 /** The largest header with a name at a fixed place is that of a cow image. */

@@ -6,7 +6,7 @@ import { printable } from '../errors.js'
 import { backingNameOf, type LayerSpec } from './layer.js'
 import { parentLink } from './vmdk/parent.js'
 
-/** What raw images are called. */
+/** Suffixes of raw images. */
 const RAW_NAME = /(?:\.(?:raw|img|dd|bin|image|hdd|disk)|-flat\.vmdk)$/i
 
 /** A warning where an image's name says raw, and its bytes a format that makes it name other files. */
