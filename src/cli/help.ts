@@ -70,8 +70,8 @@ round. A server of yours that was unmounted and still saves what was written is 
                          folder)
   --ignore-cid           read a vmdk whose parent has been changed since it was made
   --drop-change-tracking write a vmdk whose changes are tracked for backups; they are not any more
-  --force                write an image that another image in its folder or a snapshot stands on, which
-                         breaks that
+  --force                write an image that another image in its folder, or a snapshot, stands
+                         on; that breaks the other one
   --passphrase-file FILE the passphrase of an encrypted image, without the line's end if it has one;
                          - is standard input. Given again it is for the next encrypted layer
                          below; the last is for all that follow. Without it the file that
