@@ -9,7 +9,7 @@
  *  (4) The image is sound: leaks at worst. It can be opened and written again.
  *  (5) Healed, and not read-only, it goes on.
  */
-import { errnoOf, ImageError } from '../../src/errors.js'
+import { errnoOf, ImageError, SystemError } from '../../src/errors.js'
 import {
   type Fault,
   FaultPlan,
@@ -104,7 +104,9 @@ class Run {
     try {
       return this.subject.open(this.stores)
     } catch (error) {
-      this.expected(error, 'opening')
+      // Opening says in its own words that an image could not be recovered; the cause is what was struck.
+      const cause = error instanceof ImageError ? error.cause : undefined
+      this.expected(cause instanceof SystemError ? cause : error, 'opening')
       return undefined
     }
   }

@@ -42,5 +42,7 @@ function notClosed({ path }: Store, error: ImageError | SystemError): ImageError
     ? error.message
     : `its reference counts cannot be written (${inWords(error)})`
   const context = isImages ? error.context : { path }
-  return new ImageError('CORRUPT', `it was not closed cleanly, and ${why}`, context)
+  return new ImageError('CORRUPT', `it was not closed cleanly, and ${why}`, context, {
+    cause: error,
+  })
 }
