@@ -11,6 +11,7 @@ import { flagNames } from './mount-flags.js'
 import { findMount, ownerOf, type MountInfo } from './mountinfo.js'
 import { usersOf } from './mount-users.js'
 import { MAX_READ_BYTES } from './protocol.js'
+import { whyNoProcess } from './rlimits.js'
 
 export const FS_TYPE = 'fuse.vimgfs'
 export const DEVICE = '/dev/fuse'
@@ -156,7 +157,9 @@ function runHelper(args: readonly string[], socket?: number): string | undefined
       // Unmounting writes back what is mapped, however long the storage takes.
       ...(socket !== undefined && { timeout: 30_000 }),
     })
-    if ((error as NodeJS.ErrnoException | undefined)?.code === 'ENOENT') continue
+    const code = (error as NodeJS.ErrnoException | undefined)?.code
+    if (code === 'ENOENT') continue
+    if (code === 'EAGAIN') return `${helper} cannot be started: ${whyNoProcess()}`
     if (error) return `${helper}: ${error.message}`
     return status === 0 ? undefined : stderr.trim().replace(/\s*\n\s*/g, '; ') || `${helper} failed`
   }

@@ -36,6 +36,14 @@ export function requireThreads(count: number): void {
   )
 }
 
+/** Returns why a process could not be started (EAGAIN of fork(2)), and the way out. */
+export function whyNoProcess(): string {
+  const limit = softLimit('processes')
+  const what =
+    limit === undefined ? 'no more processes can be made' : `the limit of processes is ${limit}`
+  return `${what}; raise it with ulimit -u, or end other processes of this user`
+}
+
 /** Above this, counting costs more than it tells. */
 const HIGH_LIMIT = 1000
 
