@@ -16,8 +16,9 @@ t.test('a tarball from a clean source installs globally and works', async t => {
   const scratch = scratchFolder(t)
   const source = join(scratch, 'source')
   mkdirSync(source)
-  const texts = ['package.json', 'LICENSE', 'README.md', 'tsconfig.json', 'tsconfig.build.json']
-  for (const part of ['src', ...texts])
+  const documents = ['ARCHITECTURE.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'LICENSE', 'README.md']
+  const parts = ['src', 'docs', 'package.json', 'tsconfig.json', 'tsconfig.build.json']
+  for (const part of [...parts, ...documents])
     cpSync(join(ROOT, part), join(source, part), { recursive: true })
   symlinkSync(join(ROOT, 'node_modules'), join(source, 'node_modules'))
 
@@ -28,12 +29,16 @@ t.test('a tarball from a clean source installs globally and works', async t => {
 
   const held = (await run('tar', ['-tzf', tarball], scratch)).trim().split('\n')
   const top = new Set(held.map(path => path.split('/')[1]))
-  t.same([...top].sort(), ['LICENSE', 'README.md', 'dist', 'package.json'])
+  t.same([...top].sort(), [...documents, 'dist', 'docs', 'package.json'])
   const notCode = held.filter(path => path.includes('/dist/') && !path.endsWith('.js'))
   t.same(notCode, [], 'only code in dist')
 
-  // As README says it, without anything installed before.
   const readme = readFileSync(join(ROOT, 'README.md'), 'utf8')
+  const links = [...readme.matchAll(/\]\(([^)#:]+)\)/g)].map(([, path]) => path)
+  t.ok(links.length > 5)
+  for (const path of links) t.ok(held.includes(`package/${path}`), `README.md links to ${path}`)
+
+  // As README.md says it, without anything installed before.
   const line = readme.split('\n').find(text => text.includes('npm install --global'))!
   const prefix = join(scratch, 'prefix')
   rmSync(join(source, 'node_modules'))

@@ -1,5 +1,5 @@
 /**
- * The recipes of README.md, run as they stand there. Only the names change: the folders below /mnt, the backup folder
+ * The recipes of README.md and docs/recipes.md, run as they stand there. Only the names change: the folders below /mnt, the backup folder
  * and the command `vimgfs` itself become those of the test.
  *
  * Each disk was copied while its file system was mounted, as a snapshot of a running machine is taken: its journal
@@ -16,13 +16,12 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { loop, mountDevice } from '../support/loop.js'
 import { HERE, isMounted, MAIN, mountFolder, NO_LOG } from '../support/mount.js'
 import { attempt, needs, needsRoot, run, tempFolder } from '../support/run.js'
 
-const README = fileURLToPath(new URL('../../README.md', import.meta.url))
+const ROOT = new URL('../../', import.meta.url)
 const MIB = 2 ** 20
 const SECTOR_BYTES = 512
 const PARTITION_START_SECTORS = 2048
@@ -42,7 +41,7 @@ interface Content {
 const EXT4 = { type: 'ext4', make: ['mkfs.ext4', '-q', '-F'], sizeBytes: 64 * MIB } as const
 const PARTITIONED: Content = { ...EXT4, isPartitioned: true }
 
-/** What each recipe is for, by the last sentence before its commands, in the order of the README. */
+/** What each recipe is for, by the last sentence before its commands, in the order of the documents. */
 const RECIPES: readonly { lead: RegExp; content: Content; prints?: RegExp }[] = [
   { lead: /^Change a file on a disk:/m, content: PARTITIONED },
   { lead: /a snapshot of a partitioned disk/, content: PARTITIONED, prints: /^note$/m },
@@ -75,11 +74,16 @@ const RECIPES: readonly { lead: RegExp; content: Content; prints?: RegExp }[] = 
   { lead: /how many bytes changed/, content: PARTITIONED, prints: /^[1-9][0-9]*$/m },
 ]
 
-/** The blocks of commands in the section "Recipes", each with the text before it. */
+/** All blocks of commands: those of the section "Recipes" in README.md, then those of docs/recipes.md. */
 function recipes(): { lead: string; commands: string }[] {
-  const text = readFileSync(README, 'utf8')
-  const section = text.split('### Recipes\n')[1]?.split('\n### ')[0] ?? ''
-  const parts = section.split('```')
+  const readme = readFileSync(new URL('README.md', ROOT), 'utf8')
+  const section = readme.split('## Recipes\n')[1]?.split('\n## ')[0] ?? ''
+  return [...blocks(section), ...blocks(readFileSync(new URL('docs/recipes.md', ROOT), 'utf8'))]
+}
+
+/** The blocks of commands of a text, each with the text before it. */
+function blocks(text: string): { lead: string; commands: string }[] {
+  const parts = text.split('```')
   const found: { lead: string; commands: string }[] = []
   for (let i = 0; i + 1 < parts.length; i += 2)
     found.push({ lead: parts[i] as string, commands: parts[i + 1] as string })

@@ -1,12 +1,12 @@
 /**
- * What the libfuse transport lacks: libfuse 2.9.9 and fuse-native 2.2.6 do not have it. The log says it at
- * mount, README.md has the table, and a test holds both to it.
+ * What the libfuse transport lacks, because libfuse 2.9.9 and fuse-native 2.2.6 lack it. The log lists it at
+ * each mount, and docs/libfuse.md has the same table: a test compares them.
  */
 export interface Lack {
   readonly what: string
-  /** The error that who asks for it gets; undefined where nothing fails. */
+  /** The error that a program gets which asks for it; undefined where nothing fails. */
   readonly errno?: 'EOPNOTSUPP' | 'EINVAL'
-  /** What there is instead. */
+  /** What happens instead. */
   readonly instead: string
 }
 

@@ -7,11 +7,11 @@ import { FUSE_NATIVE } from '../../../src/fs/libfuse/package.js'
 const text = (name: string): string =>
   readFileSync(new URL(`../../../${name}`, import.meta.url), 'utf8')
 
-t.test("README's table has what the libfuse transport lacks", async t => {
-  const readme = text('README.md')
+t.test('the table in docs/libfuse.md has what the libfuse transport lacks', async t => {
+  const page = text('docs/libfuse.md')
   for (const { what, errno, instead } of Object.values<Lack>(LACKS)) {
     const error = errno === undefined ? '–' : `\`${errno}\``
-    t.ok(readme.includes(`| ${what} | ${error} | ${instead} |\n`), what)
+    t.ok(page.includes(`| ${what} | ${error} | ${instead} |\n`), what)
   }
 })
 
