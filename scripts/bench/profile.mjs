@@ -11,10 +11,10 @@ import { profileWrites } from './profile-writes.mjs'
 
 const DIST = new URL('../../dist/', import.meta.url)
 const load = file => import(new URL(file, DIST))
-const { openChain, closeChain } = await load('formats/chain.js')
-const { catalogOf } = await load('formats/catalog.js')
-const { ImageSet } = await load('formats/image-set.js')
-const { readView } = await load('formats/engine.js')
+const { openChain, closeChain } = await load('image/chain.js')
+const { catalogOf } = await load('image/catalog.js')
+const { ImageSet } = await load('image/image-set.js')
+const { readView } = await load('image/engine.js')
 const { inflateCluster } = await load('formats/qcow2/inflate.js')
 const { pread } = await load('io/libc.js')
 

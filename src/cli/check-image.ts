@@ -1,9 +1,9 @@
 /** Opening an image for `vimgfs check` and having it checked, or repaired, by its format. */
 import fs from 'node:fs'
 import { ImageInUse, printable } from '../errors.js'
-import type { Chain } from '../formats/chain.js'
+import type { Chain } from '../image/chain.js'
 import type { CheckOptions, CheckResult, RepairResult } from '../formats/check/report.js'
-import type { FileSpec } from '../formats/layer.js'
+import type { FileSpec } from '../image/layer.js'
 import type { Format } from '../formats/probe.js'
 import type { VmdkSpec } from '../formats/vmdk/image.js'
 import type { RepairedExtent } from '../formats/vmdk/repair.js'
@@ -33,7 +33,7 @@ export async function checkImage(
 ): Promise<Checked | undefined> {
   const { format, repair } = request
   const { openGiven } = await import('../io/named-file.js')
-  const { guessFormat } = await import('../formats/raw-guess.js')
+  const { guessFormat } = await import('../formats/raw/guess.js')
   const access = repair === undefined ? 'read' : 'write'
   let actual = format
   if (actual === undefined) {
@@ -91,7 +91,7 @@ async function checkVmdkImage(
   { repair, allowPaths }: CheckRequest,
   options: CheckOptions,
 ): Promise<Checked> {
-  const { closeChain } = await import('../formats/chain.js')
+  const { closeChain } = await import('../image/chain.js')
   const { checkVmdk, warningsOf } = await import('../formats/vmdk/check.js')
   const { repairVmdk } = await import('../formats/vmdk/repair.js')
   const { chain, obstacle } = await openVmdk(name, repair, allowPaths)
@@ -119,7 +119,7 @@ async function openVmdk(
   repair: RepairKind | undefined,
   allowPaths: readonly string[],
 ): Promise<{ chain: Chain; obstacle?: string }> {
-  const { openChain } = await import('../formats/chain.js')
+  const { openChain } = await import('../image/chain.js')
   const { WriteProtected } = await import('../io/named-file.js')
   const { whenReleased } = await import('../fs/release.js')
   const open = (access: Access) =>

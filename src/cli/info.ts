@@ -1,6 +1,6 @@
 /** `vimgfs info`: what an image is, as `qemu-img info` says it. */
 import { printable } from '../errors.js'
-import type { ImageInfo, InfoFields, InfoValue, SnapshotInfo } from '../formats/info.js'
+import type { ImageInfo, InfoFields, InfoValue, SnapshotInfo } from '../image/info.js'
 import { parse, parseChoice } from './arguments.js'
 import { humanSize } from './human.js'
 import { complain, print } from './output.js'
@@ -14,7 +14,7 @@ const OPTIONS = {
 } as const
 
 export async function run(args: string[]): Promise<number> {
-  const { describe } = await import('../formats/info.js')
+  const { describe } = await import('../image/info.js')
   const { FORMATS } = await import('../formats/probe.js')
   const { values, positionals } = parse(args, OPTIONS, 'info', ['IMAGE'])
   const [image] = positionals as [string]

@@ -7,8 +7,8 @@ import fs from 'node:fs'
 import { Socket } from 'node:net'
 import type { Writable } from 'node:stream'
 import { isExpected, MountError, oneLine } from '../errors.js'
-import type { AskPassphrase } from '../formats/encryption.js'
-import type { EncryptionMethod } from '../formats/layer.js'
+import type { AskPassphrase } from '../image/encryption.js'
+import type { EncryptionMethod } from '../image/layer.js'
 import { Interrupted } from '../interruption.js'
 
 /** What the server asks, in its report. */

@@ -7,8 +7,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { ReadStream } from 'node:tty'
 import { promisify } from 'node:util'
 import { inWords, MountError, printable } from '../errors.js'
-import type { AskPassphrase } from '../formats/encryption.js'
-import type { EncryptionMethod } from '../formats/layer.js'
+import type { AskPassphrase } from '../image/encryption.js'
+import type { EncryptionMethod } from '../image/layer.js'
 import { Interrupted, orInterrupted } from '../interruption.js'
 
 /** Names a file to read the passphrase from where no option does. */

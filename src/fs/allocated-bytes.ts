@@ -1,9 +1,9 @@
 /** How many bytes of each file are allocated, for st_blocks: counted when somebody asks. */
 import { isExpected } from '../errors.js'
-import { allocatedNow, filesOf, type LayerSpec } from '../formats/layer.js'
+import { allocatedNow, filesOf, type LayerSpec } from '../image/layer.js'
 import type { View } from '../formats/driver.js'
-import { countAllocated } from '../formats/holes.js'
-import type { ImageSet } from '../formats/image-set.js'
+import { countAllocated } from '../image/holes.js'
+import type { ImageSet } from '../image/image-set.js'
 import type { WritableDisk } from '../formats/writable.js'
 import type { ImageNode } from './tree.js'
 

@@ -1,6 +1,6 @@
 /** How a mount shows its files: whom they belong to, and whom their modes let in. */
-import type { Chain } from '../formats/chain.js'
-import { type FileSpec, filesFrom } from '../formats/layer.js'
+import type { Chain } from '../image/chain.js'
+import { type FileSpec, filesFrom } from '../image/layer.js'
 import type { MountOptions } from './options.js'
 import type { Appearance } from './tree.js'
 

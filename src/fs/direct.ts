@@ -4,8 +4,8 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
-import type { Chain } from '../formats/chain.js'
-import { type CrewMemory, crewMemories } from '../formats/unpack-crew.js'
+import type { Chain } from '../image/chain.js'
+import { type CrewMemory, crewMemories } from '../image/unpack-crew.js'
 import { MountError } from '../errors.js'
 import { errno, read, write } from '../io/libc.js'
 import type { Logger } from '../log.js'

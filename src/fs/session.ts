@@ -1,8 +1,8 @@
 /** What a transport does for a mount, on the main thread. */
-import type { CatalogEntry } from '../formats/catalog.js'
-import type { Chain } from '../formats/chain.js'
-import type { DiskMemory } from '../formats/disk-memory.js'
-import type { CacheSizes, ImageSet } from '../formats/image-set.js'
+import type { CatalogEntry } from '../image/catalog.js'
+import type { Chain } from '../image/chain.js'
+import type { DiskMemory } from '../image/disk-memory.js'
+import type { CacheSizes, ImageSet } from '../image/image-set.js'
 import type { Logger } from '../log.js'
 import type { MountRequest } from './mount.js'
 import type { MountInfo } from './mountinfo.js'

@@ -2,8 +2,8 @@
  * The inodes of a mount: the folder, a file for each entry of the catalog, and the hidden `.vimgfs`
  * with its status files. It is laid once and never changes, so FORGET has nothing to do.
  */
-import type { CatalogEntry } from '../formats/catalog.js'
-import type { Timestamp } from '../formats/layer.js'
+import type { CatalogEntry } from '../image/catalog.js'
+import type { Timestamp } from '../image/layer.js'
 import { ROOT_ID } from './protocol.js'
 
 export const CONTROL_DIR_ID = 2

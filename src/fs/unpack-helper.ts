@@ -1,8 +1,8 @@
-/** The thread that decompresses with the workers; see formats/unpack-crew.ts. */
+/** The thread that decompresses with the workers; see image/unpack-crew.ts. */
 import { workerData } from 'node:worker_threads'
-import type { LayerSpec } from '../formats/layer.js'
-import { packedStores } from '../formats/image-set.js'
-import { type CrewMemory, helpCrews } from '../formats/unpack-crew.js'
+import type { LayerSpec } from '../image/layer.js'
+import { packedStores } from '../image/image-set.js'
+import { type CrewMemory, helpCrews } from '../image/unpack-crew.js'
 
 export interface HelperSetup {
   readonly crews: readonly CrewMemory[]

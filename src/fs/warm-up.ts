@@ -11,10 +11,10 @@
  *      real one, from parts that were cloned as the real one's.
  *  (2) Nothing of the mount is touched, and an error ends it without a trace but a line in the log.
  */
-import type { CatalogEntry } from '../formats/catalog.js'
-import type { LayerSpec } from '../formats/layer.js'
-import { createDiskMemory, type DiskMemory } from '../formats/disk-memory.js'
-import { type CacheSizes, ImageSet } from '../formats/image-set.js'
+import type { CatalogEntry } from '../image/catalog.js'
+import type { LayerSpec } from '../image/layer.js'
+import { createDiskMemory, type DiskMemory } from '../image/disk-memory.js'
+import { type CacheSizes, ImageSet } from '../image/image-set.js'
 import { writeBlankCow } from '../formats/cow/blank.js'
 import { readCowHeader } from '../formats/cow/header.js'
 import { writeBlankQcow } from '../formats/qcow/blank.js'

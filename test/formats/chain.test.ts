@@ -3,7 +3,7 @@ import { mkdirSync, readdirSync, readlinkSync, symlinkSync, writeFileSync } from
 import { join } from 'node:path'
 import t from 'tap'
 import { oneLine } from '../../src/errors.js'
-import { closeChain, openChain } from '../../src/formats/chain.js'
+import { closeChain, openChain } from '../../src/image/chain.js'
 import { noise } from '../fixtures/model.js'
 import { buildImage, type ImageSpec } from '../fixtures/qcow2-builder.js'
 import { openedImage, readAt } from '../support/image.js'

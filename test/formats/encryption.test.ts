@@ -2,14 +2,9 @@
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { type Chain, closeChain, openChain } from '../../src/formats/chain.js'
-import {
-  type AskPassphrase,
-  cipherOf,
-  lockChain,
-  unlockChain,
-} from '../../src/formats/encryption.js'
-import type { EncryptionMethod } from '../../src/formats/layer.js'
+import { type Chain, closeChain, openChain } from '../../src/image/chain.js'
+import { type AskPassphrase, cipherOf, lockChain, unlockChain } from '../../src/image/encryption.js'
+import type { EncryptionMethod } from '../../src/image/layer.js'
 import { checkQcow2 } from '../../src/formats/qcow2/check.js'
 import { repairQcow2 } from '../../src/formats/qcow2/repair.js'
 import { buildImage, type ImageSpec } from '../fixtures/qcow2-builder.js'

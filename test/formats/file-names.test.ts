@@ -1,7 +1,7 @@
 /** The names of files in a mount: fit for a file system, distinct, and plain where they can be. */
 import fc from 'fast-check'
 import t from 'tap'
-import { distinctNames, encodeTag, layerName, stemOf } from '../../src/formats/file-names.js'
+import { distinctNames, encodeTag, layerName, stemOf } from '../../src/image/file-names.js'
 import { holds } from '../support/property.js'
 
 const tags = [

@@ -1,7 +1,7 @@
 /** The helper thread of unpack-crew.test.ts. */
 import fs from 'node:fs'
 import { workerData } from 'node:worker_threads'
-import { helpCrews } from '../../src/formats/unpack-crew.js'
+import { helpCrews } from '../../src/image/unpack-crew.js'
 import { FileStore } from '../../src/io/store.js'
 
 const { memory, path } = workerData

@@ -7,7 +7,7 @@ import {
   crewMemories,
   JOB_WORDS,
   UnpackCrew,
-} from '../../src/formats/unpack-crew.js'
+} from '../../src/image/unpack-crew.js'
 import { ImageError } from '../../src/errors.js'
 
 const CLUSTER_BYTES = 64 * 1024

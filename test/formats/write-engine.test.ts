@@ -1,6 +1,6 @@
 /** How a range that shall read as zeros is cut into steps. */
 import t from 'tap'
-import { nextZeroStep, type WritableView } from '../../src/formats/write-engine.js'
+import { nextZeroStep, type WritableView } from '../../src/image/write-engine.js'
 
 const UNIT = 4096
 

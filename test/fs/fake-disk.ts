@@ -1,9 +1,9 @@
 /** A file system over a disk that is written, in memory: requests in, calls of the disk out. */
 import { constants } from 'node:os'
 import { ImageError } from '../../src/errors.js'
-import type { CatalogEntry } from '../../src/formats/catalog.js'
+import type { CatalogEntry } from '../../src/image/catalog.js'
 import type { FormatDriver, View } from '../../src/formats/driver.js'
-import type { ImageSet } from '../../src/formats/image-set.js'
+import type { ImageSet } from '../../src/image/image-set.js'
 import type { WritableDisk } from '../../src/formats/writable.js'
 import { TextSlots } from '../../src/fs/control.js'
 import { ImageFs } from '../../src/fs/image-fs.js'

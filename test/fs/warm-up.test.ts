@@ -2,7 +2,7 @@
 import { readdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { closeChain, openChain } from '../../src/formats/chain.js'
+import { closeChain, openChain } from '../../src/image/chain.js'
 import { warmUp } from '../../src/fs/warm-up.js'
 import { buildCowd } from '../fixtures/cowd-builder.js'
 import { buildImage, type ImageSpec } from '../fixtures/qcow2-builder.js'

@@ -1,7 +1,7 @@
 /** Backing chains, snapshots and what QEMU does to an image later in its life. */
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { catalogOf } from '../../src/formats/catalog.js'
+import { catalogOf } from '../../src/image/catalog.js'
 import { firstDifference, openedImage, readAll } from '../support/image.js'
 import { needs, run, tempFolder } from '../support/run.js'
 import { agreesWithQemu, convertedBy, qemuImg, qemuIo, randomWrites } from './qemu.js'

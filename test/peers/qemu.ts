@@ -2,7 +2,7 @@
 import { readFileSync, rmSync } from 'node:fs'
 import { dirname } from 'node:path'
 import type { Test } from 'tap'
-import { catalogOf } from '../../src/formats/catalog.js'
+import { catalogOf } from '../../src/image/catalog.js'
 import { dataRuns, firstDifference, openedImage, readAll } from '../support/image.js'
 import { run } from '../support/run.js'
 

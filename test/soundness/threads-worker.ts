@@ -1,9 +1,9 @@
 /** One thread of threads.test.ts: reads and writes a disk that others read and write. */
 import { parentPort } from 'node:worker_threads'
-import type { CatalogEntry } from '../../src/formats/catalog.js'
-import type { LayerSpec } from '../../src/formats/layer.js'
-import type { DiskMemory } from '../../src/formats/disk-memory.js'
-import { ImageSet } from '../../src/formats/image-set.js'
+import type { CatalogEntry } from '../../src/image/catalog.js'
+import type { LayerSpec } from '../../src/image/layer.js'
+import type { DiskMemory } from '../../src/image/disk-memory.js'
+import { ImageSet } from '../../src/image/image-set.js'
 import type { WritableDisk } from '../../src/formats/writable.js'
 import { bracketed } from '../support/writable.js'
 import { SECTOR, type StampMemory, Stamps } from './stamped.js'

@@ -1,13 +1,13 @@
 /** All that a mount does with an image, for images that nobody can trust. */
 import { readLuks1 } from '../../src/crypto/luks1.js'
 import { ImageError, isExpected, oneLine } from '../../src/errors.js'
-import { type CatalogEntry, catalogOf } from '../../src/formats/catalog.js'
-import { type Chain, closeChain, type OpenOptions, openChain } from '../../src/formats/chain.js'
+import { type CatalogEntry, catalogOf } from '../../src/image/catalog.js'
+import { type Chain, closeChain, type OpenOptions, openChain } from '../../src/image/chain.js'
 import type { View } from '../../src/formats/driver.js'
-import { unlockChain } from '../../src/formats/encryption.js'
-import { countAllocated, nextData, nextHole } from '../../src/formats/holes.js'
-import { ImageSet } from '../../src/formats/image-set.js'
-import { storeOf } from '../../src/formats/layer.js'
+import { unlockChain } from '../../src/image/encryption.js'
+import { countAllocated, nextData, nextHole } from '../../src/image/holes.js'
+import { ImageSet } from '../../src/image/image-set.js'
+import { storeOf } from '../../src/image/layer.js'
 import { readAt } from './image.js'
 
 export interface HostileOptions extends OpenOptions {

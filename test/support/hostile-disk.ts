@@ -15,7 +15,7 @@ import {
 import { Worker } from 'node:worker_threads'
 import fc from 'fast-check'
 import type { Test } from 'tap'
-import { storeOf } from '../../src/formats/layer.js'
+import { storeOf } from '../../src/image/layer.js'
 import { noise } from '../fixtures/model.js'
 import { problemOf } from './exercise.js'
 import type { TestedDisk } from './writable.js'

@@ -1,11 +1,11 @@
 /** Images opened in this process, as a mount opens them, but without one. */
 import type { Test } from 'tap'
-import { type CatalogEntry, catalogOf } from '../../src/formats/catalog.js'
-import { type Chain, closeChain, type OpenOptions, openChain } from '../../src/formats/chain.js'
+import { type CatalogEntry, catalogOf } from '../../src/image/catalog.js'
+import { type Chain, closeChain, type OpenOptions, openChain } from '../../src/image/chain.js'
 import type { View } from '../../src/formats/driver.js'
-import { readView } from '../../src/formats/engine.js'
-import { nextData, nextHole } from '../../src/formats/holes.js'
-import { type CacheSizes, ImageSet } from '../../src/formats/image-set.js'
+import { readView } from '../../src/image/engine.js'
+import { nextData, nextHole } from '../../src/image/holes.js'
+import { type CacheSizes, ImageSet } from '../../src/image/image-set.js'
 
 export interface OpenImage {
   readonly chain: Chain

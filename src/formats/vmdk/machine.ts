@@ -5,7 +5,7 @@
 import path from 'node:path'
 import { ImageError } from '../../errors.js'
 import { type Naming, type OpenedFile, openFirst } from '../../io/named-file.js'
-import type { LayerSpec, Timestamp } from '../layer.js'
+import type { LayerSpec, Timestamp } from '../../image/layer.js'
 import { parentNames } from './parent.js'
 import { parseVmsd, parseVmxDisks, type VmsdSnapshot } from './vmsd.js'
 

@@ -3,7 +3,7 @@ import { truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { oneLine } from '../../../src/errors.js'
-import { closeChain, openChain } from '../../../src/formats/chain.js'
+import { closeChain, openChain } from '../../../src/image/chain.js'
 import {
   type BuiltImage,
   buildImage,

@@ -2,7 +2,7 @@
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { openChain, closeChain } from '../../../src/formats/chain.js'
+import { openChain, closeChain } from '../../../src/image/chain.js'
 import { descriptorEdits } from '../../../src/formats/vmdk/descriptor-edit.js'
 import { noise } from '../../fixtures/model.js'
 import {

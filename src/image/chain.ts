@@ -25,23 +25,34 @@ import {
   type LayerSpec,
   storeOf,
 } from './layer.js'
-import { MAX_CHAIN_DEPTH, MAX_LAYERS, MAX_REFUSED_SNAPSHOTS, MAX_VMSD_BYTES } from './limits.js'
-import { type CowHeader, readCowHeader } from './cow/header.js'
-import { FORMATS, FORMATS_READ, type Format, probe } from './probe.js'
+import {
+  MAX_CHAIN_DEPTH,
+  MAX_LAYERS,
+  MAX_REFUSED_SNAPSHOTS,
+  MAX_VMSD_BYTES,
+} from '../formats/limits.js'
+import { type CowHeader, readCowHeader } from '../formats/cow/header.js'
+import { FORMATS, FORMATS_READ, type Format, probe } from '../formats/probe.js'
 import { probedWarning } from './probed.js'
-import { guessFormat, requireWritableFormat } from './raw-guess.js'
-import { readQcowHeader } from './qcow/header.js'
-import { CRYPT, INCOMPATIBLE, type Qcow2Header, readHeader } from './qcow2/header.js'
-import { requireWhole } from './qcow2/losses.js'
+import { guessFormat, requireWritableFormat } from '../formats/raw/guess.js'
+import { readQcowHeader } from '../formats/qcow/header.js'
+import { CRYPT, INCOMPATIBLE, type Qcow2Header, readHeader } from '../formats/qcow2/header.js'
+import { requireWhole } from '../formats/qcow2/losses.js'
 import { backInPlace, backingHint, besideImage, loopAt, withReadOnlyWarning } from './way-out.js'
 import { type LayerSnapshot, snapshotsBelow } from './layer-snapshots.js'
-import { requireRecoverable } from './qcow2/recovery.js'
-import { type Qcow2Snapshot, readSnapshots } from './qcow2/snapshots.js'
-import { openVmdk, type VmdkSpec } from './vmdk/image.js'
-import { type MachineSnapshot, openFrozen, snapshotsOfDisk } from './vmdk/machine.js'
-import { vmwareLocks } from './vmdk/vmware-lock.js'
-import { requireWritable } from './vmdk/writability.js'
-import { checkCid, extentNames, type ParentLink, parentLink, parentNames } from './vmdk/parent.js'
+import { requireRecoverable } from '../formats/qcow2/recovery.js'
+import { type Qcow2Snapshot, readSnapshots } from '../formats/qcow2/snapshots.js'
+import { openVmdk, type VmdkSpec } from '../formats/vmdk/image.js'
+import { type MachineSnapshot, openFrozen, snapshotsOfDisk } from '../formats/vmdk/machine.js'
+import { vmwareLocks } from '../formats/vmdk/vmware-lock.js'
+import { requireWritable } from '../formats/vmdk/writability.js'
+import {
+  checkCid,
+  extentNames,
+  type ParentLink,
+  parentLink,
+  parentNames,
+} from '../formats/vmdk/parent.js'
 import { requireUnneeded } from './write-protection.js'
 
 export interface Chain {

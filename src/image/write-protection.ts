@@ -4,8 +4,8 @@ import type { Folder } from '../io/folders.js'
 import { WriteProtected } from '../io/named-file.js'
 import { filesOf, type LayerSpec } from './layer.js'
 import { overlaysOf } from './overlays.js'
-import { childrenOf } from './vmdk/children.js'
-import type { MachineSnapshot } from './vmdk/machine.js'
+import { childrenOf } from '../formats/vmdk/children.js'
+import type { MachineSnapshot } from '../formats/vmdk/machine.js'
 
 /**
  * Throws WriteProtected, which names them, if images in `folders` or snapshots stand on `top`, or on another file

@@ -1,8 +1,8 @@
 /** A raw image that is written: every byte where it is. */
-import { orEndWriting } from '../errors.js'
-import type { WritableStore } from '../io/store.js'
-import type { Extent } from './driver.js'
-import type { Flush, Reservation, WritableDriver } from './writable.js'
+import { orEndWriting } from '../../errors.js'
+import type { WritableStore } from '../../io/store.js'
+import type { Extent } from '../driver.js'
+import type { Flush, Reservation, WritableDriver } from '../writable.js'
 
 /** What file systems punch without remainder. */
 const BLOCK_BYTES = 4096

@@ -3,9 +3,9 @@ import { createPoolMemory, type PoolMemory } from '../cache/table-pool.js'
 import type { Store } from '../io/store.js'
 import { filesOf, type LayerSpec } from './layer.js'
 import { createLockMemory } from './disk-lock.js'
-import { createQcow2Memory, type Qcow2Memory } from './qcow2/write-memory.js'
+import { createQcow2Memory, type Qcow2Memory } from '../formats/qcow2/write-memory.js'
 import { COUNTERS } from './shared-disk.js'
-import { createVmdkMemory, type VmdkMemory } from './vmdk/write-memory.js'
+import { createVmdkMemory, type VmdkMemory } from '../formats/vmdk/write-memory.js'
 
 export interface DiskMemory {
   readonly lock: SharedArrayBuffer

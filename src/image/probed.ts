@@ -4,7 +4,7 @@
  */
 import { printable } from '../errors.js'
 import { backingNameOf, type LayerSpec } from './layer.js'
-import { parentLink } from './vmdk/parent.js'
+import { parentLink } from '../formats/vmdk/parent.js'
 
 /** Suffixes of raw images. */
 const RAW_NAME = /(?:\.(?:raw|img|dd|bin|image|hdd|disk)|-flat\.vmdk)$/i

@@ -1,6 +1,6 @@
 /** Holes and data of a disk as its readers see them: SEEK_DATA, SEEK_HOLE and st_blocks. */
 import { isExpected } from '../errors.js'
-import type { Extent, View } from './driver.js'
+import type { Extent, View } from '../formats/driver.js'
 import { walkView } from './engine.js'
 
 /**

@@ -3,8 +3,8 @@ import { ImageError } from '../errors.js'
 import { WriteProtected } from '../io/named-file.js'
 import { WritableFileStore } from '../io/store.js'
 import type { Chain } from './chain.js'
-import { readHeader } from './qcow2/header.js'
-import { recover } from './qcow2/recovery.js'
+import { readHeader } from '../formats/qcow2/header.js'
+import { recover } from '../formats/qcow2/recovery.js'
 import { withReadOnlyWarning } from './way-out.js'
 
 /**

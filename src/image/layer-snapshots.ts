@@ -1,7 +1,7 @@
 /** The internal snapshots of the layers that an image stands on. */
 import { type LayerSpec, storeOf } from './layer.js'
-import { MAX_LAYER_SNAPSHOTS } from './limits.js'
-import { type Qcow2Snapshot, readSnapshots } from './qcow2/snapshots.js'
+import { MAX_LAYER_SNAPSHOTS } from '../formats/limits.js'
+import { type Qcow2Snapshot, readSnapshots } from '../formats/qcow2/snapshots.js'
 
 export interface LayerSnapshot {
   /** The place of its layer in the chain, from 1 on. */

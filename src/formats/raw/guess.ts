@@ -2,15 +2,15 @@
  * Raw is what remains where no format is recognised. Whoever writes to a file on this guess alone may destroy
  * one that is no disk, so a disk has to be recognised by what it holds.
  */
-import { ImageError } from '../errors.js'
-import { WriteProtected } from '../io/named-file.js'
-import type { Store } from '../io/store.js'
-import { type Format, probeGiven } from './probe.js'
+import { ImageError } from '../../errors.js'
+import { WriteProtected } from '../../io/named-file.js'
+import type { Store } from '../../io/store.js'
+import { type Format, probeGiven } from '../probe.js'
 import { fileSystemOf } from './signatures/file-system.js'
 import { NO_DISK_BYTES, noDiskOf } from './signatures/no-disk.js'
 import { partitionTableOf } from './signatures/partition-table.js'
 import { sampleOf } from './signatures/sample.js'
-import { requireWritableKind } from './vmdk/writability.js'
+import { requireWritableKind } from '../vmdk/writability.js'
 
 /** A disk whose first MiB is zeros alone is a fresh one. */
 const FRESH_BYTES = 2 ** 20

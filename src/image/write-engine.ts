@@ -1,8 +1,8 @@
 /** The engine that writes: it fills what drivers reserve, and cuts ranges into what formats can do. */
 import assert from 'node:assert'
-import type { View } from './driver.js'
+import type { View } from '../formats/driver.js'
 import { readView, walkView } from './engine.js'
-import type { Reservation, WritableDriver } from './writable.js'
+import type { Reservation, WritableDriver } from '../formats/writable.js'
 
 /** A view whose own layer is written. */
 export interface WritableView extends View {

@@ -13,8 +13,8 @@ import {
   type LayerSpec,
   storeOf,
 } from './layer.js'
-import type { CowHeader } from './cow/header.js'
-import { type Qcow2Bitmap, readBitmaps } from './qcow2/bitmaps.js'
+import type { CowHeader } from '../formats/cow/header.js'
+import { type Qcow2Bitmap, readBitmaps } from '../formats/qcow2/bitmaps.js'
 import {
   AUTOCLEAR,
   COMPATIBLE,
@@ -22,13 +22,13 @@ import {
   INCOMPATIBLE,
   isExtendedL2,
   type Qcow2Header,
-} from './qcow2/header.js'
-import { warningsOf } from './qcow2/losses.js'
-import { readLuks } from './qcow2/luks.js'
-import { type Qcow2Snapshot, readSnapshots } from './qcow2/snapshots.js'
-import type { ExtentLayout, VmdkSpec } from './vmdk/image.js'
-import type { MachineSnapshot } from './vmdk/machine.js'
-import { parentLink } from './vmdk/parent.js'
+} from '../formats/qcow2/header.js'
+import { warningsOf } from '../formats/qcow2/losses.js'
+import { readLuks } from '../formats/qcow2/luks.js'
+import { type Qcow2Snapshot, readSnapshots } from '../formats/qcow2/snapshots.js'
+import type { ExtentLayout, VmdkSpec } from '../formats/vmdk/image.js'
+import type { MachineSnapshot } from '../formats/vmdk/machine.js'
+import { parentLink } from '../formats/vmdk/parent.js'
 
 /** A field that is undefined is not there. */
 export type InfoValue = string | number | bigint | boolean | readonly InfoValue[] | InfoFields

@@ -5,7 +5,7 @@
 import assert from 'node:assert'
 import { ImageError } from '../errors.js'
 import { clear } from '../io/libc.js'
-import type { Extent, View } from './driver.js'
+import type { Extent, View } from '../formats/driver.js'
 import type { UnpackCrew } from './unpack-crew.js'
 
 /**

@@ -11,9 +11,9 @@
  */
 import type { FileStore } from '../io/store.js'
 import { currentThread, isThreadAlive } from '../io/threads.js'
-import type { Extent } from './driver.js'
-import { unpackFrom } from './qcow2/inflate.js'
-import { unpackGrain } from './vmdk/grain.js'
+import type { Extent } from '../formats/driver.js'
+import { unpackFrom } from '../formats/qcow2/inflate.js'
+import { unpackGrain } from '../formats/vmdk/grain.js'
 
 type Packed = Extent & { kind: 'packed' }
 

@@ -2,9 +2,9 @@
 import type { Chain } from './chain.js'
 import { diskBytes, filesFrom, lastModified, type LayerSpec, type Timestamp } from './layer.js'
 import { distinctNames, layerName, stemOf, type Tagged } from './file-names.js'
-import { clusterBytes, l2CoverageBytes, type Qcow2Header } from './qcow2/header.js'
-import type { Qcow2Snapshot } from './qcow2/snapshots.js'
-import type { MachineSnapshot } from './vmdk/machine.js'
+import { clusterBytes, l2CoverageBytes, type Qcow2Header } from '../formats/qcow2/header.js'
+import type { Qcow2Snapshot } from '../formats/qcow2/snapshots.js'
+import type { MachineSnapshot } from '../formats/vmdk/machine.js'
 
 /** Plain data: the threads get it as a message. */
 export interface CatalogEntry {

@@ -4,12 +4,12 @@ import type { CipherSpec } from '../crypto/spec.js'
 import { FileStore } from '../io/store.js'
 import { sizeOf } from '../io/libc.js'
 import type { OpenedFile } from '../io/named-file.js'
-import type { CowHeader } from './cow/header.js'
-import { isTooLarge, tooLarge } from './disk-size.js'
-import type { Format } from './probe.js'
-import type { QcowHeader } from './qcow/header.js'
-import type { Qcow2Header } from './qcow2/header.js'
-import type { VmdkSpec } from './vmdk/image.js'
+import type { CowHeader } from '../formats/cow/header.js'
+import { isTooLarge, tooLarge } from '../formats/disk-size.js'
+import type { Format } from '../formats/probe.js'
+import type { QcowHeader } from '../formats/qcow/header.js'
+import type { Qcow2Header } from '../formats/qcow2/header.js'
+import type { VmdkSpec } from '../formats/vmdk/image.js'
 
 export interface FileSpec {
   readonly path: string

@@ -1,6 +1,6 @@
 /** The first bytes of a file that may be a disk, and its last ones, for whoever looks for signatures. */
-import { SystemError } from '../../errors.js'
-import type { Store } from '../../io/store.js'
+import { SystemError } from '../../../errors.js'
+import type { Store } from '../../../io/store.js'
 
 const PIECE_BYTES = 64 * 1024
 

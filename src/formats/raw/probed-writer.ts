@@ -6,11 +6,11 @@
  * would have is judged before anything is in the file, however a header is put together. All other writes
  * go as they always do.
  */
-import { ImageError } from '../errors.js'
-import type { WritableStore } from '../io/store.js'
-import { PROBED_BYTES, probedName } from './probe.js'
-import { RawWriter } from './raw-writer.js'
-import type { Reservation } from './writable.js'
+import { ImageError } from '../../errors.js'
+import type { WritableStore } from '../../io/store.js'
+import { PROBED_BYTES, probedName } from '../probe.js'
+import { RawWriter } from './writer.js'
+import type { Reservation } from '../writable.js'
 
 export class ProbedRawWriter extends RawWriter {
   override readonly fillBytes = PROBED_BYTES

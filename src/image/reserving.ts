@@ -1,8 +1,8 @@
 /** Room for a range of the disk that is written later: clusters that keep what the disk has there. */
 import { readView } from './engine.js'
-import { takeMuchRoom } from './room.js'
+import { takeMuchRoom } from '../formats/room.js'
 import { isZero, type Scratch, useReserved, type WritableView } from './write-engine.js'
-import type { Reservation } from './writable.js'
+import type { Reservation } from '../formats/writable.js'
 
 /** Bytes of the disk that one step goes over at most. */
 const STEP_BYTES = 2 ** 24

@@ -1,6 +1,6 @@
 /** A raw image: the file's bytes are the disk's. */
-import type { Store } from '../io/store.js'
-import type { Extent, FormatDriver } from './driver.js'
+import type { Store } from '../../io/store.js'
+import type { Extent, FormatDriver } from '../driver.js'
 
 export class RawDriver implements FormatDriver {
   readonly unitBytes = 1

@@ -6,7 +6,7 @@ import { ImageError } from '../errors.js'
 import type { StoreCipher } from '../io/cipher-store.js'
 import type { Chain } from './chain.js'
 import { type EncryptionMethod, type LayerEncryption, type LayerSpec, storeOf } from './layer.js'
-import { isPossibleLuks } from './qcow2/luks.js'
+import { isPossibleLuks } from '../formats/qcow2/luks.js'
 import { recoverChain } from './recovery.js'
 
 /**

@@ -10,11 +10,11 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { openPlain, pathOfDescriptor } from '../io/beneath.js'
 import type { Folder } from '../io/folders.js'
-import { attempted, entriesOf, readAt } from './beside.js'
-import { cowNameAt } from './cow/header.js'
+import { attempted, entriesOf, readAt } from '../formats/beside.js'
+import { cowNameAt } from '../formats/cow/header.js'
 import type { FileSpec } from './layer.js'
-import { MAX_BACKING_NAME_BYTES, MAX_FILE_NAME_BYTES } from './limits.js'
-import { EXTENSION, MAGIC } from './qcow2/header.js'
+import { MAX_BACKING_NAME_BYTES, MAX_FILE_NAME_BYTES } from '../formats/limits.js'
+import { EXTENSION, MAGIC } from '../formats/qcow2/header.js'
 
 /** Files of a folder, at most, that are read: those whose names suggest an overlay, and others. */
 const MAX_LIKELY = 1024
