@@ -5,7 +5,7 @@ import t, { type Test } from 'tap'
 import { closeChain, type OpenOptions, openChain } from '../../src/image/chain.js'
 import { lockChain, unlockChain } from '../../src/image/encryption.js'
 import { noise } from '../fixtures/model.js'
-import { buildImage, type ImageSpec } from '../fixtures/qcow2-builder.js'
+import { buildImage, type Cluster, type ImageSpec } from '../fixtures/qcow2-builder.js'
 import { tempFolder } from '../support/run.js'
 
 const CLUSTER = 4096
@@ -92,4 +92,36 @@ t.test('one that cannot be recovered is read', async t => {
   t.match(warnings, /not closed cleanly.*mounted read-only/)
   await t.rejects(open(file, 'write', nobodyAsked), /not closed cleanly/)
   t.ok(readFileSync(file).equals(bytes), 'not a byte has changed')
+})
+
+t.test('what the first write would refuse is not recovered', async t => {
+  const shared: Cluster = { kind: 'data', bytes: noise(CLUSTER, 3) }
+  const COPIED = 1n << 63n
+  const damages: Record<string, (made: ReturnType<typeof dirtyImage>) => void> = {
+    'a cluster that the disk claims for itself, and a snapshot has, too': ({ bytes, image }) => {
+      const at = image.l2EntryAt(1)
+      bytes.writeBigUInt64BE(bytes.readBigUInt64BE(at) | COPIED, at)
+    },
+    'an L2 table over the refcount table': ({ bytes, image }) => {
+      bytes.writeBigUInt64BE(BigInt(image.refcountTableAt) | COPIED, image.l1At + 8)
+    },
+    'two L1 entries with one L2 table': ({ bytes, image }) => {
+      bytes.writeBigUInt64BE(bytes.readBigUInt64BE(image.l1At), image.l1At + 8)
+    },
+  }
+  for (const [title, damage] of Object.entries(damages)) {
+    const made = dirtyImage(t, {
+      sizeBytes: 600 * CLUSTER,
+      clusters: new Map([[1, shared]]),
+      snapshots: [{ clusters: new Map([[1, shared]]) }],
+    })
+    damage(made)
+    const { file, bytes } = made
+    writeFileSync(file, bytes)
+    await t.rejects(open(file, 'write', nobodyAsked), /not closed cleanly/, title)
+    const { isWritable, warnings } = await open(file, 'write if possible', nobodyAsked)
+    t.notOk(isWritable, title)
+    t.match(warnings, /not closed cleanly.*mounted read-only/, title)
+    t.ok(readFileSync(file).equals(bytes), `${title}: not a byte has changed`)
+  }
 })

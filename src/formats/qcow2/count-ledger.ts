@@ -32,9 +32,11 @@ export class CountLedger {
   private readonly perBlock: number
   private readonly entry = Buffer.alloc(8)
 
+  /** @param areCountsRight whether counts are taken to be high enough, and not read */
   constructor(
     private readonly store: Store,
     private readonly header: Qcow2Header,
+    private readonly options: { readonly areCountsRight: boolean } = { areCountsRight: false },
   ) {
     this.clusterBytes = clusterBytes(header)
     this.perBlock = (this.clusterBytes * 8) / 2 ** header.refcountOrder
@@ -79,6 +81,7 @@ export class CountLedger {
 
   private load(index: number): Uint16Array {
     const page = new Uint16Array(PAGE_CLUSTERS)
+    if (this.options.areCountsRight) return page.fill(MANY)
     const clusters = Math.min(PAGE_CLUSTERS, this.perBlock)
     const counts = Buffer.alloc(Math.ceil((clusters * 2 ** this.header.refcountOrder) / 8))
     for (let done = 0; done < PAGE_CLUSTERS; done += clusters) {

@@ -1,6 +1,6 @@
 /** Taking down all metadata of an image before it is written; see guard.ts. */
 import { ImageError } from '../../errors.js'
-import type { WritableStore } from '../../io/store.js'
+import type { Store } from '../../io/store.js'
 import type { BitmapMemory, ValidBitmap } from './bitmap-memory.js'
 import { type BitmapTable, isCluster, readTable } from './bitmap-table.js'
 import { MAX_BITMAP_DIRECTORY_BYTES } from '../limits.js'
@@ -30,7 +30,7 @@ const CHUNK_BYTES = 2 ** 20
  */
 export function guardMetadata(
   guard: Guard,
-  store: WritableStore,
+  store: Store,
   header: Qcow2Header,
   bitmaps: BitmapMemory,
   ledger: CountLedger,
@@ -86,7 +86,7 @@ const isPossible = (directory: BitmapsExtension, fileBytes: number): boolean =>
 
 type Add = (what: string, at: number, bytes: number, kind: Kind) => void
 
-function guardSnapshots(guard: Guard, store: WritableStore, header: Qcow2Header, add: Add): void {
+function guardSnapshots(guard: Guard, store: Store, header: Qcow2Header, add: Add): void {
   const cluster = clusterBytes(header)
   const { snapshots, bytes, obstacle } = readSnapshotTable(store, header)
   if (obstacle !== undefined) throw damage(store, obstacle)
@@ -109,7 +109,7 @@ type BitmapPlace = Pick<ValidBitmap, 'problem' | 'name' | 'tableAt' | 'tableEntr
 
 /** Bitmaps that another program did not close. This mount has not loaded them, but they have clusters. */
 const bitmapsInUse = (
-  store: WritableStore,
+  store: Store,
   header: Qcow2Header,
   { bitmaps }: BitmapMemory,
 ): BitmapPlace[] =>
@@ -128,7 +128,7 @@ const bitmapsInUse = (
 /** A bitmap that is not kept stays what it is all the same, as far as its table can be read. */
 function guardBitmap(
   guard: Guard,
-  store: WritableStore,
+  store: Store,
   cluster: number,
   { problem, name, tableAt, tableEntries }: BitmapPlace,
   add: Add,
@@ -154,7 +154,7 @@ function guardBitmap(
 
 /** Calls `visit` for each offset in a table of entries of 64 bits that is not 0. */
 function forEachOffset(
-  store: WritableStore,
+  store: Store,
   at: number,
   bytes: number,
   offsetOf: (high: number, low: number) => number,
@@ -170,7 +170,7 @@ function forEachOffset(
   }
 }
 
-function damage(store: WritableStore, message: string): ImageError {
+function damage(store: Store, message: string): ImageError {
   return new ImageError('CORRUPT', message, {
     path: store.path,
     endsWriting: true,

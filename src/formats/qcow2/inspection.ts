@@ -1,9 +1,9 @@
 /** What has to be known of an image, and has to be in order, before the first byte of it changes. */
 import { ImageError } from '../../errors.js'
-import type { WritableStore } from '../../io/store.js'
-import type { BitmapMemory } from './bitmap-memory.js'
+import type { Store } from '../../io/store.js'
+import { type BitmapMemory, loadBitmaps } from './bitmap-memory.js'
 import { CountLedger } from './count-ledger.js'
-import type { Guard } from './guard.js'
+import { createGuardMemory, Guard } from './guard.js'
 import { guardMetadata } from './guarded.js'
 import type { Qcow2Header } from './header.js'
 import { lostCluster } from './lost-clusters.js'
@@ -14,15 +14,25 @@ import { lostCluster } from './lost-clusters.js'
  */
 export function inspectForWriting(
   guard: Guard,
-  store: WritableStore,
+  store: Store,
   header: Qcow2Header,
   bitmaps: BitmapMemory,
+  ledger = new CountLedger(store, header),
 ): void {
-  const ledger = new CountLedger(store, header)
   guard.clear()
   guardMetadata(guard, store, header, bitmaps, ledger)
   const lost = lostCluster(store, header, ledger)
   if (lost === undefined) return
   const what = `there are data at ${lost}, beyond the end of the file: writing would make zeros of them`
   throw new ImageError('CORRUPT', what, { path: store.path, endsWriting: true })
+}
+
+/**
+ * Throws what `inspectForWriting` would throw once the reference counts have been made right: an image that no
+ * write could follow is not recovered either. An overlap of a bitmap refuses the image here, too.
+ */
+export function inspectForRecovery(store: Store, header: Qcow2Header): void {
+  const bitmaps = loadBitmaps(store, header, () => true)
+  const ledger = new CountLedger(store, header, { areCountsRight: true })
+  inspectForWriting(new Guard(createGuardMemory()), store, header, bitmaps, ledger)
 }

@@ -3,6 +3,7 @@ import { ImageError, inWords, SystemError } from '../../errors.js'
 import type { Store, WritableStore } from '../../io/store.js'
 import { INCOMPATIBLE, readHeader } from './header.js'
 import { writeFeatures } from './header-update.js'
+import { inspectForRecovery } from './inspection.js'
 import { rebuildRefcounts, requireKnownCounts } from './repair.js'
 
 /**
@@ -26,10 +27,14 @@ export function recover(store: WritableStore): string | undefined {
   return `${store.path}: it was not closed cleanly; its reference counts have been made anew`
 }
 
-/** Throws ImageError where `recover` would, as far as that can be known without writing. */
+/**
+ * Throws ImageError where `recover` would, as far as that can be known without writing, and where the first
+ * write after it would be refused: such an image must not change at all.
+ */
 export function requireRecoverable(store: Store): void {
   try {
     requireKnownCounts(store)
+    inspectForRecovery(store, readHeader(store))
   } catch (error) {
     if (!(error instanceof ImageError)) throw error
     throw notClosed(store, error)
