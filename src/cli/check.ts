@@ -3,7 +3,9 @@ import { printable } from '../errors.js'
 import { jsonWithoutHidden } from '../hidden-characters.js'
 import type { CheckResult, Finding } from '../formats/check/report.js'
 import { parse, parseChoice } from './arguments.js'
-import { type Checked, checkImage, type Found, type RepairKind, REPAIRS } from './check-image.js'
+import { type RepairKind, REPAIRS } from '../formats/format.js'
+import type { Found } from '../image/check.js'
+import { type Checked, checkImage } from './check-image.js'
 import { humanSize } from './human.js'
 import { complain, print } from './output.js'
 
@@ -18,12 +20,12 @@ const OPTIONS = {
 const EXIT = { clean: 0, failed: 1, corruptions: 2, leaks: 3, unsupported: 63 }
 
 export async function run(args: string[]): Promise<number> {
-  const { FORMATS } = await import('../formats/probe.js')
+  const { FORMAT_NAMES } = await import('../formats/registry.js')
   const { values, positionals } = parse(args, OPTIONS, 'check', ['IMAGE'])
   const [name] = positionals as [string]
   const output = parseChoice(values.output ?? 'human', '--output', ['human', 'json'])
   const format =
-    values.format === undefined ? undefined : parseChoice(values.format, '--format', FORMATS)
+    values.format === undefined ? undefined : parseChoice(values.format, '--format', FORMAT_NAMES)
   const repair =
     values.repair === undefined ? undefined : parseChoice(values.repair, '--repair', REPAIRS)
   const isWatched = output === 'human' && process.stderr.isTTY
@@ -68,7 +70,7 @@ function fields(
   }
   return {
     filename,
-    format,
+    format: format.name,
     'check-errors': after.checkErrors,
     ...Object.fromEntries(Object.entries(optional).filter(([, value]) => value !== 0)),
   }
@@ -98,14 +100,11 @@ const KINDS: Record<Finding['kind'], string> = {
 const line = ({ kind, at, message }: Finding): string =>
   `${KINDS[kind]} at ${at}: ${printable(message)}`
 
-/** What the disk is divided into. */
-const UNITS = { cow: 'sector', qcow: 'cluster', qcow2: 'cluster', vmdk: 'grain' }
-
 function summary(name: string, checked: Checked, repair: RepairKind | undefined): string[] {
   const { before, after } = checked
   const { corruptions, leaks, checkErrors } = after
   const file = printable(name)
-  const unit = UNITS[checked.format]
+  const { unit } = checked.format
   const fixes = before && [
     count(fixed(before.corruptions, corruptions), 'corruption'),
     count(fixed(before.leaks, leaks), `leaked ${unit}`),

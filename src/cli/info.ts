@@ -1,6 +1,7 @@
 /** `vimgfs info`: what an image is, as `qemu-img info` says it. */
 import { printable } from '../errors.js'
-import type { ImageInfo, InfoFields, InfoValue, SnapshotInfo } from '../image/info.js'
+import type { InfoFields, InfoValue } from '../formats/info-fields.js'
+import type { ImageInfo, SnapshotInfo } from '../image/info.js'
 import { parse, parseChoice } from './arguments.js'
 import { humanSize } from './human.js'
 import { complain, print } from './output.js'
@@ -15,13 +16,15 @@ const OPTIONS = {
 
 export async function run(args: string[]): Promise<number> {
   const { describe } = await import('../image/info.js')
-  const { FORMATS } = await import('../formats/probe.js')
+  const { FORMAT_NAMES } = await import('../formats/registry.js')
   const { values, positionals } = parse(args, OPTIONS, 'info', ['IMAGE'])
   const [image] = positionals as [string]
   const output = parseChoice(values.output ?? 'human', '--output', ['human', 'json'])
   const withBackingChain = values['backing-chain'] === true
   const open = {
-    ...(values.format !== undefined && { format: parseChoice(values.format, '--format', FORMATS) }),
+    ...(values.format !== undefined && {
+      format: parseChoice(values.format, '--format', FORMAT_NAMES),
+    }),
     allowPaths: values['allow-path'] ?? [],
     ignoreCid: values['ignore-cid'] === true,
   }

@@ -94,7 +94,7 @@ interface Settings {
 async function requestOf(args: string[]): Promise<Settings> {
   const { parseMountOptions } = await import('../fs/options.js')
   const { checkFlags } = await import('../fs/mount-flags.js')
-  const { FORMATS } = await import('../formats/probe.js')
+  const { FORMAT_NAMES } = await import('../formats/registry.js')
   const { DEFAULT_THREADS, MAX_THREADS } = await import('../fs/limits.js')
   const { TRANSPORTS } = await import('../fs/session.js')
   const { MAX_CHAIN_DEPTH } = await import('../formats/limits.js')
@@ -111,7 +111,7 @@ async function requestOf(args: string[]): Promise<Settings> {
       mountpoint,
       options,
       open: {
-        ...(format !== undefined && { format: parseChoice(format, '--format', FORMATS) }),
+        ...(format !== undefined && { format: parseChoice(format, '--format', FORMAT_NAMES) }),
         ...(depth !== undefined && {
           maxDepth: parseCount(depth, '--max-chain', 1, MAX_CHAIN_DEPTH.highest),
         }),

@@ -8,7 +8,7 @@ import { Socket } from 'node:net'
 import type { Writable } from 'node:stream'
 import { isExpected, MountError, oneLine } from '../errors.js'
 import type { AskPassphrase } from '../image/encryption.js'
-import type { EncryptionMethod } from '../image/layer.js'
+import type { EncryptionMethod } from '../formats/format.js'
 import { Interrupted } from '../interruption.js'
 
 /** What the server asks, in its report. */

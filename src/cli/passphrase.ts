@@ -8,7 +8,7 @@ import type { ReadStream } from 'node:tty'
 import { promisify } from 'node:util'
 import { inWords, MountError, printable } from '../errors.js'
 import type { AskPassphrase } from '../image/encryption.js'
-import type { EncryptionMethod } from '../image/layer.js'
+import type { EncryptionMethod } from '../formats/format.js'
 import { Interrupted, orInterrupted } from '../interruption.js'
 
 /** Names a file to read the passphrase from where no option does. */

@@ -122,7 +122,7 @@ export interface WritableDisk {
 
 export interface DiskHooks {
   /** The image's, which nobody else may make shorter. */
-  readonly files?: readonly Pick<WritableFileStore, 'requireWhole'>[]
+  readonly files?: readonly Partial<Pick<WritableFileStore, 'requireWhole'>>[]
   /** Called now and then while this thread waits for another one, with the seconds since it began. */
   readonly onStall?: ((seconds: number) => void) | undefined
 }

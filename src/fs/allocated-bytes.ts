@@ -1,6 +1,7 @@
 /** How many bytes of each file are allocated, for st_blocks: counted when somebody asks. */
 import { isExpected } from '../errors.js'
-import { allocatedNow, filesOf, type LayerSpec } from '../image/layer.js'
+import type { LayerSpec } from '../formats/format.js'
+import { allocatedNow, filesOf } from '../image/layer.js'
 import type { View } from '../formats/driver.js'
 import { countAllocated } from '../image/holes.js'
 import type { ImageSet } from '../image/image-set.js'

@@ -1,6 +1,7 @@
 /** How a mount shows its files: whom they belong to, and whom their modes let in. */
 import type { Chain } from '../image/chain.js'
-import { type FileSpec, filesFrom } from '../image/layer.js'
+import { filesFrom } from '../image/layer.js'
+import type { FileSpec } from '../io/file-spec.js'
 import type { MountOptions } from './options.js'
 import type { Appearance } from './tree.js'
 

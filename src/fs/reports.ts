@@ -1,7 +1,8 @@
 /** What those who serve a mount tell of it: the texts of `.vimgfs`, and the log's lines of faults. */
 import { type ErrorContext, ImageError, isExpected } from '../errors.js'
 import type { ImageSet } from '../image/image-set.js'
-import { type LayerSpec, removedFiles } from '../image/layer.js'
+import type { LayerSpec } from '../formats/format.js'
+import { removedFiles } from '../image/layer.js'
 import { jsonWithoutHidden } from '../hidden-characters.js'
 import { opcodeName } from './opcodes.js'
 import { readStats } from './stats.js'

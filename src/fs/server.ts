@@ -5,15 +5,14 @@
 import fs from 'node:fs'
 import { MountError, ProtocolError } from '../errors.js'
 import { type CatalogEntry, catalogOf } from '../image/catalog.js'
-import { type Chain, closeChain, type OpenOptions, openChain } from '../image/chain.js'
+import { type Chain, closeChain, type OpenOptions } from '../image/chain.js'
+import { openChain } from '../image/open-chain.js'
 import { type AskPassphrase, lockChain, unlockChain } from '../image/encryption.js'
-import type { Format } from '../formats/probe.js'
-import { extentFiles, type LayerSpec, removedFiles, storeOf } from '../image/layer.js'
+import type { LayerSpec } from '../formats/format.js'
+import { formatOf } from '../formats/registry.js'
+import { removedFiles, storeOf } from '../image/layer.js'
 import { createDiskMemory } from '../image/disk-memory.js'
 import { type CacheSizes, ImageSet } from '../image/image-set.js'
-import { coverageBytes, tableBytes as l2TableBytes } from '../formats/qcow/header.js'
-import { clusterBytes, l2CoverageBytes } from '../formats/qcow2/header.js'
-import { tableBytes } from '../formats/vmdk/image.js'
 import { orInterrupted } from '../interruption.js'
 import { exitNow } from '../io/libc.js'
 import { nameEndingServer, nameServer } from '../io/processes.js'
@@ -57,7 +56,7 @@ export interface Server {
   readonly warnings: readonly string[]
   readonly isWritable: boolean
   /** The image's format, and whether it is but a guess: nothing in the file says raw. */
-  readonly format: Format
+  readonly format: string
   readonly isGuessed: boolean
   /**
    * Settles when the last request has been served: after unmounting, by whomever. False when not all
@@ -250,13 +249,7 @@ function cachesOf(chain: Chain, request: ServeRequest, threads: number): CacheSi
  * clusters of 64 KiB.
  */
 export function defaultMetadataBytes(layer: LayerSpec, threads: number): number {
-  const { qcow2, qcow, cow, vmdk } = layer
-  let tables = 0
-  if (qcow2) tables = Math.ceil(qcow2.sizeBytes / l2CoverageBytes(qcow2)) * clusterBytes(qcow2)
-  if (qcow) tables = Math.ceil(qcow.sizeBytes / coverageBytes(qcow)) * l2TableBytes(qcow)
-  if (cow) tables = cow.bitmapBytes
-  if (vmdk) tables = tableBytes(vmdk)
-  return Math.min(MAX_METADATA_BYTES, threads * tables)
+  return Math.min(MAX_METADATA_BYTES, threads * formatOf(layer).tableBytes(layer))
 }
 
 /** Root may; for others the kernel's 128 KiB stay. */
@@ -338,13 +331,13 @@ function statusOf(
     disk: entries[0]?.name,
     transport,
     threads,
-    snapshots: chain.snapshots.length + chain.machineSnapshots.length,
+    snapshots: chain.snapshots.length + chain.externalSnapshots.length,
     layers: chain.layers.map(layer => ({
       path: layer.path,
       format: layer.format,
       ...(layer.encryption && { encryption: layer.encryption.method }),
       ...(layer.dataFile && { dataFile: layer.dataFile.path }),
-      ...(layer.vmdk && { extents: extentFiles(layer).map(({ path }) => path) }),
+      ...(layer.extents && { extents: layer.extents.map(({ path }) => path) }),
     })),
   }
 }

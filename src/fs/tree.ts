@@ -3,7 +3,7 @@
  * with its status files. It is laid once and never changes, so FORGET has nothing to do.
  */
 import type { CatalogEntry } from '../image/catalog.js'
-import type { Timestamp } from '../image/layer.js'
+import type { Timestamp } from '../io/file-spec.js'
 import { ROOT_ID } from './protocol.js'
 
 export const CONTROL_DIR_ID = 2

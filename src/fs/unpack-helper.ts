@@ -1,6 +1,6 @@
 /** The thread that decompresses with the workers; see image/unpack-crew.ts. */
 import { workerData } from 'node:worker_threads'
-import type { LayerSpec } from '../image/layer.js'
+import type { LayerSpec } from '../formats/format.js'
 import { packedStores } from '../image/image-set.js'
 import { type CrewMemory, helpCrews } from '../image/unpack-crew.js'
 

@@ -12,17 +12,10 @@
  *  (2) Nothing of the mount is touched, and an error ends it without a trace but a line in the log.
  */
 import type { CatalogEntry } from '../image/catalog.js'
-import type { LayerSpec } from '../image/layer.js'
+import type { FormatWriting, LayerSpec } from '../formats/format.js'
+import { formatOf } from '../formats/registry.js'
 import { createDiskMemory, type DiskMemory } from '../image/disk-memory.js'
 import { type CacheSizes, ImageSet } from '../image/image-set.js'
-import { writeBlankCow } from '../formats/cow/blank.js'
-import { readCowHeader } from '../formats/cow/header.js'
-import { writeBlankQcow } from '../formats/qcow/blank.js'
-import { readQcowHeader } from '../formats/qcow/header.js'
-import { BLANK_CLUSTER_BYTES, writeBlank } from '../formats/qcow2/blank.js'
-import { readHeader } from '../formats/qcow2/header.js'
-import { STATE } from '../formats/qcow2/write-memory.js'
-import { blankVmdk } from '../formats/vmdk/blank.js'
 import { closeFile, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, memoryFile } from '../io/libc.js'
 import { WritableFileStore } from '../io/store.js'
 import { TextSlots } from './control.js'
@@ -44,6 +37,8 @@ const SIZES_BYTES = [2 ** 30, 33 * 2 ** 30]
 /** Of the larger requests: a few clusters. */
 const REQUEST_BYTES = 32 * 1024
 const SMALL_BYTES = 4096
+/** A cluster of blank disks. */
+const ZEROS_BYTES = 4096
 /** After so many the compiler has nothing more to do. */
 const STEPS = 700
 /** Steps until what they wrote is given back. */
@@ -71,6 +66,7 @@ class ScratchDisk {
   private readonly fd = memoryFile('vimgfs-warm-up')
   private readonly message = Buffer.allocUnsafeSlow(IN_HEADER.size + WRITE_IN.size + REQUEST_BYTES)
   private readonly memory: DiskMemory
+  private readonly layer: LayerSpec
   private readonly responder: Responder
   private readonly node: number
 
@@ -80,6 +76,7 @@ class ScratchDisk {
     private readonly sizeBytes: number,
   ) {
     const layer = blankLayer(top, this.fd, sizeBytes)
+    this.layer = layer
     const store = storeOn(this.fd)
     this.memory = structuredClone(createDiskMemory(layer, 1, store))
     const images = new ImageSet([layer], caches, undefined, { memory: this.memory, thread: 0 })
@@ -102,8 +99,8 @@ class ScratchDisk {
     this.responder = new Responder(fileSystem, fail, reply)
     // Zeros that are looked at, and too few of them or whole clusters.
     const data = this.message.fill(0xa5).subarray(-REQUEST_BYTES)
-    data.fill(0, 0, BLANK_CLUSTER_BYTES - SECTOR_BYTES)
-    data.fill(0, REQUEST_BYTES - BLANK_CLUSTER_BYTES)
+    data.fill(0, 0, ZEROS_BYTES - SECTOR_BYTES)
+    data.fill(0, REQUEST_BYTES - ZEROS_BYTES)
   }
 
   /** What programs do with a disk: reading holes and data, new data and old, some of it unaligned. */
@@ -131,8 +128,7 @@ class ScratchDisk {
 
   /** As in a file that has grown to `at`. */
   private allocateFrom(at: number): void {
-    const { qcow2 } = this.memory
-    if (qcow2) new Float64Array(qcow2.state)[STATE.cursor] = Math.floor(at / BLANK_CLUSTER_BYTES)
+    formatOf(this.layer).writing?.allocateFrom?.(this.memory.format, at)
   }
 
   private write(offset: number, size: number): void {
@@ -179,21 +175,20 @@ const storeOn = (fd: number) =>
 
 function blankLayer(top: LayerSpec, fd: number, diskBytes: number): LayerSpec {
   const store = storeOn(fd)
-  if (top.qcow2) writeBlank(store, top.qcow2, diskBytes)
-  else if (top.qcow) writeBlankQcow(store, top.qcow, diskBytes)
-  else if (top.cow) writeBlankCow(store, top.cow, diskBytes)
-  else store.truncate(diskBytes)
-  const { path, sizeBytes } = store
-  const file = { path, fd, sizeBytes, allocatedBytes: 0, modified: MODIFIED, mode: 0o600, gid: 0 }
-  return structuredClone({
-    ...file,
-    format: top.format,
-    ...(top.qcow2 && { qcow2: readHeader(store) }),
-    ...(top.qcow && { qcow: readQcowHeader(store) }),
-    ...(top.cow && { cow: readCowHeader(store) }),
-    ...(top.encryption && { encryption: top.encryption }),
-    ...(top.vmdk && { vmdk: blankVmdk(top.vmdk, diskBytes, file) }),
-  })
+  const { path } = store
+  const file = {
+    path,
+    fd,
+    sizeBytes: 0,
+    allocatedBytes: 0,
+    modified: MODIFIED,
+    mode: 0o600,
+    gid: 0,
+  }
+  const { format, encryption } = top
+  const made = (formatOf(top).writing as FormatWriting<unknown>).blank(top, store, diskBytes, file)
+  const bare = { ...file, sizeBytes: store.sizeBytes, format }
+  return structuredClone({ ...bare, ...made, ...(encryption && { encryption }) })
 }
 
 const entryOf = ({ path }: LayerSpec, sizeBytes: number): CatalogEntry => ({

@@ -1,10 +1,15 @@
 /** What a mount of an image shows: the disk, its snapshots and their VM states, its backing layers. */
+import type {
+  ExternalSnapshot,
+  InternalSnapshot,
+  LayerSpec,
+  SnapshotTable,
+} from '../formats/format.js'
+import { formatOf } from '../formats/registry.js'
+import type { Timestamp } from '../io/file-spec.js'
 import type { Chain } from './chain.js'
-import { diskBytes, filesFrom, lastModified, type LayerSpec, type Timestamp } from './layer.js'
 import { distinctNames, layerName, stemOf, type Tagged } from './file-names.js'
-import { clusterBytes, l2CoverageBytes, type Qcow2Header } from '../formats/qcow2/header.js'
-import type { Qcow2Snapshot } from '../formats/qcow2/snapshots.js'
-import type { MachineSnapshot } from '../formats/vmdk/machine.js'
+import { diskBytes, filesFrom, lastModified } from './layer.js'
 
 /** Plain data: the threads get it as a message. */
 export interface CatalogEntry {
@@ -12,9 +17,9 @@ export interface CatalogEntry {
   readonly kind: 'disk' | 'snapshot' | 'vmstate' | 'layer'
   /** Which layer of the chain it is read from. */
   readonly layer: number
-  /** The L1 table of a snapshot, and the size of the disk under it. */
-  readonly table?: { offset: number; entries: number; sizeBytes: number }
-  /** Where the file's first byte is on the disk of its table: VM states lie behind the disk. */
+  /** The table of a snapshot in its layer's file. */
+  readonly table?: SnapshotTable
+  /** Where the file's first byte is on the disk of its table: VM states lie past the disk's end. */
   readonly startOffset: number
   readonly sizeBytes: number
   readonly modified: Timestamp
@@ -24,7 +29,7 @@ export interface CatalogEntry {
 export function catalogOf(chain: Chain): { entries: CatalogEntry[]; warnings: string[] } {
   const [top] = chain.layers
   // What a snapshot froze is shown as that.
-  const frozen = new Set(chain.machineSnapshots.map(({ layer }) => layer))
+  const frozen = new Set(chain.externalSnapshots.map(({ layer }) => layer))
   const below = chain.layers
     .map((layer, place) => ({ layer, place }))
     .slice(1, chain.depth)
@@ -34,7 +39,7 @@ export function catalogOf(chain: Chain): { entries: CatalogEntry[]; warnings: st
   const warnings: string[] = []
   const tags: Tagged[] = [
     ...chain.snapshots.map(({ name, id }) => ({ tag: name, id })),
-    ...chain.machineSnapshots.map(({ displayName, uid }) => ({
+    ...chain.externalSnapshots.map(({ displayName, uid }) => ({
       tag: Buffer.from(displayName),
       id: String(uid),
     })),
@@ -62,7 +67,7 @@ export function catalogOf(chain: Chain): { entries: CatalogEntry[]; warnings: st
       attributes: layerAttributes(top),
     },
   ]
-  const addSnapshot = (name: string, snapshot: Qcow2Snapshot, place: number) => {
+  const addSnapshot = (name: string, snapshot: InternalSnapshot, place: number) => {
     const layer = chain.layers[place] as LayerSpec
     entries.push(snapshotEntry(name, snapshot, layer, place))
     if (snapshot.vmStateBytes === 0) return
@@ -75,7 +80,7 @@ export function catalogOf(chain: Chain): { entries: CatalogEntry[]; warnings: st
     addSnapshot(names[index] as string, snapshot, 0)
   })
   const shown = chain.snapshots.length
-  chain.machineSnapshots.forEach((snapshot, index) => {
+  chain.externalSnapshots.forEach((snapshot, index) => {
     const layer = chain.layers[snapshot.layer] as LayerSpec
     entries.push({
       name: `${names[shown + index]}.raw`,
@@ -84,12 +89,12 @@ export function catalogOf(chain: Chain): { entries: CatalogEntry[]; warnings: st
       startOffset: 0,
       sizeBytes: diskBytes(layer),
       modified: snapshot.created ?? modified(snapshot.layer),
-      attributes: { ...layerAttributes(layer), path: layer.path, ...machineAttributes(snapshot) },
+      attributes: { ...layerAttributes(layer), path: layer.path, ...externalAttributes(snapshot) },
     })
   })
   below.forEach(({ layer, place }, index) => {
     entries.push({
-      name: `${names[shown + chain.machineSnapshots.length + index]}.raw`,
+      name: `${names[shown + chain.externalSnapshots.length + index]}.raw`,
       kind: 'layer',
       layer: place,
       startOffset: 0,
@@ -98,47 +103,32 @@ export function catalogOf(chain: Chain): { entries: CatalogEntry[]; warnings: st
       attributes: { ...layerAttributes(layer), layer: String(place), path: layer.path },
     })
   })
-  const last = shown + chain.machineSnapshots.length + below.length
+  const last = shown + chain.externalSnapshots.length + below.length
   chain.layerSnapshots.forEach(({ layer, snapshot }, index) => {
     addSnapshot(names[last + index] as string, snapshot, layer)
   })
   return { entries, warnings }
 }
 
-function layerAttributes(layer: LayerSpec): Record<string, string> {
-  const { qcow2, qcow, cow, vmdk, encryption } = layer
-  return {
-    format: layer.format,
-    ...(encryption && { encryption: encryption.method }),
-    ...(qcow2 && {
-      'cluster-size': String(clusterBytes(qcow2)),
-      'format-version': String(qcow2.version),
-    }),
-    ...(qcow && { 'cluster-size': String(2 ** qcow.clusterBits) }),
-    ...(cow && { 'format-layout': cow.layout }),
-    ...(vmdk?.descriptor && {
-      'create-type': vmdk.descriptor.createType,
-      cid: vmdk.descriptor.cid.toString(16).padStart(8, '0'),
-    }),
-  }
-}
+const layerAttributes = (layer: LayerSpec): Record<string, string> => ({
+  format: layer.format,
+  ...(layer.encryption && { encryption: layer.encryption.method }),
+  ...formatOf(layer).attributes?.(layer),
+})
 
 function snapshotEntry(
   name: string,
-  snapshot: Qcow2Snapshot,
+  snapshot: InternalSnapshot,
   layer: LayerSpec,
   place: number,
 ): CatalogEntry {
+  const { internalSnapshots } = formatOf(layer)
   const below = place > 0 && { layer: String(place), path: layer.path }
   return {
     name: `${name}.raw`,
     kind: 'snapshot',
     layer: place,
-    table: {
-      offset: snapshot.l1Offset,
-      entries: snapshot.l1Entries,
-      sizeBytes: snapshot.sizeBytes,
-    },
+    ...(internalSnapshots && { table: internalSnapshots.tableOf(snapshot) }),
     startOffset: 0,
     sizeBytes: snapshot.sizeBytes,
     modified: { seconds: snapshot.dateSeconds, nanoseconds: nanoseconds(snapshot) },
@@ -146,29 +136,26 @@ function snapshotEntry(
   }
 }
 
-/** The VM state lies in the snapshot's table, from the first L2 table behind its disk on. */
+/** Returns undefined for a state whose size is impossible. */
 function vmStateEntry(
   name: string,
-  snapshot: Qcow2Snapshot,
+  snapshot: InternalSnapshot,
   layer: LayerSpec,
   place: number,
 ): CatalogEntry | undefined {
-  const coverage = l2CoverageBytes(layer.qcow2 as Qcow2Header)
-  const startOffset = Math.ceil(snapshot.sizeBytes / coverage) * coverage
-  const endOffset = startOffset + snapshot.vmStateBytes
-  if (endOffset > snapshot.l1Entries * coverage) return undefined
+  const state = formatOf(layer).internalSnapshots?.vmStateOf(layer.spec, snapshot)
+  if (!state) return undefined
   const disk = snapshotEntry(name, snapshot, layer, place)
   return {
     ...disk,
+    ...state,
     name: `${name}.vmstate`,
     kind: 'vmstate',
-    table: { offset: snapshot.l1Offset, entries: snapshot.l1Entries, sizeBytes: endOffset },
-    startOffset,
     sizeBytes: snapshot.vmStateBytes,
   }
 }
 
-function snapshotAttributes(snapshot: Qcow2Snapshot, layer: LayerSpec): Record<string, string> {
+function snapshotAttributes(snapshot: InternalSnapshot, layer: LayerSpec): Record<string, string> {
   const date = new Date(snapshot.dateSeconds * 1000 + nanoseconds(snapshot) / 1e6)
   return {
     ...layerAttributes(layer),
@@ -180,7 +167,7 @@ function snapshotAttributes(snapshot: Qcow2Snapshot, layer: LayerSpec): Record<s
   }
 }
 
-function machineAttributes(snapshot: MachineSnapshot): Record<string, string> {
+function externalAttributes(snapshot: ExternalSnapshot): Record<string, string> {
   const { uid, parent, displayName, description, created } = snapshot
   const date = created && new Date(created.seconds * 1000 + created.nanoseconds / 1e6)
   return {
@@ -193,5 +180,5 @@ function machineAttributes(snapshot: MachineSnapshot): Record<string, string> {
 }
 
 /** A damaged table may hold more than a second of them, which no file system takes. */
-const nanoseconds = (snapshot: Qcow2Snapshot): number =>
+const nanoseconds = (snapshot: InternalSnapshot): number =>
   Math.min(snapshot.dateNanoseconds, 999_999_999)

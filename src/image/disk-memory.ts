@@ -1,11 +1,10 @@
 /** What the threads of a mount share of a disk that they write. Plain data: it goes as a message. */
 import { createPoolMemory, type PoolMemory } from '../cache/table-pool.js'
 import type { Store } from '../io/store.js'
-import { filesOf, type LayerSpec } from './layer.js'
+import type { LayerSpec } from '../formats/format.js'
+import { formatOf } from '../formats/registry.js'
+import { filesOf } from './layer.js'
 import { createLockMemory } from './disk-lock.js'
-import { createQcow2Memory, type Qcow2Memory } from '../formats/qcow2/write-memory.js'
-import { COUNTERS } from './shared-disk.js'
-import { createVmdkMemory, type VmdkMemory } from '../formats/vmdk/write-memory.js'
 
 export interface DiskMemory {
   readonly lock: SharedArrayBuffer
@@ -20,8 +19,8 @@ export interface DiskMemory {
   readonly sizes: SharedArrayBuffer
   /** Tables that have changed, of formats that have any. */
   readonly pool: PoolMemory | undefined
-  readonly qcow2: Qcow2Memory | undefined
-  readonly vmdk: VmdkMemory | undefined
+  /** What the image's format shares. */
+  readonly format: unknown
   /** What the user should know before something is written, a line each. */
   readonly warnings: readonly string[]
 }
@@ -29,12 +28,11 @@ export interface DiskMemory {
 /** What of a layer says how it is written. */
 export type WrittenLayer = Pick<
   LayerSpec,
-  'fd' | 'sizeBytes' | 'qcow2' | 'qcow' | 'cow' | 'dataFile' | 'vmdk'
+  'fd' | 'sizeBytes' | 'format' | 'spec' | 'dataFile' | 'extents'
 >
 
-const hasTables = ({ qcow2, qcow, cow, vmdk }: WrittenLayer): boolean =>
-  (qcow2 ?? qcow ?? cow ?? vmdk) !== undefined
-
+/** Words of 32 bits; shared-disk.ts says what they count. */
+const COUNTERS = 8
 const MESSAGE_BYTES = 4 + 2048
 
 /**
@@ -46,7 +44,8 @@ export function createDiskMemory(layer: WrittenLayer, threads: number, store: St
   const files = filesOf(layer)
   const sizes = new SharedArrayBuffer(8 * files.length)
   new BigInt64Array(sizes).set(files.map(({ sizeBytes }) => BigInt(sizeBytes)))
-  const qcow2 = layer.qcow2 && createQcow2Memory(layer.qcow2, store)
+  const { writing } = formatOf(layer)
+  const made = writing?.createMemory?.(layer.spec, store)
   return {
     lock: createLockMemory(threads),
     counters: new SharedArrayBuffer(4 * COUNTERS),
@@ -54,9 +53,8 @@ export function createDiskMemory(layer: WrittenLayer, threads: number, store: St
     message: new SharedArrayBuffer(MESSAGE_BYTES),
     refusals: new SharedArrayBuffer(4),
     sizes,
-    pool: hasTables(layer) ? createPoolMemory() : undefined,
-    qcow2,
-    vmdk: layer.vmdk && createVmdkMemory(layer.vmdk),
-    warnings: qcow2?.bitmaps.warnings ?? [],
+    pool: writing?.hasTables ? createPoolMemory() : undefined,
+    format: made?.memory,
+    warnings: made?.warnings ?? [],
   }
 }

@@ -4,8 +4,10 @@ import { checkLuks1, readLuks1, unlockLuks1 } from '../crypto/luks1.js'
 import { createSectorCipher } from '../crypto/sector-cipher.js'
 import { ImageError } from '../errors.js'
 import type { StoreCipher } from '../io/cipher-store.js'
+import type { EncryptionMethod, LayerEncryption, LayerSpec } from '../formats/format.js'
+import { formatOf } from '../formats/registry.js'
 import type { Chain } from './chain.js'
-import { type EncryptionMethod, type LayerEncryption, type LayerSpec, storeOf } from './layer.js'
+import { storeOf } from './layer.js'
 import { isPossibleLuks } from '../formats/qcow2/luks.js'
 import { recoverChain } from './recovery.js'
 
@@ -111,7 +113,4 @@ export function cipherOf(layer: LayerSpec): StoreCipher | undefined {
   }
 }
 
-/** Of a cluster: what a file may end within. */
-const sizesOf = ({ qcow2, qcow }: LayerSpec) => ({
-  unitBytes: 2 ** ((qcow2 ?? qcow)?.clusterBits ?? 0),
-})
+const sizesOf = (layer: LayerSpec) => ({ unitBytes: formatOf(layer).unitBytes(layer.spec) })

@@ -3,29 +3,21 @@ import { ClusterCache } from '../cache/cluster-cache.js'
 import { COUNTS } from '../cache/counts.js'
 import { MetadataCache } from '../cache/metadata-cache.js'
 import { TablePool } from '../cache/table-pool.js'
+import type { FormatDriver, View } from '../formats/driver.js'
+import type { DriverParts, FormatWriting, LayerSpec, NumberedStore } from '../formats/format.js'
+import { probedName } from '../formats/probe.js'
+import { formatOf } from '../formats/registry.js'
+import type { WritableDisk } from '../formats/writable.js'
 import { CipherStore, WritableCipherStore } from '../io/cipher-store.js'
-import { type FileStore, type Store, WritableFileStore, type WritableStore } from '../io/store.js'
+import type { FileSpec } from '../io/file-spec.js'
+import type { FileStore, Store, WritableStore } from '../io/store.js'
 import type { CatalogEntry } from './catalog.js'
-import { extentFiles, type FileSpec, filesOf, type LayerSpec, storeOf } from './layer.js'
 import type { DiskMemory } from './disk-memory.js'
-import { CowDriver } from '../formats/cow/driver.js'
-import { CowWriter } from '../formats/cow/writer.js'
-import type { Extent, FormatDriver, View } from '../formats/driver.js'
 import { cipherOf } from './encryption.js'
-import { QcowDriver } from '../formats/qcow/driver.js'
-import { QcowWriter } from '../formats/qcow/writer.js'
-import { Qcow2Driver, type Qcow2Parts } from '../formats/qcow2/driver.js'
-import type { Qcow2Memory } from '../formats/qcow2/write-memory.js'
-import { Qcow2Writer } from '../formats/qcow2/writer.js'
-import { ProbedRawWriter } from '../formats/raw/probed-writer.js'
-import { RawDriver } from '../formats/raw/driver.js'
-import { RawWriter } from '../formats/raw/writer.js'
+import { filesOf, storeOf } from './layer.js'
 import { SharedDisk } from './shared-disk.js'
-import { VmdkDriver } from '../formats/vmdk/driver.js'
-import type { VmdkSpec } from '../formats/vmdk/image.js'
-import type { VmdkMemory } from '../formats/vmdk/write-memory.js'
-import { VmdkWriter } from '../formats/vmdk/writer.js'
-import type { WritableDisk, WritableDriver } from '../formats/writable.js'
+import { ShiftedDriver } from './shifted-driver.js'
+import { LOCAL_FILES, type StoreSource, type WrittenStore } from './store-source.js'
 
 export interface CacheSizes {
   /** Bytes of tables. */
@@ -43,23 +35,20 @@ export interface Writing {
   readonly onStall?: (seconds: number) => void
 }
 
-/**
- * The file of a layer, and where its data are: in the same file, or in an external data file; where they
- * are encrypted, as a store that decrypts.
- */
+/** The stores of a layer. */
 interface Stores<S extends Store> {
   readonly store: S
+  /** Where its data are: in the same file, or in an external data file; it decrypts what is encrypted. */
   readonly dataStore: S
-  /** Of each extent of a vmdk. */
-  readonly extents?: readonly (S | undefined)[]
+  readonly extents: readonly S[]
 }
 interface WritableStores extends Stores<WritableStore> {
-  readonly files: readonly WritableFileStore[]
+  readonly files: readonly WrittenStore[]
 }
 
 interface OpenLayer extends Stores<Store> {
   readonly spec: LayerSpec
-  /** What the first of its extents' files is called in the caches; the others follow. */
+  /** The number of the first of its extents' files in the caches; the others follow. */
   readonly extentId: number
   view?: View
 }
@@ -76,6 +65,7 @@ export class ImageSet {
   /**
    * @param counts where the caches count, COUNTS each
    * @param writing present where the first layer, which was opened for writing, is written
+   * @param source what makes stores of the layers' files
    */
   constructor(
     layers: readonly LayerSpec[],
@@ -85,18 +75,19 @@ export class ImageSet {
       clusters: new Float64Array(COUNTS),
     },
     writing?: Writing,
+    private readonly source: StoreSource = LOCAL_FILES,
   ) {
     const pool = writing?.memory.pool && new TablePool(writing.memory.pool)
     this.metadata = new MetadataCache(sizes.metadataBytes, counts.metadata, pool)
     this.clusters = new ClusterCache(sizes.clusterBytes, counts.clusters)
     this.isWritten = writing !== undefined
     const [top, ...below] = layers as readonly [LayerSpec, ...LayerSpec[]]
-    const written = writing && writableStores(top, writing.memory)
-    // The files of layers are numbered as layers are, those of extents behind them.
+    const written = writing && this.writableStores(top, writing.memory)
+    // The files of layers have the numbers of the layers; those of extents come after them.
     let extentId = layers.length
-    const open = (spec: LayerSpec, stores: Stores<Store> = readableStores(spec)) => {
+    const open = (spec: LayerSpec, stores: Stores<Store> = this.readableStores(spec)) => {
       const layer = { spec, extentId, ...stores }
-      extentId += extentFiles(spec).length
+      extentId += (spec.extents ?? []).length
       return layer
     }
     this.layers = [open(top, written), ...below.map(spec => open(spec))]
@@ -106,8 +97,11 @@ export class ImageSet {
   /** What `entry` shows, from its first byte on. Throws ImageError where its table cannot be one. */
   viewOf(entry: CatalogEntry): View {
     if (!entry.table) return this.layerView(entry.layer)
-    const driver = new Qcow2Driver(this.parts(entry.layer), entry.table, entry.table.sizeBytes)
-    // Behind the disk there is nothing to show through: a VM state is all in its own clusters.
+    const parts = this.parts(entry.layer)
+    const { internalSnapshots } = formatOf(parts.layer)
+    if (!internalSnapshots) throw new TypeError('a format without snapshots has no snapshot tables')
+    const driver = internalSnapshots.driver(parts, entry.table)
+    // Nothing shows through past the disk's end: a VM state is all in its own clusters.
     if (entry.kind === 'vmstate') {
       return { driver: new ShiftedDriver(driver, entry.startOffset), parent: undefined }
     }
@@ -142,143 +136,68 @@ export class ImageSet {
   ): WritableDisk {
     const layer = this.layers[0] as OpenLayer
     const parent = this.parentOf(0)
-    const parts = { pool: pool as TablePool, hasParent: parent !== undefined }
-    const driver = this.writer(layer.spec, stores, memory, parts)
+    const parts = this.parts(0)
+    const { writing } = formatOf(layer.spec)
+    const driver = (writing as FormatWriting<unknown>).writer({
+      ...parts,
+      store: stores.store,
+      dataStore: stores.dataStore,
+      extents: stores.extents.map((store, i) => ({ store, storeId: layer.extentId + i })),
+      driver: this.driver(0),
+      pool,
+      memory: memory.format,
+      hasParent: parent !== undefined,
+      isEncrypted: layer.spec.encryption !== undefined,
+      probedName,
+      refusals: memory.refusals,
+    })
     const view = { driver, parent }
     layer.view = view
     return new SharedDisk(view, memory, thread, layer.spec.path, { files: stores.files, onStall })
   }
 
-  private writer(
-    { qcow2, qcow, cow, vmdk, encryption, isProbed }: LayerSpec,
-    { store, dataStore, extents = [] }: WritableStores,
-    memory: DiskMemory,
-    parts: { pool: TablePool; hasParent: boolean },
-  ): WritableDriver {
-    const tables = { store, storeId: 0, metadata: this.metadata }
-    const isEncrypted = encryption !== undefined
-    if (qcow2) {
-      return new Qcow2Writer({
-        ...parts,
-        header: qcow2,
-        driver: this.driver(0) as Qcow2Driver,
-        ...tables,
-        dataStore,
-        isEncrypted,
-        memory: memory.qcow2 as Qcow2Memory,
-      })
-    }
-    if (qcow) {
-      return new QcowWriter({
-        ...parts,
-        ...tables,
-        header: qcow,
-        driver: this.driver(0) as QcowDriver,
-        dataStore,
-        isEncrypted,
-      })
-    }
-    if (cow) {
-      const driver = this.driver(0) as CowDriver
-      return new CowWriter({ ...parts, ...tables, header: cow, driver })
-    }
-    if (!vmdk) {
-      return isProbed ? new ProbedRawWriter(store, memory.refusals) : new RawWriter(store)
-    }
-    return new VmdkWriter({
-      ...parts,
-      spec: vmdk,
-      image: store,
-      stores: extents,
-      driver: this.driver(0) as VmdkDriver,
-      memory: memory.vmdk as VmdkMemory,
-    })
-  }
-
   private driver(index: number): FormatDriver {
-    const layer = this.layers[index] as OpenLayer
-    const { spec, store, dataStore } = layer
-    const { qcow2, qcow, cow, vmdk } = spec
+    const parts = this.parts(index)
+    return formatOf(parts.layer).driver(parts)
+  }
+
+  private parts(index: number): DriverParts<unknown> {
+    const { spec, store, dataStore, extents, extentId } = this.layers[index] as OpenLayer
     const { metadata, clusters } = this
+    const numbered: NumberedStore[] = extents.map((store, i) => ({ store, storeId: extentId + i }))
     const isWritten = index === 0 && this.isWritten
-    const tables = { store, storeId: index, metadata, isWritten }
-    if (vmdk) return this.vmdkDriver(vmdk, index, layer)
-    if (qcow) return new QcowDriver({ ...tables, header: qcow, dataStore, clusters })
-    if (cow) return new CowDriver({ ...tables, header: cow })
-    if (!qcow2) return new RawDriver(store)
-    const l1 = { offset: qcow2.l1Offset, entries: qcow2.l1Entries }
-    return new Qcow2Driver(this.parts(index), l1, qcow2.sizeBytes)
+    const stores = { store, storeId: index, dataStore, extents: numbered }
+    return { layer: spec, ...stores, metadata, clusters, isWritten }
   }
 
-  private vmdkDriver(
-    spec: VmdkSpec,
-    layerId: number,
-    { extentId, extents = [] }: OpenLayer,
-  ): VmdkDriver {
-    const { metadata, clusters } = this
-    let storeId = extentId
-    const stores = extents.map(store => store && { store, storeId: storeId++ })
-    const isWritten = layerId === 0 && this.isWritten
-    return new VmdkDriver({ spec, stores, layerId, metadata, clusters, isWritten })
+  private readableStores(spec: LayerSpec): Stores<Store> {
+    const stores = storesOf(spec, file => this.source.readable(file))
+    const cipher = cipherOf(spec)
+    return cipher ? { ...stores, dataStore: new CipherStore(stores.dataStore, cipher) } : stores
   }
 
-  private parts(index: number): Qcow2Parts {
-    const { spec, store, dataStore } = this.layers[index] as OpenLayer
-    if (!spec.qcow2) throw new TypeError('a layer without tables has no snapshots')
-    const { metadata, clusters } = this
-    return { header: spec.qcow2, store, dataStore, storeId: index, metadata, clusters }
+  /** Threads that write a file share its size. */
+  private writableStores(spec: LayerSpec, { sizes }: DiskMemory): WritableStores {
+    const byFile = new Map(
+      filesOf(spec).map((file, index) => [
+        file.fd,
+        this.source.writable(file, new BigInt64Array(sizes, 8 * index, 1)),
+      ]),
+    )
+    const stores = storesOf(spec, ({ fd }) => byFile.get(fd) as WritableStore)
+    const files = [...byFile.values()]
+    const cipher = cipherOf(spec)
+    if (!cipher) return { ...stores, files }
+    return { ...stores, files, dataStore: new WritableCipherStore(stores.dataStore, cipher) }
   }
 }
 
-/** What compressed bytes are read from, by the ids that extents of this layers' views have. */
+/** The stores that compressed bytes are read from, by the numbers that extents of the layers' views have. */
 export const packedStores = (layers: readonly LayerSpec[]): FileStore[] =>
-  [...layers, ...layers.flatMap(extentFiles)].map(storeOf)
-
-function readableStores(spec: LayerSpec): Stores<Store> {
-  const stores = storesOf(spec, storeOf)
-  const cipher = cipherOf(spec)
-  return cipher ? { ...stores, dataStore: new CipherStore(stores.dataStore, cipher) } : stores
-}
-
-/** Threads that write a file share its size. */
-function writableStores(spec: LayerSpec, { sizes }: DiskMemory): WritableStores {
-  const stores = filesOf(spec).map(({ path, fd }, index) => {
-    const size = new BigInt64Array(sizes, 8 * index, 1)
-    return [fd, new WritableFileStore(path, fd, size)] as const
-  })
-  const byFile = new Map(stores)
-  const files = [...byFile.values()]
-  const written = {
-    files,
-    ...storesOf<WritableStore>(spec, ({ fd }) => byFile.get(fd) as WritableFileStore),
-  }
-  const cipher = cipherOf(spec)
-  if (!cipher) return written
-  return { ...written, dataStore: new WritableCipherStore(written.dataStore, cipher) }
-}
+  [...layers, ...layers.flatMap(({ extents = [] }) => extents)].map(storeOf)
 
 function storesOf<S extends Store>(spec: LayerSpec, open: (file: FileSpec) => S): Stores<S> {
-  const { dataFile, vmdk } = spec
+  const { dataFile, extents = [] } = spec
   const store = open(spec)
-  const dataStore = dataFile ? open(dataFile) : store
-  if (!vmdk) return { store, dataStore }
-  return { store, dataStore, extents: vmdk.extents.map(({ file }) => file && open(file)) }
-}
-
-/** A disk without its first `startOffset` bytes. */
-class ShiftedDriver implements FormatDriver {
-  readonly sizeBytes: number
-  readonly unitBytes: number
-
-  constructor(
-    private readonly driver: FormatDriver,
-    private readonly startOffset: number,
-  ) {
-    this.sizeBytes = driver.sizeBytes - startOffset
-    this.unitBytes = driver.unitBytes
-  }
-
-  lookup(offset: number, length: number): Extent {
-    return this.driver.lookup(this.startOffset + offset, length)
-  }
+  return { store, dataStore: dataFile ? open(dataFile) : store, extents: extents.map(open) }
 }

@@ -1,12 +1,13 @@
 /** The internal snapshots of the layers that an image stands on. */
-import { type LayerSpec, storeOf } from './layer.js'
+import type { InternalSnapshot, LayerSpec } from '../formats/format.js'
 import { MAX_LAYER_SNAPSHOTS } from '../formats/limits.js'
-import { type Qcow2Snapshot, readSnapshots } from '../formats/qcow2/snapshots.js'
+import { formatOf } from '../formats/registry.js'
+import { storeOf } from './layer.js'
 
 export interface LayerSnapshot {
   /** The place of its layer in the chain, from 1 on. */
   readonly layer: number
-  readonly snapshot: Qcow2Snapshot
+  readonly snapshot: InternalSnapshot
 }
 
 /**
@@ -20,9 +21,9 @@ export function snapshotsBelow(layers: readonly LayerSpec[]): {
   const snapshots: LayerSnapshot[] = []
   const warnings: string[] = []
   for (const [place, layer] of layers.entries()) {
-    if (place === 0 || !layer.qcow2 || layer.qcow2.snapshotCount === 0) continue
-    const found = readSnapshots(storeOf(layer), layer.qcow2)
-    for (const snapshot of found.snapshots) {
+    if (place === 0) continue
+    const { internalSnapshots } = formatOf(layer)
+    for (const snapshot of internalSnapshots?.read(storeOf(layer), layer.spec) ?? []) {
       if (snapshots.length < MAX_LAYER_SNAPSHOTS) snapshots.push({ layer: place, snapshot })
       else {
         warnings.push(

@@ -1,83 +1,26 @@
-/** A layer of an image as it was opened: plain data, which the threads get as a message. */
+/** A layer of an image, and the files that it is made of. */
 import fs from 'node:fs'
-import type { CipherSpec } from '../crypto/spec.js'
-import { FileStore } from '../io/store.js'
+import { isTooLarge, tooLarge } from '../formats/disk-size.js'
+import type { LayerSpec, Reference } from '../formats/format.js'
+import { formatOf } from '../formats/registry.js'
+import type { FileSpec, Timestamp } from '../io/file-spec.js'
 import { sizeOf } from '../io/libc.js'
 import type { OpenedFile } from '../io/named-file.js'
-import type { CowHeader } from '../formats/cow/header.js'
-import { isTooLarge, tooLarge } from '../formats/disk-size.js'
-import type { Format } from '../formats/probe.js'
-import type { QcowHeader } from '../formats/qcow/header.js'
-import type { Qcow2Header } from '../formats/qcow2/header.js'
-import type { VmdkSpec } from '../formats/vmdk/image.js'
-
-export interface FileSpec {
-  readonly path: string
-  readonly fd: number
-  readonly sizeBytes: number
-  /** What the file takes on its own disk: no more than this of it can be data. */
-  readonly allocatedBytes: number
-  /** That it was a regular file with a name when it was opened; some file systems tell of none. */
-  readonly hasName?: boolean
-  /** When it was last written before it was opened. */
-  readonly modified: Timestamp
-  /** Permission bits. */
-  readonly mode: number
-  /** The group that it belongs to. */
-  readonly gid: number
-}
-
-export interface LayerSpec extends FileSpec {
-  readonly format: Format
-  /** That nobody stated the format: it was found by the file's first bytes. */
-  readonly isProbed?: boolean
-  readonly qcow2?: Qcow2Header
-  readonly qcow?: QcowHeader
-  readonly cow?: CowHeader
-  /** Present where its data are encrypted. */
-  readonly encryption?: LayerEncryption
-  readonly dataFile?: FileSpec
-  /** Its extents have files of their own, or its file is one of them. */
-  readonly vmdk?: VmdkSpec
-  /** What shows through where it is silent, by its place among the layers. */
-  readonly below?: number
-}
-
-/** 'AES' is the method of old images: 128 bits, without anything that would tell a wrong passphrase. */
-export type EncryptionMethod = 'AES' | 'LUKS'
-
-export interface LayerEncryption {
-  readonly method: EncryptionMethod
-  /** Bytes of the file; of LUKS alone. */
-  readonly headerArea?: { readonly offset: number; readonly length: number }
-  /** Once it is unlocked. */
-  readonly spec?: CipherSpec
-}
-
-export interface Timestamp {
-  readonly seconds: number
-  readonly nanoseconds: number
-}
-
-/** What its format says of a layer's disk; undefined where the file is the disk. */
-const headerOf = ({ qcow2, qcow, cow, vmdk }: LayerSpec) => qcow2 ?? qcow ?? cow ?? vmdk
+import { FileStore } from '../io/store.js'
 
 /** The size of a layer's disk, in bytes. */
-export const diskBytes = (layer: LayerSpec): number => headerOf(layer)?.sizeBytes ?? layer.sizeBytes
+export const diskBytes = (layer: LayerSpec): number => formatOf(layer).sizeBytes(layer)
 
-/** The backing file that a layer names; parents of vmdk are named otherwise. */
-export const backingNameOf = ({ qcow2, qcow, cow }: LayerSpec): string | undefined =>
-  (qcow2 ?? qcow ?? cow)?.backingName
-
-/** The files of a layer's extents, in their order. */
-export const extentFiles = ({ vmdk }: Pick<LayerSpec, 'vmdk'>): FileSpec[] =>
-  vmdk?.extents.flatMap(({ file }) => file ?? []) ?? []
+/** The image that a layer stands on. Throws ImageError where it cannot be found by what the header says. */
+export const referenceOf = (layer: LayerSpec): Reference | undefined =>
+  formatOf(layer).reference?.(layer)
 
 /** All files of a layer, each once; its own first. */
 export function filesOf<T extends Pick<FileSpec, 'fd' | 'sizeBytes'>>(
-  layer: T & Pick<LayerSpec, 'dataFile' | 'vmdk'>,
+  layer: T & Pick<LayerSpec, 'dataFile' | 'extents'>,
 ): (T | FileSpec)[] {
-  const files = [layer, ...(layer.dataFile ? [layer.dataFile] : []), ...extentFiles(layer)]
+  const { dataFile, extents = [] } = layer
+  const files = [layer, ...(dataFile ? [dataFile] : []), ...extents]
   return [...new Map(files.map(file => [file.fd, file])).values()]
 }
 

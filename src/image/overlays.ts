@@ -12,7 +12,7 @@ import { openPlain, pathOfDescriptor } from '../io/beneath.js'
 import type { Folder } from '../io/folders.js'
 import { attempted, entriesOf, readAt } from '../formats/beside.js'
 import { cowNameAt } from '../formats/cow/header.js'
-import type { FileSpec } from './layer.js'
+import type { FileSpec } from '../io/file-spec.js'
 import { MAX_BACKING_NAME_BYTES, MAX_FILE_NAME_BYTES } from '../formats/limits.js'
 import { EXTENSION, MAGIC } from '../formats/qcow2/header.js'
 

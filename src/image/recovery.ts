@@ -3,9 +3,8 @@ import { ImageError } from '../errors.js'
 import { WriteProtected } from '../io/named-file.js'
 import { WritableFileStore } from '../io/store.js'
 import type { Chain } from './chain.js'
-import { readHeader } from '../formats/qcow2/header.js'
-import { recover } from '../formats/qcow2/recovery.js'
-import { withReadOnlyWarning } from './way-out.js'
+import { formatOf } from '../formats/registry.js'
+import { withReadOnlyWarning } from '../formats/way-out.js'
 
 /**
  * Makes the counts of an image that was not closed cleanly right. All that can refuse the image comes before.
@@ -13,14 +12,15 @@ import { withReadOnlyWarning } from './way-out.js'
  */
 export function recoverChain(chain: Chain): Chain {
   const { recovery, ...rest } = chain
-  if (recovery === undefined) return chain
   const [top, ...below] = chain.layers
+  const format = formatOf(top)
+  if (recovery === undefined || !format.recover) return chain
   const size = new BigInt64Array(new SharedArrayBuffer(8))
   size[0] = BigInt(top.sizeBytes)
   const store = new WritableFileStore(top.path, top.fd, size)
   try {
-    const warning = recover(store)
-    const recovered = { ...top, sizeBytes: store.sizeBytes, qcow2: readHeader(store) }
+    const { spec, warning } = format.recover(store)
+    const recovered = { ...top, sizeBytes: store.sizeBytes, spec }
     const warnings = warning === undefined ? chain.warnings : [...chain.warnings, warning]
     return { ...rest, layers: [recovered, ...below], warnings }
   } catch (error) {

@@ -19,7 +19,6 @@ import { areZeros, MIN_ZEROS_BYTES } from './zeros.js'
 
 /** Places in `DiskMemory.counters`. */
 const COUNTER = { writes: 0, flushed: 1, begun: 2, failed: 3, generation: 4 } as const
-export const COUNTERS = 8
 
 /** How long the disk is held for steps. */
 const HOLD_MS = 20
@@ -86,7 +85,7 @@ export class SharedDisk implements WritableDisk {
   checkFiles(): void {
     if (this.writeErrno !== 0) return
     try {
-      for (const file of this.hooks.files ?? []) file.requireWhole(true)
+      for (const file of this.hooks.files ?? []) file.requireWhole?.(true)
     } catch (error) {
       this.failed.judged(error)
     }

@@ -2,10 +2,10 @@
 import { printable } from '../errors.js'
 import type { Folder } from '../io/folders.js'
 import { WriteProtected } from '../io/named-file.js'
-import { filesOf, type LayerSpec } from './layer.js'
+import type { ExternalSnapshot, LayerSpec } from '../formats/format.js'
+import { formatOf } from '../formats/registry.js'
+import { filesOf } from './layer.js'
 import { overlaysOf } from './overlays.js'
-import { childrenOf } from '../formats/vmdk/children.js'
-import type { MachineSnapshot } from '../formats/vmdk/machine.js'
 
 /**
  * Throws WriteProtected, which names them, if images in `folders` or snapshots stand on `top`, or on another file
@@ -15,10 +15,10 @@ import type { MachineSnapshot } from '../formats/vmdk/machine.js'
  */
 export function requireUnneeded(
   top: LayerSpec,
-  frozen: readonly MachineSnapshot[],
+  frozen: readonly ExternalSnapshot[],
   folders: readonly Folder[],
 ): void {
-  const children = top.vmdk ? childrenOf(top, top.vmdk, folders) : []
+  const children = formatOf(top).children?.(top, folders) ?? []
   const disks = new Set([...children, ...overlaysOf(top.path, filesOf(top), folders)])
   const names = [
     ...frozen.map(({ displayName }) => `the snapshot "${printable(displayName)}"`),

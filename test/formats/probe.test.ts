@@ -3,7 +3,8 @@ import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { oneLine } from '../../src/errors.js'
-import { closeChain, openChain } from '../../src/image/chain.js'
+import { closeChain } from '../../src/image/chain.js'
+import { openChain } from '../../src/image/open-chain.js'
 import { probe } from '../../src/formats/probe.js'
 import { buildImage } from '../fixtures/qcow2-builder.js'
 import { tempFolder } from '../support/run.js'
@@ -76,7 +77,7 @@ for (const bytes of [
   sector('version = 1\nCID=1\n'),
 ]) {
   t.test(`${bytes.toString('latin1', 0, 12)} is vmdk`, async t => {
-    t.equal(probe(new MemoryStore('disk.img', bytes)), 'vmdk')
+    t.equal(probe(new MemoryStore('disk.img', bytes)).name, 'vmdk')
   })
 }
 

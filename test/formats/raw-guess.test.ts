@@ -22,11 +22,11 @@ function judged(bytes: Buffer, name = 'disk.img'): string {
   const store = new MemoryStore(name, bytes)
   try {
     requireWritableFormat(store, undefined)
-    return `${guessFormat(store)}, written`
+    return `${guessFormat(store).name}, written`
   } catch (error) {
     if (!(error instanceof ImageError)) throw error
     if (!(error instanceof WriteProtected)) return `${error.code}: ${error.message}`
-    t.equal(guessFormat(store), 'raw')
+    t.equal(guessFormat(store).name, 'raw')
     return 'read-only'
   }
 }

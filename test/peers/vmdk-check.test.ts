@@ -4,8 +4,10 @@ import { join } from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
 import { ImageError } from '../../src/errors.js'
-import { closeChain, openChain } from '../../src/image/chain.js'
+import { closeChain } from '../../src/image/chain.js'
+import { openChain } from '../../src/image/open-chain.js'
 import { type CheckedExtent, checkVmdk } from '../../src/formats/vmdk/check.js'
+import type { VmdkSpec } from '../../src/formats/vmdk/image.js'
 import { grainLayout } from '../../src/formats/vmdk/layout.js'
 import { type RepairedExtent, repairVmdk } from '../../src/formats/vmdk/repair.js'
 import { readSparseHeader } from '../../src/formats/vmdk/sparse-header.js'
@@ -27,8 +29,7 @@ function withExtents<T>(image: string, act: (extents: readonly RepairedExtent[])
   const chain = openChain(image, { describe: 'image', access: 'write' })
   try {
     const stores = new Map<number, WritableStore>()
-    const { vmdk } = chain.layers[0]
-    if (!vmdk) throw new Error('it is no vmdk')
+    const vmdk = chain.layers[0].spec as VmdkSpec
     return act(
       vmdk.extents.map(({ file, layout, sizeBytes }): RepairedExtent => {
         const store =
@@ -106,14 +107,14 @@ for (const kind of ['streamOptimized', 'monolithicFlat', 'twoGbMaxExtentFlat']) 
     await qemuImg('convert', '-O', 'vmdk', '-f', 'raw', '-o', `subformat=${kind}`, raw, image)
     const chain = openChain(image, { describe: 'image' })
     t.teardown(() => closeChain(chain))
-    const extents = chain.layers[0].vmdk?.extents.map(
+    const extents = (chain.layers[0].spec as VmdkSpec).extents.map(
       ({ sizeBytes, file, layout }): CheckedExtent => ({
         sizeBytes,
         layout,
         store: file && new MemoryStore(file.path, readFileSync(file.path)),
       }),
     )
-    t.match(checkVmdk(extents ?? []), { corruptions: 0, leaks: 0, findings: { length: 0 } })
+    t.match(checkVmdk(extents), { corruptions: 0, leaks: 0, findings: { length: 0 } })
     t.ok(await isSoundByQemu(image))
   })
 }

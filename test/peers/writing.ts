@@ -1,6 +1,7 @@
 /** Writing images in this process, beside a plain file that gets the same. */
 import { open } from 'node:fs/promises'
-import { closeChain, openChain, type OpenOptions } from '../../src/image/chain.js'
+import { closeChain, type OpenOptions } from '../../src/image/chain.js'
+import { openChain } from '../../src/image/open-chain.js'
 import { createDiskMemory } from '../../src/image/disk-memory.js'
 import { unlockChain } from '../../src/image/encryption.js'
 import { ImageSet } from '../../src/image/image-set.js'

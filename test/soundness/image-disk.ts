@@ -29,7 +29,11 @@ export function openQcow(files: DiskFiles, changes: Changes = {}): OpenDisk {
   collectShared()
   const { store, parent, cipher } = files
   const header = readQcowHeader(store)
-  const memory = createDiskMemory({ fd: 0, sizeBytes: store.sizeBytes, qcow: header }, 1, store)
+  const memory = createDiskMemory(
+    { fd: 0, sizeBytes: store.sizeBytes, format: 'qcow', spec: header },
+    1,
+    store,
+  )
   const pool = new TablePool(memory.pool as PoolMemory)
   const plain: WritableStore = cipher ? new WritableCipherStore(store, cipher) : store
   const dataStore = changes.store?.(plain) ?? plain
@@ -57,7 +61,11 @@ export function openCow(files: DiskFiles, changes: Changes = {}): OpenDisk {
   collectShared()
   const { store, parent } = files
   const header = readCowHeader(store)
-  const memory = createDiskMemory({ fd: 0, sizeBytes: store.sizeBytes, cow: header }, 1, store)
+  const memory = createDiskMemory(
+    { fd: 0, sizeBytes: store.sizeBytes, format: 'cow', spec: header },
+    1,
+    store,
+  )
   const pool = new TablePool(memory.pool as PoolMemory)
   const tables = { header, store, storeId: 0, metadata: tablesOf(pool) }
   const driver = new CowDriver({ ...tables, isWritten: true })

@@ -1,7 +1,7 @@
 /** One thread of threads.test.ts: reads and writes a disk that others read and write. */
 import { parentPort } from 'node:worker_threads'
 import type { CatalogEntry } from '../../src/image/catalog.js'
-import type { LayerSpec } from '../../src/image/layer.js'
+import type { LayerSpec } from '../../src/formats/format.js'
 import type { DiskMemory } from '../../src/image/disk-memory.js'
 import { ImageSet } from '../../src/image/image-set.js'
 import type { WritableDisk } from '../../src/formats/writable.js'

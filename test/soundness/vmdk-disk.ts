@@ -3,7 +3,7 @@ import { ClusterCache } from '../../src/cache/cluster-cache.js'
 import { COUNTS } from '../../src/cache/counts.js'
 import { MetadataCache } from '../../src/cache/metadata-cache.js'
 import { type PoolMemory, TablePool } from '../../src/cache/table-pool.js'
-import type { FileSpec } from '../../src/image/layer.js'
+import type { FileSpec } from '../../src/io/file-spec.js'
 import { createDiskMemory } from '../../src/image/disk-memory.js'
 import { SharedDisk } from '../../src/image/shared-disk.js'
 import { VmdkDriver } from '../../src/formats/vmdk/driver.js'
@@ -35,7 +35,7 @@ export function openVmdkWith(
   collectShared()
   const image = stores[0] as WritableStore
   const { spec, extentStores } = specOf(stores)
-  const layer = { fd: 0, sizeBytes: image.sizeBytes, vmdk: spec }
+  const layer = { fd: 0, sizeBytes: image.sizeBytes, format: 'vmdk', spec: spec }
   const memory = createDiskMemory(layer, 1, image)
   const pool = new TablePool(memory.pool as PoolMemory)
   const writer = new VmdkWriter({
@@ -44,7 +44,7 @@ export function openVmdkWith(
     stores: extentStores,
     driver: driverOf(spec, extentStores, pool),
     pool,
-    memory: memory.vmdk as VmdkMemory,
+    memory: memory.format as VmdkMemory,
     hasParent: parent !== undefined,
   })
   const view = { driver: change(writer, spec), parent: parent && parentView(parent) }

@@ -1,7 +1,8 @@
 /** Images opened in this process, as a mount opens them, but without one. */
 import type { Test } from 'tap'
 import { type CatalogEntry, catalogOf } from '../../src/image/catalog.js'
-import { type Chain, closeChain, type OpenOptions, openChain } from '../../src/image/chain.js'
+import { type Chain, closeChain, type OpenOptions } from '../../src/image/chain.js'
+import { openChain } from '../../src/image/open-chain.js'
 import type { View } from '../../src/formats/driver.js'
 import { readView } from '../../src/image/engine.js'
 import { nextData, nextHole } from '../../src/image/holes.js'

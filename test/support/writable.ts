@@ -5,7 +5,7 @@ import { ClusterCache } from '../../src/cache/cluster-cache.js'
 import { COUNTS } from '../../src/cache/counts.js'
 import { MetadataCache } from '../../src/cache/metadata-cache.js'
 import { type PoolMemory, TablePool } from '../../src/cache/table-pool.js'
-import type { FileSpec } from '../../src/image/layer.js'
+import type { FileSpec } from '../../src/io/file-spec.js'
 import { createDiskMemory, type DiskMemory } from '../../src/image/disk-memory.js'
 import type { View } from '../../src/formats/driver.js'
 import { readView } from '../../src/image/engine.js'
@@ -72,7 +72,7 @@ export function openWritableWith(files: DiskFiles, changes: Changes = {}): OpenD
   const plain = cipher ? new WritableCipherStore(bare, cipher) : bare
   const dataStore = changes.store?.(plain) ?? plain
   const memory = createDiskMemory(
-    { fd: 0, sizeBytes: store.sizeBytes, qcow2: header, ...dataFile },
+    { fd: 0, sizeBytes: store.sizeBytes, format: 'qcow2', spec: header, ...dataFile },
     1,
     store,
   )
@@ -85,7 +85,7 @@ export function openWritableWith(files: DiskFiles, changes: Changes = {}): OpenD
     dataStore,
     pool,
     driver: new Qcow2Driver(parts, active, header.sizeBytes),
-    memory: memory.qcow2 as Qcow2Memory,
+    memory: memory.format as Qcow2Memory,
     hasParent: parent !== undefined,
     isEncrypted: cipher !== undefined,
   })

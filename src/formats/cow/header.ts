@@ -10,7 +10,7 @@
 import { type ErrorCode, ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import { isTooLarge, tooLarge } from '../disk-size.js'
-import { WRONG_FORMAT } from '../../image/way-out.js'
+import { WRONG_FORMAT } from '../way-out.js'
 
 export const COW_LAYOUTS = ['qemu-x86-64', 'qemu-i386', 'uml-2', 'uml-3', 'uml-3-broken'] as const
 /** Which program wrote it: the structures differ, the magic and versions do not tell all of them apart. */

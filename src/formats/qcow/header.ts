@@ -3,7 +3,7 @@ import { layout, rounded64be, u8, u16be, u32be, u64be } from '../../binary.js'
 import { type ErrorCode, ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import { isTooLarge, tooLarge } from '../disk-size.js'
-import { WRONG_FORMAT } from '../../image/way-out.js'
+import { WRONG_FORMAT } from '../way-out.js'
 import { MAX_BACKING_NAME_BYTES } from '../limits.js'
 import { MAGIC } from '../qcow2/header.js'
 

@@ -3,7 +3,7 @@ import { bits64be, layout, rounded64be, u8, u32be, u64be } from '../../binary.js
 import { type ErrorCode, ImageError, printable } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import { isTooLarge, tooLarge } from '../disk-size.js'
-import { WRONG_FORMAT } from '../../image/way-out.js'
+import { WRONG_FORMAT } from '../way-out.js'
 import { MAX_BACKING_NAME_BYTES, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS } from '../limits.js'
 import { type Defect, usablePlaces } from './table-places.js'
 

@@ -5,12 +5,13 @@
 import { ImageError } from '../../errors.js'
 import { WriteProtected } from '../../io/named-file.js'
 import type { Store } from '../../io/store.js'
-import { type Format, probeGiven } from '../probe.js'
+import type { Format } from '../format.js'
+import { probeGiven } from '../probe.js'
+import { findFormat } from '../registry.js'
 import { fileSystemOf } from './signatures/file-system.js'
 import { NO_DISK_BYTES, noDiskOf } from './signatures/no-disk.js'
 import { partitionTableOf } from './signatures/partition-table.js'
 import { sampleOf } from './signatures/sample.js'
-import { requireWritableKind } from '../vmdk/writability.js'
 
 /** A disk whose first MiB is zeros alone is a fresh one. */
 const FRESH_BYTES = 2 ** 20
@@ -23,7 +24,7 @@ const SAMPLE_BYTES = FRESH_BYTES + 64 * 1024
  */
 export function guessFormat(store: Store): Format {
   const format = probeGiven(store)
-  const noDisk = format === 'raw' ? noDiskOf(sampleOf(store, NO_DISK_BYTES)) : undefined
+  const noDisk = format.name === 'raw' ? noDiskOf(sampleOf(store, NO_DISK_BYTES)) : undefined
   if (!noDisk) return format
   throw new ImageError('NOT_AN_IMAGE', `this is ${noDisk.name}, not a disk`, {
     path: store.path,
@@ -35,10 +36,10 @@ export function guessFormat(store: Store): Format {
  * Throws WriteProtected where an image of this format, found by its first bytes where it is not given, is
  * not written; ImageError as `guessFormat` does.
  */
-export function requireWritableFormat(store: Store, format: Format | undefined): void {
-  const actual = format ?? guessFormat(store)
-  if (actual === 'vmdk') requireWritableKind(store)
-  if (format !== undefined || actual !== 'raw') return
+export function requireWritableFormat(store: Store, format: string | undefined): void {
+  const actual = format === undefined ? guessFormat(store) : findFormat(format)
+  actual?.requireWritableKind?.(store)
+  if (format !== undefined || actual?.name !== 'raw') return
   const sample = sampleOf(store, SAMPLE_BYTES)
   const start = sample.head.subarray(0, FRESH_BYTES)
   const isFresh = start.length === Math.min(FRESH_BYTES, store.sizeBytes) && isZeros(start)

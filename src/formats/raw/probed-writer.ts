@@ -8,7 +8,7 @@
  */
 import { ImageError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
-import { PROBED_BYTES, probedName } from '../probe.js'
+import { PROBED_BYTES } from '../format.js'
 import { RawWriter } from './writer.js'
 import type { Reservation } from '../writable.js'
 
@@ -17,8 +17,15 @@ export class ProbedRawWriter extends RawWriter {
   private readonly staged: StagedBytes
   private readonly refusals: Int32Array
 
-  /** @param refusals where the threads of the disk count refused writes, 4 bytes */
-  constructor(dataStore: WritableStore, refusals: SharedArrayBuffer) {
+  /**
+   * @param probedName the name of the format that an image with these first bytes is found to have
+   * @param refusals where the threads of the disk count refused writes, 4 bytes
+   */
+  constructor(
+    dataStore: WritableStore,
+    private readonly probedName: (head: Buffer) => string,
+    refusals: SharedArrayBuffer,
+  ) {
     super(dataStore)
     this.staged = new StagedBytes(dataStore.path)
     this.refusals = new Int32Array(refusals)
@@ -35,7 +42,7 @@ export class ProbedRawWriter extends RawWriter {
 
   override link({ length }: Reservation): void {
     const { bytes } = this.staged
-    const format = probedName(bytes.subarray(0, length))
+    const format = this.probedName(bytes.subarray(0, length))
     if (format !== 'raw') this.refuse(format)
     this.dataStore.write(bytes, 0, length, 0)
   }

@@ -5,7 +5,7 @@
 import path from 'node:path'
 import { ImageError, printable } from '../../errors.js'
 import type { Store } from '../../io/store.js'
-import type { FileSpec } from '../../image/layer.js'
+import type { FileSpec } from '../../io/file-spec.js'
 import { MAX_VMDK_DESCRIPTOR_BYTES } from '../limits.js'
 import { lonePart } from './lone-part.js'
 import { type CowdHeader, readCowdHeader } from './cowd.js'

@@ -5,24 +5,10 @@
 import path from 'node:path'
 import { ImageError } from '../../errors.js'
 import { type Naming, type OpenedFile, openFirst } from '../../io/named-file.js'
-import type { LayerSpec, Timestamp } from '../../image/layer.js'
+import type { FileSpec } from '../../io/file-spec.js'
+import type { LayerSpec, NamedSnapshot } from '../format.js'
 import { parentNames } from './parent.js'
 import { parseVmsd, parseVmxDisks, type VmsdSnapshot } from './vmsd.js'
-
-/** Plain data. */
-export interface MachineSnapshot {
-  readonly uid: number
-  /** The snapshot that it was taken after. */
-  readonly parent: number | undefined
-  readonly displayName: string
-  readonly description: string
-  readonly created: Timestamp | undefined
-  /** The disk file that it froze, by its place among the layers. */
-  readonly layer: number
-}
-
-/** The same, before its file was looked for. */
-export type NamedSnapshot = Omit<MachineSnapshot, 'layer'> & { readonly fileName: string }
 
 /** The year 10000, in milliseconds: no machine was there. */
 const END_OF_TIME = Date.UTC(10_000)
@@ -96,7 +82,7 @@ export function openFrozen(
   fileName: string,
   naming: Naming,
   layers: readonly LayerSpec[],
-  isSame: (file: OpenedFile, layer: LayerSpec) => boolean,
+  isSame: (file: OpenedFile, layer: FileSpec) => boolean,
 ): OpenedFile {
   const names = parentNames(fileName)
   const own = layers.filter(layer => path.basename(layer.path) === baseName(fileName))

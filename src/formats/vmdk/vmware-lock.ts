@@ -25,17 +25,7 @@ import { printable } from '../../errors.js'
 import { openPlain, pathOfDescriptor } from '../../io/beneath.js'
 import { type Folder, findWithin } from '../../io/folders.js'
 import { closeFile } from '../../io/libc.js'
-
-export interface VmwareLock {
-  /** What has to go where nobody holds the lock. */
-  readonly path: string
-  /** Whether somebody holds it, or may do so as far as can be told from here. */
-  readonly isLive: boolean
-  /** Who, for messages: printable, of 300 characters at most. */
-  readonly owner: string
-  /** Whether it is for writing, or does not say. */
-  readonly writes: boolean
-}
+import type { ForeignLock } from '../format.js'
 
 /** What a member says. */
 export interface LockRecord {
@@ -81,7 +71,7 @@ export function vmwareLocks(
   imagePath: string,
   allowed: readonly Folder[],
   here?: Here,
-): VmwareLock[] {
+): ForeignLock[] {
   const given = path.resolve(imagePath)
   const names = new Set([given, realOf(given)])
   return [...names].flatMap(name => locksAt(`${name}${SUFFIX}`, allowed, here))
@@ -136,7 +126,7 @@ function processOf(id: string): LockProcess | undefined {
 const startOf = (digits: string): bigint | undefined =>
   /^[0-9]{1,20}$/.test(digits) ? BigInt(digits) || undefined : undefined
 
-function locksAt(lock: string, allowed: readonly Folder[], here: Here | undefined): VmwareLock[] {
+function locksAt(lock: string, allowed: readonly Folder[], here: Here | undefined): ForeignLock[] {
   try {
     const place = findWithin(lock, allowed)
     if (place === undefined) return fs.lstatSync(lock) && [unknown(lock)]
@@ -154,7 +144,7 @@ function locksAt(lock: string, allowed: readonly Folder[], here: Here | undefine
 }
 
 /** @param place an O_PATH descriptor of the folder `folder` */
-function locksIn(folder: string, place: number, given: Here | undefined): VmwareLock[] {
+function locksIn(folder: string, place: number, given: Here | undefined): ForeignLock[] {
   const names = fs.readdirSync(pathOfDescriptor(place))
   const entries = names.filter(name => ENTRY_NAME.test(name)).sort()
   if (entries.length === 0) return []
@@ -174,7 +164,7 @@ function locksIn(folder: string, place: number, given: Here | undefined): Vmware
 }
 
 /** Where the system or a member does not say more; rule (2). */
-const unknown = (file: string): VmwareLock => ({
+const unknown = (file: string): ForeignLock => ({
   path: file,
   isLive: true,
   owner: 'a program that is not known',
@@ -182,13 +172,13 @@ const unknown = (file: string): VmwareLock => ({
 })
 
 /** Rule (4). A clock that is ahead of ours makes it no older. */
-function enteringAt(file: string, place: string): VmwareLock {
+function enteringAt(file: string, place: string): ForeignLock {
   const isLive = Date.now() - fs.lstatSync(place).mtimeMs < ENTRY_AGE
   return { ...unknown(file), isLive, owner: 'a program that began to take it' }
 }
 
 /** @param fd the open member; undefined where it is no regular file */
-function memberAt(file: string, fd: number | undefined, here: Here): VmwareLock {
+function memberAt(file: string, fd: number | undefined, here: Here): ForeignLock {
   const content = fd === undefined ? undefined : readMember(fd)
   const record = content && parseLock(content)
   if (!record) return unknown(file)

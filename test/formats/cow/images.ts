@@ -32,7 +32,7 @@ export const readCow = (store: Store, parent?: Buffer): Buffer => readAll(viewOf
 export function openCow(store: WritableStore, parent?: Buffer): OpenDisk {
   collectShared()
   const header = readCowHeader(store)
-  const layer = { fd: 0, sizeBytes: store.sizeBytes, cow: header }
+  const layer = { fd: 0, sizeBytes: store.sizeBytes, format: 'cow', spec: header }
   const memory = createDiskMemory(layer, 1, store)
   const pool = new TablePool(memory.pool as PoolMemory)
   const metadata = new MetadataCache(CACHE_BYTES, new Float64Array(COUNTS), pool)

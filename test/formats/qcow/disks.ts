@@ -44,7 +44,11 @@ export function openQcow(store: WritableStore, parent?: Buffer): OpenDisk {
   const dataStore = encrypted
     ? new WritableCipherStore(store, cipherOf(clusterBytes(header)))
     : store
-  const memory = createDiskMemory({ fd: 0, sizeBytes: store.sizeBytes, qcow: header }, 1, store)
+  const memory = createDiskMemory(
+    { fd: 0, sizeBytes: store.sizeBytes, format: 'qcow', spec: header },
+    1,
+    store,
+  )
   const pool = new TablePool(memory.pool as PoolMemory)
   const { metadata, clusters } = caches(pool)
   const parts = { header, store, dataStore, storeId: 0, metadata }

@@ -11,8 +11,10 @@ import { ClusterCache } from '../../../src/cache/cluster-cache.js'
 import { COUNTS } from '../../../src/cache/counts.js'
 import { MetadataCache } from '../../../src/cache/metadata-cache.js'
 import { type PoolMemory, TablePool } from '../../../src/cache/table-pool.js'
-import { closeChain, openChain } from '../../../src/image/chain.js'
-import { type FileSpec, filesOf, storeOf } from '../../../src/image/layer.js'
+import { closeChain } from '../../../src/image/chain.js'
+import { openChain } from '../../../src/image/open-chain.js'
+import type { FileSpec } from '../../../src/io/file-spec.js'
+import { filesOf, storeOf } from '../../../src/image/layer.js'
 import { createDiskMemory } from '../../../src/image/disk-memory.js'
 import type { View } from '../../../src/formats/driver.js'
 import { ImageSet } from '../../../src/image/image-set.js'
@@ -316,7 +318,7 @@ function openWritable(path: string): Opened | undefined {
   const chain = openChain(path, { access: 'write', takesLocks: true })
   try {
     const [top] = chain.layers
-    const spec = top.vmdk
+    const spec = top.format === 'vmdk' ? (top.spec as VmdkSpec) : undefined
     const close = () => closeChain(chain)
     if (!spec) {
       close()
@@ -348,7 +350,7 @@ function openWritable(path: string): Opened | undefined {
       stores: extents,
       driver,
       pool,
-      memory: memory.vmdk as VmdkMemory,
+      memory: memory.format as VmdkMemory,
       hasParent: parent !== undefined,
     })
     const view: View & { driver: VmdkWriter } = { driver: writer, parent }

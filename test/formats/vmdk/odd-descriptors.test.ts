@@ -2,7 +2,8 @@
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { openChain, closeChain } from '../../../src/image/chain.js'
+import { closeChain } from '../../../src/image/chain.js'
+import { openChain } from '../../../src/image/open-chain.js'
 import { descriptorEdits } from '../../../src/formats/vmdk/descriptor-edit.js'
 import { noise } from '../../fixtures/model.js'
 import {

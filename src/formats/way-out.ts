@@ -1,6 +1,7 @@
 /** What a user can do about an image whose files are not where, or what, it says they are. */
 import { ImageError } from '../errors.js'
-import type { LayerSpec } from './layer.js'
+import type { FileSpec } from '../io/file-spec.js'
+import type { Reference } from './format.js'
 
 /** For a file whose first bytes are not those of the format that it was opened as. */
 export const WRONG_FORMAT =
@@ -13,17 +14,10 @@ export const besideImage = (): string => 'put it beside the image'
 export const backInPlace = (file: string): string =>
   `put it back as ${file}, or make a link to it there and allow its folder with --allow-path`
 
-/** Returns the hint for a backing file that is not there; qemu-img rebase changes the name in qcow2 only. */
-export const backingHint = ({ qcow2 }: LayerSpec): ((file: string) => string) =>
-  qcow2 ? () => 'restore it, or name it with qemu-img rebase -u' : backInPlace
-
 /** Returns the error for an image that is its own backing file or parent. */
-export function loopAt(above: LayerSpec, what: string): ImageError {
-  let hint = 'restore it from a copy'
-  if (above.vmdk) hint = 'correct the line parentFileNameHint of its descriptor'
-  if (above.qcow2) hint = 'name the right file with qemu-img rebase -u'
-  const problem = `its ${what} stands above it: the chain is a loop`
-  return new ImageError('CORRUPT', problem, { path: above.path, hint })
+export function loopAt(above: FileSpec, { role, name, loopHint }: Reference): ImageError {
+  const problem = `its ${role} "${name}" stands above it: the chain is a loop`
+  return new ImageError('CORRUPT', problem, { path: above.path, hint: loopHint })
 }
 
 /**

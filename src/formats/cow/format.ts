@@ -1,0 +1,89 @@
+/** cow images of User-mode Linux and of QEMU up to 2.1; see header.ts. */
+import type { Format, FormatChecking } from '../format.js'
+import { backInPlace } from '../way-out.js'
+import { writeBlankCow } from './blank.js'
+import { CowDriver } from './driver.js'
+import { type CowHeader, readCowHeader } from './header.js'
+import { CowWriter } from './writer.js'
+
+const MAGICS = ['OOOM', 'MOOO']
+
+const isUml = ({ layout }: CowHeader): boolean => layout.startsWith('uml')
+
+const checking: FormatChecking = {
+  needsLayer: false,
+  load: async () => {
+    const [{ checkCow }, { repairCow }] = await Promise.all([
+      import('./check.js'),
+      import('./repair.js'),
+    ])
+    return {
+      check: ({ store }, options) => checkCow(store, options),
+      repair: ({ store }, what, options) => repairCow(store, what, options),
+    }
+  },
+}
+
+export const cowFormat: Format<CowHeader> = {
+  name: 'cow',
+  suffixes: ['.cow'],
+  unit: 'sector',
+  // Version 1 was written in the byte order of its host.
+  matches: head => MAGICS.includes(head.toString('latin1', 0, 4)),
+  open: (file, { storeOf, warn }) => {
+    const spec = readCowHeader(storeOf(file))
+    for (const warning of spec.warnings) warn(`${file.path}: ${warning}`)
+    return { spec }
+  },
+  sizeBytes: ({ spec }) => spec.sizeBytes,
+  reference: ({ spec }) => {
+    if (spec.backingName === undefined) return undefined
+    return {
+      role: 'backing file',
+      name: spec.backingName,
+      names: [spec.backingName],
+      skipsOpen: false,
+      // User-mode Linux knows no other format.
+      format: isUml(spec) ? 'raw' : undefined,
+      statesFormat: false,
+      hint: backInPlace,
+      loopHint: 'restore it from a copy',
+    }
+  },
+  judgeBelow: ({ path, spec }, { modified, path: below }, { warn }) => {
+    // User-mode Linux refuses a backing file that has been written since; QEMU did not look.
+    if (!isUml(spec) || spec.backingSeconds === modified.seconds) return
+    warn(
+      `${path}: its backing file ${below} has another time of last change than it had; if it was written since, what is read may be nonsense`,
+    )
+  },
+  driver: ({ layer, store, storeId, metadata, isWritten }) =>
+    new CowDriver({ header: layer.spec, store, storeId, metadata, isWritten }),
+  writing: {
+    hasTables: true,
+    writer: ({ layer, store, storeId, metadata, driver, pool, hasParent }) =>
+      new CowWriter({
+        ...{ header: layer.spec, store, storeId, metadata, hasParent },
+        driver: driver as CowDriver,
+        pool: pool as NonNullable<typeof pool>,
+      }),
+    blank: (model, store, diskBytes) => {
+      writeBlankCow(store, model.spec, diskBytes)
+      return { spec: readCowHeader(store) }
+    },
+  },
+  checking,
+  describe: ({ spec }) => ({
+    unitBytes: spec.sectorBytes,
+    specific: {
+      type: 'cow',
+      data: {
+        layout: spec.layout,
+        'backing-mtime': spec.backingName === undefined ? undefined : spec.backingSeconds,
+      },
+    },
+  }),
+  attributes: ({ spec }) => ({ 'format-layout': spec.layout }),
+  tableBytes: ({ spec }) => spec.bitmapBytes,
+  unitBytes: () => 1,
+}

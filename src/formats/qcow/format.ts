@@ -1,0 +1,75 @@
+/** qcow images, version 1 of QEMU's copy-on-write format; see header.ts. */
+import type { Format, FormatChecking } from '../format.js'
+import { CRYPT, MAGIC } from '../qcow2/header.js'
+import { backInPlace } from '../way-out.js'
+import { writeBlankQcow } from './blank.js'
+import { QcowDriver } from './driver.js'
+import { coverageBytes, type QcowHeader, readQcowHeader, tableBytes } from './header.js'
+import { QcowWriter } from './writer.js'
+
+const checking: FormatChecking = {
+  needsLayer: false,
+  load: async () => {
+    const [{ checkQcow }, { repairQcow }] = await Promise.all([
+      import('./check.js'),
+      import('./repair.js'),
+    ])
+    return {
+      check: ({ store, isDevice }, options) => checkQcow(store, { ...options, isDevice }),
+      repair: ({ store, isDevice }, what, options) =>
+        repairQcow(store, what, { ...options, isDevice }),
+    }
+  },
+}
+
+export const qcowFormat: Format<QcowHeader> = {
+  name: 'qcow',
+  suffixes: ['.qcow'],
+  unit: 'cluster',
+  matches: head => head.length >= 8 && head.readUInt32BE(0) === MAGIC && head.readUInt32BE(4) === 1,
+  open: (file, { storeOf }) => {
+    const spec = readQcowHeader(storeOf(file))
+    return spec.cryptMethod === CRYPT.aes ? { spec, encryption: { method: 'AES' } } : { spec }
+  },
+  sizeBytes: ({ spec }) => spec.sizeBytes,
+  reference: ({ spec }) => {
+    if (spec.backingName === undefined) return undefined
+    return {
+      role: 'backing file',
+      name: spec.backingName,
+      names: [spec.backingName],
+      skipsOpen: false,
+      format: undefined,
+      statesFormat: false,
+      hint: backInPlace,
+      loopHint: 'restore it from a copy',
+    }
+  },
+  driver: ({ layer, store, dataStore, storeId, metadata, clusters }) =>
+    new QcowDriver({ header: layer.spec, store, dataStore, storeId, metadata, clusters }),
+  writing: {
+    hasTables: true,
+    writer: ({ layer, driver, pool, ...parts }) =>
+      new QcowWriter({
+        header: layer.spec,
+        driver: driver as QcowDriver,
+        pool: pool as NonNullable<typeof pool>,
+        store: parts.store,
+        dataStore: parts.dataStore,
+        storeId: parts.storeId,
+        metadata: parts.metadata,
+        hasParent: parts.hasParent,
+        isEncrypted: parts.isEncrypted,
+      }),
+    blank: (model, store, diskBytes) => {
+      writeBlankQcow(store, model.spec, diskBytes)
+      return { spec: readQcowHeader(store) }
+    },
+  },
+  checking,
+  // QEMU says nothing of the format itself.
+  describe: ({ spec }) => ({ unitBytes: 2 ** spec.clusterBits }),
+  attributes: ({ spec }) => ({ 'cluster-size': String(2 ** spec.clusterBits) }),
+  tableBytes: ({ spec }) => Math.ceil(spec.sizeBytes / coverageBytes(spec)) * tableBytes(spec),
+  unitBytes: ({ clusterBits }) => 2 ** clusterBits,
+}

@@ -1,0 +1,192 @@
+/** qcow2 images of versions 2 and 3; see header.ts. */
+import { ImageError } from '../../errors.js'
+import { WriteProtected } from '../../io/named-file.js'
+import type { FileSpec } from '../../io/file-spec.js'
+import type { Store } from '../../io/store.js'
+import type {
+  DriverParts,
+  Format,
+  FormatChecking,
+  FormatWriting,
+  InternalSnapshots,
+  LayerSpec,
+  OpenContext,
+  OpenedLayer,
+} from '../format.js'
+import { BLANK_CLUSTER_BYTES, writeBlank } from './blank.js'
+import { describeQcow2 } from './describe.js'
+import { Qcow2Driver, type Qcow2Parts } from './driver.js'
+import {
+  CRYPT,
+  clusterBytes,
+  INCOMPATIBLE,
+  l2CoverageBytes,
+  MAGIC,
+  type Qcow2Header,
+  readHeader,
+} from './header.js'
+import { requireWhole } from './losses.js'
+import { recover, requireRecoverable } from './recovery.js'
+import { type Qcow2Snapshot, readSnapshots } from './snapshots.js'
+import { createQcow2Memory, type Qcow2Memory, STATE } from './write-memory.js'
+import { Qcow2Writer } from './writer.js'
+
+function open(file: FileSpec, context: OpenContext): OpenedLayer<Qcow2Header> {
+  const store = context.storeOf(file)
+  const spec = readHeader(store)
+  judge(spec, store, context)
+  const needsRecovery = isDirty(spec) && context.access === 'write'
+  if (needsRecovery) judgeRecovery(store)
+  const isExternal = (spec.incompatible & INCOMPATIBLE.externalData) !== 0n
+  if (!isExternal || context.isDescribed) return { spec, needsRecovery, ...encryptionOf(spec) }
+  const dataFile = context.openDataFile(spec.dataFileName as string)
+  return { spec, needsRecovery, ...encryptionOf(spec), dataFile }
+}
+
+const isDirty = ({ incompatible }: Qcow2Header): boolean =>
+  (incompatible & INCOMPATIBLE.dirty) !== 0n
+
+function judge(header: Qcow2Header, store: Store, { access, warn }: OpenContext): void {
+  const { path } = store
+  requireWhole(store, header, access, warn)
+  const isCorrupt = (header.incompatible & INCOMPATIBLE.corrupt) !== 0n
+  if (isCorrupt && access === 'write') {
+    const hint = 'repair a copy of it with vimgfs check --repair all, or mount it with -o ro'
+    throw new WriteProtected(path, 'it is marked corrupt', hint)
+  }
+  // Opened for writing it is recovered.
+  if (isDirty(header) && access === 'read') {
+    warn(`${path}: it was not closed cleanly (its dirty bit is set); its data read as they are`)
+  }
+  if (isCorrupt) {
+    warn(`${path}: it is marked corrupt; what is readable is shown, check it with vimgfs check`)
+  }
+}
+
+/** Throws WriteProtected where recovery, which runs once nothing else can refuse the image, would fail. */
+function judgeRecovery(store: Store): void {
+  try {
+    requireRecoverable(store)
+  } catch (error) {
+    if (!(error instanceof ImageError)) throw error
+    throw new WriteProtected(store.path, error.message, 'mount it with -o ro, or repair a copy')
+  }
+}
+
+function encryptionOf({ cryptMethod, encryption }: Qcow2Header): Pick<LayerSpec, 'encryption'> {
+  if (cryptMethod === CRYPT.aes) return { encryption: { method: 'AES' } }
+  if (cryptMethod !== CRYPT.luks) return {}
+  return { encryption: { method: 'LUKS', ...(encryption && { headerArea: encryption }) } }
+}
+
+function partsOf({ layer, ...parts }: DriverParts<Qcow2Header>): Qcow2Parts {
+  const { store, dataStore, storeId, metadata, clusters } = parts
+  return { header: layer.spec, store, dataStore, storeId, metadata, clusters }
+}
+
+const snapshots: InternalSnapshots<Qcow2Header> = {
+  read: (store, header) =>
+    header.snapshotCount === 0 ? [] : readSnapshots(store, header).snapshots,
+  tableOf: snapshot => {
+    const { l1Offset, l1Entries, sizeBytes } = snapshot as Qcow2Snapshot
+    return { offset: l1Offset, entries: l1Entries, sizeBytes }
+  },
+  // It lies in the snapshot's table, from the first L2 table past the disk's end on.
+  vmStateOf: (header, snapshot) => {
+    const { l1Offset, l1Entries, sizeBytes, vmStateBytes } = snapshot as Qcow2Snapshot
+    const coverage = l2CoverageBytes(header)
+    const startOffset = Math.ceil(sizeBytes / coverage) * coverage
+    const endOffset = startOffset + vmStateBytes
+    if (endOffset > l1Entries * coverage) return undefined
+    return { table: { offset: l1Offset, entries: l1Entries, sizeBytes: endOffset }, startOffset }
+  },
+  driver: (parts, table) => new Qcow2Driver(partsOf(parts), table, table.sizeBytes),
+}
+
+const writing: FormatWriting<Qcow2Header> = {
+  hasTables: true,
+  createMemory: (header, store) => {
+    const memory = createQcow2Memory(header, store)
+    return { memory, warnings: memory.bitmaps.warnings }
+  },
+  writer: ({ layer, driver, pool, memory, ...parts }) =>
+    new Qcow2Writer({
+      header: layer.spec,
+      driver: driver as Qcow2Driver,
+      pool: pool as NonNullable<typeof pool>,
+      memory: memory as Qcow2Memory,
+      store: parts.store,
+      dataStore: parts.dataStore,
+      storeId: parts.storeId,
+      metadata: parts.metadata,
+      hasParent: parts.hasParent,
+      isEncrypted: parts.isEncrypted,
+    }),
+  blank: (model, store, diskBytes) => {
+    writeBlank(store, model.spec, diskBytes)
+    return { spec: readHeader(store) }
+  },
+  allocateFrom: (memory, at) => {
+    const state = new Float64Array((memory as Qcow2Memory).state)
+    state[STATE.cursor] = Math.floor(at / BLANK_CLUSTER_BYTES)
+  },
+}
+
+const checking: FormatChecking = {
+  needsLayer: false,
+  load: async () => {
+    const [{ checkQcow2 }, { repairQcow2 }] = await Promise.all([
+      import('./check.js'),
+      import('./repair.js'),
+    ])
+    return {
+      check: ({ store }, options) => checkQcow2(store, options),
+      repair: ({ store }, what, options) => repairQcow2(store, what, options),
+    }
+  },
+}
+
+export const qcow2Format: Format<Qcow2Header> = {
+  name: 'qcow2',
+  suffixes: ['.qcow2'],
+  unit: 'cluster',
+  matches: head =>
+    head.length >= 4 &&
+    head.readUInt32BE(0) === MAGIC &&
+    !(head.length >= 8 && head.readUInt32BE(4) === 1),
+  open,
+  sizeBytes: ({ spec }) => spec.sizeBytes,
+  reference: ({ spec }) => {
+    if (spec.backingName === undefined) return undefined
+    return {
+      role: 'backing file',
+      name: spec.backingName,
+      names: [spec.backingName],
+      skipsOpen: false,
+      format: spec.backingFormat || undefined,
+      statesFormat: Boolean(spec.backingFormat),
+      hint: () => 'restore it, or name it with qemu-img rebase -u',
+      loopHint: 'name the right file with qemu-img rebase -u',
+    }
+  },
+  namedFile: ({ spec }) =>
+    spec.dataFileName === undefined ? undefined : { role: 'data file', name: spec.dataFileName },
+  internalSnapshots: snapshots,
+  driver: parts => {
+    const { l1Offset, l1Entries, sizeBytes } = parts.layer.spec
+    return new Qcow2Driver(partsOf(parts), { offset: l1Offset, entries: l1Entries }, sizeBytes)
+  },
+  writing,
+  recover: store => {
+    const warning = recover(store)
+    return { spec: readHeader(store), warning }
+  },
+  checking,
+  describe: describeQcow2,
+  attributes: ({ spec }) => ({
+    'cluster-size': String(clusterBytes(spec)),
+    'format-version': String(spec.version),
+  }),
+  tableBytes: ({ spec }) => Math.ceil(spec.sizeBytes / l2CoverageBytes(spec)) * clusterBytes(spec),
+  unitBytes: clusterBytes,
+}

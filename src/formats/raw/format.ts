@@ -1,0 +1,28 @@
+/** A raw image: the file is the disk. */
+import type { Format } from '../format.js'
+import { RawDriver } from './driver.js'
+import { ProbedRawWriter } from './probed-writer.js'
+import { RawWriter } from './writer.js'
+
+/** Raw is what remains where no format matches, so it is the registry's last row. */
+export const rawFormat: Format<undefined> = {
+  name: 'raw',
+  suffixes: [],
+  unit: 'sector',
+  matches: () => true,
+  open: () => ({ spec: undefined }),
+  sizeBytes: ({ sizeBytes }) => sizeBytes,
+  driver: ({ store }) => new RawDriver(store),
+  writing: {
+    hasTables: false,
+    writer: ({ store, layer, probedName, refusals }) =>
+      layer.isProbed ? new ProbedRawWriter(store, probedName, refusals) : new RawWriter(store),
+    blank: (_, store, diskBytes) => {
+      store.truncate(diskBytes)
+      return { spec: undefined }
+    },
+  },
+  describe: () => ({ unitBytes: undefined }),
+  tableBytes: () => 0,
+  unitBytes: () => 1,
+}

@@ -1,0 +1,19 @@
+/** What makes stores of the files that layers are made of. */
+import type { FileSpec } from '../io/file-spec.js'
+import { type Store, WritableFileStore, type WritableStore } from '../io/store.js'
+import { storeOf } from './layer.js'
+
+/** A store that may notice that somebody else made it shorter. */
+export type WrittenStore = WritableStore & Partial<Pick<WritableFileStore, 'requireWhole'>>
+
+export interface StoreSource {
+  readable(file: FileSpec): Store
+  /** @param size the file's size in bytes, which all threads share */
+  writable(file: FileSpec, size: BigInt64Array): WrittenStore
+}
+
+/** Files of this machine, by their descriptors. */
+export const LOCAL_FILES: StoreSource = {
+  readable: storeOf,
+  writable: ({ path, fd }, size) => new WritableFileStore(path, fd, size),
+}

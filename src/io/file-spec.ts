@@ -1,0 +1,24 @@
+/** An open file as plain data, which the threads get as a message. */
+
+export interface FileSpec {
+  readonly path: string
+  /** The descriptor; of a store that is no local file, a number that tells it apart. */
+  readonly fd: number
+  readonly sizeBytes: number
+  /** What the file takes on its own disk, in bytes: no more than this of it can be data. */
+  readonly allocatedBytes: number
+  /** Whether it was a regular file with a name when it was opened; some file systems tell of none. */
+  readonly hasName?: boolean
+  /** When it was last written before it was opened. */
+  readonly modified: Timestamp
+  /** Permission bits. */
+  readonly mode: number
+  /** The group that it belongs to. */
+  readonly gid: number
+}
+
+export interface Timestamp {
+  /** Since 1970. */
+  readonly seconds: number
+  readonly nanoseconds: number
+}
