@@ -23,7 +23,7 @@ Example: vimgfs mount disk.qcow2 /mnt/x && ls -l /mnt/x && vimgfs umount /mnt/x
 const HELP: Record<string, string> = {
   mount: `Usage: vimgfs mount [OPTION…] IMAGE MOUNTPOINT
 
-Shows the disk image IMAGE (qcow2, vmdk, qcow, cow, raw) in the folder MOUNTPOINT:
+Shows the disk image IMAGE ({readable}) in the folder MOUNTPOINT:
 
   disk.raw               the disk, with its virtual size; holes are holes. What is written to it is
                          in IMAGE, at the latest after fsync or a few seconds.
@@ -59,7 +59,7 @@ round. A server of yours that was unmounted and still saves what was written is 
        fsname=NAME         what mount lists as the source (the path of IMAGE)
   -f, --foreground       stay in front and log to standard error
   -q, --quiet            say nothing but errors
-  --format F             raw, cow, qcow, qcow2 or vmdk (found by the first bytes); raw also shows
+  --format F             {formats} (found by the first bytes); raw also shows
                          and writes what does not look like a disk
   --threads N            threads that serve requests (2, up to 4 with more processors)
   --transport KIND       how requests come: direct (the kernel's protocol; the rule), or libfuse
@@ -108,7 +108,7 @@ Example:
 `,
   check: `Usage: vimgfs check [OPTION…] IMAGE
 
-Looks whether the tables of IMAGE (qcow2, qcow, cow, vmdk) are sound: what is used is counted, and
+Looks whether the tables of IMAGE ({checkable}) are sound: what is used is counted, and
 nothing is used twice. Of a vmdk all extents are looked at, and its parents not.
 
   --output=human|json    for people (the default) or for programs, with the fields of qemu-img check
@@ -118,7 +118,7 @@ nothing is used twice. Of a vmdk all extents are looked at, and its parents not.
                          known is left. Snapshots whose tables are lost are dropped; what they
                          may own is kept until --repair=leaks. Of a vmdk only sparse extents
                          that are not compressed are repaired, and seSparse ones are not.
-  --format F             raw, cow, qcow, qcow2 or vmdk (found by the first bytes)
+  --format F             {formats} (found by the first bytes)
   --allow-path DIR       a vmdk may name extents below DIR too (its own folder)
 
 Exit code: 0 it is sound, 1 it could not be checked, 2 it is damaged, 3 space is lost and nothing
@@ -134,7 +134,7 @@ Says what IMAGE is, with the fields and numbers of qemu-img info.
 
   --output=human|json    for people (the default) or for programs
   --backing-chain        all layers down to the last backing file
-  --format F             raw, cow, qcow, qcow2 or vmdk (found by the first bytes)
+  --format F             {formats} (found by the first bytes)
   --allow-path DIR       IMAGE may name files below DIR too (its own folder)
 
 Example:
@@ -153,6 +153,16 @@ export async function run([command, more]: string[]): Promise<number> {
     command === undefined ? overview() : Object.hasOwn(HELP, command) ? HELP[command] : undefined
   if (text === undefined)
     throw new UsageError(`there is no command "${command}"; vimgfs --help lists them`)
-  print(text)
+  print(await withFormats(text))
   return 0
+}
+
+/** Fills in the names of formats, which the registry knows. */
+async function withFormats(text: string): Promise<string> {
+  if (!text.includes('{')) return text
+  const { CHECKABLE_NAMES, FORMAT_NAMES, listed } = await import('../formats/registry.js')
+  return text
+    .replaceAll('{formats}', listed(FORMAT_NAMES, 'or'))
+    .replaceAll('{readable}', FORMAT_NAMES.join(', '))
+    .replaceAll('{checkable}', CHECKABLE_NAMES.join(', '))
 }

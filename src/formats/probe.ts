@@ -3,28 +3,7 @@ import path from 'node:path'
 import { ImageError } from '../errors.js'
 import type { Store } from '../io/store.js'
 import { type Format, PROBED_BYTES } from './format.js'
-import { FORMATS_READ, findFormat, RECOGNISED } from './registry.js'
-
-/** Formats that are recognised, so that they are not shown as if they were raw, but not read. */
-const FOREIGN: {
-  name: string
-  suffixes: readonly string[]
-  matches: (head: Buffer) => boolean
-}[] = [
-  { name: 'qed', suffixes: ['.qed'], matches: b => startsWith(b, 'QED\0') },
-  {
-    name: 'vdi',
-    suffixes: ['.vdi'],
-    matches: b => b.length >= 68 && b.readUInt32LE(64) === 0xbeda107f,
-  },
-  { name: 'vhdx', suffixes: ['.vhdx'], matches: b => startsWith(b, 'vhdxfile') },
-  { name: 'vhd', suffixes: ['.vhd'], matches: b => startsWith(b, 'conectix') },
-  {
-    name: 'parallels',
-    suffixes: [],
-    matches: b => startsWith(b, 'WithoutFreeSpace') || startsWith(b, 'WithouFreSpacExt'),
-  },
-]
+import { FOREIGN, FORMATS_READ, RAW, RECOGNISED } from './registry.js'
 
 /** Names that promise another format than raw. */
 const IMAGE_SUFFIXES = [...RECOGNISED, ...FOREIGN].flatMap(({ suffixes }) => suffixes)
@@ -40,7 +19,7 @@ export function probe(store: Store): Format {
   if (foreign !== undefined) {
     throw new ImageError('UNSUPPORTED', `${foreign} images are not read yet`, {
       path: store.path,
-      hint: `${FORMATS_READ} are; make a copy that is read with qemu-img convert -f ${foreign === 'vhd' ? 'vpc' : foreign} -O qcow2`,
+      hint: `${FORMATS_READ} are; make a copy that is read with qemu-img convert -f ${foreign} -O qcow2`,
     })
   }
   return (
@@ -49,8 +28,6 @@ export function probe(store: Store): Format {
     RAW
   )
 }
-
-const RAW = findFormat('raw') as Format
 
 /** Returns the name of the format that an image with these first bytes is probed as, read or not. */
 export const probedName = (head: Buffer): string =>
@@ -79,6 +56,3 @@ export function probeGiven(store: Store): Format {
     hint: 'restore it from a copy, or show it as it is with --format raw',
   })
 }
-
-const startsWith = (b: Buffer, text: string): boolean =>
-  b.toString('latin1', 0, text.length) === text

@@ -6,20 +6,51 @@ import { qcow2Format } from './qcow2/format.js'
 import { rawFormat } from './raw/format.js'
 import { vmdkFormat } from './vmdk/format.js'
 
-/** In the order in which they are recognised; raw matches everything, so it is last. */
-const FORMATS: readonly Format[] = [cowFormat, qcowFormat, qcow2Format, vmdkFormat, rawFormat]
+/** In the order in which they are recognised. Raw is what remains where none of them matches. */
+export const RECOGNISED: readonly Format[] = [cowFormat, qcowFormat, qcow2Format, vmdkFormat]
+export const RAW: Format = rawFormat as Format
+
+/** Formats that are recognised, so that they are not shown as if they were raw, but not read. */
+export const FOREIGN: readonly {
+  /** As QEMU's `-f` takes it. */
+  readonly name: string
+  readonly suffixes: readonly string[]
+  matches(head: Buffer): boolean
+}[] = [
+  { name: 'qed', suffixes: ['.qed'], matches: b => startsWith(b, 'QED\0') },
+  {
+    name: 'vdi',
+    suffixes: ['.vdi'],
+    matches: b => b.length >= 68 && b.readUInt32LE(64) === 0xbeda107f,
+  },
+  { name: 'vhdx', suffixes: ['.vhdx'], matches: b => startsWith(b, 'vhdxfile') },
+  { name: 'vpc', suffixes: ['.vhd'], matches: b => startsWith(b, 'conectix') },
+  {
+    name: 'parallels',
+    suffixes: [],
+    matches: b => startsWith(b, 'WithoutFreeSpace') || startsWith(b, 'WithouFreSpacExt'),
+  },
+]
+
+const startsWith = (b: Buffer, text: string): boolean =>
+  b.toString('latin1', 0, text.length) === text
+
+const FORMATS: readonly Format[] = [RAW, ...RECOGNISED]
 
 /** As `--format` takes them. */
-export const FORMAT_NAMES: readonly string[] = ['raw', ...FORMATS.map(({ name }) => name)].slice(
-  0,
-  FORMATS.length,
+export const FORMAT_NAMES: readonly string[] = FORMATS.map(({ name }) => name)
+
+/** Those that `vimgfs check` checks. */
+export const CHECKABLE_NAMES: readonly string[] = FORMATS.filter(({ checking }) => checking).map(
+  ({ name }) => name,
 )
 
-/** All but raw, which is what remains. */
-export const RECOGNISED: readonly Format[] = FORMATS.slice(0, -1)
+/** Returns "a, b and c", with `last` for the "and". */
+export const listed = (names: readonly string[], last: 'and' | 'or'): string =>
+  `${names.slice(0, -1).join(', ')} ${last} ${names.at(-1)}`
 
 /** For messages. */
-export const FORMATS_READ = `${FORMAT_NAMES.slice(0, -1).join(', ')} and ${FORMAT_NAMES.at(-1)}`
+export const FORMATS_READ = listed(FORMAT_NAMES, 'and')
 
 const BY_NAME = new Map(FORMATS.map(format => [format.name, format]))
 
