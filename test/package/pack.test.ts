@@ -39,12 +39,17 @@ t.test('a tarball from a clean source installs globally and works', async t => {
   for (const path of links) t.ok(held.includes(`package/${path}`), `README.md links to ${path}`)
 
   // As README.md says it, without anything installed before.
-  const line = readme.split('\n').find(text => text.includes('npm install --global'))!
+  const [, install = ''] = readme.split('## Install\n')[1]?.split('```') ?? []
+  t.match(install, 'npm install --global')
   const prefix = join(scratch, 'prefix')
   rmSync(join(source, 'node_modules'))
   cpSync(join(ROOT, 'package-lock.json'), join(source, 'package-lock.json'))
   const settings = `npm_config_prefix=${prefix} npm_config_prefer_offline=true`
-  const printed = await run('sh', ['-c', `rm -rf dist; export ${settings}; ${line}`], source)
+  const printed = await run(
+    'sh',
+    ['-c', `rm -rf dist; set -e; export ${settings}; ${install}`],
+    source,
+  )
   t.ok(printed.split('\n').length < 10, printed)
   const vimgfs = join(prefix, 'bin/vimgfs')
   t.match(await run(vimgfs, ['--version'], scratch), version)

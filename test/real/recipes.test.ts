@@ -2,8 +2,8 @@
  * The recipes of README.md and docs/recipes.md, run as they stand there. Only the names change: the folders below /mnt, the backup folder
  * and the command `vimgfs` itself become those of the test.
  *
- * Each disk was copied while its file system was mounted, as a snapshot of a running machine is taken: its journal
- * has entries that nobody has replayed.
+ * Each file system was copied while it was mounted, as a snapshot of a running machine is taken: its journal has
+ * entries that nobody has replayed.
  */
 import {
   closeSync,
@@ -12,14 +12,25 @@ import {
   mkdirSync,
   openSync,
   readFileSync,
+  statSync,
   truncateSync,
   writeFileSync,
 } from 'node:fs'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import t, { type Test } from 'tap'
 import { loop, mountDevice } from '../support/loop.js'
-import { HERE, isMounted, MAIN, mountFolder, NO_LOG } from '../support/mount.js'
+import {
+  attemptIn,
+  HERE,
+  isMounted,
+  MAIN,
+  mountFolder,
+  NO_LOG,
+  ordinaryUser,
+  sharedFolder,
+} from '../support/mount.js'
 import { attempt, needs, needsRoot, run, tempFolder } from '../support/run.js'
+import { convert } from './disks.js'
 
 const ROOT = new URL('../../', import.meta.url)
 const MIB = 2 ** 20
@@ -27,7 +38,18 @@ const SECTOR_BYTES = 512
 const PARTITION_START_SECTORS = 2048
 const LIMIT = { timeout: 60_000 }
 const skip = {
-  ...needs('losetup', 'partx', 'sfdisk', 'mkfs.ext4', 'mkfs.xfs', 'mkfs.btrfs', 'qemu-img'),
+  ...needs(
+    'losetup',
+    'partx',
+    'sfdisk',
+    'mkfs.ext4',
+    'mkfs.xfs',
+    'mkfs.btrfs',
+    'qemu-img',
+    'ddrescue',
+    'debugfs',
+    'qemu-system-x86_64',
+  ),
   ...needsRoot(),
 }
 
@@ -41,10 +63,35 @@ interface Content {
 const EXT4 = { type: 'ext4', make: ['mkfs.ext4', '-q', '-F'], sizeBytes: 64 * MIB } as const
 const PARTITIONED: Content = { ...EXT4, isPartitioned: true }
 
-/** What each recipe is for, by the last sentence before its commands, in the order of the documents. */
-const RECIPES: readonly { lead: RegExp; content: Content; prints?: RegExp }[] = [
-  { lead: /^Change a file on a disk:/m, content: PARTITIONED },
-  { lead: /a snapshot of a partitioned disk/, content: PARTITIONED, prints: /^note$/m },
+interface Recipe {
+  readonly lead: RegExp
+  readonly content: Content
+  readonly prints?: RegExp
+  /** Run by an ordinary user. */
+  readonly needsNoRoot?: true
+  /** Changes the image before the recipe runs. */
+  readonly prepare?: (folder: string) => Promise<void>
+  /** Looks at what the recipe has made. */
+  readonly check?: (t: Test, folder: string) => Promise<void>
+}
+
+/** Each recipe, in the order of the documents: the end of the text before its commands, and what it works on. */
+const RECIPES: readonly Recipe[] = [
+  { lead: /^Change a file in a disk:/m, content: PARTITIONED },
+  { lead: /^Look into a snapshot\. `noload`/m, content: PARTITIONED, prints: /^note$/m },
+  { lead: /^Rescue the data/m, content: PARTITIONED, prepare: cutOff, check: isRescued },
+  {
+    lead: /^Use it with a virtual machine/m,
+    content: PARTITIONED,
+    prepare: makeBootable,
+    check: hasBooted,
+  },
+  {
+    lead: /^Use it as an ordinary user/m,
+    content: PARTITIONED,
+    needsNoRoot: true,
+    prints: /^second$/m,
+  },
   {
     lead: /a disk without partitions:/,
     content: { ...EXT4, isPartitioned: false },
@@ -127,17 +174,70 @@ async function makeImage(t: Test, folder: string, content: Content): Promise<str
   return image
 }
 
+/** Cuts off the file's end, where clusters of the disk are. */
+async function cutOff(folder: string): Promise<void> {
+  const image = join(folder, 'disk.qcow2')
+  truncateSync(image, statSync(image).size - 4 * 65536)
+}
+
+/** Everything but what the map calls bad is as it was on the disk before the damage. */
+async function isRescued(t: Test, folder: string): Promise<void> {
+  const rescued = Buffer.alloc(EXT4.sizeBytes)
+  readFileSync(join(folder, 'backup/disk.raw')).copy(rescued)
+  const before = readFileSync(join(folder, 'disk.img'))
+  const map = readFileSync(join(folder, 'backup/disk.map'), 'utf8')
+  const lines = [...map.matchAll(/^(0x[0-9A-F]+) +(0x[0-9A-F]+) +([-+])$/gm)]
+  const ranges = lines.map(([, at, size, state]) => ({
+    isBad: state === '-',
+    from: Number(at),
+    to: Number(at) + Number(size),
+  }))
+  t.ok(ranges.some(({ isBad }) => isBad))
+  t.equal(ranges.at(-1)?.to, EXT4.sizeBytes)
+  for (const { isBad, from, to } of ranges) {
+    if (!isBad) t.ok(rescued.subarray(from, to).equals(before.subarray(from, to)), `from ${from}`)
+  }
+}
+
+/** Writes a boot sector to the disk that copies itself to sector 1 and powers the machine off. */
+async function makeBootable(folder: string): Promise<void> {
+  const code = [
+    ...[0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xc0], // xor ax, ax; mov ds, ax; mov es, ax
+    ...[0x8e, 0xd0, 0xbc, 0x00, 0x7c], // mov ss, ax; mov sp, 0x7c00
+    ...[0xbb, 0x00, 0x7c], // mov bx, 0x7c00: where the BIOS has loaded this sector
+    ...[0xb9, 0x02, 0x00, 0xb6, 0x00], // mov cx, 2; mov dh, 0: cylinder 0, head 0, sector 2
+    ...[0xb8, 0x01, 0x03, 0xcd, 0x13], // mov ax, 0x0301; int 0x13: write one sector
+    ...[0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef], // mov dx, 0x604; mov ax, 0x2000; out dx, ax: power off
+    ...[0xf4, 0xeb, 0xfd], // hlt, for ever
+  ]
+  const sector = Buffer.alloc(SECTOR_BYTES)
+  sector.set(code)
+  sector.set([0x55, 0xaa], SECTOR_BYTES - 2)
+  const file = join(folder, 'boot-sector')
+  writeFileSync(file, sector)
+  await run('qemu-io', ['-c', `write -s ${file} 0 512`, join(folder, 'disk.qcow2')])
+}
+
+async function hasBooted(t: Test, folder: string): Promise<void> {
+  const raw = readFileSync(await convert(join(folder, 'disk.qcow2'), join(folder, 'after.img')))
+  const sector = readFileSync(join(folder, 'boot-sector'))
+  t.ok(raw.subarray(SECTOR_BYTES, 2 * SECTOR_BYTES).equals(sector), 'the machine wrote to its disk')
+}
+
 t.test('every recipe has a test', async t => {
   const found = recipes()
   t.equal(found.length, RECIPES.length)
   for (const [index, { lead }] of RECIPES.entries()) t.match(found[index]?.lead, lead)
 })
 
-for (const [index, { lead, content, prints = /^/ }] of RECIPES.entries()) {
+for (const [index, recipe] of RECIPES.entries()) {
+  const { lead, content, prints = /^/, needsNoRoot, prepare, check } = recipe
   t.test(String(lead), skip, async t => {
-    const folder = tempFolder(t)
+    const folder = sharedFolder(t)
     await makeImage(t, folder, content)
-    const mountpoint = mountFolder(t, HERE)
+    await prepare?.(folder)
+    const place = needsNoRoot ? await ordinaryUser(t) : HERE
+    const mountpoint = mountFolder(t, place, 'x')
     const commands = (recipes()[index] as { commands: string }).commands
       .replaceAll('/mnt/x', mountpoint)
       .replaceAll(/\/mnt\/(root|old)|\/backup/g, name => join(folder, name.slice(1)))
@@ -149,18 +249,21 @@ for (const [index, { lead, content, prints = /^/ }] of RECIPES.entries()) {
     // Whatever fails, nothing stays mounted on the loop devices or attached to the mount.
     const script = [
       'set -e',
+      `HOME=${dirname(mountpoint)}`,
       `vimgfs() { c=$1; shift; [ $c != mount ] || set -- ${NO_LOG.join(' ')} "$@"; "${process.execPath}" "${MAIN}" $c "$@"; }`,
       losetup,
+      'qemu-system-x86_64() { command qemu-system-x86_64 -display none "$@"; }',
       'trap \'s=$?; [ $s = 0 ] || { umount -l mnt/root mnt/old; [ -z "$LOOP" ] || losetup -d $LOOP; } 2>&-; exit $s\' EXIT',
       commands,
     ].join('\n')
-    const { code, stdout, stderr } = await attempt('bash', ['-c', script], {
+    const { code, stdout, stderr } = await attemptIn(place, 'bash', ['-c', script], {
       ...LIMIT,
       cwd: folder,
     })
     t.equal(code, 0, stderr)
     t.match(stdout, prints)
-    t.notOk(await isMounted(HERE, mountpoint))
+    t.notOk(await isMounted(place, mountpoint))
+    await check?.(t, folder)
   })
 }
 
