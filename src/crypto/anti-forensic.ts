@@ -1,10 +1,10 @@
 /**
- * The anti-forensic splitter: a key spread over many stripes, so that a key slot is gone when any part of
- * it has been overwritten. (cryptsetup, "LUKS1 On-Disk Format Specification", version 1.2.3, section 2.4.)
+ * The anti-forensic splitter spreads a key over many stripes, so that overwriting any part of a key slot destroys
+ * the key (cryptsetup, "LUKS1 On-Disk Format Specification", version 1.2.3, section 2.4).
  */
 import { createHash } from 'node:crypto'
 
-/** Joins the stripes in `material`, each of `key.length` bytes, to a key. */
+/** Joins the stripes in `material`, each of `key.length` bytes, and puts the key into `key`. */
 export function mergeKey(material: Buffer, hash: string, key: Buffer): void {
   const digestBytes = createHash(hash).digest().length
   key.fill(0)
@@ -15,7 +15,7 @@ export function mergeKey(material: Buffer, hash: string, key: Buffer): void {
   }
 }
 
-/** Replaces each piece that is as long as a digest by the digest of its number and itself. */
+/** Replaces each piece of `block`, as long as a digest, by the digest of its number and its bytes. */
 function diffuse(block: Buffer, hash: string, digestBytes: number): void {
   const number = Buffer.alloc(4)
   let at = 0
@@ -23,7 +23,7 @@ function diffuse(block: Buffer, hash: string, digestBytes: number): void {
     number.writeUInt32BE(index)
     const piece = block.subarray(at, at + digestBytes)
     const digest = createHash(hash).update(number).update(piece).digest()
-    // The last piece may be shorter; so much of the digest then takes its place.
+    // The last piece may be shorter: the beginning of the digest replaces it.
     at += digest.copy(piece)
     digest.fill(0)
   }

@@ -1,6 +1,6 @@
 /**
- * AES over many blocks in one call. OpenSSL's EVP functions, which node exports or its libcrypto has,
- * fill the caller's memory; node:crypto allocates what it returns, and is there where they are not.
+ * AES over many blocks in one call. OpenSSL's EVP functions, which node or its libcrypto exports, fill the caller's
+ * memory. Where they are missing, node:crypto does the same, but allocates what it returns.
  */
 import { createCipheriv, createDecipheriv } from 'node:crypto'
 import { koffi } from '../io/native.js'
@@ -10,10 +10,13 @@ export const AES_BLOCK_BYTES = 16
 /** Transforms `bytes`, whole blocks of 16, at the start of `source` to the start of `target`, which may be the same. */
 export type BlockTransform = (source: Buffer, target: Buffer, bytes: number) => void
 
-/** 'cbc-encrypt' goes on from call to call, from an initialization vector of zeros; the others know no order. */
+/**
+ * 'cbc-encrypt' starts from an initialization vector of zeros and chains from call to call. The others keep no state
+ * between calls.
+ */
 export type Transformation = 'ecb-encrypt' | 'ecb-decrypt' | 'cbc-encrypt'
 
-/** Makes a transform with a key of 16, 24 or 32 bytes. It stays with the thread that made it. */
+/** Makes a transform with a key of 16, 24 or 32 bytes. Only the thread that made it may use it. */
 export type BlockCipherMaker = (what: Transformation, key: Buffer) => BlockTransform
 
 const ZERO_IV = Buffer.alloc(AES_BLOCK_BYTES)
@@ -30,13 +33,13 @@ export const nodeBlockCipher: BlockCipherMaker = (what, key) => {
 
 let evp: { maker: BlockCipherMaker | undefined } | undefined
 
-/** Undefined where this node has no such functions, or they do not do what node:crypto does. */
+/** Returns undefined if this node has no EVP functions, or if they do not compute what node:crypto computes. */
 export const evpBlockCipher = (): BlockCipherMaker | undefined =>
   (evp ??= { maker: agreeing(bindEvp()) }).maker
 
 function bindEvp(): BlockCipherMaker | undefined {
   try {
-    // The process itself: official builds of node export OpenSSL, others bring it as a library.
+    // null means this process: official builds of node export OpenSSL; others link it as a library.
     const library = koffi.load(null)
     const create = library.func('void *EVP_CIPHER_CTX_new()')
     const free = library.func('void EVP_CIPHER_CTX_free(void *context)')
@@ -48,7 +51,7 @@ function bindEvp(): BlockCipherMaker | undefined {
     const update = library.func(
       'int EVP_CipherUpdate(void *context, void *target, void *written, const void *source, int bytes)',
     )
-    // It wipes the expanded key, too.
+    // Freeing also wipes the expanded key.
     const unused = new FinalizationRegistry<unknown>(context => free(context))
     const written = Buffer.alloc(4)
     return (what, key) => {
@@ -61,7 +64,7 @@ function bindEvp(): BlockCipherMaker | undefined {
         free(context)
         throw new Error('OpenSSL refuses the key')
       }
-      // Without padding nothing is held back: all blocks come out of the call that they went into.
+      // Without padding OpenSSL holds nothing back: each call returns all blocks that it was given.
       setPadding(context, 0)
       const transform: BlockTransform = (source, target, bytes) => {
         const isDone = update(context, target, written, source, bytes) === 1
@@ -71,12 +74,12 @@ function bindEvp(): BlockCipherMaker | undefined {
       return transform
     }
   } catch {
-    // The functions are not there.
+    // This process has no such functions.
     return undefined
   }
 }
 
-/** The maker, if what it makes agrees with node:crypto: what the process exports may not be OpenSSL. */
+/** Returns the maker if its results equal node:crypto's: the library that exports these names may not be OpenSSL. */
 function agreeing(maker: BlockCipherMaker | undefined): BlockCipherMaker | undefined {
   if (!maker) return undefined
   const source = Buffer.from(Array.from({ length: 64 }, (_, i) => (i * 37) % 256))

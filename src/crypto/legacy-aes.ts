@@ -3,10 +3,10 @@ import type { CipherSpec } from './spec.js'
 const KEY_BYTES = 16
 
 /**
- * The cipher of qcow and qcow2 images with encryption method 1: AES-128-CBC, the sectors of the disk that
- * the guest sees numbered in 64 bits. The key is the passphrase itself, its first 16 bytes or zeros behind
- * it; nothing in the image tells whether it is right. (QEMU, crypto/block-qcow.c, which the text of the
- * qcow2 specification, "AES encryption", contradicts.)
+ * Returns the cipher of qcow and qcow2 images with encryption method 1: AES-128-CBC, whose initialization vectors are
+ * the 64-bit numbers of the guest's sectors. The key is the passphrase itself, cut off after 16 bytes or filled up with
+ * zeros. Nothing in the image tells whether it is right. (Source: QEMU, crypto/block-qcow.c. The qcow2 specification,
+ * "AES encryption", says otherwise.)
  */
 export function legacyAesSpec(passphrase: Uint8Array): CipherSpec {
   const key = new SharedArrayBuffer(KEY_BYTES)

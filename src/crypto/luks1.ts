@@ -1,6 +1,6 @@
 /**
- * The LUKS header, version 1: what it says of the encryption, and the way from a passphrase to the key.
- * (cryptsetup, "LUKS1 On-Disk Format Specification", version 1.2.3; numbers of sections are its.)
+ * The LUKS header, version 1: what it says about the encryption, and how a passphrase leads to the key (cryptsetup,
+ * "LUKS1 On-Disk Format Specification", version 1.2.3; the section numbers below are from there).
  */
 import { createHash, pbkdf2, timingSafeEqual } from 'node:crypto'
 import { promisify } from 'node:util'
@@ -38,17 +38,17 @@ const SLOT_INACTIVE = 0x0000dead
 const HEADER_BYTES = HEADER.size + SLOTS * SLOT.size
 const MAGIC = Buffer.from('LUKS\xba\xbe', 'latin1')
 
-/** What every writer takes; QEMU and cryptsetup refuse all else. */
+/** The number that every writer uses; QEMU and cryptsetup refuse all others. */
 const STRIPES = 4000
 /**
- * Rounds of the hash that trying all key slots may take. cryptsetup and QEMU choose their iterations so
- * that a slot takes two seconds where it is made: 10 to 20 million on fast processors, times two where a
- * key is longer than a digest. 2^30 lets eight such slots pass with a factor of three to spare, and takes
- * some ten minutes of one processor at worst, off the event loop.
+ * The largest number of hash rounds that trying all key slots may take. cryptsetup and QEMU choose the iterations so
+ * that a slot takes two seconds on the machine that makes it: 10 to 20 million on fast processors, twice as many if the
+ * key is longer than a digest. 2^30 allows eight such slots with a factor of three to spare, and takes about ten minutes
+ * of one processor at worst, outside the event loop.
  */
 const MAX_ROUNDS = 2 ** 30
 
-/** The names of hashes that QEMU knows are those of node:crypto; cryptsetup has others, too. */
+/** The hashes that QEMU knows, by names that node:crypto uses, too. cryptsetup knows more. */
 const HASHES: readonly string[] = [
   'md5',
   'sha1',
@@ -67,21 +67,21 @@ export interface LuksArea {
 }
 
 export interface Luks1Header {
-  /** With the bits of its key: "aes-256". */
+  /** The cipher with the bits of its key: "aes-256". */
   readonly cipher: string
   readonly cipherName: string
-  /** "xts", "cbc". */
+  /** The mode: "xts", "cbc". */
   readonly mode: string
-  /** How initialization vectors are made: "plain64", "essiv"; "none" where nothing is said. */
+  /** How initialization vectors are made: "plain64", "essiv"; "none" where the header does not say. */
   readonly ivGenerator: string
-  /** The hash that the generator is given, where it is given one. */
+  /** The hash of the generator, if it has one. */
   readonly ivHash: string | undefined
-  /** Of the key slots and the key's digest. */
+  /** The hash of the key slots and of the key's digest. */
   readonly hash: string
   readonly uuid: string
-  /** Bytes from the LUKS header on. qcow2 does not use it: its clusters are where its tables say. */
+  /** Where the data begin, in bytes from the LUKS header. qcow2 ignores it: its tables say where clusters are. */
   readonly payloadOffset: number
-  /** Of the master key: both keys of XTS count. */
+  /** The size of the master key, both keys of XTS together. */
   readonly keyBytes: number
   readonly masterKeyDigest: Buffer
   readonly masterKeySalt: Buffer
@@ -93,14 +93,14 @@ export interface Luks1Slot {
   readonly isActive: boolean
   readonly iterations: number
   readonly salt: Buffer
-  /** Bytes from the LUKS header on. */
+  /** In bytes from the LUKS header. */
   readonly keyOffset: number
   readonly stripes: number
 }
 
 /**
- * Reads the LUKS header at the start of `area`, and looks no further: what it describes may be unheard of.
- * Throws ImageError for a header that is missing or damaged.
+ * Reads the LUKS header at the start of `area`. It does not judge whether the cipher that the header describes is
+ * supported. Throws ImageError if the header is missing or damaged.
  */
 export function readLuks1(store: Store, area: LuksArea): Luks1Header {
   const fail = failing(store)
@@ -121,7 +121,7 @@ export function readLuks1(store: Store, area: LuksArea): Luks1Header {
   if (mode === undefined) return fail('CORRUPT', 'the LUKS header names no cipher mode')
   const cipherName = text(header.cipherName)
   return {
-    // XTS takes two keys, and both are counted.
+    // The header counts both keys of XTS.
     cipher: `${cipherName}-${(mode === 'xts' ? header.keyBytes / 2 : header.keyBytes) * 8}`,
     cipherName,
     mode,
@@ -151,9 +151,8 @@ export function readLuks1(store: Store, area: LuksArea): Luks1Header {
 }
 
 /**
- * Judges whether the key can be looked for: the cipher is one of ours, and what the active key slots ask
- * for lies in `area` and within bounds. To be called before anybody is asked for a passphrase. Throws
- * ImageError.
+ * Throws ImageError unless the image can be unlocked: the cipher is supported, and the active key slots lie in `area`
+ * and stay within the limits. Call it before asking for a passphrase.
  */
 export function checkLuks1(store: Store, area: LuksArea, header: Luks1Header): void {
   const fail = failing(store)
@@ -198,9 +197,8 @@ export function checkLuks1(store: Store, area: LuksArea, header: Luks1Header): v
 const derive = promisify(pbkdf2)
 
 /**
- * The cipher with the master key, if `passphrase` opens one of the key slots; else undefined. Slots are
- * tried in their order, each for as long as its iterations take. Throws ImageError as {@link checkLuks1}
- * does. (Section 5.3, figure 6.)
+ * Returns the cipher with the master key if `passphrase` opens one of the key slots, else undefined. It tries the slots
+ * in order; each takes the time of its iterations. Throws ImageError as {@link checkLuks1} does. (Section 5.3, figure 6.)
  */
 export async function unlockLuks1(
   store: Store,
@@ -225,10 +223,10 @@ export async function unlockLuks1(
   return undefined
 }
 
-/** What a cipher is but for its key. */
+/** A cipher without its key. */
 type Cipher = Omit<CipherSpec, 'key'>
 
-/** Fills `key` with what `passphrase` makes of the slot: the master key, or noise. */
+/** Fills `key` with the result of opening the slot with `passphrase`: the master key, or noise. */
 async function openSlot(
   store: Store,
   area: LuksArea,
@@ -239,11 +237,11 @@ async function openSlot(
   key: Buffer,
 ): Promise<void> {
   const materialBytes = keyBytes * STRIPES
-  // The last sector may not be full; what lies behind it in the file is nobody's.
+  // The material may end within its last sector; the rest of that sector is unused.
   const sectorBytes = Math.ceil(materialBytes / CIPHER_SECTOR_BYTES) * CIPHER_SECTOR_BYTES
   const material = Buffer.alloc(sectorBytes)
   const slotKey = new SharedArrayBuffer(keyBytes)
-  // One of its own, since something is left in its workspace.
+  // This one is not shared, because parts of the key remain in its workspace.
   const engine = fastEngine()
   try {
     const derived = await derive(passphrase, salt, iterations, keyBytes, hash)
@@ -268,7 +266,7 @@ async function isMasterKey(header: Luks1Header, key: Buffer): Promise<boolean> {
   return timingSafeEqual(digest, masterKeyDigest)
 }
 
-/** Throws ImageError for one that is not served here. */
+/** Returns the cipher of `header`. Throws ImageError if it is not supported. */
 function cipherOf(store: Store, header: Luks1Header): Cipher {
   const { cipherName, mode, ivGenerator, ivHash, keyBytes } = header
   const unsupported = (what: string): never =>
@@ -284,7 +282,7 @@ function cipherOf(store: Store, header: Luks1Header): Cipher {
   }
   if (mode === 'ecb') return { mode, ivGenerator: 'none', ivHash: undefined }
   switch (ivGenerator) {
-    // A hash that these are given means nothing, to dm-crypt and QEMU alike.
+    // dm-crypt and QEMU ignore a hash that is given for these.
     case 'plain':
     case 'plain64':
       return { mode, ivGenerator, ivHash: undefined }
@@ -292,7 +290,7 @@ function cipherOf(store: Store, header: Luks1Header): Cipher {
       if (ivHash === undefined) {
         return failing(store)('CORRUPT', 'its LUKS header names no hash for essiv')
       }
-      // Its digest is the key of an AES.
+      // The digest of this hash is an AES key.
       if (!isHash(ivHash) || !AES_KEY_BYTES.includes(digestBytes(ivHash))) {
         return unsupported(`hash "${ivHash}" for essiv`)
       }
@@ -306,7 +304,7 @@ function cipherOf(store: Store, header: Luks1Header): Cipher {
 const isMode = (name: string): name is CipherMode =>
   (CIPHER_MODES as readonly string[]).includes(name)
 
-/** Whether it is a hash of LUKS that this node has, too: OpenSSL may be built, or told, to leave some out. */
+/** Reports whether LUKS and this node both know the hash: OpenSSL may be built or configured without some. */
 function isHash(name: string): boolean {
   try {
     return HASHES.includes(name) && digestBytes(name) > 0
@@ -329,7 +327,7 @@ const failing =
     throw new ImageError(code, message, { path, hint })
   }
 
-/** Up to the first NUL, if there is one. */
+/** Returns the text of a field up to its first NUL, or all of it. */
 function text(field: Buffer): string {
   const nul = field.indexOf(0)
   return field.toString('utf8', 0, nul < 0 ? field.length : nul)

@@ -1,8 +1,8 @@
 /**
  * AES over whole sectors in the modes of disk encryption: XTS (IEEE 1619-2007), CBC and ECB.
  *
- * A call for each sector would cost more than the encryption. So AES runs over many sectors at once, as
- * ECB, and what makes it another mode is added before and behind; only encrypting CBC takes a call a sector.
+ * A call for each sector would cost more than the encryption. So AES runs as ECB over many sectors at once, and the
+ * masks that make it XTS or CBC are XORed before and after. Only CBC encryption needs a call for each sector.
  */
 import { createHash } from 'node:crypto'
 import {
@@ -16,30 +16,30 @@ import { simdWorkspace } from './simd-workspace.js'
 import { CIPHER_SECTOR_BYTES, type CipherSpec, type SectorCipher } from './spec.js'
 import { plainWorkspace, WORKSPACE, WORKSPACE_SECTORS, type Workspace } from './workspace.js'
 
-/** What a cipher runs on. Nothing depends on it but the speed. */
+/** The means that a cipher uses. Only its speed depends on them. */
 export interface CipherEngine {
   readonly makeBlockCipher: BlockCipherMaker
-  /** Calls do not overlap, so all ciphers of a thread may have the same. */
+  /** All ciphers of a thread may share it, because their calls do not overlap. */
   readonly workspace: Workspace
 }
 
-/** Runs wherever node does. */
+/** Returns an engine that works with every build of node. */
 export const plainEngine = (): CipherEngine => ({
   makeBlockCipher: nodeBlockCipher,
   workspace: plainWorkspace(),
 })
 
-/** The fastest one that this machine has. */
+/** Returns the fastest engine that this machine supports. */
 export const fastEngine = (): CipherEngine => ({
   makeBlockCipher: evpBlockCipher() ?? nodeBlockCipher,
   workspace: simdWorkspace() ?? plainWorkspace(),
 })
 
 let threads: CipherEngine | undefined
-/** The thread's. Making it takes milliseconds, which threads without encrypted images do not spend. */
+/** Returns this thread's engine. Making it takes milliseconds, so it is made only when an image is encrypted. */
 const threadEngine = (): CipherEngine => (threads ??= fastEngine())
 
-/** A cipher for the calling thread. The key has to stay as long as it encrypts. */
+/** Returns a cipher for the calling thread. Do not wipe the key while the cipher is used. */
 export function createSectorCipher(
   spec: CipherSpec,
   engine: CipherEngine = threadEngine(),
@@ -58,7 +58,7 @@ export function createSectorCipher(
 const SECTOR_WORDS = CIPHER_SECTOR_BYTES / 4
 const BLOCK_WORDS = AES_BLOCK_BYTES / 4
 
-/** Of a workspace: sectors to work on, the masks that are added to them, and their initialization vectors. */
+/** The parts of a workspace: sectors, the masks that are XORed to them, and their initialization vectors. */
 interface Parts {
   readonly data: Buffer
   readonly masks: Buffer
@@ -108,7 +108,7 @@ function ivMaker({ ivGenerator, ivHash, key }: CipherSpec, engine: CipherEngine)
       return (sector, sectors) => numbers(sector, sectors, true)
     case 'essiv': {
       if (ivHash === undefined) throw new TypeError('essiv without a hash')
-      // The whole digest is the key, whatever the key of the data has: dm-crypt takes no other.
+      // The whole digest is the key, whatever length the key of the data has: dm-crypt accepts no other.
       const salt = createHash(ivHash).update(Buffer.from(key)).digest()
       const encrypt = engine.makeBlockCipher('ecb-encrypt', salt)
       salt.fill(0)
@@ -124,7 +124,10 @@ function ivMaker({ ivGenerator, ivHash, key }: CipherSpec, engine: CipherEngine)
 
 type Run = SectorCipher['encrypt']
 
-/** Works on as many sectors as the workspace holds, which lie in it at `from`, and then at its start. */
+/**
+ * Makes a run that copies as many sectors as the workspace holds to `from` in it, calls `work`, and copies the result
+ * from the start of the workspace; then the next sectors.
+ */
 function inPieces(
   { memory }: Workspace,
   from: number,
@@ -143,7 +146,7 @@ function inPieces(
   }
 }
 
-/** What OpenSSL and libc are handed has to lie in the buffers. */
+/** Throws RangeError unless the bytes lie in the buffers: OpenSSL and libc do not check that. */
 function check(
   source: Buffer,
   start: number,
@@ -197,7 +200,7 @@ function cbc(
   const { data, masks, dataWords, maskWords, ivWords } = partsOf(workspace)
 
   const decryptBlocks = makeBlockCipher('ecb-decrypt', key)
-  // One block behind the start of the masks, the ciphertext is the mask of what follows it.
+  // The ciphertext goes one block past the start of the masks: there, each block is the mask of the block after it.
   const ciphertext = masks.subarray(AES_BLOCK_BYTES)
   const decrypt = inPieces(workspace, WORKSPACE.masks + AES_BLOCK_BYTES, (bytes, sector) => {
     const sectors = bytes / CIPHER_SECTOR_BYTES
@@ -214,11 +217,11 @@ function cbc(
   const sectorViews = Array.from({ length: WORKSPACE_SECTORS }, (_, i) =>
     data.subarray(i * CIPHER_SECTOR_BYTES, (i + 1) * CIPHER_SECTOR_BYTES),
   )
-  /** The last block that `chain` has put out, which it adds to the next one. */
+  /** The last block that `chain` returned. It XORs this block to the next one. */
   const last = new Uint32Array(BLOCK_WORDS)
   let chain: BlockTransform | undefined
   const encrypt = inPieces(workspace, WORKSPACE.data, (bytes, sector) => {
-    // After an error nobody knows where the chain is: it is made anew.
+    // After an error the state of the chain is unknown, so a new one is made.
     if (!chain) last.fill(0)
     const transform = chain ?? makeBlockCipher('cbc-encrypt', key)
     chain = undefined
@@ -226,7 +229,8 @@ function cbc(
     makeIvs(sector, sectors)
     for (let i = 0; i < sectors; i++) {
       const first = i * SECTOR_WORDS
-      // What the chain will add to the first block, added before, leaves the initialization vector alone.
+      // The chain XORs its last block to the first block. XORing it here, too, cancels that and leaves only the
+      // initialization vector.
       for (let word = 0; word < BLOCK_WORDS; word++) {
         dataWords[first + word]! ^= last[word]! ^ ivWords[i * BLOCK_WORDS + word]!
       }

@@ -1,14 +1,14 @@
-/** The workspace in WebAssembly's memory, worked on by 16 bytes at once. */
+/** A workspace in WebAssembly's memory. SIMD instructions work on 16 bytes at once. */
 import { AES_BLOCK_BYTES } from './block-cipher.js'
 import { CIPHER_SECTOR_BYTES } from './spec.js'
 import { assemble, i32, local, repeat, v128, type WasmFunction } from './wasm.js'
 import { TWEAK_FEEDBACK, WORKSPACE, type Workspace } from './workspace.js'
 
 const PAGE_BYTES = 65536
-/** Blocks that a round of the innermost loops takes. */
+/** Blocks that each round of the innermost loops handles. */
 const UNROLLED = 4
 
-/** What of WebAssembly is used; the types of node do not have it. */
+/** The part of WebAssembly that is used here; node's types lack it. */
 interface WebAssemblyApi {
   validate(bytes: Uint8Array): boolean
   Module: new (bytes: Uint8Array) => object
@@ -21,7 +21,7 @@ interface Exports {
   addMasks(bytes: number): void
 }
 
-/** Undefined where this node has no WebAssembly, or none with SIMD. */
+/** Returns undefined if this node has no WebAssembly, or none with SIMD. */
 export function simdWorkspace(): Workspace | undefined {
   const { WebAssembly } = globalThis as { WebAssembly?: WebAssemblyApi }
   const bytes = assemble(Math.ceil(WORKSPACE.end / PAGE_BYTES), [addTweaks(), addMasks()])
@@ -33,7 +33,7 @@ export function simdWorkspace(): Workspace | undefined {
 
 const blocks = Array.from({ length: UNROLLED }, (_, i) => i * AES_BLOCK_BYTES)
 
-/** A local, by its index, moves on. */
+/** Adds `bytes` to the local with this index. */
 const advance = (index: number, bytes: number) => [
   ...local.get(index),
   ...i32.const(bytes),
@@ -41,7 +41,7 @@ const advance = (index: number, bytes: number) => [
   ...local.set(index),
 ]
 
-/** Leaves on the stack whether one local is below the other. */
+/** Leaves on the stack whether the local `index` is below the local `end`. */
 const isBelow = (index: number, end: number) => [
   ...local.get(index),
   ...local.get(end),
@@ -69,7 +69,7 @@ function addMasks(): WasmFunction {
   }
 }
 
-/** For each sector, a tweak that is doubled from block to block: data ^= (masks = tweak). */
+/** data ^= (masks = tweak), for each sector. The tweak is doubled from block to block. */
 function addTweaks(): WasmFunction {
   const sectors = 0
   const end = 1
@@ -79,7 +79,7 @@ function addTweaks(): WasmFunction {
   const tweak = 5
   const signs = 6
 
-  // The bit that each half loses comes back in the other: the sign of words 1 and 3, in words 2 and 0.
+  // Each half of the tweak passes the bit that it loses to the other: from the signs of words 1 and 3 to words 2 and 0.
   const carries = v128.const(Uint32Array.of(TWEAK_FEEDBACK, 0, 1, 0))
   const double = [
     ...[...local.get(tweak), ...i32.const(1), ...v128.shiftLeft64],

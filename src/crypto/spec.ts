@@ -1,30 +1,30 @@
-/** How the data of an image are encrypted: plain data, which the threads get as a message. */
+/** How the data of an image are encrypted. Plain data, so that it can be sent to threads as a message. */
 
 export const CIPHER_MODES = ['xts', 'cbc', 'ecb'] as const
 export type CipherMode = (typeof CIPHER_MODES)[number]
-/** How the initialization vector of a sector is made of its number; 'none' for ecb. */
+/** How the initialization vector of a sector is made from its number; 'none' for ecb. */
 export const IV_GENERATORS = ['none', 'plain', 'plain64', 'essiv'] as const
 export type IvGenerator = (typeof IV_GENERATORS)[number]
 
-/** AES of a kind, with its key. */
+/** AES in one mode, with its key. */
 export interface CipherSpec {
   readonly mode: CipherMode
   readonly ivGenerator: IvGenerator
-  /** The hash that essiv makes its key with, by the name that node:crypto has for it. */
+  /** The hash that makes the key of essiv, by node:crypto's name. */
   readonly ivHash: string | undefined
   /**
-   * The key: 16, 24 or 32 bytes, and twice as many for xts, whose second half is for the tweaks. All threads
-   * have the same.
+   * The key: 16, 24 or 32 bytes, or twice as many for xts, where the second half is for the tweaks. All threads share
+   * this memory.
    */
   readonly key: SharedArrayBuffer
 }
 
-/** The bytes that an initialization vector counts by, whatever the sectors of the disk are. */
+/** The size of the sectors that initialization vectors count, in bytes, whatever size the disk's sectors have. */
 export const CIPHER_SECTOR_BYTES = 512
 
 /**
- * Encrypts and decrypts whole sectors. One object serves one thread, and keeps no state between calls
- * but its expanded keys and its scratch memory.
+ * Encrypts and decrypts whole sectors. One object serves one thread. Between calls it keeps only its expanded keys and
+ * its scratch memory.
  */
 export interface SectorCipher {
   /**
@@ -40,7 +40,7 @@ export interface SectorCipher {
     at: number,
     sector: number,
   ): void
-  /** The other way round. */
+  /** Decrypts; the parameters are those of `encrypt`. */
   decrypt(
     source: Buffer,
     start: number,

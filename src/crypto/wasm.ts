@@ -1,16 +1,16 @@
 /**
- * As much of an assembler for WebAssembly as `simd-workspace.ts` needs: each function returns bytes of the
- * binary format (WebAssembly Core Specification 2.0, chapter 5).
+ * The part of a WebAssembly assembler that `simd-workspace.ts` needs. Each function returns bytes of the binary format
+ * (WebAssembly Core Specification 2.0, chapter 5).
  */
 
 type Code = readonly number[]
 
-/** An unsigned number, LEB128. */
+/** Encodes an unsigned number as LEB128. */
 function unsigned(value: number): Code {
   return value < 0x80 ? [value] : [(value % 0x80) | 0x80, ...unsigned(Math.floor(value / 0x80))]
 }
 
-/** A signed number, LEB128. */
+/** Encodes a signed number as LEB128. */
 function signed(value: number): Code {
   const isLast = value >= -0x40 && value < 0x40
   return isLast ? [value & 0x7f] : [(value & 0x7f) | 0x80, ...signed(value >> 7)]
@@ -35,7 +35,7 @@ export const i32 = {
 
 const simd = (opcode: number, ...immediate: Code): Code => [0xfd, ...unsigned(opcode), ...immediate]
 
-/** Addresses are on the stack; `offset` comes to them. */
+/** Vector instructions. Addresses are on the stack; `offset` is added to them. */
 export const v128 = {
   load: (offset: number): Code => simd(0x00, 0, ...unsigned(offset)),
   store: (offset: number): Code => simd(0x0b, 0, ...unsigned(offset)),
@@ -43,11 +43,11 @@ export const v128 = {
   const: (words: Uint32Array): Code => simd(0x0c, ...Buffer.from(words.buffer)),
   and: simd(0x4e),
   xor: simd(0x51),
-  /** Shifts words of 32 bits to the right, with their sign, by the count on the stack. */
+  /** Shifts words of 32 bits arithmetically to the right, by the count on the stack. */
   shiftRight32: simd(0xac),
   /** Shifts words of 64 bits to the left by the count on the stack. */
   shiftLeft64: simd(0xcb),
-  /** The words of 32 bits of the lower of two values on the stack, in that order. */
+  /** Picks words of 32 bits, in the given order, from the lower of two values on the stack. */
   pick32: (...words: readonly number[]): Code =>
     simd(0x0d, ...words.flatMap(word => [0, 1, 2, 3].map(byte => word * 4 + byte))),
 }
@@ -58,7 +58,7 @@ export const local = {
   tee: (index: number): Code => [0x22, ...unsigned(index)],
 }
 
-/** Runs `body`, and again as long as it leaves something else than 0 on the stack. */
+/** Runs `body`, and repeats it while it leaves a value other than 0 on the stack. */
 export const repeat = (...body: readonly Code[]): Code => [
   0x03,
   NO_RESULT,
@@ -69,13 +69,13 @@ export const repeat = (...body: readonly Code[]): Code => [
 
 export interface WasmFunction {
   readonly name: string
-  /** One parameter, an i32, is local 0; these follow. */
+  /** Local 0 is the only parameter, an i32; these follow it. */
   readonly i32Locals: number
   readonly v128Locals: number
   readonly body: readonly Code[]
 }
 
-/** A module with these functions, and with memory of `pages` times 64 KiB as "memory". */
+/** Returns a module that exports these functions and a memory of `pages` times 64 KiB as "memory". */
 export function assemble(pages: number, functions: readonly WasmFunction[]): Uint8Array {
   const section = (id: number, items: readonly Code[]): Code => [id, ...sized(vector(items))]
   const bodies = functions.map(({ i32Locals, v128Locals, body }) =>

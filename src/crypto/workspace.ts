@@ -1,20 +1,20 @@
 /**
- * Scratch memory of a thread, where sectors are masked: what the modes of encryption do beside AES.
+ * A thread's scratch memory, in which sectors are masked: the part of an encryption mode that is not AES.
  *
  * Words are little-endian, as on every processor that koffi runs on.
  */
 import { AES_BLOCK_BYTES } from './block-cipher.js'
 import { CIPHER_SECTOR_BYTES } from './spec.js'
 
-/** Sectors that are worked on at once: data and masks fit in a processor's second cache. */
+/** Sectors that are handled at once: data and masks then fit in a processor's second-level cache. */
 export const WORKSPACE_SECTORS = 128
 const DATA_BYTES = WORKSPACE_SECTORS * CIPHER_SECTOR_BYTES
 
-/** Where each part lies, in bytes. */
+/** The start of each part, in bytes. */
 export const WORKSPACE = {
   data: 0,
   masks: DATA_BYTES,
-  // CBC keeps one block more: it decrypts with the block before.
+  // CBC needs one more block: it decrypts each block with the one before.
   ivs: 2 * DATA_BYTES + AES_BLOCK_BYTES,
   end: 2 * DATA_BYTES + AES_BLOCK_BYTES * (1 + WORKSPACE_SECTORS),
 } as const
@@ -22,11 +22,11 @@ export const WORKSPACE = {
 export interface Workspace {
   readonly memory: Buffer
   /**
-   * Expands the tweak of each of the first `sectors` sectors, at least one, from `ivs`, to a mask for each block, in
-   * `masks`, and adds these to `data` (IEEE 1619-2007, section 5.3.2 and figure 2).
+   * Expands the tweaks of the first `sectors` sectors (at least one) in `ivs` to one mask for each block, puts these into
+   * `masks`, and XORs them to `data` (IEEE 1619-2007, section 5.3.2 and figure 2).
    */
   addTweaks(sectors: number): void
-  /** Adds the first `bytes` of `masks`, a multiple of 64 above 0, to `data`. Adding is exclusive or. */
+  /** XORs the first `bytes` bytes of `masks`, a multiple of 64 above 0, to `data`. */
   addMasks(bytes: number): void
 }
 
@@ -35,7 +35,7 @@ const SECTOR_WORDS = CIPHER_SECTOR_BYTES / WORD_BYTES
 const DATA = WORKSPACE.data / WORD_BYTES
 const MASKS = WORKSPACE.masks / WORD_BYTES
 const IVS = WORKSPACE.ivs / WORD_BYTES
-/** What the bit that doubling shifts out of a tweak comes back as (IEEE 1619-2007, section 5.2). */
+/** What is XORed to a doubled tweak when doubling shifts a bit out (IEEE 1619-2007, section 5.2). */
 export const TWEAK_FEEDBACK = 0x87
 
 export function plainWorkspace(): Workspace {
