@@ -1,11 +1,10 @@
 /**
- * Opening what lies below a folder that is held open. The path of a folder may lead elsewhere at any
- * moment; its descriptor does not. The kernel resolves the names and refuses every step that leaves the
- * folder (openat2(2), RESOLVE_BENEATH). Where it lacks or forbids that call, the names are resolved here,
- * one component at a time.
+ * Opens files below a folder that is held open. The path of a folder may lead elsewhere at any moment; its descriptor
+ * does not. The kernel resolves the names and refuses every step that leaves the folder (openat2(2), RESOLVE_BENEATH).
+ * Where the kernel lacks or forbids that call, the names are resolved here, one component at a time.
  *
- * Files are opened with O_PATH first, which has no effect on them. Only what turns out to be a regular file
- * is opened in earnest, by that same descriptor: no FIFO and no device is ever opened.
+ * Files are opened with O_PATH first, which has no effect on them. Only a regular file is then really opened, through
+ * that same descriptor: no FIFO and no device is ever opened.
  */
 import fs from 'node:fs'
 import { constants } from 'node:os'
@@ -18,18 +17,18 @@ const { EACCES, EAGAIN, ELOOP, ENOSYS, ENOTDIR, EPERM, EXDEV } = constants.errno
 const RESOLVE_NO_MAGICLINKS = 0x02
 const RESOLVE_BENEATH = 0x08
 
-/** Symbolic links on the way to one file, as in the kernel. */
+/** The largest number of symbolic links on the way to one file, as in the kernel. */
 export const MAX_LINKS = 40
-/** The kernel says EAGAIN where something was moved while it resolved a `..`. */
+/** How often to try again. The kernel answers EAGAIN if something was moved while it resolved a `..`. */
 const MAX_ATTEMPTS = 100
 
-/** Opens a name below the folder `folder`: an O_PATH descriptor for `closeFile`, or -1 with errno set. */
+/** Opens a name below the folder `folder`. Returns an O_PATH descriptor for `closeFile`, or -1 with errno set. */
 type OpenBelow = (folder: number, name: Buffer) => number
 
 /**
- * An opener that asks `byKernel` until that turns out to be missing (ENOSYS) or forbidden (EPERM, as
- * seccomp filters say), and resolves names by hand from then on. It throws SystemError; EXDEV means that
- * the name leads out of the folder.
+ * Returns an opener that calls `byKernel` until that turns out to be missing (ENOSYS) or forbidden (EPERM, from seccomp
+ * filters), and resolves names by hand from then on. The opener throws SystemError; EXDEV means that the name leads out
+ * of the folder.
  */
 export function opener(byKernel: OpenBelow): (folder: number, name: Buffer) => number {
   let isMissing = false
@@ -45,14 +44,14 @@ export function opener(byKernel: OpenBelow): (folder: number, name: Buffer) => n
   }
 }
 
-/** Opens `name`, relative to the folder `folder`, for looking only. See {@link opener}. */
+/** Opens `name`, relative to the folder `folder`, with O_PATH. See {@link opener}. */
 export const openBeneath = opener((folder, name) =>
   openAt2(folder, name, O_PATH, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS),
 )
 
 /**
- * The same by hand. `..` goes back to the folder that was passed on the way down, so what is moved
- * meanwhile cannot lead out. Throws SystemError.
+ * Does the same by hand. `..` goes back to the folder that was passed on the way down, so moving a folder meanwhile
+ * cannot lead out. Throws SystemError.
  */
 function walk(folder: number, name: Buffer): number {
   const trail = [stepInto(folder, '.', true)]
@@ -84,14 +83,14 @@ function walk(folder: number, name: Buffer): number {
   }
 }
 
-/** Its components as bytes, in latin1. Throws SystemError where it does not start in the folder. */
+/** Returns the components of `name`, each byte as a latin1 character. Throws SystemError if the name is absolute. */
 function partsOf(name: Buffer): string[] {
   const text = name.toString('latin1')
   if (text.startsWith('/')) throw new SystemError('openat', EXDEV)
   return text.split('/').filter(part => part !== '' && part !== '.')
 }
 
-/** @param isPassed whether more follows: O_DIRECTORY makes the kernel mount what is mounted on demand */
+/** @param isPassed whether more components follow: O_DIRECTORY makes the kernel mount what autofs mounts on demand */
 function stepInto(folder: number, part: string, isPassed: boolean): number {
   const name = Buffer.from(part, 'latin1')
   const flags = O_PATH | O_NOFOLLOW
@@ -104,7 +103,7 @@ function stepInto(folder: number, part: string, isPassed: boolean): number {
 const S_ISVTX = 0o1000
 const S_IWOTH = 0o002
 
-/** In a folder like /tmp the kernel follows nobody's link but one's own (fs.protected_symlinks). */
+/** Throws where the kernel would not follow a link: in a folder like /tmp only one's own (fs.protected_symlinks). */
 function requireFollowable(link: fs.Stats, folder: number): void {
   const { mode, uid } = fs.fstatSync(folder)
   const isShared = (mode & S_ISVTX) !== 0 && (mode & S_IWOTH) !== 0
@@ -113,12 +112,12 @@ function requireFollowable(link: fs.Stats, folder: number): void {
   }
 }
 
-/** The path by which the file that `fd` was opened for is opened again, whatever its name leads to now. */
+/** Returns a path that opens the file of `fd` again, whatever its name leads to now. */
 export const pathOfDescriptor = (fd: number): string => `/proc/self/fd/${fd}`
 
 /**
- * Opens the regular file `name`, directly in the folder `folder`, for reading: a descriptor for
- * `fs.closeSync`. Undefined where it is anything else, a symbolic link included. Throws SystemError.
+ * Opens the regular file `name`, directly in the folder `folder`, for reading. Returns a descriptor for `fs.closeSync`,
+ * or undefined if it is anything else, such as a symbolic link. Throws SystemError.
  */
 export function openPlain(folder: number, name: Buffer): number | undefined {
   const place = openAt(folder, name, O_PATH | O_NOFOLLOW)

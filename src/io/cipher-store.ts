@@ -1,7 +1,6 @@
 /**
- * A store whose bytes are encrypted in its file, sector by sector. Of what is written unaligned the
- * sectors around are read, changed and written: whoever shares one with another thread excludes it, as
- * the stripes of a DiskLock do.
+ * A store whose bytes are encrypted in its file, sector by sector. A write that is not aligned reads, changes and writes
+ * the sectors at its ends. So threads that share a sector must exclude each other, as the stripes of a DiskLock do.
  */
 import { CIPHER_SECTOR_BYTES as SECTOR_BYTES, type SectorCipher } from '../crypto/spec.js'
 import type { Store, WritableStore } from './store.js'
@@ -9,18 +8,18 @@ import type { Store, WritableStore } from './store.js'
 export interface StoreCipher {
   readonly cipher: SectorCipher
   /**
-   * Which sector's number makes an initialization vector: that of the disk, or that of the file. Of a
-   * disk's the store has to be told where its bytes are on the disk: see `placed`.
+   * Which sector number makes an initialization vector: that of the disk, or that of the file. With 'disk' the store must
+   * be told where on the disk its bytes are: see `placed`.
    */
   readonly countsBy: 'disk' | 'file'
-  /** What the file may end within, in bytes: what is missing there is decrypted as zeros. */
+  /** The unit within which the file may end, in bytes: ciphertext that is missing there counts as zeros. */
   readonly unitBytes: number
 }
 
-/** What is encrypted at once, in bytes. */
+/** How much is encrypted at once, in bytes. */
 const PIECE_BYTES = 2 ** 20
 
-/** Encrypted bytes on their way; each thread has one. */
+/** Holds encrypted bytes for a moment; each thread has its own. */
 let scratch = Buffer.alloc(0)
 
 function scratchOf(bytes: number): Buffer {
@@ -29,7 +28,7 @@ function scratchOf(bytes: number): Buffer {
 }
 
 export class CipherStore implements Store {
-  /** @param shift what a place in the file lies before its place by which sectors are counted, in bytes */
+  /** @param shift what to add to a place in the file, in bytes, to get the place that sectors are counted by */
   constructor(
     protected readonly base: Store,
     protected readonly how: StoreCipher,
@@ -44,7 +43,7 @@ export class CipherStore implements Store {
     return this.base.sizeBytes
   }
 
-  /** The same file, whose bytes lie `shift` further on the disk. */
+  /** Returns a store of the same file, whose bytes lie `shift` further on the disk. */
   shifted(shift: number): CipherStore {
     if (this.how.countsBy === 'file' || shift === this.shift) return this
     return new CipherStore(this.base, this.how, shift)
@@ -63,7 +62,7 @@ export class CipherStore implements Store {
     return bytes
   }
 
-  /** Whatever a hole decrypts to, it is no zeros. */
+  /** Reports no holes: a hole does not decrypt to zeros. */
   nextData(at: number): number {
     return at
   }
@@ -72,9 +71,9 @@ export class CipherStore implements Store {
     return Number.MAX_SAFE_INTEGER
   }
 
-  /** Whole sectors. */
+  /** Reads and decrypts whole sectors. */
   protected readSectors(target: Buffer, start: number, length: number, at: number): number {
-    // As it was before: meanwhile others may make the file longer within its last unit.
+    // The size before the read: meanwhile other threads may make the file longer within its last unit.
     const { sizeBytes } = this.base
     let got = this.base.read(target, start, length, at)
     if (got < length) {
@@ -86,9 +85,9 @@ export class CipherStore implements Store {
     return got
   }
 
-  /** How much can be had at `at` where the file has `got` bytes: whole sectors, up to its last unit's end. */
+  /** Returns how many bytes can be decrypted at `at` if the file has `got`: whole sectors, up to the end of its last unit. */
   private readable(at: number, got: number, sizeBytes: number): number {
-    // It has become shorter: the reader will say so.
+    // The file has become shorter: the caller reports that.
     if (at + got < sizeBytes) return got - (got % SECTOR_BYTES)
     const { unitBytes } = this.how
     return Math.max(got, Math.ceil(sizeBytes / unitBytes) * unitBytes - at)
@@ -122,7 +121,7 @@ export class WritableCipherStore extends CipherStore implements WritableStore {
     }
   }
 
-  /** Writes `bytes` bytes from byte `head` of the sector at `at` on. */
+  /** Writes `bytes` bytes, starting at byte `head` of the sector at `at`. */
   private writePiece(source: Buffer, start: number, bytes: number, at: number, head: number): void {
     const whole = Math.ceil((head + bytes) / SECTOR_BYTES) * SECTOR_BYTES
     const sectors = scratchOf(Math.max(whole, PIECE_BYTES))
@@ -140,7 +139,7 @@ export class WritableCipherStore extends CipherStore implements WritableStore {
     this.base.write(sectors, 0, whole, at)
   }
 
-  /** As a reader sees it; behind what there is to read it is zeros. */
+  /** Reads one sector as a reader sees it; zeros past the end. */
   private readSector(target: Buffer, start: number, at: number): void {
     const got = this.readSectors(target, start, SECTOR_BYTES, at)
     target.fill(0, start + got, start + SECTOR_BYTES)
@@ -150,7 +149,7 @@ export class WritableCipherStore extends CipherStore implements WritableStore {
     this.base.sync()
   }
 
-  /** A hole would not read as zeros. */
+  /** Refuses: a hole would not read as zeros. */
   punch(): boolean {
     return false
   }
@@ -164,7 +163,7 @@ export class WritableCipherStore extends CipherStore implements WritableStore {
   }
 }
 
-/** `store` for a piece of the disk that begins at `offset` and lies at `at` of it. */
+/** Returns `store` for a piece of the disk that begins at `offset`, and lies at `at` of the store. */
 export function placed<S extends Store>(store: S, offset: number, at: number): S {
   return store instanceof CipherStore ? (store.shifted(offset - at) as Store as S) : store
 }

@@ -1,7 +1,7 @@
 /**
- * The system's own decompressors, where it has them: they fill the reader's buffer, and in less time
- * than those that come with us. libzstd is on every Debian (dpkg needs it), libdeflate on many; what
- * they refuse or where they are missing, the callers have another way.
+ * The system's own decompressors, where it has them. They write to the reader's buffer, and are faster than ours.
+ * libzstd is on every Debian (dpkg needs it), libdeflate on many. Where they are missing or refuse a stream, the callers
+ * have another way.
  */
 import type { LibraryHandle } from 'koffi'
 import { koffi } from './native.js'
@@ -9,24 +9,23 @@ import { koffi } from './native.js'
 const LIBDEFLATE = ['libdeflate.so.0', 'libdeflate.so.1']
 
 /**
- * Fills `target` with the raw deflate stream at the start of `packed`; bytes behind it are ignored.
- * False when the stream is damaged or does not fill it exactly, or when there is no library; `target`
- * may then hold anything.
+ * Fills `target` with the raw deflate stream at the start of `packed`; bytes after the stream are ignored. Returns false
+ * if the stream is damaged or does not fill `target` exactly, or if there is no library; `target` may then hold anything.
  */
 export const inflateExactly: (packed: Buffer, target: Buffer) => boolean =
   firstOf(LIBDEFLATE, libdeflate) ?? (() => false)
 
 /**
- * Decompresses the zlib stream (RFC 1950) at the start of `packed` to the start of `target`; bytes behind
- * it are ignored. Returns the bytes written; -1 when it is damaged or holds more, or when there is no
- * library, and `target` may then hold anything.
+ * Decompresses the zlib stream (RFC 1950) at the start of `packed` to the start of `target`; bytes after the stream are
+ * ignored. Returns the bytes written; -1 if the stream is damaged or holds more, or if there is no library; `target` may
+ * then hold anything.
  */
 export const inflateZlib: (packed: Buffer, target: Buffer) => number =
   firstOf(LIBDEFLATE, libdeflateZlib) ?? (() => -1)
 
 /**
- * Decompresses the zstd frame `frame` to the start of `target`. Returns the bytes written, -1 when the
- * frame is damaged or holds more. Undefined when there is no library.
+ * Decompresses the zstd frame `frame` to the start of `target`. Returns the bytes written, or -1 if the frame is damaged
+ * or holds more. Undefined if there is no library.
  */
 export const unzstdFrame: ((frame: Buffer, target: Buffer) => number) | undefined = firstOf(
   ['libzstd.so.1'],
@@ -38,7 +37,7 @@ function firstOf<T>(names: readonly string[], bind: (library: LibraryHandle) => 
     try {
       return bind(koffi.load(name))
     } catch {
-      // This soname is not there, or is not what its name says.
+      // This library is missing, or is not what its name says.
     }
   }
   return undefined
@@ -50,7 +49,7 @@ function libdeflate(library: LibraryHandle): (packed: Buffer, target: Buffer) =>
     'int libdeflate_deflate_decompress_ex(void *decompressor, const void *packed, size_t packedBytes, void *target, size_t targetBytes, void *used, void *filled)',
   )
   const used = Buffer.alloc(8)
-  // Without a place for the bytes that were filled, less than all of them is an error.
+  // Without a pointer for the actual length, libdeflate reports an error unless it fills all of `target`.
   return (packed, target) =>
     decompress(decompressor, packed, packed.length, target, target.length, used, null) === 0
 }
@@ -62,7 +61,7 @@ function libdeflateZlib(library: LibraryHandle): (packed: Buffer, target: Buffer
   )
   const used = Buffer.alloc(8)
   const filled = Buffer.alloc(8)
-  // A count is below the length of `target`, which fits in its low half.
+  // The count is at most the length of `target`, so its low half says it all.
   return (packed, target) =>
     decompress(decompressor, packed, packed.length, target, target.length, used, filled) === 0
       ? filled.readUInt32LE()
@@ -74,7 +73,7 @@ function libzstd(library: LibraryHandle): (frame: Buffer, target: Buffer) => num
   const decompress = library.func(
     'size_t ZSTD_decompressDCtx(void *context, void *target, size_t targetBytes, const void *frame, size_t frameBytes)',
   )
-  // An error is a size_t near its end, far above any buffer.
+  // An error is a size_t near its maximum, far above the length of any buffer.
   return (frame, target) => {
     const written = Number(decompress(context, target, target.length, frame, frame.length))
     return written <= target.length ? written : -1

@@ -1,6 +1,6 @@
 /**
- * Folders that are held open from when an image is opened until all that it names is: what a path leads to
- * may change at any moment, and must not change what the image may open.
+ * Folders that are held open while an image and the files that it names are opened. What a path leads to may change at
+ * any moment, and must not change what the image may open.
  */
 import fs from 'node:fs'
 import { constants } from 'node:os'
@@ -14,11 +14,11 @@ const { O_DIRECTORY, O_NOFOLLOW } = fs.constants
 export interface Folder {
   /** Opened with O_PATH, for `closeFolders`. */
   readonly fd: number
-  /** Where it was when it was opened, without symbolic links: its bytes, in latin1. */
+  /** Its path when it was opened, without symbolic links; each byte is a latin1 character. */
   readonly path: string
 }
 
-/** The names of what is in the folder; none where it cannot be listed. */
+/** Returns the names in the folder; none if it cannot be listed. */
 export function namesIn({ fd }: Folder): string[] {
   try {
     return fs.readdirSync(pathOfDescriptor(fd))
@@ -27,16 +27,16 @@ export function namesIn({ fd }: Folder): string[] {
   }
 }
 
-/** Names may change while they are looked at: then they are looked at again, this often at most. */
+/** How often to look again at names that change while they are looked at. */
 const MAX_ATTEMPTS = 50
-/** What a name that has just changed may fail with. */
+/** The errors that a name may cause that has just changed. */
 const CHANGED = new Set(['ENOENT', 'ENOTDIR', 'ELOOP', 'EXDEV'])
 
 export function closeFolders(folders: readonly Folder[]): void {
   for (const { fd } of folders) closeFile(fd)
 }
 
-/** Holds the folders of `--allow-path`. Throws ImageError, and then holds none. */
+/** Opens and holds the folders of `--allow-path`. Throws ImageError, and then holds none. */
 export function holdFolders(paths: readonly string[]): Folder[] {
   const held: Folder[] = []
   try {
@@ -49,17 +49,17 @@ export function holdFolders(paths: readonly string[]): Folder[] {
   }
 }
 
-/** An image that was found by its name, and not opened in earnest yet. */
+/** An image that was found by its name, and is only opened with O_PATH so far. */
 export interface FoundImage {
   /** An O_PATH descriptor for `closeFile`. */
   readonly place: number
-  /** The folders that it lies in: that of its name, and that of the file where the name is a link. */
+  /** The folders that it lies in: that of its name, and, if the name is a link, that of the file. */
   readonly folders: readonly Folder[]
 }
 
 /**
- * Finds the image `file`, an absolute path, with its folders. The file is the one that the kernel finds by
- * that path, and was seen in the last of the folders. Throws SystemError; ImageError where it is in no folder.
+ * Finds the image `file`, an absolute path, with its folders. It is the file that the kernel finds by that path, and the
+ * last of the folders has been seen to contain it. Throws SystemError; ImageError if no folder contains it.
  */
 export function findImage(file: string): FoundImage {
   for (let attempt = 0; attempt < MAX_ATTEMPTS; attempt++) {
@@ -87,7 +87,7 @@ export function closeFound({ place, folders }: FoundImage): void {
   closeFolders(folders)
 }
 
-/** Follows the links of the last name one by one, each from the folder that it lies in. */
+/** Follows the links of the path's last component one by one, each from the folder that it lies in. */
 function seek(file: string): FoundImage {
   const held: number[] = []
   try {
@@ -130,15 +130,15 @@ const folderOf = (fd: number): Folder => ({
 })
 
 /**
- * Finds `file`, an absolute path, in one of `allowed`: an O_PATH descriptor for `closeFile`. What its path
- * leads to only says in which folder to look for it, and that it must be the same file. Undefined where it
- * lies in none of the folders. Throws SystemError.
+ * Finds `file`, an absolute path, in one of `allowed`. Returns an O_PATH descriptor for `closeFile`, or undefined if it
+ * lies in none of the folders. Resolving the path only decides in which folder to look; the file found there must be the
+ * same. Throws SystemError.
  */
 export function findWithin(file: string, allowed: readonly Folder[]): number | undefined {
   for (let attempt = 0; ; attempt++) {
     const real = realOf(file)
     const folder = allowed.find(({ path }) => isWithin(real, path))
-    // First of all: an image must not learn what there is elsewhere.
+    // Before anything else: an image must not find out which files exist elsewhere.
     if (!folder) return undefined
     const place = openAt(AT_FDCWD, Buffer.from(file), O_PATH)
     if (place < 0) throw new SystemError('open', errno(), file)
@@ -157,8 +157,8 @@ export function findWithin(file: string, allowed: readonly Folder[]): number | u
 }
 
 /**
- * `file` with its symbolic links resolved; where it does not exist, those of its folder. A path's bytes, in
- * latin1.
+ * Returns `file` with its symbolic links resolved; if it does not exist, with those of its folder resolved. Each byte of
+ * a path is a latin1 character.
  */
 function realOf(file: string): string {
   try {

@@ -1,28 +1,28 @@
 /**
  * The system calls that Node lacks, and the three that every request needs.
  *
- * koffi calls libc directly. `read`, `pread` and `write` cost about 40 ns more than in C, a third of
- * what `fs.readSync` adds, and answer EAGAIN without building an exception. Buffers go as `void *`:
- * a typed pointer would be copied element by element.
+ * koffi calls libc directly. `read`, `pread` and `write` cost about 40 ns more than in C, a third of what `fs.readSync`
+ * adds, and report EAGAIN without building an exception. Buffers are passed as `void *`: koffi would copy a typed pointer
+ * element by element.
  */
 import { SystemError } from '../errors.js'
 import { koffi, loadLibc } from './native.js'
 
 const libc = loadLibc()
 
-/** read(2): the bytes read, or -1 with {@link errno} set. */
+/** read(2). Returns the bytes read, or -1 with {@link errno} set. */
 export const read: (fd: number, target: Buffer, bytes: number) => number = libc.func(
   'int64_t read(int fd, void *target, size_t bytes)',
 )
-/** pread(2): the bytes read, 0 at the end of the file, or -1 with {@link errno} set. */
+/** pread(2). Returns the bytes read, 0 at the end of the file, or -1 with {@link errno} set. */
 export const pread: (fd: number, target: Buffer, bytes: number, at: number) => number = libc.func(
   'int64_t pread64(int fd, void *target, size_t bytes, int64_t at)',
 )
-/** pwrite(2): the bytes written, or -1 with {@link errno} set. */
+/** pwrite(2). Returns the bytes written, or -1 with {@link errno} set. */
 export const pwrite: (fd: number, source: Buffer, bytes: number, at: number) => number = libc.func(
   'int64_t pwrite64(int fd, const void *source, size_t bytes, int64_t at)',
 )
-/** write(2): the bytes written, or -1 with {@link errno} set. */
+/** write(2). Returns the bytes written, or -1 with {@link errno} set. */
 export const write: (fd: number, source: Buffer, bytes: number) => number = libc.func(
   'int64_t write(int fd, const void *source, size_t bytes)',
 )
@@ -31,21 +31,21 @@ const memset: (target: Buffer, byte: number, bytes: number) => void = libc.func(
   'void memset(void *target, int byte, size_t bytes)',
 )
 
-/** Zeros `target` from `start` to `end`. `Buffer.fill` takes 40 times as long on shared memory. */
+/** Zeroes `target` from `start` to `end`. `Buffer.fill` takes 40 times as long on shared memory. */
 export function clear(target: Buffer, start: number, end: number): void {
   if (end > start) memset(target.subarray(start, end), 0, end - start)
 }
 
-/** The calling thread's errno, as the last call of this module left it. */
+/** Returns the calling thread's errno, as the last call of this module left it. */
 export const errno = (): number => koffi.errno()
 
-/** fdatasync(2): 0, or -1 with {@link errno} set. */
+/** fdatasync(2). Returns 0, or -1 with {@link errno} set. */
 export const fdatasync: (fd: number) => number = libc.func('int fdatasync(int fd)')
-/** ftruncate(2): 0, or -1 with {@link errno} set. */
+/** ftruncate(2). Returns 0, or -1 with {@link errno} set. */
 export const ftruncate: (fd: number, bytes: number) => number = libc.func(
   'int ftruncate64(int fd, int64_t bytes)',
 )
-/** fallocate(2): 0, or -1 with {@link errno} set. */
+/** fallocate(2). Returns 0, or -1 with {@link errno} set. */
 export const fallocate: (fd: number, mode: number, at: number, bytes: number) => number = libc.func(
   'int fallocate64(int fd, int mode, int64_t at, int64_t bytes)',
 )
@@ -59,13 +59,13 @@ const readlinkat = libc.func(
 )
 const syscall = libc.func('long syscall(long number, ...)')
 
-/** A descriptor that only says where a file is: opening it has no effect on a FIFO or a device. */
+/** Opens a descriptor that only refers to a file: it has no effect on a FIFO or a device. */
 export const O_PATH = 0o10000000
 export const O_CLOEXEC = 0o2000000
-/** For {@link openAt}: names count from the current folder. */
+/** For {@link openAt}: names are relative to the current folder. */
 export const AT_FDCWD = -100
 
-/** openat(2) of an existing file: a descriptor for `closeFile`, or -1 with {@link errno} set. */
+/** openat(2) of an existing file. Returns a descriptor for `closeFile`, or -1 with {@link errno} set. */
 export function openAt(folder: number, name: Buffer, flags: number): number {
   return openat(folder, terminated(name), flags | O_CLOEXEC)
 }
@@ -74,7 +74,7 @@ export function openAt(folder: number, name: Buffer, flags: number): number {
 const OPENAT2 = 437
 const OPEN_HOW_BYTES = 24
 
-/** openat2(2) of an existing file: a descriptor for `closeFile`, or -1 with {@link errno} set. */
+/** openat2(2) of an existing file. Returns a descriptor for `closeFile`, or -1 with {@link errno} set. */
 export function openAt2(folder: number, name: Buffer, flags: number, resolve: number): number {
   const how = Buffer.alloc(OPEN_HOW_BYTES)
   how.writeBigUInt64LE(BigInt(flags | O_CLOEXEC), 0)
@@ -85,7 +85,7 @@ export function openAt2(folder: number, name: Buffer, flags: number, resolve: nu
 
 const PATH_MAX = 4096
 
-/** Where the symbolic link `fd` points, which was opened with O_PATH. Throws SystemError. */
+/** Returns where the symbolic link points that was opened with O_PATH as `fd`. Throws SystemError. */
 export function readLink(fd: number): Buffer {
   const target = Buffer.alloc(PATH_MAX)
   return target.subarray(0, check(readlinkat(fd, '', target, target.length), 'readlinkat'))
@@ -96,24 +96,24 @@ const terminated = (name: Buffer): Buffer => Buffer.concat([name, Buffer.alloc(1
 const memfd_create = libc.func('int memfd_create(const char *name, unsigned int flags)')
 const MFD_CLOEXEC = 1
 
-/** An empty file in memory that only its descriptor leads to (memfd_create(2)). For `closeFile`. */
+/** Makes an empty file in memory (memfd_create(2)). Returns its descriptor, for `closeFile`. */
 export function memoryFile(name: string): number {
   return check(memfd_create(name, MFD_CLOEXEC), 'memfd_create')
 }
 
-/** close(2), for descriptors that Node has not opened: of those it would warn. */
+/** close(2), for descriptors that Node has not opened: `fs.closeSync` would warn about those. */
 export const closeFile: (fd: number) => number = libc.func('int close(int fd)')
 
 const F_DUPFD_CLOEXEC = 1030
 
-/** Another descriptor of what `fd` is, not inherited by children (fcntl(2)). For `closeFile`. */
+/** Duplicates `fd` (fcntl(2)); children do not inherit the new descriptor. For `closeFile`. */
 export function duplicate(fd: number): number {
   return check(fcntl(fd, F_DUPFD_CLOEXEC, 'int', 0), 'fcntl')
 }
 
 const dup2 = libc.func('int dup2(int from, int to)')
 
-/** Makes `fd` another descriptor of what `by` is, instead of what it was (dup2(2)). */
+/** Makes `fd` a duplicate of `by` (dup2(2)). */
 export function redirect(fd: number, by: number): void {
   check(dup2(by, fd), 'dup2')
 }
@@ -121,9 +121,9 @@ export function redirect(fd: number, by: number): void {
 const poll = libc.func('int poll(void *descriptors, unsigned long count, int milliseconds)')
 const POLLERR = 8
 
-/** Whether the connection of `fd`, a /dev/fuse, is over: unmounted and no longer used, or aborted. */
+/** Reports whether the connection of `fd`, a /dev/fuse, is over: unmounted and no longer used, or aborted. */
 export function hasHungUp(fd: number): boolean {
-  // struct pollfd, which waits for nothing but what is told unasked.
+  // struct pollfd that asks for no events: errors and hang-ups are reported anyway.
   const descriptor = Buffer.alloc(8)
   descriptor.writeInt32LE(fd, 0)
   return poll(descriptor, 1, 0) > 0 && (descriptor.readInt16LE(6) & POLLERR) !== 0
@@ -131,7 +131,7 @@ export function hasHungUp(fd: number): boolean {
 
 const POLLOUT = 4
 
-/** Whether `fd` takes bytes, or an error, without waiting, within `milliseconds` (poll(2)). */
+/** Reports whether `fd` can be written without waiting, or has an error, within `milliseconds` (poll(2)). */
 export function isReadyToWrite(fd: number, milliseconds: number): boolean {
   const descriptor = Buffer.alloc(8)
   descriptor.writeInt32LE(fd, 0)
@@ -152,7 +152,7 @@ const socket = libc.func('int socket(int domain, int type, int protocol)')
 const connect = libc.func('int connect(int fd, const void *address, uint32_t bytes)')
 const send = libc.func('int64_t send(int fd, const void *bytes, size_t length, int flags)')
 
-/** Throws the calling thread's errno as a SystemError when `result` is negative. */
+/** Returns `result`. Throws the calling thread's errno as a SystemError if it is negative. */
 function check(result: number, syscall: string, path?: string): number {
   if (result < 0) throw new SystemError(syscall, koffi.errno(), path)
   return result
@@ -162,12 +162,12 @@ const SEEK_END = 2
 export const SEEK_DATA = 3
 export const SEEK_HOLE = 4
 
-/** lseek(2) with SEEK_DATA or SEEK_HOLE; -1 with {@link errno} set (ENXIO: no data behind `at`). */
+/** lseek(2) with SEEK_DATA or SEEK_HOLE. Returns -1 with {@link errno} set (ENXIO: no data from `at` on). */
 export function seekExtent(fd: number, at: number, whence: number): number {
   return lseek64(fd, at, whence)
 }
 
-/** The size of what `fd` is, in bytes; also that of a block device. */
+/** Returns the size of a regular file or block device, in bytes. */
 export function sizeOf(fd: number): number {
   return check(lseek64(fd, 0, SEEK_END), 'lseek')
 }
@@ -179,16 +179,16 @@ const AT_EMPTY_PATH = 0x1000
 const AT_STATX_DONT_SYNC = 0x4000
 const STATX_TYPE = 1
 const STATX_SIZE = 0x200
-/** struct statx: its size, and where its fields are. */
+/** struct statx: its size, and the offsets of its fields. */
 const STATX = { bytes: 256, mode: 28, size: 40 } as const
 const S_IFMT = 0o170000
 const S_IFREG = 0o100000
 const statxBuffer = Buffer.alloc(STATX.bytes)
 
 /**
- * Returns the size of the regular file that is open at `fd`, in bytes; -1 for anything else, and where it
- * cannot be had. It asks for the size alone: NFS writes out what it holds back when it is asked for times.
- * @param isAsked false takes what this kernel knows, true asks the server of a network file system
+ * Returns the size of the regular file that is open at `fd`, in bytes; -1 for anything else, and on errors. It asks for
+ * the size alone, because NFS flushes its cached writes when it is asked for times.
+ * @param isAsked false returns what this kernel knows; true asks the server of a network file system
  */
 export function regularFileSize(fd: number, isAsked: boolean): number {
   const flags = isAsked ? AT_EMPTY_PATH : AT_EMPTY_PATH | AT_STATX_DONT_SYNC
@@ -205,21 +205,21 @@ const F_WRLCK = 1
 const F_UNLCK = 2
 const FLOCK_BYTES = 32
 
-/** Whether another open file description holds a lock of any kind on the byte at `at` (fcntl(2)). */
+/** Reports whether another open file description holds a lock of any kind on the byte at `at` (fcntl(2)). */
 export function isLockedByOthers(fd: number, at: number): boolean {
   const flock = flockOf(F_WRLCK, at)
   return fcntl(fd, F_OFD_GETLK, 'void *', flock) === 0 && flock.readInt16LE(0) !== F_UNLCK
 }
 
 /**
- * Locks the byte at `at` for as long as the open file description of `fd` lives, as others may, too
- * (fcntl(2), F_OFD_SETLK). 0, or -1 with {@link errno} set.
+ * Takes a shared lock on the byte at `at`, for as long as the open file description of `fd` lives (fcntl(2),
+ * F_OFD_SETLK). Returns 0, or -1 with {@link errno} set.
  */
 export function lockShared(fd: number, at: number): number {
   return fcntl(fd, F_OFD_SETLK, 'void *', flockOf(F_RDLCK, at))
 }
 
-/** struct flock of 64-bit Linux, for one byte. */
+/** Returns a struct flock of 64-bit Linux, for one byte. */
 function flockOf(type: number, at: number): Buffer {
   const flock = Buffer.alloc(FLOCK_BYTES)
   flock.writeInt16LE(type, 0)
@@ -228,10 +228,10 @@ function flockOf(type: number, at: number): Buffer {
   return flock
 }
 
-/** Starts a session of this process alone, without a terminal (setsid(2)). 0 or more, or -1. */
+/** Starts a session of this process alone, without a terminal (setsid(2)). Returns -1 on errors. */
 export const startSession: () => number = libc.func('int setsid()')
 
-/** Ends the process at once: no other thread runs on, no handler, nothing is written out (_exit(2)). */
+/** Ends the process at once (_exit(2)): no other thread and no exit handler runs, and no buffer is flushed. */
 export const exitNow: (code: number) => void = libc.func('void _exit(int code)')
 
 const name_to_handle_at = libc.func(
@@ -240,7 +240,7 @@ const name_to_handle_at = libc.func(
 const MAX_HANDLE_BYTES = 128
 
 /**
- * The number by which the kernel and the server of a FUSE file system know the file at `path`
+ * Returns the number by which the kernel and the server of a FUSE file system know the file at `path`
  * (name_to_handle_at(2); fs/fuse/inode.c, fuse_encode_fh). Throws SystemError.
  */
 export function nodeOf(path: string): number {
@@ -252,7 +252,7 @@ export function nodeOf(path: string): number {
 
 const FUSE_DEV_IOC_CLONE = 0x8004e500
 
-/** Joins `fd`, a fresh /dev/fuse, to the connection of `session`. False where the kernel cannot. */
+/** Joins `fd`, a newly opened /dev/fuse, to the connection of `session`. Returns false if the kernel refuses. */
 export function cloneDevice(fd: number, session: number): boolean {
   const argument = Buffer.alloc(4)
   argument.writeUInt32LE(session)
@@ -282,7 +282,7 @@ const SOCK_STREAM = 1
 const SOCK_DGRAM = 2
 const SOCK_CLOEXEC = 0o2000000
 
-/** A connected pair of stream sockets; neither end is inherited by children unless passed on. */
+/** Returns a connected pair of stream sockets. Children inherit neither end unless it is passed to them. */
 export function unixSocketPair(): [number, number] {
   const pair = Buffer.alloc(8)
   check(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 'socketpair')
@@ -297,8 +297,8 @@ const MSG_CMSG_CLOEXEC = 0x40000000
 const EINTR = 4
 
 /**
- * The descriptor that the other end of `socket` sends with its next byte (unix(7), SCM_RIGHTS), or
- * -1 when the end is closed without one. Blocks. The structures are those of 64-bit Linux.
+ * Returns the descriptor that the other end of `socket` sends with its next byte (unix(7), SCM_RIGHTS), or -1 if that end
+ * is closed without sending one. Blocks. The structures are those of 64-bit Linux.
  */
 export function receiveDescriptor(socketFd: number): number {
   const byte = Buffer.alloc(1)
@@ -322,7 +322,7 @@ export function receiveDescriptor(socketFd: number): number {
   return found ? control.readInt32LE(CMSGHDR_BYTES) : -1
 }
 
-/** A datagram socket connected to the Unix address `path`; throws SystemError. */
+/** Returns a datagram socket that is connected to the Unix address `path`. Throws SystemError. */
 export function connectDatagram(path: string): number {
   const fd = check(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0), 'socket')
   const address = Buffer.alloc(110)
@@ -335,7 +335,7 @@ export function connectDatagram(path: string): number {
 const MSG_DONTWAIT = 0x40
 const MSG_NOSIGNAL = 0x4000
 
-/** Sends one datagram; false when the receiver is gone or full. */
+/** Sends one datagram. Returns false if the receiver is gone or its queue is full. */
 export function sendDatagram(fd: number, datagram: Buffer): boolean {
   return send(fd, datagram, datagram.length, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0
 }

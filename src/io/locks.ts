@@ -1,11 +1,11 @@
 /**
- * QEMU's image locks (block/file-posix.c, raw_check_perm), so that a running machine and vimgfs never
- * write the same image, nor two of us.
+ * QEMU's image locks (block/file-posix.c, raw_check_perm), so that a running machine and vimgfs never write the same
+ * image, nor two servers of vimgfs.
  *
- * They are locks on single bytes of the file, all of them shared: byte 100 + n says "I do n", byte
- * 200 + n says "nobody else may do n", for the n below. Whoever opens takes its own, and then looks
- * whether anybody holds the opposite of one: of two that come at once, both see it. They belong to the
- * open file description, and go with its last descriptor, however the process ends.
+ * They are shared locks on single bytes of the file: byte 100 + n says "I do n", byte 200 + n says "nobody else may do
+ * n", for the n below. A program that opens the image takes its own locks first, and then looks whether another one holds
+ * the opposite of one of them: if two come at once, both see it. The locks belong to the open file description and end
+ * with its last descriptor, however the process ends.
  */
 import { errnoName, ImageInUse } from '../errors.js'
 import { errno, isLockedByOthers, lockShared } from './libc.js'
@@ -17,21 +17,21 @@ const RESIZE = 3
 const DOES_AT = 100
 const FORBIDS_AT = 200
 
-/** What one does with an image, and what nobody else may do meanwhile. */
+/** What a program does with an image, and what no other one may do meanwhile. */
 const HOLDS = {
   read: { does: [READ], forbids: [WRITE, RESIZE] },
   write: { does: [READ, WRITE, RESIZE], forbids: [WRITE, RESIZE] },
 }
 
-/** Whether another program may write the file; whoever reads it then sees it change. */
+/** Reports whether another program may write the file, so that it may change while it is read. */
 export const isWrittenByOthers = (fd: number): boolean => isLockedByOthers(fd, DOES_AT + WRITE)
 
 const EACCES = 13
 const EAGAIN = 11
 
 /**
- * Locks the file that is open at `fd` for as long as it is. Returns what the user should know where its
- * file system has no such locks, else nothing. Throws ImageError where another program is in the way.
+ * Locks the file for as long as `fd` is open. Returns a warning for the user if its file system has no such locks. Throws
+ * ImageInUse if another program's locks forbid it.
  */
 export function lockImage(
   fd: number,
@@ -56,7 +56,7 @@ function inUse(fd: number, file: string, purpose: string, held: readonly number[
   const holders = holdersOf(fd, held)
   const who = holders.length > 0 ? holders.map(processName).join(' and ') : 'another program'
   const find = holders.length > 0 ? '' : `find it with fuser ${file} or lsof, and `
-  // Who only reads is in the way of writers, and would let us read.
+  // A program that only reads excludes writers, but would let us read.
   const wayOut = isWritten ? 'read it as it is with -o ro,force-share' : 'mount it with -o ro'
   const act = isWritten ? 'writes' : purpose === 'read' ? 'has locked' : 'reads'
   const context = { path: file, hint: `${find}end that, or ${wayOut}` }
@@ -66,8 +66,8 @@ function inUse(fd: number, file: string, purpose: string, held: readonly number[
 const MAX_NAMED = 3
 
 /**
- * The processes that hold a lock on one of the bytes `at`, as far as we may see. /proc tells the locks
- * of each descriptor, so that no file is touched: it may lie on a mount that hangs.
+ * Returns the processes that hold a lock on one of the bytes `at`, as far as this user may see. It reads the locks of each
+ * descriptor from /proc and touches no file: a file may lie on a mount that hangs.
  */
 function holdersOf(fd: number, at: readonly number[]): number[] {
   const file = locksOf('self', String(fd))[0]?.file
@@ -87,13 +87,13 @@ function holdersOf(fd: number, at: readonly number[]): number[] {
 }
 
 interface Lock {
-  /** Its device and inode, as the kernel writes them. */
+  /** The device and inode of the locked file, as the kernel writes them. */
   readonly file: string
   readonly start: number
   readonly end: number
 }
 
-/** The locks of a descriptor (proc(5), fdinfo): "lock:\t1: OFDLCK  ADVISORY  READ -1 fe:00:42 101 101". */
+/** Returns the locks of a descriptor (proc(5), fdinfo): "lock:\t1: OFDLCK  ADVISORY  READ -1 fe:00:42 101 101". */
 function locksOf(pid: number | 'self', fd: string): Lock[] {
   const text = textOf(`/proc/${pid}/fdinfo/${fd}`) ?? ''
   return [...text.matchAll(/^lock:.* (\S+:\S+:\d+) (\d+) (\d+|EOF)$/gm)].map(match => {

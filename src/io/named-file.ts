@@ -1,9 +1,9 @@
 /**
- * Opening the files that images name: backing files, data files, extents.
+ * Opens the files that images name: backing files, data files, extents.
  *
- * An image is hostile input, and a name in it is a request to read a file in the user's name. Only
- * regular files are opened, and only in the folder of the image that the user named or in folders that
- * the user allowed. These folders are held open (folders.ts), and the kernel keeps names within them.
+ * An image is hostile input, and a name in it is a request to read a file with the user's rights. Only regular files are
+ * opened, and only below the folder of the image that the user named or below folders that the user allowed. These
+ * folders are held open (folders.ts), and the kernel keeps names within them.
  */
 import fs from 'node:fs'
 import path from 'node:path'
@@ -15,10 +15,10 @@ import { processesWithOpen } from './processes.js'
 
 const { O_RDONLY, O_RDWR, O_NONBLOCK, O_EXCL } = fs.constants
 
-/** 'write' means reading, too. */
+/** 'write' includes reading. */
 export type Access = 'read' | 'write'
 
-/** A file that cannot be opened for writing; reading it may do. */
+/** A file cannot be opened for writing, but perhaps for reading. */
 export class WriteProtected extends ImageError {
   constructor(path: string, message: string, hint: string) {
     super('READ_ONLY', message, { path, hint })
@@ -26,13 +26,13 @@ export class WriteProtected extends ImageError {
 }
 
 export interface OpenedFile {
-  /** As it was named, made absolute; symbolic links are not resolved. */
+  /** The name that was given, made absolute; symbolic links are not resolved. */
   readonly path: string
   readonly fd: number
   readonly stat: fs.BigIntStats
 }
 
-/** Opens what the user named: a regular file or a block device. Throws ImageError. */
+/** Opens the regular file or block device that the user named. Throws ImageError. */
 export function openGiven(name: string, access: Access = 'read'): OpenedFile {
   const { folders, own: _, ...file } = openImage(name, access, [])
   closeFolders(folders)
@@ -42,13 +42,13 @@ export function openGiven(name: string, access: Access = 'read'): OpenedFile {
 /** An image with the folders in which it may name files, for `closeFolders`. */
 export interface OpenedImage extends OpenedFile {
   readonly folders: readonly Folder[]
-  /** Those of them that it lies in: that of its name, and that of the file where the name is a link. */
+  /** The folders that it lies in: that of its name, and, if the name is a link, that of the file. */
   readonly own: readonly Folder[]
 }
 
 /**
- * Opens what the user named, and holds the folders that it lies in, by its name and without symbolic links,
- * and those of `allowPaths`. Throws ImageError, and then leaves nothing open.
+ * Opens the image that the user named, and holds the folders that it lies in (by its name, and with symbolic links
+ * resolved) and those of `allowPaths`. Throws ImageError, and then leaves nothing open.
  */
 export function openImage(
   name: string,
@@ -74,7 +74,7 @@ export function openImage(
   }
 }
 
-/** Opens in earnest what the user named, and closes `place`. */
+/** Opens `place`, an O_PATH descriptor of what the user named, for reading or writing, and closes it. */
 function openPlace(place: number, file: string, access: Access): OpenedFile {
   try {
     const stat = fs.fstatSync(place, { bigint: true })
@@ -84,7 +84,7 @@ function openPlace(place: number, file: string, access: Access): OpenedFile {
         hint: 'name an image file or a block device',
       })
     }
-    // A device that is mounted or part of another one is not written behind the kernel's back.
+    // O_EXCL refuses a device that is mounted or part of another one: the kernel itself may write that.
     const flags = access === 'write' && stat.isBlockDevice() ? O_EXCL : 0
     return open(place, file, file, access, flags)
   } finally {
@@ -92,27 +92,27 @@ function openPlace(place: number, file: string, access: Access): OpenedFile {
   }
 }
 
-/** Node has names as text: what is no UTF-8 becomes U+FFFD there, which may be the name of another file. */
+/** Node turns bytes that are not UTF-8 into U+FFFD, and the name with U+FFFD may be another file's. */
 export const isText = (name: string): boolean => !name.includes('\ufffd')
 const NOT_TEXT = 'this name, or its folder, is not UTF-8'
 
 export interface Naming {
-  /** The file that holds the name, as it was opened. */
+  /** The path of the file that contains the name. */
   readonly by: string
-  /** What the name is for: "backing file", "data file". */
+  /** What the named file is: "backing file", "data file". */
   readonly role: string
   /** Folders below which files may be opened. */
   readonly allowed: readonly Folder[]
-  /** Returns what to do where nothing is at `file`, the absolute path that the name leads to. */
+  /** Returns what the user can do if nothing is at `file`, the absolute path that the name leads to. */
   readonly hint: (file: string) => string
 }
 
-/** Opens what an image named. Throws ImageError. */
+/** Opens the file that an image names. Throws ImageError. */
 export function openNamed(name: string, naming: Naming, access: Access = 'read'): OpenedFile {
   const refuse = (code: 'REFUSED' | 'UNSUPPORTED', what: string, hint: string): never => {
     throw new ImageError(code, `its ${naming.role} "${name}" ${what}`, { path: naming.by, hint })
   }
-  // After it QEMU takes all for a path, colons included.
+  // QEMU takes all that follows for a path, also with colons in it.
   const isPath = name.startsWith('file:')
   const plain = isPath ? name.slice('file:'.length) : name
   const beforeSlash = plain.split('/', 1)[0] as string
@@ -163,7 +163,7 @@ export function openNamed(name: string, naming: Naming, access: Access = 'read')
   }
 }
 
-/** All of a small file that an image names; undefined where there is none. Throws ImageError. */
+/** Reads all of a small file that an image names; undefined if it does not exist. Throws ImageError. */
 export function readIfThere(name: string, naming: Naming, maxBytes: number): Buffer | undefined {
   let file: OpenedFile
   try {
@@ -187,9 +187,9 @@ export function readIfThere(name: string, naming: Naming, maxBytes: number): Buf
 }
 
 /**
- * Opens the first of `names` that is there and fits; undefined where all that are there do not fit. The
- * others are for files that have gone elsewhere: one that is where the first name says, and may not be
- * opened, is refused. Throws ImageError, which says what is wrong with the first.
+ * Opens the first of `names` that exists and fits; undefined if none of those that exist fits. The other names are for
+ * files that were moved: if a file exists under the first name but may not be opened, it is refused. Throws ImageError
+ * about the first name.
  */
 export function openFirst(
   names: readonly string[],
@@ -215,7 +215,7 @@ export function openFirst(
   throw problem
 }
 
-/** For hints: without symbolic links, where they can be followed. */
+/** Resolves symbolic links where possible, for hints. */
 function realPath(file: string): string {
   try {
     return fs.realpathSync.native(file)
@@ -241,7 +241,7 @@ function orMissing<T>(look: () => T, at: string, hint: string, what = 'it'): T {
 const MAY_YOU_READ = 'check that you may read it, and enter its folder'
 const isForbidden = (error: unknown): boolean => (error as NodeJS.ErrnoException).code === 'EACCES'
 
-/** Opens what is at `place`, an O_PATH descriptor, which `file` was found to lead to. */
+/** Opens the file of `place`, an O_PATH descriptor that `file` was found to lead to. */
 function open(
   place: number,
   file: string,
@@ -284,7 +284,7 @@ function open(
   return { path: file, fd, stat: fs.fstatSync(fd, { bigint: true }) }
 }
 
-/** What open(2) says of files that may not be written, or not now. */
+/** The errors of open(2) for files that may not be written, or not now. */
 const PROTECTED = new Set(['EACCES', 'EPERM', 'EROFS', 'ETXTBSY'])
 
 function kindOf(stat: fs.BigIntStats): string {

@@ -1,6 +1,6 @@
 /**
- * Loads koffi, the native module that all system calls go through, and the C library. Throws an error that
- * takes one line where either of them is missing or does not fit this machine.
+ * Loads koffi, the native module that makes all system calls, and the C library. If one of them is missing or does not
+ * fit this machine, it throws an error that the user sees as one line.
  */
 import { createRequire } from 'node:module'
 import type { LibraryHandle } from 'koffi'
@@ -12,8 +12,7 @@ type Koffi = typeof import('koffi')['default']
 export const koffi: Koffi = loadKoffi()
 
 /**
- * Returns the system's C library, as far as it is used here.
- * Throws MountError where it is not glibc.
+ * Returns the system's C library. Throws MountError if it is not glibc.
  */
 export function loadLibc(): { func(signature: string): ReturnType<LibraryHandle['func']> } {
   const library = orNoGlibc(() => koffi.load('libc.so.6'))

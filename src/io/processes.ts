@@ -1,11 +1,11 @@
-/** Other processes, by what /proc says of them (proc(5)). Nothing here touches the files that they have open. */
+/** Other processes, as /proc shows them (proc(5)). Nothing here touches the files that they have open. */
 import fs from 'node:fs'
 import path from 'node:path'
 
-/** The numbers of all processes that /proc lists. */
+/** Returns the ids of all processes that /proc lists. */
 export const processIds = (): number[] => list('/proc').map(Number).filter(Number.isInteger)
 
-/** The names in `folder`; none where it cannot be read. */
+/** Returns the names in `folder`; none if it cannot be read. */
 export function list(folder: string): string[] {
   try {
     return fs.readdirSync(folder)
@@ -14,7 +14,7 @@ export function list(folder: string): string[] {
   }
 }
 
-/** All of a small file in /proc or /sys without the line's end; undefined where it cannot be read. */
+/** Returns the text of a small file in /proc or /sys without its last newline; undefined if it cannot be read. */
 export function textOf(file: string): string | undefined {
   try {
     return fs.readFileSync(file, 'utf8').trimEnd()
@@ -23,7 +23,7 @@ export function textOf(file: string): string | undefined {
   }
 }
 
-/** Where a link in /proc leads; undefined where it cannot be read. */
+/** Returns where a link in /proc leads; undefined if it cannot be read. */
 export function linkOf(link: string): string | undefined {
   try {
     return fs.readlinkSync(link)
@@ -32,32 +32,32 @@ export function linkOf(link: string): string | undefined {
   }
 }
 
-/** The effective user of process `pid`; undefined when it has ended. */
+/** Returns the effective user id of process `pid`; undefined if it has ended. */
 export function userOf(pid: number): number | undefined {
   return fs.statSync(`/proc/${pid}`, { throwIfNoEntry: false })?.uid
 }
 
 /**
- * The start of process `pid` in clock ticks (stat, field 22); undefined when it has ended. A number that is
- * used again has another start.
+ * Returns the start of process `pid` in clock ticks (stat, field 22); undefined if it has ended. It tells processes apart
+ * that have the same id one after the other.
  */
 export function startOf(pid: number): string | undefined {
   const fields = statOf(pid)
-  // A zombie has ended once its last thread has: until then threads may hold the image.
+  // A zombie has ended when its last thread has: until then threads may hold the image.
   const hasEnded = fields?.[0] === 'Z' && list(`/proc/${pid}/task`).length <= 1
   return hasEnded ? undefined : fields?.[19]
 }
 
-/** Whether process `pid` is stopped, by SIGSTOP or a debugger. */
+/** Reports whether process `pid` is stopped, by SIGSTOP or a debugger. */
 export const isStopped = (pid: number): boolean => /^[Tt]/.test(statOf(pid)?.[0] ?? '')
 
-/** The fields of stat from the third on. The name in the second may hold anything, also spaces and parentheses. */
+/** Returns the fields of stat from the third on. The second is a name and may contain spaces and parentheses. */
 function statOf(pid: number): string[] | undefined {
   const stat = textOf(`/proc/${pid}/stat`)
   return stat?.slice(stat.lastIndexOf(')') + 2).split(' ')
 }
 
-/** The program of process `pid` and its number, for messages. */
+/** Returns the program and the id of process `pid`, for messages. */
 export function processName(pid: number): string {
   const [program = '', script] = textOf(`/proc/${pid}/cmdline`)?.split('\0') ?? []
   const isOurs = isServerName(commandOf(pid)) || (script && script === process.argv[1])
@@ -65,7 +65,7 @@ export function processName(pid: number): string {
   return `${name} (process ${pid})`
 }
 
-/** The processes that have `file`, a device, open, as far as we may see. */
+/** Returns the processes that have the device `file` open, as far as this user may see. */
 export function processesWithOpen(file: string): number[] {
   const real = fs.realpathSync.native(file)
   return processIds().filter(pid =>
@@ -74,9 +74,8 @@ export function processesWithOpen(file: string): number[] {
 }
 
 /*
- * A server's name says which mount it serves, by the minor number of the mount's device: `vimgfs:42`. Everybody
- * can read it, also when the server does not answer. Anybody may call his process so, which is why the user of
- * the process has to fit as well.
+ * A server's process name says which mount it serves, by the minor number of the mount's device: `vimgfs:42`. Every user
+ * can read it, also if the server does not answer. Any process may take such a name, so its user must fit, too.
  */
 const SERVING = /^vimgfs:([0-9]+)$/
 const ENDING = 'vimgfs:ending'
@@ -84,12 +83,12 @@ const isServerName = (name = ''): boolean => name === ENDING || SERVING.test(nam
 
 const commandOf = (pid: number): string | undefined => textOf(`/proc/${pid}/comm`)
 
-/** Names this process as the server of the mount with the number `device` ("0:42"). */
+/** Names this process as the server of the mount with the device number `device` ("0:42"). */
 export function nameServer(device: string): void {
   rename(`vimgfs:${device.split(':')[1]}`)
 }
 
-/** Names this process as a server whose mount has gone and that saves what was written. */
+/** Names this process as a server that saves what was written, after its mount has gone. */
 export function nameEndingServer(): void {
   rename(ENDING)
 }
@@ -98,13 +97,13 @@ function rename(name: string): void {
   try {
     fs.writeFileSync('/proc/self/comm', name)
   } catch {
-    // Messages of other commands then know less.
+    // Then the messages of other commands say less.
   }
 }
 
 /**
- * The process of `uid` that serves the mount with the number `device`. The kernel gives the number of a mount that
- * has gone to the next one, so of several processes with that name the one that started last is meant.
+ * Returns the process of user `uid` that serves the mount with the device number `device`. The kernel uses the number of
+ * an old mount again, so of several processes with that name it is the one that started last.
  */
 export function serverOfDevice(device: string, uid: number): number | undefined {
   const named = processIds()
@@ -115,11 +114,11 @@ export function serverOfDevice(device: string, uid: number): number | undefined 
   return named[0]?.pid
 }
 
-/** The number of the mount that process `pid` serves, by its name; undefined for other programs. */
+/** Returns the device number of the mount that process `pid` serves, by its name; undefined for other programs. */
 export function deviceOfServer(pid: number): string | undefined {
   const minor = SERVING.exec(commandOf(pid) ?? '')?.[1]
   return minor && `0:${minor}`
 }
 
-/** Whether process `pid` says that it is a server whose mount has gone. */
+/** Reports whether process `pid` has the name of a server whose mount has gone. */
 export const isEndingServer = (pid: number): boolean => commandOf(pid) === ENDING

@@ -1,6 +1,6 @@
 /**
- * A file of bytes that formats read from. Wrappers around a Store (count, fail, delay) test all that
- * lies above, which does not change.
+ * A file of bytes that formats read from. Tests wrap a Store (to count, fail, delay) and leave all code above it
+ * unchanged.
  */
 import { ImageError, SystemError } from '../errors.js'
 import {
@@ -21,41 +21,41 @@ import {
 export interface Store {
   /** For messages. */
   readonly path: string
-  /** Bytes: when it was opened, or now where this process writes it. */
+  /** In bytes: the size when it was opened, or the current size if this process writes it. */
   readonly sizeBytes: number
   /**
-   * Reads `length` bytes from `at` into `target` from `start` on. Returns the bytes read, fewer only
-   * at the end of the file. Throws SystemError.
+   * Reads `length` bytes at `at` into `target` from `start` on. Returns the bytes read; fewer only at the end of the file.
+   * Throws SystemError.
    */
   read(target: Buffer, start: number, length: number, at: number): number
   /**
-   * Where the next bytes that are no hole begin, from `at` on; -1 when only a hole follows. A file
-   * system without holes answers `at`.
+   * Returns where the next data begin, from `at` on; -1 if only a hole follows. On a file system without holes it returns
+   * `at`.
    */
   nextData(at: number): number
-  /** Where the next hole begins, from `at` on; the end of the file counts as one. */
+  /** Returns where the next hole begins, from `at` on; the end of the file counts as a hole. */
   nextHole(at: number): number
 }
 
-/** A file of bytes that formats write, too. What fails throws a SystemError with the errno. */
+/** A file of bytes that formats also write. All methods throw SystemError with the errno. */
 export interface WritableStore extends Store {
   /**
-   * Writes `length` bytes of `source` from `start` on at `at`; the file grows as needed, and what lies
-   * between its old end and `at` reads as zeros. After an error any part of it may have been written.
+   * Writes `length` bytes of `source` from `start` on to `at`. The file grows as needed; the space between its old end and
+   * `at` reads as zeros. After an error any part may have been written.
    */
   write(source: Buffer, start: number, length: number, at: number): void
-  /** Returns when all that was written is on the disk; after an error none of it may be. */
+  /** Returns when all that was written is on the disk. After an error any part of it may be lost. */
   sync(): void
   /**
-   * Gives `length` bytes at `at` back: they read as zeros, the file's size stays. False where the file
-   * system cannot; then nothing has changed.
+   * Gives the space of `length` bytes at `at` back: they read as zeros, and the file's size stays. Returns false if the file
+   * system cannot do that; then nothing has changed.
    */
   punch(at: number, length: number): boolean
   /** Makes the file shorter, or longer by a hole. */
   truncate(sizeBytes: number): void
   /**
-   * Takes room for `length` bytes at `at`, whose content stays; the file grows as needed. False where the file
-   * system cannot; then nothing has changed.
+   * Allocates space for `length` bytes at `at`, whose content stays; the file grows as needed. Returns false if the file
+   * system cannot do that; then nothing has changed.
    */
   allocate?(at: number, length: number): boolean
 }
@@ -63,10 +63,10 @@ export interface WritableStore extends Store {
 const EINTR = 4
 const EIO = 5
 const ENXIO = 6
-/** What fallocate(2) answers on files that cannot take room: ENODEV, ENOSYS, EOPNOTSUPP. */
+/** The errors of fallocate(2) for files that cannot allocate space: ENODEV, ENOSYS, EOPNOTSUPP. */
 const CANNOT_ALLOCATE: readonly number[] = [19, 38, 95]
 
-/** A regular file or a block device, by a descriptor that somebody else closes. */
+/** A regular file or a block device. It does not own its descriptor: the caller closes that. */
 export class FileStore implements Store {
   constructor(
     readonly path: string,
@@ -94,7 +94,7 @@ export class FileStore implements Store {
     const found = seekExtent(this.fd, at, SEEK_DATA)
     if (found >= 0) return found
     if (errno() !== ENXIO) return at
-    // What somebody has cut off since the file was opened is no hole: reading it must fail.
+    // A part that was cut off since the file was opened is not a hole: reading it must fail.
     const size = at < this.sizeBytes ? regularFileSize(this.fd, true) : -1
     return size >= 0 && size < this.sizeBytes ? Math.max(at, size) : -1
   }
@@ -105,7 +105,7 @@ export class FileStore implements Store {
   }
 }
 
-/** The same, for writing. Threads that write the same file share its size in `shared[0]`. */
+/** A FileStore for writing. Threads that write the same file share its size in `shared[0]`. */
 export class WritableFileStore extends FileStore implements WritableStore {
   private readonly size: BigInt64Array
 
@@ -130,7 +130,7 @@ export class WritableFileStore extends FileStore implements WritableStore {
         else if (errno() !== EINTR) throw new SystemError('write', errno(), this.path)
       }
     } finally {
-      // Also after an error: what lies behind the size counts as never written.
+      // Also after an error, since all bytes past the size count as never written.
       if (at + done > this.sizeBytes) this.reaches(BigInt(at + done))
     }
   }
@@ -141,15 +141,15 @@ export class WritableFileStore extends FileStore implements WritableStore {
   }
 
   /**
-   * Throws ImageError where somebody else has made the file shorter: a write would make it longer again, and
-   * what was cut off would read as zeros. Overwriting in place would, too, so each write asks.
-   * @param isAsked whether the server of a network file system is asked
+   * Throws ImageError if another process has made the file shorter: a write would make it longer again, and the lost part
+   * would read as zeros. That also holds for overwriting in place, so each write asks.
+   * @param isAsked whether to ask the server of a network file system
    */
   requireWhole(isAsked: boolean): void {
     const found = regularFileSize(this.fd, isAsked)
     if (found < 0 || found >= this.sizeBytes) return
-    // A network file system may learn late of what was written. Another thread may shorten the file, too: the
-    // size that the threads share says so beforehand.
+    // The server of a network file system may not know yet what was written, so sync first. Another thread may shorten the
+    // file, too: then the size that the threads share has been lowered before.
     this.syncData()
     const size = regularFileSize(this.fd, true)
     const { sizeBytes } = this
@@ -181,7 +181,7 @@ export class WritableFileStore extends FileStore implements WritableStore {
   truncate(sizeBytes: number): void {
     this.requireWhole(false)
     const before = Atomics.load(this.size, 0)
-    // A file that becomes shorter is never shorter than the other threads know.
+    // Lowered before the file is cut, so that the file is never shorter than the other threads know.
     if (sizeBytes < before) Atomics.store(this.size, 0, BigInt(sizeBytes))
     while (ftruncate(this.fd, sizeBytes) !== 0) {
       if (errno() === EINTR) continue
@@ -191,7 +191,7 @@ export class WritableFileStore extends FileStore implements WritableStore {
     this.reaches(BigInt(sizeBytes))
   }
 
-  /** Several threads may make the file longer at once. */
+  /** Raises the shared size to `end`. Several threads may do so at once. */
   private reaches(end: bigint): void {
     for (let size = Atomics.load(this.size, 0); end > size; ) {
       const found = Atomics.compareExchange(this.size, 0, size, end)
