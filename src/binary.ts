@@ -1,8 +1,8 @@
 /**
  * Structures of files and protocols, each declared once, to read and to write.
  *
- * Declared structures are for headers and requests. A table of a thousand entries stays the Buffer
- * that it is on disk.
+ * Declared structures are for headers and requests. A table of a thousand entries stays the Buffer that it is on the
+ * disk.
  */
 import { ImageError } from './errors.js'
 
@@ -13,7 +13,7 @@ export interface Field<T> {
   put(b: Buffer, at: number, value: T): void
 }
 
-/** Throws where a 64-bit number would round without a word. */
+/** Returns `value`. Throws if a number of 64 bits would silently be rounded. */
 export function exact(value: number): number {
   if (!Number.isSafeInteger(value)) {
     throw new ImageError('CORRUPT', `a 64-bit field holds about ${value}, more than 2^53`)
@@ -45,19 +45,19 @@ export const u64be: Field<number> = {
     b.writeUInt32BE(v % 2 ** 32, at + 4)
   },
 }
-/** A 64-bit number of a file whose damage is judged later: what does not fit in 53 bits is rounded. */
+/** A 64-bit number of a file that is checked for damage later: numbers above 2^53 are rounded. */
 export const rounded64be: Field<number> = {
   size: 8,
   get: (b, at) => Number(b.readBigUInt64BE(at)),
   put: u64be.put,
 }
-/** 64 bits that are no number, such as feature flags. */
+/** 64 bits that are not a number, such as feature flags. */
 export const bits64be: Field<bigint> = {
   size: 8,
   get: (b, at) => b.readBigUInt64BE(at),
   put: (b, at, v) => void b.writeBigUInt64BE(v, at),
 }
-/** Any 64 bits of a file: where damage is to be named, and not rounded away as by `u64le`. */
+/** Any 64 bits of a file, exactly: for messages about damage, which `u64le` would round. */
 export const bits64le: Field<bigint> = {
   size: 8,
   get: (b, at) => b.readBigUInt64LE(at),
@@ -78,7 +78,7 @@ export const i32le: Field<number> = {
   get: (b, at) => b.readInt32LE(at),
   put: (b, at, v) => void b.writeInt32LE(v, at),
 }
-/** A 64-bit count or offset. Reading rounds over 2^53: the kernel's requests are bounded elsewhere. */
+/** A 64-bit count or offset. Reading rounds above 2^53: other code bounds the kernel's requests. */
 export const u64le: Field<number> = {
   size: 8,
   get: (b, at) => b.readUInt32LE(at) + b.readUInt32LE(at + 4) * 2 ** 32,
@@ -87,13 +87,13 @@ export const u64le: Field<number> = {
     b.writeUInt32LE(Math.floor(v / 2 ** 32), at + 4)
   },
 }
-/** Whole numbers of 53 bits and a sign. */
+/** A signed 64-bit number of at most 53 bits. */
 export const i64le: Field<number> = {
   size: 8,
   get: (b, at) => Number(b.readBigInt64LE(at)),
   put: (b, at, v) => void b.writeBigInt64LE(BigInt(v), at),
 }
-/** Bytes that are only kept or echoed. */
+/** Bytes that are only stored or echoed. */
 export const bytes = (size: number): Field<Buffer> => ({
   size,
   get: (b, at) => b.subarray(at, at + size),

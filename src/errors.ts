@@ -21,17 +21,17 @@ export interface ErrorContext {
   path?: string
   /** Where on the guest's disk the fault shows, in bytes. */
   offset?: number
-  /** Whether going on to write the image would make it worse. */
+  /** Whether further writes would make the image worse. */
   endsWriting?: boolean
-  /** Whether somebody has made a file of the image shorter since it was opened. */
+  /** Whether another process has made a file of the image shorter since it was opened. */
   isCutOff?: boolean
-  /** Whether some thread has reported the same already, so that the log has one line of it. */
+  /** Whether another thread has reported the same error already, so that the log gets one line only. */
   isRepeated?: boolean
   /** What the user can do about it, as the end of a sentence. */
   hint?: string
 }
 
-/** What an image file says is wrong or cannot be served. What our own code says cannot be: assert that. */
+/** An image file says something wrong or unsupported. Use `assert` for what our own code cannot get wrong. */
 export class ImageError extends Error {
   override name = 'ImageError'
   constructor(
@@ -44,11 +44,11 @@ export class ImageError extends Error {
   }
 }
 
-/** Others have the image open in a way that excludes what it is opened for. */
+/** Another process has the image open, and its locks forbid what the image is to be opened for. */
 export class ImageInUse extends ImageError {
   constructor(
     message: string,
-    /** The processes that hold it, as far as they can be seen. */
+    /** The processes that hold the locks, as far as this user may see them. */
     readonly holders: readonly number[],
     context: ErrorContext,
   ) {
@@ -61,7 +61,7 @@ export class UsageError extends Error {
   override name = 'UsageError'
 }
 
-/** The machine or the mount point is in the way: one line, exit code 1. */
+/** The machine or the mount point prevents the command: one line, exit code 1. */
 export class MountError extends Error {
   override name = 'MountError'
 }
@@ -71,7 +71,7 @@ export class AlreadyMounted extends MountError {
   override name = 'AlreadyMounted'
 }
 
-/** The exit code of a command that `error` ends. */
+/** Returns the exit code of a command that ends with `error`. */
 export function exitCodeOf(error: unknown): number {
   if (error instanceof UsageError) return 2
   return error instanceof AlreadyMounted ? 3 : 1
@@ -86,7 +86,7 @@ export class ProtocolError extends MountError {
 export class SystemError extends Error {
   override name = 'SystemError'
   readonly code: string
-  /** Whether what the image's file holds is not known any more. */
+  /** Whether the content of the image's file is unknown since this error. */
   endsWriting = false
   constructor(
     readonly syscall: string,
@@ -99,7 +99,7 @@ export class SystemError extends Error {
   }
 }
 
-/** Runs `act`; where it fails, nobody knows what the image's file holds, and writing has to end. */
+/** Runs `act`. If it fails, the content of the image's file is unknown, and the error says that writing must end. */
 export function orEndWriting<T>(act: () => T): T {
   try {
     return act()
@@ -128,23 +128,23 @@ const REASONS: Record<string, string> = {
   ENFILE: 'the system may open no more files (fs.file-max)',
 }
 
-/** Why a system call on a file failed, without its call and path; in words where they are known. */
+/** Returns why a system call on a file failed, in words if there are any, without the call and the path. */
 export function inWords(error: unknown): string {
   const { code } = error as NodeJS.ErrnoException
   return code === undefined ? String(error) : (REASONS[code] ?? code)
 }
 
-/** Errors of a dead file system below the image. Passed on, they would say that this mount is dead. */
+/** Errors of a dead file system below the image. In a reply they would mean that this mount is dead. */
 const OF_ANOTHER_MOUNT = new Set([ENOTCONN, ECONNABORTED, ESTALE, ENODEV])
 
-/** What a FUSE reply carries, positive. A bug of ours is EIO to the caller, and a stack in the log. */
+/** Returns the errno for a FUSE reply, positive. A bug of ours is EIO to the caller, and a stack in the log. */
 export function errnoOf(error: unknown): number {
   if (error instanceof ImageError) return ERRNO[error.code]
   const errno = Math.abs(Number((error as NodeJS.ErrnoException | undefined)?.errno))
   return errno > 0 && !OF_ANOTHER_MOUNT.has(errno) ? errno : EIO
 }
 
-/** Whether the user, the image or the machine caused this: then one line says it, without a stack. */
+/** Reports whether the user, the image or the machine caused this. Then the message is one line, without a stack. */
 export function isExpected(error: unknown): error is Error {
   return (
     error instanceof ImageError ||
@@ -152,7 +152,7 @@ export function isExpected(error: unknown): error is Error {
     error instanceof MountError ||
     error instanceof SystemError ||
     missingPackage(error) !== undefined ||
-    // Node's words where memory is scarce.
+    // Node's words for a lack of memory.
     (error instanceof RangeError && /allocat/.test(error.message)) ||
     (error instanceof Error && typeof (error as NodeJS.ErrnoException).syscall === 'string')
   )
@@ -161,7 +161,7 @@ export function isExpected(error: unknown): error is Error {
 const NO_FOLDER =
   'the current folder has been deleted; change to one that is there, or give absolute names'
 
-/** The one line that a user sees. Control characters of names and messages are shown, not obeyed. */
+/** Returns the one line that a user sees. Control characters in names and messages are escaped. */
 export function oneLine(error: Error): string {
   const context = error instanceof ImageError ? error.context : {}
   const path = context.path === undefined ? '' : `${context.path}: `
@@ -179,7 +179,7 @@ function wordsOf(error: Error): string {
   return `the package ${missing}, which vimgfs needs, is not installed; ${installHint(false)}`
 }
 
-/** `text` for a terminal: hidden characters are shown as escapes, and it is cut at 2000 characters. */
+/** Returns `text` for a terminal: hidden characters are escaped, and it is cut at 2000 characters. */
 export function printable(text: string): string {
   const cut = text.length > 2000 ? `${text.slice(0, 2000)}…` : text
   return withoutHidden(cut)

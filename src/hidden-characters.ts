@@ -1,15 +1,14 @@
 /**
- * Characters that a terminal obeys or hides instead of showing them: control and format characters, such as
- * those that turn the direction of text, have no width or separate lines. A name with them may look like
- * another one.
+ * Characters that a terminal interprets or hides: control and format characters, such as those that turn the direction of
+ * text, have no width or separate lines. With them one name can look like another one.
  */
 
-/** Variation selectors are left out: emoji have them, and they change a character's look alone. */
+/** Variation selectors are left out: emoji use them, and they change only the look of a character. */
 const HIDDEN = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]|(?!\p{VS})\p{DI}/gu
-/** Those that JSON.stringify leaves as they are; new lines between its values stay. */
+/** The hidden characters that JSON.stringify does not escape. Newlines between values stay. */
 const HIDDEN_IN_JSON = /(?![\0-\x1f])(?:[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]|(?!\p{VS})\p{DI})/gu
 
-/** `text` with hidden characters as \xNN, \uNNNN or \u{NNNNN}. */
+/** Returns `text` with hidden characters as \xNN, \uNNNN or \u{NNNNN}. */
 export const withoutHidden = (text: string): string => text.replace(HIDDEN, shown)
 
 function shown(character: string): string {
@@ -19,7 +18,7 @@ function shown(character: string): string {
   return code <= 0xffff ? `\\u${hex.padStart(4, '0')}` : `\\u{${hex}}`
 }
 
-/** The same JSON value, with hidden characters in its strings as \uNNNN. */
+/** Returns the same JSON value, with hidden characters in its strings as \uNNNN. */
 export const jsonWithoutHidden = (json: string): string =>
   json.replace(HIDDEN_IN_JSON, character =>
     character
@@ -28,7 +27,7 @@ export const jsonWithoutHidden = (json: string): string =>
       .join(''),
   )
 
-/** A line of the log, in JSON, as an object whose texts may go to a terminal; stacks keep their lines. */
+/** Returns a JSON line of the log as an object whose texts are safe for a terminal. Stacks keep their lines. */
 export function shownRecord(line: string): Record<string, unknown> {
   return JSON.parse(line, (_key, value: unknown) => {
     if (typeof value !== 'string') return value

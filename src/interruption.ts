@@ -1,4 +1,4 @@
-/** Signals that end a program before there is anything to end. */
+/** Signals that end the program before it has mounted anything. */
 import { MountError } from './errors.js'
 
 export class Interrupted extends MountError {
@@ -8,8 +8,8 @@ export class Interrupted extends MountError {
 }
 
 /**
- * What `work` comes to, unless `signal` is aborted first: then it throws Interrupted, and the work, which
- * nobody can stop, goes on until the process ends.
+ * Returns the result of `work`, or throws Interrupted if `signal` is aborted first. Then the work cannot be stopped and
+ * goes on until the process ends.
  */
 export async function orInterrupted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
   let interrupt = () => {}

@@ -1,27 +1,27 @@
 /**
- * Where the lines of the log go. A log that fails must not end, hold up or prevent serving, so a sink never
- * throws and does not wait: what it cannot write now is lost, and it says later how much was.
+ * Where the lines of the log go. A log that fails must not end, delay or prevent serving. So a sink never throws and
+ * never waits: a line that it cannot write now is lost, and a later line says how many were.
  */
 import fs from 'node:fs'
 import { jsonWithoutHidden } from './hidden-characters.js'
 import { closeFile, connectDatagram, isReadyToWrite, sendDatagram } from './io/libc.js'
 
-/** What pino writes to. */
+/** The target of a pino logger. */
 export abstract class LogSink {
   private lostLines = 0
 
   /** Takes a line of JSON with its newline. Never throws. */
   write(json: string): void {
-    // Whoever looks at the log with a terminal sees names that somebody else chose.
+    // A user may read the log in a terminal, and other users may have chosen the names in it.
     const line = jsonWithoutHidden(json)
     if (this.lostLines > 0 && this.tryPut(lossLine(this.lostLines))) this.lostLines = 0
     if (this.lostLines > 0 || !this.tryPut(line)) this.lostLines++
   }
 
-  /** Opens its place again, where that has a name: logrotate moves the file away. Never throws. */
+  /** Opens the file or socket again, if it has a name: logrotate moves the file away. Never throws. */
   abstract reopen(): void
 
-  /** Writes a line; false where that failed. May throw. */
+  /** Writes a line. Returns false if that failed. May throw. */
   protected abstract put(line: string): boolean
 
   private tryPut(line: string): boolean {
@@ -41,7 +41,7 @@ const lossLine = (count: number): string =>
     msg: `${count} ${count === 1 ? 'line' : 'lines'} of the log could not be written`,
   })}\n`
 
-/** A file; each line is one write to its end, so servers may share it. */
+/** A file. Each line is one write to its end, so several servers may share it. */
 export class FileSink extends LogSink {
   private fd: number
   /** Whether the file ends inside a line. */
@@ -58,7 +58,7 @@ export class FileSink extends LogSink {
     try {
       fd = this.open()
     } catch {
-      // The old file is better than none.
+      // Go on with the old file.
       return
     }
     fs.closeSync(this.fd)
@@ -74,17 +74,17 @@ export class FileSink extends LogSink {
   }
 }
 
-/** A pipe takes so many bytes without waiting when poll(2) says that it is ready (PIPE_BUF). */
+/** How many bytes a pipe takes without waiting if poll(2) says that it is ready (PIPE_BUF). */
 const PIPE_BYTES = 4096
-/** How long a reader that was fast enough before may take for a part of a line. */
+/** How long a reader may take for the rest of a line if it was fast enough before. */
 const PATIENCE_MS = 200
 
-/** A descriptor of others, such as standard error: its reader may be slow, or have stopped. */
+/** A descriptor that vimgfs was given, such as standard error: its reader may be slow or stopped. */
 export class DescriptorSink extends LogSink {
   private patienceMs = PATIENCE_MS
   private isTorn = false
 
-  /** @param format makes the text that is written of a line of JSON */
+  /** @param format turns a line of JSON into the text to write */
   constructor(
     private readonly fd: number,
     private readonly format: (line: string) => string = line => line,
@@ -98,12 +98,12 @@ export class DescriptorSink extends LogSink {
     return this.putText(this.format(line))
   }
 
-  /** Writes `text` as it is, if that can be done at once. Never throws. */
+  /** Writes `text` as it is, if that needs no waiting. Never throws. */
   say(text: string): void {
     try {
       this.putText(text)
     } catch {
-      // Nobody can read it.
+      // There is no reader any more.
     }
   }
 
@@ -125,14 +125,14 @@ export class DescriptorSink extends LogSink {
 
 const SYSLOG_SOCKET = '/dev/log'
 const LOG_DAEMON = 3 << 3
-/** pino's levels to syslog's severities. */
+/** Turns a level of pino into a severity of syslog. */
 const severityOf = (level: number): number =>
   level >= 50 ? 3 : level >= 40 ? 4 : level >= 30 ? 6 : 7
 
 export class SyslogSink extends LogSink {
   private fd: number
 
-  /** Throws SystemError where no syslog listens. */
+  /** Throws SystemError if no syslog listens. */
   constructor(private readonly socket = SYSLOG_SOCKET) {
     super()
     this.fd = connectDatagram(socket)
@@ -154,13 +154,13 @@ export class SyslogSink extends LogSink {
     const priority = LOG_DAEMON | severityOf(level)
     const datagram = Buffer.from(`<${priority}>vimgfs[${process.pid}]: ${line.trimEnd()}`)
     if (sendDatagram(this.fd, datagram)) return true
-    // A syslog that was started anew has another socket by the same name.
+    // A restarted syslog has a new socket with the same name.
     this.reopen()
     return sendDatagram(this.fd, datagram)
   }
 }
 
-/** Takes everything, where there is no place at all. */
+/** Drops all lines, if there is no place for a log at all. */
 export class NoSink extends LogSink {
   override reopen(): void {}
 

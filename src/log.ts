@@ -1,7 +1,7 @@
 /**
- * Where messages go: to the terminal in readable form, to a file or a pipe as JSON, and from a server
- * in the background to its file, to syslog, or to a file of its own. A log that cannot be opened or written
- * does not keep anybody from mounting; only a name that cannot be right is refused.
+ * Where messages go: to a terminal in readable form; to a file or a pipe as JSON; from a server in the background to the
+ * file that the user names, to syslog, or to a default file. A log that cannot be opened or written does not prevent
+ * mounting; only a file name that cannot be right is refused.
  */
 import fs from 'node:fs'
 import os from 'node:os'
@@ -18,9 +18,9 @@ export type LogLevel = (typeof LOG_LEVELS)[number]
 
 export interface LogTarget {
   readonly logger: Logger
-  /** For the user: where to look; undefined where nothing is logged. */
+  /** The place to name to the user; undefined if nothing is logged. */
   readonly place: string | undefined
-  /** Why it is not the place that was asked for. */
+  /** Why the place is not the one that was asked for. */
   readonly warnings: readonly string[]
   /** Opens the log's file again, or its socket. */
   reopen(): void
@@ -30,7 +30,7 @@ export interface LogTarget {
 
 const STDERR = 2
 
-/** Logs to `file`, or to standard error. Throws MountError where the name of the file cannot be right. */
+/** Returns a log to `file`, or to standard error. Throws MountError if the name of the file cannot be right. */
 export async function foregroundLog(level: LogLevel, file: string | undefined): Promise<LogTarget> {
   if (file === undefined) return target(level, await terminalSink(), 'stderr')
   const opened = openOrExplain(file)
@@ -39,7 +39,7 @@ export async function foregroundLog(level: LogLevel, file: string | undefined): 
     : target(level, await terminalSink(), 'stderr', [`${opened}; it goes to standard error`])
 }
 
-/** Logs for a server that nobody watches. Throws MountError where the name of `file` cannot be right. */
+/** Returns a log for a server in the background. Throws MountError if the name of `file` cannot be right. */
 export function backgroundLog(level: LogLevel, file: string | undefined): LogTarget {
   const opened = file === undefined ? undefined : openOrExplain(file)
   if (file !== undefined && opened instanceof FileSink) {
@@ -48,7 +48,7 @@ export function backgroundLog(level: LogLevel, file: string | undefined): LogTar
   const failures = typeof opened === 'string' ? [opened] : []
   const [sink, place] = someSink(failures)
   const outcome = place === undefined ? 'nothing is logged' : `the log is ${place}`
-  // Which of the places that nobody asked for it is tells the hint.
+  // Without --log-file the line after mounting names the place, so there is nothing to warn about.
   const warnings =
     opened !== undefined || place === undefined ? [`${failures.join('; ')}; ${outcome}`] : []
   return target(level, sink, place, warnings)
@@ -81,12 +81,12 @@ async function terminalSink(): Promise<LogSink> {
   return new DescriptorSink(STDERR, line => pretty(shownRecord(line)))
 }
 
-/** The first place that takes a log, and its name; why the others do not is added to `failures`. */
+/** Returns the first place that takes a log, and its name. Adds to `failures` why the ones before it do not. */
 function someSink(failures: string[]): [LogSink, string | undefined] {
   try {
     return [new SyslogSink(), 'syslog']
   } catch {
-    // Many machines have none.
+    // Many machines have no syslog.
   }
   for (const file of fallbackFiles()) {
     try {
@@ -103,13 +103,13 @@ function fallbackFiles(): string[] {
   const uid = process.getuid?.() ?? 0
   const last = path.join(os.tmpdir(), `vimgfs-${uid}.log`)
   if (uid === 0) return ['/var/log/vimgfs.log', last]
-  // An empty or relative one counts as unset (XDG Base Directory Specification).
+  // An empty or relative value counts as unset (XDG Base Directory Specification).
   const given = process.env.XDG_STATE_HOME ?? ''
   const state = path.isAbsolute(given) ? given : stateFolder()
   return [...(state === undefined ? [] : [path.join(state, 'vimgfs', 'vimgfs.log')]), last]
 }
 
-/** Undefined for a user without a home. */
+/** Returns the folder for the default log; undefined for a user without a home. */
 function stateFolder(): string | undefined {
   try {
     return path.join(os.homedir(), '.local', 'state')
@@ -118,7 +118,7 @@ function stateFolder(): string | undefined {
   }
 }
 
-/** What open(2) means of a name that cannot be right, where it may make the file and follows no link. */
+/** The errors of open(2) that mean a wrong name, if open may create the file and follows no link. */
 const MISTAKES: Record<string, string> = {
   ENOENT: 'its folder does not exist',
   ELOOP: 'it is a symbolic link',
@@ -134,7 +134,7 @@ const failure = (file: string, error: unknown): string => {
   return `${file}: the log cannot be written: ${why}`
 }
 
-/** The opened file, or why the machine does not let us have it. Throws MountError for the user's mistake. */
+/** Returns the opened file, or the reason if the machine refuses it. Throws MountError for a user's mistake. */
 function openOrExplain(name: string): FileSink | string {
   const file = path.resolve(name)
   try {
@@ -148,11 +148,11 @@ function openOrExplain(name: string): FileSink | string {
 
 function openForAppending(file: string): number {
   const { O_WRONLY, O_APPEND, O_CREAT, O_NOFOLLOW, O_NONBLOCK } = fs.constants
-  // In a folder that others may write to, a link or a file of theirs is not ours to write to.
+  // In a folder that others may write to, never write through a link of theirs.
   return fs.openSync(file, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0o600)
 }
 
-/** The same, for a name that nobody has chosen: it may lie in a folder that all may write to. */
+/** Opens a default log file. It may lie in a folder that all users may write to. */
 function openOwnFile(file: string): number {
   const fd = openForAppending(file)
   const stat = fs.fstatSync(fd)

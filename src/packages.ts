@@ -6,8 +6,8 @@ import { fileURLToPath } from 'node:url'
 const FOLDER = path.resolve(fileURLToPath(new URL('..', import.meta.url)))
 
 /**
- * Returns what the user can do, as the end of a sentence. Binaries are optional dependencies of koffi.
- * @param isBroken whether the package is there but cannot be used, which npm would leave as it is
+ * Returns what the user can do, as the end of a sentence. koffi's binaries are optional dependencies of it.
+ * @param isBroken whether the package is installed but cannot be used; npm would not replace it
  */
 export function installHint(isBroken: boolean): string {
   const install = 'npm install --include=optional'
@@ -18,7 +18,7 @@ export function installHint(isBroken: boolean): string {
   return `${first}install what is missing with ${install} --prefix ${FOLDER}`
 }
 
-/** Returns the name of the package that `error` says is not installed; undefined where it says anything else. */
+/** Returns the name of the package that `error` says is not installed; undefined for any other error. */
 export function missingPackage(error: unknown): string | undefined {
   const { code, message = '' } = error as Partial<NodeJS.ErrnoException>
   if (code !== 'ERR_MODULE_NOT_FOUND' && code !== 'MODULE_NOT_FOUND') return undefined

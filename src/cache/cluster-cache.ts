@@ -1,4 +1,4 @@
-/** Decompressed clusters, bounded in bytes: reads of 4 KiB in a row inflate a cluster once. */
+/** A cache of decompressed clusters, bounded in bytes: consecutive reads of 4 KiB decompress a cluster once. */
 import { LRUCache } from 'lru-cache'
 import { COUNT } from './counts.js'
 
@@ -19,14 +19,14 @@ export class ClusterCache {
     })
   }
 
-  /** The cluster packed at `at` of the store `storeId`, when it is at hand. */
+  /** Returns the cluster that is packed at `at` of the store `storeId`, if it is cached. */
   find(storeId: number, at: number): Buffer | undefined {
     const cached = this.clusters.get(`${storeId}:${at}`)
     this.counts[cached === undefined ? COUNT.misses : COUNT.hits]!++
     return cached
   }
 
-  /** The cluster packed at `at` of the store `storeId`, made by `unpack` when it is not at hand. */
+  /** Returns the cluster that is packed at `at` of the store `storeId`; calls `unpack` if it is not cached. */
   get(storeId: number, at: number, unpack: () => Buffer): Buffer {
     const cached = this.find(storeId, at)
     if (cached !== undefined) return cached

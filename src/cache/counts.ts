@@ -1,6 +1,6 @@
 /**
- * What a cache counts, as places in a Float64Array: that of a thread lies in shared memory, where the
- * thread that shows the statistics reads it.
+ * What a cache counts: places in a Float64Array. Each thread's array lies in shared memory, so that the thread that shows
+ * the statistics can read it.
  */
 export const COUNT = { hits: 0, misses: 1, evictions: 2, bytes: 3 } as const
 

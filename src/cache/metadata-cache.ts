@@ -1,8 +1,8 @@
 /**
- * The tables of images, in slices, each as it stands in the file; bounded in bytes.
+ * A cache of the tables of images, in slices as they are in the file; bounded in bytes.
  *
- * Slices rather than whole tables: a random read of a large disk needs 8 bytes of a table of up to
- * 2 MiB. 4 KiB of a standard qcow2's L2 table map 32 MiB of the disk.
+ * It holds slices, not whole tables, because a random read of a large disk needs 8 bytes of a table of up to 2 MiB.
+ * 4 KiB of the L2 table of a standard qcow2 map 32 MiB of the disk.
  */
 import { LRUCache } from 'lru-cache'
 import { ImageError } from '../errors.js'
@@ -10,21 +10,21 @@ import type { Store } from '../io/store.js'
 import { COUNT } from './counts.js'
 import type { TablePool } from './table-pool.js'
 
-/** The size of a slice, and its alignment in the file, in bytes; less where clusters are smaller. */
+/** The size of a slice, and its alignment in the file, in bytes; less if clusters are smaller. */
 export const SLICE_BYTES = 4096
 
-/** What a slice costs beyond its bytes: its Buffer, its key and its place in the cache. */
+/** The memory of a slice besides its bytes: its Buffer, its key and its place in the cache. */
 const ENTRY_OVERHEAD_BYTES = 320
 
-/** Evicted slices that wait to be read into; each eviction frees one, each miss takes one. */
+/** How many evicted slices are kept for reuse; each eviction frees one, each miss takes one. */
 const MAX_SPARE = 16
 
 export class MetadataCache {
   private readonly slices: LRUCache<number, Slice>
-  /** Evicted slices, read into again: a random read a slice would leave the collector 400 MB/s. */
+  /** Evicted slices, for reuse. Without them, random reads would make 400 MB/s of garbage. */
   private readonly spare: Slice[] = []
 
-  /** @param pool the tables of store 0 that have changed, where it is written */
+  /** @param pool the changed tables of store 0, if it is written */
   constructor(
     maxBytes: number,
     private readonly counts: Float64Array,
@@ -32,7 +32,7 @@ export class MetadataCache {
   ) {
     const maxSize = Math.max(maxBytes, 16 * (SLICE_BYTES + ENTRY_OVERHEAD_BYTES))
     this.slices = new LRUCache<number, Slice>({
-      // With a count, too, the library keeps its links in typed arrays instead of plain ones.
+      // With `max`, too, the library keeps its links in typed arrays instead of plain ones.
       max: Math.ceil(maxSize / (512 + ENTRY_OVERHEAD_BYTES)),
       maxSize,
       sizeCalculation: slice => slice.bytes.length + ENTRY_OVERHEAD_BYTES,
@@ -46,10 +46,10 @@ export class MetadataCache {
   }
 
   /**
-   * `length` bytes of `store` at `at`, a multiple of 512 below 2^53. `storeId`, 0 to 511, tells
-   * stores apart. A table that is cut off by the end of the file is damage, never zeros: an entry
-   * that is missing would read as "never written". What is returned is valid until the next call.
-   * @param place where that counts as, for stores that share an id: a multiple of 512 below 2^53, too
+   * Returns `length` bytes of `store` at `at`, a multiple of 512 below 2^53. `storeId`, 0 to 511, tells stores apart. The
+   * result is valid until the next call. Throws ImageError if the file ends before the table does: a missing entry must not
+   * read as "never written".
+   * @param place what to use instead of `at` as the key, for stores that share an id: also a multiple of 512 below 2^53
    */
   slice(store: Store, storeId: number, at: number, length: number, place = at): Buffer {
     const pool = storeId === 0 ? this.pool : undefined
@@ -58,7 +58,7 @@ export class MetadataCache {
     const key = storeId * 2 ** 44 + place / 512
     const version = pool === undefined ? 0 : pool.version(place)
     const cached = this.slices.get(key)
-    // An L1 table may be shorter than a slice, and a damaged image name its place for another table.
+    // An L1 table may be shorter than a slice, and a damaged image may name its place for another table, too.
     if (cached !== undefined && cached.bytes.length >= length && cached.version === version) {
       this.counts[COUNT.hits]!++
       return cached.bytes
@@ -84,6 +84,6 @@ export class MetadataCache {
 
 interface Slice {
   readonly bytes: Buffer
-  /** Of its place in the pool, when it was read. */
+  /** The version that its place in the pool had when it was read. */
   version: number
 }

@@ -1,13 +1,13 @@
 /**
- * The tables of a disk that is written: slices that have changed, in memory that all threads share.
+ * The changed table slices of a disk that is written, in memory that all threads share.
  *
- *  (1) A slice that is here is what the table says now; the file, and every thread's own cache, may say
- *      what it said before. So whoever reads tables asks here first.
- *  (2) Slices change only while their thread holds the exclusive side of the disk's lock, and are read
- *      under either side.
- *  (3) A slice that leaves, or a place where a new table was written, changes the version of its place;
- *      what threads cached under another version is void.
- *  (4) A slice stays dirty until `flushed` is told that its last state is in the file.
+ *  (1) A slice in the pool is the current state of the table. The file, and every thread's own cache, may still have an
+ *      older state. So a thread that reads tables asks the pool first.
+ *  (2) A thread changes slices only while it holds the exclusive side of the disk's lock. It may read them under either
+ *      side.
+ *  (3) When a slice leaves the pool, or a new table is written at its place, the version of the place changes. What
+ *      threads have cached under another version is void.
+ *  (4) A slice stays dirty until `flushed` says that its last state is in the file.
  */
 import { SLICE_BYTES } from './metadata-cache.js'
 
@@ -16,15 +16,15 @@ export const STAGE = { refcounts: 0, refcountTable: 1, links: 2 } as const
 export const STAGES = 3
 
 const SLOTS = 1024
-/** Of the index, a power of two; sparse, so that chains are short. */
+/** Buckets of the index, a power of two. Most are empty, so that chains are short. */
 const BUCKETS = 8192
-/** Versions of places, a power of two: places that share one are void together. */
+/** The number of versions, a power of two. Places that share a version become void together. */
 const VERSIONS = 16384
 
 const AT = { used: 0, dirty: 1 }
 const HEAD_WORDS = 2
 
-/** Words of 32 bits for each slot: its length in bytes, its stage, how often it changed; 0: clean. */
+/** Words of 32 bits for each slot: its length in bytes, its stage, and how often it changed (0 if it is clean). */
 const SLOT_WORDS = 3
 
 export interface PoolMemory {
@@ -81,19 +81,19 @@ export class TablePool {
     return this.head[AT.dirty] as number
   }
 
-  /** The slice at `at`, when it is here. */
+  /** Returns the slice at `at`, if it is in the pool. */
   find(at: number): Buffer | undefined {
     if (this.head[AT.used] === 0) return undefined
     const slot = this.slotOf(at)
     return slot < 0 ? undefined : this.view(slot)
   }
 
-  /** What a cached copy of the slice at `at` must have been read under to be good. */
+  /** Returns the current version of `at`: a cached copy is valid only if it was read under this version. */
   version(at: number): number {
     return this.versions[hash(at, VERSIONS)] as number
   }
 
-  /** Whether `count` more slices can become dirty; makes room by dropping clean ones. */
+  /** Reports whether `count` more slices can become dirty. Makes room by dropping clean ones. */
   hasRoom(count: number): boolean {
     if (SLOTS - this.used >= count) return true
     if (SLOTS - this.dirty < count) return false
@@ -102,8 +102,8 @@ export class TablePool {
   }
 
   /**
-   * The slice at `at`, to be changed by the caller at once; `load` has its bytes where it is not here.
-   * @param stage when it has to be in the file, see STAGE
+   * Returns the slice at `at`, which the caller changes at once. `load` returns its bytes if it is not in the pool.
+   * @param stage the stage of a flush that writes it, see STAGE
    */
   edit(at: number, stage: number, load: () => Buffer): Buffer {
     let slot = this.slotOf(at)
@@ -119,7 +119,7 @@ export class TablePool {
     return this.view(slot)
   }
 
-  /** Copies of all dirty slices, in the order of their places. */
+  /** Returns copies of all dirty slices, in the order of their places. */
   collect(): DirtySlice[] {
     const found: DirtySlice[] = []
     if (this.dirty === 0) return found
@@ -134,10 +134,10 @@ export class TablePool {
     return found.sort((a, b) => a.at - b.at)
   }
 
-  /** Rule (4): what was collected is in the file; what has changed since then stays dirty. */
+  /** Rule (4): the collected slices are in the file. A slice that has changed since then stays dirty. */
   flushed(slices: readonly DirtySlice[]): void {
     for (const { at, changes } of slices) {
-      // Slots move when clean ones are dropped.
+      // Dropping clean slices moves others to other slots.
       const slot = this.slotOf(at)
       if (slot < 0 || this.slots[slot * SLOT_WORDS + 2] !== changes) continue
       this.slots[slot * SLOT_WORDS + 2] = 0
@@ -146,8 +146,8 @@ export class TablePool {
   }
 
   /**
-   * A table of `length` bytes is no longer at `at`, or another one is from now on: what is here or in
-   * anybody's cache of it is void.
+   * Voids the `length` bytes at `at` in the pool and in all threads' caches: a table is no longer there, or another one
+   * is from now on.
    */
   forget(at: number, length: number): void {
     let isHere = false
@@ -170,7 +170,7 @@ export class TablePool {
     this.rebuild(slot => this.slots[slot * SLOT_WORDS + 2] !== 0)
   }
 
-  /** Keeps the slots that `isKept` says, and moves them together. */
+  /** Keeps the slots for which `isKept` returns true, without gaps between them. */
   private rebuild(isKept: (slot: number) => boolean): void {
     const { slots, keys, versions, head } = this
     const bytes = Buffer.from(this.memory)
@@ -232,7 +232,7 @@ export class TablePool {
   }
 }
 
-/** Spreads places, which are multiples of 512 and mostly of 4096, over `size` buckets. */
+/** Maps places, which are multiples of 512 and mostly of 4096, evenly to `size` buckets. */
 function hash(at: number, size: number): number {
   const sectors = at / 512
   const mixed = Math.imul((sectors % 2 ** 32) ^ Math.floor(sectors / 2 ** 32), 0x9e3779b1)
