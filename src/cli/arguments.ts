@@ -1,10 +1,9 @@
-/** Reading a command's arguments. */
+/** Parses the arguments of commands. */
 import { type ParseArgsConfig, parseArgs } from 'node:util'
 import { UsageError } from '../errors.js'
 
 /**
- * Parses `args`: the options described by `options` and as many other words as `names`. Throws
- * UsageError.
+ * Parses `args`: the options that `options` describes, and as many other words as `names` has. Throws UsageError.
  */
 export function parse<const O extends NonNullable<ParseArgsConfig['options']>>(
   args: string[],
@@ -33,7 +32,7 @@ function parseOptions<const O extends NonNullable<ParseArgsConfig['options']>>(
   try {
     return parseArgs({ args, options, allowPositionals: true, strict: true })
   } catch (error) {
-    // Its further sentences tell how to pass a word that begins with a dash; help does that too.
+    // Keep the first sentence. The others say how to pass a word that begins with a dash, as the help does.
     const [message] = (error as Error).message.split(/[.]\s/)
     throw new UsageError(`${message}; vimgfs help ${command} shows how to call it`)
   }
@@ -41,7 +40,7 @@ function parseOptions<const O extends NonNullable<ParseArgsConfig['options']>>(
 
 const UNITS: Record<string, number> = { '': 1, k: 2 ** 10, m: 2 ** 20, g: 2 ** 30 }
 
-/** "64M" → bytes. Throws UsageError. */
+/** Returns a size such as "64M" in bytes. Throws UsageError. */
 export function parseSize(text: string, option: string): number {
   const [, digits = '', unit = ''] = /^([0-9]{1,15})([kmg]?)(?:i?b)?$/i.exec(text) ?? []
   const bytes = Number(digits) * (UNITS[unit.toLowerCase()] as number)
@@ -51,7 +50,7 @@ export function parseSize(text: string, option: string): number {
   return bytes
 }
 
-/** A whole number in a range. Throws UsageError. */
+/** Returns a whole number from `min` to `max`. Throws UsageError. */
 export function parseCount(text: string, option: string, min: number, max: number): number {
   const value = /^[0-9]{1,9}$/.test(text) ? Number(text) : Number.NaN
   if (!(value >= min && value <= max)) {
@@ -60,7 +59,7 @@ export function parseCount(text: string, option: string, min: number, max: numbe
   return value
 }
 
-/** One of `choices`. Throws UsageError. */
+/** Returns `text` if it is one of `choices`. Throws UsageError. */
 export function parseChoice<T extends string>(
   text: string,
   option: string,

@@ -1,4 +1,4 @@
-/** `vimgfs help`: what each command does, with an example. */
+/** `vimgfs help`: describes each command, with an example. */
 import { UsageError } from '../errors.js'
 import { VERSION } from '../version.js'
 import { print } from './output.js'
@@ -10,9 +10,9 @@ Usage: vimgfs COMMAND [OPTION…] ARGUMENT…
 
   mount IMAGE MOUNTPOINT   show IMAGE's disk and snapshots as files in the folder MOUNTPOINT
   umount MOUNTPOINT        unmount it, and return when its server has ended
-  check IMAGE              looks for leaks and damage in its tables, and repairs them
-  info IMAGE               what IMAGE is: format, sizes, snapshots, backing files
-  help COMMAND             all options of a command, with an example
+  check IMAGE              find leaks and damage in its tables, and repair them
+  info IMAGE               show its format, sizes, snapshots and backing files
+  help COMMAND             show all options of a command, with an example
 
   --help, --version
 
@@ -25,104 +25,105 @@ const HELP: Record<string, string> = {
 
 Shows the disk image IMAGE ({readable}) in the folder MOUNTPOINT:
 
-  disk.raw               the disk, with its virtual size; holes are holes. What is written to it is
-                         in IMAGE, at the latest after fsync or a few seconds.
-  disk@SNAPSHOT.raw      each snapshot, with its date; read-only, as are those below
+  disk.raw               the disk, with its virtual size; holes stay holes. What a program writes to
+                         it is in IMAGE after fsync, or after a few seconds.
+  disk@SNAPSHOT.raw      each snapshot, with its date; read-only, as all files below
   disk@SNAPSHOT.vmstate  the memory that was saved with it, if any
   disk@BACKING.raw       each backing file of its chain
-  disk@BACKING@SNAPSHOT.raw  each snapshot inside those
-  .vimgfs/               found by name: stats.json, status.json
+  disk@BACKING@SNAPSHOT.raw  each snapshot inside a backing file
+  .vimgfs/               not listed, opened by name: stats.json, status.json
 
-The server goes to the background once the mount answers. SIGINT and SIGTERM unmount it, and SIGHUP
-does in front. SIGUSR1 switches the log to the next more detailed level, and back. SIGUSR2 opens
-the log's file again, and so does SIGHUP in the background.
+The server goes to the background once the mount answers. SIGINT and SIGTERM unmount it; so does
+SIGHUP to a server in front. SIGUSR1 switches the log to the next more detailed level, and back.
+SIGUSR2, and SIGHUP to a server in the background, open the log's file again.
 
-IMAGE is locked as QEMU does it: what a running machine has open is refused, and the other way
-round. A server of yours that was unmounted and still saves what was written is waited for.
+IMAGE is locked as QEMU does it: vimgfs refuses an image that a running machine has open, and QEMU
+refuses one that vimgfs has mounted. If you have just unmounted IMAGE, vimgfs waits until the old
+server has saved what was written.
 
   -o OPTION[,OPTION…]    mount options:
-       ro                  read only; IMAGE is not opened for writing
-       rw                  read and write or fail; without ro and rw a write-protected image is
+       ro                  read only; do not open IMAGE for writing
+       rw                  read and write, or fail; without ro and rw, a write-protected image is
                            mounted read-only
-       force-share         with ro: also while others write IMAGE; what is read may be torn
+       force-share         with ro: mount also while others write IMAGE; reads may be torn
        growable            truncate -s, or writing past the end, makes the disk larger
-       commit=SECONDS      how often what was written is made durable (5); 0 only when asked to
-       allow_root          root may use the mount too (a loop mount needs that, say)
-       allow_other         every user may, as far as the files' modes let them;
+       commit=SECONDS      how often to make durable what was written (5); 0: only when asked to
+       allow_root          root may use the mount, too (a loop mount needs this, for example)
+       allow_other         every user may use it, as far as the files' modes allow;
                            for ordinary users both need user_allow_other in /etc/fuse.conf
        default_permissions the kernel checks modes (it always does with the two above)
-       uid=N, gid=N        who owns the files (the mounting user)
-       umask=OCTAL         the files' modes (those that all its files have in common;
-                           write bits for disk.raw only)
+       uid=N, gid=N        who owns the files (the user who mounts)
+       umask=OCTAL         the files' modes (the bits that all files of IMAGE have in common;
+                           only disk.raw has write bits)
        sync, noexec, noatime, lazytime, … as for other file systems (mount(8))
        suid, dev           for root; otherwise nosuid and nodev hold
        fsname=NAME         what mount lists as the source (the path of IMAGE)
   -f, --foreground       stay in front and log to standard error
-  -q, --quiet            say nothing but errors
+  -q, --quiet            print errors only
   --format F             {formats} (found by the first bytes); raw also shows
-                         and writes what does not look like a disk
+                         and writes a file that does not look like a disk
   --threads N            threads that serve requests (2, up to 4 with more processors)
-  --transport KIND       how requests come: direct (the kernel's protocol; the rule), or libfuse
-                         (by the package fuse-native, where that is installed; slower)
-  --metadata-cache SIZE  tables to keep in memory, of all threads together
-                         (all that the disk can have, for each thread, but 48M at most)
-  --allow-path DIR       IMAGE may name backing files, data files and extents below DIR too (its own
-                         folder)
-  --ignore-cid           read a vmdk whose parent has been changed since it was made
-  --drop-change-tracking write a vmdk whose changes are tracked for backups; they are not any more
-  --force                write an image that another image in its folder, or a snapshot, stands
-                         on; that breaks the other one
-  --passphrase-file FILE the passphrase of an encrypted image, without the line's end if it has one;
-                         - is standard input. Given again it is for the next encrypted layer
-                         below; the last is for all that follow. Without it the file that
-                         VIMGFS_PASSPHRASE_FILE names is read, or the terminal is asked.
-  --max-chain N          backing files at most (200)
+  --transport KIND       how requests come: direct (the kernel's protocol; the default) or libfuse
+                         (through the package fuse-native, if that is installed; slower)
+  --metadata-cache SIZE  how much of the tables to keep in memory, for all threads together
+                         (all tables that the disk can have, for each thread, but 48M at most)
+  --allow-path DIR       IMAGE may also name backing files, data files and extents below DIR
+                         (its own folder)
+  --ignore-cid           read a vmdk whose parent has changed since it was made
+  --drop-change-tracking write a vmdk whose changes are tracked for backups; the tracking ends
+  --force                write an image that another image in its folder, or a snapshot, needs;
+                         that breaks the other one
+  --passphrase-file FILE the file with the passphrase of an encrypted image; a newline at its end
+                         does not count; - is standard input. Give it again for the next encrypted
+                         layer below; the last one is for all that follow. Without it, vimgfs
+                         reads the file that VIMGFS_PASSPHRASE_FILE names, or asks the terminal.
+  --max-chain N          the most layers that a chain may have (200)
   --log-level LEVEL      trace, debug, info, warn, error, fatal, silent (info)
-  --log-file FILE        log there (syslog, or a file that the hint after mounting names)
+  --log-file FILE        log to FILE (syslog, or a file that the line after mounting names)
 
-Exit code: 0 it is mounted, 1 it could not be mounted, 2 wrong usage, 3 you have mounted IMAGE
-already (the line says where).
+Exit code: 0 mounted, 1 could not be mounted, 2 wrong usage, 3 you have mounted IMAGE already (the
+line says where).
 
-What root does with an ordinary user's mount, such as mount -o loop, needs allow_root or
-allow_other; the kernel refuses it otherwise.
+Root can use an ordinary user's mount (mount -o loop, for example) only with allow_root or
+allow_other; otherwise the kernel refuses it.
 
 Example:
   vimgfs mount -o ro disk.qcow2 /mnt/x
   mount -o loop,ro,noload,offset=1048576 /mnt/x/disk@before-upgrade.raw /mnt/old
 
-noload leaves an ext journal alone, which a read-only file could not replay; xfs wants
-norecovery,nouuid, and btrfs rescue=nologreplay.
+noload leaves an ext journal alone: it cannot be replayed in a read-only file. For xfs say
+norecovery,nouuid, for btrfs rescue=nologreplay.
 `,
   umount: `Usage: vimgfs umount [--lazy] MOUNTPOINT
 
-Unmounts MOUNTPOINT and returns when its server has ended and all that was written is in the image.
+Unmounts MOUNTPOINT, and returns when its server has ended and all that was written is in the image.
 It also removes a mount whose server was killed. It fails, and MOUNTPOINT stays mounted, if the
-server does not answer, or if another mount namespace (of a container or a virtual machine, say)
-has the mount, too; the line names the process.
+server does not answer, or if another mount namespace (of a container, for example) has the mount,
+too; the line names the process.
 
-  -l, --lazy             take it away at once, also while it is in use, and do not wait: its server
-                         saves what was written when it ends, and only its log tells if that failed
+  -l, --lazy             take it away at once, also while it is in use, and do not wait: the server
+                         saves what was written when it ends; if that fails, only its log says so
 
 Example:
   vimgfs umount /mnt/x
 `,
   check: `Usage: vimgfs check [OPTION…] IMAGE
 
-Looks whether the tables of IMAGE ({checkable}) are sound: what is used is counted, and
-nothing is used twice. Of a vmdk all extents are looked at, and its parents not.
+Checks the tables of IMAGE ({checkable}): all that is used must be counted, and nothing
+may be used twice. Of a vmdk it checks all extents, but not the parents.
 
   --output=human|json    for people (the default) or for programs, with the fields of qemu-img check
-  --repair=leaks|all     gives back what nothing uses, or mends the rest, too; nobody else may have
-                         IMAGE open, and a copy of it is a good thing to have. No byte of the
-                         disk or of a snapshot reads differently afterwards: what cannot be
-                         known is left. Snapshots whose tables are lost are dropped; what they
-                         may own is kept until --repair=leaks. Of a vmdk only sparse extents
-                         that are not compressed are repaired, and seSparse ones are not.
+  --repair=leaks|all     leaks: give back space that nothing uses; all: repair the rest, too. Nobody
+                         else may have IMAGE open. Have a copy of it. No byte of the disk or of a
+                         snapshot reads differently afterwards: what cannot be known stays.
+                         Snapshots whose tables are lost are dropped; what they may own is kept
+                         until --repair=leaks. Of a vmdk only sparse extents are repaired that
+                         are neither compressed nor seSparse.
   --format F             {formats} (found by the first bytes)
-  --allow-path DIR       a vmdk may name extents below DIR too (its own folder)
+  --allow-path DIR       a vmdk may also name extents below DIR (its own folder)
 
-Exit code: 0 it is sound, 1 it could not be checked, 2 it is damaged, 3 space is lost and nothing
-else, 63 its format has nothing to check.
+Exit code: 0 sound, 1 could not be checked, 2 damaged, 3 only space is lost, 63 the format has
+nothing to check.
 
 Example:
   vimgfs check disk.qcow2
@@ -130,12 +131,12 @@ Example:
 `,
   info: `Usage: vimgfs info [OPTION…] IMAGE
 
-Says what IMAGE is, with the fields and numbers of qemu-img info.
+Describes IMAGE, with the fields and numbers of qemu-img info.
 
   --output=human|json    for people (the default) or for programs
-  --backing-chain        all layers down to the last backing file
+  --backing-chain        describe all layers down to the last backing file
   --format F             {formats} (found by the first bytes)
-  --allow-path DIR       IMAGE may name files below DIR too (its own folder)
+  --allow-path DIR       IMAGE may also name files below DIR (its own folder)
 
 Example:
   vimgfs info --output=json disk.qcow2

@@ -1,8 +1,8 @@
-/** Numbers for people. */
+/** Formats numbers for people. */
 
 const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB']
 
-/** Three digits, in the unit that leaves fewer than 1000 before the point: 1073741824 → "1 GiB". */
+/** Returns a size with three digits, in a unit that leaves less than 1000 before the point: 1073741824 → "1 GiB". */
 export function humanSize(bytes: number): string {
   let power = 0
   while (bytes / 1024 ** power >= 1000 && power < UNITS.length - 1) power++
@@ -11,7 +11,7 @@ export function humanSize(bytes: number): string {
   return `${roundToEven(value * scale) / scale} ${UNITS[power]}`
 }
 
-/** A half goes to the even neighbour, as in C's printf and so in QEMU. */
+/** Rounds a half to the even neighbour, as C's printf and so QEMU does. */
 function roundToEven(value: number): number {
   const rounded = Math.round(value)
   return rounded - value === 0.5 && rounded % 2 === 1 ? rounded - 1 : rounded

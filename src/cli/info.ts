@@ -1,4 +1,4 @@
-/** `vimgfs info`: what an image is, as `qemu-img info` says it. */
+/** `vimgfs info`: describes an image as `qemu-img info` does. */
 import { printable } from '../errors.js'
 import type { InfoFields, InfoValue } from '../formats/info-fields.js'
 import type { ImageInfo, SnapshotInfo } from '../image/info.js'
@@ -37,7 +37,7 @@ export async function run(args: string[]): Promise<number> {
   return 0
 }
 
-/** JSON as QEMU writes it: ASCII, indented, and whole numbers of 64 bits. */
+/** Returns JSON as QEMU writes it: ASCII, indented, with whole numbers of 64 bits. */
 function json(value: InfoValue, indent = ''): string {
   if (typeof value === 'string') return JSON.stringify(value).replace(/[\x7f-\uffff]/g, escaped)
   if (typeof value !== 'object') return String(value)
@@ -82,7 +82,7 @@ function human(info: ImageInfo): string {
   return lines.map(printable).join('\n')
 }
 
-/** A list's items are numbered; names have blanks for dashes. */
+/** Prints fields and lists, indented. Items of a list are numbered; names have spaces instead of dashes. */
 function dump(value: InfoFields | readonly InfoValue[], indent: string): string[] {
   const isList = Array.isArray(value)
   return present(value as InfoFields).flatMap(([name, item]) => {
@@ -113,7 +113,7 @@ function row(snapshot: SnapshotInfo): string {
 
 const two = (value: number): string => String(value).padStart(2, '0')
 
-/** A line of the snapshot list; what is too long for its column still leaves a blank. */
+/** Returns a line of the snapshot list. A space follows also a text that is too long for its column. */
 function columns(
   id: string,
   tag: string,

@@ -10,19 +10,19 @@ import { complain, mention } from './output.js'
 import type { Question } from './passphrase-relay.js'
 import { ENDING_SIGNALS, NO_DEBUGGER } from './signals.js'
 
-/** Set for the server in the background: the descriptor that it reports on; answers come on the next. */
+/** Tells the server in the background on which descriptor to report. It gets answers on the next descriptor. */
 export const REPORT_FD_VARIABLE = 'VIMGFS_REPORT_FD'
 
-/** Node's own, two that serve, one that decompresses, and fusermount3. */
+/** Threads of a server: those of Node, two that serve, one that decompresses, and fusermount3. */
 const SERVER_THREADS = 16
 /** How long Node may take to start. */
 const START_TIMEOUT_MS = 45_000
 
-/** A line each; the first says that the server runs, and the last one asks nothing. */
+/** One line of the report. The first one says that the server runs; the last one asks nothing. */
 export interface Report {
   readonly runs?: true
   readonly ask?: Question
-  /** Describes the thing that it waits for, in one line. */
+  /** What the server waits for, in one line. */
   readonly wait?: string
   readonly error?: string
   /** The exit code that goes with `error`. */
@@ -31,7 +31,7 @@ export interface Report {
   readonly warnings?: readonly string[]
 }
 
-/** Starts the server, which leaves for a session of its own once it has mounted, and waits for its report. */
+/** Starts the server and waits for its report. The server starts a session of its own once it has mounted. */
 export async function launch(
   args: string[],
   quiet: boolean,
@@ -44,8 +44,8 @@ export async function launch(
   const interruption = new AbortController()
   const { passphraseSource } = await import('./passphrase.js')
   const passphrases = passphraseSource(passphraseFiles, interruption.signal)
-  // Interrupted while it starts: then it must not start. Spawning takes a while, too: a signal that
-  // ended us in there would leave a server that nobody knows of.
+  // A signal during the start must end the server, too. Spawning takes a while: if a signal ended this process
+  // meanwhile, an unknown server would remain.
   for (const signal of [...ENDING_SIGNALS, 'SIGHUP'] as const) {
     process.on(signal, () => {
       interruption.abort()
@@ -75,22 +75,22 @@ export async function launch(
   }
   complain(said.text)
   for (const warning of report.warnings ?? []) complain(`vimgfs: ${printable(warning)}\n`)
-  // The disk is mounted, whether anybody can read this or not.
+  // The disk is mounted, also if this line cannot be written.
   if (!quiet) mention(`${report.lines?.join('\n')}\n`)
   return 0
 }
 
-/** The server's last report; what it asks before is answered. */
+/** Returns the server's last report. Answers what it asks before. */
 async function reportOf(child: ChildProcess, source: AskPassphrase, said: Said): Promise<Report> {
   const failed = once(child, 'error').then(([error]) => Promise.reject(error))
   const exit = once(child, 'close')
   exit.catch(() => {})
-  // Without descriptors for its pipes there is no child.
+  // There is no child if there were no descriptors for its pipes.
   if ((child.stdio as unknown) === undefined) return failed
   const [, , , reports, answers] = child.stdio as [unknown, unknown, unknown, Readable, Writable]
-  // It is over when the server has ended.
+  // The pipe breaks when the server ends.
   answers.on('error', () => {})
-  // Where threads are scarce, Node hangs before it runs anything.
+  // If threads are scarce, Node hangs before it runs anything.
   const timer = setTimeout(() => child.kill('SIGKILL'), START_TIMEOUT_MS)
   const last = (async () => {
     for await (const line of readline.createInterface({ input: reports })) {
@@ -110,7 +110,7 @@ async function reportOf(child: ChildProcess, source: AskPassphrase, said: Said):
   return Promise.race([last, failed])
 }
 
-/** The server's output on standard error while it starts. */
+/** What the server prints on standard error while it starts. */
 class Said {
   text = ''
 
@@ -120,7 +120,7 @@ class Said {
     })
   }
 
-  /** Why it has ended, as the end of a sentence: what it said first, or its signal. */
+  /** Why it has ended, as the end of a sentence: its first words, or its signal. */
   get reason(): string {
     const lines = this.text.split('\n').map(line => line.trim())
     const line =

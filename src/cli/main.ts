@@ -1,10 +1,10 @@
 #!/usr/bin/env node
-/** The command line: finds the command, says what goes wrong in one line, and sets the exit code. */
+/** The command line: finds the command, reports errors in one line, and sets the exit code. */
 import './signals.js'
 import { exitCodeOf, isExpected, oneLine, UsageError } from '../errors.js'
 import { complain, print } from './output.js'
 
-/** Each command is loaded when it is called: starting fast is part of mounting fast. */
+/** Each command is loaded only when it is called, so that mounting starts fast. */
 const COMMANDS: Record<string, () => Promise<{ run(args: string[]): Promise<number> }>> = {
   mount: () => import('./mount.js'),
   umount: () => import('./umount.js'),
@@ -40,7 +40,7 @@ async function main(args: string[]): Promise<number> {
   return (await command()).run(rest)
 }
 
-// What Node itself prints, such as a warning, must not end the program when nobody can read it.
+// Node's own output, such as a warning, must not end the program if it cannot be written.
 process.stdout.on('error', () => {})
 process.stderr.on('error', () => {})
 

@@ -1,6 +1,6 @@
 /**
- * How mount(8) calls a program for a file system, for fstab and `mount -t fuse.vimgfs`: mount.fuse3 runs
- * `vimgfs IMAGE DIR -o OPTIONS`, and a link named mount.vimgfs is run with the options of mount(8).
+ * Calls by mount(8), for fstab and `mount -t fuse.vimgfs`: mount.fuse3 runs `vimgfs IMAGE DIR -o OPTIONS`, and mount(8)
+ * runs a link named mount.vimgfs with its own options.
  */
 import fs from 'node:fs'
 import path from 'node:path'
@@ -9,8 +9,8 @@ import { optionPieces } from '../fs/options.js'
 const NAMES = ['mount.vimgfs', 'mount.fuse.vimgfs']
 
 /**
- * The arguments of `vimgfs mount` where mount(8) has called us; 'nothing' for a mount that is only to be
- * pretended; undefined where it has not called us.
+ * Returns the arguments of `vimgfs mount` if mount(8) has called this program; 'nothing' if the mount is to be faked
+ * (mount -f); undefined if mount(8) has not called it.
  */
 export function mountArguments(program: string, args: readonly string[]) {
   const isHelper = NAMES.includes(path.basename(program))
@@ -20,7 +20,7 @@ export function mountArguments(program: string, args: readonly string[]) {
   for (let i = 0; i < rest.length; i++) {
     const word = rest[i] as string
     if (word === '-o') lists.push(rest[++i] ?? '')
-    // The type is known, and the namespace has been entered.
+    // The type is known, and mount(8) has entered the namespace.
     else if (word === '-t' || word === '-N') i++
     else if (/^-[a-z]*f/.test(word)) return 'nothing'
   }
@@ -28,7 +28,7 @@ export function mountArguments(program: string, args: readonly string[]) {
   return ['-q', ...(options.length > 0 ? ['-o', options.join(',')] : []), '--', image, folder]
 }
 
-/** A word that is no command is an image only where there is one, or where it can be nothing else. */
+/** A word that is not a command counts as an image only if that file exists, or if it is a path. */
 function looksLikeMount(image: string, folder: string, rest: readonly string[]): boolean {
   if (image.startsWith('-') || folder === '' || folder.startsWith('-')) return false
   if (rest.length !== 0 && rest[0] !== '-o') return false
@@ -36,8 +36,8 @@ function looksLikeMount(image: string, folder: string, rest: readonly string[]):
 }
 
 /**
- * mount(8) and mount.fuse3 add these to every mount. A write-protected image is mounted read-only all the same,
- * as mount(8) does it, and an ordinary user's mount has neither devices nor set-user-ID programs.
+ * Leaves out what mount(8) and mount.fuse3 add to every mount: `rw`, so that a write-protected image is mounted read-only,
+ * as mount(8) does it; and for ordinary users `suid` and `dev`, which their mounts cannot have.
  */
 function isAsked(option: string): boolean {
   if (option === 'rw') return false

@@ -1,4 +1,4 @@
-/** `vimgfs mount`: in front, or as a server in the background that reports once it answers. */
+/** `vimgfs mount`: in front, or as a server in the background that reports once the mount answers. */
 import fs from 'node:fs'
 import path from 'node:path'
 import { exitCodeOf, isExpected, oneLine, printable, UsageError } from '../errors.js'
@@ -37,7 +37,7 @@ export async function run(args: string[]): Promise<number> {
     if (!hasFolder()) leaveFolder(await requestOf(args))
     if (values.foreground) return await serveInFront(args)
     if (reportFd !== undefined) return await serveInBackground(args, Number(reportFd))
-    // Wrong usage is for this process to say.
+    // This process reports wrong usage, before it starts a server.
     await requestOf(args)
     return await launch(args, values.quiet === true, values['passphrase-file'] ?? [])
   } catch (error) {
@@ -48,20 +48,20 @@ export async function run(args: string[]): Promise<number> {
 }
 
 /**
- * Ends the process at once after an error, because nothing waits for what is still being read or derived, or
- * for a thread that hangs.
+ * Ends the process at once after an error: it does not wait for reads, for a key that is being derived, or for a thread
+ * that hangs.
  */
 async function leave(code: number): Promise<number> {
   try {
     const { exitNow } = await import('../io/libc.js')
     exitNow(code)
   } catch {
-    // The C library cannot be called; that is the error, perhaps.
+    // The C library cannot be called. Perhaps that is the error.
   }
   return code
 }
 
-/** Whether the current folder is still there. */
+/** Reports whether the current folder still exists. */
 function hasFolder(): boolean {
   try {
     process.cwd()
@@ -71,11 +71,11 @@ function hasFolder(): boolean {
   }
 }
 
-/** Leaves for `/` where all names are absolute, because threads cannot start in a folder that is gone; else throws. */
+/** Changes to `/`, because threads cannot start in a deleted folder. Throws if a name is relative. */
 function leaveFolder({ request, logFile, passphraseFiles = [] }: Settings): void {
   const { image, mountpoint, open } = request
   const secrets = passphraseFiles.filter(name => name !== '-')
-  // Throws for a relative name.
+  // For a relative name this throws, since there is no current folder.
   for (const name of [image, mountpoint, logFile ?? '/', ...(open.allowPaths ?? []), ...secrets]) {
     path.resolve(name)
   }
@@ -133,7 +133,7 @@ async function requestOf(args: string[]): Promise<Settings> {
   }
 }
 
-/** The same as LOG_LEVELS; log.ts, with pino, is loaded by servers only. */
+/** The same as LOG_LEVELS. Only servers load log.ts, with pino. */
 const LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const
 
 async function serveInFront(args: string[]): Promise<number> {
@@ -148,7 +148,7 @@ async function serveInFront(args: string[]): Promise<number> {
     complain(`vimgfs: ${printable(line)}\n`),
   )
   passphrases.close()
-  // The reader may have stopped. The mount must not wait for it.
+  // The mount must not wait for a reader that has stopped.
   const [stdout, stderr] = [new DescriptorSink(1), new DescriptorSink(2)]
   for (const warning of [...target.warnings, ...server.warnings]) {
     stderr.say(`vimgfs: ${printable(warning)}\n`)
@@ -158,14 +158,14 @@ async function serveInFront(args: string[]): Promise<number> {
 }
 
 /**
- * When the last request has been served all is in the image, and the process goes at once: taking down
- * its threads one by one can only go wrong, and whoever unmounts waits for it.
+ * Waits until the last request has been served, and ends the process at once: all is in the image. Ending threads one by
+ * one could only fail, and the program that unmounts waits for this process.
  */
 async function end(server: Server): Promise<number> {
   const { exitNow } = await import('../io/libc.js')
   if (!(await server.finished)) process.exitCode = 1
   const code = Number(process.exitCode ?? 0)
-  // A profile of the server is written at an ordinary end.
+  // Node writes a profile only at an ordinary end.
   if (!process.execArgv.some(arg => arg.startsWith('--cpu-prof'))) exitNow(code)
   return code
 }
@@ -176,7 +176,7 @@ async function serveInBackground(args: string[], reportFd: number): Promise<numb
     try {
       fs.writeSync(reportFd, `${JSON.stringify(content)}\n`)
     } catch {
-      // Whoever waited has been killed. The mount is there all the same.
+      // The process that waits has been killed. The mount goes on without it.
     }
   }
   tell({ runs: true })
@@ -196,7 +196,7 @@ async function serveInBackground(args: string[], reportFd: number): Promise<numb
       tell({ wait }),
     )
     process.chdir('/')
-    // Not earlier: what automounts lets only processes of its own process group see what is mounted.
+    // Not earlier: autofs shows a mount in progress only to the process group that it has started.
     startSession()
     const warnings = [...target.warnings, ...server.warnings]
     for (const warning of warnings) target.logger.warn(warning)
@@ -209,7 +209,7 @@ async function serveInBackground(args: string[], reportFd: number): Promise<numb
   }
 }
 
-/** Mounts, and unmounts on the signals that end programs; a bug is logged before it ends us. */
+/** Mounts, and unmounts on the signals that end programs. Logs a bug before it ends the process. */
 async function serve(
   asked: Settings['request'],
   askPassphrase: AskPassphrase,
@@ -238,7 +238,7 @@ async function serve(
       'vimgfs has failed',
     )
     process.exitCode = 1
-    // Were it stopping that fails, it would go on so for ever.
+    // Stop once only: if stopping fails, this would repeat for ever.
     if (!hasFailed) stop?.('failure')
     hasFailed = true
   }
@@ -251,7 +251,7 @@ async function serve(
   return server
 }
 
-/** What is there now, who may use it, and how it ends. */
+/** Returns the lines after mounting: what is mounted, who may use it, and how to unmount it. */
 function hints(
   request: Settings['request'],
   server: Server,

@@ -1,18 +1,18 @@
 /**
- * What the commands print. Node's own streams throw, or end the program, where a write fails; here a
- * result that cannot be written is one error, and a remark that cannot be written is none.
+ * Prints for the commands. If a write fails, Node's own streams throw or end the program. Here a result that cannot be
+ * written is one error, and a remark that cannot be written is lost.
  */
 import fs from 'node:fs'
 import { inWords, MountError } from '../errors.js'
 
 const STDOUT = 1
 const STDERR = 2
-/** How long to wait before the next try where the reader of a non-blocking pipe is slow. */
+/** How long to wait before the next try if the reader of a non-blocking pipe is slow. */
 const RETRY_MS = 10
 
 /**
- * Prints the result of a command, all of it. A reader that stops early (`| head -1`) is no error. Throws
- * MountError where the text cannot be written.
+ * Prints all of a command's result. A reader that stops early (`| head -1`) is not an error. Throws MountError if the text
+ * cannot be written.
  */
 export function print(text: string): void {
   try {
@@ -23,7 +23,7 @@ export function print(text: string): void {
   }
 }
 
-/** Prints what the user may do without, on standard output. Never throws. */
+/** Prints a remark that may be lost, on standard output. Never throws. */
 export function mention(text: string): void {
   tryWrite(STDOUT, text)
 }
@@ -37,7 +37,7 @@ function tryWrite(fd: number, text: string): void {
   try {
     writeAll(fd, text)
   } catch {
-    // There is no other place to say it.
+    // There is no other place to print it.
   }
 }
 

@@ -1,7 +1,7 @@
 /**
- * How the server in the background comes to passphrases: it has no terminal, so it asks who started it,
- * who answers over a pipe. An answer is a count, and so many passphrases; or 0, and why there is none.
- * Each has its length in 32 bits before it.
+ * Passes passphrases to the server in the background. The server has no terminal, so it asks the command that started it,
+ * which answers over a pipe. An answer is a count and that many passphrases; or 0 and the reason why there is none. Each
+ * of them follows its length in 32 bits.
  */
 import fs from 'node:fs'
 import { Socket } from 'node:net'
@@ -11,7 +11,7 @@ import type { AskPassphrase } from '../image/encryption.js'
 import type { EncryptionMethod } from '../formats/format.js'
 import { Interrupted } from '../interruption.js'
 
-/** What the server asks, in its report. */
+/** A question in the server's report. */
 export interface Question {
   readonly path: string
   readonly method: EncryptionMethod
@@ -23,7 +23,7 @@ const LENGTH_BYTES = 4
 export class PassphraseRelay {
   private answers: Answers | undefined
 
-  /** @param fd where answers come from; this closes it */
+  /** @param fd the descriptor to read answers from; `close` closes it */
   constructor(
     private readonly fd: number,
     private readonly tell: (question: Question) => void,
@@ -40,7 +40,7 @@ export class PassphraseRelay {
     return passphrases
   }
 
-  /** When nothing is asked any more. */
+  /** Call this when no more passphrases are needed. */
   close(): void {
     if (this.answers) this.answers.close()
     else fs.closeSync(this.fd)
@@ -50,7 +50,7 @@ export class PassphraseRelay {
 const takeOne = async (answers: Answers) =>
   answers.take((await answers.take(LENGTH_BYTES)).readUInt32LE())
 
-/** Bytes as they come, wiped when they are taken. */
+/** Collects bytes as they arrive, and wipes them when they are taken. */
 class Answers {
   private readonly socket: Socket
   private received: Buffer = Buffer.alloc(0)
@@ -92,7 +92,7 @@ class Answers {
   }
 }
 
-/** Answers a question from `source`, over `pipe`. */
+/** Answers a question with the passphrases of `source`, over `pipe`. */
 export async function answer(
   { path, method }: Question,
   source: AskPassphrase,

@@ -1,6 +1,6 @@
 /**
- * Where passphrases come from: files, standard input, the terminal. They are never arguments, nor in the
- * environment, nor strings, which nobody can wipe.
+ * Gets passphrases from files, standard input or the terminal. They are never arguments, never in the environment, and
+ * never strings, because strings cannot be wiped.
  */
 import fs from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -11,24 +11,24 @@ import type { AskPassphrase } from '../image/encryption.js'
 import type { EncryptionMethod } from '../formats/format.js'
 import { Interrupted, orInterrupted } from '../interruption.js'
 
-/** Names a file to read the passphrase from where no option does. */
+/** Names the file with the passphrase if no option does. */
 const FILE_VARIABLE = 'VIMGFS_PASSPHRASE_FILE'
 /** Standard input, as the name of a file. */
 const STDIN = '-'
 const STDIN_FD = 0
-/** What cryptsetup takes of a key file. */
+/** The limit of cryptsetup for a key file. */
 const MAX_PASSPHRASE_BYTES = 8 * 2 ** 20
 
 export interface PassphraseSource {
   readonly ask: AskPassphrase
-  /** When nothing is asked any more: wipes what is kept for the next layer. */
+  /** Wipes what is kept for the next layer. Call it when no more passphrases are needed. */
   close(): void
 }
 
 /**
- * @param files of --passphrase-file, each for one encrypted layer in the order they are asked for; the
- *   last one is for all that follow
- * @param signal ends asking: `ask` then throws Interrupted
+ * @param files the files of --passphrase-file, one for each encrypted layer in the order in which they are asked for; the
+ *   last one is for all layers that follow
+ * @param signal ends asking: then `ask` throws Interrupted
  */
 export function passphraseSource(files: readonly string[], signal: AbortSignal): PassphraseSource {
   const { [FILE_VARIABLE]: variable = '' } = process.env
@@ -43,7 +43,7 @@ export function passphraseSource(files: readonly string[], signal: AbortSignal):
       return askOnTerminal(path, method, signal)
     }
     if (!isInput) return candidates(await orInterrupted(readNamed(name), signal))
-    // It can be read once, and may be asked for by several layers.
+    // Standard input can be read only once, and several layers may need it.
     input ??= await orInterrupted(readAll(STDIN_FD, 'standard input'), signal)
     return candidates(Buffer.from(input))
   }
@@ -51,7 +51,7 @@ export function passphraseSource(files: readonly string[], signal: AbortSignal):
   return { ask, close }
 }
 
-/** Most files are lines that an editor or echo has ended; a few are keys whose last byte happens to be one. */
+/** Most files end with a newline from an editor or echo. A few are keys whose last byte happens to be a newline. */
 function candidates(content: Buffer): Buffer[] {
   const ending = content.at(-1) !== LINE_FEED ? 0 : content.at(-2) === CARRIAGE_RETURN ? 2 : 1
   const line = Buffer.from(content.subarray(0, content.length - ending))
@@ -103,7 +103,7 @@ async function readAll(fd: number, what: string): Promise<Buffer> {
         content.fill(0)
         throw new MountError(`${what} cannot be read: ${inWords(error)}`)
       }
-      // Somebody's pipe, set not to be waited for.
+      // A pipe that another program has made non-blocking.
       await sleep(10)
     }
   }
@@ -123,7 +123,7 @@ async function askOnTerminal(
   const typed = await prompt(stdin, `Passphrase of ${printable(path)}: `, signal)
   if (typed.length === 0) throw new MountError('the passphrase is empty')
   if (method === 'AES') {
-    // Nothing but the one who types can tell that it is wrong.
+    // Legacy AES cannot tell a typing error, so ask twice.
     const again = await prompt(stdin, 'The same again: ', signal)
     const isSame = again.equals(typed)
     again.fill(0)
@@ -137,7 +137,7 @@ async function askOnTerminal(
 
 const KEY = { interrupt: 0x03, end: 0x04, backspace: 0x08, eraseLine: 0x15, delete: 0x7f } as const
 
-/** Reads a line without showing it. Throws Interrupted, also where the terminal goes away. */
+/** Reads a line without showing it. Throws Interrupted, also if the terminal goes away. */
 function prompt(terminal: ReadStream, text: string, signal: AbortSignal): Promise<Buffer> {
   const line = Buffer.alloc(4096)
   let used = 0
@@ -149,7 +149,7 @@ function prompt(terminal: ReadStream, text: string, signal: AbortSignal): Promis
       try {
         terminal.setRawMode(false)
       } catch {
-        // It has gone, and its mode with it.
+        // The terminal has gone, and its mode with it.
       }
       terminal.pause()
       process.stderr.write('\n')
@@ -162,7 +162,7 @@ function prompt(terminal: ReadStream, text: string, signal: AbortSignal): Promis
     const take = (typed: Buffer) => {
       for (const [i, byte] of typed.entries()) {
         if (byte === LINE_FEED || byte === CARRIAGE_RETURN || byte === KEY.end) {
-          // What comes behind the line answers the next question.
+          // What follows the line answers the next question.
           const rest = Buffer.from(typed.subarray(i + 1))
           typed.fill(0)
           finish(() => resolve(line.subarray(0, used)))
@@ -188,17 +188,17 @@ function prompt(terminal: ReadStream, text: string, signal: AbortSignal): Promis
     signal.addEventListener('abort', interrupt)
     for (const event of ENDS) terminal.on(event, interrupt)
     terminal.on('data', take)
-    // Before anybody is told to type.
+    // Turn the echo off before the prompt is shown.
     terminal.setRawMode(true)
     terminal.resume()
     process.stderr.write(text)
   })
 }
 
-/** What a terminal says when it has gone. */
+/** The events of a terminal that goes away. */
 const ENDS = ['end', 'close', 'error'] as const
 
-/** The length without the last character of UTF-8. */
+/** Returns the length of the line without its last UTF-8 character. */
 function withoutLast(line: Buffer, used: number): number {
   let length = Math.max(0, used - 1)
   while (length > 0 && ((line[length] as number) & 0xc0) === 0x80) length--

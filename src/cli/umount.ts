@@ -18,22 +18,22 @@ import { complain } from './output.js'
 
 const OPTIONS = { lazy: { type: 'boolean', short: 'l' } } as const
 
-/** A server that was unmounted ends when what was written is on the disk, which a busy one may take minutes for. */
+/** After unmounting, a server first saves what was written. On a busy disk that may take minutes. */
 const END_TIMEOUT_MS = 300_000
-/** Nothing that a stopped server has to do gets done. */
+/** A stopped server will not end by itself. */
 const STOPPED_TIMEOUT_MS = 3_000
-/** A busy server answers late. One that is stopped does not, and one that is detached need not. */
+/** A busy server answers late. The short timeout is for a stopped server, which does not answer, and for --lazy. */
 const STATUS_TIMEOUT_MS = 8_000
 const SHORT_TIMEOUT_MS = 2_000
-/** Much may be waiting to be written. */
+/** There may be much to write. */
 const FLUSH_TIMEOUT_MS = 600_000
 /**
- * How long another mount namespace may have the mount before that counts: a program that has just made a namespace
- * has a copy of every mount, and most give them up at once.
+ * How long to wait for another mount namespace to give up the mount. A program that makes a namespace gets a copy of every
+ * mount, and most programs unmount these at once.
  */
 const GRACE_MS = 2_000
 const GRACE_STEP_MS = 100
-/** When the user is told what is waited for. */
+/** After this time a line tells the user what the command waits for. */
 const NOTICE_MS = 3_000
 
 export async function run(args: string[]): Promise<number> {
@@ -57,10 +57,10 @@ export async function run(args: string[]): Promise<number> {
   const server = typeof answer === 'string' ? undefined : answer
   const isDead = answer === 'dead'
   if (!isLazy && !isDead) await refuseOtherPlaces(mount)
-  // Nothing can be lost of what is only read.
+  // A read-only mount cannot lose data.
   if (!isLazy && answer === 'silent' && !isReadOnly(mount)) throw notAnswering(mount, found)
   let failure = server?.failure ?? null
-  // Afterwards nobody would be there to tell that it failed.
+  // Flush first: after unmounting the server could not report a failure any more.
   if (server && !server.readOnly && !isLazy) failure = await flush(mount, server)
   unmountFuse(mount, isLazy)
   const ending = server ?? found
@@ -78,7 +78,7 @@ export async function run(args: string[]): Promise<number> {
   return 0
 }
 
-/** What `work` comes to; a line on standard error says what is waited for when it takes long. */
+/** Returns the result of `work`. If it takes long, a line on standard error says what the command waits for. */
 async function withNotice<T>(what: () => string, mountpoint: string, work: Promise<T>): Promise<T> {
   const timer = setTimeout(() => notice(mountpoint, what()), NOTICE_MS)
   try {
@@ -94,7 +94,7 @@ const notice = (mountpoint: string, what: string) =>
 const serverName = (server: ServerProcess | undefined): string =>
   server ? `its server (process ${server.pid})` : 'its server'
 
-/** Whether the file system is mounted to be read only. */
+/** Reports whether the file system is mounted read-only. */
 const isReadOnly = ({ options }: MountInfo): boolean => options.split(',')[0] === 'ro'
 
 function notAnswering({ mountpoint }: MountInfo, server: ServerProcess | undefined): MountError {
@@ -108,7 +108,7 @@ function notAnswering({ mountpoint }: MountInfo, server: ServerProcess | undefin
   )
 }
 
-/** A server goes on for as long as its mount is anywhere. Waits for GRACE_MS until it is nowhere else. */
+/** Throws if another place still has the mount after GRACE_MS: a server goes on while its mount is anywhere. */
 async function refuseOtherPlaces(mount: MountInfo): Promise<void> {
   const deadline = Date.now() + GRACE_MS
   const findPlace = () => otherPlaces(mount, mount.id).find(({ stays }) => stays)
@@ -124,8 +124,8 @@ async function refuseOtherPlaces(mount: MountInfo): Promise<void> {
 }
 
 /**
- * Has what was written made durable. Throws MountError where that failed and may yet succeed; returns
- * why not where it never will, else null.
+ * Makes durable what was written. Throws MountError if that failed and may succeed later. Returns the reason if it never
+ * will, else null.
  */
 async function flush(mount: MountInfo, server: RunningServer): Promise<string | null> {
   const file = path.join(mount.mountpoint, server.disk)
