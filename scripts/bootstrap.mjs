@@ -1,8 +1,8 @@
 /**
- * What a fresh clone lacks: npm packages, Debian packages, the compiled dist/.
+ * Installs what a fresh clone lacks: npm packages, Debian packages, the compiled dist/.
  *
- * Plain JavaScript without a dependency, since it runs before there is any. What is there already
- * is found without starting a process, so that it costs `npm start` and `npm test` nothing.
+ * It is plain JavaScript without dependencies, since it runs before any is installed. It finds what is there already
+ * without starting a process, so that it costs `npm start` and `npm test` nothing.
  */
 import { spawnSync } from 'node:child_process'
 import { accessSync, constants, readdirSync, readFileSync, statSync } from 'node:fs'
@@ -12,7 +12,7 @@ import { fileURLToPath } from 'node:url'
 export const ROOT = fileURLToPath(new URL('..', import.meta.url))
 export const CLI = join(ROOT, 'dist/cli/main.js')
 
-/** The Debian package that brings a command. */
+/** The Debian package that contains a command. */
 const PACKAGE_OF = {
   automount: 'autofs',
   btrfs: 'btrfs-progs',
@@ -62,7 +62,7 @@ const PACKAGE_OF = {
   zstd: 'zstd',
 }
 
-/** What ends a script with one line for the reader, as against a bug, which shows its stack. */
+/** Ends a script with one line for the user. A bug shows its stack instead. */
 export class Stop extends Error {}
 
 /** Runs a script's main function; a Stop becomes its line and exit code 1. */
@@ -79,14 +79,14 @@ export async function run(main) {
 export function ensureNpmPackages() {
   if (npmPackagesMatchLockfile()) return
   step('Installing npm packages')
-  // No package here needs its install script: koffi brings its binaries. dist/ is built apart.
+  // No package needs its install script: koffi comes with binaries, and dist/ is built separately.
   const npm = quiet('npm', 'ci', '--include=dev', '--ignore-scripts', '--no-audit', '--no-fund')
   if (!npm.ok) throw new Stop(`${npm.output}\nnpm ci failed: see above.`)
 }
 
-/** Installs what is missing of these commands, if it may; returns what is still missing. */
+/** Installs the missing ones of these commands, if it may. Returns those that are still missing. */
 export function ensureCommands(commands) {
-  // An ordinary user's PATH leaves out where mke2fs and debugfs are.
+  // An ordinary user's PATH lacks the folders of mke2fs and debugfs.
   process.env.PATH += `${delimiter}/usr/sbin${delimiter}/sbin`
   const missing = commands.filter(command => !onPath(command))
   const prefix = rootPrefix()
@@ -97,13 +97,13 @@ export function ensureCommands(commands) {
   const apt = [...prefix, 'env', 'DEBIAN_FRONTEND=noninteractive', 'apt-get', '-q', '-y']
   const install = [...apt, 'install', '--no-install-recommends']
   const runs = [quiet(...apt, 'update')]
-  // One package that a distribution lacks must not keep the others out.
+  // If a distribution lacks one package, install the others all the same.
   if (!quiet(...install, ...packages).ok) runs.push(...packages.map(p => quiet(...install, p)))
   for (const { ok, output } of runs) if (!ok) console.error(output)
   return missing.filter(command => !onPath(command))
 }
 
-/** What a reader has to do to get these commands. */
+/** Returns what the user has to do to get these commands. */
 export function howToInstall(commands) {
   return onPath('apt-get')
     ? `it as root: apt-get install ${packagesOf(commands).join(' ')}`
@@ -112,7 +112,7 @@ export function howToInstall(commands) {
 
 export function ensureBuilt() {
   const built = statSync(CLI, { throwIfNoEntry: false })?.mtimeMs ?? 0
-  // Folders count too: removing a file changes its folder's time.
+  // Folders count, too: removing a file changes its folder's time.
   const sources = readdirSync(join(ROOT, 'src'), { recursive: true }).map(name => `src/${name}`)
   sources.push('src', 'tsconfig.json', 'tsconfig.build.json', 'package-lock.json')
   if (sources.every(path => statSync(join(ROOT, path)).mtimeMs <= built)) return
@@ -132,7 +132,7 @@ export function onPath(command) {
   })
 }
 
-/** npm's own record of what it installed tells more than any time stamp. */
+/** Compares with npm's own record of what it installed, which says more than time stamps. */
 function npmPackagesMatchLockfile() {
   const packages = path => JSON.parse(readFileSync(join(ROOT, path), 'utf8')).packages
   const wanted = packages('package-lock.json')
@@ -142,7 +142,7 @@ function npmPackagesMatchLockfile() {
   } catch {
     return false
   }
-  // Optional packages are those of other platforms too.
+  // Optional packages include those of other platforms.
   return Object.entries(wanted).every(
     ([path, { version, optional }]) =>
       path === '' || optional || installed[path]?.version === version,

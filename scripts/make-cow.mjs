@@ -1,8 +1,8 @@
 /**
- * Makes a cow image of each layout, and base.raw, which they stand on: node scripts/make-cow.mjs FOLDER
+ * Makes a cow image of each layout, and their backing file base.raw: node scripts/make-cow.mjs FOLDER
  *
- * No program that is alive reads or writes the format. What is made here is what their structures and their
- * sums come to, field by field; the places are written down, not computed, so that one can compare them with the
+ * No program in use reads or writes the format any more. The images follow the structures and the arithmetic of the
+ * sources below, field by field. The places are written down, not computed, so that one can compare them with the
  * sources:
  *
  *  qemu-x86-64.cow, qemu-i386.cow: QEMU 0.5 to 2.1, block/cow.c, `struct cow_header_v2` and `cow_create`. The
@@ -18,11 +18,11 @@ import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 const SECTOR_BYTES = 512
-/** The bitmap takes 257 bytes; the last has 3 bits, and UML of version 2 counts 256. */
+/** The bitmap takes 257 bytes; the last byte has 3 bits, and version 2 of UML counts only 256 bytes. */
 const SECTORS = 2051
 const SIZE_BYTES = SECTORS * SECTOR_BYTES
 const SECONDS = Date.parse('2004-05-06T07:08:09Z') / 1000
-/** Runs of sectors that are in the images: first, how many. */
+/** Runs of sectors that the images contain: [first, how many]. */
 const WRITTEN = [
   [0, 1],
   [3, 2],
@@ -116,7 +116,7 @@ for (const [layout, image] of Object.entries(IMAGES)) {
   writeFileSync(join(folder, `${layout}.cow`), imageOf(image))
 }
 
-/** @param isWhole whether the file has room for all sectors from the first on, as UML makes it */
+/** @param isWhole whether the file is as long as all sectors from the first on, as UML makes it */
 function imageOf({ name: [nameAt, nameBytes], fields, bitmap, data, backing, isWhole }) {
   const [first, count] = WRITTEN.at(-1)
   const end = isWhole ? SIZE_BYTES : (first + count) * SECTOR_BYTES
@@ -142,7 +142,7 @@ function baseDisk() {
   return Buffer.concat(sectors)
 }
 
-/** A sector that says which it is. */
+/** Returns a sector whose text names it. */
 function line(what, sector) {
   return Buffer.alloc(SECTOR_BYTES, `${what} ${String(sector).padStart(6, '0')}\n`)
 }

@@ -1,10 +1,10 @@
 /**
- * Makes samples/disk.qcow2: an ext4 disk with two snapshots, none of whose three states is like
- * another. Needs qemu-img, qemu-io, mke2fs and debugfs; neither root nor a mount.
+ * Makes samples/disk.qcow2: an ext4 disk with two snapshots, three different states. It needs qemu-img, qemu-io, mke2fs
+ * and debugfs, but neither root nor a mount.
  *
- *  (1) The same bytes come out every time: every time stamp and identifier is given.
- *  (2) Between two states only the blocks that differ are written, so that the states share the
- *      rest of their clusters, as they do in an image that a virtual machine wrote.
+ *  (1) The result is the same to the byte every time: all time stamps and identifiers are given.
+ *  (2) Between two states only the blocks that differ are written. So the states share their other clusters, as in an
+ *      image that a virtual machine wrote.
  */
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
@@ -91,7 +91,7 @@ function execute(command, ...args) {
   return stderr
 }
 
-/** Brings the file system from one state to the next. A file that changes is removed first. */
+/** Changes the file system to the next state. It removes a file before it changes it. */
 function change(raw, { date, removed, folders, files }) {
   const commands = [`set_current_time @${seconds(date)}`]
   for (const path of removed) commands.push(`rm ${path}`)
@@ -120,7 +120,7 @@ function writeDifference(image, before, after) {
   execute('qemu-io', '-f', 'qcow2', ...commands, image)
 }
 
-/** qemu-img gives a snapshot the time it is made at; this puts in the time it stands for. */
+/** Replaces the dates of the snapshots: qemu-img writes the time at which it makes them. */
 function dateSnapshots(image) {
   const bytes = readFileSync(image)
   let at = Number(bytes.readBigUInt64BE(64)) // the header's snapshots_offset

@@ -1,11 +1,10 @@
 /**
- * npm start [-- IMAGE [MOUNTPOINT [OPTIONS]]]: mounts an image (the sample, if none is named), shows
- * what there is to see, and unmounts at Ctrl-C.
+ * npm start [-- IMAGE [MOUNTPOINT [OPTIONS]]]: mounts an image (the sample, if none is named), lists its files, and
+ * unmounts at Ctrl-C.
  *
- *  (1) The server has a process group of its own: Ctrl-C reaches it only through us, once.
- *  (2) Whatever becomes of the server, no mount and no folder made here stays behind.
- *  (3) Only show() touches the mount, and nothing waits for it alone: a server that hangs must not
- *      keep us from unmounting.
+ *  (1) The server has a process group of its own, so that Ctrl-C reaches it only through this script, once.
+ *  (2) However the server ends, no mount stays, and no folder that was made here.
+ *  (3) Only show() touches the mount, and nothing waits for show() alone: a server that hangs must not prevent unmounting.
  */
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
@@ -26,7 +25,7 @@ import {
 
 const USAGE = 'Usage: npm start [-- IMAGE [MOUNTPOINT [options of vimgfs mount]]]'
 const SAMPLE = join(ROOT, 'samples/disk.qcow2')
-/** How long a server that was told to end may take, and one whose mount is gone already. */
+/** How long a server may take to end after a signal, and after its mount has gone. */
 const PATIENCE_MS = 10_000
 const BUSY_MS = 1_000
 
@@ -38,7 +37,7 @@ run(async () => {
   if (missing.length > 0) throw new Stop(`fuse3 is missing. Install ${howToInstall(missing)}`)
   ensureBuilt()
 
-  // npm has changed to this package's folder; the user's paths are relative to where it was called.
+  // npm has changed to this package's folder; the user's paths are relative to where npm was called.
   const cwd = process.env.INIT_CWD ?? process.cwd()
   const stop = new AbortController()
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => stop.abort())
@@ -59,7 +58,7 @@ async function serve(image, mountpoint, options, cwd, stop) {
   const before = await mountsOn(folder)
   const isMounted = async () => (await mountsOn(folder)) > before
 
-  const quiet = ['--quiet', '--log-level=warn'] // show() says what there is to say
+  const quiet = ['--quiet', '--log-level=warn'] // show() prints instead
   const args = [CLI, 'mount', '-f', ...quiet, ...options, image, folder]
   const stdio = ['ignore', 'inherit', 'inherit']
   const server = spawn(process.execPath, args, { cwd, stdio, detached: true }) // rule (1)
@@ -89,13 +88,13 @@ async function serve(image, mountpoint, options, cwd, stop) {
   return stop.aborted ? 0 : (server.exitCode ?? 1)
 }
 
-/** Ends when a server should have ended after unmounting; one whose files are open goes on. */
+/** Returns some time after unmounting, when the server should have ended. If files are open, it goes on. */
 async function unmounted(isMounted) {
   while (await isMounted()) await sleep(20)
   await sleep(BUSY_MS)
 }
 
-/** How many mounts lie on a folder. Asks the kernel, not the folder: see rule (3). */
+/** Returns how many mounts a folder has. It asks the kernel and does not touch the folder: rule (3). */
 async function mountsOn(folder) {
   const octal = (_, digits) => String.fromCharCode(Number.parseInt(digits, 8))
   const lines = (await readFile('/proc/self/mountinfo', 'utf8')).split('\n')

@@ -1,14 +1,14 @@
 /**
- * Counts and describes what one test file says in TAP.
+ * Counts and describes the TAP output of one test file.
  *
- * A test is a t.test() with assertions of its own, or with nothing inside; what merely groups tests
- * is none. The file itself is one if it asserts outside of any t.test().
+ * A t.test() counts as a test if it has assertions of its own, or nothing inside; not if it only groups tests. The file
+ * itself counts if it asserts outside of any t.test().
  */
 export class FileReport {
   passed = 0
   failed = 0
   skipped = []
-  /** What went wrong, for the reader. */
+  /** Describes what failed, for people. */
   text = ''
   #parser
   #file
@@ -23,7 +23,7 @@ export class FileReport {
     parser.on('bailout', reason => this.#fail(this.#file.path, { bailout: reason }))
   }
 
-  /** The process has ended, and what it did not say itself may still make it a failure. */
+  /** Call it when the process has ended: its exit code, a signal or the time limit may be another failure. */
   end({ exitCode, signal, isLate }) {
     const { path, successes, failures } = this.#file
     const { ok, plan } = this.#parser.results
@@ -43,12 +43,12 @@ export class FileReport {
     }
   }
 
-  /** What the file printed beside its results. */
+  /** What the file printed besides its results. */
   get output() {
     return this.#output
   }
 
-  /** Follows a parser, and the parsers it makes for what lies inside. */
+  /** Follows a parser, and the parsers that it makes for nested tests. */
   #group(parser, path) {
     const counts = { successes: 0, failures: 0, skips: 0, children: 0 }
     const group = { ...counts, path, failedBefore: this.failed }
@@ -96,7 +96,7 @@ export class FileReport {
     this.#describe(path, details)
   }
 
-  /** Adds tap's diagnostics without what only repeats; the stack, or else `at`, names the place. */
+  /** Adds tap's diagnostics without repetitions. The stack, or else `at`, names the place. */
   #describe(path, details) {
     const { source, tapCaught, test, at, ...rest } = details ?? {}
     if (at && !rest.stack) rest.at = `${at.fileName}:${at.lineNumber}:${at.columnNumber}`

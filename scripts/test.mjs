@@ -2,8 +2,8 @@
  * npm test [-- FILES]: lint, types, build and all tests; with FILES, the build and these tests.
  * npm run test:long [-- FILES]: the same with VIMGFS_TEST_LONG=1, for hours.
  *
- *  (1) Nothing hides a failure: what fails, crashes, takes too long or never ran counts as failed,
- *      and the exit code is 0 only if nothing failed and something passed.
+ *  (1) Nothing hides a failure: a test that fails, crashes, takes too long or never runs has failed. The exit code is 0
+ *      only if nothing failed and something passed.
  *  (2) CI runs as root and has all that a test may need, so a test that is skipped there has failed.
  *  (3) The last line is the count, in a form that a program can read.
  *
@@ -69,17 +69,17 @@ const PEERS = [
   'zip',
 ]
 const JOBS = 2
-/** npm run test:long: the same files, some of which do more then. */
+/** npm run test:long runs the same files; some of them do more. */
 const IS_LONG = process.env.VIMGFS_TEST_LONG === '1'
-/** tap ends a file at its limit and says which test it was in; past it, the file is killed. */
+/** At its limit tap ends a file and says in which test it was. Some time after it, this runner kills the file. */
 const LIMIT_SECONDS = IS_LONG ? 6 * 3600 : 300
 const KILL_SECONDS = LIMIT_SECONDS + 15
 
-/** Raw TAP, and that limit. */
+/** Asks for raw TAP, and sets that limit. */
 const TAP_ENV = { TAP: '1', TAP_TIMEOUT: `${LIMIT_SECONDS}` }
 
 const children = new Set()
-// A terminal's Ctrl-C reaches them by itself; what is sent to this process alone does not.
+// A terminal's Ctrl-C reaches the children, too. A signal to this process alone does not.
 for (const signal of ['SIGTERM', 'SIGHUP']) {
   process.once(signal, () => {
     for (const child of children) child.kill(signal)
@@ -100,7 +100,7 @@ run(async () => {
 })
 
 async function test() {
-  // npm has changed to this package's folder; the user's paths are relative to where it was called.
+  // npm has changed to this package's folder; the user's paths are relative to where npm was called.
   const cwd = process.env.INIT_CWD ?? process.cwd()
   const named = process.argv.slice(2).map(path => relative(ROOT, resolve(cwd, path)))
 
@@ -120,8 +120,8 @@ async function test() {
   const files = named.length > 0 ? named : testFiles()
   const { Parser } = await import('tap-parser')
   const loaders = execFileSync(tool('tap'), ['node-options'], { cwd: ROOT, encoding: 'utf8' })
-  // The one for processinfo only keeps the books for coverage. What tap compiles TypeScript with takes two
-  // seconds for a test of half the sources; tsx, which keeps what it has compiled, a quarter of that.
+  // tap's loader for processinfo only serves coverage. Its compiler for TypeScript takes two seconds for a test that
+  // imports half of the sources; tsx, which caches its results, takes a quarter of that.
   const options = loaders.trim().split(' ').map(JSON.parse)
   const needed = options.filter(option => !/\/(processinfo|typescript)\//.test(option))
   needed.unshift(`--import=${new URL('typescript.mjs', import.meta.url)}`)
@@ -152,7 +152,7 @@ async function runFile(file, options, parser, isVerbose) {
   const timer = setTimeout(() => {
     isLate = true
     child.kill('SIGKILL')
-    // What the file started may live on and hold these open.
+    // A process that the file started may live on and hold these open.
     child.stdout.destroy()
     child.stderr.destroy()
   }, KILL_SECONDS * 1000)

@@ -1,6 +1,6 @@
 /**
- * Loaded before a test: TypeScript is compiled as it is imported. Worker threads load it, too, which
- * `--import=tsx` leaves out.
+ * Loaded before a test: compiles TypeScript as it is imported. Worker threads load this module, too; they would not load
+ * `--import=tsx`.
  */
 import { register } from 'tsx/esm/api'
 

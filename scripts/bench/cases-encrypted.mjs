@@ -1,6 +1,6 @@
 /**
- * The cases of encrypted images: qcow2 with LUKS (aes-256-xts, plain64), as qemu-img makes them. The
- * others of qcow2 differ in nothing that encryption has a part in.
+ * The cases of encrypted images: qcow2 with LUKS (aes-256-xts, plain64), as qemu-img makes them. Encryption plays no part
+ * in the other cases of qcow2.
  */
 import { readCases, writeCases } from './cases.mjs'
 import { empty, encrypted, plain } from './images.mjs'

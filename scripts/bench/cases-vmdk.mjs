@@ -1,6 +1,6 @@
 /**
- * The cases of vmdk: those of qcow2 but for snapshots, on the same disks in images that qemu-img makes.
- * Their grains are as large as qcow2's clusters. What is read has targets against vmdkmount, too.
+ * The cases of vmdk: those of qcow2 without snapshots, on the same disks, in images that qemu-img makes. Their grains are
+ * as large as the clusters of qcow2. The read cases also have targets against vmdkmount.
  */
 import { readCases, writeCases } from './cases.mjs'
 import { compressed, empty, plain } from './images.mjs'
@@ -30,7 +30,7 @@ export const vmdkReadCases = readCases.map(({ id, title, targets, ...readCase })
   targets: { ...targets, vmdkmount: readCase.pattern === 'randread' ? 5 : 2 },
 }))
 
-/** As large as those of qcow2. */
+/** The disks are as large as those of qcow2. */
 export const vmdkWriteImages = {
   empty: {
     title: 'vmdk, never written',

@@ -1,7 +1,6 @@
 /**
- * What is measured and what has to be reached. A read or write case is one fio job on one image;
- * `targets` are ratios of medians, vimgfs to the best setting of qemu-storage-daemon (qsd), to the floor
- * and to vmdkmount.
+ * The cases and their targets. A read or write case is one fio job on one image. `targets` are ratios of medians: vimgfs to
+ * the best setting of qemu-storage-daemon (qsd), to the floor and to vmdkmount.
  */
 import {
   GiB,
@@ -104,7 +103,7 @@ export const readCases = [
   },
 ]
 
-/** The disks of the write cases, before each round. A copy is half as large as a disk to read. */
+/** The disks of the write cases, before each round. They are half as large as those of the read cases. */
 export const writeImages = {
   empty: { title: 'never written', make: (place, { size }) => empty(place, size / 2) },
   plain: {
@@ -122,9 +121,9 @@ const sequentialWrites = { pattern: 'write', blockBytes: MiB, unit: 'MB/s' }
 const randomWrites = { pattern: 'randwrite', blockBytes: 4096, direct: true, jobs: 1, unit: 'k/s' }
 
 /**
- * `oncePerCluster`: each write meets a cluster that none was made to before. `fdatasync`: after each
- * write. `passes`: over the disk, where one would be over too soon; each, and all the other cases, end
- * with fsync, in the time that counts.
+ * `oncePerCluster`: each write goes to a cluster that was not written before. `fdatasync`: one after each write. `passes`:
+ * how often to go over the disk, if one pass would be too short. Each pass, and every other case, ends with an fsync, which
+ * counts.
  */
 export const writeCases = [
   {
@@ -203,7 +202,7 @@ export const writeCases = [
   },
 ]
 
-/** A file system and a tree of files in it; its figure is the tree's bytes by the whole time. */
+/** Makes a file system and copies a tree of files in. The figure is the tree's bytes divided by the whole time. */
 export const treeCases = [
   {
     id: 'tree',
@@ -214,14 +213,14 @@ export const treeCases = [
   },
 ]
 
-/** vimgfs against itself: reading what is mounted read-write, and what is mounted read-only. */
+/** Compares vimgfs with itself: reading from a read-write mount and from a read-only one. */
 export const readWritableCases = readCases
   .filter(({ image }) => image === 'plain')
   .map(readCase => ({ ...readCase, id: `rw-${readCase.id}`, targets: { readOnly: 0.9 } }))
 
 const SNAPSHOTS = 1000
 
-/** Time from the command's start to the first answer. `than`: at most so many times that case. */
+/** Measures the time from the command's start to the first answer. `than`: the target is so many times that case. */
 export const mountCases = [
   {
     id: 'mount-1g',
@@ -249,7 +248,7 @@ export const mountCases = [
   },
 ]
 
-/** What a server holds in memory while it is read at random. */
+/** Measures a server's memory while it is read at random. */
 export const memoryCases = [
   {
     id: 'memory-16t',

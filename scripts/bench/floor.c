@@ -1,7 +1,7 @@
 /*
- * The floor: the least a FUSE server in user space can do for a read or a write on this kernel, and so
- * the measure of what the kernel itself costs. N threads, each a blocking loop of read(/dev/fuse),
- * pread or pwrite(raw file), writev(/dev/fuse). It shows one file, disk.raw. Root only (it calls mount(2)).
+ * The floor: the least that a FUSE server in user space can do for a read or a write on this kernel, so it measures
+ * what the kernel itself costs. It has N threads, each a blocking loop of read(/dev/fuse), pread or pwrite(raw file),
+ * writev(/dev/fuse). It shows one file, disk.raw. It needs root, since it calls mount(2).
  *
  *   gcc -O2 -pthread floor.c -o floor
  *   ./floor RAWFILE MOUNTPOINT THREADS      ends when it is unmounted
@@ -163,7 +163,7 @@ int main(int argc, char **argv) {
   pthread_t thread[MAX_THREADS];
   static int fds[MAX_THREADS];
   for (int i = 0; i < threads; i++) {
-    /* A descriptor of its own spares each thread the queue of the others' answers. */
+    /* With its own descriptor, no thread waits in the queue of the others' answers. */
     uint32_t master = device;
     fds[i] = i == 0 ? device : open("/dev/fuse", O_RDWR | O_CLOEXEC);
     if (i > 0 && (fds[i] < 0 || ioctl(fds[i], FUSE_DEV_IOC_CLONE, &master) < 0)) fds[i] = device;

@@ -1,6 +1,6 @@
 /**
- * The least a server on the npm package fuse-native can do: it answers reads from memory. Started
- * by servers.mjs with the folder where the package is installed, a raw file and a mount point.
+ * A minimal server on the npm package fuse-native: it answers reads from memory. servers.mjs starts it with the folder where
+ * the package is installed, a raw file and a mount point.
  */
 import fs from 'node:fs'
 import { createRequire } from 'node:module'

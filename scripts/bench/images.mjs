@@ -21,14 +21,14 @@ const L2_SPAN = L2_ENTRIES * CLUSTER // 512 MiB of the disk for each L2 table
 const COPIED = 0x80000000 // the high half's top bit: this cluster has one reference
 const COMPRESSED = { qcow2: ['-c', '-m', '4'], vmdk: ['-o', 'subformat=streamOptimized'] }
 
-/** Incompressible: the key stream of AES in counter mode, some GB/s and the same every time. */
+/** Returns incompressible bytes: the key stream of AES in counter mode. It makes some GB/s, the same every time. */
 export function randomStream(seed) {
   const key = crypto.createHash('sha256').update(seed).digest()
   const cipher = crypto.createCipheriv('aes-256-ctr', key, Buffer.alloc(16))
   return bytes => cipher.update(Buffer.alloc(bytes))
 }
 
-/** About 2:1 under zlib: three quarters of each block are words, a quarter is random. */
+/** Returns bytes that zlib packs about 2:1: three quarters of each block are words, a quarter is random. */
 function mixedStream(seed) {
   const random = randomStream(seed)
   const letters = random(64 * 1024)
@@ -40,7 +40,7 @@ function mixedStream(seed) {
   let text = ''
   const choice = random(4 * MiB)
   for (let i = 0; text.length < 4 * MiB; i += 2) {
-    // To a power, so that some words are frequent as they are in real text.
+    // A power makes some words frequent, as in real text.
     const u = choice.readUInt16LE(i % choice.length) / 65536
     text += `${words[Math.floor(u ** 4 * words.length)]} `
   }
@@ -67,17 +67,17 @@ function writeSparse(file, sizeBytes) {
   fs.closeSync(fd)
 }
 
-/** The files of an image that is still to be made, in a folder of their own. */
+/** Returns the files of an image that is still to be made, in a new folder. */
 function planned(place, id, sizeBytes, { format, passphrase }) {
   const dir = place.folder(`image-${id}`)
   const files = { raw: `${dir}/${id}.raw`, file: `${dir}/${id}.${format}` }
   return { id, sizeBytes, format, passphrase, ...files }
 }
 
-/** What an image is, beyond its contents. */
+/** Describes an image without its contents. */
 const kindOf = format => ({ format })
 
-/** qcow2 with LUKS, and a passphrase that a file has. */
+/** Describes a qcow2 with LUKS, whose passphrase is in a file. */
 export function encrypted(place) {
   const passphrase = `${place.folder('secret')}/passphrase`
   fs.writeFileSync(passphrase, 'benchmark')
@@ -89,7 +89,7 @@ const secret = ({ passphrase }) =>
 const encryption = ({ passphrase }) =>
   passphrase ? ['-o', 'encrypt.format=luks,encrypt.key-secret=secret,encrypt.iter-time=50'] : []
 
-/** How an image is named to QEMU's tools, for reading. */
+/** Returns how to name an image to QEMU's tools, for reading. */
 export const qemuNames = image =>
   image.passphrase
     ? [
@@ -101,7 +101,7 @@ export const qemuNames = image =>
 
 const TRIES = 20
 
-/** QEMU 7.2 measures its key derivation, and gives up now and then where the kernel's clock is coarse. */
+/** Tries again: QEMU 7.2 measures its key derivation, and sometimes fails if the kernel's clock is coarse. */
 async function makingImage(args) {
   for (let tries = 1; ; tries++) {
     try {
@@ -121,18 +121,18 @@ async function fromRaw(place, id, sizeBytes, stream, kind, convertOptions = []) 
   return { ...image, check: image.raw }
 }
 
-/** Every cluster (vmdk: grain) written, in order, with bytes that do not compress. */
+/** Makes an image with every cluster (vmdk: grain) written, in order, with bytes that do not compress. */
 export const plain = (place, sizeBytes, kind = kindOf('qcow2')) =>
   fromRaw(place, 'plain', sizeBytes, randomStream('plain'), kind)
 
-/** The same, all of it shared with a snapshot. */
+/** Makes the same image, all of it shared with a snapshot. */
 export async function snapshotted(place, sizeBytes) {
   const image = await fromRaw(place, 'snapshot', sizeBytes, randomStream('plain'), kindOf('qcow2'))
   await run('qemu-img', ['snapshot', '-c', 'before', image.file])
   return { ...image, snapshot: 'before' }
 }
 
-/** A copy that a server may write to, of the file that this server reads. */
+/** Copies the file that this server reads, so that it may write to the copy. */
 export async function copyFor(place, image, { raw }) {
   const format = raw ? 'raw' : image.format
   const file = `${place.folder('copy')}/${image.id}.${format}`
@@ -141,11 +141,11 @@ export async function copyFor(place, image, { raw }) {
   return { ...image, file, format, passphrase, raw: raw ? file : undefined }
 }
 
-/** Every cluster compressed with zlib; as vmdk this is a streamOptimized image. */
+/** Makes an image with every cluster compressed with zlib; as vmdk this is a streamOptimized image. */
 export const compressed = (place, sizeBytes, format = 'qcow2') =>
   fromRaw(place, 'compressed', sizeBytes, mixedStream('mixed'), kindOf(format), COMPRESSED[format])
 
-/** A disk nothing was ever written to. */
+/** Makes a disk that was never written to. */
 export async function empty(place, sizeBytes, { id = 'empty', kind = kindOf('qcow2') } = {}) {
   const image = planned(place, id, sizeBytes, kind)
   writeSparse(image.raw, sizeBytes)
@@ -154,7 +154,7 @@ export async function empty(place, sizeBytes, { id = 'empty', kind = kindOf('qco
   return { ...image, check: image.raw }
 }
 
-/** 1 GiB with 4 MiB written, and that many internal snapshots. */
+/** Makes a disk of 1 GiB with 4 MiB written, and `count` internal snapshots. */
 export async function withSnapshots(place, count) {
   const image = await empty(place, GiB, { id: `snapshots-${count}` })
   const write = ['-f', image.format, '-c', 'write -q -P 7 0 4M', image.file]
@@ -169,17 +169,15 @@ export async function withSnapshots(place, count) {
 }
 
 /**
- * A disk with an L2 table everywhere, each entry of it allocated: the most metadata that a server
- * can meet at this size and cluster size. It is written here byte by byte, since filling 16 TiB is
- * out of the question:
+ * Makes a disk with all L2 tables, in which every entry is allocated: the most metadata that is possible at this size and
+ * cluster size. It is written byte by byte, since filling 16 TiB is impossible:
  *
  *   header | refcount table | L1 | the one data cluster | L2 of 0..512 MiB | L2 of 512..1024 MiB | …
  *
- * Every L2 table stands at a place of its own, so a server caches as much as it would with a real
- * disk, and all their entries point at one data cluster. The reference counts are left empty:
- * whoever only reads never looks at them. Where memory is short (16 TiB need 2 GiB of tables) only
- * the first `l2Budget` tables are written and the others left as holes; they read as tables of
- * unallocated clusters and are cached just the same. image.tables tells how many are which.
+ * Every L2 table has its own place, so a server caches as much as for a real disk. All their entries point at one data
+ * cluster. The reference counts stay empty, because a server that only reads never looks at them. If memory is short
+ * (16 TiB need 2 GiB of tables), only the first `l2Budget` tables are written. The others are holes: they read as tables of
+ * unallocated clusters and are cached in the same way. image.tables says how many there are of each.
  */
 export function tablesEverywhere(place, sizeBytes, id) {
   const image = planned(place, id, sizeBytes, kindOf('qcow2'))

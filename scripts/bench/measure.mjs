@@ -1,4 +1,4 @@
-/** One measurement each: reads and writes by fio, a server's memory, equal contents, and the noise. */
+/** Single measurements: reads and writes by fio, a server's memory, equality of contents, and disturbance. */
 import fs from 'node:fs'
 import { randomStream } from './images.mjs'
 import { run, sleep } from './workplace.mjs'
@@ -12,7 +12,7 @@ const CLUSTER = 65536
 export const dropCache = file =>
   run('dd', [`if=${file}`, 'iflag=nocache', 'count=0', 'status=none'], { mayFail: true })
 
-/** Bytes of a file in the page cache; undefined where it can't be told. */
+/** Returns how many bytes of a file are in the page cache; undefined if that is not known. */
 async function cachedBytes(file) {
   const args = ['--bytes', '--noheadings', '--output', 'RES', file]
   const { code, stdout } = await run('fincore', args, { mayFail: true }).catch(() => ({ code: 1 }))
@@ -20,9 +20,8 @@ async function cachedBytes(file) {
 }
 
 /**
- * Runs a case on a file. Random and direct reads run for `ms`; buffered ones read the file from
- * its beginning with an empty cache, again and again until that time is over, since a second pass
- * in one run of fio would find everything cached.
+ * Runs a case on a file. Random and direct reads run for `ms`. Buffered reads go over the file from its beginning with an
+ * empty cache, again and again until that time is over: a second pass in one run of fio would find everything cached.
  */
 export async function read(file, fileBytes, testCase, { ms, note }) {
   if (testCase.direct) return timedRead(file, fileBytes, testCase, { ms, rampMs: RAMP_MS })
@@ -55,10 +54,9 @@ function timedRead(file, fileBytes, testCase, { ms, rampMs }) {
 }
 
 /**
- * Writes a part of a disk, each block or, if the case says so, a block of each cluster once, until all
- * is written or `ms` are over; fsync included. `coveredBytes` of the disk are new then. fio's buffers
- * are random, and it marks each sector with the sector's place (scramble_buffers), by which verify.mjs
- * knows what has been written.
+ * Writes a part of a disk: each block once or, if the case says so, one block of each cluster. It ends when all is written
+ * or `ms` are over; the fsync counts. Then `coveredBytes` of the disk are new. fio's buffers are random, and it marks each
+ * sector with the sector's place (scramble_buffers), by which verify.mjs knows what has been written.
  */
 export async function write(file, { from, bytes }, testCase, { ms, place }) {
   const { jobs = 1, passes = 1, fdatasync, oncePerCluster } = testCase
@@ -83,7 +81,7 @@ export async function write(file, { from, bytes }, testCase, { ms, place }) {
   return { ...result, coveredBytes: Math.min(result.bytes, bytes) }
 }
 
-/** What fio is to replay: it can't keep to one block a cluster and to none twice by itself. */
+/** Returns a log for fio to replay: by itself it cannot write one block of each cluster, and none twice. */
 function blockInEachCluster(file, from, bytes) {
   const count = bytes / CLUSTER
   const random = new Uint32Array(randomStream('order')(count * 4).buffer)
@@ -115,7 +113,7 @@ async function fio({ pattern, blockBytes, direct, jobs = 1 }, more, ms) {
     const why = /error=(.*)/.exec(stdout + stderr)?.[1] ?? `exit code ${code} ${stderr.trim()}`
     throw new Error(`fio: ${why}`)
   }
-  // Warnings may stand before the JSON.
+  // Warnings may precede the JSON.
   const [job] = JSON.parse(stdout.slice(stdout.indexOf('{'))).jobs
   const done = pattern.endsWith('read') ? job.read : job.write
   const { iops, io_bytes: bytes, bw_bytes: bytesPerSecond, runtime, clat_ns: latency } = done
@@ -129,18 +127,18 @@ async function fio({ pattern, blockBytes, direct, jobs = 1 }, more, ms) {
   }
 }
 
-/** Throws where a server shows other bytes than the disk's: its speed would mean nothing. */
+/** Throws if a server shows wrong bytes: its speed would mean nothing. */
 export async function compare({ file, image }) {
   const bytes = Math.min(2 ** 20, image.sizeBytes)
   await run('cmp', ['-n', String(bytes), file, image.check])
   const end = fs.statSync(image.check).size - bytes
-  // A check as long as the disk knows the disk's end too.
+  // If the file to compare with is as long as the disk, check the end of the disk, too.
   if (end + bytes === image.sizeBytes) {
     await run('cmp', ['-n', String(bytes), '-i', String(end), file, image.check])
   }
 }
 
-/** Peak and last memory of a server (all its processes) while a case runs on it. */
+/** Measures the peak and the last memory of a server (all its processes) while a case runs on it. */
 export async function memory(mounted, testCase, { ms }) {
   const { file, image, pids } = mounted
   const before = sum(pids, 'VmRSS')
@@ -156,7 +154,7 @@ export async function memory(mounted, testCase, { ms }) {
     () => (reading = false),
   )
   await sampling
-  // VmHWM misses no peak between two samples, but of two processes the peaks can't be added up.
+  // VmHWM misses no peak between two samples, but the peaks of two processes cannot be added.
   if (pids.length === 1) peak = Math.max(peak, sum(pids, 'VmHWM'))
   return { before, peak, after: sum(pids, 'VmRSS'), value: result.value }
 }
@@ -172,8 +170,8 @@ function sum(pids, field) {
 }
 
 /**
- * How much of the machine was not ours. Before each round, while all servers are idle, it looks how
- * busy the processors are all the same; and over the whole run how much a hypervisor took away.
+ * Measures how much of the machine other work used. Before each round, while all servers are idle, it looks how busy the
+ * processors are; and over the whole run, how much time a hypervisor took away.
  */
 export class Disturbance {
   #begun = ticks()
@@ -211,7 +209,7 @@ function ticks() {
   return { busy, stolen, all: busy + idle + wait + stolen }
 }
 
-/** Which of a server's settings is taken, and what all of them reached; `tried` is sorted, best first. */
+/** Returns the chosen setting of a server, and what all of them reached. `tried` is sorted, best first. */
 export const calibrationOf = (title, tried) => ({
   title,
   taken: tried[0].setting,

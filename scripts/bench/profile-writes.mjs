@@ -1,6 +1,6 @@
 /**
- * Where a server's time goes while it is written to: V8's profiles of all its threads, summed up by
- * function. Waiting for a request counts as the time of the function that waits. Run by profile.mjs.
+ * Shows where a server's time goes while it is written to: V8's profiles of all its threads, summed up by function. Waiting
+ * for a request counts as the time of the function that waits. profile.mjs runs this.
  */
 import fs from 'node:fs'
 import path from 'node:path'
@@ -39,7 +39,7 @@ async function profileCase(place, testCase) {
   const server = {
     ...vimgfs,
     launch({ image, mountPoint }) {
-      // In front, so that the process started here is the one that serves.
+      // In front, so that the process that is started here is the server.
       const options = ['--cpu-prof', `--cpu-prof-dir=${profiles}`]
       const args = [...options, CLI, 'mount', '-f', '-q']
       return { child: start(process.execPath, [...args, image.file, mountPoint]) }
@@ -57,11 +57,11 @@ async function profileCase(place, testCase) {
   for (const { file } of [image, copy]) fs.rmSync(path.dirname(file), { recursive: true })
 }
 
-/** The functions with the most time of their own, in all threads: [name, ms, percent]. */
+/** Returns the functions with the most self time, in all threads: [name, ms, percent]. */
 function longest(folder) {
   const times = new Map()
   const files = fs.readdirSync(folder)
-  // Node writes them when it takes a thread down, which a server that ends with _exit never does.
+  // Node writes them when a thread ends. A server that ends with _exit writes none.
   if (files.length === 0) throw new Error('the server ended without writing its profiles')
   for (const file of files) {
     const { nodes, samples, timeDeltas } = JSON.parse(fs.readFileSync(path.join(folder, file)))

@@ -1,7 +1,7 @@
 /**
- * Where the time of a read goes inside the server, without a kernel between: `npm run bench:profile`.
- * What a request takes beyond these figures is the kernel's: waking threads, copying, page tables.
- * `npm run bench:profile -- write [CASE…]` looks at a mounted server while it is written to.
+ * `npm run bench:profile` shows where the time of a read goes inside the server, without the kernel. The rest of a request's
+ * time is the kernel's: waking threads, copying, page tables. `npm run bench:profile -- write [CASE…]` profiles a mounted
+ * server while it is written to.
  */
 import { execFileSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
@@ -66,7 +66,7 @@ function profileReads() {
   }
 }
 
-/** Random bytes in hexadecimal digits, which deflate halves: nothing repeats, so all of it is decoding. */
+/** Returns random hexadecimal digits. deflate halves them; nothing repeats, so unpacking is pure Huffman decoding. */
 function halfRandom(bytes) {
   const parts = []
   for (let done = 0; done < bytes; done += MIB) parts.push(randomBytes(MIB / 2).toString('hex'))
@@ -91,7 +91,7 @@ function profile(folder, image, rows) {
   }
   for (const [title, bytes, read] of rows) {
     const places = DISK / bytes
-    // Past the first round the caches are warm, and the compiler has seen all there is.
+    // After the first round the caches are warm, and the compiler has seen all code.
     const times = Array.from({ length: 6 }, () => {
       const count = Math.min(places, 100_000)
       const start = performance.now()

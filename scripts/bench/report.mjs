@@ -1,4 +1,4 @@
-/** From measurements to a table on the terminal, Markdown, JSON and a chart. */
+/** Turns measurements into a table on the terminal, Markdown, JSON and a chart. */
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
@@ -25,7 +25,7 @@ const short = value => (value >= 100 ? value.toFixed(0) : value.toFixed(value >=
 const times = ratio => `${ratio.toFixed(2)} ×`
 const reached = ok => (ok ? 'yes' : '**no**')
 
-/** The medians of two servers, and the range of the ratios that the rounds had one by one. */
+/** Returns the ratio of the medians of two servers, and the range of the ratios of single rounds. */
 function ratioOf(own, other) {
   const rounds = own.values.map((value, i) => value / other.values[i]).filter(Number.isFinite)
   return {
@@ -39,7 +39,7 @@ const spread = ({ values }) =>
 
 const byId = (entries, id) => entries.find(entry => entry.id === id)
 
-/** The faster of the storage daemons that were measured, if any was. */
+/** Returns the fastest of the storage daemons that were measured, if any was. */
 function bestDaemon(entries) {
   const daemons = entries.filter(({ id }) => id.startsWith('qsd'))
   return daemons.sort((a, b) => median(b.values) - median(a.values))[0]
@@ -68,7 +68,7 @@ export async function machine() {
 // ---- reads and writes: results.read is [{ case, entries: [{ id, title, setting, values, p99us }] }],
 // and so are results.write, .vmdkRead and .vmdkWrite
 
-/** What vimgfs is compared with: a target's name, the column's heading, and whose figures these are. */
+/** The servers that vimgfs is compared with: a target's name, the column's heading, and a function that finds the figures. */
 const PEERS = [
   { name: 'qsd', head: '/ daemon', find: bestDaemon },
   { name: 'floor', head: '/ floor', find: entries => byId(entries, 'floor') },
@@ -108,7 +108,7 @@ function transferTables(results, verb) {
   const latency = {
     head: [verb, ...servers.values()],
     rows: results
-      // What is longest there, the fdatasync, fio counts elsewhere.
+      // Not with fdatasync: fio's latencies do not include that.
       .filter(({ case: c }) => c.unit === 'k/s' && !c.fdatasync)
       .map(({ case: c, entries }) => [
         c.title,
@@ -135,7 +135,7 @@ function settingsTable(results, verb) {
   }
 }
 
-/** The same server, mounted in two ways. */
+/** Compares the same server, mounted in two ways. */
 function readWritableTable(results) {
   return {
     head: ['read', 'unit', 'mounted read-write', 'mounted read-only', 'ratio', 'target', 'reached'],
@@ -214,7 +214,7 @@ function plainTable({ head, rows }) {
     .join('\n')
 }
 
-/** Every part of the report once, for both kinds of output: [heading, text or table]. */
+/** Returns all parts of the report, for both kinds of output: [heading, text or table]. */
 function sections({ results, notes, skipped, readahead, options }) {
   const parts = []
   const isMeasured = part => results[part]?.length > 0
@@ -308,7 +308,7 @@ function draw({ results, machine: m }) {
   for (const { case: c, entries, panel } of transfers) {
     const daemon = bestDaemon(entries)
     const floor = c.targets.floor && byId(entries, 'floor')
-    // Where the floor has other work (it decompresses and allocates nothing) its bar would mislead.
+    // Where the floor has less work (it never decompresses or allocates), its bar would mislead.
     const shown = entries.filter(({ id }) => floor || id !== 'floor')
     const bars = shown.map(entry => {
       const ratios = []

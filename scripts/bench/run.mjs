@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-/** Measures vimgfs beside other servers. `node scripts/bench/run.mjs --help` says how. */
+/** Measures vimgfs and other servers. `node scripts/bench/run.mjs --help` says how. */
 import fs from 'node:fs'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
@@ -56,7 +56,7 @@ example: QSD=/opt/qemu/bin/qemu-storage-daemon npm run bench -- read --only rand
 const DEFAULT_READAHEAD_KB = 1024
 const MOUNT_ROUNDS_FACTOR = 2 // mounts are short and vary more than reads
 
-/** What is measured in one way on one choice of servers, in the order in which it is. */
+/** The parts of a run, in their order. Each is measured in one way, on one choice of servers. */
 const PARTS = {
   read: readCases,
   write: [...writeCases, ...treeCases, ...readWritableCases],
@@ -146,7 +146,7 @@ class Bench {
   say = say
   note = text => this.notes.includes(text) || this.notes.push(text)
 
-  /** Those of a part's cases that are to be measured. */
+  /** Returns the cases of a part that are to be measured. */
   chosen(part, cases) {
     const { parts, only } = this.options
     return parts.includes(part) ? named(cases, only) : []
@@ -195,7 +195,7 @@ class Bench {
     await this.memories(place, remembering, this.chosen('memory', memoryCases))
   }
 
-  /** Mounts an image, or says why not and goes on without. */
+  /** Mounts an image; or reports why not, and goes on without it. */
   async tryMount(server, image) {
     const { title, setting } = server
     const name = [title, setting].filter(Boolean).join(', ')
@@ -206,13 +206,13 @@ class Bench {
       return mounted
     } catch (error) {
       if (mounted) await this.end(mounted)
-      // An older daemon knows fewer settings: the last part of its complaint says which.
+      // An older daemon knows fewer settings: the last part of its message says which one it lacks.
       if (setting) this.complain(`Left out: ${name}`, error.message.split(': ').at(-1))
       else this.complain(`Left out: ${name} with the image ${image.id}`, error.message)
     }
   }
 
-  /** One server's failure is said in the report and ends nothing but its own part. */
+  /** Adds a server's failure to the report. It ends only that server's part. */
   complain(what, message) {
     const why = message.trim().split('\n')[0].replaceAll(`${this.context.place.dir}/`, '')
     say(`  ${what}: ${why}`)
@@ -244,9 +244,8 @@ class Bench {
   }
 
   /**
-   * One case, on servers started for it. A server that served other cases before is another one:
-   * what its memory allocator, its caches and its compiler learned there would count here, and the
-   * result would depend on which cases were measured earlier.
+   * Measures one case, on servers that are started for it. A server that has served other cases would bring along the state
+   * of its memory allocator, its caches and its compiler, and the result would depend on the cases before.
    */
   async readCase(image, servers, testCase) {
     const { options } = this
@@ -264,7 +263,7 @@ class Bench {
       if (!mounted.server.family || taken.includes(mounted)) entries.push({ mounted, runs: [] })
       else await this.end(mounted)
     }
-    // Unmeasured at first: compilers and caches get warm.
+    // One round without measuring warms compilers and caches up.
     for (const entry of entries) await this.readOnce(entry, testCase, options.ms)
     for (let round = 0; round < options.rounds; round++) {
       say(`  ${testCase.id}, round ${round + 1} of ${options.rounds}`)
@@ -291,7 +290,7 @@ class Bench {
     }
   }
 
-  /** After its first failure in a case a server is left out of it. */
+  /** Measures once. After its first failure in a case a server is left out of the case. */
   async readOnce(entry, testCase, ms) {
     if (entry.failed) return
     const { file, image, server } = entry.mounted
@@ -303,7 +302,7 @@ class Bench {
     }
   }
 
-  /** The floor is to differ from vimgfs in nothing but its language, so not in its readahead. */
+  /** Gives the floor the readahead of vimgfs, so that only the language differs. */
   async setReadahead(mounts) {
     const { options } = this
     const own = mounts.find(({ server }) => server.id === 'vimgfs')
@@ -315,7 +314,7 @@ class Bench {
     }
   }
 
-  /** The best setting of each storage daemon for a case, by a few short runs. */
+  /** Finds the best setting of each storage daemon for a case, by a few short runs. */
   async calibrate(mounts, testCase) {
     const { calibrateMs, calibratePasses } = this.options
     const taken = []
@@ -330,7 +329,7 @@ class Bench {
           one.values.push((await this.readOnce(one, testCase, calibrateMs))?.value ?? 0)
         }
       }
-      // The best of the passes: a disturbance from outside mostly makes a run slower.
+      // Take the best pass: disturbances mostly make a run slower.
       for (const one of tried) one.value = Math.max(0, ...one.values)
       tried.sort((a, b) => b.value - a.value)
       const [{ mounted, setting }] = tried
@@ -352,7 +351,7 @@ class Bench {
       const image = await testCase.make(place)
       for (const server of servers) {
         if (server.raw && !image.raw) continue
-        // Once unmeasured, which also shows whether it can be mounted at all.
+        // Mount once without measuring, which also shows whether it can be mounted at all.
         const mounted = await this.tryMount(server, image)
         if (!mounted) continue
         plan.push({ testCase, server, image, values: [], commands: [] })
@@ -424,10 +423,10 @@ class Bench {
   }
 }
 
-/** Of a storage daemon's settings the one that counts where no best one is looked for. */
+/** The setting of a storage daemon that counts if no best one is searched. */
 const isDefault = ({ setting = 'default' }) => setting === 'default'
 
-/** The command as one would type it again, without the paths of this machine. */
+/** Returns the command to type for the same run, without the paths of this machine. */
 function commandLine() {
   const own = process.argv.slice(2).filter((arg, i, all) => {
     return !/^--(out|dir)\b/.test(arg) && !/^--(out|dir)$/.test(all[i - 1] ?? '')
@@ -447,8 +446,8 @@ async function main() {
   }
   const begun = Date.now()
   const bench = new Bench(options)
-  // Raw and image, a client's page cache and fuse-native's copy (or, half as large, what is written,
-  // copies and what is compared); or the tables of 16 TiB, twice.
+  // Raw file and image, a client's page cache and fuse-native's copy (for write cases, half as large: the written image,
+  // copies and files to compare); or the tables of 16 TiB, twice.
   const needBytes = Math.max(4 * options.size, 3 * GiB) + GiB
   const place = new Workplace({ parent: options.dir, needBytes, note: bench.note })
   process.on('exit', () => place.cleanup())

@@ -1,12 +1,12 @@
 /**
- * The servers that are compared. A definition says whether it can run here and how it is started;
- * mount() does what they have in common and knows when the first answer came.
+ * The servers that are compared. A definition says whether the server can run here and how to start it. mount() does what
+ * they have in common and measures the time to the first answer.
  *
- *   find(context)    why it can't run here, or undefined; may install or compile what it needs
+ *   find(context)    returns why it cannot run here, or undefined; may install or compile what it needs
  *   launch(job)      starts it; job is { image, dir, mountPoint, context, writable }
- *   file(job)        where the disk appears
+ *   file(job)        returns where the disk appears
  *   raw              it knows no formats and gets the same disk as a raw file
- *   parts            the parts of a run (run.mjs) that it can take part in; without it, all
+ *   parts            the parts of a run (run.mjs) that it takes part in; without it, all
  */
 import fs from 'node:fs'
 import path from 'node:path'
@@ -38,7 +38,7 @@ const needs = async (...commands) => {
 }
 
 function launchVimgfs({ image, mountPoint, writable }, ...options) {
-  // It goes to the background by itself, and its exit code says whether it is mounted.
+  // It goes to the background by itself; its exit code says whether it has mounted.
   const secret = image.passphrase ? ['--passphrase-file', image.passphrase] : []
   const access = writable ? [] : ['-o', 'ro']
   const args = ['mount', ...options, ...secret, ...access, image.file, mountPoint]
@@ -104,15 +104,15 @@ async function findCompiler() {
 }
 
 /**
- * qemu-storage-daemon's FUSE export, in settings that could each be its best. Which one is differs
- * from case to case, so calibrate() in run.mjs tries them all. More than one iothread for an
- * export came with QEMU 10.2; where a setting is not known it drops out.
+ * qemu-storage-daemon's FUSE export, in settings of which each could be the best. The best one differs from case to case,
+ * so calibrate() in run.mjs tries them all. QEMU 10.2 was the first with more than one iothread for an export; a daemon
+ * drops out of a setting that it does not know.
  *
- * It allocates each request's buffer with malloc. glibc maps and unmaps buffers of 128 KiB and more
- * one by one until a larger one was freed, so a daemon that has answered 1 MiB direct reads answers
- * buffered ones (128 KiB each) twice as fast from then on. Each case has daemons of its own, as
- * they come. To see them with a tuned allocator, give a script as $QSD that sets GLIBC_TUNABLES to
- * glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=67108864 and execs the daemon.
+ * The daemon allocates each request's buffer with malloc. glibc maps and unmaps each buffer of 128 KiB and more until a
+ * larger one has been freed. So a daemon that has answered 1 MiB direct reads answers buffered ones (128 KiB each) twice as
+ * fast from then on. Each case has new daemons, with their default allocator. To see them with a tuned one, let $QSD name a
+ * script that sets GLIBC_TUNABLES to glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=67108864 and execs
+ * the daemon.
  */
 const QSD_SETTINGS = {
   default: {},
@@ -154,7 +154,7 @@ function storageDaemons(id, title, program) {
   }))
 }
 
-/** libyal's servers, one a format: they go to the background and only read. */
+/** libyal's servers, one for each format: they go to the background and only read. */
 const libyalServer = (id, name, parts) => ({
   id,
   title: `${id} (libyal)`,
@@ -178,7 +178,7 @@ const nbdfuse = {
   },
   launch({ image, dir, mountPoint }) {
     const socket = path.join(dir, 'nbd.sock')
-    // The socket, never a port. nbdfuse opens four connections where the server allows as many.
+    // A socket, never a port. nbdfuse opens four connections if the server allows as many.
     const args = ['-r', '-t', '-e', '8', '-f', image.format, '-k', socket, image.file]
     const server = start('qemu-nbd', args)
     const command = waitFor(() => fs.existsSync(socket), 5000).then(() => {
@@ -198,7 +198,7 @@ const fuseNative = {
   parts: ['read'],
   async find({ place }) {
     if (!isRoot && !(await has('fusermount'))) return 'its libfuse 2 needs fusermount'
-    // A folder of its own for the time of the run: the project does not depend on this package.
+    // A folder for the time of the run, because the project does not depend on this package.
     const folder = place.folder('npm')
     fs.writeFileSync(path.join(folder, 'package.json'), '{"private":true}')
     const args = ['install', '--no-audit', '--no-fund', '--ignore-scripts', FUSE_NATIVE]
@@ -219,7 +219,7 @@ const fuseNative = {
 
 export const takesPart = ({ parts }, part) => !parts || parts.includes(part)
 
-/** All definitions that the run needs and that can run here; `skip` hears of the others and why. */
+/** Returns the definitions that the run needs and that can run here. Tells `skip` about the others and why. */
 export async function findServers(context, skip) {
   const newer = process.env.QSD
   const all = [
@@ -247,7 +247,7 @@ export async function findServers(context, skip) {
   return found
 }
 
-/** Starts a server on an image and returns when the disk's size can be seen. */
+/** Starts a server on an image, and returns when the disk's size can be seen. */
 export async function mount(server, image, context, { writable = false } = {}) {
   const dir = context.place.folder(server.id.replace(/\W+/g, '-'))
   const mountPoint = path.join(dir, 'mnt')
@@ -282,7 +282,7 @@ export async function mount(server, image, context, { writable = false } = {}) {
     await stop(mounted).catch(() => {})
     throw error
   }
-  // A server that went to the background may have another command line than the one we gave it.
+  // A server that went to the background may have changed its command line.
   mounted.pids = pidsMentioning(`${dir}/`)
   if (mounted.pids.length === 0) mounted.pids = pidsServing().filter(pid => !before.has(pid))
   return mounted
@@ -292,7 +292,7 @@ async function stop({ server, dir, mountPoint, pids, ...job }) {
   detachLoops(dir)
   if (server.unmount) await server.unmount({ mountPoint, ...job }).catch(() => {})
   for (const point of mountsBelow(dir)) unmountLazily(point)
-  // Some end when they are unmounted; the others are asked to, and then made to.
+  // Some end when they are unmounted; the others get SIGTERM, and then SIGKILL.
   for (const [waitMs, signal] of [
     [200, 'SIGTERM'],
     [END_TIMEOUT_MS, 'SIGKILL'],
@@ -312,7 +312,7 @@ async function waitFor(condition, timeoutMs, everyMs = 1) {
   }
 }
 
-/** The kernel's readahead of a mount: the number stands in a file named after its device. */
+/** Reads or sets the kernel's readahead of a mount, in the sysfs file of its device. */
 export async function readaheadKb(mounted, value) {
   const { dev } = await fs.promises.stat(mounted.file)
   // dev_t as the kernel packs it for user space; a FUSE mount's major is 0.

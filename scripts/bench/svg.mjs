@@ -1,6 +1,6 @@
 /**
- * A bar chart as SVG: one panel a case, one bar a server. Every colour comes from the style below,
- * which follows the reader's light or dark mode also where the picture stands in an <img>.
+ * Draws a bar chart as SVG: one panel for each case, one bar for each server. All colours come from the style below, which
+ * follows the reader's light or dark mode, also in an <img>.
  */
 const STYLE = `
   text { font: 12px system-ui, sans-serif; fill: #1f2328 }

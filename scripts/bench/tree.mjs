@@ -1,4 +1,4 @@
-/** A file system on a loop device over a disk, with a tree of files copied in. */
+/** Makes a file system on a loop device over a disk, and copies a tree of files in. */
 import fs from 'node:fs'
 import path from 'node:path'
 import { MiB, randomStream } from './images.mjs'
@@ -9,7 +9,7 @@ const FILES_IN_FOLDER = 100
 const SMALLEST = 256
 const LARGEST = MiB
 
-/** Everything as root would type it. A loop device that is detached while mounted goes when it is not. */
+/** The commands as root would type them. A loop device that is detached while mounted goes away when it is unmounted. */
 const COPY_IN = `set -e
 file=$1 mnt=$2 tree=$3
 loop=$(losetup --find --show "$file")
@@ -21,7 +21,7 @@ umount "$mnt"
 sync "$file"
 `
 
-/** Files of 256 bytes to 1 MiB, as many of 1 KiB as of 100: thousands for 500 MB. */
+/** Makes files of 256 bytes to 1 MiB, as many of 1 KiB as of 100 KiB: thousands for 500 MB. */
 export function makeTree(place, bytes) {
   const dir = place.folder('tree')
   const random = randomStream('tree')
@@ -36,7 +36,7 @@ export function makeTree(place, bytes) {
   return { dir, bytes }
 }
 
-/** From losetup to the last sync; `value` is the tree's MB/s. */
+/** Measures from losetup to the last sync; `value` is the tree's MB/s. */
 export async function copyIn({ file, dir }, tree) {
   const mountPoint = path.join(dir, 'ext4')
   fs.mkdirSync(mountPoint)

@@ -1,4 +1,4 @@
-/** Whether what was written is in the image: whoever throws writes away would be the fastest. */
+/** Verifies that what was written is in the image: a server that drops writes would be the fastest. */
 import fs from 'node:fs'
 import path from 'node:path'
 import { MiB, qemuNames } from './images.mjs'
@@ -8,7 +8,7 @@ const SECTOR = 512
 const UNIT = 4096
 const CHUNK = 4 * MiB
 
-/** A server's image, which nobody serves any more, as a raw file. Throws if it is not sound. */
+/** Returns a server's image as a raw file, after the server has ended. Throws if the image is not sound. */
 export async function rawOf(image) {
   const { file, format } = image
   if (format === 'raw') return file
@@ -18,7 +18,7 @@ export async function rawOf(image) {
   return seen
 }
 
-/** Throws unless `bytes` of the disk were written by fio and all others are as they were. */
+/** Throws unless fio has written `bytes` bytes of the disk, and all others are unchanged. */
 export async function verifyWritten(image, bytes) {
   const seen = await rawOf(image)
   const found = writtenUnits(seen, image.check) * UNIT
@@ -33,7 +33,7 @@ async function verifySnapshot({ file, format, snapshot, check }, target) {
   await run('cmp', [target, check])
 }
 
-/** How many units of a disk fio has marked; throws where another one is not as it was. */
+/** Returns how many units of a disk fio has marked. Throws if another one has changed. */
 function writtenUnits(file, before) {
   const [fd, beforeFd] = [file, before].map(name => fs.openSync(name, 'r'))
   const [now, then] = [Buffer.alloc(CHUNK), Buffer.alloc(CHUNK)]
@@ -58,7 +58,7 @@ function writtenUnits(file, before) {
   return units
 }
 
-/** Each sector that fio wrote has its place on the disk somewhere in it, as an aligned number. */
+/** Each sector that fio wrote contains its place on the disk, as an aligned number. */
 function isMarked(words, unit, offset) {
   for (let sector = 0; sector < UNIT; sector += SECTOR) {
     const low = (offset + sector) % 2 ** 32

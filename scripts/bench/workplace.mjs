@@ -1,11 +1,11 @@
 /**
- * Where a run happens: one folder on tmpfs, the processes started from it and the mounts below it.
+ * The place of a run: one folder on tmpfs, the processes started from it and the mounts below it.
  *
- *  (1) Everything a run creates lies in that folder, whose name is unique. So a mount or a process
- *      is ours if and only if that name is in its mount point or its command line.
+ *  (1) Everything that a run creates lies in that folder, whose name is unique. So a mount or a process belongs to the run
+ *      if and only if that name is in its mount point or its command line.
  *  (2) cleanup() is synchronous and may be called twice: it also runs on a signal and at 'exit'.
  *  (3) Nothing is removed while something is mounted below: that would delete through the mount.
- *  (4) Every child has a time limit; nobody calls a synchronous file function on a FUSE mount.
+ *  (4) Every child has a time limit; no synchronous file function is called on a FUSE mount.
  */
 import { spawn, spawnSync } from 'node:child_process'
 import fs from 'node:fs'
@@ -20,12 +20,12 @@ export const isRoot = process.getuid() === 0
 export const sleep = ms => new Promise(resolve => setTimeout(resolve, ms))
 const sleepSync = ms => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms)
 
-/** Starting another way every round, so that no server always follows the same one. */
+/** Rotates a list, so that no server always follows the same one. */
 export const rotated = (list, by) => list.map((_, i) => list[(i + by) % list.length])
 
 const children = new Set()
 
-/** Runs a command to its end. Rejects when it fails, unless `mayFail`, and when it takes too long. */
+/** Runs a command to its end. Rejects if it fails (unless `mayFail`), and if it takes too long. */
 export function run(command, args, { timeoutMs = 120_000, mayFail = false, cwd, env } = {}) {
   return new Promise((resolve, reject) => {
     const child = spawn(command, args, { cwd, env, stdio: ['ignore', 'pipe', 'pipe'] })
@@ -55,7 +55,7 @@ export function run(command, args, { timeoutMs = 120_000, mayFail = false, cwd, 
   })
 }
 
-/** Starts a server that stays; what it says on stderr is kept for the error message. */
+/** Starts a server that stays in front. Keeps its stderr for the error message. */
 export function start(command, args, { env } = {}) {
   const child = spawn(command, args, { env, stdio: ['ignore', 'ignore', 'pipe'] })
   children.add(child)
@@ -75,7 +75,7 @@ export class Workplace {
   #mounted = false
   #count = 0
 
-  /** Takes /dev/shm where it is a tmpfs with room, else a tmpfs of its own, else (noted) a disk. */
+  /** Takes /dev/shm if it is a tmpfs with room, else mounts a tmpfs, else takes a disk and notes that. */
   constructor({ parent, needBytes, note }) {
     let base = parent ?? SHARED_MEMORY
     if (!parent && !(isTmpfs(base) && freeBytes(base) > needBytes)) base = os.tmpdir()
@@ -96,8 +96,8 @@ export class Workplace {
   }
 
   /**
-   * Writes and frees memory. In a virtual machine the first touch of a page goes to the host and
-   * costs several times a read; without this the first servers measured would pay for the others.
+   * Writes and frees memory. In a virtual machine the first touch of a page goes to the host and costs several times as much
+   * as a read. Without this the servers that are measured first would pay for the others.
    */
   touchMemory(bytes) {
     const file = this.path('touch')
@@ -112,7 +112,7 @@ export class Workplace {
     return path.join(this.dir, ...names)
   }
 
-  /** A fresh folder; its number keeps (1) true when two servers' names begin alike. */
+  /** Makes a new folder. Its number keeps (1) true if one server's name begins with another's. */
   folder(name) {
     const folder = this.path(`${++this.#count}-${name}`)
     fs.mkdirSync(folder)
@@ -141,7 +141,7 @@ export class Workplace {
   }
 }
 
-/** What a run that was killed left behind: its process number is in the folder's name. */
+/** Removes what a killed run left behind: the folder's name contains its process id. */
 function removeStale(base) {
   for (const name of fs.readdirSync(base)) {
     const pid = Number(new RegExp(`^${PREFIX}(\\d+)-`).exec(name)?.[1])
@@ -172,7 +172,7 @@ function mountPoints() {
   return lines.map(line => plain(line.split(' ')[4]))
 }
 
-/** The last mounted first, as they have to be unmounted. */
+/** Returns the mounts below `dir`, the last one first: the order to unmount them. */
 export const mountsBelow = dir =>
   mountPoints()
     .filter(point => point.startsWith(`${dir}/`))
@@ -183,7 +183,7 @@ export function unmountLazily(mount) {
   spawnSync(command, [...args, mount], { timeout: 5000 })
 }
 
-/** Loop devices over files below; one that is mounted goes when it is unmounted. */
+/** Detaches loop devices over files below `dir`. One that is mounted goes away when it is unmounted. */
 export function detachLoops(dir) {
   for (const name of fs.readdirSync('/sys/block').filter(name => name.startsWith('loop'))) {
     const setting = `/sys/block/${name}/loop/backing_file`
@@ -192,7 +192,7 @@ export function detachLoops(dir) {
   }
 }
 
-/** Processes with `text` in their command line, but for this one. */
+/** Returns the processes with `text` in their command line, except this one. */
 export function pidsMentioning(text) {
   return numbersIn('/proc').filter(pid => {
     if (pid === process.pid) return false
@@ -204,7 +204,7 @@ export function pidsMentioning(text) {
   })
 }
 
-/** Processes that serve some FUSE mount: they hold /dev/fuse open. */
+/** Returns the processes that serve any FUSE mount: they hold /dev/fuse open. */
 export function pidsServing() {
   return numbersIn('/proc').filter(pid => {
     try {
@@ -219,7 +219,7 @@ export function pidsServing() {
 const numbersIn = dir => fs.readdirSync(dir).map(Number).filter(Number.isInteger)
 
 function isZombie(pid) {
-  // The state follows the command's name, which stands in parentheses and may hold any character.
+  // The state follows the command's name, which is in parentheses and may contain any character.
   return /\) Z /.test(fs.readFileSync(`/proc/${pid}/stat`, 'utf8'))
 }
 

@@ -1,7 +1,7 @@
 /**
- * The write cases. Each measurement has an image and a server of its own, since an image can be written
- * for the first time only once: in each round every server gets a fresh copy, is started, warmed up
- * and measured on different parts of the disk, and stopped; then it is looked whether all is there.
+ * The write cases. Each measurement has its own image and server, because an image can be written for the first time only
+ * once. In each round every server gets a fresh copy, is started, warmed up and measured on different parts of the disk, and
+ * stopped. Then the image is verified.
  */
 import fs from 'node:fs'
 import path from 'node:path'
@@ -83,7 +83,7 @@ export class Writes {
     return { ...result, case: { ...testCase, title } }
   }
 
-  /** Best settings first, which also warms up what is not the servers'; then the rounds. */
+  /** Finds the best settings first, which also warms up all that is not part of the servers; then come the rounds. */
   async #compare(testCase, servers, work) {
     const { calibratePasses, rounds } = this.#options
     const setting = this.#options['qsd-setting']
@@ -100,7 +100,7 @@ export class Writes {
     const calibration = []
     const taken = entries.filter(({ server }) => !server.family)
     for (const family of new Set(servers.map(server => server.family).filter(Boolean))) {
-      // The best of the passes: a disturbance from outside mostly makes a run slower.
+      // Take the best pass: disturbances mostly make a run slower.
       const tried = entries
         .filter(({ server, failed }) => server.family === family && !failed)
         .map(entry => ({ entry, setting: entry.server.setting, value: Math.max(...entry.tried) }))
@@ -151,7 +151,7 @@ export class Writes {
     }
   }
 
-  /** After its first failure in a case a server, or one of its settings, is left out of it. */
+  /** Measures once. After its first failure in a case a server, or one of its settings, is left out of the case. */
   async #once(testCase, entry, { imageFor, measure, verify }, { isVerified }) {
     if (entry.failed) return
     const { server, writable } = entry
@@ -161,7 +161,7 @@ export class Writes {
     try {
       image = await imageFor(server)
       mounted = await mount(server, image, context, { writable })
-      // A server may fall back to reading only.
+      // A server may have fallen back to read-only.
       if (writable) await (await fs.promises.open(mounted.file, 'r+')).close()
       const result = await measure(mounted)
       await mounted.stop()
@@ -171,7 +171,7 @@ export class Writes {
     } catch (error) {
       entry.failed = true
       const name = [server.title, server.setting].filter(Boolean).join(', ')
-      // An older daemon knows fewer settings: the last part of its complaint says which.
+      // An older daemon knows fewer settings: the last part of its message says which one it lacks.
       const isUnknown = server.setting && image && !mounted
       if (isUnknown) this.#bench.complain(`Left out: ${name}`, error.message.split(': ').at(-1))
       else this.#bench.complain(`${name} failed in ${testCase.id}`, error.message)
