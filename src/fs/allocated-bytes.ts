@@ -1,4 +1,4 @@
-/** How many bytes of each file are allocated, for st_blocks: counted when somebody asks. */
+/** Counts the allocated bytes of each file, for st_blocks, when a program asks. */
 import { isExpected } from '../errors.js'
 import type { LayerSpec } from '../formats/format.js'
 import { allocatedNow, filesOf } from '../image/layer.js'
@@ -8,19 +8,19 @@ import type { ImageSet } from '../image/image-set.js'
 import type { WritableDisk } from '../formats/writable.js'
 import type { ImageNode } from './tree.js'
 
-/** A count may take this long for the first files, less for each later one. */
+/** How long counting may take for the first files, in milliseconds; less for each later file. */
 const COUNTING_MS = 40
-/** A disk that is written is counted again when this many times as long as counting took has passed. */
+/** A disk that is written is counted again after this many times as long as counting took. */
 const REST = 50
 
 export class AllocatedBytes {
   private files = 0
-  /** Of the disk that is written: what was counted last, and from when on it may be counted again. */
+  /** For the disk that is written: its mtime at the last count, and when it may be counted again. */
   private countedModified = 0
   private countedAt = 0
   private againAt = 0
 
-  /** @param counts by place in the catalog, -1 where nobody counted yet; shared by the workers */
+  /** @param counts by place in the catalog; -1 if not counted yet; shared by the workers */
   constructor(
     private readonly images: ImageSet,
     private readonly layers: readonly LayerSpec[],
@@ -39,7 +39,7 @@ export class AllocatedBytes {
     const startedAt = Date.now()
     const started = performance.now()
     const modified = disk?.modified ?? 0
-    // A disk is one file, however often it is counted.
+    // Counting the disk again does not count as another file.
     const bytes = this.count(node, COUNTING_MS / (1 + (known >= 0 ? 0 : this.files++) / 8))
     if (disk) {
       this.countedModified = modified
@@ -51,15 +51,15 @@ export class AllocatedBytes {
     return bytes
   }
 
-  /** Whether the disk has not been written since it was counted. */
+  /** Reports whether the disk has not been written since it was counted. */
   isCurrent(disk: WritableDisk): boolean {
     const { modified } = disk
     if (modified !== this.countedModified) return false
-    // Writes of the millisecond in which it was counted may have come after that.
+    // A write in the same millisecond may have come after the count.
     return modified === 0 || modified < this.countedAt
   }
 
-  /** What was given back counts at once, since st_blocks may err to the low side only. */
+  /** Subtracts freed bytes at once, because st_blocks may err on the low side only. */
   lower(node: ImageNode, bytes: number): void {
     const known = this.counts[node.place] as number
     if (known >= 0) this.counts[node.place] = Math.max(0, known - bytes)
@@ -69,10 +69,10 @@ export class AllocatedBytes {
     return !this.isCurrent(disk) && performance.now() >= this.againAt
   }
 
-  /** A file whose table is damaged, or whose storage is gone, has attributes all the same: reading it is what fails. */
+  /** Counts. A file with a damaged table, or on lost storage, still has attributes: only reading it fails. */
   private count(node: ImageNode, milliseconds: number): number {
     const { disk } = this.images
-    // Nobody overwrites tables in place, so no bytes of the disk are in the way of counting.
+    // Counting reads tables only, and these change only under the lock's exclusive side. So no bytes need a stripe.
     disk?.beginRead(0, 0)
     try {
       return countAllocated(this.viewOf(node), this.fileBytes(node.entry.layer), milliseconds)
@@ -84,7 +84,7 @@ export class AllocatedBytes {
     }
   }
 
-  /** What the files from `layer` down take on their disks: no more of a view's data can be real. */
+  /** Returns what the files from `layer` down take on their disks: a view cannot have more data. */
   private fileBytes(layer: number): number {
     let sum = 0
     for (let at: number | undefined = layer; at !== undefined; ) {
@@ -98,6 +98,6 @@ export class AllocatedBytes {
   }
 }
 
-/** The disk, if `node` is its file and it is mounted for writing. */
+/** Returns the disk if `node` is its file and it is mounted for writing. */
 export const writtenDisk = (images: ImageSet, node: ImageNode): WritableDisk | undefined =>
   node.entry.kind === 'disk' ? images.disk : undefined

@@ -1,4 +1,4 @@
-/** How a mount shows its files: whom they belong to, and whom their modes let in. */
+/** Decides the owners and the modes of a mount's files. */
 import type { Chain } from '../image/chain.js'
 import { filesFrom } from '../image/layer.js'
 import type { FileSpec } from '../io/file-spec.js'
@@ -9,7 +9,7 @@ export function appearanceOf({ layers, isWritable }: Chain, options: MountOption
   const { umask } = options
   const gid = options.gid ?? process.getgid?.() ?? 0
   const group = options.gid === undefined ? gid : undefined
-  // Whoever could open the image to mount it may read what it holds.
+  // The user who could open the image may read its content.
   const ours = umask === undefined ? 0o600 : 0
   const modeOf = (files: readonly FileSpec[]) =>
     umask === undefined ? commonMode(files, group) : 0o777 & ~umask
@@ -23,16 +23,17 @@ export function appearanceOf({ layers, isWritable }: Chain, options: MountOption
     fileMode,
     layerModes: layers.map((_, index) => readable(modeOf(filesFrom(layers, index)))),
     diskMode: isWritable ? (diskMode & 0o666) | ours : readable(diskMode),
-    // Who may read the image may enter: the names of the files are in it.
+    // Users who may read the image may enter the folder: the files' names come from the image.
     dirMode: fileMode | (fileMode >> 2),
     modified: top.modified,
   }
 }
 
 /**
- * The permission bits that all of `files` grant to the group `group` and to others. Of a file of another group the
- * bits for its group say nothing of this one, so both have what the file grants to its group and to others alike.
- * @param group undefined where the user has named a group to take the place of each file's own
+ * Returns the permission bits that all of `files` grant to the group `group` and to others. The group bits of a file that
+ * belongs to another group say nothing about `group`. So such a file grants to both only what its group and others have
+ * in common.
+ * @param group undefined if the user has named a group that replaces each file's own
  */
 export function commonMode(
   files: readonly Pick<FileSpec, 'mode' | 'gid'>[],

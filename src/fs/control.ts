@@ -1,7 +1,6 @@
 /**
- * The texts of `.vimgfs`: status.json is made for each read, of which one has all of it; stats.json is made
- * anew at each opening and kept in a slot of shared memory, so that all reads of a handle see one text,
- * whichever worker serves them.
+ * The texts of `.vimgfs`. status.json is made for each read; one read gets all of it. stats.json is made at each opening
+ * and kept in a slot of shared memory, so that all reads of a handle see one text, whichever worker serves them.
  */
 const SLOTS = 16
 const SLOT_BYTES = 16 * 1024
@@ -17,7 +16,7 @@ export class TextSlots {
     this.bytes = Buffer.from(shared, 8 + SLOTS * 4)
   }
 
-  /** Keeps `text` until 15 more are put; its slot. */
+  /** Keeps `text` until 15 more texts are put. Returns its slot. */
   put(text: string): number {
     const slot = Atomics.add(this.next, 0, 1) & (SLOTS - 1)
     const length = this.bytes.write(text, slot * SLOT_BYTES, SLOT_BYTES)

@@ -1,6 +1,6 @@
 /**
- * The direct transport, on the main thread: mounting, INIT and the worker threads, which then speak the
- * kernel's protocol (worker.ts).
+ * The main thread's part of the direct transport: it mounts, answers INIT and starts the worker threads, which then speak
+ * the kernel's protocol (worker.ts).
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
@@ -30,7 +30,7 @@ export class DirectSession implements Session {
   private isServing = false
   private mounted: MountInfo | undefined
 
-  /** @param onDeath called when a worker has died that may have been writing, with the mount if there is one */
+  /** @param onDeath called if a worker dies that may have been writing, with the mount if there is one */
   constructor(
     private readonly parts: SessionParts,
     onDeath: (mount: MountInfo | undefined) => void,
@@ -41,7 +41,7 @@ export class DirectSession implements Session {
     this.finished = this.workers.finished
   }
 
-  /** A mount whose workers cannot load what they need would hang whoever touches it. */
+  /** Waits until the workers have loaded all code: without it, programs that touch the mount would hang. */
   prepare(): Promise<void> {
     return this.workers.ready
   }
@@ -77,14 +77,14 @@ interface Workers {
   /** The mount's /dev/fuse, once there is one. */
   device: number
   readonly threads: readonly Worker[]
-  /** Rejects with MountError where a worker ends before it is ready. */
+  /** Rejects with MountError if a worker ends before it is ready. */
   readonly ready: Promise<void>
   readonly finished: Promise<void>
-  /** Ends those that serve nothing yet. */
+  /** Ends workers that do not serve yet. */
   end(): Promise<void>
 }
 
-/** @param onDeath called when a worker has died that may have been writing */
+/** @param onDeath called if a worker dies that may have been writing */
 function startWorkers(
   { chain, entries, appearance, onlyUids, threads, logger, ...parts }: SessionParts,
   onDeath: () => void,
@@ -126,7 +126,7 @@ function startWorkers(
   const all = Array.from({ length: threads }, (_, index) => {
     const worker = new Worker(new URL('./worker.js', import.meta.url), {
       workerData: { ...setup, index } satisfies WorkerSetup,
-      // A worker's own objects die young; most of its memory are buffers outside of the heap.
+      // A worker's objects die young; most of its memory is in buffers outside the heap.
       resourceLimits: { maxYoungGenerationSizeMb: 8 },
     })
     worker.on('message', (message: WorkerMessage) => {
@@ -143,7 +143,7 @@ function startWorkers(
     })
     return worker
   })
-  // A worker is done when it has served its last request; how its thread ends concerns nobody.
+  // A worker is done when it has served its last request; how its thread ends does not matter.
   const ended = all.map(
     worker =>
       new Promise<void>(resolve => {
@@ -154,7 +154,7 @@ function startWorkers(
       }),
   )
   const ready = Promise.all(all.map(untilReady)).then(() => {})
-  // It may reject before anybody waits for it.
+  // The promise may reject before the caller waits for it.
   ready.catch(() => {})
   const workers: Workers = {
     device: -1,
@@ -171,7 +171,7 @@ function startWorkers(
 
 /** How long a thread may take to load what it needs. */
 const READY_TIMEOUT_MS = 30_000
-/** How long a thread that is told to end may take. Where threads are scarce it may hang. */
+/** How long a terminated thread may take to end. If threads are scarce it may hang. */
 const END_TIMEOUT_MS = 2_000
 
 function untilReady(worker: Worker): Promise<void> {
@@ -188,10 +188,10 @@ function untilReady(worker: Worker): Promise<void> {
   })
 }
 
-/** It has no end of its own, and does not keep the process from ending. */
+/** Starts the helper. It runs until the process ends, and does not keep the process alive. */
 function startHelper(crews: readonly CrewMemory[], { layers }: Chain, logger: Logger): void {
   const helper = new Worker(new URL('./unpack-helper.js', import.meta.url), {
-    // What is compressed is not encrypted, so it needs no keys.
+    // Compressed clusters are not encrypted, so the helper needs no keys.
     workerData: {
       crews,
       layers: layers.map(({ encryption: _, ...layer }) => layer),
@@ -199,7 +199,7 @@ function startHelper(crews: readonly CrewMemory[], { layers }: Chain, logger: Lo
     resourceLimits: { maxYoungGenerationSizeMb: 4 },
   })
   helper.unref()
-  // The workers decompress alone then.
+  // Then the workers decompress alone.
   helper.on('error', error => logger.error({ stack: error.stack }, 'the helper has died'))
 }
 

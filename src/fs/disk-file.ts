@@ -1,7 +1,7 @@
 /**
- * What changes the disk's file. It is what a block device is: its size stays, and what is written past its
- * end finds no space. A handle that truncates it gets a file that begins empty, as far as the handle writes
- * (truncations.ts). The methods return what those of NodeOperations do.
+ * The changes of the disk's file. It behaves as a block device: its size is fixed, and a write past its end gets ENOSPC. A
+ * handle that truncates it gets an empty file, as far as that handle writes (truncations.ts). The methods return what those
+ * of NodeOperations return.
  */
 import { constants } from 'node:os'
 import type { WritableDisk } from '../formats/writable.js'
@@ -12,22 +12,22 @@ import type { GapActions, Truncations } from './truncations.js'
 const { EAGAIN, EFBIG, ENFILE, ENOSPC, EOPNOTSUPP, EPERM } = constants.errno
 
 const PERMISSIONS = 0o777
-/** Disks grow by whole sectors: QEMU shows nothing of one that a disk ends within. */
+/** Disks grow by whole sectors: QEMU does not show a last sector that is not whole. */
 const SECTOR_BYTES = 512
 
 export interface DiskFileOptions {
-  /** Whether what is written behind the end makes the disk larger. */
+  /** Whether writing past the end makes the disk larger. */
   readonly isGrowable: boolean
   readonly onFlush: () => void
-  /** Told of each range that was made zeros, in bytes. */
+  /** Called for each range that was zeroed, with its length in bytes. */
   readonly onZero: (length: number) => void
   readonly truncations: Truncations
   readonly ownership: Ownership
-  /** Has the kernel drop cached pages, as `GapActions` does. */
+  /** Makes the kernel drop cached pages, see `GapActions`. */
   readonly dropPages: GapActions['dropPages']
 }
 
-/** The attributes to set; those that are undefined stay. */
+/** The attributes to set; undefined ones stay. */
 export interface AttributeChange {
   readonly mode?: number
   readonly uid?: number
@@ -35,13 +35,13 @@ export interface AttributeChange {
   readonly sizeBytes?: number
   /** The handle that ftruncate(2) was called with; undefined for truncate(2). */
   readonly handle?: number | undefined
-  /** The user who asks. */
+  /** The id of the user who asks. */
   readonly asker?: number
 }
 
-/** Who writes. */
+/** The handle that writes. */
 export interface Writer {
-  /** 0 where nobody knows. */
+  /** 0 if it is not known. */
   readonly handle: number
   /** Whether it was opened with O_APPEND. */
   readonly isAppending?: boolean
@@ -58,7 +58,7 @@ export class DiskFile {
     this.gapActions = { zero: (offset, length) => this.zero(offset, length), dropPages }
   }
 
-  /** @returns how many of the `size` bytes from `start` of `source` there was room for at `offset` */
+  /** @returns how many of the `size` bytes from `start` of `source` were written at `offset`: as many as there is room for */
   write(
     source: Buffer,
     start: number,
@@ -90,7 +90,7 @@ export class DiskFile {
     const isPunching = kind === FALLOC_FL_PUNCH_HOLE && keepsSize
     if (kind !== 0 && kind !== FALLOC_FL_ZERO_RANGE && !isPunching) return -EOPNOTSUPP
     const isZeroing = kind !== 0
-    // Zeros behind the end are there already.
+    // Past the end there is nothing to zero.
     if (!isZeroing || !keepsSize) {
       const room = keepsSize ? this.clip(offset, length) : this.room(offset, length)
       if (room < 0) return room
@@ -104,10 +104,10 @@ export class DiskFile {
     return 0
   }
 
-  /** Sets the attributes, which are `now` now: 0 or an errno. */
+  /** Sets attributes; `now` are the current ones. Returns 0 or an errno. */
   setattr(change: AttributeChange, now: Owner): number {
     const { mode = now.mode, uid = now.uid, gid = now.gid, sizeBytes, handle, asker = 0 } = change
-    // No program lies in the mount, so nothing is set-user-ID or sticky.
+    // The mount has no programs, so drop set-user-ID and sticky bits.
     const wanted = { mode: mode & PERMISSIONS, uid, gid }
     if (!mayChange(asker, now, wanted)) return -EPERM
     const error = sizeBytes === undefined ? 0 : this.resize(sizeBytes, handle)
@@ -132,14 +132,13 @@ export class DiskFile {
       if (isTruncated && sizeBytes <= this.disk.sizeBytes) return this.extend(handle, sizeBytes)
     }
     if (sizeBytes === this.disk.sizeBytes) return 0
-    // truncate(2) has no handle whose writes would follow: it would promise an empty file, and nobody
-    // would make it one.
+    // truncate(2) has no handle whose writes follow. It would promise an empty file, and nothing would empty it.
     if (sizeBytes < this.disk.sizeBytes || !isGrowable) return -EPERM
     const room = Math.min(0, this.room(0, sizeBytes))
     return room < 0 || handle === undefined ? room : this.extend(handle, sizeBytes)
   }
 
-  /** The file of a handle that truncated ends at `end` now; for others nothing changes. */
+  /** Sets the end of the file for a handle that truncated; does nothing for other handles. */
   private extend(handle: number, end: number): number {
     const { truncations } = this.options
     if (truncations.isActive) truncations.resize(handle, end, this.gapActions)
@@ -151,7 +150,7 @@ export class DiskFile {
     this.options.onZero(length)
   }
 
-  /** How many of `length` bytes at `offset` there is room for, once it has grown if it may. */
+  /** Returns how many of `length` bytes at `offset` fit, after growing the disk if that is allowed. */
   private room(offset: number, length: number): number {
     const end = offset + length
     if (end <= this.disk.sizeBytes || !this.options.isGrowable) return this.clip(offset, length)
@@ -161,8 +160,8 @@ export class DiskFile {
   }
 
   /**
-   * The same for a write with O_APPEND. The kernel adds it where it believes the end to be: after another
-   * handle has truncated, that may be short of the disk's end.
+   * Does the same for a write with O_APPEND. The kernel appends where it believes the end to be: after another handle has
+   * truncated, that may be before the disk's end.
    */
   private roomAtEnd(offset: number, length: number, handle: number): number {
     const { truncations, isGrowable } = this.options

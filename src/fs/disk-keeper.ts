@@ -1,6 +1,6 @@
 /**
- * Keeps a disk that is mounted for writing, on the main thread: what was written becomes durable every
- * few seconds and at the end, whoever forgets to ask for it. What fails is in the log once.
+ * Flushes a disk that is mounted for writing, on the main thread: every few seconds and at the end, also if no program asks
+ * for it. Logs each failure once.
  */
 import { isExpected } from '../errors.js'
 import type { WritableDisk } from '../formats/writable.js'
@@ -24,14 +24,14 @@ export class DiskKeeper {
     private readonly logger: Logger,
   ) {}
 
-  /** Flushes every `seconds`; never, where that is 0. */
+  /** Flushes every `seconds` seconds; never if that is 0. */
   start(seconds: number): void {
     if (seconds === 0) return
     this.timer = setInterval(() => this.flush(), seconds * 1000)
     this.timer.unref()
   }
 
-  /** Nothing, once it is closed. */
+  /** Flushes once. Does nothing after `close`. */
   flush(): void {
     if (this.isClosed) return
     for (const path of this.removed()) this.log('what is written will be gone', lost(path))
@@ -46,7 +46,7 @@ export class DiskKeeper {
     if (failure !== '') this.log('the disk has become read-only', failure)
   }
 
-  /** When nobody else writes any more. Returns whether all that was written is kept. */
+  /** Closes the image. No other thread may write any more. Returns whether all that was written is kept. */
   close(): boolean {
     clearInterval(this.timer)
     this.isClosed = true
@@ -56,7 +56,7 @@ export class DiskKeeper {
       for (const warning of this.disk.close()) this.logger.warn(warning)
     })
     const { failure } = this.disk
-    // Where nothing was written, closing has nothing to do that could fail.
+    // Closing succeeds if nothing was written, also on a disk that has failed.
     if (isClosed && failure !== '') this.log('the disk has become read-only', failure)
     return isClosed && failure === ''
   }

@@ -1,6 +1,6 @@
 /**
- * The operations of the kernel's protocol, each for one opcode. They read what they need from a request,
- * write the payload of its reply, and return the payload's length, or an errno, negative.
+ * The operations of the kernel's protocol, one for each opcode. They read their arguments from a request, write the payload
+ * of its reply, and return the payload's length in bytes, or a negative errno.
  */
 import fs from 'node:fs'
 import { constants } from 'node:os'
@@ -45,7 +45,7 @@ import type { Node, Tree } from './tree.js'
 const { EINVAL, ENODATA, ENOENT, ENOTDIR, EOPNOTSUPP, ERANGE, ESTALE } = constants.errno
 const { O_APPEND, O_DIRECT, O_TRUNC } = fs.constants
 
-/** One request; the worker has one such object and fills it anew each time. */
+/** One request. A worker has one such object and fills it for each request. */
 export interface Request {
   nodeid: number
   uid: number
@@ -74,12 +74,12 @@ export class ImageFs {
     this.nodes = new NodeOperations(parts)
   }
 
-  /** What the kernel and we have agreed on: the protocol's minor version. */
+  /** Sets the minor version of the protocol, as agreed with the kernel. */
   speak(minor: number): void {
     this.isDirectCoherent = minor >= COHERENT_DIRECT_IO_MINOR
   }
 
-  /** Whether `uid` may ask for anything at all. */
+  /** Reports whether the user `uid` may use the mount at all. */
   admits(uid: number): boolean {
     const { onlyUids } = this.parts
     return onlyUids === undefined || onlyUids.includes(uid)
@@ -88,7 +88,7 @@ export class ImageFs {
   lookup(request: Request): number {
     const name = stringAt(request, request.args)
     const from = this.tree.node(request.nodeid)
-    // Who looks up "." has a number from a handle of his, for a file, too.
+    // NFS servers look up "." with a number from a handle, also for files.
     if (!from) return name === '.' || name === '..' ? -ESTALE : -ENOENT
     let node: Node | undefined = from
     if (name === '..') node = this.tree.node(from.parent)
@@ -111,7 +111,7 @@ export class ImageFs {
     const node = this.tree.node(request.nodeid)
     const { valid, ...asked } = SETATTR_IN.decode(request.message, request.args)
     const handle = valid & FATTR.FH ? asked.fh % 2 ** 32 : undefined
-    // Times are those of the last write, whatever one asks for.
+    // Ignore times: they are always those of the last write.
     const error = this.nodes.setattr(node, {
       asker: request.uid,
       ...(valid & FATTR.MODE && { mode: asked.mode }),
@@ -120,7 +120,7 @@ export class ImageFs {
       ...(valid & FATTR.SIZE && { sizeBytes: asked.size, handle }),
     })
     if (error < 0) return error
-    // The kernel keeps the disk's size until somebody asks for it, so that it knows where to append.
+    // After truncating to 0 answer with the disk's size: the kernel keeps it, and so knows where to append.
     const isEmptied = valid & FATTR.SIZE && asked.size === 0
     return this.putAttrOut(request, node as Node, isEmptied ? READING : handle)
   }
@@ -168,12 +168,12 @@ export class ImageFs {
     const { flags } = OPEN_IN.decode(request.message, request.args)
     const fh = this.nodes.open(node, flags)
     if (fh < 0) return fh
-    // Only the kernel's own writes change the files: their pages stay good for every opening.
+    // Only writes through this kernel change the files, so cached pages stay valid for every opening.
     let openFlags = node.kind === 'control' ? FOPEN.DIRECT_IO : FOPEN.KEEP_CACHE
     if (this.isDirectCoherent && this.nodes.writable(node)) {
-      // Who writes past the page cache need not write one after the other.
+      // Writes past the page cache may run in parallel.
       if (flags & O_DIRECT) openFlags |= FOPEN.DIRECT_IO | FOPEN.PARALLEL_DIRECT_WRITES
-      // A write that skips bytes zeroes them; past the page cache the kernel drops the page that it begins in.
+      // A write that skips bytes zeroes them. Past the page cache the kernel drops the page in which such a write begins.
       if (flags & O_TRUNC) openFlags |= FOPEN.DIRECT_IO
     }
     OPEN_OUT.put(request.payload, 0, { fh, openFlags, padding: 0 })
@@ -189,7 +189,7 @@ export class ImageFs {
     const start = args + WRITE_IN.size
     if (size > end - start) return -EINVAL
     const node = this.tree.node(request.nodeid)
-    // Pages that are written back may come by any handle that maps the file: no truncation skips to there.
+    // Written-back pages may come through any handle that maps the file, so they do not count as its own writes.
     const isOwn = (message.readUInt32LE(args + at.writeFlags) & WRITE_CACHE) === 0
     const isAppending = isOwn && (message.readUInt32LE(args + at.flags) & O_APPEND) !== 0
     const handle = isOwn ? message.readUInt32LE(args + at.fh) : READING
@@ -211,7 +211,7 @@ export class ImageFs {
     return this.nodes.flush(this.tree.node(request.nodeid))
   }
 
-  /** For FLUSH. */
+  /** Serves FLUSH. */
   close(request: Request): number {
     const fh = request.message.readUInt32LE(request.args + FLUSH_IN.at.fh)
     return this.nodes.close(this.tree.node(request.nodeid), fh)
@@ -290,7 +290,7 @@ export class ImageFs {
     if (!node) return -ENOENT
     const { size } = GETXATTR_IN.decode(request.message, request.args)
     const name = stringAt(request, request.args + GETXATTR_IN.size)
-    // "No such attribute" would say that one can be set, as libvirt does then.
+    // ENODATA would say that the attribute can be set, and libvirt would try.
     if (name.startsWith('trusted.')) return -EOPNOTSUPP
     const key = name.startsWith(XATTR_PREFIX) ? name.slice(XATTR_PREFIX.length) : undefined
     const value = key === undefined ? undefined : this.nodes.extendedAttributes(node).get(key)
@@ -307,7 +307,7 @@ export class ImageFs {
     return putSized(request.payload, size, Buffer.from(names.join('')))
   }
 
-  /** For requests that would change something. */
+  /** Refuses requests that would change something. */
   refuseChange(): number {
     return this.nodes.refuseChange()
   }
@@ -343,13 +343,13 @@ export class ImageFs {
     return used
   }
 
-  /** An entry without an id says nothing of its node. */
+  /** Writes an entry of READDIRPLUS. An entry without an id gives no attributes of its node. */
   private putListedEntry(request: Request, at: number, node: Node, isDots: boolean): void {
     if (!isDots && this.nodes.isCounted(node)) this.putEntry(request, at, node)
     else request.payload.fill(0, at, at + ENTRY_OUT.size + ATTR.size)
   }
 
-  /** The attributes come first: what they are decides for how long they hold. */
+  /** Writes an entry. The attributes come first, because they decide how long they are valid. */
   private putEntry({ payload, pid }: Request, at: number, node: Node): void {
     ATTR.put(payload, at + ENTRY_OUT.size, this.nodes.attributes(node, undefined, pid))
     ENTRY_OUT.put(payload, at, {
@@ -370,14 +370,14 @@ export class ImageFs {
   }
 }
 
-/** The handle that GETATTR or STATX asks by, if any. */
+/** Returns the handle of a GETATTR or STATX, if it has one. */
 function askingHandle({ message, args, end }: Request): number | undefined {
   if (end - args < GETATTR_IN.size) return undefined
   const hasHandle = message.readUInt32LE(args + GETATTR_IN.at.getattrFlags) & GETATTR_FH
   return hasHandle ? message.readUInt32LE(args + GETATTR_IN.at.fh) : undefined
 }
 
-/** The answer of GETXATTR and LISTXATTR: a size when none was offered, else the bytes. */
+/** Writes the answer of GETXATTR or LISTXATTR: the size if the caller offers no room, else the bytes. */
 function putSized(payload: Buffer, offered: number, value: Buffer): number {
   if (offered === 0) {
     GETXATTR_OUT.put(payload, 0, { size: value.length, padding: 0 })
@@ -387,7 +387,7 @@ function putSized(payload: Buffer, offered: number, value: Buffer): number {
   return value.copy(payload)
 }
 
-/** The string at `at`, up to its NUL or the message's end. */
+/** Returns the string at `at`, up to its NUL or the end of the message. */
 function stringAt({ message, end }: Request, at: number): string {
   const nul = message.indexOf(0, at)
   return message.toString('utf8', at, nul < 0 || nul > end ? end : nul)

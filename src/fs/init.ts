@@ -1,4 +1,4 @@
-/** FUSE_INIT: what the kernel offers, what we take of it (linux/fuse.h, "Version negotiation"). */
+/** FUSE_INIT: chooses from the features that the kernel offers (linux/fuse.h, "Version negotiation"). */
 import { ProtocolError } from '../errors.js'
 import {
   IN_HEADER,
@@ -15,20 +15,20 @@ import {
 } from './protocol.js'
 
 /**
- * Nobody else changes the data while they are served, so the kernel may cache and ask in parallel. What
- * is not among them:
- *  WRITEBACK_CACHE, since a write that has returned is to be in the server;
- *  EXPLICIT_INVAL_DATA, since the size that the disk shows may shrink while a handle that truncated it is
- *  open. The kernel then zeroes the end of a page, and has to drop the page.
+ * The flags to ask for. No other process changes the data while they are served, so the kernel may cache them and send
+ * requests in parallel. Two flags are left out:
+ *  WRITEBACK_CACHE, because a write that has returned must be in the server;
+ *  EXPLICIT_INVAL_DATA, because the size that the disk shows may shrink while a handle that truncated it is open. The
+ *  kernel then zeroes the end of a page, and has to drop that page.
  */
 const WANTED_FLAGS = Object.values(INIT_FLAG).reduce((all, flag) => all | flag, 0)
 
-/** Requests in flight that nobody waits for, such as readahead. The kernel's own default is 12. */
+/** The largest number of background requests in flight, such as readahead. The kernel's default is 12. */
 const MAX_BACKGROUND = 64
 
 export interface InitAnswer {
   readonly reply: Buffer
-  /** False when the kernel must ask again, with our major version. */
+  /** False if the kernel must ask again, with our major version. */
   readonly isFinal: boolean
   /** The minor version that both speak. */
   readonly minor: number
@@ -36,7 +36,7 @@ export interface InitAnswer {
   readonly flags: number
 }
 
-/** The answer to the INIT request `message`. Throws ProtocolError for a kernel that is too old. */
+/** Returns the answer to the INIT request `message`. Throws ProtocolError for a kernel that is too old. */
 export function answerInit(message: Buffer): InitAnswer {
   const header = IN_HEADER.decode(message)
   const offered = INIT_IN.decode(message, IN_HEADER.size)
@@ -50,7 +50,7 @@ export function answerInit(message: Buffer): InitAnswer {
   }
   const isFinal = offered.major === KERNEL_VERSION
   const minor = Math.min(offered.minor, MINOR_VERSION)
-  // A flag has 32 bits and JavaScript's numbers have a sign there.
+  // JavaScript's bit operations are signed; `>>> 0` makes the 32 bits unsigned.
   const flags = (offered.flags & WANTED_FLAGS) >>> 0
   const isExtended =
     (flags & INIT_FLAG.INIT_EXT) !== 0 &&

@@ -1,4 +1,4 @@
-/** The options that mean the same for every file system (mount(8)), as flags of mount(2). */
+/** Translates the options that all file systems have (mount(8)) to flags of mount(2). */
 import { MountError, UsageError } from '../errors.js'
 
 const RDONLY = 1
@@ -15,10 +15,10 @@ const RELATIME = 2 ** 21
 const STRICTATIME = 2 ** 24
 const LAZYTIME = 2 ** 25
 
-/** An image is not trusted, so these hold unless root asks for something else. */
+/** Images are not trusted, so these hold unless root asks otherwise. */
 export const DEFAULT_FLAGS = NOSUID | NODEV
 
-/** What each option sets and clears. */
+/** The flags that each option sets and clears. */
 const CHANGES: Record<string, readonly [set: number, clear: number]> = {
   nosuid: [NOSUID, 0],
   suid: [0, NOSUID],
@@ -43,20 +43,20 @@ const CHANGES: Record<string, readonly [set: number, clear: number]> = {
   symfollow: [0, NOSYMFOLLOW],
   silent: [SILENT, 0],
   loud: [0, SILENT],
-  // Who may mount is for mount(8) to decide, which knows fstab; what that implies is for us.
+  // mount(8) decides who may mount, since it knows fstab. The flags that these options imply are set here.
   user: [NOEXEC | NOSUID | NODEV, 0],
   users: [NOEXEC | NOSUID | NODEV, 0],
   owner: [NOSUID | NODEV, 0],
   group: [NOSUID | NODEV, 0],
 }
 
-/** `flags` after `option`; undefined where it is not one of these. */
+/** Returns `flags` after `option`; undefined if the option is not one of these. */
 export function changeFlags(flags: number, option: string): number | undefined {
   const change = Object.hasOwn(CHANGES, option) ? CHANGES[option] : undefined
   return change && (flags & ~change[1]) | change[0]
 }
 
-/** Throws UsageError for what only root may ask for. */
+/** Throws UsageError if `flags` need root and the user is not root. */
 export function checkFlags(flags: number): void {
   if (process.geteuid?.() === 0) return
   for (const [flag, option] of [
@@ -67,7 +67,7 @@ export function checkFlags(flags: number): void {
   }
 }
 
-/** With all but this, fusermount3 and libfuse 2 can do. */
+/** The flags with their names for fusermount3 and libfuse 2; undefined where these know none. */
 const NAMES: readonly (readonly [number, string, string | undefined])[] = [
   [RDONLY, 'ro', 'rw'],
   [NOSUID, 'nosuid', 'suid'],
@@ -78,9 +78,9 @@ const NAMES: readonly (readonly [number, string, string | undefined])[] = [
   [NOATIME, 'noatime', undefined],
 ]
 
-/** The flags as options of fusermount3 and libfuse 2. Throws MountError for those that they do not know. */
+/** Returns the flags as options of fusermount3 and libfuse 2. Throws MountError for flags that these do not know. */
 export function flagNames(flags: number): string[] {
-  // What the kernel does anyway, and what says nothing about the mount.
+  // RELATIME is the kernel's default, and SILENT says nothing about the mount.
   const known = NAMES.reduce((all, [flag]) => all | flag, RELATIME | SILENT)
   for (const [option, [set]] of Object.entries(CHANGES)) {
     if ((set & flags & ~known) !== 0) {

@@ -1,19 +1,19 @@
-/** Where else a mount is: bind mounts of it, and mount namespaces of other processes that have it, too. */
+/** Finds the other places of a mount: bind mounts, and mount namespaces of other processes. */
 import { deviceOfServer, linkOf, processIds, processName } from '../io/processes.js'
 import { listMounts, type MountInfo } from './mountinfo.js'
 
 export interface OtherPlace {
-  /** Who has it there, and how it goes, for messages. */
+  /** Who has the mount there, and how to remove it, for messages. */
   readonly who: string
-  /** Whether unmounting it here is sure not to unmount it there. */
+  /** Whether it certainly stays there when it is unmounted here. */
   readonly stays: boolean
 }
 
 /**
- * The places of what is mounted by `mount`. Once that has been unmounted the kernel may give its number to another
- * mount; the image tells them apart.
+ * Returns the other places of `mount`. After unmounting, the kernel may give the same device number to another mount; the
+ * image tells them apart.
  *
- * @param except the id of the mount that is not meant
+ * @param except the id of a mount to leave out
  */
 export function otherPlaces(mount: MountInfo, except?: string): OtherPlace[] {
   const places: OtherPlace[] = bindMounts(listMounts(), mount, except).map(({ at, stays }) => {
@@ -21,11 +21,11 @@ export function otherPlaces(mount: MountInfo, except?: string): OtherPlace[] {
   })
   const own = linkOf('/proc/self/ns/mnt')
   const seen = new Set([own])
-  // A server names nobody who uses its mount, so any other process of its namespace goes first.
+  // Name a server last: it does not use the mount itself, so another process of its namespace says more.
   const servers = (pid: number): number => (deviceOfServer(pid) === undefined ? 0 : 1)
   for (const pid of processIds().sort((a, b) => servers(a) - servers(b) || a - b)) {
     const namespace = linkOf(`/proc/${pid}/ns/mnt`)
-    // Kernel threads cannot hold a mount by themselves; ordinary users do not see the links of others.
+    // Undefined for kernel threads, which cannot hold a mount, and for processes that this user may not see.
     if (namespace === undefined || seen.has(namespace)) continue
     seen.add(namespace)
     const [there] = bindMounts(listMounts(pid), mount)
@@ -45,7 +45,7 @@ function bindMounts(
     .filter(other => other.device === device && other.type === type && other.source === source)
     .filter(other => other.id !== except)
     .map(mount => {
-      // The kernel unmounts copies of a mount that lie on copies of the mount below it.
+      // The kernel also unmounts copies that lie on shared copies of the mount below.
       const below = mounts.find(({ id }) => id === mount.parent)
       return { at: mount.mountpoint, stays: below?.isPrivate ?? true }
     })

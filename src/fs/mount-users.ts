@@ -1,16 +1,16 @@
-/** Who uses a mount: loop devices over its files, what stands on those, and processes. */
+/** Finds the users of a mount: loop devices over its files, what uses those, and processes. */
 import fs from 'node:fs'
 import path from 'node:path'
 import { linkOf, list, processIds, processName, textOf } from '../io/processes.js'
 import { listMounts, type MountInfo } from './mountinfo.js'
 
-/** Users that a message names at most. */
+/** The largest number of users in a message. */
 const MAX_NAMED = 3
 
 export interface MountUsers {
-  /** Who they are; empty where none can be seen. */
+  /** Names the users; empty if none can be seen. */
   readonly who: string
-  /** The commands that end what they do, in their order; empty for processes. */
+  /** The commands that end the use, in order; empty for processes. */
   readonly wayOut: string
 }
 
@@ -31,7 +31,7 @@ interface User {
   readonly commands: readonly string[]
 }
 
-/** What is mounted on files of the mount, or on top of it. */
+/** Finds what is mounted on files of the mount, or on top of it. */
 function submounts({ mountpoint, id }: MountInfo): User[] {
   return listMounts()
     .filter(other => other.id !== id && isBelow(other.mountpoint, mountpoint))
@@ -40,7 +40,7 @@ function submounts({ mountpoint, id }: MountInfo): User[] {
     })
 }
 
-/** Loop devices whose file is below `folder` (sysfs, block/loop). */
+/** Finds loop devices whose file is below `folder` (sysfs, block/loop). */
 function loopUsers(folder: string): User[] {
   return list('/sys/block')
     .filter(name => name.startsWith('loop'))
@@ -56,7 +56,7 @@ function loopUsers(folder: string): User[] {
     })
 }
 
-/** What uses the block device `name`, its partitions and the devices that hold those. */
+/** Finds what uses the block device `name`, its partitions and the devices on top of those. */
 function usesOf(name: string, seen: Set<string>): User[] {
   if (seen.has(name)) return []
   seen.add(name)
@@ -64,7 +64,7 @@ function usesOf(name: string, seen: Set<string>): User[] {
   const mapped = textOf(`${folder}/dm/name`)
   const device = mapped === undefined ? `/dev/${name}` : `/dev/mapper/${mapped}`
   const number = textOf(`${folder}/dev`)
-  // btrfs has a number of its own, and says the device's name.
+  // btrfs mounts have their own device number; they name the block device as the source.
   const mounts = listMounts().filter(
     ({ device: other, source }) =>
       other === number || source === device || source === `/dev/${name}`,
@@ -83,17 +83,17 @@ function usesOf(name: string, seen: Set<string>): User[] {
   ]
 }
 
-/** What the device `holder`, of device-mapper or md, does with the device `name`. */
+/** Describes how the device `holder`, of device-mapper or md, uses the device `name`. */
 function heldBy(holder: string, name: string, seen: Set<string>): User[] {
   const uses = usesOf(holder, seen)
   const mapped = textOf(`/sys/class/block/${holder}/dm/name`)
   const end = mapped === undefined ? `mdadm --stop /dev/${holder}` : `dmsetup remove ${mapped}`
   const who = `/dev/${name} is part of /dev/${mapped === undefined ? holder : `mapper/${mapped}`}`
-  // It can end once nothing uses it.
+  // It can be ended once nothing uses it.
   return [{ who, commands: [] }, ...uses, { who: '', commands: [end] }]
 }
 
-/** Processes that have a file below `folder` open, or are in it. */
+/** Finds processes that have a file below `folder` open, or work in it. */
 function openers(folder: string): number[] {
   const found: number[] = []
   for (const pid of processIds()) {

@@ -1,6 +1,6 @@
 /**
- * Mounting and unmounting: mount(2) where we may, else `fusermount3`, which may in our name and sends
- * the device's descriptor over a socket (libfuse, _FUSE_COMMFD).
+ * Mounts and unmounts: with mount(2) if this user may, else with `fusermount3`, which may do it and sends the device's
+ * descriptor over a socket (libfuse, _FUSE_COMMFD).
  */
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
@@ -15,28 +15,28 @@ import { whyNoProcess } from './rlimits.js'
 
 export const FS_TYPE = 'fuse.vimgfs'
 export const DEVICE = '/dev/fuse'
-/** libfuse 3's first; libfuse 2's does the same. */
+/** The helper of libfuse 3 first; that of libfuse 2 does the same. */
 const HELPERS = ['fusermount3', 'fusermount']
 
 export interface MountRequest {
   readonly mountpoint: string
   readonly fsname: string
   readonly isWritable: boolean
-  /** Of mount(2), without the one for read-only. */
+  /** Flags of mount(2), without read-only. */
   readonly flags: number
-  /** Whether others than the mounting user may ask at all. */
+  /** Whether users other than the mounting one may use the mount. */
   readonly allowOther: boolean
   /** Whether the kernel checks modes. */
   readonly defaultPermissions: boolean
 }
 
-/** Mounts and returns the device's descriptor; the kernel's INIT is its first message. Throws MountError. */
+/** Mounts, and returns the device's descriptor; its first message is the kernel's INIT. Throws MountError. */
 export function mountFuse(request: MountRequest): number {
   const direct = mountDirectly(request)
   return typeof direct === 'number' ? direct : mountByHelper(request, direct.why)
 }
 
-/** Checks that one may mount on `mountpoint`, and says what to do where not. Throws MountError. */
+/** Throws MountError, with the way out, if this user cannot mount on `mountpoint`. */
 export function checkMountpoint(mountpoint: string): void {
   if (!isText(mountpoint)) {
     throw new MountError(
@@ -69,7 +69,7 @@ export function checkMountpoint(mountpoint: string): void {
   }
   const mounted = findMount(mountpoint)
   if (mounted) {
-    // Attributes that the kernel keeps hide that a server has died: the advice must fit that too.
+    // The kernel's cached attributes may hide that a server has died. vimgfs umount works for that, too.
     const how = mounted.type === FS_TYPE ? `vimgfs umount ${mountpoint}` : `umount ${mountpoint}`
     throw new MountError(
       `${mountpoint}: ${mounted.source} (${mounted.type}) is mounted there already; unmount it with ${how} or choose another folder`,
@@ -78,7 +78,7 @@ export function checkMountpoint(mountpoint: string): void {
   if (process.geteuid?.() !== 0) checkWritable(mountpoint)
 }
 
-/** What fusermount3 asks of ordinary users. */
+/** Checks what fusermount3 requires of ordinary users. */
 function checkWritable(mountpoint: string): void {
   try {
     fs.accessSync(mountpoint, fs.constants.W_OK)
@@ -147,14 +147,14 @@ function mountByHelper(request: MountRequest, why: string): number {
   }
 }
 
-/** Runs fusermount3 with the socket as its descriptor 3. Returns what it complains of, if it failed. */
+/** Runs fusermount3 with the socket as its descriptor 3. Returns its error message if it failed. */
 function runHelper(args: readonly string[], socket?: number): string | undefined {
   for (const helper of HELPERS) {
     const { error, status, stderr } = spawnSync(helper, args, {
       stdio: ['ignore', 'ignore', 'pipe', ...(socket === undefined ? [] : [socket])],
       env: { ...process.env, LC_ALL: 'C', _FUSE_COMMFD: '3' },
       encoding: 'utf8',
-      // Unmounting writes back what is mapped, however long the storage takes.
+      // No limit for unmounting: it writes back mapped pages, and storage may be slow.
       ...(socket !== undefined && { timeout: 30_000 }),
     })
     const code = (error as NodeJS.ErrnoException | undefined)?.code
@@ -169,7 +169,7 @@ function runHelper(args: readonly string[], socket?: number): string | undefined
 export const MISSING_HELPER =
   'fusermount3 is not installed; install it with apt-get install fuse3, or mount as root'
 
-/** What fusermount says, in words of ours. */
+/** Returns our words for an error message of fusermount. */
 export function explain(failure: string, mountpoint: string, why: string): string {
   if (failure === MISSING_HELPER) return `${mountpoint}: ${why} and ${failure}`
   if (failure.includes('user_allow_other')) {
@@ -182,8 +182,8 @@ export function explain(failure: string, mountpoint: string, why: string): strin
 }
 
 /**
- * Unmounts `mount`. `detach` takes it away at once and lets those who use it finish. Throws MountError
- * with the reason, such as that it is busy.
+ * Unmounts `mount`. With `detach` the mount disappears at once, and programs that use it may finish. Throws MountError with
+ * the reason, for example that it is in use.
  */
 export function unmountFuse(mount: MountInfo, detach: boolean): void {
   try {

@@ -5,40 +5,40 @@ import { textOf } from '../io/processes.js'
 
 export interface MountInfo {
   readonly id: string
-  /** The id of the mount that it is on. */
+  /** The id of the mount below it. */
   readonly parent: string
-  /** Whether it neither sends what is mounted and unmounted on it to other mounts nor gets that from others. */
+  /** Whether mounts and unmounts on it do not propagate, in neither direction. */
   readonly isPrivate: boolean
   /** "major:minor". */
   readonly device: string
   readonly mountpoint: string
   readonly type: string
   readonly source: string
-  /** Of the file system: FUSE has the mounting user's `user_id=` there. */
+  /** Options of the file system; FUSE has `user_id=` there, the user who mounted. */
   readonly options: string
 }
 
-/** The mount on top at `mountpoint`, if there is one. */
+/** Returns the topmost mount at `mountpoint`, if there is one. */
 export function findMount(mountpoint: string): MountInfo | undefined {
   return mountAt(realMountpoint(mountpoint))
 }
 
-/** The same for a path as realMountpoint makes it. Asks no file system: a dead or new one would hang. */
+/** Returns the same for a path from realMountpoint. Touches no file system: a dead or new one would hang. */
 export function mountAt(real: string): MountInfo | undefined {
   return listMounts().findLast(mount => mount.mountpoint === real)
 }
 
-/** The user who made a FUSE mount. */
+/** Returns the user id of the user who made a FUSE mount. */
 export function ownerOf({ options }: MountInfo): number {
   return Number(/(?:^|,)user_id=([0-9]+)/.exec(options)?.[1] ?? 0)
 }
 
-/** The group of that user when the mount was made. */
+/** Returns that user's group id at the time of mounting. */
 export function groupOf({ options }: MountInfo): number {
   return Number(/(?:^|,)group_id=([0-9]+)/.exec(options)?.[1] ?? 0)
 }
 
-/** The mounts that process `pid` sees; none where it has ended. */
+/** Returns the mounts that process `pid` sees; none if it has ended. */
 export function listMounts(pid: number | 'self' = 'self'): MountInfo[] {
   const list = pid === 'self' ? fs.readFileSync('/proc/self/mountinfo', 'utf8') : mountsOf(pid)
   return list
@@ -57,8 +57,8 @@ export function listMounts(pid: number | 'self' = 'self'): MountInfo[] {
 const mountsOf = (pid: number): string => textOf(`/proc/${pid}/mountinfo`) ?? ''
 
 /**
- * `mountpoint`, absolute and without symbolic links. What is in the list of mounts by that name already
- * is not looked at: its server may hang.
+ * Returns `mountpoint`, absolute and without symbolic links. If the list of mounts already has that name, the path is not
+ * touched: its server may hang.
  */
 export function realMountpoint(mountpoint: string): string {
   const absolute = path.resolve(mountpoint)
@@ -71,7 +71,7 @@ export function realMountpoint(mountpoint: string): string {
   }
 }
 
-/** Space, tab, newline and backslash are written in octal. */
+/** Decodes a path: space, tab, newline and backslash are written in octal. */
 function unescape(text: string): string {
   return text.replace(/\\([0-7]{3})/g, (_, octal: string) =>
     String.fromCharCode(Number.parseInt(octal, 8)),

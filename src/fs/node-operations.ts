@@ -1,6 +1,6 @@
 /**
- * The operations on the inodes of a mount, which all transports share. What can fail for reasons that
- * a program should hear of returns an errno, negative; damage is thrown.
+ * The operations on the inodes of a mount, which all transports share. Methods return a negative errno for failures that a
+ * program expects; they throw for damage.
  */
 import fs from 'node:fs'
 import { constants } from 'node:os'
@@ -29,35 +29,34 @@ export interface FileSystemParts {
   readonly tree: Tree
   readonly images: ImageSet
   readonly layers: readonly LayerSpec[]
-  /** Allocated bytes by place in the catalog, -1 where nobody counted yet; shared by the workers. */
+  /** Allocated bytes by place in the catalog; -1 if not counted yet; shared by the workers. */
   readonly allocated: Float64Array
   readonly slots: TextSlots
   readonly controlText: { status(): string; stats(): string }
-  /** With allow_root the kernel lets all in, and everybody but these is turned away here. */
+  /** With allow_root the kernel admits all users, and all but these are refused here. */
   readonly onlyUids?: readonly number[]
-  /** Decompresses on two processors; its target is what all reads are for. */
+  /** Decompresses on two processors. All reads go to its target. */
   readonly crew?: UnpackCrew
-  /** Whether what is written behind the disk's end makes it larger. */
+  /** Whether writing past the disk's end makes it larger. */
   readonly isGrowable?: boolean
-  /** Called whenever a request has the disk flushed. */
+  /** Called whenever a request flushes the disk. */
   readonly onFlush?: () => void
   /** Shared by the workers. */
   readonly truncations?: Truncations
   readonly ownership?: Ownership
-  /** Has the kernel drop pages of the disk's file, as `GapActions` does. */
+  /** Makes the kernel drop pages of the disk's file, see `GapActions`. */
   readonly dropPages?: GapActions['dropPages']
 }
 
-/** What nobody writes does not change: the kernel may remember names and attributes for a year. */
+/** For files that never change: the kernel may keep names and attributes for a year. */
 export const VALID_SECONDS = 365 * 86400
 /**
- * Of a disk that is written. The kernel forgets its attributes whenever it writes; but its blocks may be
- * counted anew later.
+ * For a disk that is written. The kernel drops its attributes at each write, but its blocks may be counted again later.
  */
 const WRITTEN_VALID_SECONDS = 1
 export const BLOCK_BYTES = 4096
 const ACCESS_MODE = 3
-/** The handle of all that do not write the disk; a writer's is above 0. */
+/** The handle of all programs that do not write the disk. A writer's handle is above 0. */
 export const READING = 0
 const X_OK = 1
 const W_OK = 2
@@ -92,7 +91,7 @@ export class NodeOperations {
     })
   }
 
-  /** What changes the file of `node`, if anything can. */
+  /** Returns the writable file of `node`, if it can be changed. */
   writable(node: Node | undefined): DiskFile | undefined {
     return node?.kind === 'image' && node.entry.kind === 'disk' ? this.diskFile : undefined
   }
@@ -101,7 +100,7 @@ export class NodeOperations {
     return writtenDisk(this.parts.images, node)?.sizeBytes ?? node.entry.sizeBytes
   }
 
-  /** 0 once the attributes are as asked for, or an errno. */
+  /** Sets attributes. Returns 0 or an errno. */
   setattr(node: Node | undefined, change: AttributeChange): number {
     const file = this.writable(node)
     if (!file) return -EROFS
@@ -125,11 +124,11 @@ export class NodeOperations {
     return handle
   }
 
-  /** @returns how many of `size` bytes at `offset` are now at the beginning of `target` */
+  /** @returns how many of `size` bytes at `offset` it has put at the beginning of `target` */
   read(node: Node, fh: number, target: Buffer, size: number, offset: number): number {
     if (node.kind === 'dir') return -EISDIR
     if (node.kind === 'control') {
-      // Behind the text's end there is nothing, where copying from there would throw.
+      // Past the end of the text `copy` would throw.
       return this.controlText(node, fh)
         .subarray(offset, offset + size)
         .copy(target)
@@ -167,23 +166,23 @@ export class NodeOperations {
     return this.writable(node)?.flush() ?? 0
   }
 
-  /** A descriptor of the handle `fh` is closed: what was written through it is to be kept. */
+  /** Serves close(2) of a descriptor of the handle `fh`: makes durable what was written through it. */
   close(node: Node | undefined, fh: number): number {
     if (fh === READING || !this.writable(node)) return 0
     const result = this.flush(node)
-    // Such a program believes that the file is empty now.
+    // The program has truncated the file and written nothing, so it believes that the file is empty.
     return this.truncations.close(fh) ? -EPERM : result
   }
 
-  /** The last descriptor of the handle is closed. */
+  /** Serves the close of the handle's last descriptor. */
   release(node: Node | undefined, fh: number): number {
     if (fh === READING || !this.writable(node)) return 0
-    // First: others may be waiting to learn whether the handle is gone.
+    // Do this first: other threads may wait to learn whether the handle is gone.
     this.truncations.release(fh)
     return this.flush(node)
   }
 
-  /** @param whence SEEK_DATA or SEEK_HOLE, the only ones that the kernel passes on */
+  /** @param whence SEEK_DATA or SEEK_HOLE; the kernel passes on no others */
   lseek(node: Node, offset: number, whence: number): number {
     if (node.kind !== 'image') return -EINVAL
     if (whence !== SEEK_DATA && whence !== SEEK_HOLE) return -EINVAL
@@ -202,13 +201,13 @@ export class NodeOperations {
 
   access(node: Node, mask: number): number {
     if (mask & W_OK && !this.writable(node)) return -EROFS
-    // Folders are entered; no file here is a program.
+    // Only folders have execute bits: no file here is a program.
     return mask & X_OK && node.kind !== 'dir' ? -EACCES : 0
   }
 
   /**
-   * The bytes that statfs shows: the size of the disk, and what is left of it when what the image's files take is
-   * taken off. One fstat a file.
+   * Returns the numbers of statfs: the size of the disk, and that size minus the space that the image's files take. It costs
+   * one fstat for each file.
    */
   diskSpace(): { bytes: number; freeBytes: number } {
     const bytes = this.tree.disk ? this.sizeOf(this.tree.disk) : 0
@@ -217,22 +216,22 @@ export class NodeOperations {
     return { bytes, freeBytes: Math.max(0, bytes - used) }
   }
 
-  /** For what would change something. */
+  /** Refuses requests that would change something. */
   refuseChange(): number {
     return -EROFS
   }
 
-  /** For changes that a file which is written could have, but has not: programs go on without. */
+  /** Refuses attributes that a writable file could have, but does not: programs go on without them. */
   refuseAttribute(node: Node | undefined): number {
     return this.writable(node) ? -EOPNOTSUPP : -EROFS
   }
 
-  /** The kernel then reads and writes, and does not ask again. */
+  /** Refuses with ENOSYS, so that the kernel reads and writes instead, and does not ask again. */
   copyFileRange(): number {
     return this.diskFile ? -ENOSYS : -EROFS
   }
 
-  /** What is at `index` of a listing; the first two are the folder itself and the one above. */
+  /** Returns entry `index` of a listing. The first two are the folder itself and its parent. */
   listed(dir: DirNode, index: number): { node: Node; name: string } {
     if (index === 0) return { node: dir, name: '.' }
     if (index === 1) return { node: this.tree.node(dir.parent) as Node, name: '..' }
@@ -240,12 +239,12 @@ export class NodeOperations {
     return { node, name: node.name }
   }
 
-  /** Counting the blocks of a thousand files is for who asks. */
+  /** Reports whether the node's blocks are counted. A listing does not count the blocks of a thousand files. */
   isCounted(node: Node): boolean {
     return node.kind !== 'image' || this.allocated.isKnown(node)
   }
 
-  /** How many seconds the attributes hold that were just made. Control files are made at each opening. */
+  /** Returns how many seconds the attributes stay valid. Control files change at each opening. */
   validity(node: Node): number {
     if (node.kind === 'control') return 0
     const file = this.writable(node)
@@ -263,31 +262,31 @@ export class NodeOperations {
   }
 
   /**
-   * The size that the attributes show. While a handle that truncated the disk is open, it is as far as that
-   * handle has written, so that a program which skips to its end extends the file to there. Another handle,
-   * and a process that cannot have such a handle, see the whole disk.
+   * Returns the size that the attributes show. While a handle that truncated the disk is open, it is the end of what that
+   * handle has written, so that a program that skips to its end extends the file. Another handle, and a process that cannot
+   * have such a handle, see the whole disk.
    *
-   * @param fh the handle that asks, undefined where none does
-   * @param pid the process that asks, 0 where nobody knows
+   * @param fh the handle that asks; undefined if none does
+   * @param pid the process that asks; 0 if it is not known
    */
   private shownSize(node: ImageNode, fh: number | undefined, pid: number): number {
     const { truncations } = this
     const size = this.sizeOf(node)
     if (!truncations.isActive || !this.writable(node)) return size
     if (fh !== undefined) return Math.min(size, truncations.markOf(fh) ?? size)
-    // The kernel appends at the size that anybody was told last.
+    // While a handle appends, show its size to all: the kernel appends at the size that it was told last.
     if (!truncations.isAppending && !mayHoldForWriting(pid, node.id)) return size
     return Math.min(size, truncations.lastMark() ?? size)
   }
 
-  /** Whether the size that is shown may change at any moment, since a handle is being closed. */
+  /** Whether the shown size may change at any moment because a handle is being closed. */
   get isClosing(): boolean {
     return this.truncations.isClosing
   }
 
   /**
-   * @param fh the handle that asks, undefined where none does
-   * @param pid the process that asks, 0 where nobody knows
+   * @param fh the handle that asks; undefined if none does
+   * @param pid the process that asks; 0 if it is not known
    */
   attributes(node: Node, fh?: number, pid = 0) {
     const { modified } = this.tree.appearance
@@ -314,7 +313,7 @@ export class NodeOperations {
     }
   }
 
-  /** Of the disk's file. */
+  /** The owner of the disk's file. */
   private get owner(): Owner {
     const { diskMode: mode, uid, gid } = this.tree.appearance
     return this.ownership.current({ mode, uid, gid })
@@ -330,7 +329,7 @@ export class NodeOperations {
   private readImage(node: ImageNode, target: Buffer, length: number, offset: number): void {
     const { images, crew } = this.parts
     const { disk } = images
-    // What snapshots and layers below have is never overwritten: only where it lies must stay.
+    // Data of snapshots and lower layers are never overwritten. The lock only keeps their place, so no stripe is needed.
     if (node.entry.kind === 'disk' && disk) {
       this.truncations.noteRead()
       disk.beginRead(offset, length)
@@ -341,7 +340,7 @@ export class NodeOperations {
       if (error instanceof ImageError) disk?.checkFiles()
       throw error
     } finally {
-      // Also when the read failed: nobody may write to the target any more.
+      // Also if the read failed: the helper must not write to the target any more.
       crew?.finish()
       disk?.endRead()
     }

@@ -1,6 +1,6 @@
 /**
- * The opcodes that are answered, a row each, and `answer`: from a message's bytes to its reply's. It
- * knows no descriptor; /dev/fuse and the tests call the same function.
+ * The table of opcodes, one row each, and `answer`, which turns a message's bytes into its reply's bytes. It uses no
+ * descriptor, so the worker and the tests call the same function.
  */
 import { constants } from 'node:os'
 import { u64le } from '../binary.js'
@@ -28,11 +28,11 @@ const { EACCES, EINVAL, ENOSYS, ENOTTY } = constants.errno
 interface Opcode {
   readonly opcode: number
   readonly name: string
-  /** Bytes of arguments at least; a shorter message is answered EINVAL. */
+  /** The least bytes of arguments; a shorter message gets EINVAL. */
   readonly argumentBytes: number
-  /** Undefined where the kernel expects no reply. */
+  /** Undefined if the kernel expects no reply. */
   readonly run: ((fs: ImageFs, request: Request) => number) | undefined
-  /** What libfuse too lets everybody do under allow_root: it needs an open file. */
+  /** Whether it needs an open file: under allow_root such requests are served for all users, as libfuse does. */
   readonly openToAll: boolean
 }
 
@@ -74,7 +74,7 @@ const ROWS: readonly Opcode[] = [
   row(23, 'LISTXATTR', GETXATTR_IN.size, (fs, r) => fs.listxattr(r)),
   row(24, 'REMOVEXATTR', 0, (fs, r) => fs.refuseAttribute(r)),
   row(25, 'FLUSH', FLUSH_IN.size, (fs, r) => fs.close(r), ONCE_OPEN),
-  // Answered before the workers start; another one is a kernel gone astray.
+  // The main thread answers INIT before the workers start. A second one is an error of the kernel.
   row(26, 'INIT', 0, () => -EINVAL, ONCE_OPEN),
   row(27, 'OPENDIR', OPEN_IN.size, (fs, r) => fs.opendir(r)),
   row(28, 'READDIR', READ_IN.size, (fs, r) => fs.readdir(r), ONCE_OPEN),
@@ -82,7 +82,7 @@ const ROWS: readonly Opcode[] = [
   row(30, 'FSYNCDIR', 0, done, ONCE_OPEN),
   row(34, 'ACCESS', ACCESS_IN.size, (fs, r) => fs.access(r)),
   row(35, 'CREATE', 0, refuse),
-  // A reply may never come twice, so what is asked to be interrupted is simply finished.
+  // A request must not be answered twice, so an interrupted one is simply finished.
   row(36, 'INTERRUPT', 0, undefined, ONCE_OPEN),
   row(37, 'BMAP', 0, unknown),
   row(38, 'DESTROY', 0, done, ONCE_OPEN),
@@ -97,7 +97,7 @@ const ROWS: readonly Opcode[] = [
   row(51, 'TMPFILE', 0, refuse),
   row(52, 'STATX', STATX_IN.size, (fs, r) => fs.statx(r)),
 ]
-/** By opcode: the data path looks up one a request. */
+/** The rows by opcode, for a fast lookup. */
 export const OPCODES: readonly (Opcode | undefined)[] = ROWS.reduce<(Opcode | undefined)[]>(
   (table, entry) => {
     table[entry.opcode] = entry
@@ -108,13 +108,13 @@ export const OPCODES: readonly (Opcode | undefined)[] = ROWS.reduce<(Opcode | un
 
 export const opcodeName = (opcode: number): string => OPCODES[opcode]?.name ?? `opcode ${opcode}`
 
-/** A worker's buffers and where it reports to. */
+/** Answers requests with a worker's buffers. */
 export class Responder {
   private readonly request: Request
 
   /**
-   * @param onError told of everything thrown, with the opcode it was thrown in
-   * @param reply where replies are written; `answer` tells how many bytes of it count
+   * @param onError called with everything that is thrown, and the opcode
+   * @param reply receives the replies; `answer` returns how many bytes of it count
    */
   constructor(
     private readonly fs: ImageFs,
@@ -133,8 +133,8 @@ export class Responder {
   }
 
   /**
-   * Answers the first `length` bytes of `message`. Returns the length of the reply in bytes, 0 where
-   * the kernel expects none. Never throws: what goes wrong is an errno.
+   * Answers the first `length` bytes of `message`. Returns the length of the reply in bytes; 0 if the kernel expects none.
+   * Never throws: every failure becomes an errno.
    */
   answer(message: Buffer, length: number): number {
     if (length < IN_HEADER.size) return 0
@@ -170,7 +170,7 @@ export class Responder {
   }
 }
 
-/** The reply to `message`, or nothing where the kernel expects none. */
+/** Returns the reply to `message`; undefined if the kernel expects none. */
 export function answer(fs: ImageFs, message: Buffer): Buffer | undefined {
   const responder = new Responder(fs, () => {})
   const length = responder.answer(message, message.length)

@@ -1,15 +1,15 @@
-/** Mount options, as other FUSE programs take them with -o. */
+/** Parses mount options (-o), as other FUSE programs take them. */
 import { UsageError } from '../errors.js'
 import { changeFlags, DEFAULT_FLAGS } from './mount-flags.js'
 
 export interface MountOptions {
-  /** What was asked for; undefined where neither was, and writing is fine where it can be. */
+  /** What the user asked for; undefined means to write if the image can be written. */
   readonly access: 'ro' | 'rw' | undefined
-  /** Read only, and whatever others do with the image. */
+  /** Read also while others write the image. */
   readonly forceShare: boolean
-  /** Whether writing behind the disk's end makes it larger. */
+  /** Whether writing past the disk's end makes it larger. */
   readonly growable: boolean
-  /** How often what was written is made durable, in seconds; 0 for never. */
+  /** The time between flushes, in seconds; 0 for never. */
   readonly commitSeconds: number
   readonly allowOther: boolean
   readonly allowRoot: boolean
@@ -17,18 +17,18 @@ export interface MountOptions {
   readonly fsname: string | undefined
   readonly uid: number | undefined
   readonly gid: number | undefined
-  /** Permission bits that are taken away from 0777. */
+  /** Permission bits to remove from 0777. */
   readonly umask: number | undefined
-  /** Of mount(2), without the one for read-only. */
+  /** Flags of mount(2), without read-only. */
   readonly flags: number
 }
 
-/** For mount(8) and others that read fstab, or done anyway. */
+/** Accepted and ignored: they are for mount(8) and other readers of fstab, or hold anyway. */
 const ACCEPTED = new Set([
   ...['defaults', 'auto', 'noauto', 'nouser', 'nofail', '_netdev', 'nonempty'],
   ...['nomand', 'iversion', 'noiversion'],
 ])
-/** The same, with a value. */
+/** Accepted and ignored, with a value. */
 const ACCEPTED_VALUES = new Set(['comment', 'helper', 'uhelper', 'user'])
 
 const FLAGS = new Set([
@@ -108,6 +108,6 @@ export function parseMountOptions(lists: readonly string[]): MountOptions {
 const splitOptions = (list: string): string[] =>
   optionPieces(list).map(option => option.replace(/\\(.)/g, '$1'))
 
-/** The options of a list as they stand there: at commas without a backslash before them, not in quotes. */
+/** Splits a list at commas, except after a backslash and in quotes. Leaves the options as they are written. */
 export const optionPieces = (list: string): string[] =>
   list.match(/(?:\\.|="[^"]*"|[^,\\])+/g) ?? []

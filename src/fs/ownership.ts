@@ -1,6 +1,6 @@
 /**
- * The owner, the group and the mode of the disk's file, in memory that all threads share: what chown and
- * chmod set holds for the life of the mount. The image's own are not touched.
+ * The owner, the group and the mode of the disk's file, in memory that all threads share. chown and chmod hold until the
+ * disk is unmounted. The image's own attributes do not change.
  */
 const SET = 0
 const MODE = 1
@@ -21,7 +21,7 @@ export class Ownership {
     this.words = new Uint32Array(shared)
   }
 
-  /** What was set, or `initial` where nothing was. */
+  /** Returns what was set, or `initial` if nothing was. */
   current(initial: Owner): Owner {
     const { words } = this
     if (Atomics.load(words, SET) === 0) return initial
@@ -37,7 +37,7 @@ export class Ownership {
   }
 }
 
-/** Whether user `asker` may change `now` to `wanted`: the owner the mode, root all. */
+/** Reports whether user `asker` may change `now` to `wanted`: the owner may change the mode, root everything. */
 export const mayChange = (asker: number, now: Owner, wanted: Owner): boolean =>
   asker === 0 ||
   (now.uid === wanted.uid &&

@@ -8,18 +8,18 @@ export interface PageDropSetup {
   readonly shared: SharedArrayBuffer
   /** A descriptor of the mount's /dev/fuse. */
   readonly device: number
-  /** The kernel's number of the file, or the file's path where only the kernel knows it. */
+  /** The kernel's number of the file; or the file's path, if only the kernel knows the number. */
   readonly node: number | string
 }
 
-/** Starts the thread, which does not keep the process from ending. */
+/** Starts the thread. It does not keep the process alive. */
 export function startPageDropper(setup: PageDropSetup, onError: (error: Error) => void): void {
   const thread = new Worker(new URL(import.meta.url), {
     workerData: setup,
     resourceLimits: { maxYoungGenerationSizeMb: 2 },
   })
   thread.unref()
-  // Writers wait for a while then, and go on.
+  // Without it writers wait for a bounded time and go on.
   thread.on('error', onError)
 }
 
@@ -33,7 +33,7 @@ function run({ shared, device, node }: PageDropSetup): void {
   })
   new PageDropper(shared).serve((offset, length) => {
     INVAL_INODE_OUT.put(message, OUT_HEADER.size, { ino: id, offset, length })
-    // It fails where the kernel knows no such file any more; then it has no pages either.
+    // This fails if the kernel does not know the file any more. Then it has no pages of it.
     write(device, message, message.length)
   })
 }

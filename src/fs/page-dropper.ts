@@ -1,25 +1,25 @@
 /**
- * Has the kernel drop cached pages of the disk's file (FUSE_NOTIFY_INVAL_INODE). The kernel then waits for
- * locks of pages, which may be held for requests that nobody has answered yet. So a thread of its own
- * tells it (page-drop-thread.ts), and who needs the pages gone waits for a bounded time.
+ * Makes the kernel drop cached pages of the disk's file (FUSE_NOTIFY_INVAL_INODE). The kernel then waits for the locks of
+ * pages, and requests that are not answered yet may hold them. So a separate thread sends the notification
+ * (page-drop-thread.ts), and a thread that needs the pages gone waits for a bounded time.
  */
 import type { GapActions } from './truncations.js'
 import { withLock } from './word-lock.js'
 
-/** Words. */
+/** Words of the shared memory. */
 const LOCK = 0
 const ASKED = 1
 const DONE = 2
 const READY = 3
 const WORDS = 4
 
-/** How long a page's lock is waited for. */
+/** How long to wait for the lock of a page. */
 const WAIT_MS = 400
 
 /**
- * `GapActions.dropPages` by `dropper`.
+ * Returns `GapActions.dropPages`, which uses `dropper`.
  *
- * @param startMs how long may be waited until its thread serves
+ * @param startMs how long to wait for the start of its thread
  */
 export const dropPages =
   (dropper: PageDropper, startMs: number): GapActions['dropPages'] =>
@@ -30,7 +30,7 @@ export const dropPages =
 
 export class PageDropper {
   private readonly words: Int32Array
-  /** The range to drop, from and to; empty where nothing is to be done. */
+  /** The range to drop, from and to; empty if there is nothing to do. */
   private readonly range: Float64Array
 
   constructor(readonly shared = new SharedArrayBuffer(4 * WORDS + 16)) {
@@ -38,7 +38,7 @@ export class PageDropper {
     this.range = new Float64Array(shared, 4 * WORDS, 2)
   }
 
-  /** Asks for a range to be dropped; returns a ticket for `wait`. */
+  /** Asks to drop a range. Returns a ticket for `wait`. */
   ask(offset: number, length: number): number {
     return withLock(this.words, LOCK, () => {
       const [from = 0, to = 0] = this.range
@@ -51,7 +51,7 @@ export class PageDropper {
     })
   }
 
-  /** Returns once the pages are gone, or after a while. */
+  /** Returns once the pages are gone, or after a bounded time. */
   wait(ticket: number, startMs: number): void {
     if (Atomics.load(this.words, READY) === 0) Atomics.wait(this.words, READY, 0, startMs)
     const deadline = performance.now() + WAIT_MS
@@ -63,7 +63,7 @@ export class PageDropper {
     }
   }
 
-  /** Does what is asked for, for as long as the process lives. For the thread. */
+  /** Serves requests as long as the process lives. The thread calls this. */
   serve(drop: (offset: number, length: number) => void): never {
     let done = 0
     Atomics.store(this.words, READY, 1)

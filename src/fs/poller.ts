@@ -1,27 +1,27 @@
 /**
- * Who of the workers waits for the next request, and how.
+ * Decides which worker waits for the next request, and how.
  *
- * Waking a thread costs as much as answering, so a worker that has just answered polls for a while
- * before it sleeps in the kernel. A worker that sleeps there is woken by every request, also by those
- * that the polling one takes: with one client at a time, the others cost more than they help. So:
+ * Waking a thread costs as much as answering a request. So a worker that has just answered polls for a moment before it
+ * sleeps in the kernel. Every request wakes a worker that sleeps there, also a request that the polling worker takes. With
+ * one client at a time, the sleeping workers cost more than they help. So:
  *
- *  (1) One worker polls at a time, for POLL_MS, and only after a request: an idle mount costs nothing.
- *  (2) A worker that found request after request so, none of which had waited, leads: the others are
- *      parked, and the kernel does not know them.
- *  (3) It leads no longer when it finds nothing in time, when requests have waited for it, or when it
- *      has been busy with one for LONG_MS: then the others are there again.
+ *  (1) One worker at a time polls, for POLL_MS, and only after a request: an idle mount costs nothing.
+ *  (2) A worker that finds request after request in this way, none of which had waited, becomes the leader. The others are
+ *      parked outside the kernel's queue.
+ *  (3) It stops leading if it finds nothing in time, if requests have waited for it, or if it has been busy with one for
+ *      LONG_MS. Then the others are back.
  */
 import { errno, read } from '../io/libc.js'
 
 const TOKEN = 0
 const LEADER = 1
-/** Requests that leaders have taken. */
+/** How many requests leaders have taken. */
 const TAKEN = 2
 const WORDS = 3
 
 const POLL_MS = 0.05
 const LONG_MS = 20
-/** Requests in a row that make a leader, and that unmake one by having waited. */
+/** How many prompt requests in a row make a worker the leader, and how many late ones end that. */
 const TO_LEAD = 4
 const TO_RESIGN = 2
 
@@ -29,11 +29,11 @@ const EAGAIN = 11
 
 export const createPollMemory = (): SharedArrayBuffer => new SharedArrayBuffer(4 * WORDS)
 
-/** One worker's part. `take` is read(2), `now` a clock in milliseconds, or what tests have in their place. */
+/** One worker's part. `take` is read(2) and `now` a clock in milliseconds; tests replace them. */
 export class Poller {
   private readonly words: Int32Array
   private readonly me: number
-  /** Requests in a row that had not waited, and that had. */
+  /** How many requests in a row had not waited, and how many had. */
   private prompt = 0
   private late = 0
 
@@ -48,7 +48,7 @@ export class Poller {
     this.me = worker + 1
   }
 
-  /** The length of the next message, or -1 when this worker should sleep until one comes. */
+  /** Returns the length of the next message, or -1 if this worker should sleep until one comes. */
   poll(device: number, message: Buffer): number {
     const { words, me } = this
     const leader = Atomics.load(words, LEADER)
@@ -74,7 +74,7 @@ export class Poller {
     return length
   }
 
-  /** Rules (2) and (3). */
+  /** Applies rules (2) and (3). */
   private judge(leads: boolean, isFound: boolean, hasWaited: boolean): void {
     this.prompt = isFound && !hasWaited ? this.prompt + 1 : 0
     this.late = hasWaited ? this.late + 1 : 0
@@ -84,7 +84,7 @@ export class Poller {
     } else if (this.prompt >= TO_LEAD) Atomics.compareExchange(this.words, LEADER, 0, this.me)
   }
 
-  /** Until nobody leads. */
+  /** Waits until no worker leads. */
   private park(leader: number): void {
     const { words } = this
     for (let taken = Atomics.load(words, TAKEN); Atomics.load(words, LEADER) === leader; ) {

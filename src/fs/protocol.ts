@@ -1,32 +1,32 @@
 /**
- * The kernel's FUSE protocol: the structures of linux/fuse.h, in the byte order of the machines that
- * vimgfs runs on (little-endian). Names follow that header.
+ * The kernel's FUSE protocol: the structures of linux/fuse.h, little-endian as the machines that vimgfs runs on. Names
+ * follow that header.
  */
 import { bytes, i32le, i64le, layout, u16le, u32le, u64le } from '../binary.js'
 
 export const KERNEL_VERSION = 7
-/** The newest minor version whose additions are known here: 7.39 brought STATX. */
+/** The newest minor version that is known here: 7.39 brought STATX. */
 export const MINOR_VERSION = 39
-/** Linux 4.18. */
+/** The version of Linux 4.18. */
 export const OLDEST_MINOR_VERSION = 27
 
 export const ROOT_ID = 1
-/** Those that are named here; opcodes.ts has all. */
+/** The opcodes that other modules name; opcodes.ts has all. */
 export const OPCODE = { READ: 15, WRITE: 16, RELEASE: 18, FSYNC: 20, FALLOCATE: 43 } as const
-/** A write request, or a reply, at most: 256 pages. */
+/** The most bytes in a write request or a reply: 256 pages. */
 export const MAX_REQUEST_BYTES = 2 ** 20
 /**
- * A read request at most, where the kernel is told: who reads more at once is answered by several workers,
- * from their processors' own caches.
+ * The most bytes in a read request (`max_read`). Several workers answer a program that reads more at once, each from its own
+ * processor's cache.
  */
 export const MAX_READ_BYTES = 2 ** 18
-/** A request with its header; the kernel wants room for max_write and a page. */
+/** The size of a request's buffer: the kernel requires room for max_write and a page. */
 export const MESSAGE_BYTES = MAX_REQUEST_BYTES + 4096
 
 export const IN_HEADER = layout({
   length: u32le,
   opcode: u32le,
-  /** Only echoed. */
+  /** Is only echoed. */
   unique: bytes(8),
   nodeid: u64le,
   uid: u32le,
@@ -36,14 +36,14 @@ export const IN_HEADER = layout({
   padding: u16le,
 })
 export const OUT_HEADER = layout({ length: u32le, error: i32le, unique: bytes(8) })
-/** A message without a request has no `unique`, and this where replies have an error. */
+/** A notification has `unique` 0, and this code in place of a reply's error. */
 export const NOTIFY_INVAL_INODE = 2
 export const INVAL_INODE_OUT = layout({ ino: u64le, offset: i64le, length: i64le })
-/** The longest reply. */
+/** The size of the longest reply. */
 export const REPLY_BYTES = OUT_HEADER.size + MAX_REQUEST_BYTES
 
 export const INIT_IN = layout({ major: u32le, minor: u32le, maxReadahead: u32le, flags: u32le })
-/** Follows INIT_IN where the kernel has INIT_EXT among its flags. */
+/** Follows INIT_IN if the kernel's flags include INIT_EXT. */
 export const INIT_IN_EXT = layout({ flags2: u32le })
 export const INIT_OUT = layout({
   major: u32le,
@@ -62,9 +62,9 @@ export const INIT_OUT = layout({
 })
 export const INIT_FLAG = {
   ASYNC_READ: 1 << 0,
-  /** OPEN is told of O_TRUNC; without it truncating by opening looks like truncate(2). */
+  /** OPEN gets O_TRUNC. Without this flag truncating by opening looks like truncate(2). */
   ATOMIC_O_TRUNC: 1 << 3,
-  /** LOOKUP knows "." and "..", by which NFS servers find what the kernel has let go. */
+  /** LOOKUP serves "." and "..": NFS servers use them for inodes that the kernel has forgotten. */
   EXPORT_SUPPORT: 1 << 4,
   BIG_WRITES: 1 << 5,
   DO_READDIRPLUS: 1 << 13,
@@ -73,16 +73,16 @@ export const INIT_FLAG = {
   PARALLEL_DIROPS: 1 << 18,
   MAX_PAGES: 1 << 22,
   /**
-   * Writing takes set-user-ID bits and capabilities away from a file. Ours never have any; without this
-   * the kernel asks for the attribute `security.capability` before each write.
+   * Writing removes set-user-ID bits and capabilities of a file. Our files never have any. Without this flag the kernel asks
+   * for the attribute `security.capability` before each write.
    */
   HANDLE_KILLPRIV_V2: 1 << 28,
   INIT_EXT: 1 << 30,
 }
-/** In `flags2`: FUSE_DIRECT_IO_ALLOW_MMAP, bit 36 of all. Files may be mapped that FOPEN.DIRECT_IO is for. */
+/** In `flags2`: FUSE_DIRECT_IO_ALLOW_MMAP, bit 36 of all. Files opened with FOPEN.DIRECT_IO may be mapped. */
 export const INIT_FLAG2 = { DIRECT_IO_ALLOW_MMAP: 1 << 4 }
 
-/** Times are unsigned by name; the kernel takes them for signed ones, before 1970. */
+/** The header calls times unsigned, but the kernel takes them as signed, so times before 1970 work. */
 export const ATTR = layout({
   ino: u64le,
   size: u64le,
@@ -101,7 +101,7 @@ export const ATTR = layout({
   blksize: u32le,
   flags: u32le,
 })
-/** ATTR follows each of these two. */
+/** ATTR follows this one and ATTR_OUT. */
 export const ENTRY_OUT = layout({
   nodeid: u64le,
   generation: u64le,
@@ -112,9 +112,9 @@ export const ENTRY_OUT = layout({
 })
 export const ATTR_OUT = layout({ attrValid: u64le, attrValidNsec: u32le, padding: u32le })
 
-/** STATX_IN begins with the same. */
+/** STATX_IN begins with the same fields. */
 export const GETATTR_IN = layout({ getattrFlags: u32le, dummy: u32le, fh: u64le })
-/** In `getattrFlags`: `fh` counts. */
+/** In `getattrFlags`: `fh` is valid. */
 export const GETATTR_FH = 1
 export const STATX_IN = layout({
   getattrFlags: u32le,
@@ -165,12 +165,12 @@ export const FOPEN = {
   PARALLEL_DIRECT_WRITES: 1 << 6,
 }
 /**
- * From this minor version on (Linux 6.6) a write past the page cache drops the pages that it makes old,
- * so that handles with FOPEN.DIRECT_IO and others see the same.
+ * From this minor version on (Linux 6.6) a write past the page cache drops the cached pages that it makes stale. So handles
+ * with and without FOPEN.DIRECT_IO see the same bytes.
  */
 export const COHERENT_DIRECT_IO_MINOR = 39
 
-/** The same for READ, READDIR and READDIRPLUS. */
+/** For READ, READDIR and READDIRPLUS. */
 export const READ_IN = layout({
   fh: u64le,
   offset: u64le,
@@ -180,7 +180,7 @@ export const READ_IN = layout({
   flags: u32le,
   padding: u32le,
 })
-/** The bytes follow. */
+/** The data follow. */
 export const WRITE_IN = layout({
   fh: u64le,
   offset: u64le,
@@ -190,7 +190,7 @@ export const WRITE_IN = layout({
   flags: u32le,
   padding: u32le,
 })
-/** In `writeFlags`: a page is written back, by a handle that need not be its writer's. */
+/** In `writeFlags`: a cached page is written back, through a handle that need not be the writer's. */
 export const WRITE_CACHE = 1
 export const WRITE_OUT = layout({ size: u32le, padding: u32le })
 export const FALLOCATE_IN = layout({
@@ -218,7 +218,7 @@ export const SETATTR_IN = layout({
   gid: u32le,
   unused5: u32le,
 })
-/** What a SETATTR sets; the times are the other bits. */
+/** The attributes that a SETATTR sets; other bits are for times. */
 export const FATTR = { MODE: 1 << 0, UID: 1 << 1, GID: 1 << 2, SIZE: 1 << 3, FH: 1 << 6 }
 export const DIRENT = layout({ ino: u64le, off: u64le, namelen: u32le, type: u32le })
 export const STATFS_OUT = layout({
@@ -236,7 +236,7 @@ export const STATFS_OUT = layout({
 export const ACCESS_IN = layout({ mask: u32le, padding: u32le })
 export const LSEEK_IN = layout({ fh: u64le, offset: u64le, whence: u32le, padding: u32le })
 export const LSEEK_OUT = layout({ offset: u64le })
-/** The same for GETXATTR (a name follows) and LISTXATTR. */
+/** For GETXATTR (a name follows) and LISTXATTR. */
 export const GETXATTR_IN = layout({ size: u32le, padding: u32le })
 export const GETXATTR_OUT = layout({ size: u32le, padding: u32le })
 export const FLUSH_IN = layout({ fh: u64le, unused: u32le, padding: u32le, lockOwner: bytes(8) })

@@ -1,6 +1,6 @@
 /**
- * Images that a server of this user's still holds: one whose mount has gone saves what was written and ends, so
- * it is waited for; one whose mount is there is named with its place.
+ * Handles images that another server of this user holds. If its mount has gone, the server saves what was written and ends,
+ * so vimgfs waits for it. If it is still mounted, the error says where.
  */
 import fs from 'node:fs'
 import path from 'node:path'
@@ -21,19 +21,19 @@ import { askServer } from './running-server.js'
 
 /** How long a server may take to save what was written. */
 const ENDING_LIMIT_MS = 120_000
-/** A server whose mount has gone knows of it at once, unless programs still have files of it open. */
+/** A server learns at once that its mount has gone, unless programs still have files of it open. */
 const DETACHED_LIMIT_MS = 20_000
 const NOTICE_MS = 2_000
-/** How often it is looked whether a holder has ended, and how often at most before the image is tried again. */
+/** The time between looks whether a holder has ended, and the most looks before the image is tried again. */
 const TRY_MS = 20
 const MAX_TRIES = 25
 const OTHERS_TRY_MS = 1_000
 
 /**
- * What `open` returns. As long as an ending server of ours is in its way, tries again. Throws what
- * `open` throws, and Interrupted.
+ * Returns what `open` returns. Tries again while an ending server of this user holds the image. Throws what `open` throws,
+ * and Interrupted.
  *
- * @param say told once, with a line for the user, when it takes long
+ * @param say called once with a line for the user, if it takes long
  */
 export async function whenReleased<T>(
   open: () => T,
@@ -53,7 +53,7 @@ export async function whenReleased<T>(
     }
     const { holders, context } = obstacle
     const haveLost = await Promise.all(holders.map(hasLostMount))
-    // Others who wait try it, too, and are in the way while they do.
+    // Other waiting commands hold the locks for a moment when they try.
     const ending = holders.filter((_, index) => haveLost[index])
     if (ending.length > 0) lastEnding = Date.now()
     if (Date.now() - lastEnding > OTHERS_TRY_MS) throw obstacle
@@ -74,7 +74,7 @@ export async function whenReleased<T>(
   }
 }
 
-/** Whether process `pid` is a server of ours whose mount is in no list any more. */
+/** Reports whether process `pid` is a server of this user whose mount is in no list of mounts any more. */
 async function hasLostMount(pid: number): Promise<boolean> {
   const user = process.geteuid?.()
   const owner = userOf(pid)
@@ -87,7 +87,7 @@ async function hasLostMount(pid: number): Promise<boolean> {
     mount.device === device && mount.type === FS_TYPE && ownerOf(mount) === owner
   const mount = listMounts().find(isOurs)
   if (!mount) return !listMounts(pid).some(isOurs)
-  // The kernel gives the number of a mount that has gone to the next one.
+  // The kernel reuses the device number of an old mount.
   const server = await askServer(mount, ANSWER_MS)
   return typeof server !== 'string' && server.pid !== pid
 }
@@ -99,7 +99,7 @@ function stillHeld({ message, context, holders }: ImageInUse, who: string): Imag
   })
 }
 
-/** `error`, or where it is about an image that this user has mounted, the error that says where. */
+/** Returns `error`; or, if it is about an image that this user has mounted, an error that says where. */
 export async function namingItsMount(error: unknown, image: string): Promise<unknown> {
   if (!(error instanceof ImageInUse)) return error
   for (const pid of error.holders) {
@@ -110,7 +110,7 @@ export async function namingItsMount(error: unknown, image: string): Promise<unk
     if (place?.pid !== pid) continue
     const { message, context } = error
     const isSame = !place.readOnly || !message.endsWith('reads it')
-    // Who wants to write is not served by a mount to read.
+    // A read-only mount is no help to a user who wants to write.
     if (!isSame || ownerOf(mount) !== process.getuid?.()) {
       const access = place.readOnly ? 'read-only' : 'read-write'
       const where = `, which has it mounted ${access} on ${mount.mountpoint},`
@@ -124,7 +124,7 @@ export async function namingItsMount(error: unknown, image: string): Promise<unk
   return error
 }
 
-/** Throws AlreadyMounted where `mountpoint` is a mount of `image` by this user. */
+/** Throws AlreadyMounted if this user has mounted `image` on `mountpoint`. */
 export async function checkNotMounted(image: string, mountpoint: string): Promise<void> {
   const mount = findMount(mountpoint)
   if (!mount || mount.type !== FS_TYPE || ownerOf(mount) !== process.getuid?.()) return
@@ -136,7 +136,7 @@ export async function checkNotMounted(image: string, mountpoint: string): Promis
 
 const ANSWER_MS = 2_000
 
-/** What the server of `mount` says, where it is `image` that is mounted there. */
+/** Returns the status of the server of `mount`, if it serves `image`. */
 async function placeOf(mount: MountInfo, image: string) {
   const server = await askServer(mount, ANSWER_MS)
   if (typeof server === 'string') return undefined

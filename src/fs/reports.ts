@@ -1,4 +1,4 @@
-/** What those who serve a mount tell of it: the texts of `.vimgfs`, and the log's lines of faults. */
+/** What the server reports about a mount: the texts of `.vimgfs`, and the log lines about faults. */
 import { type ErrorContext, ImageError, isExpected } from '../errors.js'
 import type { ImageSet } from '../image/image-set.js'
 import type { LayerSpec } from '../formats/format.js'
@@ -13,10 +13,10 @@ export interface LogEntry {
   readonly detail?: Readonly<Record<string, unknown>>
 }
 
-/** Damage that was logged already: a scan over a lost table is one line a place, not a million. */
+/** How many places of damage are remembered, so that each is logged once: a scan may meet a lost table a million times. */
 const MAX_LOGGED_FAULTS = 1000
 
-/** Damage in an image is one line, once a place; what we did wrong is a stack, every time. */
+/** Returns a function that logs damage in an image with one line for each place, and a bug with its stack every time. */
 export function faultLogger(log: (entry: LogEntry) => void) {
   const logged = new Set<string>()
   return (error: unknown, opcode: number): void => {
@@ -42,7 +42,7 @@ export function faultLogger(log: (entry: LogEntry) => void) {
 export const stallMessage = (seconds: number): string =>
   `the storage of the image has not answered for ${seconds} s; requests wait for it`
 
-/** @param status what does not change */
+/** @param status the fields that do not change */
 export function statusText(
   status: Readonly<Record<string, unknown>>,
   { disk }: ImageSet,
@@ -55,7 +55,7 @@ export function statusText(
   return `${jsonWithoutHidden(JSON.stringify(text, null, 2))}\n`
 }
 
-/** @param started when the server did, in milliseconds since 1970 */
+/** @param started the start of the server, in milliseconds since 1970 */
 export function statsText(shared: SharedArrayBuffer, started: number): string {
   const { rss, heapUsed } = process.memoryUsage()
   const uptimeSeconds = Math.round((Date.now() - started) / 1000)

@@ -1,4 +1,4 @@
-/** The limits on open files and threads, which must not first be met when a mount is there. */
+/** Checks the limits on open files and threads before mounting: a server must not meet them later. */
 import fs from 'node:fs'
 import { MountError } from '../errors.js'
 
@@ -21,11 +21,10 @@ export function requireDescriptors(count: number): void {
 }
 
 /**
- * Throws MountError unless this user may have `count` more threads. Node hangs or aborts where it lacks
- * one, so it must not come to that.
+ * Throws MountError unless this user may have `count` more threads. Node would hang or abort if it cannot start one.
  */
 export function requireThreads(count: number): void {
-  // The limit is not for root.
+  // The limit does not hold for root.
   if (process.geteuid?.() === 0) return
   const limit = softLimit('processes')
   if (limit === undefined || limit > HIGH_LIMIT) return
@@ -44,7 +43,7 @@ export function whyNoProcess(): string {
   return `${what}; raise it with ulimit -u, or end other processes of this user`
 }
 
-/** Above this, counting costs more than it tells. */
+/** Limits above this are not checked: counting would cost too much. */
 const HIGH_LIMIT = 1000
 
 function threadsOf(uid: number): number {
@@ -54,13 +53,13 @@ function threadsOf(uid: number): number {
       if (fs.statSync(`/proc/${pid}`).uid !== uid) continue
       count += fs.readdirSync(`/proc/${pid}/task`).length
     } catch {
-      // It has ended meanwhile.
+      // The process has ended meanwhile.
     }
   }
   return count
 }
 
-/** A limit of this process (proc(5), /proc/pid/limits); undefined where there is none. */
+/** Returns a limit of this process (proc(5), /proc/pid/limits); undefined if there is none. */
 function softLimit(name: string): number | undefined {
   const text = fs.readFileSync('/proc/self/limits', 'utf8')
   const digits = new RegExp(`^Max ${name} +([0-9]+)`, 'm').exec(text)?.[1]

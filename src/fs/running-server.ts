@@ -1,4 +1,4 @@
-/** The server of a mount, as another process sees it. */
+/** Asks the server of a mount, from another process. */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import path from 'node:path'
@@ -8,13 +8,13 @@ import { type MountInfo, ownerOf, groupOf } from './mountinfo.js'
 
 export interface ServerProcess {
   readonly pid: number
-  /** As startOf has it. */
+  /** The result of startOf. */
   readonly startTicks: string
 }
 
 export interface RunningServer extends ServerProcess {
   readonly readOnly: boolean
-  /** Why the disk has become read-only, if it has. */
+  /** Why the disk has become read-only; null if it has not. */
   readonly failure: string | null
   readonly image: string
   /** Whether a file of the image has been removed since it was mounted. */
@@ -24,8 +24,8 @@ export interface RunningServer extends ServerProcess {
 }
 
 /**
- * What the server of `mount` says of itself in status.json: 'silent' where it does not answer within
- * `timeoutMs`, 'dead' where it has ended, and 'unknown' where we may not ask it.
+ * Returns the status of the server of `mount` from its status.json; 'silent' if it does not answer within `timeoutMs`, 'dead'
+ * if it has ended, and 'unknown' if this user may not ask it.
  */
 export async function askServer(
   mount: MountInfo,
@@ -45,7 +45,7 @@ export async function askServer(
   }
 }
 
-/** The process that serves `mount`, also when it does not answer; undefined where it cannot be found. */
+/** Returns the process that serves `mount`, also if it does not answer; undefined if it cannot be found. */
 export function findServer(mount: MountInfo): ServerProcess | undefined {
   const pid = serverOfDevice(mount.device, ownerOf(mount))
   const startTicks = pid && startOf(pid)
@@ -59,9 +59,9 @@ export interface Ran {
 }
 
 /**
- * Runs a command that touches `mount`: in another process, because a server that hangs would hang us, and as
- * the mounting user, because the mount may be closed to root. A process that waits for a server cannot always
- * be killed, so a command that takes too long is left behind.
+ * Runs a command that touches `mount`. It runs in another process, because a server that hangs would hang this one, and as
+ * the mounting user, because the mount may be closed to root. A process that waits for a server cannot always be killed, so
+ * a command that takes too long is left behind.
  */
 export async function runAsOwner(
   mount: MountInfo,
@@ -75,7 +75,7 @@ export async function runAsOwner(
     cwd: '/',
     stdio: ['ignore', 'pipe', 'pipe'],
     env: { ...process.env, LC_ALL: 'C' },
-    // The kernel lets in only who has both.
+    // The kernel admits only a process that has both.
     ...(isOthers && { uid: owner, gid: groupOf(mount) }),
   })
   const ended = Promise.all([

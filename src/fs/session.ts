@@ -1,4 +1,4 @@
-/** What a transport does for a mount, on the main thread. */
+/** The main thread's view of a transport. */
 import type { CatalogEntry } from '../image/catalog.js'
 import type { Chain } from '../image/chain.js'
 import type { DiskMemory } from '../image/disk-memory.js'
@@ -9,7 +9,7 @@ import type { MountInfo } from './mountinfo.js'
 import type { WorkerStats } from './stats.js'
 import type { Appearance } from './tree.js'
 
-/** How the kernel is spoken to: its protocol as it is, or by the npm package fuse-native. */
+/** How to talk to the kernel: with its own protocol, or through the npm package fuse-native. */
 export const TRANSPORTS = ['direct', 'libfuse'] as const
 export type Transport = (typeof TRANSPORTS)[number]
 
@@ -17,26 +17,26 @@ export interface SessionParts {
   readonly chain: Chain
   readonly entries: readonly CatalogEntry[]
   readonly appearance: Appearance
-  /** With allow_root, who may ask. */
+  /** With allow_root, the users who may use the mount. */
   readonly onlyUids: readonly number[] | undefined
   readonly mountpoint: string
   readonly mountRequest: MountRequest
-  /** Worker threads; the main thread comes after them where threads are numbered. */
+  /** The number of worker threads. Where threads are numbered, the main thread comes after them. */
   readonly threads: number
-  /** Of each thread. */
+  /** The caches of each thread. */
   readonly caches: CacheSizes
   readonly memory: DiskMemory | undefined
-  /** Of all threads, the main one included. */
+  /** The counts of all threads, with the main one. */
   readonly stats: SharedArrayBuffer
-  /** What status.json says that does not change. */
+  /** The fields of status.json that do not change. */
   readonly status: Readonly<Record<string, unknown>>
-  /** When the server did, in milliseconds since 1970. */
+  /** The start of the server, in milliseconds since 1970. */
   readonly started: number
   readonly isGrowable: boolean
   readonly logger: Logger
 }
 
-/** What the main thread has of the image, to flush it and perhaps to serve it. */
+/** The main thread's part of the image, to flush it and perhaps to serve it. */
 export interface MainThread {
   readonly images: ImageSet
   readonly counts: WorkerStats
@@ -45,12 +45,12 @@ export interface MainThread {
 export interface Session {
   /** Settles when the last request has been served. */
   readonly finished: Promise<void>
-  /** Settles when all is loaded that serves. Throws MountError where the machine lacks the means. */
+  /** Resolves when all code that serves is loaded. Throws MountError if the machine lacks resources for it. */
   prepare(): Promise<void>
-  /** Mounts, and serves from then on. Throws MountError; then nothing is mounted. */
+  /** Mounts and serves. Throws MountError; then nothing is mounted. */
   mount(): Promise<MountInfo | undefined>
-  /** `detach` takes it away at once and lets those who use it finish. Throws MountError with the reason. */
+  /** Unmounts. With `detach` the mount disappears at once, and its users may finish. Throws MountError with the reason. */
   unmount(mount: MountInfo, detach: boolean): Promise<void>
-  /** Ends what serves nothing, or nothing yet. */
+  /** Ends threads that serve nothing any more, or nothing yet. */
   end(): Promise<void>
 }

@@ -1,17 +1,17 @@
 /**
- * What the workers count, in shared memory: each writes a region of its own, whoever shows the
- * statistics adds them up. Plain stores: a count that is read while it is raised is one off.
+ * The counts of the threads, in shared memory. Each thread writes its own region; showing the statistics adds them up. The
+ * stores are plain, so a count that is read while it rises may be one too low.
  */
 import { COUNT, COUNTS } from '../cache/counts.js'
 import { OPCODE } from './protocol.js'
 
-/** Opcodes are below this; others are counted at 0. */
+/** Opcodes are below this; others count as 0. */
 const OPCODES = 64
-/** Latencies: four buckets an octave, from 250 ns to 17 minutes. */
+/** Buckets of latencies: four for each octave, from 250 ns to 17 minutes. */
 const BUCKETS = 128
 const BUCKETS_PER_OCTAVE = 4
 const SMALLEST_US = 0.25
-/** Every how many requests one is timed: a clock costs as much as a cached lookup. */
+/** One of so many requests is timed: reading the clock costs as much as a cached lookup. */
 const SAMPLED = 16
 
 const CACHES = OPCODES + 4
@@ -43,14 +43,14 @@ export class WorkerStats {
     this.clusters = this.region.subarray(AT.clusters, AT.clusters + COUNTS)
   }
 
-  /** The time, if this request is one of those that are timed; else 0. */
+  /** Returns the time if this request is to be timed, else 0. */
   start(): number {
     return ++this.sampled % SAMPLED === 0 ? performance.now() : 0
   }
 
   /**
    * @param error the errno of the reply, 0 or negative
-   * @param dataBytes what a READ has read or a WRITE has written
+   * @param dataBytes the bytes that a READ has read or a WRITE has written
    * @param started what `start()` returned
    */
   count(opcode: number, error: number, dataBytes: number, started: number): void {
@@ -71,7 +71,7 @@ export class WorkerStats {
   }
 }
 
-/** @param workers threads that count; each has a region */
+/** @param workers the number of threads; each has a region */
 export function sharedStats(workers: number): SharedArrayBuffer {
   return new SharedArrayBuffer(workers * REGION * 8)
 }
@@ -81,10 +81,10 @@ export interface Stats {
   errors: number
   bytesRead: number
   bytesWritten: number
-  /** How often the disk was asked to be on the image's disk: by programs, by the clock, at the end. */
+  /** How often the disk was flushed: for programs, by the timer, at the end. */
   flushes: number
   caches: { metadata: CacheStats; clusters: CacheStats }
-  /** Of one request in 16, in microseconds. */
+  /** In microseconds, of one request in 16. */
   latency: { read: LatencyStats; write: LatencyStats; other: LatencyStats }
 }
 type CacheStats = Record<keyof typeof COUNT, number>
@@ -96,7 +96,7 @@ interface LatencyStats {
   max: number
 }
 
-/** @param nameOf an opcode's name */
+/** @param nameOf returns an opcode's name */
 export function readStats(shared: SharedArrayBuffer, nameOf: (opcode: number) => string): Stats {
   const sum = new Float64Array(REGION)
   for (let worker = 0; worker < shared.byteLength / (REGION * 8); worker++) {
@@ -144,7 +144,7 @@ function cacheStats(sum: Float64Array, at: number): CacheStats {
   }
 }
 
-/** Percentiles as the upper ends of their buckets. */
+/** Computes percentiles: the upper ends of their buckets. */
 function latencyStats(sum: Float64Array, at: number): LatencyStats {
   const buckets = sum.subarray(at, at + BUCKETS)
   const samples = buckets.reduce((all, count) => all + count, 0)

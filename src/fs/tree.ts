@@ -1,6 +1,6 @@
 /**
- * The inodes of a mount: the folder, a file for each entry of the catalog, and the hidden `.vimgfs`
- * with its status files. It is laid once and never changes, so FORGET has nothing to do.
+ * The inodes of a mount: the folder, a file for each entry of the catalog, and the hidden `.vimgfs` with its status files.
+ * The tree is built once and never changes, so FORGET has nothing to do.
  */
 import type { CatalogEntry } from '../image/catalog.js'
 import type { Timestamp } from '../io/file-spec.js'
@@ -9,7 +9,7 @@ import { ROOT_ID } from './protocol.js'
 export const CONTROL_DIR_ID = 2
 const FIRST_CONTROL_FILE_ID = 3
 const FIRST_FILE_ID = 16
-/** The disk comes first. */
+/** The disk is the first file. */
 export const DISK_ID = FIRST_FILE_ID
 const CONTROL_DIR_NAME = '.vimgfs'
 export const CONTROL_FILES = ['stats.json', 'status.json'] as const
@@ -22,13 +22,13 @@ interface NodeBase {
 }
 export interface DirNode extends NodeBase {
   readonly kind: 'dir'
-  /** What READDIR lists, in order. */
+  /** The ids that READDIR lists, in order. */
   readonly children: readonly number[]
 }
 export interface ImageNode extends NodeBase {
   readonly kind: 'image'
   readonly entry: CatalogEntry
-  /** In the catalog. */
+  /** The index in the catalog. */
   readonly place: number
 }
 export interface ControlNode extends NodeBase {
@@ -43,18 +43,18 @@ export interface Appearance {
   readonly gid: number
   /** Permission bits of the image files; no write bits. */
   readonly fileMode: number
-  /** The same by layer: what all files grant in common that its bytes come from. */
+  /** The same for each layer: the bits that all files have in common from which its bytes come. */
   readonly layerModes?: readonly number[]
-  /** The same of the disk, which may be written. */
+  /** The same for the disk, which may have write bits. */
   readonly diskMode: number
   readonly dirMode: number
-  /** Of the folder. */
+  /** The mtime of the folder. */
   readonly modified: Timestamp
 }
 
 export class Tree {
   private readonly nodes = new Map<number, Node>()
-  /** Folder id and name → node. */
+  /** The nodes by folder id and name. */
   private readonly names = new Map<string, Node>()
 
   constructor(
@@ -76,7 +76,7 @@ export class Tree {
       kind: 'dir',
       children: files.map(f => f.id),
     })
-    // Found by name, not listed: whoever copies the folder wants disks.
+    // Not listed, so that copying the folder copies only disks.
     this.add({
       id: CONTROL_DIR_ID,
       name: CONTROL_DIR_NAME,
@@ -95,20 +95,20 @@ export class Tree {
     return this.names.get(`${dir}/${name}`)
   }
 
-  /** All nodes by their paths from the mount's root, which is `/`. */
+  /** Returns all nodes by their paths from the mount's root, which is `/`. */
   paths(): Map<string, Node> {
     const pathOf = ({ id, name, parent }: Node): string =>
       id === ROOT_ID ? '' : `${pathOf(this.node(parent) as Node)}/${name}`
     return new Map([...this.nodes.values()].map(node => [pathOf(node) || '/', node]))
   }
 
-  /** The file of the disk itself; a tree without one is for tests. */
+  /** The file of the disk itself; undefined only in tests. */
   get disk(): ImageNode | undefined {
     const node = this.nodes.get(FIRST_FILE_ID)
     return node?.kind === 'image' ? node : undefined
   }
 
-  /** Image files. */
+  /** The number of image files. */
   get fileCount(): number {
     return this.nodes.size - 2 - CONTROL_FILES.length
   }

@@ -1,13 +1,12 @@
 /**
- * The handles that have emptied the disk's file, by O_TRUNC or by ftruncate(fd, 0), in memory that all
- * threads share: the requests of one handle reach any thread.
+ * The handles that have truncated the disk's file to 0, by O_TRUNC or by ftruncate(fd, 0). They are in memory that all
+ * threads share, because any thread may get a handle's requests.
  *
- *  (1) Such a handle has a mark: the end of what it has written or extended to. A write past the mark, or
- *      ftruncate past it, zeroes what lies between, once, before the mark passes it. Nothing past the mark
- *      changes until then.
- *  (2) What others have written past the mark since the handle truncated is kept, as a file keeps it.
- *  (3) Each write of the disk registers here before it changes the disk, and waits while a gap is zeroed.
- *      So no write that came later is zeroed away, whatever order the requests arrive in.
+ *  (1) Such a handle has a mark: the end of what it has written or extended to. A write or an ftruncate past the mark
+ *      zeroes the gap in between, once, before the mark passes it. Until then nothing past the mark changes.
+ *  (2) What other handles have written past the mark since the truncation stays, as in a file.
+ *  (3) Each write of the disk registers here before it changes the disk, and waits while a gap is zeroed. So zeroing a gap
+ *      never removes a later write, in whatever order the requests arrive.
  */
 import { constants } from 'node:os'
 import { SystemError } from '../errors.js'
@@ -16,55 +15,55 @@ import { withLock } from './word-lock.js'
 const { EBUSY } = constants.errno
 
 const SLOTS = 32
-/** Ranges that others have written, for each slot. */
+/** The most ranges of other handles' writes that a slot remembers. */
 const RANGES = 2048
 const MAX_HANDLE = 2 ** 31 - 1
 
-/** Words for all slots. */
+/** Words that all slots share. */
 const LOCK = 0
 const ACTIVE = 1
 const LAST_HANDLE = 2
 const LAST_ORDER = 3
-/** The handles whose last write failed, each in the word that its number leaves the rest for. */
+/** The handles whose last write failed; each is in the word with the index handle % FAILED_WORDS. */
 const FAILED = 4
 const FAILED_WORDS = 64
 const HEAD_WORDS = FAILED + FAILED_WORDS
 
 /** Words of a slot. */
 const HANDLE = 0
-/** Which truncation it was; the last one counts. */
+/** The number of the truncation; the last one decides the size that is shown. */
 const ORDER = 1
 const FLAGS = 2
 const RANGE_COUNT = 3
 const SLOT_WORDS = 4
 
-/** The handle has been told that it is empty by ftruncate, and nothing has made that untrue. */
+/** ftruncate has told the program that the file is empty, and it has not written since. */
 const EMPTIED = 1
-/** A descriptor of the handle was closed since it was last used: it may be about to be released. */
+/** A descriptor of the handle was closed since its last use: the handle may be about to be released. */
 const FLUSHED = 2
-/** Others may have read past the mark since, so the kernel may keep old pages. */
+/** Programs may have read past the mark since, so the kernel may have cached old pages. */
 const READ = 4
-/** More ranges than there is room for. */
+/** There were more ranges than RANGES. */
 const CROWDED = 8
 /** The handle was opened with O_APPEND. */
 const APPENDING = 16
 
-/** A slot's numbers: its mark, when it was flushed (by `now`), then pairs of start and end. */
+/** A slot's numbers: its mark, the time of its last FLUSH (see `now`), then pairs of start and end. */
 const SLOT_NUMBERS = 2 + 2 * RANGES
 const WORDS_BYTES = 4 * (HEAD_WORDS + SLOTS * SLOT_WORDS)
 
 /**
- * RELEASE follows the last FLUSH at once, but another thread may be handling it, and the system may be
- * busy. Who asks for the size meanwhile waits so long for it, counted from the FLUSH.
+ * How long a request for the size waits for the RELEASE, counted from the FLUSH. RELEASE follows the last FLUSH at once, but
+ * another thread may handle it, and the system may be busy.
  */
 const RELEASE_MS = 250
 
-/** What a gap needs: to be zeroed, and to be dropped from the kernel's page cache. */
+/** The two actions on a gap. */
 export interface GapActions {
   zero(offset: number, length: number): void
   /**
-   * Drops cached pages of a range of the disk. Returns when they are gone or, where `isLocked`, at once,
-   * since the request that is being answered holds their locks.
+   * Makes the kernel drop the cached pages of a range of the disk. Returns when they are gone; with `isLocked` it returns at
+   * once, because the current request holds their locks.
    */
   dropPages(offset: number, length: number, isLocked: boolean): void
 }
@@ -77,19 +76,19 @@ export class Truncations {
 
   constructor(
     readonly shared = new SharedArrayBuffer(WORDS_BYTES + 8 * SLOTS * SLOT_NUMBERS),
-    /** Called when a handle that reads may make the kernel keep pages which a gap will change. */
+    /** Called when a read may make the kernel cache pages that a gap will change. */
     private readonly onRead: () => void = () => {},
   ) {
     this.words = new Int32Array(shared, 0, WORDS_BYTES / 4)
     this.numbers = new Float64Array(shared, WORDS_BYTES)
   }
 
-  /** Whether any handle has truncated. While none has, the rest need not be asked. */
+  /** Whether any handle has truncated. If not, no other method needs to be called. */
   get isActive(): boolean {
     return Atomics.load(this.words, ACTIVE) > 0
   }
 
-  /** A number above 0 for a handle that writes. */
+  /** Returns a number above 0 for a handle that writes. */
   newHandle(): number {
     for (;;) {
       const last = Atomics.add(this.words, LAST_HANDLE, 1)
@@ -98,14 +97,14 @@ export class Truncations {
     }
   }
 
-  /** Empties the file for `handle`. False where too many handles have done so. */
+  /** Empties the file for `handle`. Returns false if too many handles have done so. */
   truncate(handle: number, isByOpening: boolean, isAppending = false): boolean {
     return this.locked(() => {
       const known = this.slotOf(handle)
       const slot = known < 0 ? this.slotWith(0) : known
       if (slot < 0) return false
       const at = this.at(slot)
-      // Opening with O_TRUNC makes the kernel drop all pages, ftruncate does not.
+      // O_TRUNC makes the kernel drop all cached pages; ftruncate does not.
       this.words[at + FLAGS] = (isByOpening ? 0 : EMPTIED | READ) | (isAppending ? APPENDING : 0)
       if (!isByOpening) this.onRead()
       this.words[at + RANGE_COUNT] = 0
@@ -117,7 +116,7 @@ export class Truncations {
     })
   }
 
-  /** The handle is closed for good. */
+  /** Forgets a handle that is closed for good. */
   release(handle: number): void {
     if (!this.isActive) return
     this.locked(() => {
@@ -131,8 +130,8 @@ export class Truncations {
   }
 
   /**
-   * A descriptor of the handle is closed. Returns whether the program believes that it has emptied the
-   * file by ftruncate, which is not so: it wrote nothing afterwards.
+   * Notes that a descriptor of the handle is closed. Returns whether the program wrongly believes that the file is empty: it
+   * truncated by ftruncate and wrote nothing afterwards.
    */
   close(handle: number): boolean {
     const slot = this.isActive ? this.slotOf(handle) : -1
@@ -142,13 +141,13 @@ export class Truncations {
     return (flags & EMPTIED) !== 0
   }
 
-  /** The mark of a handle that has truncated. */
+  /** Returns the mark of a handle that has truncated. */
   markOf(handle: number): number | undefined {
     const slot = this.isActive ? this.slotOf(handle) : -1
     return slot < 0 ? undefined : this.numbers[slot * SLOT_NUMBERS]
   }
 
-  /** The mark of the last handle that truncated and is still open. */
+  /** Returns the mark of the last handle that truncated and is still open. */
   lastMark(): number | undefined {
     while (this.isActive) {
       const slot = this.lastSlot()
@@ -169,13 +168,13 @@ export class Truncations {
     return slot >= 0 && (Atomics.load(this.words, this.at(slot) + FLAGS) & APPENDING) !== 0
   }
 
-  /** Whether the last handle that truncated may just be going away. */
+  /** Whether the last handle that truncated may be about to be released. */
   get isClosing(): boolean {
     const slot = this.isActive ? this.lastSlot() : -1
     return slot >= 0 && this.closingFor(slot) > 0
   }
 
-  /** Called before the disk is read for a request. */
+  /** Call this before reading the disk for a request. */
   noteRead(): void {
     if (!this.isActive) return
     for (let slot = 0; slot < SLOTS; slot++) {
@@ -187,8 +186,8 @@ export class Truncations {
   }
 
   /**
-   * Called before `handle` writes a range: zeroes what it skips. Throws what zeroing throws. Returns where
-   * the mark belongs if the write fails, for `failed`.
+   * Call this before `handle` writes a range: it zeroes the gap that the write skips. Throws what zeroing throws. Returns the
+   * place to which the mark goes back if the write fails, for `failed`.
    */
   beforeWrite(handle: number, offset: number, end: number, actions: GapActions): number {
     if (!this.isActive) return offset
@@ -208,7 +207,7 @@ export class Truncations {
     })
   }
 
-  /** Makes the file end at `end` for a handle that has truncated. False for any other handle. */
+  /** Makes the file end at `end` for a handle that has truncated. Returns false for any other handle. */
   resize(handle: number, end: number, actions: GapActions): boolean {
     return this.locked(() => {
       const slot = this.slotOf(handle)
@@ -220,13 +219,13 @@ export class Truncations {
     })
   }
 
-  /** Tells that a write up to `end` has failed: the mark that it moved goes back to `back`. */
+  /** Notes that a write up to `end` has failed: the mark that it moved goes back to `back`. */
   failed(handle: number, back: number, end: number): void {
     if (handle !== 0) Atomics.store(this.words, failedWord(handle), handle)
     if (!this.isActive) return
     this.locked(() => {
       const slot = this.slotOf(handle)
-      // If a later write has moved on, only a second try can tell what belongs here.
+      // Not if a later write has moved the mark on: then only a second try of this write can repair the gap.
       if (slot >= 0 && this.numbers[slot * SLOT_NUMBERS] === end) {
         this.numbers[slot * SLOT_NUMBERS] = back
       }
@@ -239,14 +238,14 @@ export class Truncations {
   }
 
   /**
-   * Whether the last write of `handle` failed. After a direct write that failed the kernel itself sends
-   * an ftruncate, to the size that it believes in (fuse_direct_IO); it is no wish of the program's.
+   * Reports whether the last write of `handle` failed. After a failed direct write the kernel itself sends an ftruncate to the
+   * size that it believes in (fuse_direct_IO); the program has not asked for that.
    */
   hasFailed(handle: number): boolean {
     return Atomics.load(this.words, failedWord(handle)) === handle
   }
 
-  /** Zeroes from the mark to `offset` and moves the mark to `end`. With the lock held. */
+  /** Zeroes from the mark to `offset` and moves the mark to `end`. The caller holds the lock. */
   private passTo(
     slot: number,
     offset: number,
@@ -285,7 +284,7 @@ export class Truncations {
     if (done < to) actions.zero(done, to - done)
   }
 
-  /** Rule (2): takes down what another handle writes past the mark of `slot`. */
+  /** Rule (2): remembers what another handle writes past the mark of `slot`. */
   private keep(slot: number, offset: number, end: number): void {
     const { numbers, words } = this
     const at = this.at(slot)
@@ -313,7 +312,7 @@ export class Truncations {
     words[at + RANGE_COUNT] = count + 1 - (high - low)
   }
 
-  /** The place of the first range that ends at `offset` or later. */
+  /** Returns the index of the first range that ends at `offset` or later. */
   private firstEndingAt(first: number, count: number, offset: number): number {
     let low = 0
     let high = count
@@ -337,12 +336,12 @@ export class Truncations {
     if (count > gone) numbers[first] = Math.max(numbers[first] as number, mark)
   }
 
-  /** The slot of a handle that has truncated; -1 for any other. */
+  /** Returns the slot of a handle that has truncated; -1 for any other. */
   private slotOf(handle: number): number {
     return handle === 0 ? -1 : this.slotWith(handle)
   }
 
-  /** The first slot of a handle, or the first free one for 0; -1 where there is none. */
+  /** Returns the first slot of a handle, or the first free one for 0; -1 if there is none. */
   private slotWith(handle: number): number {
     for (let slot = 0; slot < SLOTS; slot++) {
       if (Atomics.load(this.words, this.at(slot) + HANDLE) === handle) return slot
@@ -364,7 +363,7 @@ export class Truncations {
     return Atomics.load(this.words, this.at(slot) + ORDER)
   }
 
-  /** For how many milliseconds a slot may be about to be released. */
+  /** Returns how many milliseconds longer a slot may be about to be released. */
   private closingFor(slot: number): number {
     if ((Atomics.load(this.words, this.at(slot) + FLAGS) & FLUSHED) === 0) return 0
     return (this.numbers[slot * SLOT_NUMBERS + 1] as number) + RELEASE_MS - now()
@@ -381,13 +380,13 @@ export class Truncations {
 
 const failedWord = (handle: number): number => FAILED + (handle % FAILED_WORDS)
 
-/** Milliseconds of a clock that all threads share and nobody sets. */
+/** Returns milliseconds of a monotonic clock that all threads share. */
 function now(): number {
   const [seconds, nanoseconds] = process.hrtime()
   return seconds * 1000 + nanoseconds / 1e6
 }
 
-/** A write through the page cache holds the page that it begins in until it is answered. */
+/** Drops pages of a gap. A write through the page cache holds the page in which it begins until it is answered. */
 function dropBetween(from: number, to: number, isWrite: boolean, actions: GapActions): void {
   const border = isWrite ? Math.max(from, to - (to % PAGE_BYTES)) : to
   if (border > from) actions.dropPages(from, border - from, false)

@@ -1,15 +1,14 @@
 /**
- * Work that has V8 compile what serves requests before there are any.
+ * Makes V8 compile the code that serves requests before there are any.
  *
- * Compiling takes 200 ms of a processor for each worker, and beside requests it makes these wait for
- * milliseconds: of a program that writes for a second a quarter was spent so. Workers that have
- * nothing to do yet therefore answer requests of their own, on scratch disks in memory that are made as
- * the one that is mounted.
+ * Compiling takes 200 ms of a processor for each worker, and requests that come meanwhile wait for milliseconds: a program
+ * that wrote for a second lost a quarter of it. So workers that have nothing to do yet answer requests of their own, on
+ * scratch disks in memory that are made like the mounted one.
  *
- *  (1) What is compiled holds for objects of the shapes and numbers of the sizes that it has seen. So
- *      there are two disks, below and above what fits 32 bits, by turns, and they are made before the
- *      real one, from parts that were cloned as the real one's.
- *  (2) Nothing of the mount is touched, and an error ends it without a trace but a line in the log.
+ *  (1) Compiled code holds only for the shapes of objects and the sizes of numbers that it has seen. So there are two disks,
+ *      below and above what fits 32 bits, used by turns. They are made before the real one, from parts that were cloned as
+ *      those of the real one are.
+ *  (2) The warm-up touches nothing of the mount. An error ends it and leaves only a line in the log.
  */
 import type { CatalogEntry } from '../image/catalog.js'
 import type { FormatWriting, LayerSpec } from '../formats/format.js'
@@ -34,18 +33,18 @@ import {
 import { type Appearance, Tree } from './tree.js'
 
 const SIZES_BYTES = [2 ** 30, 33 * 2 ** 30]
-/** Of the larger requests: a few clusters. */
+/** The size of the larger requests: a few clusters. */
 const REQUEST_BYTES = 32 * 1024
 const SMALL_BYTES = 4096
 /** A cluster of blank disks. */
 const ZEROS_BYTES = 4096
-/** After so many the compiler has nothing more to do. */
+/** After so many steps the compiler has nothing more to do. */
 const STEPS = 700
-/** Steps until what they wrote is given back. */
+/** After so many steps the space that they wrote is given back. */
 const STEPS_A_ROUND = 16
 const SECTOR_BYTES = 512
 
-/** @param top the image that is mounted for writing; of it only the header is looked at */
+/** @param top the image that is mounted for writing; only its header is used */
 export function warmUp(top: LayerSpec, caches: CacheSizes): Iterator<void> {
   const disks = SIZES_BYTES.map(sizeBytes => new ScratchDisk(top, caches, sizeBytes))
   return steps(disks)
@@ -97,13 +96,13 @@ class ScratchDisk {
       throw error
     }
     this.responder = new Responder(fileSystem, fail, reply)
-    // Zeros that are looked at, and too few of them or whole clusters.
+    // Zeros that the writer detects: too few, and whole clusters.
     const data = this.message.fill(0xa5).subarray(-REQUEST_BYTES)
     data.fill(0, 0, ZEROS_BYTES - SECTOR_BYTES)
     data.fill(0, REQUEST_BYTES - ZEROS_BYTES)
   }
 
-  /** What programs do with a disk: reading holes and data, new data and old, some of it unaligned. */
+  /** Does what programs do: reads holes and data, writes new and old places, some of them unaligned. */
   use(step: number): void {
     const round = Math.floor(step / STEPS_A_ROUND)
     const inRound = step % STEPS_A_ROUND
@@ -126,7 +125,7 @@ class ScratchDisk {
     closeFile(this.fd)
   }
 
-  /** As in a file that has grown to `at`. */
+  /** Makes the scratch disk allocate from `at` on, as in a file that has grown to there. */
   private allocateFrom(at: number): void {
     formatOf(this.layer).writing?.allocateFrom?.(this.memory.format, at)
   }

@@ -1,6 +1,6 @@
-/** A lock in a word of shared memory, 0 while nobody holds it. */
+/** A lock in a word of shared memory; 0 means free. */
 
-/** Runs `act` while no other thread holds the lock at `index`. Waits as long as it takes. */
+/** Runs `act` with the lock at `index` held. Waits for it as long as needed. */
 export function withLock<T>(words: Int32Array, index: number, act: () => T): T {
   while (Atomics.compareExchange(words, index, 0, 1) !== 0) Atomics.wait(words, index, 1)
   try {

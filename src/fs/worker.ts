@@ -1,6 +1,6 @@
 /**
- * A worker thread: a blocking loop over /dev/fuse. Read a request, answer it, write the reply; no
- * promise and no event loop, since each would cost more than the request.
+ * A worker thread: a blocking loop over /dev/fuse that reads a request, answers it and writes the reply. It uses no promise
+ * and no event loop, since each would cost more than the request.
  */
 import fs from 'node:fs'
 import { availableParallelism } from 'node:os'
@@ -25,7 +25,7 @@ import { type Appearance, Tree } from './tree.js'
 import { Truncations } from './truncations.js'
 import { warmUp } from './warm-up.js'
 
-/** What a worker starts from; all of it plain data or shared memory. */
+/** The data that a worker starts with: plain data and shared memory. */
 export interface WorkerSetup {
   readonly index: number
   readonly layers: readonly LayerSpec[]
@@ -40,20 +40,20 @@ export interface WorkerSetup {
     readonly stats: SharedArrayBuffer
     readonly allocated: SharedArrayBuffer
     readonly slots: SharedArrayBuffer
-    /** Who polls. */
+    /** For Poller. */
     readonly polling: SharedArrayBuffer
-    /** By worker; the target is where it writes its replies. */
+    /** One for each worker, which writes its replies to the target. */
     readonly crews: readonly CrewMemory[]
-    /** Where the disk is written. */
+    /** Present if the disk is written. */
     readonly disk: DiskMemory | undefined
-    /** Of Truncations, Ownership and PageDropper. */
+    /** For Truncations, Ownership and PageDropper. */
     readonly truncations: SharedArrayBuffer
     readonly ownership: SharedArrayBuffer
     readonly pageDrops: SharedArrayBuffer
   }
 }
 
-/** What a worker begins to serve with. */
+/** The message that makes a worker serve. */
 export interface SessionStart {
   /** The descriptor of the mount's /dev/fuse. */
   readonly device: number
@@ -61,10 +61,10 @@ export interface SessionStart {
   readonly minor: number
 }
 
-/** What a worker tells the main thread: 'ready' when it can serve; 'served' is the last. */
+/** Messages of a worker to the main thread: 'ready' when it can serve; 'served' is the last one. */
 export type WorkerMessage = { readonly log: LogEntry } | 'ready' | 'help' | 'page drops' | 'served'
 
-/** The main thread starts it, on a machine that may be busy. */
+/** How long the page dropper may take to start: the main thread starts it, and the machine may be busy. */
 const PAGE_DROPPER_START_MS = 3_000
 const ENOENT = 2
 const EINTR = 4
@@ -78,7 +78,7 @@ function run(setup: WorkerSetup): void {
   const { disk: memory } = setup.shared
   const onStall = (seconds: number) => log({ level: 'warn', message: stallMessage(seconds) })
   const writing = memory && { memory, thread: setup.index, onStall }
-  // Before anything of the real disk is made: see warm-up.ts.
+  // Make this before any part of the real disk: see warm-up.ts.
   const warming = memory && new Warming(setup)
   const images = new ImageSet(setup.layers, setup.caches, stats, writing)
   const fileSystem = new ImageFs({
@@ -109,24 +109,24 @@ function run(setup: WorkerSetup): void {
   tell('ready')
 }
 
-/** The steps of the warm-up, as long as there are any. */
+/** Runs the steps of the warm-up. */
 class Warming {
   private steps: Iterator<void> | undefined
 
   constructor({ index, layers, caches }: WorkerSetup) {
-    // More at once than there are processors would take longer than it is worth.
+    // More warm-ups at once than processors would take too long.
     if (index >= availableParallelism() || availableParallelism() === 1) return
     this.guarded(() => {
       this.steps = warmUp(layers[0] as LayerSpec, caches)
     })
   }
 
-  /** Goes on until a request comes, which waits for one step at most: its length, or -1 at the end. */
+  /** Runs steps until a request comes, which waits for one step at most. Returns its length, or -1 at the end. */
   poll(device: number, message: Buffer): number {
     while (this.steps) {
       const length = read(device, message, message.length)
       if (length >= 0) return length
-      // The mount is gone already: the sleeping read tells why.
+      // The mount has gone already: the sleeping read reports why.
       if (errno() !== EAGAIN) return -1
       this.guarded(() => {
         if (this.steps?.next().done) this.steps = undefined
@@ -145,15 +145,15 @@ class Warming {
   }
 }
 
-/** The helper is started with the first compressed cluster: most images have none. */
+/** Joins the helper, which starts with the first compressed cluster: most images have none. */
 function joinCrew(memory: CrewMemory): UnpackCrew {
   const payload = Buffer.from(memory.target).subarray(OUT_HEADER.size)
   return new UnpackCrew(memory, payload, OUT_HEADER.size, () => tell('help'))
 }
 
 /**
- * The devices of a worker: one to sleep on and one to poll. A reply must go to the device that its
- * request came from. Where the kernel or its rights do not let us clone, all workers share `session`.
+ * Opens the devices of a worker: one to sleep on and one to poll. A reply must go to the device that its request came from.
+ * If the kernel does not allow cloning, all workers share `session`.
  */
 function openDevices(session: number): { sleeping: number; polling: number } {
   const { O_RDWR, O_NONBLOCK } = fs.constants
@@ -219,7 +219,7 @@ function serve(
 function send(device: number, reply: Buffer, bytes: number): void {
   if (write(device, reply, bytes) >= 0) return
   const reason = errno()
-  // Who asked has gone (ENOENT), or all of the mount has.
+  // The asking process (ENOENT) or the whole mount has gone.
   if (reason === ENOENT || reason === ENODEV || reason === ECONNABORTED) return
   log({ level: 'error', message: `a reply of ${bytes} bytes was refused: ${errnoName(reason)}` })
 }

@@ -1,6 +1,6 @@
 /**
- * The operations of fuse-native, by path, on the nodes that all transports share. They run on the main
- * thread, one after the other, and each is answered once, whatever happens in it.
+ * The operations of fuse-native, by path, on the nodes that all transports share. They run on the main thread, one after
+ * the other, and each is answered exactly once, whatever happens in it.
  */
 import fs from 'node:fs'
 import { constants } from 'node:os'
@@ -15,7 +15,7 @@ import type { Done, FuseOperations, FuseStat } from './package.js'
 const { ENODEV, ENOENT, ENOTDIR } = constants.errno
 const { O_APPEND } = fs.constants
 
-/** Numbers of the kernel's protocol, for the statistics: what libfuse makes each operation of. */
+/** Opcodes of the kernel's protocol, for the statistics. */
 const { READ, WRITE, RELEASE, FSYNC } = OPCODE
 const GETATTR = 3
 const SETATTR = 4
@@ -27,20 +27,20 @@ const ACCESS = 34
 const CHANGES = { create: 35, mknod: 8, mkdir: 9, unlink: 10, rmdir: 11, rename: 12, link: 13 }
 const SYMLINK = 6
 
-/** How often it is looked whether a handle has been released. */
+/** The time between looks whether a handle has been released. */
 const LOOK_MS = 2
 const MAX_UINT32 = 2 ** 32 - 1
-/** chown(2) of the user or of the group only. */
+/** The value for an id that chown(2) does not change. */
 const UNCHANGED = MAX_UINT32
 const SPACE = 0x20
 const NEWLINE = 0x0a
-/** Of stats.json, whose numbers grow; and what the text of a failure may add to status.json. */
+/** The size of stats.json, whose numbers grow; and what the text of a failure may add to status.json. */
 const STATS_BYTES = 4096
 const FAILURE_BYTES = 3072
 
 export interface LibfuseFsOptions {
   readonly stats: WorkerStats
-  /** Told of everything thrown, with the opcode it was thrown in. */
+  /** Called with everything that is thrown, and the opcode. */
   readonly onError: (error: unknown, opcode: number) => void
 }
 
@@ -51,7 +51,7 @@ export class LibfuseFs {
   private hasEnded = false
   /** Handles with O_APPEND. */
   private readonly appending = new Set<number>()
-  /** Of control files; one that always changes keeps libfuse from showing an old text's pages. */
+  /** The mtime of control files. It always changes, so that libfuse does not show the cached pages of an old text. */
   private controlTime = 0
 
   constructor(
@@ -63,7 +63,7 @@ export class LibfuseFs {
     this.statusBytes = Buffer.byteLength(parts.controlText.status()) + FAILURE_BYTES
   }
 
-  /** From now on nothing is touched: who still asks is told that the mount has gone. */
+  /** Ends serving: from now on all operations answer that the mount has gone. */
   end(): void {
     this.hasEnded = true
   }
@@ -100,7 +100,7 @@ export class LibfuseFs {
         done(this.answer(FSYNC, path, node => nodes.flush(node))),
       truncate: (path, sizeBytes, done) => this.change(path, { sizeBytes }, done),
       ftruncate: (path, handle, sizeBytes, done) => this.change(path, { sizeBytes, handle }, done),
-      // Times are those of the last write, whatever one asks for.
+      // Ignore times: they are always those of the last write.
       utimens: (path, _atime, _mtime, done) => this.change(path, {}, done),
       chmod: (path, mode, done) => this.change(path, { mode }, done),
       chown: (path, uid, gid, done) =>
@@ -120,7 +120,7 @@ export class LibfuseFs {
     }
   }
 
-  /** What `act` returns for the node at `path`, or an errno. Never throws. */
+  /** Returns what `act` returns for the node at `path`, or an errno. Never throws. */
   private answer(opcode: number, path: string, act: (node: Node) => number): number {
     const { stats, onError } = this.options
     if (this.hasEnded) return -ENODEV
@@ -138,7 +138,7 @@ export class LibfuseFs {
   }
 
   private change(path: string, change: AttributeChange, done: Done): void {
-    // The package does not tell who asks. The kernel lets the mounting user in, or checks by itself.
+    // The package does not say which user asks. The kernel admits only the mounting user, or checks modes itself.
     const asker = process.geteuid?.() ?? 0
     done(this.answer(SETATTR, path, node => this.nodes.setattr(node, { asker, ...change })))
   }
@@ -155,7 +155,7 @@ export class LibfuseFs {
       for (let index = 0; index < 2 + dir.children.length; index++) {
         const { node, name } = this.nodes.listed(dir, index)
         names.push(name)
-        // Of these a listing takes the number and the kind.
+        // A listing uses only the number and the kind of these.
         stats.push({ ino: node.id, mode: this.nodes.modeOf(node), atime: 0, mtime: 0, ctime: 0 })
       }
       return 0
@@ -163,7 +163,7 @@ export class LibfuseFs {
     done(result, names, stats)
   }
 
-  /** The release of a handle may have been read from the kernel earlier, but come here later. */
+  /** Answers later if a handle is being closed: its release may arrive here after a request that came later. */
   private statWhenClosed(path: string, done: Parameters<FuseOperations['getattr']>[1]): void {
     if (this.nodes.isClosing) setTimeout(() => this.statWhenClosed(path, done), LOOK_MS)
     else this.stat(path, undefined, done)
@@ -184,7 +184,7 @@ export class LibfuseFs {
 
   private statOf(node: Node, fh: number | undefined): FuseStat {
     const a = this.nodes.attributes(node, fh)
-    // Negative ones would wrap around.
+    // Negative times would wrap around.
     const time = Math.max(0, Math.floor(a.mtime * 1000 + a.mtimensec / 1_000_000))
     const isControl = node.kind === 'control'
     if (isControl) this.controlTime = Math.max(Date.now(), this.controlTime + 1)
@@ -193,7 +193,7 @@ export class LibfuseFs {
     return { ...a, size, atime: modified, mtime: modified, ctime: modified }
   }
 
-  /** Blocks as large as the disk needs for their number to fit. */
+  /** Chooses blocks so large that their number fits in 32 bits. */
   private statfs() {
     const { bytes, freeBytes } = this.nodes.diskSpace()
     let bsize = BLOCK_BYTES
@@ -206,7 +206,7 @@ export class LibfuseFs {
 
   private read(node: Node, fh: number, target: Buffer, size: number, offset: number): number {
     if (node.kind !== 'control') return this.nodes.read(node, fh, target, size, offset)
-    // What has no size is not read without FOPEN.DIRECT_IO: the text is filled up to one that stays.
+    // Without FOPEN.DIRECT_IO the kernel does not read a file with size 0, so the text is padded to a constant size.
     const end = this.controlBytes(node)
     const length = Math.max(0, Math.min(size, end - offset))
     target.fill(SPACE, 0, length)

@@ -61,7 +61,7 @@ export const LACKS = {
   },
 } as const satisfies Record<string, Lack>
 
-/** A line for the log. */
+/** Returns one line for each, for the log. */
 export const lackLines = (): string[] =>
   Object.values<Lack>(LACKS).map(({ what, errno, instead }) =>
     errno === undefined ? `${what}: ${instead}` : `${what} (${errno}): ${instead}`,

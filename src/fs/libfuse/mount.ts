@@ -1,4 +1,4 @@
-/** Mounting by fuse-native, and what libfuse 2 wants for it. */
+/** Mounts through fuse-native, with the options that libfuse 2 needs. */
 import fs from 'node:fs'
 import path from 'node:path'
 import { MountError, printable } from '../../errors.js'
@@ -10,22 +10,22 @@ import { type FuseOperations, loadFuseNative } from './package.js'
 import { ThreadMemory } from './threads.js'
 
 /**
- * The kernel's, for a disk that is written: its size changes when a handle that truncated it is closed.
- * libfuse has one time for all attributes.
+ * How long the kernel may keep attributes if the disk is written: its size changes when a handle that truncated it is
+ * closed. libfuse has one time for all attributes.
  */
 const WRITTEN_VALID_SECONDS = 0
-/** fuse-native's buffers, which cut off without a word what is longer. */
+/** The size of fuse-native's buffers, which silently cut off longer strings. */
 const MAX_BYTES = 1023
 const STDERR = 2
 
 export interface LibfuseRequest extends MountRequest {
-  /** That libfuse turns all away but the mounting user and root. */
+  /** Whether libfuse refuses all users but the mounting one and root. */
   readonly allowRoot: boolean
 }
 
 /**
- * Mounts and serves `operations`; resolves when libfuse answers the kernel's INIT, to a descriptor of the
- * device that is the caller's. Throws MountError.
+ * Mounts and serves `operations`. Resolves when libfuse answers the kernel's INIT, to a descriptor of the device that the
+ * caller closes. Throws MountError.
  */
 export async function mountByLibfuse(
   request: LibfuseRequest,
@@ -38,7 +38,7 @@ export async function mountByLibfuse(
   const options = libfuseOptions(request, isRoot)
   const threads = new ThreadMemory()
   const fuse = new (class extends Fuse {
-    // Of most of these options the package knows nothing.
+    // The package itself does not know most of these options.
     override _fuseOptions(): string {
       return options
     }
@@ -60,7 +60,7 @@ export async function mountByLibfuse(
   if (error) throw new MountError(why(mountpoint, said, error))
   if (said !== '') process.stderr.write(`${said.trimEnd().split('\n').map(printable).join('\n')}\n`)
   const device = fuseDevices().find(fd => !before.has(fd))
-  // Without it nobody would learn of the end.
+  // Without this descriptor the end of the mount would go unnoticed.
   if (device === undefined) throw new MountError(`${mountpoint}: the mount has ended at once`)
   return duplicate(device)
 }
@@ -80,13 +80,13 @@ function check(mountpoint: string, isRoot: boolean): void {
       `${mountpoint}: ${DEVICE} is closed to you, and libfuse 2 needs it; leave out --transport libfuse, which asks fusermount3 to open it`,
     )
   }
-  // The package takes that for a mount, which has been looked for.
+  // The package takes a subvolume for a mount. That a mount is there has been ruled out before.
   if (fs.statSync(mountpoint).dev !== fs.statSync(path.dirname(mountpoint)).dev) {
     throw new MountError(
       `${mountpoint}: it is a subvolume, on which fuse-native does not mount; choose a folder in it, or leave out --transport libfuse`,
     )
   }
-  // fusermount3, which libfuse 2 then finds by the name fusermount, knows no option against that.
+  // libfuse 2 calls fusermount, here a link to fusermount3, which has no option to allow this.
   if (!isRoot && fs.readdirSync(mountpoint).length > 0) {
     throw new MountError(
       `${mountpoint}: it is not empty, and libfuse 2 lets only root mount there; choose an empty folder, or leave out --transport libfuse`,
@@ -94,19 +94,19 @@ function check(mountpoint: string, isRoot: boolean): void {
   }
 }
 
-/** libfuse's command line (fuse(8), version 2.9). Of a name that is too long the end is there. */
+/** Returns libfuse's command line (fuse(8), version 2.9). Of a name that is too long it keeps the end. */
 export function libfuseOptions(request: LibfuseRequest, isRoot: boolean): string {
   const { isWritable, allowOther, allowRoot, defaultPermissions, fsname } = request
   const options = [
     ...flagNames(flagsOf(request)),
     'subtype=vimgfs',
-    // Otherwise a write has 4 KiB.
+    // Otherwise a write request has 4 KiB at most.
     'big_writes',
     'use_ino',
     'atomic_o_trunc',
-    // Node numbers live as long as the mount, for NFS.
+    // Node numbers must live as long as the mount, for NFS.
     'noforget',
-    // Pages stay from one opening to the next where size and time have not changed.
+    // Cached pages stay from one opening to the next if size and time have not changed.
     'auto_cache',
     'ac_attr_timeout=0',
     `entry_timeout=${VALID_SECONDS}`,
@@ -125,7 +125,7 @@ export function libfuseOptions(request: LibfuseRequest, isRoot: boolean): string
   return text
 }
 
-/** What went wrong, of which the package has no more to say than that. */
+/** Returns what went wrong, from the output of libfuse: the package's error says only that it failed. */
 function why(mountpoint: string, said: string, error: Error): string {
   if (/exec fusermount/.test(said)) return explain(MISSING_HELPER, mountpoint, 'you may not mount')
   const line = said.trim().replace(/\s*\n\s*/g, '; ')
@@ -133,8 +133,7 @@ function why(mountpoint: string, said: string, error: Error): string {
 }
 
 /**
- * Runs `act`; what libfuse and fusermount write to standard error meanwhile is returned. Nothing else may be
- * written there.
+ * Runs `act` and returns what libfuse and fusermount write to standard error meanwhile. Nothing else may write there.
  */
 async function capturingStderr(
   act: () => Promise<Error | undefined>,
@@ -155,7 +154,7 @@ async function capturingStderr(
   return { error, said: text.toString() }
 }
 
-/** This process's descriptors of /dev/fuse. */
+/** Returns this process's descriptors of /dev/fuse. */
 function fuseDevices(): number[] {
   const { rdev } = fs.statSync(DEVICE)
   return fs
@@ -165,7 +164,7 @@ function fuseDevices(): number[] {
       try {
         return fs.fstatSync(fd).rdev === rdev
       } catch {
-        // That of the listing.
+        // The descriptor of the listing itself, closed by now.
         return false
       }
     })

@@ -1,13 +1,13 @@
-/** The npm package fuse-native: loading it, what of it is used, and what to say where it is missing. */
+/** The npm package fuse-native: loads it, declares the part that is used, and reports if it is missing. */
 import { createRequire } from 'node:module'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { MountError } from '../../errors.js'
 
-/** The version that the optional dependency in package.json names, too. */
+/** The version. The optional dependency in package.json names the same. */
 export const FUSE_NATIVE = 'fuse-native@2.2.6'
 
-/** Ends an operation: 0 or a count, or an errno, negative. */
+/** Ends an operation with 0, a count, or a negative errno. */
 export type Done = (result: number) => void
 
 /** Attributes; times in whole milliseconds since 1970. */
@@ -19,7 +19,7 @@ export interface FuseStat {
   readonly nlink: number
   readonly ino: number
   readonly blksize: number
-  /** Of 512 bytes. */
+  /** In units of 512 bytes. */
   readonly blocks: number
   readonly atime: number
   readonly mtime: number
@@ -38,9 +38,9 @@ export interface FuseStatfs {
 }
 
 /**
- * The operations, by path. libfuse waits for each: one that never calls `done` hangs who asked, one that
- * calls it twice answers another request, and one that throws does the former. What is not among them
- * fails with ENOSYS, which the kernel makes EOPNOTSUPP of.
+ * The operations, by path. libfuse waits for each one. If an operation never calls `done`, or throws, the program that asked
+ * hangs; if it calls `done` twice, it answers another request. Operations that are missing here fail with ENOSYS, which the
+ * kernel turns into EOPNOTSUPP.
  */
 export interface FuseOperations {
   getattr(path: string, done: (result: number, stat?: FuseStat) => void): void
@@ -72,26 +72,26 @@ export interface FuseOperations {
   symlink(target: string, path: string, done: Done): void
 }
 
-/** The package's class, with those of its inner methods that are replaced. */
+/** The package's class, with the inner methods that are replaced. */
 export interface FuseNative {
   new (
     mountpoint: string,
     operations: FuseOperations,
     options: { timeout: false },
   ): {
-    /** What its C code knows of a mount (fuse_thread_t), once it is asked for memory. */
+    /** The state of a mount in its C code (fuse_thread_t), once `_malloc` is called. */
     readonly _thread: Buffer
     mount(done: (error?: Error | null) => void): void
     /** libfuse's command line, `-oNAME,NAME=VALUE…`. */
     _fuseOptions(): string
-    /** Answers a request for attributes that came by a handle; calls `getattr`, which has none. */
+    /** Answers a request for attributes by handle; calls `getattr`, which gets no handle. */
     _op_fgetattr(signal: unknown, path: string, fh: number): void
-    /** Memory for a thread of libfuse's, zeroed, that outlives it. Must not throw. */
+    /** Returns zeroed memory for a thread of libfuse, which must outlive the thread. Must not throw. */
     _malloc(bytes: number): Buffer
   }
 }
 
-/** Throws MountError where it is missing, or has no binary for this machine. */
+/** Throws MountError if the package is missing, or has no binary for this machine. */
 export function loadFuseNative(): FuseNative {
   try {
     return createRequire(import.meta.url)('fuse-native')
@@ -117,7 +117,7 @@ export function hasFuseNative(): boolean {
 /** The folder of package.json. */
 const packageFolder = (): string => fileURLToPath(new URL('../../..', import.meta.url))
 
-/** @param folder where this package is: a clone, or within a node_modules */
+/** @param folder the folder of this package: a clone, or in a node_modules */
 export function installCommand(folder: string): string {
   const parent = path.dirname(path.resolve(folder))
   if (path.basename(parent) !== 'node_modules') {

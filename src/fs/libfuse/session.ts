@@ -1,4 +1,4 @@
-/** The libfuse transport: fuse-native's callbacks on the main thread, from mounting to the last one. */
+/** The libfuse transport: serves a mount with fuse-native's callbacks on the main thread. */
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { closeFile, hasHungUp } from '../../io/libc.js'
@@ -15,7 +15,7 @@ import { lackLines } from './lacks.js'
 import { mountByLibfuse } from './mount.js'
 import { unmountApart } from './unmounter.js'
 
-/** How often it is looked whether the connection is over: unmounted and used by nobody any more, or aborted. */
+/** The time between looks whether the connection is over: unmounted and no longer used, or aborted. */
 const LOOK_MS = 50
 
 export class LibfuseSession implements Session {
@@ -50,10 +50,10 @@ export class LibfuseSession implements Session {
         isGrowable,
         onFlush: () => counts.countFlush(),
         truncations: new Truncations(undefined, () => this.dropPages()),
-        // The thread needs this one to answer while it starts.
+        // Do not wait for the thread's start: this thread has to answer meanwhile.
         dropPages: dropPages(this.dropper, 0),
       },
-      // A log that fails must not take the answer with it.
+      // Log after the answer, so that a failing log cannot prevent it.
       {
         stats: counts,
         onError: (error, opcode) => void setImmediate(() => logFault(error, opcode)),
@@ -92,7 +92,7 @@ export class LibfuseSession implements Session {
     )
   }
 
-  /** The package does not tell. */
+  /** Waits for the end of the connection, which the package does not report. */
   private async untilEnd(device: number): Promise<void> {
     while (!hasHungUp(device)) await sleep(LOOK_MS)
     closeFile(device)

@@ -1,6 +1,5 @@
 /**
- * The thread that unmounts: unmounting writes back what is mapped, which the main thread then has to
- * answer.
+ * The thread that unmounts. Unmounting writes back mapped pages, and the main thread has to answer those writes.
  */
 import { parentPort, Worker, workerData } from 'node:worker_threads'
 import { MountError } from '../../errors.js'
@@ -12,7 +11,7 @@ interface Job {
   readonly detach: boolean
 }
 
-/** `unmountFuse` in a thread of its own. Throws MountError with the reason. */
+/** Calls `unmountFuse` in a separate thread. Throws MountError with the reason. */
 export function unmountApart(mount: MountInfo, detach: boolean): Promise<void> {
   const workerData: Job = { mount, detach }
   const thread = new Worker(new URL(import.meta.url), { workerData })
