@@ -1,10 +1,9 @@
 /**
- * What a mount that writes holds of an image's bitmaps. Plain data and shared memory: it goes to the
- * threads as a message.
+ * The bitmaps of an image in a mount that writes: plain data and shared memory, which can be sent to threads as a message.
  *
- * A bitmap is auto (what is written must be recorded in it) or disabled. One that is marked as in use
- * already says nothing and stays as it is. What this mount cannot keep true it marks as in use with
- * the others, and never clears that again: QEMU then calls it inconsistent and offers to remove it.
+ * A bitmap is auto (writes must be recorded in it) or disabled. A bitmap that is already marked as in use is void and stays
+ * as it is. A bitmap that this mount cannot keep true is marked as in use with the others, and that mark is never cleared:
+ * QEMU then calls it inconsistent and offers to remove it.
  */
 import { ImageError, printable } from '../../errors.js'
 import type { Store } from '../../io/store.js'
@@ -20,7 +19,7 @@ import {
 import { areBitmapsValid, BITMAP_FLAG, type BitmapEntry, readDirectory } from './bitmaps.js'
 import { clusterBytes, type Qcow2Header } from './header.js'
 
-/** How far a disk may grow with its bits in memory: to so many times its size, and so many bytes. */
+/** How far a disk may grow with its bits in memory: to so many times its size, or to at least so many bytes of bits. */
 const ROOM_FACTOR = 16
 const MIN_ROOM_BYTES = 2 ** 20
 
@@ -30,23 +29,23 @@ const KNOWN_FLAGS = BITMAP_FLAG.auto | BITMAP_FLAG.extraDataCompatible
 export interface ValidBitmap {
   /** For messages. */
   readonly name: string
-  /** Where its entry of the directory is in the file. */
+  /** The place of its directory entry in the file. */
   readonly entryAt: number
-  /** As they were: neither in_use nor what this mount makes of them. */
+  /** The flags as they were, without the changes of this mount. */
   readonly flags: number
   readonly granularityBits: number
   readonly tableAt: number
   readonly tableEntries: number
-  /** Why it cannot be kept true; empty where it can. */
+  /** Why it cannot be kept true; empty if it can. */
   readonly problem: string
-  /** What records the writes; undefined for a disabled bitmap, or where there is a problem. */
+  /** Records the writes; undefined for a disabled bitmap, or if there is a problem. */
   readonly record: BitmapRecord | undefined
 }
 
 export interface BitmapRecord {
-  /** Bit i of byte j stands for the piece 8j + i of the disk, as in the file; with room behind. */
+  /** Bit i of byte j stands for piece 8j + i of the disk, as in the file; with room for growth at the end. */
   readonly bits: SharedArrayBuffer
-  /** A byte for each cluster of `bits`: not 0 where it differs from the file. */
+  /** A byte for each cluster of `bits`; not 0 if the cluster differs from the file. */
   readonly changed: SharedArrayBuffer
 }
 
@@ -55,21 +54,21 @@ export interface BitmapMemory {
   /** The disk's size when they were read. */
   readonly sizeBytes: number
   readonly bitmaps: readonly ValidBitmap[]
-  /** Nothing can be said of the image's bitmaps: all must be given up before the first write. */
+  /** The image's bitmaps cannot be read: all must be given up before the first write. */
   readonly areLost: boolean
   /** An Int32 for each bitmap: whether this mount has marked it as in use; one more for `areLost`. */
   readonly marks: SharedArrayBuffer
-  /** What will not be kept, for the user. */
+  /** The bitmaps that will not be kept, for the user. */
   readonly warnings: readonly string[]
 }
 
 export const isAuto = ({ flags }: { readonly flags: number }): boolean =>
   (flags & BITMAP_FLAG.auto) !== 0
 
-/** Whether a cluster of the file, by where it begins, has the reference count 1. */
+/** Reports whether the cluster of the file at `at` has the reference count 1. */
 export type IsSole = (at: number) => boolean
 
-/** Reads an image's bitmaps for a mount that will write. Throws what `store` throws, nothing else. */
+/** Reads an image's bitmaps for a mount that will write. Throws only what `store` throws. */
 export function loadBitmaps(store: Store, header: Qcow2Header, isSole: IsSole): BitmapMemory {
   const valid: ValidBitmap[] = []
   const warnings: string[] = []
@@ -96,15 +95,15 @@ export function loadBitmaps(store: Store, header: Qcow2Header, isSole: IsSole): 
   }
 }
 
-/** What the user is told when a bitmap is not kept. */
+/** Returns the warning for a bitmap that is not kept. */
 export const lossOf = ({ name }: ValidBitmap, reason: string): string =>
   `bitmap "${name}" becomes inconsistent and must be made anew: ${reason}`
 
 class Loader {
   private readonly clusterBytes: number
-  /** Clusters that hold something else, or another bitmap. */
+  /** Clusters of other structures and of other bitmaps. */
   private readonly taken = new Set<number>()
-  /** Bytes of bits, of the bitmaps so far. */
+  /** The bytes of bits of all bitmaps so far. */
   private bytes = 0
 
   constructor(
@@ -134,7 +133,7 @@ class Loader {
     )
   }
 
-  /** The clusters that `length` bytes from `at` on touch; `at` is where one begins. */
+  /** Returns the clusters of `length` bytes from `at` on; a cluster begins at `at`. */
   private clustersOf(at: number, length: number): number[] {
     const first = at / this.clusterBytes
     return Array.from({ length: Math.ceil(length / this.clusterBytes) }, (_, i) => first + i)
@@ -144,7 +143,7 @@ class Loader {
     for (const cluster of this.clustersOf(at, length)) this.taken.add(cluster)
   }
 
-  /** Throws ImageError unless these clusters may be written in place: nothing else has or gets them. */
+  /** Claims these clusters for writing in place. Throws ImageError if something else owns one. */
   private claim(clusters: readonly number[]): void {
     for (const cluster of clusters) {
       const at = cluster * this.clusterBytes
@@ -155,7 +154,7 @@ class Loader {
     }
   }
 
-  /** The table, or why the bitmap cannot be kept. */
+  /** Returns the table, or why the bitmap cannot be kept. */
   private check(entry: BitmapEntry): { table?: BitmapTable; problem: string } {
     if ((entry.flags & ~KNOWN_FLAGS) !== 0) return { problem: 'it has unknown flags' }
     if (entry.extraBytes > 0 && (entry.flags & BITMAP_FLAG.extraDataCompatible) === 0) {
@@ -178,7 +177,7 @@ class Loader {
     }
   }
 
-  /** The table, where it and its clusters are this bitmap's alone. */
+  /** Returns the table, if it and its clusters belong to this bitmap alone. */
   private readSoleTable(entry: BitmapEntry): BitmapTable {
     const at = Number(entry.tableOffset)
     const table = readTable(this.store, at, entry.tableEntries, this.clusterBytes)

@@ -1,20 +1,19 @@
 /**
- * How the bitmaps of a file that is written are marked as in use, and how they are written back.
+ * Marks the bitmaps of an image that is written as in use, and writes them back.
  *
- * A power cut may keep any subset of the sectors written since the last sync. After every such subset
- * a bitmap is marked as in use, or it is true; and what its table names is counted and in the file,
- * for checks walk the tables of bitmaps in use, too.
+ * A power cut may keep any subset of the sectors written since the last sync. After every such subset a bitmap is marked as
+ * in use, or it is true. Also, the clusters that its table names are counted and in the file, because checks walk the
+ * tables of bitmaps in use, too.
  *
- *  (1) A bitmap's in_use flag is on disk before the first change that it does not show.
- *  (2) Its bits are on disk before its table names them, and the table, whole, before the directory
- *      points at it.
- *  (3) All of that is on disk before the write that clears the flag. That write also gives the number
- *      of the table's entries: 8 aligned bytes, so one sector has both. No table is read beyond its end.
- *  (4) A table's old clusters are given back when the pointer to the new one is on disk.
+ *  (1) A bitmap's in_use flag is on the disk before the first change that the bitmap does not show.
+ *  (2) Its bits are on the disk before its table names them, and the whole table is before the directory points at it.
+ *  (3) All of that is on the disk before the write that clears the flag. That write also sets the number of the table's
+ *      entries: both are in 8 aligned bytes, so in one sector. No table is read past its end.
+ *  (4) A table's old clusters are given back after the pointer to the new ones is on the disk.
  *
- * QEMU writes the whole directory, and clears the autoclear bit meanwhile. Here only flags are written,
- * each in its place, and every mixture of old and new ones is one that (1) and (3) allow. So the
- * autoclear bit stays set, and what is left alone stays valid after a power cut, too.
+ * QEMU writes the whole directory, and clears the autoclear bit meanwhile. Here only flags are written, each in its place,
+ * and (1) and (3) allow every mixture of old and new ones. So the autoclear bit stays set, and bitmaps that do not change
+ * stay valid after a power cut, too.
  */
 import assert from 'node:assert'
 import { layout, u32be, u64be } from '../../binary.js'
@@ -35,25 +34,25 @@ import {
 } from './bitmap-table.js'
 import { BITMAP_ENTRY, BITMAP_FLAG } from './bitmaps.js'
 
-/** Two pieces of an entry of the directory, which are written apart. */
+/** Two parts of a directory entry, which are written separately. */
 const TABLE_OFFSET = layout({ tableOffset: u64be })
 const STATE = layout({ tableEntries: u32be, flags: u32be })
 assert.equal(BITMAP_ENTRY.at.flags, BITMAP_ENTRY.at.tableEntries + STATE.at.flags)
 
-/** The file's clusters, for what must be added. */
+/** Allocates clusters of the file for tables and bits that must be added. */
 export interface ClusterSpace {
-  /** Where `clusters` free clusters in a row begin; their reference counts are on disk. */
+  /** Returns the place of `clusters` free clusters in a row, whose reference counts are on the disk. */
   allocate(clusters: number): number
-  /** Gives them back; nothing on disk points at them any more. */
+  /** Gives clusters back; nothing on the disk points at them any more. */
   free(at: number, clusters: number): void
 }
 
 /**
- * Marks bitmaps as in use, on disk when it returns, before the image's first change (`write`: those
- * that record) or before the disk's first change of size (`resize`: all that are valid). Does nothing
- * when that has been done; one thread at a time.
- * @param clearFeature writes the header's autoclear field without the bit of the bitmaps, without a
- *   sync; called where all of them are given up
+ * Marks bitmaps as in use; the marks are on the disk when it returns. Call it before the image's first change (`write`: those
+ * bitmaps that record) and before the disk's first change of size (`resize`: all valid ones). It does nothing the second
+ * time. One thread at a time may call it.
+ * @param clearFeature writes the header's autoclear field without the bit of the bitmaps, without a sync; called if all of
+ *   them are given up
  */
 export function holdBitmaps(
   store: WritableStore,
@@ -78,10 +77,10 @@ export function holdBitmaps(
 }
 
 /**
- * Writes back the bitmaps that were marked and marks them as valid, at the end of all writing. The
- * memory is used up then. Throws what `store` throws when nothing can be said of the file any more.
- * @param sizeBytes the disk's size now
- * @returns what was not kept, for the user; such bitmaps stay marked as in use
+ * Writes back the bitmaps that were marked, and marks them as valid, at the end of all writing. The memory cannot be used
+ * afterwards. Throws what `store` throws if the state of the file is unknown.
+ * @param sizeBytes the current size of the disk
+ * @returns warnings about bitmaps that were not kept; these stay marked as in use
  */
 export function storeBitmaps(
   store: WritableStore,
@@ -116,7 +115,7 @@ export function storeBitmaps(
   return warnings
 }
 
-/** What `act` returns, or what went wrong. */
+/** Returns what `act` returns, or the message of its error. */
 function attempt<T>(act: () => T): T | string {
   try {
     return act()
@@ -126,17 +125,17 @@ function attempt<T>(act: () => T): T | string {
   }
 }
 
-/** A bitmap whose bits are written, and its table where it moved. */
+/** A bitmap whose bits are written; also its table, if that has moved. */
 interface Stored {
   readonly bitmap: ValidBitmap
   readonly tableAt: number
   readonly tableEntries: number
   readonly table: Buffer
-  /** Its table stays where it is, and is still to be written there. */
+  /** Whether its table stays where it is, and is still to be written. */
   readonly isEdited: boolean
 }
 
-/** Writes what nothing depends on as long as the bitmap is in use. Nothing is synced. */
+/** Writes the parts that do not matter while the bitmap is in use. Does not sync. */
 function writeBack(
   store: WritableStore,
   memory: BitmapMemory,
@@ -173,7 +172,7 @@ function writeBack(
   return { bitmap, tableAt, tableEntries: table.length, table: bytes, isEdited }
 }
 
-/** The bits of a disk that has `sizeBytes` now. What a disk has grown by is clean, as in QEMU. */
+/** Returns the bits of a disk of `sizeBytes`. The part by which a disk has grown is clean, as in QEMU. */
 function bitsOf(
   store: WritableStore,
   { sizeBytes: oldBytes, clusterBytes }: BitmapMemory,
@@ -192,8 +191,8 @@ function bitsOf(
 }
 
 /**
- * The chunks that differ from the file and need a cluster; sets the entry of those that need none.
- * Where the disk has grown, the last chunk of before may hold anything behind its old end.
+ * Returns the chunks that differ from the file and need a cluster; sets the entries of those that need none. If the disk has
+ * grown, the chunk that was last before may hold anything past its old end.
  */
 function chunksToWrite(
   { clusterBytes }: BitmapMemory,
@@ -215,7 +214,7 @@ function chunksToWrite(
   return chunks
 }
 
-/** All of the cluster: what lies behind the last bit must be zero. */
+/** Writes a whole cluster: all bits after the last one must be zero. */
 function writeChunk(
   store: WritableStore,
   bits: Buffer,
@@ -228,7 +227,7 @@ function writeChunk(
   store.write(cluster, 0, clusterBytes, at)
 }
 
-/** In one sector: rule (2). */
+/** Writes the state within one sector: rule (3). */
 function writeState(
   store: WritableStore,
   { entryAt }: ValidBitmap,

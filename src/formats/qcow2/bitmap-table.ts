@@ -1,6 +1,6 @@
 /**
- * A bitmap's table, and the clusters of bits that it names (QEMU docs/interop/qcow2.rst, "Bitmap
- * table", "Bitmap data"). A chunk is what one entry names: a cluster of bits.
+ * A bitmap's table, and the clusters of bits that it names (QEMU docs/interop/qcow2.rst, "Bitmap table", "Bitmap data"). A
+ * chunk is the cluster of bits that one entry describes.
  */
 import { u64be } from '../../binary.js'
 import { ImageError } from '../../errors.js'
@@ -12,29 +12,29 @@ const RESERVED_HIGH = 0xff000000
 /** Bits 1 to 8, in its low half. */
 const RESERVED_LOW = 0x1fe
 
-/** What an entry says of a chunk that has no cluster. */
+/** The entries of chunks that have no cluster. */
 export const ALL_ZEROS = 0
 export const ALL_ONES = 1
 
-/** A table's entries: where the chunk's cluster is in the file, or ALL_ZEROS, or ALL_ONES. */
+/** A table's entries: the place of the chunk's cluster in the file, or ALL_ZEROS, or ALL_ONES. */
 export type BitmapTable = Float64Array
 
-/** How many bits a disk of `sizeBytes` takes. */
+/** Returns how many bits a disk of `sizeBytes` takes. */
 export const bitsFor = (sizeBytes: number, granularityBits: number): number =>
   Math.ceil(sizeBytes / 2 ** granularityBits)
 
-/** How many bytes of bits a disk of `sizeBytes` takes. */
+/** Returns how many bytes of bits a disk of `sizeBytes` takes. */
 export const bitmapBytesFor = (sizeBytes: number, granularityBits: number): number =>
   Math.ceil(bitsFor(sizeBytes, granularityBits) / 8)
 
-/** How many clusters a table takes. */
+/** Returns how many clusters a table takes. */
 export const tableClusters = (tableEntries: number, clusterBytes: number): number =>
   Math.ceil((tableEntries * ENTRY_BYTES) / clusterBytes)
 
-/** Whether an entry says where a cluster is. */
+/** Reports whether an entry names a cluster. */
 export const isCluster = (entry: number): boolean => entry > ALL_ONES
 
-/** Reads a table, whose size the caller has bounded. Throws ImageError where it is damaged. */
+/** Reads a table, whose size the caller has bounded. Throws ImageError if it is damaged. */
 export function readTable(
   store: Store,
   at: number,
@@ -44,7 +44,7 @@ export function readTable(
   const damage = (message: string) => new ImageError('CORRUPT', message, { path: store.path })
   if (at === 0 || at % clusterBytes !== 0) throw damage(`its table at ${at} is not aligned`)
   const isWhole = at + tableEntries * ENTRY_BYTES <= store.sizeBytes
-  // Memory is taken only for a table that the file can hold.
+  // Allocate memory only for a table that the file can hold.
   const bytes = Buffer.alloc(isWhole ? tableEntries * ENTRY_BYTES : 0)
   if (!isWhole || store.read(bytes, 0, bytes.length, at) < bytes.length) {
     throw damage(`its table at ${at} lies beyond the end of the file`)
@@ -71,8 +71,8 @@ export function encodeTable(table: BitmapTable): Buffer {
 }
 
 /**
- * Reads `bits` bits into `target`, which holds zeros; what lies behind them in the last chunk is left
- * out. Throws ImageError where a chunk is cut off.
+ * Reads `bits` bits into `target`, which must be all zeros. Leaves out bits after them in the last chunk. Throws ImageError
+ * if a chunk is cut off.
  */
 export function readBits(
   store: Store,

@@ -1,4 +1,4 @@
-/** Records in an image's bitmaps what is written. Each thread has its own, over the same memory. */
+/** Records writes in an image's bitmaps. Each thread has its own tracker, over the same memory. */
 import type { BitmapMemory, BitmapRecord } from './bitmap-memory.js'
 
 export class BitmapTracker {
@@ -11,8 +11,8 @@ export class BitmapTracker {
   }
 
   /**
-   * Records that `length` bytes of the disk from `offset` on change, whether they are written, made
-   * zero or discarded. Any threads may call it at once.
+   * Records that `length` bytes of the disk from `offset` on change: by writing, zeroing or discarding. Several threads may
+   * call it at once.
    */
   mark(offset: number, length: number): void {
     if (length === 0) return
@@ -23,7 +23,7 @@ export class BitmapTracker {
 class RecordedBits {
   private readonly bits: Uint8Array
   private readonly changed: Uint8Array
-  /** Bits a byte of the disk: a power of two, so that the product is exact. */
+  /** Bits for each byte of the disk: a power of two, so that the product is exact. */
   private readonly scale: number
   private readonly lastBit: number
 
@@ -38,7 +38,7 @@ class RecordedBits {
     this.lastBit = this.bits.length * 8 - 1
   }
 
-  /** From byte `first` of the disk to byte `last`. What lies behind the room is not recorded. */
+  /** Records the bytes `first` to `last` of the disk. Does not record what lies past the room. */
   mark(first: number, last: number): void {
     const from = Math.floor(first * this.scale)
     const to = Math.min(Math.floor(last * this.scale), this.lastBit)
@@ -62,7 +62,7 @@ class RecordedBits {
     this.changed[Math.floor(byte / this.clusterBytes)] = 1
   }
 
-  /** Whole bytes. Other threads only set bits, which a byte of ones has set already. */
+  /** Sets whole bytes. That cannot lose bits of other threads, since these only set bits, too. */
   private fill(start: number, end: number): void {
     this.bits.fill(0xff, start, end)
     const chunk = Math.floor(start / this.clusterBytes)

@@ -10,7 +10,7 @@ import {
 } from '../limits.js'
 import { AUTOCLEAR, clusterBytes, type Qcow2Header } from './header.js'
 
-/** An entry of the directory; extra data and the name follow. */
+/** A directory entry; extra data and the name follow. */
 export const BITMAP_ENTRY = layout({
   tableOffset: bits64be,
   tableEntries: u32be,
@@ -28,45 +28,45 @@ const MAX_GRANULARITY_BITS = 31
 export interface Qcow2Bitmap {
   /** The name's bytes. */
   readonly name: Buffer
-  /** What one bit stands for, in bytes of the disk. */
+  /** The bytes of the disk that one bit stands for. */
   readonly granularityBytes: number
-  /** A writer did not close it: what it says cannot be trusted. */
+  /** Whether a writer did not close it: then it cannot be trusted. */
   readonly isInUse: boolean
-  /** It records what is written. */
+  /** Whether it records writes. */
   readonly isAuto: boolean
 }
 
-/** An entry of the directory as it is in the file. */
+/** A directory entry as it is in the file. */
 export interface BitmapEntry {
-  /** Where it is in the file, a multiple of 8. */
+  /** Its place in the file, a multiple of 8. */
   readonly at: number
   readonly name: Buffer
-  /** Where its table is in the file; not checked. */
+  /** The place of its table in the file; not checked. */
   readonly tableOffset: bigint
   readonly tableEntries: number
-  /** Of BITMAP_FLAG, and bits that nobody knows. */
+  /** Bits of BITMAP_FLAG, and perhaps unknown ones. */
   readonly flags: number
   /** A bit stands for 2^granularityBits bytes of the disk. */
   readonly granularityBits: number
   readonly extraBytes: number
 }
 
-/** Whether an entry is of the only type that there is, with a granularity that can be. */
+/** Reports whether an entry has the only known type and a possible granularity. */
 export const isDirtyBitmap = (entry: { type: number; granularityBits: number }): boolean =>
   entry.type === DIRTY_TRACKING &&
   entry.granularityBits >= MIN_GRANULARITY_BITS &&
   entry.granularityBits <= MAX_GRANULARITY_BITS
 
 /**
- * Counts the entries of bitmap tables and says whether there can be so many. Tables are read only after
- * that: a sparse file has room for any number of entries.
+ * Counts the entries of bitmap tables, and reports whether there can be so many. Ask it before reading a table: a sparse
+ * file has room for any number of entries.
  */
 export class TableEntryCount {
   private total = 0
 
   constructor(private readonly clusterBytes: number) {}
 
-  /** Whether a table of `entries` is possible beside those that were counted before. */
+  /** Reports whether a table of `entries` entries is possible, together with those that were counted before. */
   add(entries: number): boolean {
     this.total += entries
     return (
@@ -76,13 +76,13 @@ export class TableEntryCount {
   }
 }
 
-/** Whether the image has bitmaps that can be trusted, but for those in use. */
+/** Reports whether the image's bitmaps can be trusted, except those in use. */
 export const areBitmapsValid = (header: Qcow2Header): boolean =>
   (header.autoclear & AUTOCLEAR.bitmaps) !== 0n
 
 /**
- * The bitmaps of an image; none where a program that does not know them wrote to it, for they are
- * void then. Throws ImageError for a directory that is damaged.
+ * Returns the bitmaps of an image; none if a program has written to it that does not know bitmaps, because that makes them
+ * void. Throws ImageError if the directory is damaged.
  */
 export function readBitmaps(store: Store, header: Qcow2Header): Qcow2Bitmap[] {
   if (!areBitmapsValid(header)) return []
@@ -94,7 +94,7 @@ export function readBitmaps(store: Store, header: Qcow2Header): Qcow2Bitmap[] {
   }))
 }
 
-/** The whole directory; empty where the header names none. Throws ImageError where it is damaged. */
+/** Returns the whole directory; empty if the header names none. Throws ImageError if it is damaged. */
 export function readDirectory(store: Store, header: Qcow2Header): BitmapEntry[] {
   if (!header.bitmaps) return []
   const { count, directoryBytes, directoryOffset } = header.bitmaps
@@ -131,7 +131,7 @@ export function readDirectory(store: Store, header: Qcow2Header): BitmapEntry[] 
   return entries
 }
 
-/** The entry at `at` and where it ends; no entry where it is cut off or makes no sense. */
+/** Returns the entry at `at` and its end; undefined if it is cut off or makes no sense. */
 function readEntry(
   directory: Buffer,
   at: number,

@@ -1,19 +1,19 @@
-/** An empty image in a file of nobody's (QEMU docs/interop/qcow2.rst): for disks that are thrown away. */
+/** Writes an empty image (QEMU docs/interop/qcow2.rst), for disks that are thrown away. */
 import type { WritableStore } from '../../io/store.js'
 import { setCount } from './counts.js'
 import { encodeHeader, INCOMPATIBLE, l2CoverageBytes, type Qcow2Header } from './header.js'
 
 const CLUSTER_BITS = 12
-/** Subclusters need larger clusters ("Extended L2 Entries"). */
+/** The least cluster size of images with subclusters ("Extended L2 Entries"). */
 const EXTENDED_CLUSTER_BITS = 14
 export const BLANK_CLUSTER_BYTES = 2 ** CLUSTER_BITS
 
-/** Clusters of the header, the refcount table and one block; the L1 table follows. */
+/** The header, the refcount table and one block take a cluster each; the L1 table follows. */
 const L1_CLUSTER = 3
 
 /**
- * Writes an image with a disk of `diskBytes` to an empty file: with small clusters, and with the version,
- * L2 entries and counts that `model` has. At most 64 GiB: one block counts what is there.
+ * Writes an image with a disk of `diskBytes` bytes, 64 GiB at most, to an empty file. It has small clusters, and the
+ * version, L2 entries and counts of `model`. One block counts all clusters.
  */
 export function writeBlank(store: WritableStore, model: Qcow2Header, diskBytes: number): void {
   const incompatible = model.incompatible & INCOMPATIBLE.extendedL2

@@ -1,22 +1,20 @@
 /**
- * Checking a qcow2 image: whether its tables make sense, and whether its reference counts are how often
- * each cluster is pointed at (QEMU docs/interop/qcow2.rst).
+ * Checks a qcow2 image: whether its tables make sense, and whether the reference count of each cluster is the number of
+ * pointers to it (QEMU docs/interop/qcow2.rst).
  *
  * The totals are those of `qemu-img check`, with these exceptions:
  *
- *  (1) What `vimgfs mount` answers EIO for is a corruption, also where QEMU's check is silent: the zero
- *      flag in version 2, an entry that maps another place of an external data file, and a table that the
- *      end of the file cuts off.
+ *  (1) All that makes `vimgfs mount` answer EIO is a corruption, also where QEMU's check is silent: the zero flag in version
+ *      2, an entry that maps another place of an external data file, and a table that is cut off by the end of the file.
  *  (2) An L1 entry that has flags but names no table is one corruption. QEMU takes the header for its
  *      L2 table.
- *  (3) A compressed cluster whose extended entry has subcluster bits is counted: it is readable. QEMU
- *      does not count it, and would free it.
- *  (4) Structures that lie over each other are a corruption even where the count says so, too.
- *  (5) QEMU stops at a damaged entry of a bitmap table; it is one corruption here, and so is a snapshot
- *      table or a bitmap directory that is damaged or cut off by the end of the file. What they owned
- *      shows as leaks.
- *  (6) What `readHeader` refuses (an L1 table over the header or beyond the end of the file) is not checked.
- *      A refcount table that is lost is one corruption, besides the counts; QEMU refuses the image.
+ *  (3) A compressed cluster whose extended entry has subcluster bits counts as used, because it can be read. QEMU does not
+ *      count it, and would free it.
+ *  (4) Structures that overlap are a corruption, even if the reference count agrees.
+ *  (5) QEMU stops at a damaged entry of a bitmap table. Here it is one corruption, and so is a snapshot table or a bitmap
+ *      directory that is damaged or cut off by the end of the file. The clusters that they owned show as leaks.
+ *  (6) Images that `readHeader` refuses (an L1 table over the header or past the end of the file) are not checked. A lost
+ *      refcount table is one corruption, besides the counts; QEMU refuses the image.
  *  (7) Images above 2^31 clusters are checked.
  */
 import type { Store } from '../../io/store.js'
@@ -31,8 +29,7 @@ import { Report } from './check/report.js'
 import type { CellMemory } from './check/window.js'
 
 /**
- * Checks the image. Throws ImageError where the header is damaged, SystemError where the file cannot be
- * read.
+ * Checks the image. Throws ImageError if the header is damaged, SystemError if the file cannot be read.
  */
 export function checkQcow2(store: Store, options: CheckOptions = {}): CheckResult {
   const report = new Report()
@@ -42,7 +39,7 @@ export function checkQcow2(store: Store, options: CheckOptions = {}): CheckResul
 
 const SECTOR_BYTES = 512
 
-/** False where not all that the image uses is known: what nothing names may be data all the same. */
+/** Returns false if some structures are unknown: then clusters that nothing names may still be data. */
 export function checkImage(
   image: CheckedImage,
   report: Report,
@@ -74,7 +71,7 @@ export function checkImage(
     options.progress,
   )
   report.imageEndOffset = Math.max(1, end) * image.clusterBytes
-  // Which clusters it has is not known, and they must not be given away.
+  // The LUKS header's clusters must be known, so that they are not given away.
   return isReadable && !census.hasLost && image.hasPossibleLuks && !image.hasLostOwners
 }
 

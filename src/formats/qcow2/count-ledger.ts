@@ -1,10 +1,10 @@
 /**
- * Compares the reference counts of an image with its references, while its tables are walked before the
- * first write. A count that is lower than the references to its cluster lets a writer hand the cluster out
- * again: at once where the count is 0, and otherwise once the first of the references is freed.
+ * Compares the reference counts of an image with its references, during the walk of its tables before the first write. If a
+ * count is lower than the references to its cluster, a writer may hand the cluster out again: at once if the count is 0,
+ * otherwise when the first of the references is freed.
  *
- * Each reference is subtracted from the count, so no second walk is needed. References that are left out
- * of a walk do no harm: what remains is only too high.
+ * Each reference is subtracted from the count, so no second walk is needed. References that the walk leaves out do no harm:
+ * the remaining count is only too high.
  */
 import { ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
@@ -12,16 +12,16 @@ import { getCount } from './counts.js'
 import { clusterBytes, type Qcow2Header } from './header.js'
 import { blockOffset } from './words.js'
 
-/** Clusters of one page, a power of two. A page takes 4 KiB. */
+/** The clusters of one page, a power of two. A page takes 4 KiB. */
 const PAGE_CLUSTERS = 2048
-/** Pages that are kept: 64 MiB. Of clusters beyond them only counts of 0 are found. */
+/** The most pages that are kept: 64 MiB. For clusters beyond them, only counts of 0 are noticed. */
 const MAX_PAGES = 2 ** 14
 
-/** What is left of a count, in the low bits of a cell. This much, or more, is never subtracted from. */
+/** The rest of a count is in the low bits of a cell. Nothing is subtracted from this value, which means "so many or more". */
 const MANY = 0x3fff
-/** Whether the cluster was referred to. */
+/** Set if the cluster has a reference. */
 const REFERRED = 0x4000
-/** Whether an entry claims the cluster for itself alone, by its COPIED flag. */
+/** Set if an entry claims the cluster for itself alone, by its COPIED flag. */
 const OWNED = 0x8000
 
 export class CountLedger {
@@ -32,7 +32,7 @@ export class CountLedger {
   private readonly perBlock: number
   private readonly entry = Buffer.alloc(8)
 
-  /** @param areCountsRight whether counts are taken to be high enough, and not read */
+  /** @param areCountsRight true assumes that the counts are high enough, and does not read them */
   constructor(
     private readonly store: Store,
     private readonly header: Qcow2Header,
@@ -43,11 +43,11 @@ export class CountLedger {
   }
 
   /**
-   * Notes that `cluster` has `times` more references. Throws ImageError where its count is lower than all
-   * of them, or where one claims the cluster for itself alone and another one exists: a write in place
-   * would change what the other shows.
+   * Notes that `cluster` has `times` more references. Throws ImageError if its count is lower than the references so far, or if
+   * one reference claims the cluster for itself alone and another one exists: a write in place would change what the other one
+   * shows.
    *
-   * @param isOwned whether the reference has the COPIED flag and is the active disk's
+   * @param isOwned whether the reference has the COPIED flag and belongs to the active disk
    */
   refer(cluster: number, times: number, isOwned: boolean): void {
     const index = Math.floor(cluster / PAGE_CLUSTERS)
@@ -99,7 +99,7 @@ export class CountLedger {
     return page
   }
 
-  /** Returns where a refcount block begins in the file; 0 where there is none. */
+  /** Returns the place of a refcount block in the file; 0 if there is none. */
   private blockAt(index: number): number {
     const { refcountTableOffset, refcountTableClusters } = this.header
     if (index * 8 >= refcountTableClusters * this.clusterBytes) return 0
@@ -109,7 +109,7 @@ export class CountLedger {
     return block % this.clusterBytes === 0 && Number.isSafeInteger(block) ? block : 0
   }
 
-  /** The way out is part of the message: the log and the mount's status show nothing else. */
+  /** Returns the error. Its message includes the way out, because the log and the mount's status show only the message. */
   private damage(message: string): ImageError {
     const what = `${message}: writing would destroy data; repair it with vimgfs check --repair all`
     return new ImageError('CORRUPT', what, { path: this.store.path, endsWriting: true })

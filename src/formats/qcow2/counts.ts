@@ -1,9 +1,8 @@
 /**
- * Reference counts as they stand in a block (QEMU docs/interop/qcow2.rst, "Reference counts"): each has
- * 2^order bits, 1 to 64.
+ * Reference counts in a block (QEMU docs/interop/qcow2.rst, "Reference counts"): each has 2^order bits, 1 to 64.
  */
 
-/** Count number `index` of a slice; counts of less than 8 bits begin with a byte's lowest bits. */
+/** Returns count number `index` of a slice. Counts of less than 8 bits begin with a byte's lowest bits. */
 export function getCount(slice: Buffer, index: number, order: number): number {
   switch (order) {
     case 4:
@@ -23,7 +22,7 @@ export function getCount(slice: Buffer, index: number, order: number): number {
   }
 }
 
-/** `count` fits. */
+/** Sets count number `index` of a slice. `count` must fit. */
 export function setCount(slice: Buffer, index: number, order: number, count: number): void {
   switch (order) {
     case 4:

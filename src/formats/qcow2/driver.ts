@@ -1,9 +1,9 @@
 /**
- * Where the bytes of a qcow2 disk are: the two-level table (QEMU docs/interop/qcow2.rst, "Cluster
- * mapping"). One driver is one L1 table: the disk's, or a snapshot's.
+ * Finds the bytes of a qcow2 disk in the two-level table (QEMU docs/interop/qcow2.rst, "Cluster mapping"). A driver reads one
+ * L1 table: the disk's, or a snapshot's.
  *
- * An entry has 64 bits and is read as two halves; a host offset has 56 of them, and one that does not
- * fit into 53 lies beyond any file and is damage.
+ * An entry has 64 bits and is read as two halves. A host offset has 56 bits; one that does not fit into 53 lies past the end
+ * of any file and is damage.
  */
 import type { ClusterCache } from '../../cache/cluster-cache.js'
 import { type MetadataCache, SLICE_BYTES } from '../../cache/metadata-cache.js'
@@ -27,7 +27,7 @@ import { COMPRESSED, COPIED, hostOffset, ZERO_FLAG } from './words.js'
 export interface Qcow2Parts {
   readonly header: Qcow2Header
   readonly store: Store
-  /** Where data clusters are: the external data file, or the image itself; it decrypts where they are. */
+  /** Contains the data clusters: the external data file, or the image itself; it decrypts encrypted ones. */
   readonly dataStore: Store
   /** Tells stores apart in the caches, 0 to 511. */
   readonly storeId: number
@@ -37,7 +37,7 @@ export interface Qcow2Parts {
 
 export const SUBCLUSTERS = 32
 
-/** What a run of clusters is, so that neighbours of one kind become one extent. */
+/** The kind of a run of clusters: neighbours of one kind become one extent. */
 type Run = 'data' | 'zero' | 'parent'
 
 export class Qcow2Driver implements FormatDriver {
@@ -49,14 +49,14 @@ export class Qcow2Driver implements FormatDriver {
   readonly extended: boolean
   readonly external: boolean
   private disk: { l1Offset: number; l1Entries: number; sizeBytes: number }
-  /** The kind and the host offset of the entry that was decoded last: no object on the data path. */
+  /** The kind and the host offset of the last decoded entry. Fields, to avoid an object on the data path. */
   private kind: Run | 'packed' = 'parent'
   private host = 0
 
   /**
-   * @param l1 where the L1 table is: its offset in the file and its entries
-   * @param sizeBytes the disk's size under that table
-   * @throws ImageError when the L1 table cannot be one
+   * @param l1 the L1 table: its offset in the file and the number of its entries
+   * @param sizeBytes the size of the disk that the table maps
+   * @throws ImageError if the L1 table is impossible
    */
   constructor(
     private readonly parts: Qcow2Parts,
@@ -81,7 +81,7 @@ export class Qcow2Driver implements FormatDriver {
     return this.disk.sizeBytes
   }
 
-  /** For a disk that has grown. */
+  /** Changes the L1 table and the size, for a disk that has grown. */
   moveTo(l1: { offset: number; entries: number }, sizeBytes: number): void {
     this.disk = { l1Offset: l1.offset, l1Entries: l1.entries, sizeBytes }
   }
@@ -103,15 +103,15 @@ export class Qcow2Driver implements FormatDriver {
       : this.standardClusters(slice, inSlice, inCluster, offset, length)
   }
 
-  /** The slice of an L2 table at `at` of the file; `offset` is for messages. */
+  /** Returns the slice of an L2 table at `at` of the file; `offset` is for messages. */
   slice(at: number, offset: number): Buffer {
     const { metadata, store, storeId } = this.parts
     return this.located(offset, () => metadata.slice(store, storeId, at, this.sliceBytes))
   }
 
-  /** Where the L2 table of an L1 entry is in the file; 0 when there is none. */
+  /** Returns the place of the L2 table of an L1 entry in the file; 0 if there is none. */
   l2Table(l1Index: number, offset: number): number {
-    // A snapshot's table may be shorter than today's disk: nothing was written there.
+    // The L1 table of a snapshot may be shorter than its disk: the rest was never written.
     if (l1Index >= this.disk.l1Entries) return 0
     const slice = this.l1Slice(l1Index, offset)
     const at = (l1Index * 8) % this.sliceBytes
@@ -128,7 +128,7 @@ export class Qcow2Driver implements FormatDriver {
     return table
   }
 
-  /** Where the slice of the L1 table that has the entry `l1Index` is in the file. */
+  /** Returns the place in the file of the slice of the L1 table that contains entry `l1Index`. */
   l1SliceAt(l1Index: number): number {
     return this.disk.l1Offset + Math.floor((l1Index * 8) / this.sliceBytes) * this.sliceBytes
   }
@@ -137,22 +137,22 @@ export class Qcow2Driver implements FormatDriver {
     const { store, storeId, metadata } = this.parts
     const at = this.l1SliceAt(l1Index)
     const { l1Offset, l1Entries } = this.disk
-    // The file may end with the L1 table's last entry, within the slice.
+    // The file may end with the last entry of the L1 table, within the slice.
     const length = Math.min(this.sliceBytes, l1Offset + l1Entries * 8 - at)
     return this.located(offset, () => metadata.slice(store, storeId, at, length))
   }
 
-  /** How many L1 entries from `l1Index` on name no table, as far as `bytes` of the disk reach. */
+  /** Returns how many L1 entries from `l1Index` on name no table, within `bytes` bytes of the disk. */
   private silentTables(l1Index: number, bytes: number): number {
     const wanted = Math.ceil(bytes / this.coverage)
     const listed = Math.min(wanted, this.disk.l1Entries - l1Index)
     let count = 1
     while (count < listed && this.isSilent(l1Index + count)) count++
-    // Behind the table's end there is nothing, however far a snapshot says that its disk reaches.
+    // Past the end of the table nothing is allocated, however large a snapshot says that its disk is.
     return count < listed ? count : wanted
   }
 
-  /** False for a damaged entry too: it is for the read that gets there. */
+  /** Reports whether the L1 entry names no table. False also for a damaged entry: the read that gets there reports it. */
   private isSilent(l1Index: number): boolean {
     try {
       return this.l2Table(l1Index, l1Index * this.coverage) === 0
@@ -174,13 +174,13 @@ export class Qcow2Driver implements FormatDriver {
     const { kind, host } = this
     let end = this.unitBytes - inCluster
     for (let at = inSlice + 8; end < length && at < slice.length; at += 8, end += this.unitBytes) {
-      // Damage further on is for the read that gets there, once the good bytes are delivered.
+      // Damage further on is reported by the read that gets there, after the good bytes are delivered.
       if (!this.continues(slice, at, offset + end, kind, host + inCluster + end)) break
     }
     return this.extent(kind, offset, host + inCluster, Math.min(length, end))
   }
 
-  /** Whether the entry at `at` goes on with `kind`, at the host offset `expected` if it is data. */
+  /** Reports whether the entry at `at` has the same `kind` and, for data, the host offset `expected`. */
   private continues(
     slice: Buffer,
     at: number,
@@ -217,7 +217,7 @@ export class Qcow2Driver implements FormatDriver {
     this.kind = this.isAllocated(high, offset, this.host) ? 'data' : 'parent'
   }
 
-  /** Whether `host` is where data are: 0 stands for "nowhere", but not in an external data file. */
+  /** Reports whether `host` is a place of data: 0 means "not allocated", except in an external data file. */
   isAllocated(high: number, offset: number, host: number): boolean {
     if (!this.external) return host !== 0
     if (host === 0 && (high & COPIED) === 0) return false
@@ -227,7 +227,7 @@ export class Qcow2Driver implements FormatDriver {
     return true
   }
 
-  /** The host offset of an L2 entry that is not compressed. Throws ImageError where it cannot be one. */
+  /** Returns the host offset of an L2 entry that is not compressed. Throws ImageError if it is impossible. */
   checkedHost(high: number, low: number, offset: number): number {
     const host = hostOffset(high, low)
     if (host % this.unitBytes !== 0 || !Number.isSafeInteger(host)) {
@@ -242,9 +242,9 @@ export class Qcow2Driver implements FormatDriver {
   }
 
   /**
-   * A cluster of an extended entry: runs of subclusters, each allocated, zero or silent by the
-   * bitmap behind the entry ("Extended L2 Entries"). A run that reaches the cluster's end may go on
-   * in the next one.
+   * Returns the extent of a cluster with an extended entry. It consists of runs of subclusters, which the bitmap after the
+   * entry calls allocated, zero or unallocated ("Extended L2 Entries"). A run that reaches the cluster's end may go on in the
+   * next cluster.
    */
   private subclusters(
     slice: Buffer,
@@ -295,7 +295,7 @@ export class Qcow2Driver implements FormatDriver {
     return kind !== 'data' || this.host + (offset % this.unitBytes) === expected
   }
 
-  /** The kind of one subcluster; sets `host` to where its cluster is. */
+  /** Returns the kind of one subcluster; sets `host` to the place of its cluster. */
   private decodeSubcluster(slice: Buffer, at: number, subcluster: number, offset: number): Run {
     const high = slice.readUInt32BE(at)
     const low = slice.readUInt32BE(at + 4)
@@ -313,7 +313,7 @@ export class Qcow2Driver implements FormatDriver {
     return 'data'
   }
 
-  /** A compressed cluster ("Compressed Clusters Descriptor"): any byte offset, whole sectors long. */
+  /** Returns the extent of a compressed cluster ("Compressed Clusters Descriptor"): it begins at any byte and has whole sectors. */
   private packed(
     slice: Buffer,
     inSlice: number,
@@ -347,13 +347,13 @@ export class Qcow2Driver implements FormatDriver {
   }
 }
 
-/** Where the compressed bytes of an entry are in the file ("Compressed Clusters Descriptor"). */
+/** Returns where the compressed bytes of an entry are in the file ("Compressed Clusters Descriptor"). */
 export function packedAt(
   slice: Buffer,
   inSlice: number,
   clusterBits: number,
 ): { at: number; packedBytes: number } {
-  // Of the 62 low bits the offset takes the lower ones; 49 to 61 of them, so all of the low half.
+  // The offset takes the lower 49 to 61 of the 62 low bits: all of the low half, and some of the high half.
   const highOffsetBits = 62 - (clusterBits - 8) - 32
   const high = slice.readUInt32BE(inSlice) & ~(COMPRESSED | COPIED)
   const at = (high % 2 ** highOffsetBits) * 2 ** 32 + slice.readUInt32BE(inSlice + 4)

@@ -1,10 +1,10 @@
 /**
- * Clusters that the tables in memory no longer point at, while those in the file may: they are counted
- * down, and may be used again, only after a flush. In shared memory; whoever holds the exclusive side of
- * the disk's lock puts and takes.
+ * Clusters to which the tables in memory no longer point, while those in the file still may. Only after a flush are they
+ * counted down, and may be used again. The queue is in shared memory; a thread puts and takes while it holds the exclusive
+ * side of the disk's lock.
  */
 const RECORDS = 32768
-/** Of one record: giving it back touches a bounded number of tables. */
+/** The most clusters of one record, so that giving it back changes a bounded number of tables. */
 const MAX_CLUSTERS = 1024
 const HEAD = 0
 const TAIL = 1
@@ -27,7 +27,7 @@ export class FreeQueue {
     this.values = new Float64Array(memory)
   }
 
-  /** Records taken and to be taken, counted since the beginning. */
+  /** The number of all records since the beginning, taken or not. */
   get end(): number {
     return this.values[TAIL] as number
   }
@@ -40,7 +40,7 @@ export class FreeQueue {
     return RECORDS - (this.end - (this.values[HEAD] as number)) >= records
   }
 
-  /** One reference to each of these clusters is gone. */
+  /** Notes that one reference to each of these clusters is gone. */
   put(cluster: number, clusters: number): void {
     for (let done = 0; done < clusters; done += MAX_CLUSTERS) {
       if (!this.hasRoom(1)) throw new Error('the queue of freed clusters is full')
@@ -51,7 +51,7 @@ export class FreeQueue {
     }
   }
 
-  /** The oldest record before the record number `end`, which then is no longer in the queue. */
+  /** Removes and returns the oldest record before record number `end`. */
   take(end: number): FreedRun | undefined {
     const head = this.values[HEAD] as number
     if (head >= end) return undefined

@@ -1,10 +1,9 @@
 /**
- * Which clusters of the file hold live metadata, so that none is ever handed out for something else, and
- * none is overwritten by the wrong table. Reference counts say the same while they are right; an image
- * whose counts are wrong is destroyed by the first writer who believes them.
+ * Knows which clusters of the file hold live metadata, so that none is handed out again or overwritten by the wrong table.
+ * Correct reference counts say the same. But a writer that believes wrong counts destroys the image.
  *
- * A hash table of cluster numbers in shared memory. It starts small; each larger one is memory that
- * costs nothing until it is used.
+ * It is a hash table of cluster numbers in shared memory. It starts small; the memory of the larger ones costs nothing until
+ * they are used.
  */
 import { ImageError } from '../../errors.js'
 
@@ -22,7 +21,7 @@ export const KIND = {
 } as const
 export type Kind = (typeof KIND)[keyof typeof KIND]
 
-/** Sizes of the tables, powers of two. The largest holds what the limits of formats allow. */
+/** The sizes of the tables, powers of two. The largest one is enough for all that the limits of formats allow. */
 const SIZES = [2 ** 12, 2 ** 16, 2 ** 20, 2 ** 23]
 const MAX_LOAD = 0.6
 const AT = { table: 0, used: 1 }
@@ -32,7 +31,7 @@ export interface GuardMemory {
   readonly tables: readonly SharedArrayBuffer[]
 }
 
-/** A number and a kind for each place. */
+/** Each place has a number and a kind. */
 const BYTES_EACH = 9
 
 export function createGuardMemory(): GuardMemory {
@@ -61,13 +60,13 @@ export class Guard {
     this.head.fill(0)
   }
 
-  /** What lives in this cluster; 0 for no metadata. */
+  /** Returns the kind of metadata in this cluster; 0 if there is none. */
   kindOf(cluster: number): Kind | 0 {
     const table = this.head[AT.table] as number
     return this.kinds[table]![this.placeOf(table, cluster)] as Kind | 0
   }
 
-  /** Takes down clusters; returns the first that something else lives in, or -1. Then it stays so. */
+  /** Adds clusters. Returns -1, or the first one that holds something else, which it does not change. */
   add(cluster: number, clusters: number, kind: Kind): number {
     let taken = -1
     for (let i = 0; i < clusters; i++) {
@@ -78,12 +77,12 @@ export class Guard {
     return taken
   }
 
-  /** What lived in these clusters is gone, or is of another kind from now on. */
+  /** Changes the kind of these clusters; 0 removes them. */
   change(cluster: number, clusters: number, kind: Kind | 0): void {
     for (let i = 0; i < clusters; i++) {
       const table = this.head[AT.table] as number
       const place = this.placeOf(table, cluster + i)
-      // A number stays in its place with kind 0: others may have been put behind it.
+      // The number keeps its place with kind 0, because the probing of other numbers may pass it.
       if (this.keys[table]![place] !== 0) this.kinds[table]![place] = kind
       else if (kind !== 0) this.put(cluster + i, kind)
     }
@@ -117,7 +116,7 @@ export class Guard {
     })
   }
 
-  /** Where `cluster` is in a table, or where it would be put. */
+  /** Returns the place of `cluster` in a table, or the place to put it. */
   private placeOf(table: number, cluster: number): number {
     const keys = this.keys[table] as Float64Array
     const mask = keys.length - 1
@@ -129,5 +128,5 @@ export class Guard {
   }
 }
 
-/** Snapshots share their tables with one another. */
+/** Reports whether several structures may share a cluster of this kind: snapshots share tables. */
 const isShareable = (kind: Kind): boolean => kind === KIND.snapshotL2 || kind === KIND.bitmaps

@@ -1,4 +1,4 @@
-/** Taking down all metadata of an image before it is written; see guard.ts. */
+/** Collects all metadata of an image before it is written; see guard.ts. */
 import { ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import type { BitmapMemory, ValidBitmap } from './bitmap-memory.js'
@@ -18,9 +18,9 @@ import {
 import { lossesOf } from './losses.js'
 import { blockOffset, hostOffset, readWords, wordBuffer } from './words.js'
 
-/** Entries of the L1 tables of all snapshots that are looked into; a few seconds' worth. */
+/** The most L1 entries of all snapshots that are read: a few seconds' work. */
 const MAX_SNAPSHOT_L1_ENTRIES = 2 ** 22
-/** Bytes of a table that are read at once. */
+/** How much of a table is read at once, in bytes. */
 const CHUNK_BYTES = 2 ** 20
 
 /**
@@ -71,7 +71,7 @@ export function guardMetadata(
   if (encryption && cryptMethod === CRYPT.luks)
     add('the LUKS header', encryption.offset, encryption.length, KIND.encryption)
   const directory = header.autoclear & AUTOCLEAR.bitmaps ? header.bitmaps : undefined
-  // Writing makes the bitmaps of a directory that cannot exist void.
+  // Writing makes the bitmaps of an impossible directory void.
   if (!directory || !isPossible(directory, store.sizeBytes)) return
   add('the bitmap directory', directory.directoryOffset, directory.directoryBytes, KIND.bitmaps)
   for (const bitmap of bitmaps.bitmaps) guardBitmap(guard, store, cluster, bitmap, add, ledger)
@@ -97,7 +97,7 @@ function guardSnapshots(guard: Guard, store: Store, header: Qcow2Header, add: Ad
     entries += l1Entries
     if (entries > MAX_SNAPSHOT_L1_ENTRIES) continue
     forEachOffset(store, l1At, l1Entries * 8, hostOffset, at => {
-      // Those that the disk shares are taken down as its own.
+      // Tables that the disk shares count as its own.
       if (at % cluster === 0 && guard.kindOf(at / cluster) === 0) {
         guard.add(at / cluster, 1, KIND.snapshotL2)
       }
@@ -107,7 +107,7 @@ function guardSnapshots(guard: Guard, store: Store, header: Qcow2Header, add: Ad
 
 type BitmapPlace = Pick<ValidBitmap, 'problem' | 'name' | 'tableAt' | 'tableEntries'>
 
-/** Bitmaps that another program did not close. This mount has not loaded them, but they have clusters. */
+/** Returns the bitmaps that another program did not close. This mount does not load them, but they own clusters. */
 const bitmapsInUse = (
   store: Store,
   header: Qcow2Header,
@@ -125,7 +125,7 @@ const bitmapsInUse = (
       tableEntries,
     }))
 
-/** A bitmap that is not kept stays what it is all the same, as far as its table can be read. */
+/** Adds a bitmap's clusters. A bitmap that is not kept is protected, too, as far as its table can be read. */
 function guardBitmap(
   guard: Guard,
   store: Store,

@@ -1,7 +1,7 @@
 /**
- * Changing fields of the header in place (QEMU docs/interop/qcow2.rst, "Header"). Each function is one
- * write of at most 24 bytes within the first sector, so a power cut leaves the old fields or the new
- * ones. Nothing here syncs: the order is the caller's.
+ * Changes fields of the header in place (QEMU docs/interop/qcow2.rst, "Header"). Unless it says otherwise, each function
+ * makes one write of at most 24 bytes within the first sector, so a power cut leaves the old fields or the new ones. None of
+ * them syncs: the caller decides the order.
  */
 import { bits64be, type Layout, layout, u32be, u64be } from '../../binary.js'
 import type { WritableStore } from '../../io/store.js'
@@ -24,24 +24,24 @@ export interface Features {
   readonly autoclear: bigint
 }
 
-/** The disk's size in bytes. */
+/** Writes the disk's size, in bytes. */
 export function writeDiskSize(store: WritableStore, sizeBytes: number): void {
   put(store, DISK_SIZE_AT, DISK_SIZE, { sizeBytes })
 }
 
-/** The active L1 table: its entries, and where it is in the file. */
+/** Writes the active L1 table: the number of its entries, and its place in the file. */
 export function writeL1(store: WritableStore, entries: number, offset: number): void {
   put(store, L1_AT, L1, { entries, offset })
 }
 
-/** The refcount table: where it is in the file, and its length in clusters. */
+/** Writes the refcount table: its place in the file, and its length in clusters. */
 export function writeRefcountTable(store: WritableStore, offset: number, clusters: number): void {
   put(store, REFCOUNT_TABLE_AT, REFCOUNT_TABLE, { offset, clusters })
 }
 
 /**
- * The refcount table, and the width of the counts in its blocks: 2^`order` bits. The image has version 3. It is
- * one write, of 52 bytes of the first sector.
+ * Writes the refcount table, and the width of the counts in its blocks: 2^`order` bits. The image must have version 3. It is
+ * one write of 52 bytes of the first sector.
  */
 export function writeRefcounts(
   store: WritableStore,
@@ -56,7 +56,7 @@ export function writeRefcounts(
   store.write(fields, 0, fields.length, REFCOUNT_TABLE_AT)
 }
 
-/** The type of the header extension at `at`; its length stays. */
+/** Writes the type of the header extension at `at`; its length stays. */
 export function writeExtensionType(store: WritableStore, at: number, type: number): void {
   put(store, at, layout({ type: u32be }), { type })
 }
@@ -66,12 +66,12 @@ export function endExtensions(store: WritableStore, at: number): void {
   put(store, at, layout({ type: u32be, length: u32be }), { type: 0, length: 0 })
 }
 
-/** The snapshot table: its entries, and where it is in the file. */
+/** Writes the snapshot table: the number of its entries, and its place in the file. */
 export function writeSnapshotTable(store: WritableStore, count: number, offset: number): void {
   put(store, SNAPSHOTS_AT, SNAPSHOTS, { count, offset })
 }
 
-/** The feature bits, all of them. The image has version 3: version 2 has other bytes there. */
+/** Writes all feature bits. The image must have version 3: version 2 has other bytes there. */
 export function writeFeatures(store: WritableStore, features: Features): void {
   const { incompatible, compatible, autoclear } = features
   put(store, FEATURES_AT, FEATURES, { incompatible, compatible, autoclear })

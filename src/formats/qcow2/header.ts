@@ -7,7 +7,7 @@ import { WRONG_FORMAT } from '../way-out.js'
 import { MAX_BACKING_NAME_BYTES, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS } from '../limits.js'
 import { type Defect, usablePlaces } from './table-places.js'
 
-/** "QFI" and 0xfb; qcow version 1 has it too. */
+/** "QFI" and 0xfb; qcow version 1 has the same. */
 export const MAGIC = 0x514649fb
 
 const V2_HEADER = layout({
@@ -53,7 +53,7 @@ export const EXTENSION = {
   encryption: 0x0537be77,
   dataFile: 0x44415441,
 }
-/** Those that say how the disk is read. */
+/** The extensions that reading the disk needs. */
 const READ_THROUGH = new Set([EXTENSION.backingFormat, EXTENSION.dataFile, EXTENSION.encryption])
 const EXTENSION_HEADER = layout({ type: u32be, length: u32be })
 const BITMAPS_EXTENSION = layout({
@@ -76,7 +76,7 @@ export interface Qcow2Header {
   readonly l1Offset: number
   readonly refcountTableOffset: number
   readonly refcountTableClusters: number
-  /** A reference count has 2^refcountOrder bits. */
+  /** The width of a reference count is 2^refcountOrder bits. */
   readonly refcountOrder: number
   readonly snapshotCount: number
   readonly snapshotsOffset: number
@@ -90,9 +90,9 @@ export interface Qcow2Header {
   readonly dataFileName: string | undefined
   readonly bitmaps: BitmapsExtension | undefined
   readonly encryption: EncryptionExtension | undefined
-  /** Types of extensions that are not known here, in the order they stand in. */
+  /** The types of unknown extensions, in the order of the file. */
   readonly unknownExtensions: readonly number[]
-  /** What is damaged and the disk can be read without. */
+  /** Damaged parts without which the disk can still be read. */
   readonly defects: readonly Defect[]
 }
 
@@ -102,13 +102,13 @@ export interface BitmapsExtension {
   readonly directoryOffset: number
 }
 
-/** Where the LUKS header lies in the file, in bytes. */
+/** The place and length of the LUKS header in the file, in bytes. */
 export interface EncryptionExtension {
   readonly offset: number
   readonly length: number
 }
 
-/** Methods of encryption; those of qcow are the same. */
+/** Methods of encryption; qcow uses the same numbers. */
 export const CRYPT = { none: 0, aes: 1, luks: 2 } as const
 
 export const clusterBytes = (header: Qcow2Header): number => 2 ** header.clusterBits
@@ -116,14 +116,14 @@ export const clusterBytes = (header: Qcow2Header): number => 2 ** header.cluster
 export const isExtendedL2 = (header: Qcow2Header): boolean =>
   (header.incompatible & INCOMPATIBLE.extendedL2) !== 0n
 
-/** Bytes of an L2 entry. */
+/** Returns the size of an L2 entry, in bytes. */
 export const l2EntryBytes = (header: Qcow2Header): number => (isExtendedL2(header) ? 16 : 8)
 
-/** Bytes of the disk that one L2 table maps. */
+/** Returns how many bytes of the disk one L2 table maps. */
 export const l2CoverageBytes = (header: Qcow2Header): number =>
   (clusterBytes(header) / l2EntryBytes(header)) * clusterBytes(header)
 
-/** Reads and checks all of the header. Throws ImageError, which names the file. */
+/** Reads and checks the whole header. Throws ImageError, which names the file. */
 export function readHeader(store: Store): Qcow2Header {
   const fail = (code: ErrorCode, message: string, hint?: string): never => {
     throw new ImageError(code, message, { path: store.path, ...(hint && { hint }) })
@@ -185,7 +185,7 @@ export function readHeader(store: Store): Qcow2Header {
   if (broken) {
     const { type, at } = broken
     const message = `the header extension at ${at} is longer than the header cluster`
-    // What the disk is read through may stand there, or after it.
+    // An extension that reading needs may be there, or after it.
     const isNeeded =
       (h.backingNameOffset > 0 && extensions.backingFormat === undefined) ||
       (isExternal && extensions.dataFileName === undefined) ||
@@ -241,7 +241,7 @@ export function readHeader(store: Store): Qcow2Header {
   return { ...places, defects: [...extensions.defects, ...defects] }
 }
 
-/** The header of an image without names, snapshots or extensions. */
+/** Returns the header of an image without names, snapshots or extensions. */
 export function encodeHeader(
   header: Pick<
     Qcow2Header,
@@ -280,7 +280,7 @@ const V2_DEFAULTS = {
 }
 type Fail = (code: ErrorCode, message: string, hint?: string) => never
 
-/** Runs `read` and names the file in what it throws. */
+/** Runs `read`, and adds the file's name to the errors that it throws. */
 function decode<T>(read: () => T, store: Store): T {
   try {
     return read()
@@ -315,17 +315,17 @@ interface Extensions {
   dataFileName: string | undefined
   bitmaps: BitmapsExtension | undefined
   encryption: EncryptionExtension | undefined
-  /** Incompatible feature bit → name. */
+  /** The names of incompatible features, by bit. */
   featureNames: Map<number, string>
   unknown: number[]
   defects: Defect[]
-  /** The extension that is longer than the header cluster, after which none can be found. */
+  /** The extension that is longer than the header cluster. None can be found after it. */
   broken: { readonly type: number; readonly at: number } | undefined
 }
 
 /**
- * The extensions between the header and `area`'s end. A file that the user wants to hear refused by
- * the names of its features (`unknownBits`) must not fail on what those features changed first.
+ * Reads the extensions between the header and the end of `area`. A file with unknown features (`unknownBits`) is refused by
+ * the names of these features. So reading must not fail first on something that these features have changed.
  */
 function readExtensions(area: Buffer, from: number, unknownBits: bigint): Extensions {
   const found: Extensions = {
@@ -360,7 +360,7 @@ function readExtensions(area: Buffer, from: number, unknownBits: bigint): Extens
   return found
 }
 
-/** An extension that only writers and `info` need: damage there is theirs to report. */
+/** Decodes an extension that only writers and `info` need. Returns undefined for damage: these report it. */
 function lenient<T>(structure: Decoder<T>, data: Buffer): T | undefined {
   if (data.length !== structure.size) return undefined
   try {
@@ -391,7 +391,7 @@ function featureNames(data: Buffer): Map<number, string> {
   return names
 }
 
-/** Up to the first NUL, if there is one. */
+/** Returns the text up to the first NUL, or all of it. */
 function text(data: Buffer): string {
   const nul = data.indexOf(0)
   return data.toString('utf8', 0, nul < 0 ? data.length : nul)

@@ -1,6 +1,6 @@
 /**
- * Compressed clusters: raw deflate and zstd, both read leniently but bounded (QEMU
- * docs/interop/qcow2.rst, "Compressed Clusters Descriptor").
+ * Unpacks compressed clusters: raw deflate and zstd, both leniently but with bounds (QEMU docs/interop/qcow2.rst, "Compressed
+ * Clusters Descriptor").
  */
 import zlib from 'node:zlib'
 import { Decompress } from 'fzstd'
@@ -16,8 +16,8 @@ export type Compression = 'zlib' | 'zstd'
 type Unpack = (packed: Buffer, cluster: Buffer) => void
 
 /**
- * Fills `cluster` from the `packedBytes` of `store` at `at`; the last of them may be cut off by the end
- * of the file. Throws ImageError, SystemError.
+ * Fills `cluster` from `packedBytes` bytes of `store` at `at`; the file may end before the last of them. Throws ImageError,
+ * SystemError.
  */
 export function unpackFrom(
   store: Store,
@@ -36,12 +36,12 @@ export function unpackFrom(
   unpack(scratch.subarray(0, got), cluster)
 }
 
-/** What was read last; each thread has one. */
+/** Holds the compressed bytes; each thread has its own. */
 let scratch = Buffer.alloc(0)
 
 /**
- * Raw deflate. What follows the stream belongs to others. A stream that fills the cluster is good even
- * where it goes on or breaks behind it; one that ends or breaks before is damage.
+ * Unpacks raw deflate. What follows the stream belongs to other clusters. A stream that fills the cluster is good, even if it
+ * goes on or is broken after that. A stream that ends or is broken earlier is damage.
  */
 export const inflateCluster: Unpack = (packed, cluster) => {
   if (inflateExactly(packed, cluster)) return
@@ -50,10 +50,10 @@ export const inflateCluster: Unpack = (packed, cluster) => {
   bytes.copy(cluster, 0, 0, cluster.length)
 }
 
-/** How far a stream may run past its cluster in one call of zlib: more than a byte of it makes. */
+/** How far a stream may go past its cluster in one call of zlib: more than one byte of input makes. */
 const SLACK_BYTES = 4096
 
-/** What the stream in `packed` makes; undefined when it breaks, or makes too much. */
+/** Returns the output of the stream in `packed`; undefined if it is broken, or too long. */
 function inflatePrefix(packed: Buffer, clusterBytes: number): Buffer | undefined {
   try {
     return zlib.inflateRawSync(packed, {
@@ -67,9 +67,9 @@ function inflatePrefix(packed: Buffer, clusterBytes: number): Buffer | undefined
 }
 
 /**
- * The cluster of a stream that goes on or breaks behind it. zlib gives either all or nothing of a
- * call, so a prefix of the input is searched that fills the cluster and not much more: a byte of input
- * makes 1032 bytes of output at most.
+ * Returns the cluster of a stream that goes on, or is broken, after it. A call of zlib returns everything or nothing. So this
+ * searches for a prefix of the input that fills the cluster, and not much more: a byte of input makes 1032 bytes of output
+ * at most.
  */
 function inflateShorter(packed: Buffer, clusterBytes: number): Buffer {
   let tooShort = 0
@@ -86,14 +86,14 @@ function inflateShorter(packed: Buffer, clusterBytes: number): Buffer {
 
 const ZSTD_MAGIC = 0xfd2fb528
 const ZSTD_SKIPPABLE = 0x184d2a50
-/** A frame may ask its decoder for a window; RFC 8878 advises to support and to limit to 8 MiB. */
+/** The largest window that a frame may ask for; RFC 8878 recommends to support 8 MiB and to set a limit. */
 const MAX_ZSTD_WINDOW_BYTES = 8 * 2 ** 20
-/** Writers make one frame a cluster. Empty ones cost a decoder its window and bring no byte nearer. */
+/** The most frames of a cluster. Writers make one. An empty frame makes the decoder allocate its window for nothing. */
 const MAX_ZSTD_FRAMES = 1024
 
 /**
- * Zstd, in one frame or several. Every frame up to the one that fills the cluster must be complete;
- * what follows belongs to others.
+ * Unpacks zstd, in one or several frames. Every frame up to the one that fills the cluster must be complete. What follows
+ * belongs to other clusters.
  */
 export const unzstdCluster: Unpack = (packed, cluster) => {
   let filled = 0
@@ -107,8 +107,7 @@ export const unzstdCluster: Unpack = (packed, cluster) => {
 }
 
 /**
- * Writes what `frame` holds to `room`; the bytes written. A frame that holds more is damage, and is not
- * decoded further.
+ * Unpacks `frame` to `room`. Returns the bytes written. A frame with more content is damage, and is not decoded further.
  */
 function unzstd(frame: Buffer, room: Buffer): number {
   const written = unzstdFrame ? unzstdFrame(frame, room) : unzstdWithoutLibrary(frame, room)
@@ -116,7 +115,7 @@ function unzstd(frame: Buffer, room: Buffer): number {
   return written
 }
 
-/** Exported for the tests: most systems have the library. */
+/** Does the same without libzstd. Exported for the tests, because most systems have the library. */
 export function unzstdWithoutLibrary(frame: Buffer, room: Buffer): number {
   let written = 0
   const decoder = new Decompress(part => {
@@ -133,8 +132,8 @@ export function unzstdWithoutLibrary(frame: Buffer, room: Buffer): number {
 }
 
 /**
- * The length of the zstd frame at `at` in bytes, by its blocks' headers (RFC 8878, 3.1.1). Decoders
- * refuse what follows a frame in a sector, or skip it, each in its way: they are given one frame.
+ * Returns the length of the zstd frame at `at` in bytes, from its blocks' headers (RFC 8878, 3.1.1). Decoders differ in
+ * whether they refuse or skip bytes after a frame, so they get exactly one frame.
  */
 function zstdFrameBytes(b: Buffer, at: number): number {
   const need = (end: number) => {

@@ -1,4 +1,4 @@
-/** What has to be known of an image, and has to be in order, before the first byte of it changes. */
+/** Inspects an image before its first byte changes. */
 import { ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import { type BitmapMemory, loadBitmaps } from './bitmap-memory.js'
@@ -9,8 +9,8 @@ import type { Qcow2Header } from './header.js'
 import { lostCluster } from './lost-clusters.js'
 
 /**
- * Fills `guard`, and walks all tables once. Throws ImageError where structures overlap, where counts are lower
- * than references, or where data lie beyond the end of the file; and SystemError.
+ * Fills `guard`, and walks all tables once. Throws ImageError if structures overlap, if counts are lower than references, or
+ * if data lie past the end of the file; and SystemError.
  */
 export function inspectForWriting(
   guard: Guard,
@@ -28,8 +28,8 @@ export function inspectForWriting(
 }
 
 /**
- * Throws what `inspectForWriting` would throw once the reference counts have been made right: an image that no
- * write could follow is not recovered either. An overlap of a bitmap refuses the image here, too.
+ * Throws what `inspectForWriting` would throw after the reference counts have been corrected: an image that cannot be written
+ * anyway is not recovered. An overlap with a bitmap refuses the image here, too.
  */
 export function inspectForRecovery(store: Store, header: Qcow2Header): void {
   const bitmaps = loadBitmaps(store, header, () => true)

@@ -1,22 +1,22 @@
-/** What of an image is lost that the disk can be read without. */
+/** Finds the parts that an image has lost and that reading the disk does not need. */
 import { type Access, WriteProtected } from '../../io/named-file.js'
 import type { Store } from '../../io/store.js'
 import { clusterBytes, type Qcow2Header } from './header.js'
 import type { Defect } from './table-places.js'
 import { readSnapshots } from './snapshots.js'
 
-/** Lost bitmaps are no obstacle: the writer gives them up, and says so. */
+/** Lost bitmaps do not prevent writing: the writer gives them up, and says so. */
 const HARMLESS: ReadonlySet<Defect['part']> = new Set(['bitmaps'])
 
 /**
- * Why an image must not be written, a clause each: reference counts, snapshots or parts of the header are
- * lost, so nobody knows which clusters are free. Empty for a sound image.
+ * Returns why an image must not be written, one clause for each reason: reference counts, snapshots or parts of the header
+ * are lost, so nobody knows which clusters are free. Empty for a sound image.
  */
 export function lossesOf(store: Store, header: Qcow2Header): string[] {
   const { snapshots, problems } = readSnapshots(store, header)
   const cluster = clusterBytes(header)
   const end = Math.ceil(store.sizeBytes / cluster) * cluster
-  // A longer file would make zeros of the rest of the table.
+  // A longer file would turn the rest of the table into zeros.
   const cut = snapshots.filter(({ l1Offset, l1Entries }) => l1Offset + l1Entries * 8 > end)
   return [
     ...header.defects.filter(({ part }) => !HARMLESS.has(part)).map(({ message }) => message),
@@ -25,13 +25,13 @@ export function lossesOf(store: Store, header: Qcow2Header): string[] {
   ]
 }
 
-/** What a reader has to know: the same, and lost bitmaps. */
+/** Returns warnings for a reader: the same, and lost bitmaps. */
 export function warningsOf(store: Store, header: Qcow2Header): string[] {
   const harmless = header.defects.filter(({ part }) => HARMLESS.has(part))
   return [...lossesOf(store, header), ...harmless.map(({ message }) => message)]
 }
 
-/** Throws WriteProtected for an image that has lost parts and is to be written; else warns of each part. */
+/** Throws WriteProtected if the image has lost parts and is to be written. Otherwise warns about each part. */
 export function requireWhole(
   store: Store,
   header: Qcow2Header,

@@ -1,14 +1,14 @@
 /**
- * Walks all tables of an image before its first write, once, for two questions.
+ * Walks all tables of an image once, before its first write, to answer two questions.
  *
- * Do they name clusters beyond the end of the file? Reading these is an error, until somebody appends to
- * the file: then they would be a hole of it, and read as zeros; or, where they are not counted, be handed
- * out, and read as what was written elsewhere.
+ * Do they name clusters past the end of the file? Reading such a cluster is an error until the file becomes longer. Then the
+ * cluster would be a hole and read as zeros; or, if it is not counted, it would be handed out and show what was written
+ * elsewhere.
  *
- * Is a cluster counted less often than they refer to it? count-ledger.ts says why that matters.
+ * Is the count of a cluster lower than the number of references to it? count-ledger.ts says why that matters.
  *
- * L1 tables are walked whole, L2 tables up to MAX_TABLE_BYTES. The rest is walked only where clusters
- * are counted behind the file's end, which is rare, and mostly leaks of a crash.
+ * L1 tables are walked completely, L2 tables up to MAX_TABLE_BYTES. The rest is walked only if clusters past the end of the
+ * file are counted, which is rare: mostly these are leaks of a crash.
  */
 import type { Store } from '../../io/store.js'
 import { readSnapshotTable } from './check/snapshot-table.js'
@@ -17,22 +17,21 @@ import { packedAt } from './driver.js'
 import { clusterBytes, INCOMPATIBLE, l2EntryBytes, type Qcow2Header } from './header.js'
 import { COMPRESSED, COPIED, blockOffset, hostOffset, readWords, wordBuffer } from './words.js'
 
-/** Bytes of L2 tables: those of 1 TiB in clusters of 64 KiB, which take some tenths of a second. */
+/** The most bytes of L2 tables: those of 1 TiB in clusters of 64 KiB, which take some tenths of a second. */
 const MAX_TABLE_BYTES = 128 * 2 ** 20
-/** Entries of the L1 tables of all snapshots. */
+/** The most L1 entries of all snapshots. */
 const MAX_SNAPSHOT_L1_ENTRIES = 2 ** 22
-/** Blocks of counts that are looked through; beyond them the tables tell. */
+/** The most refcount blocks that are searched; beyond them the tables decide. */
 const MAX_BLOCKS = 4096
-/** Bytes of a table that are read at once. */
+/** How much of a table is read at once, in bytes. */
 const CHUNK_BYTES = 2 ** 20
 
-/** The reference counts that the references of the walk are compared with. */
+/** Compares the references of the walk with the reference counts. */
 type Ledger = Pick<CountLedger, 'refer'>
 
 /**
- * Returns where data of the disk or of a snapshot lie beyond the last cluster of the file; undefined where
- * none do. On the way it gives all references of L1 and L2 entries to `ledger`. Throws SystemError, and what
- * `ledger` throws.
+ * Returns a place past the last cluster of the file where data of the disk or of a snapshot are said to be; undefined if
+ * there is none. It also gives all references of L1 and L2 entries to `ledger`. Throws SystemError, and what `ledger` throws.
  */
 export function lostCluster(store: Store, header: Qcow2Header, ledger: Ledger): number | undefined {
   const isExternal = (header.incompatible & INCOMPATIBLE.externalData) !== 0n
@@ -55,7 +54,7 @@ export function lostCluster(store: Store, header: Qcow2Header, ledger: Ledger): 
   return undefined
 }
 
-/** What refers to an L2 table. */
+/** The references to an L2 table. */
 interface L2Use {
   /** How many entries of all L1 tables name it. */
   times: number
@@ -65,7 +64,7 @@ interface L2Use {
   isOwned: boolean
 }
 
-/** Collects the L2 tables that L1 tables name. Returns the first that lies at `end` or beyond it. */
+/** Collects the L2 tables that L1 tables name. Returns the first one that lies at `end` or past it. */
 function findL2Tables(
   store: Store,
   header: Qcow2Header,
@@ -77,7 +76,7 @@ function findL2Tables(
   let entries = 0
   for (const table of [active, ...snapshots]) {
     const isActive = table === active
-    // The active one is bounded by the header.
+    // The check of the header has bounded the active one.
     entries += isActive ? 0 : table.l1Entries
     if (entries > MAX_SNAPSHOT_L1_ENTRIES) break
     const lost = find(store, table.l1At, table.l1Entries * 8, (words, i) => {
@@ -99,7 +98,7 @@ function findL2Tables(
   return undefined
 }
 
-/** Whether a cluster from `first` on has a count that is not 0. */
+/** Reports whether a cluster from `first` on has a count other than 0. */
 function isCountedBehind(store: Store, header: Qcow2Header, first: number): boolean {
   const cluster = clusterBytes(header)
   const perBlock = (cluster * 8) / 2 ** header.refcountOrder
@@ -115,14 +114,14 @@ function isCountedBehind(store: Store, header: Qcow2Header, first: number): bool
     if (++blocks > MAX_BLOCKS) return block
     const bytes = Buffer.alloc(cluster)
     if (block < store.sizeBytes) store.read(bytes, 0, cluster, block)
-    // A count that shares its byte with one before the end makes the tables tell: that is no harm.
+    // A count that shares its byte with one before `first` may give a wrong yes. Then the tables are walked, which is harmless.
     const before = index === 0 ? Math.floor(((first % perBlock) * cluster) / perBlock) : 0
     return bytes.compare(counts, 0, cluster - before, before) === 0 ? undefined : block
   })
   return found !== undefined
 }
 
-/** Gives what an L2 table names to `ledger`. Returns the first that lies at `end` or beyond it. */
+/** Gives the references of an L2 table to `ledger`. Returns the first cluster that lies at `end` or past it. */
 function walkL2(
   store: Store,
   header: Qcow2Header,
@@ -159,8 +158,8 @@ function walkL2(
 }
 
 /**
- * Goes over a table of entries of 64 bits until `judge` returns something. It is given the words at hand,
- * the place of the entry's first, and the entry's number.
+ * Goes over a table of 64-bit entries until `judge` returns a value. `judge` gets a buffer of words, the index of the entry's
+ * first word in it, and the number of the entry.
  */
 function find(
   store: Store,

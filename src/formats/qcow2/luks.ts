@@ -5,8 +5,8 @@ import { MAX_LUKS_HEADER_BYTES } from '../limits.js'
 import type { Qcow2Header } from './header.js'
 
 /**
- * The LUKS header of an encrypted image, as far as it describes the encryption: no passphrase is needed
- * for that. Throws ImageError for a header that is missing or damaged.
+ * Reads the LUKS header of an encrypted image, which describes the encryption. That needs no passphrase. Throws ImageError if
+ * the header is missing or damaged.
  */
 export function readLuks(store: Store, { encryption }: Qcow2Header): Luks1Header {
   if (encryption) return readLuks1(store, encryption)
@@ -20,7 +20,7 @@ export function readLuks(store: Store, { encryption }: Qcow2Header): Luks1Header
   )
 }
 
-/** Whether a LUKS header can be where the image says; a file may end within its last cluster. */
+/** Reports whether a LUKS header can be where the image says; a file may end within its last cluster. */
 export function isPossibleLuks(
   { offset, length }: LuksArea,
   fileBytes: number,

@@ -1,4 +1,4 @@
-/** What an image needs before it is written that was not closed cleanly. */
+/** Recovers an image that was not closed cleanly, before it is written. */
 import { ImageError, inWords, SystemError } from '../../errors.js'
 import type { Store, WritableStore } from '../../io/store.js'
 import { INCOMPATIBLE, readHeader } from './header.js'
@@ -7,10 +7,9 @@ import { inspectForRecovery } from './inspection.js'
 import { rebuildRefcounts, requireKnownCounts } from './repair.js'
 
 /**
- * Makes the reference counts of an image with the dirty bit right, which lazy refcounts left behind, and
- * clears the bit (QEMU docs/interop/qcow2.rst, "incompatible_features"). Returns a warning, or nothing
- * where the bit is not set. Throws ImageError where the counts cannot be made right or cannot be written:
- * the disk still reads as before.
+ * Corrects the reference counts of an image with the dirty bit, which lazy refcounts have left wrong, and clears the bit
+ * (QEMU docs/interop/qcow2.rst, "incompatible_features"). Returns a warning; undefined if the bit is not set. Throws
+ * ImageError if the counts cannot be computed or written; the disk still reads as before.
  */
 export function recover(store: WritableStore): string | undefined {
   if ((readHeader(store).incompatible & INCOMPATIBLE.dirty) === 0n) return undefined
@@ -28,8 +27,8 @@ export function recover(store: WritableStore): string | undefined {
 }
 
 /**
- * Throws ImageError where `recover` would, as far as that can be known without writing, and where the first
- * write after it would be refused: such an image must not change at all.
+ * Throws ImageError if `recover` would fail, as far as that can be known without writing, or if the first write after it would
+ * be refused: such an image must not change at all.
  */
 export function requireRecoverable(store: Store): void {
   try {

@@ -1,13 +1,13 @@
 /**
- * Reference counts of the clusters of a qcow2 file, and finding free ones (QEMU docs/interop/qcow2.rst,
- * "Host cluster management").
+ * Reads and changes the reference counts of the clusters of a qcow2 file, and finds free clusters (QEMU
+ * docs/interop/qcow2.rst, "Host cluster management").
  *
- *  (1) A cluster is handed out only if its count is 0 and nothing that is known to live lies in it.
- *  (2) A new refcount block lies in the first free cluster of those that it counts, itself included,
- *      and is in the file, whole, before the table names it.
- *  (3) A new refcount table is on the disk, with the blocks that count it, before the header names it.
+ *  (1) A cluster is handed out only if its count is 0 and no known metadata lives in it.
+ *  (2) A new refcount block takes the first free cluster of those that it counts, so that it counts itself. It is whole in
+ *      the file before the table names it.
+ *  (3) A new refcount table, and the blocks that count it, are on the disk before the header names it.
  *
- * All of it under the exclusive side of the disk's lock.
+ * The caller holds the exclusive side of the disk's lock.
  */
 import { constants } from 'node:os'
 import type { MetadataCache } from '../../cache/metadata-cache.js'
@@ -39,22 +39,22 @@ export interface RefcountParts {
   readonly refcountOrder: number
 }
 
-/** Clusters that are counted, but that nothing points at yet. */
+/** Clusters that are counted, and to which nothing points yet. */
 export interface Run {
   readonly cluster: number
   readonly clusters: number
-  /** Whether they lie where the file has never been written: there it reads as zeros. */
+  /** Whether the file was never written there, so that it reads as zeros. */
   readonly isZeroed: boolean
 }
 
-/** Free clusters behind the search that make it go back, at least; and one of so many it passed. */
+/** The search goes back if at least so many clusters were freed before its place, and at least one of PASSED_EACH that it passed. */
 const MIN_FREED_TO_GO_BACK = 64
 const PASSED_EACH = 1024
 /** A host offset has 56 bits; files end at 2^63, numbers at 2^53. */
 const MAX_FILE_BYTES = 2 ** 53
 
 export class Refcounts {
-  /** Clusters that one block counts, and those of one slice of it. */
+  /** How many clusters one block counts, and one slice of it. */
   private readonly perBlock: number
   private readonly perSlice: number
 
@@ -63,13 +63,13 @@ export class Refcounts {
     this.perSlice = (parts.sliceBytes * 8) / 2 ** parts.refcountOrder
   }
 
-  /** Throws ImageError where the count cannot be read. */
+  /** Returns the count of a cluster. Throws ImageError if it cannot be read. */
   count(cluster: number): number {
     const block = this.blockAt(Math.floor(cluster / this.perBlock))
     return block === 0 ? 0 : this.countIn(this.slice(block, cluster), cluster)
   }
 
-  /** Hands out up to `wanted` clusters in a row, counted once. Throws SystemError when none is left. */
+  /** Allocates up to `wanted` clusters in a row and sets their counts to 1. Throws SystemError if none is left. */
   allocate(wanted: number): Run {
     const { state, clusterBytes, store } = this.parts
     this.goBack()
@@ -86,13 +86,13 @@ export class Refcounts {
       this.takeRoom(block, cluster)
       this.set(block, cluster, end - cluster, 1)
       state[STATE.cursor] = end
-      // Before anything is written there.
+      // Ask before anything is written there.
       const isZeroed = cluster * clusterBytes >= store.sizeBytes
       return { cluster, clusters: end - cluster, isZeroed }
     }
   }
 
-  /** Exactly `wanted` clusters in a row. */
+  /** Allocates exactly `wanted` clusters in a row. */
   allocateRun(wanted: number): Run {
     let run = this.allocate(wanted)
     while (run.clusters < wanted) {
@@ -108,18 +108,17 @@ export class Refcounts {
     return run
   }
 
-  /** Takes back what was handed out and that nothing ever pointed at. */
+  /** Gives back clusters to which nothing has ever pointed. */
   cancel({ cluster, clusters }: Run): void {
     const { state } = this.parts
     this.uncount(cluster, clusters)
     state[STATE.cursor] = Math.min(state[STATE.cursor] as number, cluster)
-    // It could not be filled: perhaps the file can grow no more.
+    // The clusters could not be filled, perhaps because the file cannot grow. Make the next search go back.
     if (state[STATE.freedBehind] !== 0) state[STATE.freedBehind] = Number.POSITIVE_INFINITY
   }
 
   /**
-   * One reference to `cluster` is gone. Returns whether it was the last. A count that is 0 already was
-   * wrong, and stays.
+   * Removes one reference to `cluster`. Returns whether it was the last one. A count that is already 0 was wrong, and stays.
    */
   release(cluster: number): boolean {
     const { state } = this.parts
@@ -142,7 +141,7 @@ export class Refcounts {
     }
   }
 
-  /** At the end of the file: back to what was freed, if that is worth passing all in between again. */
+  /** At the end of the file, goes back to freed clusters if there are enough to be worth passing all in between again. */
   private goBack(): void {
     const { state, store, clusterBytes } = this.parts
     const cursor = state[STATE.cursor] as number
@@ -155,7 +154,7 @@ export class Refcounts {
     state[STATE.lowestFreed] = Number.POSITIVE_INFINITY
   }
 
-  /** Makes the next search pass all clusters of the file. */
+  /** Makes the next search look at all clusters of the file. */
   lookEverywhere(): void {
     const { state } = this.parts
     state[STATE.cursor] = 0
@@ -168,7 +167,7 @@ export class Refcounts {
     return this.countIn(slice, cluster) === 0 && this.parts.guard.kindOf(cluster) === 0
   }
 
-  /** Where the block of this index is in the file; 0 when there is none. */
+  /** Returns the place of the block with this index in the file; 0 if there is none. */
   private blockAt(index: number): number {
     const { state, clusterBytes, guard, store } = this.parts
     if (index >= this.tableEntries) return 0
@@ -208,7 +207,7 @@ export class Refcounts {
     return metadata.slice(store, storeId, this.place(block, cluster), sliceBytes)
   }
 
-  /** A slice in the pool has its room since it came there. */
+  /** Reserves the slice's space on the file system. A slice that is in the pool has it already. */
   private takeRoom(block: number, cluster: number): void {
     const { pool, store, sliceBytes } = this.parts
     const place = this.place(block, cluster)
@@ -224,7 +223,7 @@ export class Refcounts {
     return getCount(slice, cluster % this.perSlice, this.parts.refcountOrder)
   }
 
-  /** Sets the counts of clusters in a row that lie in one slice. */
+  /** Sets the counts of clusters in a row whose counts are in one slice. */
   private set(block: number, cluster: number, clusters: number, count: number): void {
     const { pool, refcountOrder } = this.parts
     const load = () => this.slice(block, cluster)
@@ -234,7 +233,7 @@ export class Refcounts {
     }
   }
 
-  /** Makes the block of this index, and room in the table for it. Returns where it is. Rule (2). */
+  /** Makes the block with this index, and room in the table for it. Returns its place. Rule (2). */
   private addBlock(index: number): number {
     const { pool, guard, store, clusterBytes } = this.parts
     if (index >= this.tableEntries) {
@@ -261,7 +260,7 @@ export class Refcounts {
     return at
   }
 
-  /** The first of `clusters` clusters in a row, from `cluster` on, that no metadata is known to live in. */
+  /** Returns the first of `clusters` clusters in a row, from `cluster` on, in which no known metadata lives. */
   private firstUnguarded(cluster: number, clusters: number): number {
     for (let first = cluster, c = cluster; ; c++) {
       if (this.parts.guard.kindOf(c) !== 0) first = c + 1
@@ -270,8 +269,8 @@ export class Refcounts {
   }
 
   /**
-   * A larger table, which has a place for the block of this index. It lies behind all that the old one
-   * can count, with blocks of its own. Rule (3).
+   * Makes a larger table, with an entry for the block with this index. It lies past all clusters that the old one can count,
+   * with its own blocks. Rule (3).
    */
   private growTable(index: number): void {
     const { pool, guard, freed, state, store, clusterBytes, refcountOrder } = this.parts
@@ -283,7 +282,7 @@ export class Refcounts {
     const first = this.firstUnguarded(oldEntries * this.perBlock, 2 * tableClusters + 2)
     const firstBlock = Math.floor(first / this.perBlock)
     let blocks = 1
-    // The blocks count themselves and the table; the table has entries for the blocks.
+    // The blocks count themselves and the table, and the table has entries for the blocks.
     for (;;) {
       const end = first + blocks + tableClusters
       const needed = Math.floor((end - 1) / this.perBlock) - firstBlock + 1
@@ -330,7 +329,7 @@ export class Refcounts {
   }
 }
 
-/** The count of a cluster as the file has it; 0 where it has none. For a few clusters. */
+/** Reads the count of a cluster from the file; 0 if there is no block. Meant for a few clusters. */
 export function readCount(store: Store, header: Qcow2Header, cluster: number): number {
   const { refcountTableOffset, refcountTableClusters, refcountOrder } = header
   const perBlock = (clusterBytes(header) * 8) / 2 ** refcountOrder
@@ -340,7 +339,7 @@ export function readCount(store: Store, header: Qcow2Header, cluster: number): n
   store.read(entry, 0, 8, refcountTableOffset + index * 8)
   const block = blockOffset(entry.readUInt32BE(0), entry.readUInt32BE(4))
   if (block === 0 || !Number.isSafeInteger(block)) return 0
-  // Eight counts, so that those of less than a byte come with their byte.
+  // Read eight counts, so that counts of less than a byte come with their whole byte.
   const counts = Buffer.alloc(2 ** refcountOrder)
   const inBlock = cluster % perBlock
   store.read(counts, 0, counts.length, block + Math.floor(inBlock / 8) * counts.length)

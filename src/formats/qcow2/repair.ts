@@ -1,18 +1,17 @@
 /**
- * Repairing a qcow2 image.
+ * Repairs a qcow2 image.
  *
- * No byte of the disk or of a snapshot reads differently afterwards. What nobody can know (which of two
- * uses of a cluster is right, where a table was that an entry names wrongly) is said and left as it is.
+ * No byte of the disk or of a snapshot reads differently afterwards. What nobody can know (which of two uses of a cluster is
+ * right; where a table is that an entry names wrongly) is reported and stays as it is.
  *
- * The order, each step synced before the next, so that a power cut in between leaves an image that the
- * next repair finds no worse:
+ * These are the steps. Each is synced before the next, so that after a power cut the next repair finds the image no worse:
  *
- *  (1) The dirty bit is set: until the end, counts are not to be trusted.
- *  (2) What the image says of parts that are lost is dropped, and entries of tables are made such that they
- *      can be. From then on no count gets lower: what is lost may own any cluster.
- *  (3) Counts are made right (repair/counts.ts), then the COPIED flags, which say what the counts say.
- *      Both again, as long as that changes something and a check finds something left.
- *  (4) The dirty and the corrupt bit are cleared, if a check finds no corruption.
+ *  (1) The dirty bit is set: until the end, counts cannot be trusted.
+ *  (2) The header's statements about lost parts are dropped, and impossible table entries are corrected. If something was
+ *      lost, no count gets lower from then on: the lost part may own any cluster.
+ *  (3) Counts are corrected (repair/counts.ts), then the COPIED flags, which follow from the counts. Both are repeated as
+ *      long as that changes something and a check still finds problems.
+ *  (4) The dirty and the corrupt bit are cleared if a check finds no corruption.
  */
 import { ImageError } from '../../errors.js'
 import type { Store, WritableStore } from '../../io/store.js'
@@ -32,13 +31,12 @@ import { dropLosses } from './repair/losses.js'
 import { repairSnapshotTable } from './repair/snapshot-table.js'
 import { TableEditor } from './repair/table-editor.js'
 
-/** So that it ends; what is left then is for the next repair. */
+/** A bound, so that it ends; the next repair handles the rest. */
 const MAX_ROUNDS = 5
 
 /**
- * Repairs the image: `leaks` gives back space, `all` also makes right what may cost data. Throws
- * ImageError where the header is damaged or the repair is impossible, SystemError where the file cannot
- * be read or written.
+ * Repairs the image: `leaks` gives back space, `all` also repairs what may cost data. Throws ImageError if the header is
+ * damaged or the repair is impossible, SystemError if the file cannot be read or written.
  */
 export function repairQcow2(
   store: WritableStore,
@@ -61,7 +59,7 @@ export function repairQcow2(
     if (what === 'all') after = repairAll(store, isKnown, options, changes, memory)
     else after = giveBackLeaks(store, isKnown, before, options, changes, memory)
   } catch (error) {
-    // What was done up to here was right by itself, and the counts are no worse than they were.
+    // Each step so far was correct by itself, and the counts are no worse than before.
     if (error instanceof ImageError) writeMarks(store, image.header.incompatible)
     throw error
   }
