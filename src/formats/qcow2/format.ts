@@ -54,7 +54,7 @@ function judge(header: Qcow2Header, store: Store, { access, warn }: OpenContext)
     const hint = 'repair a copy of it with vimgfs check --repair all, or mount it with -o ro'
     throw new WriteProtected(path, 'it is marked corrupt', hint)
   }
-  // Opened for writing it is recovered.
+  // An image that is opened for writing is recovered.
   if (isDirty(header) && access === 'read') {
     warn(`${path}: it was not closed cleanly (its dirty bit is set); its data read as they are`)
   }
@@ -63,7 +63,7 @@ function judge(header: Qcow2Header, store: Store, { access, warn }: OpenContext)
   }
 }
 
-/** Throws WriteProtected where recovery, which runs once nothing else can refuse the image, would fail. */
+/** Throws WriteProtected if recovery would fail. Recovery itself runs after everything that can refuse the image. */
 function judgeRecovery(store: Store): void {
   try {
     requireRecoverable(store)

@@ -22,35 +22,35 @@ const ENTRY = layout({
 export interface Qcow2Snapshot {
   readonly l1Offset: number
   readonly l1Entries: number
-  /** Unique by the specification; a damaged table may repeat it. */
+  /** Unique by the specification, but a damaged table may repeat it. */
   readonly id: string
-  /** The name's bytes: any but NUL by habit, of no certain encoding. */
+  /** The name's bytes: usually without NUL, in an unknown encoding. */
   readonly name: Buffer
-  /** Since 1970. */
+  /** Seconds since 1970. */
   readonly dateSeconds: number
   readonly dateNanoseconds: number
-  /** How long the guest had run. */
+  /** How long the guest had run, in nanoseconds. */
   readonly guestNanoseconds: bigint
   readonly vmStateBytes: number
-  /** The disk's size then; the header's where the entry is too old to say. */
+  /** The disk's size at that time; the header's size if the entry is too old to contain it. */
   readonly sizeBytes: number
-  /** Instructions executed, for record and replay; undefined when the entry has none. */
+  /** The number of executed instructions, for record and replay; undefined if the entry does not contain it. */
   readonly icount: bigint | undefined
 }
 
 export interface FoundSnapshots {
-  /** Those that have a size and a place. Reading one whose L1 table is lost is an error. */
+  /** The snapshots that have a possible size and place. Reading one whose L1 table is lost is an error. */
   readonly snapshots: Qcow2Snapshot[]
-  /** What is damaged, a clause each: few of many. */
+  /** Descriptions of the damage, one clause each; only the first few if there are many. */
   readonly problems: string[]
 }
 
-/** Snapshots whose damage is told one by one. */
+/** The most snapshots whose damage is described one by one. */
 const MAX_PROBLEMS = 8
 
 /**
- * Reads the table in bounded steps. A snapshot whose size or place cannot be is left out; after an entry
- * that does not say where the next begins, all are.
+ * Reads the table in bounded steps. Leaves out a snapshot whose size or place is impossible, and all snapshots after an entry
+ * that does not say where the next one begins.
  */
 export function readSnapshots(store: Store, header: Qcow2Header): FoundSnapshots {
   const snapshots: Qcow2Snapshot[] = []
@@ -70,7 +70,7 @@ export function readSnapshots(store: Store, header: Qcow2Header): FoundSnapshots
     }
     const problem = problemOf(snapshot, header, store.sizeBytes)
     if (problem !== undefined && isSuspect) {
-      // Where the count is wrong, what follows the last entry is no entry.
+      // If the count is wrong, what follows the last entry is not an entry.
       problems.push(`${lostFrom(i, count)}: its number ${i + 1} ${problem}`)
       break
     }
@@ -92,7 +92,7 @@ const lostFrom = (index: number, count: number): string =>
     ? `its snapshots (${count}) are not shown`
     : `its snapshots from ${index + 1} of ${count} on are not shown`
 
-/** Why a snapshot cannot be read; undefined where it can. */
+/** Returns why a snapshot cannot be read; undefined if it can. */
 export function problemOf(
   snapshot: Pick<Qcow2Snapshot, 'l1Offset' | 'l1Entries' | 'sizeBytes'>,
   header: Qcow2Header,
@@ -138,7 +138,7 @@ function readEntry(reader: TableReader, header: Qcow2Header): Qcow2Snapshot {
 
 const CHUNK_BYTES = 64 * 1024
 
-/** Reads on from an offset, through a buffer: a thousand entries are a few reads. */
+/** Reads on from an offset, through a buffer: a thousand entries take a few reads. */
 class TableReader {
   private chunk = Buffer.alloc(0)
   private chunkAt = 0
@@ -153,7 +153,7 @@ class TableReader {
     this.position = Math.ceil(this.position / 8) * 8
   }
 
-  /** The next `length` bytes, valid until the next call; at most 128 KiB. */
+  /** Returns the next `length` bytes, at most 128 KiB, valid until the next call. */
   take(length: number): Buffer {
     if (this.position + length > MAX_SNAPSHOT_TABLE_BYTES) {
       throw new ImageError('CORRUPT', `the table has more than ${MAX_SNAPSHOT_TABLE_BYTES} bytes`)

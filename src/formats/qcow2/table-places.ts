@@ -1,20 +1,20 @@
 /**
- * Where the header says that tables lie. What the disk is read through must be there. What only writers or
- * snapshots need may be lost: it becomes a defect, and the disk is read without it.
+ * The places of tables according to the header. The tables that reading the disk needs must exist. Tables that only writers or
+ * snapshots need may be lost: such a loss becomes a defect, and the disk is read without the table.
  */
 import type { ErrorCode } from '../../errors.js'
 import { MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS } from '../limits.js'
 
-/** Something that is lost and that the disk can be read without. */
+/** A lost part without which the disk can still be read. */
 export interface Defect {
   readonly part: 'L1 size' | 'reference counts' | 'snapshots' | 'bitmaps' | 'extensions'
-  /** As a clause. */
+  /** The description, as a clause. */
   readonly message: string
-  /** Where in the file it is. */
+  /** Its place in the file. */
   readonly at: number
 }
 
-/** What the header says of its tables. */
+/** The header's statements about tables. */
 export interface TablePlaces {
   readonly headerBytes: number
   readonly l1Entries: number
@@ -29,22 +29,21 @@ export interface TablePlaces {
 export interface Bounds {
   readonly clusterBytes: number
   readonly fileBytes: number
-  /** Entries of the L1 table that the disk's size needs. */
+  /** How many L1 entries the disk's size needs. */
   readonly l1Needed: number
 }
 
 type Fail = (code: ErrorCode, message: string) => never
 
 const MAX_REFCOUNT_ORDER = 6
-/** 16 bits, what version 2 has and what QEMU makes. */
+/** 16 bits, the only width in version 2, and QEMU's default. */
 const USUAL_REFCOUNT_ORDER = 4
-/** Where the fields are in the header. */
+/** The places of the fields in the header. */
 const AT = { l1Entries: 36, refcountTable: 48, snapshots: 60, refcountOrder: 96 }
 
 /**
- * Returns the places that can be used, and what is wrong with the others: a table that is lost has no
- * clusters, or no entries. Calls `fail` where the disk cannot be read, and where another table lies over
- * the L1 table: nobody knows which of the two is right.
+ * Returns the usable places, with no clusters or entries for a lost table, and the defects of the others. Calls `fail` if the
+ * disk cannot be read, and if another table overlaps the L1 table: nobody knows which of the two is right.
  */
 export function usablePlaces<P extends TablePlaces>(
   said: P,
@@ -103,7 +102,7 @@ export function usablePlaces<P extends TablePlaces>(
   return { places, defects }
 }
 
-/** How many entries of the L1 table can be used: as many as the disk needs at least. */
+/** Returns how many entries of the L1 table can be used; at least as many as the disk needs. */
 function usableL1(
   { l1Entries, l1Offset }: TablePlaces,
   { clusterBytes, fileBytes, l1Needed }: Bounds,
@@ -130,7 +129,7 @@ function usableL1(
   return l1Needed
 }
 
-/** Why none of the snapshot table can be found. */
+/** Returns why the whole snapshot table cannot be found. */
 function snapshotProblem(
   { snapshotCount, snapshotsOffset: at }: TablePlaces,
   { clusterBytes, fileBytes }: Bounds,
@@ -140,7 +139,7 @@ function snapshotProblem(
   return at >= fileBytes ? `lies beyond the end of the file (${fileBytes} bytes)` : undefined
 }
 
-/** What is wrong with the number of snapshots: then the table is read as far as it makes sense. */
+/** Returns what is wrong with the number of snapshots. Then the table is read as far as it makes sense. */
 function wrongCount(
   said: TablePlaces,
   others: readonly Area[],
@@ -152,7 +151,7 @@ function wrongCount(
   return reached && `its ${count} snapshots reach into ${reached.name}`
 }
 
-/** Why the reference counts cannot be found. */
+/** Returns why the reference counts cannot be found. */
 function refcountProblem(said: TablePlaces, bounds: Bounds): string | undefined {
   const { refcountTableOffset: at, refcountTableClusters: clusters, refcountOrder } = said
   if (refcountOrder > MAX_REFCOUNT_ORDER) {
@@ -165,7 +164,7 @@ function refcountProblem(said: TablePlaces, bounds: Bounds): string | undefined 
   if (at % bounds.clusterBytes !== 0) {
     return `the refcount table at ${at} is not aligned to a cluster`
   }
-  // It may end in a hole that the file does not reach; where it begins the file must have it.
+  // The table may end in a hole past the end of the file, but the file must contain its beginning.
   if (at + 8 <= bounds.fileBytes) return undefined
   return `the refcount table at ${at} lies beyond the end of the file (${bounds.fileBytes} bytes)`
 }
@@ -173,7 +172,7 @@ function refcountProblem(said: TablePlaces, bounds: Bounds): string | undefined 
 interface Area {
   readonly name: string
   readonly at: number
-  /** Where its last cluster ends. */
+  /** The end of its last cluster. */
   readonly end: number
 }
 
@@ -183,7 +182,7 @@ const area = (name: string, at: number, bytes: number, { clusterBytes }: Bounds)
   end: bytes === 0 ? at : Math.ceil((at + bytes) / clusterBytes) * clusterBytes,
 })
 
-/** The least that it takes: an entry has 40 bytes, rounded up to 8 with its id. */
+/** Returns the least space of the table: an entry has 40 bytes, and its id, rounded up to 8. */
 const snapshotArea = (count: number, { snapshotsOffset }: TablePlaces, bounds: Bounds): Area =>
   area('the snapshot table', snapshotsOffset, count * 40, bounds)
 

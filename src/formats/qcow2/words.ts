@@ -1,38 +1,37 @@
 /**
- * 64-bit table entries as two 32-bit halves (QEMU docs/interop/qcow2.rst, "Cluster mapping",
- * "Reference counts"). An offset has at most 56 bits and is a multiple of 512, which a number holds
- * exactly.
+ * 64-bit table entries as two 32-bit halves (QEMU docs/interop/qcow2.rst, "Cluster mapping", "Reference counts"). An offset
+ * has at most 56 bits and is a multiple of 512, so a JavaScript number represents it exactly.
  */
 import type { Store } from '../../io/store.js'
 
-/** In the high half. */
+/** A bit of the high half. */
 export const COPIED = 0x80000000
 export const COMPRESSED = 0x40000000
 const OFFSET_HIGH = 0x00ffffff
-/** In the low half. */
+/** Bits of the low half. */
 const OFFSET_LOW = 0xfffffe00
 export const ZERO_FLAG = 1
 
 /** Bits of an L1 entry that must be 0. */
 export const L1_RESERVED = { high: 0x7f000000, low: 0x1ff }
-/** The same of an L2 entry that is not compressed; bit 0 is the zero flag. */
+/** The same for an L2 entry that is not compressed; bit 0 is the zero flag. */
 export const L2_RESERVED = { high: 0x3f000000, low: 0x1fe }
-/** The same of an entry of a bitmap table; bit 0 stands for ones where there is no offset. */
+/** The same for an entry of a bitmap table; without an offset bit 0 means all ones. */
 export const BITMAP_RESERVED = { high: 0xff000000, low: 0x1fe }
-/** The same of an entry of the refcount table. */
+/** The same for an entry of the refcount table. */
 export const REFCOUNT_TABLE_RESERVED_LOW = 0x1ff
 
-/** The host offset of an L1 or L2 entry. */
+/** Returns the host offset of an L1 or L2 entry. */
 export const hostOffset = (high: number, low: number): number =>
   (high & OFFSET_HIGH) * 2 ** 32 + ((low & OFFSET_LOW) >>> 0)
 
-/** The host offset of an entry of the refcount table, which has 64 bits; large ones are rounded. */
+/** Returns the host offset of an entry of the refcount table. It has 64 bits; large ones are rounded. */
 export const blockOffset = (high: number, low: number): number =>
   high * 2 ** 32 + ((low & OFFSET_LOW) >>> 0)
 
 /**
- * Reads `bytes` from `at` and turns them into words of this machine, the high half of an entry first;
- * what lies beyond the end of the file is 0. The words are valid until the next call with `buffer`.
+ * Reads `bytes` bytes at `at` and turns them into words of this machine, the high half of an entry first. Words past the end
+ * of the file are 0. The words are valid until the next call with `buffer`.
  */
 export function readWords(store: Store, buffer: Buffer, bytes: number, at: number): Uint32Array {
   const got = at < store.sizeBytes ? store.read(buffer, 0, bytes, at) : 0
@@ -41,5 +40,5 @@ export function readWords(store: Store, buffer: Buffer, bytes: number, at: numbe
   return new Uint32Array(buffer.buffer, buffer.byteOffset, bytes / 4)
 }
 
-/** A buffer that `readWords` can use. */
+/** Returns a buffer for `readWords`. */
 export const wordBuffer = (bytes: number): Buffer => Buffer.from(new ArrayBuffer(bytes))

@@ -1,4 +1,4 @@
-/** What the threads that write a qcow2 image share; see disk-memory.ts. */
+/** The memory that the threads share that write a qcow2 image; see disk-memory.ts. */
 import type { Store } from '../../io/store.js'
 import { type BitmapMemory, loadBitmaps } from './bitmap-memory.js'
 import { createFreeMemory } from './free-queue.js'
@@ -13,18 +13,18 @@ export interface Qcow2Memory {
   readonly bitmaps: BitmapMemory
 }
 
-/** Places in `Qcow2Memory.state`: what of the header changes, and where free clusters are looked for. */
+/** Indexes of `Qcow2Memory.state`: the fields of the header that change, and the state of the search for free clusters. */
 export const STATE = {
   sizeBytes: 0,
   l1Offset: 1,
   l1Entries: 2,
   refcountTableOffset: 3,
   refcountTableClusters: 4,
-  /** The cluster that the next search begins with. */
+  /** The cluster with which the next search begins. */
   cursor: 5,
-  /** Clusters that were freed behind the cursor since the search last went back. */
+  /** How many clusters before the cursor were freed since the search last went back. */
   freedBehind: 6,
-  /** The lowest of them. */
+  /** The lowest of these clusters. */
   lowestFreed: 7,
 } as const
 

@@ -1,15 +1,15 @@
 /**
- * Writing a qcow2 disk (QEMU docs/interop/qcow2.rst). The file is changed in an order that a power cut
- * or a kill at any moment leaves it sound, with leaks at worst:
+ * Writes a qcow2 disk (QEMU docs/interop/qcow2.rst). The order of changes to the file is such that a power cut or a kill at
+ * any moment leaves the image sound, with leaks at worst:
  *
- *  (1) A cluster is counted and filled, and both are on the disk, before an entry points at it. So a
- *      flush has stages: data and counts, then the refcount table, then L1 and L2 entries.
+ *  (1) A cluster is counted and filled, and both are on the disk, before an entry points at it. So a flush has stages: data
+ *      and counts, then the refcount table, then L1 and L2 entries.
  *  (2) A new table is whole in the file before its first entry changes.
  *  (3) A count goes down, and a cluster is used again, only after the flush that removed the last entry.
- *  (4) No table is written but where it is known to be, and no cluster handed out that another structure
- *      lives in (guard.ts).
- *  (5) Entries are changed in place only under an L1 entry with the COPIED flag; else the table is
- *      copied first. The same holds for clusters and their entries' flag.
+ *  (4) A table is written only where it is known to be, and no cluster is handed out in which another structure lives
+ *      (guard.ts).
+ *  (5) Entries change in place only under an L1 entry with the COPIED flag. Otherwise the table is copied first. The same
+ *      holds for clusters and the flag of their entries.
  */
 import type { MetadataCache } from '../../cache/metadata-cache.js'
 import { type DirtySlice, STAGE, STAGES, type TablePool } from '../../cache/table-pool.js'
@@ -34,7 +34,7 @@ import { type Qcow2Memory, STATE } from './write-memory.js'
 
 export interface Qcow2WriterParts {
   readonly header: Qcow2Header
-  /** The disk's driver; its tables come through `metadata`, which asks the pool first. */
+  /** The disk's driver. It reads tables through `metadata`, which asks the pool first. */
   readonly driver: Qcow2Driver
   readonly store: WritableStore
   readonly dataStore: WritableStore
@@ -48,30 +48,30 @@ export interface Qcow2WriterParts {
   readonly isEncrypted: boolean
 }
 
-/** Slices of tables, and records of freed clusters, that one step changes at most. */
+/** The most table slices, and records of freed clusters, that one step changes. */
 const STEP_SLICES = 64
 const STEP_RECORDS = 2048
-/** Clusters that one reservation takes at most. */
+/** The most clusters of one reservation. */
 const MAX_RUN = 512
 const ALL_SUBCLUSTERS = 0xffffffff
 
-/** An L2 entry, and what it maps. */
+/** An L2 entry, and the place on the disk that it maps. */
 interface Place {
-  /** Where the slice of the L2 table is in the file, and the entry in it. */
+  /** The place of the L2 table's slice in the file, and of the entry in the slice. */
   readonly sliceAt: number
   readonly inSlice: number
-  /** Where its cluster begins on the disk. */
+  /** The start of its cluster on the disk. */
   readonly offset: number
 }
 
-/** Of the clusters from a place on; `offset` is where the piece begins. */
+/** A reservation of the clusters from a place on; `offset` is the start of the piece. */
 interface Qcow2Reservation extends Reservation, Place {
-  /** Where the first cluster is. */
+  /** The place of the first cluster in the file. */
   readonly host: number
   readonly clusters: number
-  /** What was allocated for it; nothing where the entry's own cluster is used. */
+  /** The allocated clusters; undefined if the entry's own cluster is used. */
   readonly run: Run | undefined
-  /** Bits of the subclusters that become allocated; of each cluster. */
+  /** The bits of the subclusters that become allocated, for each cluster. */
   readonly subclusters: number
 }
 
@@ -100,7 +100,7 @@ export class Qcow2Writer implements WritableDriver {
     this.zeroUnitBytes = this.subclusterBytes
     this.dataStore = parts.dataStore
     this.isEncrypted = parts.isEncrypted
-    // Who encrypts does not tell the world where his zeros are.
+    // Do not punch zeros when encrypted: holes would reveal them.
     this.detectsZeros = !this.isEncrypted
     this.pool = pool
     this.guard = new Guard(memory.guard)
@@ -150,7 +150,7 @@ export class Qcow2Writer implements WritableDriver {
     return (this.parts.header.compatible & COMPATIBLE.lazyRefcounts) !== 0n
   }
 
-  /** What is promised by bits that are not known here does not hold once something is written. */
+  /** The autoclear bits to keep: a write breaks the promises of all unknown ones. */
   private get keptAutoclear(): bigint {
     const { header, memory } = this.parts
     const kept = AUTOCLEAR.rawExternalData | (memory.bitmaps.areLost ? 0n : AUTOCLEAR.bitmaps)
@@ -161,7 +161,7 @@ export class Qcow2Writer implements WritableDriver {
     const { header, store } = this.parts
     const { incompatible, compatible } = header
     writeFeatures(store, {
-      // Others who see it rebuild the counts before they write.
+      // Programs that see the dirty bit rebuild the counts before they write.
       incompatible: isOpen && this.isLazy ? incompatible | INCOMPATIBLE.dirty : incompatible,
       compatible,
       autoclear: this.keptAutoclear,
@@ -211,7 +211,7 @@ export class Qcow2Writer implements WritableDriver {
     return done
   }
 
-  /** The cluster of an entry, when it is a normal one that nothing else points at; else -1. */
+  /** Returns the cluster of an entry if it is a normal one to which nothing else points; else -1. */
   private ownHost(slice: Buffer, at: number, offset: number): number {
     const { driver } = this.parts
     const high = slice.readUInt32BE(at)
@@ -226,7 +226,7 @@ export class Qcow2Writer implements WritableDriver {
     return host
   }
 
-  /** Bytes from `inCluster` on that are data, up to the cluster's end and `length`. */
+  /** Returns how many bytes from `inCluster` on are data, up to the cluster's end and `length`. */
   private allocatedIn(
     slice: Buffer,
     at: number,
@@ -264,13 +264,13 @@ export class Qcow2Writer implements WritableDriver {
     const { driver } = this.parts
     const place = this.ownPlace(offset)
     const { inSlice } = place
-    // The table gets its room before anything is put where it will point.
+    // Reserve the table's space before anything is written where it will point.
     const slice = this.editLinks(place.sliceAt, offset)
     const inCluster = offset % this.unitBytes
     const host = this.ownHost(slice, inSlice, offset)
     if (host >= 0) return this.reserveInOwn(slice, place, inCluster, length, host)
 
-    // Whatever subclusters the old cluster holds move with it, and those of the parent with them.
+    // All subclusters of the old cluster move to the new one, and those of the parent are copied.
     const isPartial = driver.extended && this.holdsNothing(slice, inSlice)
     const isWhole = inCluster === 0 && length >= this.unitBytes
     if (isPartial && !isWhole) return this.reservePart(place, inCluster, length)
@@ -281,14 +281,14 @@ export class Qcow2Writer implements WritableDriver {
     )
     let clusters = 1
     while (clusters < wanted && this.needsNew(slice, inSlice, clusters, offset)) clusters++
-    // The last one may be covered in part only, and then has subclusters of its own to choose.
+    // The last cluster may be covered only in part. Then a separate step chooses its subclusters.
     if (driver.extended && clusters > 1) {
       clusters = Math.min(clusters, Math.max(1, Math.floor((inCluster + length) / this.unitBytes)))
     }
     return this.reserveClusters(place, clusters, ALL_SUBCLUSTERS)
   }
 
-  /** The entry's own cluster: it is marked as zeros, or holds only some of its subclusters. */
+  /** Reserves the entry's own cluster, which is marked as zeros or has only some subclusters. */
   private reserveInOwn(
     slice: Buffer,
     place: Place,
@@ -319,7 +319,7 @@ export class Qcow2Writer implements WritableDriver {
     }
   }
 
-  /** A new cluster of which only the subclusters that are written become allocated. */
+  /** Reserves a new cluster of which only the written subclusters become allocated. */
   private reservePart(place: Place, inCluster: number, length: number): Qcow2Reservation {
     const first = Math.floor(inCluster / this.subclusterBytes)
     const until = Math.min(inCluster + length, this.unitBytes)
@@ -337,7 +337,7 @@ export class Qcow2Writer implements WritableDriver {
   private reserveClusters(place: Place, clusters: number, subclusters: number): Qcow2Reservation {
     const base = { ...place, subclusters }
     if (this.parts.driver.external) {
-      // Every byte of the disk has its place in the data file ("External data files").
+      // Every byte of the disk has a fixed place in the data file ("External data files").
       const host = place.offset
       const length = clusters * this.unitBytes
       const store = this.storeFor(place, host)
@@ -358,12 +358,12 @@ export class Qcow2Writer implements WritableDriver {
     }
   }
 
-  /** Where clusters from `place` on are written that lie at `host`. */
+  /** Returns the store for writing clusters at `host` that map the disk from `place` on. */
   private storeFor({ offset }: Place, host: number): WritableStore {
     return placed(this.parts.dataStore, offset, host)
   }
 
-  /** Whether an extended entry has no cluster, so that nothing has to move with it. */
+  /** Reports whether an extended entry has no cluster, so that nothing has to be copied. */
   private holdsNothing(slice: Buffer, at: number): boolean {
     const high = slice.readUInt32BE(at)
     if (high & COMPRESSED) return false
@@ -398,7 +398,7 @@ export class Qcow2Writer implements WritableDriver {
 
   cancel(reservation: Reservation): void {
     const { run } = reservation as Qcow2Reservation
-    // What has reached a raw data file is what its disk has now.
+    // Bytes in a raw data file are on the disk at once, so link them also after an error.
     if (this.keepsRaw) this.link(reservation)
     else if (run) this.refcounts.cancel(run)
   }
@@ -409,7 +409,7 @@ export class Qcow2Writer implements WritableDriver {
 
   zeroUnits(offset: number, length: number): number {
     const { driver, header, hasParent } = this.parts
-    // Whoever reads the data file as it is has to find the zeros there. It has no layer below.
+    // A program that reads a raw data file directly must find the zeros there. Such an image has no backing file.
     if (this.keepsRaw) return this.parts.dataStore.punch(offset, length) ? length : 0
     if (header.version === 2 && hasParent) return 0
     const { sliceAt, inSlice } = this.ownPlace(offset)
@@ -425,10 +425,10 @@ export class Qcow2Writer implements WritableDriver {
     return Math.min(done, length)
   }
 
-  /** Bytes `from` to `to` of the cluster of one entry; returns how many are zeros now. */
+  /** Zeroes the bytes `from` to `to` of the cluster of one entry. Returns how many are zeros now. */
   private flagCluster(slice: Buffer, at: number, from: number, to: number, offset: number): number {
     const { driver, header } = this.parts
-    // The disk may end inside its last cluster: what is behind is not anybody's.
+    // The disk may end within its last cluster; the rest of that cluster is unused.
     const isWhole = from === 0 && (to === this.unitBytes || offset + to === this.sizeBytes)
     if (!isWhole) return this.flagSubclusters(slice, at, from, to, offset)
     const high = slice.readUInt32BE(at)
@@ -445,7 +445,7 @@ export class Qcow2Writer implements WritableDriver {
     return to - from
   }
 
-  /** Subclusters of one cluster; 0 where they are compressed and have to be written. */
+  /** Zeroes subclusters of one cluster. Returns 0 if they are compressed and have to be written. */
   private flagSubclusters(
     slice: Buffer,
     at: number,
@@ -459,7 +459,7 @@ export class Qcow2Writer implements WritableDriver {
     const { external } = this.parts.driver
     const host = this.ownHost(slice, at, offset)
     const left = (allocated & ~bits) >>> 0
-    // What a power cut leaves of a zeroing that no flush followed may be old bytes or zeros.
+    // Punch at once: if a power cut comes before the flush, either old bytes or zeros are right.
     if (host >= 0 && (left !== 0 || external)) this.parts.dataStore.punch(host + from, to - from)
     if (left === 0 && !external) {
       this.release(slice, at, offset)
@@ -495,7 +495,7 @@ export class Qcow2Writer implements WritableDriver {
     for (let stage = 0; stage < STAGES; stage++) {
       const due = slices.filter(slice => slice.stage === stage)
       for (const { at, bytes } of due) store.write(bytes, 0, bytes.length, at)
-      // The first sync is for the data too.
+      // The first sync is also for the data.
       if (stage === 0 || due.length > 0) this.sync()
     }
   }
@@ -518,7 +518,7 @@ export class Qcow2Writer implements WritableDriver {
     throw this.damage(`a table was to be written to ${at}, where the image has something else`)
   }
 
-  /** Counts down what was freed before the flush that is done now, as far as there is room. Rule (3). */
+  /** Counts down the clusters that were freed before this flush, as far as the pool has room. Rule (3). */
   private giveBack(freedUntil: number): void {
     let start = 0
     let end = 0
@@ -530,7 +530,7 @@ export class Qcow2Writer implements WritableDriver {
       const freed = this.freed.take(freedUntil)
       if (!freed) break
       for (let c = freed.cluster; c < freed.cluster + freed.clusters; c++) {
-        // A table that somebody still knows is not free, whatever its count says.
+        // A table that is still in the guard is not free, whatever its count says.
         if (this.guard.kindOf(c) !== 0 && this.refcounts.count(c) <= 1) continue
         if (!this.refcounts.release(c)) continue
         if (c !== end) {
@@ -572,7 +572,7 @@ export class Qcow2Writer implements WritableDriver {
     })
   }
 
-  /** The new table is on the disk, and counted, before the header names it. */
+  /** Moves the L1 table to a larger place. The new table is counted and on the disk before the header names it. */
   private growL1(entries: number): void {
     const { driver, store } = this.parts
     const { state, unitBytes } = this
@@ -628,14 +628,14 @@ export class Qcow2Writer implements WritableDriver {
     return warnings
   }
 
-  /** A whole flush, by whoever is alone. */
+  /** Makes a whole flush. The caller holds the exclusive side of the lock. */
   private flushAlone(): void {
     const flush = this.collect()
     flush.run()
     flush.settle()
   }
 
-  /** The entry that maps `offset`, in a table that may be changed. */
+  /** Returns the entry that maps `offset`, in a table that may be changed. */
   private ownPlace(offset: number): Place {
     const { driver } = this.parts
     const table = this.ownTable(Math.floor(offset / driver.coverage), offset)
@@ -648,7 +648,7 @@ export class Qcow2Writer implements WritableDriver {
     }
   }
 
-  /** The L2 table of an L1 entry, which nothing else points at: new, or a copy, where need be. Rule (5). */
+  /** Returns the L2 table of an L1 entry, to which nothing else points. Makes a new one or a copy if needed. Rule (5). */
   private ownTable(l1Index: number, offset: number): number {
     const { driver, store } = this.parts
     const { unitBytes } = this
@@ -688,7 +688,7 @@ export class Qcow2Writer implements WritableDriver {
     return this.pool.edit(sliceAt, STAGE.links, load)
   }
 
-  /** What the entry at `at` points at loses one reference, once a flush has removed the entry. */
+  /** Queues the clusters of the entry at `at`: they lose a reference after a flush has removed the entry. */
   private release(slice: Buffer, at: number, offset: number): void {
     const { driver, header } = this.parts
     if (driver.external) return
@@ -704,7 +704,7 @@ export class Qcow2Writer implements WritableDriver {
     if (host !== 0) this.free(host / this.unitBytes, 1, offset)
   }
 
-  /** Rule (4): an entry that names a table was never the table's. */
+  /** Queues clusters. Rule (4): an entry of data that names a table is damage, so never free that table. */
   private free(cluster: number, clusters: number, offset: number): void {
     for (let c = cluster; c < cluster + clusters; c++) {
       if (this.guard.kindOf(c) === 0) continue
@@ -731,11 +731,11 @@ const value = (state: Float64Array, at: number): number => state[at] as number
 
 const isCopied = (slice: Buffer, at: number): boolean => (slice.readUInt32BE(at) & COPIED) !== 0
 
-/** Bits `first` to `end - 1`. */
+/** Returns a word with the bits `first` to `end - 1` set. */
 const bitsOf = (first: number, end: number): number =>
   (end - first === 32 ? ALL_SUBCLUSTERS : (2 ** (end - first) - 1) << first) >>> 0
 
-/** The first 64 bits of an L2 entry, or an L1 entry. */
+/** Writes an L1 entry, or the first 64 bits of an L2 entry. */
 function putEntry(
   slice: Buffer,
   at: number,

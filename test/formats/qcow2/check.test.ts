@@ -145,11 +145,11 @@ const CASES: Case[] = [
     findings: [/not aligned \(no data\)/, /count 1, references 2/],
   },
   {
-    title: 'a cluster behind the end of the file',
+    title: 'a cluster past the end of the file',
     damage: (bytes, image) => bytes.writeBigUInt64BE(COPIED | (1n << 40n), image.l2EntryAt(0)),
     corruptions: 2,
     leaks: 1,
-    findings: [/behind the end of the file/],
+    findings: [/past the end of the file/],
   },
   {
     title: 'two places in one cluster',
@@ -201,10 +201,10 @@ const CASES: Case[] = [
     findings: [/refcount block 0 at \d+ is not aligned/, /count unreadable/],
   },
   {
-    title: 'a refcount block behind the end of the file',
+    title: 'a refcount block past the end of the file',
     damage: (bytes, image) => bytes.writeBigUInt64BE(1n << 40n, image.refcountTableAt + 8),
     corruptions: 1,
-    findings: [/refcount block 1 at \d+ lies behind the end/],
+    findings: [/refcount block 1 at \d+ lies past the end/],
   },
   {
     title: 'a refcount block in the place of another one',

@@ -116,7 +116,7 @@ t.test('new counts are not put where entries point', async t => {
   bytes.writeBigUInt64BE(COPIED | BigInt(bytes.length), image.l2EntryAt(0))
   bytes.fill(0, image.refcountTableAt, image.refcountTableAt + 512)
   const store = new MemoryStore('', bytes)
-  t.throws(() => repairQcow2(store, 'all'), { name: 'ImageError', message: /behind the end/ })
+  t.throws(() => repairQcow2(store, 'all'), { name: 'ImageError', message: /past the end/ })
   t.equal(readHeader(store).incompatible, 0n, 'it is not left dirty')
 })
 
@@ -127,7 +127,7 @@ t.test('nor where the L1 table of a snapshot reaches', async t => {
   bytes.writeUInt32BE((bytes.length - l1At) / 8 + 200, snapshotsAt + 8)
   bytes.fill(0, image.refcountTableAt, image.refcountTableAt + 512)
   const store = new MemoryStore('', bytes)
-  t.throws(() => repairQcow2(store, 'all'), { name: 'ImageError', message: /behind the end/ })
+  t.throws(() => repairQcow2(store, 'all'), { name: 'ImageError', message: /past the end/ })
   t.equal(store.sizeBytes, bytes.length)
 })
 

@@ -1,11 +1,11 @@
-/** The clusters that bitmaps are in (QEMU docs/interop/qcow2.rst, "Bitmaps", "Bitmap table"). */
+/** The clusters of bitmaps (QEMU docs/interop/qcow2.rst, "Bitmaps", "Bitmap table"). */
 import type { CheckedImage } from './image.js'
 import { BITMAP_RESERVED, hostOffset, readWords, wordBuffer } from '../words.js'
 
 export interface BitmapCluster {
-  /** Where the table's entry is in the file. */
+  /** The place of the table's entry in the file. */
   readonly entryAt: number
-  /** 0 where all bits are the same and none are stored. */
+  /** 0 if all bits are the same and none are stored. */
   readonly at: number
   readonly isSound: boolean
 }
@@ -13,7 +13,7 @@ export interface BitmapCluster {
 const CHUNK_BYTES = 64 * 1024
 const ALL_ONES = 1
 
-/** The entries of all bitmap tables that are not 0, as far as the file holds them. */
+/** Yields the entries of all bitmap tables that are not 0, as far as the file contains them. */
 export function* bitmapClusters(image: CheckedImage): Generator<BitmapCluster> {
   if (!image.bitmaps || image.bitmaps.tables.length === 0) return
   const buffer = wordBuffer(CHUNK_BYTES)

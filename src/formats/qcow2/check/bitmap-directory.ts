@@ -1,4 +1,4 @@
-/** Going over the bitmap directory (QEMU docs/interop/qcow2.rst, "Bitmaps"), as far as a check needs. */
+/** Reads the bitmap directory (QEMU docs/interop/qcow2.rst, "Bitmaps"), as far as a check needs it. */
 import type { Store } from '../../../io/store.js'
 import { MAX_BITMAP_DIRECTORY_BYTES, MAX_BITMAPS } from '../../limits.js'
 import {
@@ -16,11 +16,11 @@ const MAX_NAME_BYTES = 1023
 export interface BitmapTable {
   /** 1 for the first entry. */
   readonly number: number
-  /** Where the directory entry is in the file. */
+  /** The place of the directory entry in the file. */
   readonly entryAt: number
   readonly tableAt: number
   readonly tableEntries: number
-  /** A writer did not close it. */
+  /** Whether a writer did not close it. */
   readonly isInUse: boolean
 }
 
@@ -32,7 +32,7 @@ export interface BitmapDirectory {
   readonly obstacle?: string
 }
 
-/** Undefined where there are none, or where they are void and their clusters are leaks. */
+/** Returns undefined if there are no bitmaps, or if they are void and their clusters are leaks. */
 export function readBitmapDirectory(
   store: Store,
   header: Qcow2Header,

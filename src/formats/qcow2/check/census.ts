@@ -1,6 +1,6 @@
 /**
- * Counting all references of an image, window by window, in bounded memory: 32 MiB of counts, the
- * refcount table (8 MiB at most), lists of L2 tables (7 MiB each) and buffers.
+ * Counts all references of an image, window by window, in bounded memory: 32 MiB of counts, the refcount table (8 MiB at
+ * most), lists of L2 tables (7 MiB each) and buffers.
  */
 import { bitmapClusters } from './bitmap-clusters.js'
 import type { CheckedImage, L1Table } from './image.js'
@@ -26,7 +26,7 @@ export class Census {
     memory = new CellMemory(),
   ) {
     const { store, fileBytes, l1Tables } = image
-    // What begins in the file's last cluster may end in the one behind it.
+    // A structure that begins in the file's last cluster may end in the next one.
     this.window = new Window(image.clusters + 1, memory)
     this.blocks = new RefcountBlocks(image)
     this.reader = new L2Reader(image)
@@ -36,28 +36,28 @@ export class Census {
     this.snapshotTables = catalog(l1Tables.filter(table => !table.isActive))
   }
 
-  /** Whether the cluster behind the end of the file is named, too: known after the last window. */
+  /** Whether something names the cluster after the end of the file. Known after the last window. */
   get reachesBeyond(): boolean {
     return this.isBeyond || this.scan.reachesBeyond
   }
 
-  /** Whether an entry does not say where its data are: known after the first window with a report. */
+  /** Whether an entry does not say where its data are. Known after the first window with a report. */
   get hasLost(): boolean {
     return this.scan.hasLost
   }
 
   /**
-   * The lowest cluster behind the file that a structure reaches into, or an entry of an L2 or a bitmap table
-   * names: known after the first window.
+   * The lowest cluster past the end of the file that a structure reaches, or that an entry of an L2 or bitmap table names.
+   * Known after the first window.
    */
   get lowestDangling(): number {
     return Math.min(this.dangling, this.scan.lowestDangling)
   }
 
   /**
-   * Goes over the image; `visit` finds `window` filled.
+   * Goes over the image. `visit` is called with `window` filled.
    *
-   * @param report where findings go, if anywhere
+   * @param report gets the findings, if given
    */
   run(report: Report | undefined, visit: () => void, progress?: (part: number) => void): void {
     const { window, image } = this
@@ -79,7 +79,7 @@ export class Census {
     }
   }
 
-  /** Marks the clusters of the window that the image counts once, for the COPIED flags. */
+  /** Marks the clusters of the window whose count is 1, for the COPIED flags. */
   markCounts(): void {
     const { window, blocks } = this
     const { cells, first, end } = window
@@ -101,7 +101,7 @@ export class Census {
     for (const { name, at, bytes } of image.regions) {
       if (!image.isInFile(at, bytes)) {
         this.pointsBehind(at)
-        report?.corruption(at, () => `${name} at ${at} reaches behind the end of the file`)
+        report?.corruption(at, () => `${name} at ${at} reaches past the end of the file`)
         continue
       }
       const last = Math.floor((at + bytes - 1) / image.clusterBytes)
@@ -119,7 +119,7 @@ export class Census {
         this.pointsBehind(at)
         report?.corruption(
           entryAt,
-          () => `an entry of a bitmap table names a cluster at ${at}, behind the end of the file`,
+          () => `an entry of a bitmap table names a cluster at ${at}, past the end of the file`,
         )
       } else if (at > 0) {
         const cluster = at / image.clusterBytes
@@ -133,7 +133,7 @@ export class Census {
     this.dangling = Math.min(this.dangling, Math.max(cluster, this.image.clusters))
   }
 
-  /** The refcount blocks come last: one that shares its cluster with anything cannot be trusted. */
+  /** Counts the refcount blocks. They come last: a block that shares its cluster with anything cannot be trusted. */
   private countBlocks(report: Report | undefined): void {
     const { blocks, image, window } = this
     const isFirst = window.first === 0
@@ -159,13 +159,13 @@ export class Census {
     }
   }
 
-  /** Why what the refcount table says of a block cannot be; undefined where it can. */
+  /** Returns why a block cannot be where the refcount table says; undefined if it can. */
   problemOf(block: number): string | undefined {
     const { blocks, image } = this
     const at = blocks.offsetOf(block)
     if (blocks.hasReservedBits(block)) return 'has reserved bits set in its table entry'
     if (blocks.isUnreadable(block)) return `at ${at} is not aligned`
-    if (at >= image.fileBytes) return `at ${at} lies behind the end of the file`
+    if (at >= image.fileBytes) return `at ${at} lies past the end of the file`
     return undefined
   }
 }

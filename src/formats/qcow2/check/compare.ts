@@ -1,17 +1,17 @@
-/** Comparing the counts that the image has with the references that were found. */
+/** Compares the counts of the image with the references that were found. */
 import type { Census } from './census.js'
 import { clustersOf, type Run, Runs } from './runs.js'
 import { DATA, EXCLUSIVE, REFERENCES, TABLE, UNKNOWN } from './window.js'
 import type { Report } from './report.js'
 
-/** Compares the census's window; the end of the last cluster in use, in clusters. */
+/** Compares the census's window. Returns the end of the last cluster in use, in clusters. */
 export function compareCounts(census: Census, report: Report): number {
   const { window, blocks, image } = census
   const { cells, first } = window
   const { maxCount } = image
   const runs = new Runs<Fault>(run => describe(run, image.clusterBytes, report))
   const overlaps = new Runs<'overlap'>(run => describeOverlap(run, image.clusterBytes, report))
-  // The cluster behind the file is there when something names it.
+  // The cluster after the end of the file counts if something names it.
   const end = Math.min(window.end, image.clusters + (census.reachesBeyond ? 1 : 0))
   let used = 0
   for (let from = first; from < end; from += blocks.perSlice) {
@@ -39,7 +39,7 @@ export function compareCounts(census: Census, report: Report): number {
       }
       if (!isReadable) runs.add(cluster, 'error', counted, references)
       else if (counted > expected) runs.add(cluster, 'leak', counted, references)
-      // Whatever the count: a repair that mends it alone does not make this cluster sound.
+      // Report this whatever the count is: correcting the count alone does not repair an overlap.
       if (references <= maxCount && isOverlap(cell, references)) {
         overlaps.add(cluster, 'overlap', counted, references)
       }

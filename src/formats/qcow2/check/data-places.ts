@@ -6,7 +6,7 @@ import { L2Entry } from './l2-entry.js'
 import type { Report } from './report.js'
 import { hostOffset, readWords, wordBuffer } from '../words.js'
 
-/** Checks that each cluster of the disk is at its own offset in the data file. */
+/** Checks that each cluster of the disk is at the same offset in the data file. */
 export function checkDataPlaces(image: CheckedImage, report: Report): void {
   const { store, clusterBytes, l2EntryBytes } = image
   const coverage = l2CoverageBytes(image.header)
@@ -22,7 +22,7 @@ export function checkDataPlaces(image: CheckedImage, report: Report): void {
         entry.decode(words, i)
         const offset = index * coverage + (i / step) * clusterBytes
         if (entry.isCompressed || !entry.hasHost || entry.at === offset) continue
-        // That is a corruption of its own.
+        // That is reported as another corruption.
         if (!entry.isAligned) continue
         const { at } = entry
         report.corruption(

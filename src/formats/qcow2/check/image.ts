@@ -1,4 +1,4 @@
-/** What is checked: the image, its dimensions, and its structures that lie at places of their own. */
+/** The image that is checked: its dimensions, and its structures with a place of their own. */
 import type { Store } from '../../../io/store.js'
 import { MAX_L1_BYTES } from '../../limits.js'
 import {
@@ -13,46 +13,46 @@ import { isPossibleLuks } from '../luks.js'
 import { type BitmapDirectory, readBitmapDirectory } from './bitmap-directory.js'
 import { readSnapshotTable, type SnapshotTable } from './snapshot-table.js'
 
-/** A structure that nothing else may share a cluster with. */
+/** A structure that shares its clusters with nothing else. */
 export interface Region {
   readonly name: string
   readonly at: number
   readonly bytes: number
 }
 
-/** An L1 table that lies where one can. */
+/** An L1 table at a possible place. */
 export interface L1Table {
   readonly name: string
   readonly at: number
   readonly entries: number
-  /** The entries that the file holds; the others read as 0. */
+  /** How many entries the file contains; the others read as 0. */
   readonly entriesInFile: number
   readonly isActive: boolean
 }
 
 const SECTOR_BYTES = 512
 const V3_SNAPSHOT_EXTRA_BYTES = 16
-/** Bytes of all L1 tables, as a multiple of the file's: sound ones do not overlap. */
+/** The most bytes of all L1 tables, as a multiple of the file's size: sound tables do not overlap. */
 const MAX_L1_OVERLAP = 16
 
 export class CheckedImage {
   readonly header: Qcow2Header
   readonly clusterBytes: number
-  /** Of the file, in whole sectors, as QEMU has it. */
+  /** The size of the file, rounded up to sectors, as QEMU does it. */
   readonly fileBytes: number
-  /** Clusters of the file; the last one may be cut short. */
+  /** The clusters of the file; the last one may be cut short. */
   readonly clusters: number
   readonly l2EntryBytes: number
   readonly isExtended: boolean
   readonly isExternal: boolean
-  /** The highest count that fits. */
+  /** The highest count that fits in the width. */
   readonly maxCount: number
   readonly snapshots: SnapshotTable
   readonly bitmaps: BitmapDirectory | undefined
   readonly l1Tables: readonly L1Table[]
   readonly regions: readonly Region[]
 
-  /** Reads the header, the snapshot table and the bitmap directory. Throws ImageError for the header. */
+  /** Reads the header, the snapshot table and the bitmap directory. Throws ImageError for a damaged header. */
   constructor(readonly store: Store) {
     const header = readHeader(store)
     this.header = header
@@ -70,14 +70,14 @@ export class CheckedImage {
   }
 
   /**
-   * Whether a range that something names is in the file. It may end in the cluster that the file ends
-   * in, or less than a cluster behind the file: QEMU allocates without making the file longer.
+   * Reports whether a range that something names is in the file. It may end in the cluster in which the file ends, or less than a
+   * cluster past the end: QEMU allocates without making the file longer.
    */
   isInFile(at: number, bytes: number): boolean {
     return at + bytes - this.fileBytes < this.clusterBytes
   }
 
-  /** Why the image cannot be checked to the end; undefined where it can. */
+  /** Why the image cannot be checked completely; undefined if it can. */
   get obstacle(): { readonly at: number; readonly message: string } | undefined {
     const { header } = this
     const l1Bytes = this.l1Tables.reduce((sum, table) => sum + table.entriesInFile * 8, 0)
@@ -87,7 +87,7 @@ export class CheckedImage {
     return undefined
   }
 
-  /** What is lost: the rest of the image can be checked without it. */
+  /** The lost parts. The rest of the image can be checked without them. */
   get losses(): readonly { readonly at: number; readonly message: string }[] {
     const { header, snapshots, bitmaps } = this
     const lost: { at: number; message: string }[] = [...header.defects]
@@ -99,7 +99,7 @@ export class CheckedImage {
     return lost
   }
 
-  /** Whether what is lost may own clusters that nothing else names. */
+  /** Whether a lost part may own clusters that nothing else names. */
   get hasLostOwners(): boolean {
     const { header, snapshots, bitmaps } = this
     return (
@@ -109,12 +109,12 @@ export class CheckedImage {
     )
   }
 
-  /** Whether the snapshot's entry says where its L1 table is. */
+  /** Reports whether the snapshot's entry says where its L1 table is. */
   namesL1Table(l1At: number, l1Entries: number): boolean {
     return l1At % this.clusterBytes === 0 && l1Entries * 8 <= MAX_L1_BYTES
   }
 
-  /** Whether version 3 asks for more than the entry of a snapshot holds. */
+  /** Reports whether a snapshot's entry has less extra data than version 3 requires. */
   isIncomplete(extraBytes: number): boolean {
     return this.header.version === 3 && extraBytes < V3_SNAPSHOT_EXTRA_BYTES
   }
@@ -138,7 +138,7 @@ export class CheckedImage {
     ].filter(({ entries }) => entries > 0)
   }
 
-  /** Whether the LUKS header can be where the image says, or it says nothing. */
+  /** Whether the LUKS header can be where the image says; true also if it says nothing. */
   get hasPossibleLuks(): boolean {
     const { encryption } = this.header
     if (!encryption) return true

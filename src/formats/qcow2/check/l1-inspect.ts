@@ -1,11 +1,11 @@
-/** Checking the entries of the L1 tables (QEMU docs/interop/qcow2.rst, "L1 table entry"). */
+/** Checks the entries of the L1 tables (QEMU docs/interop/qcow2.rst, "L1 table entry"). */
 import type { CheckedImage, L1Table } from './image.js'
 import { walkL1 } from './l1-walk.js'
 import type { RefcountBlocks } from './refcount-blocks.js'
 import type { Report } from './report.js'
 import { COPIED, hostOffset, L1_RESERVED } from '../words.js'
 
-/** False where tables cannot be read, so that nobody knows what they name. */
+/** Returns false if some tables cannot be read, so that what they name is unknown. */
 export function inspectL1Tables(
   image: CheckedImage,
   blocks: RefcountBlocks,
@@ -48,7 +48,7 @@ function inspect(
       corruption('has reserved bits set')
     }
     if (!image.isInFile(at, clusterBytes)) {
-      corruption(`names an L2 table at ${at}, behind the end of the file`)
+      corruption(`names an L2 table at ${at}, past the end of the file`)
       isReadable = false
     } else if (at + clusterBytes > image.store.sizeBytes) {
       corruption(`names an L2 table at ${at}, which is cut off by the end of the file`)

@@ -1,11 +1,11 @@
-/** Going over L1 tables (QEMU docs/interop/qcow2.rst, "Cluster mapping"). */
+/** Walks L1 tables (QEMU docs/interop/qcow2.rst, "Cluster mapping"). */
 import type { Store } from '../../../io/store.js'
 import type { L1Table } from './image.js'
 import { hostOffset, readWords, wordBuffer } from '../words.js'
 
 const CHUNK_BYTES = 2 ** 20
 
-/** Calls `visit` with the two halves of each entry that is not 0. Holes of the file are not read. */
+/** Calls `visit` with the two halves of each entry that is not 0. It does not read holes of the file. */
 export function walkL1(
   store: Store,
   table: L1Table,
@@ -29,28 +29,28 @@ export function walkL1(
   }
 }
 
-/** L2 tables by their place in the file, each once, and how often it is named. */
+/** L2 tables by their place in the file, each once, with the number of entries that name it. */
 export interface L2Tables {
   readonly length: number
   /** Ascending. */
   readonly at: Float64Array
   readonly times: Uint32Array
-  /** The host clusters that its entries name, as the first walk over it found them. */
+  /** The range of host clusters that its entries name, found in the first walk over it. */
   readonly lowest: Float64Array
   readonly highest: Float64Array
 }
 
-/** Tables held at a time. */
+/** How many tables are in memory at a time. */
 const MAX_TABLES = 2 ** 18
 
-/** The L2 tables that L1 tables name, in parts that fit in memory, ascending by place. */
+/** Lists the L2 tables that L1 tables name, in parts that fit in memory, ascending by place. */
 export class L2Catalog {
   private whole: L2Tables | undefined
 
   constructor(
     private readonly store: Store,
     private readonly l1Tables: readonly L1Table[],
-    /** Behind it no table is read. */
+    /** Past the end of the file no table is read. */
     private readonly fileBytes: number,
     private readonly maxTables = MAX_TABLES,
   ) {}
@@ -66,7 +66,7 @@ export class L2Catalog {
         walkL1(this.store, table, (high, low) => collector.add(hostOffset(high, low)))
       }
       const tables = collector.finish()
-      // Only then what the walks found out of each table is worth keeping.
+      // Only if all tables fit at once, keep what the walks found about each.
       if (from === 0 && collector.end >= this.fileBytes) this.whole = tables
       if (tables.length > 0) yield tables
       from = collector.end
@@ -74,7 +74,7 @@ export class L2Catalog {
   }
 }
 
-/** Sorts places and counts equal ones; of more than fit, it keeps the lowest. */
+/** Sorts places and counts equal ones. If there are more than fit, it keeps the lowest. */
 class Collector {
   private readonly pending: Float64Array
   private pendingLength = 0
@@ -84,7 +84,7 @@ class Collector {
 
   constructor(
     private readonly from: number,
-    /** What is here or behind it is for another time. */
+    /** Places from here on are left for the next part. */
     public end: number,
     private readonly max: number,
   ) {

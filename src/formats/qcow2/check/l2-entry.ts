@@ -1,27 +1,27 @@
-/** What an L2 entry says (QEMU docs/interop/qcow2.rst, "Cluster mapping", "Extended L2 Entries"). */
+/** Decodes L2 entries (QEMU docs/interop/qcow2.rst, "Cluster mapping", "Extended L2 Entries"). */
 import type { CheckedImage } from './image.js'
 import { COMPRESSED, COPIED, hostOffset, L2_RESERVED, ZERO_FLAG } from '../words.js'
 
-/** Decodes one entry at a time into its own fields: there are millions of them. */
+/** Decodes one entry at a time into its fields, without a new object: there are millions of entries. */
 export class L2Entry {
   high = 0
   low = 0
-  /** Of an extended entry: the subclusters that read as zeros, and those that have data. */
+  /** For an extended entry: the subclusters that read as zeros, and those that have data. */
   zeroBits = 0
   dataBits = 0
   isCompressed = false
-  /** There is a host cluster. */
+  /** Whether there is a host cluster. */
   hasHost = false
-  /** Of the host cluster, or where the compressed bytes begin; above 2^53 it is rounded. */
+  /** The place of the host cluster, or the start of the compressed bytes; rounded above 2^53. */
   at = 0
-  /** Bytes there. */
+  /** How many bytes are there. */
   bytes = 0
 
   private readonly clusterBytes: number
   private readonly isExtended: boolean
   private readonly isExternal: boolean
   private readonly isV2: boolean
-  /** Bits of the high half that belong to a compressed cluster's offset. */
+  /** The bits of the high half that belong to a compressed cluster's offset. */
   private readonly packedHighBits: number
 
   constructor(private readonly image: CheckedImage) {
@@ -48,7 +48,7 @@ export class L2Entry {
     }
     this.at = hostOffset(high, low)
     this.bytes = this.clusterBytes
-    // In an external data file 0 is a place like any other.
+    // In an external data file 0 is an ordinary place.
     this.hasHost = this.at !== 0 || (this.isExternal && (high & COPIED) !== 0 && !this.hasZeroFlag)
   }
 
@@ -64,22 +64,22 @@ export class L2Entry {
     return (this.high & L2_RESERVED.high) !== 0 || (this.low & L2_RESERVED.low) !== 0
   }
 
-  /** Version 2 knows no zero flag, and no reader takes it for one there. */
+  /** Whether it has a zero flag in version 2, which has none, and where readers ignore it. */
   get hasImpossibleZeroFlag(): boolean {
     return this.isV2 && this.hasZeroFlag
   }
 
-  /** A subcluster that has data and reads as zeros. */
+  /** Whether a subcluster has both data and the zero bit. */
   get contradictsItself(): boolean {
     return (this.zeroBits & this.dataBits) !== 0
   }
 
-  /** Whether the host cluster holds bytes of the disk: else the disk reads the same without it. */
+  /** Whether the host cluster holds bytes of the disk. If not, the disk reads the same without it. */
   get holdsData(): boolean {
     return this.isExtended ? this.dataBits !== 0 : !this.hasZeroFlag
   }
 
-  /** Whether it is damaged such that nobody knows where its data are. */
+  /** Whether its damage makes the place of its data unknown. */
   get isLost(): boolean {
     if (this.isCompressed) return !this.isExternal && !this.image.isInFile(this.at, this.bytes)
     if (!this.holdsData) return false

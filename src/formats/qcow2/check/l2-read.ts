@@ -1,12 +1,12 @@
-/** Reading L2 tables, neighbours in the file together. */
+/** Reads L2 tables; neighbours in the file together. */
 import type { CheckedImage } from './image.js'
 import type { L2Tables } from './l1-walk.js'
 import { readWords, wordBuffer } from '../words.js'
 
 const MAX_READ_BYTES = 2 * 2 ** 20
 /**
- * Tables that are not aligned are gone over nevertheless: what they may name is kept. Sound images have
- * none; there are as many places for them as the file has sectors, and each costs a cluster.
+ * The most unaligned tables that are read. They are read so that what they may name is kept. Sound images have none. Every
+ * sector of the file could be the place of one, and each costs reading a cluster.
  */
 const MAX_UNALIGNED = 1024
 
@@ -18,8 +18,8 @@ export class L2Reader {
   }
 
   /**
-   * Calls `visit` with the words of each table that `wants` says yes to, until the next one is read.
-   * Returns how many tables that are not aligned were left out.
+   * Calls `visit` with the words of each table for which `wants` returns true; they are valid during the call. Returns how many
+   * unaligned tables were left out.
    */
   read(
     tables: L2Tables,

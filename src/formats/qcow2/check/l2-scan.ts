@@ -1,8 +1,7 @@
 /**
- * Counting what L2 entries name, and checking the entries.
+ * Counts what L2 entries name, and checks the entries.
  *
- * Every window needs a walk over the tables; what does not depend on the window is reported on the
- * first walk alone.
+ * Every window needs a walk over the tables. Findings that do not depend on the window are reported only in the first walk.
  */
 import type { CheckedImage } from './image.js'
 import { L2Entry } from './l2-entry.js'
@@ -13,15 +12,15 @@ import type { Report } from './report.js'
 import { COUNTED_ONCE, DATA, REFERENCES, TABLE, UNKNOWN, type Window } from './window.js'
 
 export class L2Scan {
-  /** Whether something was counted behind the end of the file. */
+  /** Whether something was counted past the end of the file. */
   reachesBeyond = false
-  /** Whether an entry does not say where its data are: clusters that nothing names may be they. */
+  /** Whether an entry does not say where its data are. Then clusters that nothing names may be these data. */
   hasLost = false
-  /** The lowest cluster behind the file that an entry names. */
+  /** The lowest cluster past the end of the file that an entry names. */
   lowestDangling = Number.POSITIVE_INFINITY
   private readonly entry: L2Entry
   private readonly wordsPerEntry: number
-  /** Host clusters that the table at hand names. */
+  /** The range of host clusters that the current table names. */
   private lowest = 0
   private highest = 0
 
@@ -38,8 +37,8 @@ export class L2Scan {
   /**
    * Counts the tables and what they name in the window.
    *
-   * @param report where findings that do not depend on the window go
-   * @param copied where COPIED flags that are wrong go: those of the active tables must be right
+   * @param report gets the findings that do not depend on the window
+   * @param copied gets wrong COPIED flags; those of the active tables must be right
    */
   scan(tables: L2Tables, report: Report | undefined, copied: Report | undefined): void {
     const { window } = this
@@ -61,7 +60,7 @@ export class L2Scan {
         this.lowest = Number.POSITIVE_INFINITY
         this.highest = Number.NEGATIVE_INFINITY
         const at = tables.at[i] as number
-        // As QEMU has it: nothing is said of flags below a table whose count cannot be read.
+        // As in QEMU, flags below a table whose count cannot be read are not reported.
         const isUnknown = copied && this.blocks.isUnknown(Math.floor(at / clusterBytes))
         const judged = isUnknown ? undefined : copied
         this.scanTable(words, at, tables.times[i] as number, report, judged, copied !== undefined)
@@ -147,7 +146,7 @@ export class L2Scan {
       if (((cell & COUNTED_ONCE) !== 0) === entry.isCopied) return
       this.wrongCopied(copied, place, blocks.get(cluster), times)
     } else if (isFirst && cluster > image.clusters) {
-      // No window has it.
+      // No window contains it.
       const count = blocks.get(cluster)
       if (count >= 0 && (count === 1) !== entry.isCopied)
         this.wrongCopied(copied, place, count, times)
@@ -164,7 +163,7 @@ export class L2Scan {
     )
   }
 
-  /** Counts what the entry at hand names. */
+  /** Counts what the current entry names. */
   private count(place: number, times: number, report: Report | undefined): void {
     const { at, bytes } = this.entry
     const { image } = this
@@ -173,7 +172,7 @@ export class L2Scan {
       this.lowestDangling = Math.min(this.lowestDangling, Math.max(cluster, image.clusters))
       report?.corruption(
         place,
-        () => `an L2 entry names a cluster at ${at}, behind the end of the file`,
+        () => `an L2 entry names a cluster at ${at}, past the end of the file`,
         times,
       )
       return
@@ -190,7 +189,7 @@ export class L2Scan {
     this.window.refer(first, last, flags, times)
   }
 
-  /** What is wrong with the entry at hand, wherever it points. */
+  /** Reports what is wrong with the current entry, wherever it points. */
   private inspect(report: Report, place: number, times: number): void {
     const { entry, image } = this
     const corruption = (message: string) => report.corruption(place, () => message, times)

@@ -1,9 +1,9 @@
-/** The reference counts as the image has them (QEMU docs/interop/qcow2.rst, "Reference counts"). */
+/** Reads the reference counts of the image (QEMU docs/interop/qcow2.rst, "Reference counts"). */
 import { getCount, setCount } from '../counts.js'
 import { blockOffset, REFCOUNT_TABLE_RESERVED_LOW } from '../words.js'
 import type { CheckedImage } from './image.js'
 
-/** Clusters whose counts are read at a time. */
+/** The most counts that are read at a time. */
 const MAX_SLICE_COUNTS = 2 ** 20
 
 export class RefcountBlocks {
@@ -11,7 +11,7 @@ export class RefcountBlocks {
   readonly perBlock: number
   /** Entries of the table. */
   readonly entries: number
-  /** Counts in a slice: what is read and written of a block at a time. */
+  /** Counts in a slice, which is the part of a block that is read or written at a time. */
   readonly perSlice: number
   readonly sliceBytes: number
   private readonly table: Buffer
@@ -32,7 +32,7 @@ export class RefcountBlocks {
     this.cached = Buffer.alloc(this.sliceBytes)
   }
 
-  /** Where the table says that the block is; 0 where there is none. Not checked. */
+  /** Returns the place of the block according to the table; 0 if there is none. Not checked. */
   offsetOf(block: number): number {
     return blockOffset(this.table.readUInt32BE(block * 8), this.table.readUInt32BE(block * 8 + 4))
   }
@@ -42,21 +42,20 @@ export class RefcountBlocks {
   }
 
   /**
-   * Whether what the table says is no place at all: then its counts are unknown. Behind the end of the
-   * file they are 0.
+   * Reports whether the table names an impossible place. Then the counts are unknown. (Past the end of the file they are 0.)
    */
   isUnreadable(block: number): boolean {
     const at = this.offsetOf(block)
     return at % this.image.clusterBytes !== 0 || at >= 2 ** 63
   }
 
-  /** Whether the count of a cluster is unknown. */
+  /** Reports whether the count of a cluster is unknown. */
   isUnknown(cluster: number): boolean {
     const block = Math.floor(cluster / this.perBlock)
     return block < this.entries && this.isUnreadable(block)
   }
 
-  /** The next block from `block` on that the table names; `entries` where there is none. */
+  /** Returns the next block from `block` on that the table names; `entries` if there is none. */
   next(block: number): number {
     let i = block
     while (i < this.entries && this.isEmpty(i)) i++
@@ -64,8 +63,8 @@ export class RefcountBlocks {
   }
 
   /**
-   * The slice that begins with the count of `cluster`: its bytes, zeros where no block is, undefined
-   * where they are unknown. Valid until the next call.
+   * Returns the slice that begins with the count of `cluster`: zeros if there is no block, undefined if its counts are unknown.
+   * Valid until the next call.
    */
   slice(cluster: number): Buffer | undefined {
     const first = cluster - (cluster % this.perSlice)
@@ -80,7 +79,7 @@ export class RefcountBlocks {
     return this.cached
   }
 
-  /** Where the slice of `cluster` is in the file; 0 where no block is. */
+  /** Returns the place of the slice of `cluster` in the file; 0 if there is no block. */
   placeOf(cluster: number): number {
     const first = cluster - (cluster % this.perSlice)
     const block = Math.floor(first / this.perBlock)
@@ -89,23 +88,23 @@ export class RefcountBlocks {
     return at + ((first % this.perBlock) * 2 ** this.order) / 8
   }
 
-  /** The count of a cluster; -1 where it is unknown. Above 2^53 it is rounded. */
+  /** Returns the count of a cluster; -1 if it is unknown. Rounded above 2^53. */
   get(cluster: number): number {
     const slice = this.slice(cluster)
     return slice ? this.read(slice, cluster % this.perSlice) : -1
   }
 
-  /** Forgets what was read: somebody wrote. */
+  /** Forgets what was read, after a write. */
   forget(): void {
     this.cachedSlice = -1
   }
 
-  /** The count at `index` of a slice. */
+  /** Returns the count at `index` of a slice. */
   read(slice: Buffer, index: number): number {
     return getCount(slice, index, this.order)
   }
 
-  /** Sets the count at `index` of a slice to `count`, which fits. */
+  /** Sets the count at `index` of a slice to `count`, which must fit. */
   write(slice: Buffer, index: number, count: number): void {
     setCount(slice, index, this.order, count)
   }

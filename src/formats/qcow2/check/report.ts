@@ -1,8 +1,8 @@
-/** What a check of a qcow2 image finds. */
+/** The findings of a check of a qcow2 image. */
 import { Report as CheckReport } from '../../check/report.js'
 
 export class Report extends CheckReport {
-  /** Of the corruptions, those that are a COPIED flag which does not agree with its count. */
+  /** How many of the corruptions are COPIED flags that do not agree with their counts. */
   wrongFlags = 0
 
   wrongFlag(at: number, message: () => string, times = 1): void {

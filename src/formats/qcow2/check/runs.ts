@@ -1,16 +1,16 @@
-/** Neighbouring clusters that are in the same case, as one. */
+/** Joins neighbouring clusters with the same finding. */
 
 export interface Run<Kind> {
   readonly kind: Kind
   /** The first cluster. */
   readonly start: number
   readonly length: number
-  /** What the image counts. */
+  /** The count in the image. */
   readonly counted: number
   readonly references: number
 }
 
-/** "3 clusters from here on". */
+/** Returns a text such as "3 clusters from here on". */
 export const clustersOf = ({ length }: Run<unknown>): string =>
   length === 1 ? 'the cluster' : `${length} clusters from here on`
 
@@ -23,7 +23,7 @@ export class Runs<Kind> {
 
   constructor(private readonly emit: (run: Run<Kind>) => void) {}
 
-  /** Ascending by cluster. */
+  /** Adds a cluster. Call it in ascending order. */
   add(cluster: number, kind: Kind, counted: number, references: number): void {
     const goesOn =
       this.length > 0 &&

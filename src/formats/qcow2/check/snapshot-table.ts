@@ -1,24 +1,24 @@
-/** Going over the snapshot table (QEMU docs/interop/qcow2.rst, "Snapshots"), as far as a check needs. */
+/** Reads the snapshot table (QEMU docs/interop/qcow2.rst, "Snapshots"), as far as a check needs it. */
 import type { Store } from '../../../io/store.js'
 import { MAX_SNAPSHOT_EXTRA_BYTES, MAX_SNAPSHOT_TABLE_BYTES } from '../../limits.js'
 import type { Qcow2Header } from '../header.js'
 import { problemOf } from '../snapshots.js'
 
-/** Of an entry before its extra data, its id and its name. */
+/** The size of an entry before its extra data, its id and its name. */
 const ENTRY_BYTES = 40
-/** Where the disk's size is in the extra data. */
+/** The place of the disk's size in the extra data. */
 const SIZE_AT = 8
 
 export interface SnapshotL1 {
   /** 1 for the first entry. */
   readonly number: number
-  /** Where the entry is in the file. */
+  /** The place of the entry in the file. */
   readonly entryAt: number
-  /** Where its L1 table is in the file; rounded where it has more than 53 bits. */
+  /** The place of its L1 table in the file; rounded above 2^53. */
   readonly l1At: number
   readonly l1Entries: number
   readonly extraBytes: number
-  /** The disk's size; undefined where the entry is too old to say. */
+  /** The disk's size; undefined if the entry is too old to contain it. */
   readonly sizeBytes: number | undefined
   /** Why the snapshot cannot be read. */
   readonly problem: string | undefined
@@ -26,7 +26,7 @@ export interface SnapshotL1 {
 
 export interface SnapshotTable {
   readonly snapshots: readonly SnapshotL1[]
-  /** Bytes of the table, to the end of its last entry. */
+  /** The size of the table, to the end of its last entry. */
   readonly bytes: number
   /** Why the rest of it cannot be read. */
   readonly obstacle?: string
@@ -55,7 +55,7 @@ export function readSnapshotTable(store: Store, header: Qcow2Header): SnapshotTa
       return broken(`has ${extraBytes} bytes of extra data`)
     const next = start + ENTRY_BYTES + extraBytes + entry.readUInt16BE(12) + entry.readUInt16BE(14)
     if (next > MAX_SNAPSHOT_TABLE_BYTES) {
-      return broken(`ends behind ${MAX_SNAPSHOT_TABLE_BYTES} bytes of table`)
+      return broken(`ends after more than ${MAX_SNAPSHOT_TABLE_BYTES} bytes of table`)
     }
     if (header.snapshotsOffset + next > store.sizeBytes) {
       return broken('is cut off by the end of the file')
@@ -68,7 +68,7 @@ export function readSnapshotTable(store: Store, header: Qcow2Header): SnapshotTa
       sizeBytes: hasSize ? Number(size.readBigUInt64BE(0)) : header.sizeBytes,
     }
     const problem = problemOf(found, header, store.sizeBytes)
-    // Where the count is wrong, what follows the last entry is no entry.
+    // If the count is wrong, what follows the last entry is not an entry.
     if (isSuspect && problem !== undefined) return broken(problem)
     end = next
     snapshots.push({

@@ -1,27 +1,27 @@
 /**
- * How often each host cluster of a part of the file is pointed at, and by what. The part is as large as
- * memory allows; a larger file is gone over part by part.
+ * Counts the pointers to each host cluster of a part of the file, by kind. The part is as large as memory allows; a larger
+ * file is checked part by part.
  */
 
-/** Four bytes each. */
+/** The clusters of a window; each takes four bytes. */
 const WINDOW_CLUSTERS = 8 * 2 ** 20
 
-/** The image counts one reference to the cluster: the COPIED flag belongs to its entry. */
+/** The image's count is 1, so the entry must have the COPIED flag. */
 export const COUNTED_ONCE = 0x80000000
-/** What the image counts cannot be read. */
+/** The image's count cannot be read. */
 export const UNKNOWN = 0x40000000
-/** Something is there that shares its clusters with nothing. */
+/** The cluster holds a structure that shares its clusters with nothing. */
 export const EXCLUSIVE = 0x20000000
 export const TABLE = 0x10000000
 export const DATA = 0x08000000
-/** References, up to as many as fit. */
+/** The number of references, up to the largest that fits. */
 export const REFERENCES = 0x07ffffff
 
-/** The cells, for one window after the other: they take most of the memory. */
+/** The cells, which all windows use in turn: they take most of the memory. */
 export class CellMemory {
   private cells = new Uint32Array(0)
 
-  /** @param limit clusters of a window at most: a power of two, and not less than a slice of counts */
+  /** @param limit the most clusters of a window: a power of two, and at least a slice of counts */
   constructor(readonly limit = WINDOW_CLUSTERS) {}
 
   take(length: number): Uint32Array {
@@ -36,7 +36,7 @@ export class Window {
   length = 0
   readonly cells: Uint32Array
 
-  /** @param clusters of the file */
+  /** @param clusters the clusters of the file */
   constructor(
     private readonly clusters: number,
     memory: CellMemory,
@@ -48,14 +48,14 @@ export class Window {
     return this.first + this.length
   }
 
-  /** Begins again with the clusters from `first` on. */
+  /** Starts again with the clusters from `first` on. */
   begin(first: number): void {
     this.first = first
     this.length = Math.min(this.cells.length, this.clusters - first)
     this.cells.fill(0)
   }
 
-  /** Counts `times` references to each cluster that the range touches and the window has. */
+  /** Counts `times` references to each cluster that is in the range and in the window. */
   refer(startCluster: number, lastCluster: number, flags: number, times = 1): void {
     const from = Math.max(startCluster, this.first) - this.first
     const to = Math.min(lastCluster, this.end - 1) - this.first
@@ -66,7 +66,7 @@ export class Window {
     }
   }
 
-  /** References to a cluster of the window. */
+  /** Returns the number of references to a cluster of the window. */
   referencesTo(cluster: number): number {
     return (this.cells[cluster - this.first] as number) & REFERENCES
   }

@@ -1,4 +1,4 @@
-/** COPIED flags of the active tables: set exactly where the image counts one reference. */
+/** Corrects the COPIED flags of the active tables: they are set exactly where the image's count is 1. */
 import type { WritableStore } from '../../../io/store.js'
 import { Census } from '../check/census.js'
 import type { CheckedImage } from '../check/image.js'
@@ -10,7 +10,7 @@ import { COPIED, hostOffset } from '../words.js'
 import { findSharedTables } from './shared-tables.js'
 import { TableEditor } from './table-editor.js'
 
-/** Returns how many flags it changed. The counts are right. */
+/** Returns how many flags it changed. The counts must be right. */
 export function fixCopiedFlags(
   image: CheckedImage,
   store: WritableStore,
@@ -36,7 +36,7 @@ export function fixCopiedFlags(
   }
 
   const entry = new L2Entry(image)
-  /** What the flag must be; undefined where another window knows, or nobody. */
+  /** Returns what the flag must be; undefined if the cluster is in another window, or if that is unknown. */
   const wanted = (cluster: number): boolean | undefined => {
     if (image.isExternal) return window.first === 0 ? true : undefined
     const index = cluster - window.first

@@ -1,14 +1,13 @@
 /**
- * Making the reference counts what the tables say.
+ * Sets the reference counts to the number of references in the tables.
  *
- * A power cut may keep any subset of the writes since the last sync. After every such subset the image
- * is no worse than it was:
+ * A power cut may keep any subset of the writes since the last sync. After every such subset the image is no worse than
+ * before:
  *
- *  (1) New refcount blocks, and a new refcount table, lie after the end of the file or in clusters that
- *      nothing uses (room.ts). They are filled, counted and synced before anything points at them.
- *  (2) Counts in blocks that are sound change where they are: each is either the old, wrong one or the
- *      right one.
- *  (3) A block whose cluster something else uses, too, is not written: another takes its place.
+ *  (1) New refcount blocks, and a new refcount table, lie after the end of the file or in clusters that nothing uses
+ *      (room.ts). They are filled, counted and synced before anything points at them.
+ *  (2) Counts in sound blocks change in place: each is either the old, wrong one or the right one.
+ *  (3) A block that shares its cluster with something else is not written: a new block replaces it.
  */
 import type { WritableStore } from '../../../io/store.js'
 import { Census } from '../check/census.js'
@@ -21,22 +20,22 @@ import { makeRoom, type Room } from './room.js'
 import { Survey } from './survey.js'
 
 export interface CountChanges {
-  /** Clusters that were counted too low. */
+  /** How many counts were too low. */
   raised: number
-  /** Clusters that were counted too high. */
+  /** How many counts were too high. */
   lowered: number
-  /** Refcount blocks that were made. */
+  /** How many refcount blocks were made. */
   newBlocks: number
 }
 
 export interface CountOptions {
-  /** Which counts may become higher: with `none`, no new block is made either. */
+  /** Which counts may be raised. With `none`, no new block is made either. */
   readonly raise: 'all' | 'none'
-  /** Which may become lower: all, those of clusters that nothing uses, or none. */
+  /** Which counts may be lowered: all, those of clusters that nothing uses, or none. */
   readonly lower: 'all' | 'unused' | 'none'
 }
 
-/** Throws ImageError where counts cannot be stored, SystemError. Leaves all synced. */
+/** Corrects the counts. Throws ImageError if they cannot be stored, SystemError. Everything is synced when it returns. */
 export function fixCounts(
   store: WritableStore,
   options: CountOptions,
@@ -56,7 +55,7 @@ export function fixCounts(
   return changes
 }
 
-/** Makes the blocks that are missing, and a table where the old one cannot name them. */
+/** Makes the missing blocks, and a new table if the old one cannot name them. */
 class Completion {
   private readonly image: CheckedImage
   private readonly slice: Buffer
@@ -86,7 +85,7 @@ class Completion {
     if (room.tableClusters > 0) {
       const { version, refcountOrder } = image.header
       if (version < 3) writeRefcountTable(store, tableAt, room.tableClusters)
-      // The width of the counts may be what was damaged.
+      // Also write the width of the counts, which may be damaged.
       else writeRefcounts(store, tableAt, room.tableClusters, refcountOrder)
       report?.note('fix', tableAt, () => 'a new refcount table lies here')
     } else {
@@ -109,7 +108,7 @@ class Completion {
     return room.blocks.size
   }
 
-  /** How many blocks the table named where none can be, and that nothing needs. */
+  /** Returns how many blocks the table names at impossible places that nothing needs. */
   private countDropped(): number {
     const { isSound, census } = this.survey
     let dropped = 0
@@ -120,7 +119,7 @@ class Completion {
     return dropped
   }
 
-  /** Writes what new blocks, and old ones that count them, say of the clusters from `first` on. */
+  /** Writes the counts of the clusters from `first` on, in new blocks and in old ones that count new blocks. */
   private writeBlocks(first: number, end: number): void {
     const { survey, slice, store, room } = this
     const { blocks, window } = survey.census
@@ -150,12 +149,12 @@ class Completion {
   }
 
   /**
-   * Whether a cluster that nothing names, and whose count is lost, may be that of something else that is
-   * lost. Then it counts as used.
+   * Reports whether a cluster without references, whose count is lost, may belong to another lost structure. Then it counts as
+   * used.
    */
   private mayBeOwned(block: number, cluster: number): boolean {
     const { clusterBytes, clusters } = this.image
-    // A block that nothing needed was never made: its counts are 0, and not lost.
+    // A block that nothing needs was never made, so its counts are 0 and not lost.
     if (this.options.lower !== 'none' || !this.survey.isNeeded[block]) return false
     const at = cluster * clusterBytes
     if (cluster >= clusters) return false
@@ -163,7 +162,7 @@ class Completion {
     return data >= 0 && data < at + clusterBytes
   }
 
-  /** The table with the blocks that are sound, and the new ones. */
+  /** Returns the table with the sound blocks and the new ones. */
   private tableOf(): Buffer {
     const { survey, image, room } = this
     const { blocks } = survey.census
@@ -181,7 +180,7 @@ class Completion {
   }
 }
 
-/** Rule (2). */
+/** Changes counts in place: rule (2). */
 function changeInPlace(
   store: WritableStore,
   census: Census,
@@ -191,7 +190,7 @@ function changeInPlace(
   report: Report | undefined,
 ): void {
   const { blocks, window, image } = census
-  // After a completion every block that is named is sound.
+  // After a completion every block in the table is sound.
   const isSame = census === survey.census
   census.run(undefined, () => {
     const { cells, first } = window

@@ -1,16 +1,16 @@
 /**
- * What points behind the end of the file. What repairs append must not lie there: something that reads as
- * nothing, or not at all, would find bytes that it never meant.
+ * Finds pointers past the end of the file. Repairs must append nothing there: otherwise an entry that reads as zeros, or fails
+ * to read, would suddenly show bytes that were never meant for it.
  */
 import type { Census } from '../check/census.js'
 import { walkL1 } from '../check/l1-walk.js'
 import { hostOffset } from '../words.js'
 
 /**
- * The lowest cluster behind the file that a structure reaches into, or an entry names; infinite where there
- * is none. What ends less than a cluster behind the file does not count (CheckedImage.isInFile).
+ * Returns the lowest cluster past the end of the file that a structure reaches, or that an entry names; infinite if there is
+ * none. Structures that end less than a cluster past the end do not count (CheckedImage.isInFile).
  *
- * @param census that has run
+ * @param census a census that has run
  */
 export function lowestDangling(census: Census): number {
   const { image } = census

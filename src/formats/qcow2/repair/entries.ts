@@ -1,7 +1,6 @@
 /**
- * Entries that cannot be, made such that the disk reads as before: bits that no reader looks at are
- * cleared, and a host cluster that no byte of the disk is read from is given up where there is none.
- * What holds data and cannot be understood is left as it is.
+ * Corrects impossible entries without changing what the disk reads as. It clears bits that no reader uses, and drops a host
+ * cluster that cannot exist if no byte of the disk is read from it. An entry with data that cannot be understood stays.
  */
 import type { CheckedImage } from '../check/image.js'
 import { L2Entry } from '../check/l2-entry.js'
@@ -18,7 +17,7 @@ export function soundL1Entry(high: number, low: number): Change | undefined {
   return { high: soundHigh, low: soundLow, message: 'reserved bits of an L1 entry are cleared' }
 }
 
-/** Returns what changes the words of one L2 entry, and says what it did. */
+/** Returns a function that corrects the words of one L2 entry, and returns a description of the change. */
 export function soundL2Entries(
   image: CheckedImage,
 ): (words: Uint32Array, i: number) => string | undefined {
@@ -26,7 +25,7 @@ export function soundL2Entries(
   return (words, i) => {
     entry.decode(words, i)
     if (entry.isCompressed) {
-      // A compressed cluster and a data file contradict each other: nobody knows which is right.
+      // A compressed cluster and an external data file contradict each other: nobody knows which is right.
       if (image.isExternal) return undefined
       if (!entry.isCopied && entry.zeroBits === 0 && entry.dataBits === 0) return undefined
       words[i] = (entry.high & ~COPIED) >>> 0

@@ -1,16 +1,16 @@
 /**
- * Clusters inside the file that nothing uses, for new tables of a repair where the file cannot grow: on a
- * block device, or a full disk.
+ * Finds clusters inside the file that nothing uses, for new tables of a repair if the file cannot grow: on a block device or a
+ * full disk.
  */
 import { SystemError } from '../../../errors.js'
 import type { WritableStore } from '../../../io/store.js'
 import type { Census } from '../check/census.js'
 import { REFERENCES } from '../check/window.js'
 
-/** A fragmented file has more, which a repair hardly needs. */
+/** The most runs. A fragmented file may have more, but a repair hardly needs them. */
 const MAX_RUNS = 2 ** 16
 const CHUNK_BYTES = 2 ** 20
-/** What the kernel answers where a file can get no longer, or no fuller. */
+/** The errors for a file that cannot become longer, or take more space. */
 const NO_ROOM = new Set(['ENOSPC', 'EDQUOT', 'EFBIG', 'EINVAL'])
 
 interface FreeRun {
@@ -19,20 +19,20 @@ interface FreeRun {
 }
 
 /**
- * Makes the file longer, to `toBytes`, and fills what is new with zeros. Returns false where that is not
- * possible; then the file is as long as it was. Throws SystemError for other failures.
+ * Makes the file `toBytes` long, and fills the new part with zeros. Returns false if that is not possible; then the file is as
+ * long as before. Throws SystemError for other failures.
  */
 export function grow(store: WritableStore, toBytes: number): boolean {
   const before = store.sizeBytes
   if (toBytes <= before) return true
-  // A device refuses this, and no byte is written.
+  // A device refuses this before a byte is written.
   if (!succeeds(() => store.truncate(toBytes))) return false
   if (fillsWithZeros(store, before, toBytes - before)) return true
   store.truncate(before)
   return false
 }
 
-/** Free clusters, each handed out once, and zeroed by then, so that later writes find their room. */
+/** Hands out free clusters, each once. They are zeroed first, so that later writes do not lack space. */
 export class FreeClusters {
   private readonly runs: FreeRun[]
   private readonly taken = new Set<number>()
@@ -40,8 +40,8 @@ export class FreeClusters {
   readonly count: number
 
   /**
-   * @param isKnown whether the tables tell all that is in use; where they do not, only clusters that the
-   *   image counts as free are taken, for a lost table may own the others
+   * @param isKnown whether the tables name all clusters in use. If not, only clusters with the count 0 are taken, because a lost
+   *   table may own the others
    */
   constructor(
     private readonly store: WritableStore,
@@ -52,7 +52,7 @@ export class FreeClusters {
     this.count = this.runs.reduce((sum, { length }) => sum + length, 0)
   }
 
-  /** Where `clusters` free ones in a row begin; undefined where there are none. */
+  /** Returns the first of `clusters` free clusters in a row; undefined if there are none. */
   takeRow(clusters: number): number | undefined {
     for (const isHole of [false, true]) {
       for (const { start, length } of this.runs) {
@@ -65,10 +65,10 @@ export class FreeClusters {
     return undefined
   }
 
-  /** A free cluster below `end`; undefined where there is none. */
+  /** Returns a free cluster below `end`; undefined if there is none. */
   takeOne(end: number): number | undefined {
     this.singles ??= this.each()
-    // A loop over the generator would end it with the first that is returned.
+    // Not a for-of loop: returning from it would end the generator.
     for (let next = this.singles.next(); !next.done; next = this.singles.next()) {
       const cluster = next.value
       if (cluster >= end || this.taken.has(cluster)) continue
@@ -77,7 +77,7 @@ export class FreeClusters {
     return undefined
   }
 
-  /** A full disk may have no room for what is a hole of the file. */
+  /** Yields free clusters. A full disk may have no space for one that is a hole of the file. */
   private *each(): Generator<number> {
     for (const isHole of [false, true]) {
       for (const { start, length } of this.runs) {
@@ -101,10 +101,10 @@ export class FreeClusters {
   }
 }
 
-/** The runs of free clusters: the one at the end of the file first, where nothing was for long. */
+/** Returns the runs of free clusters, the one at the end of the file first: it has been unused for longest. */
 function findRuns(store: WritableStore, census: Census, isKnown: boolean): FreeRun[] {
   const { window, blocks, image } = census
-  // A device may end within a cluster, which is no room for a whole one.
+  // A device may end within a cluster: leave that one out.
   const whole = Math.floor(store.sizeBytes / image.clusterBytes)
   const runs: FreeRun[] = []
   let start = 0

@@ -1,4 +1,4 @@
-/** Dropping what an image says of parts that are lost, so that the rest of it can be used. */
+/** Drops an image's statements about lost parts, so that the rest of it can be used. */
 import type { WritableStore } from '../../../io/store.js'
 import type { CheckedImage } from '../check/image.js'
 import type { Report } from '../check/report.js'
@@ -6,12 +6,12 @@ import { AUTOCLEAR, INCOMPATIBLE } from '../header.js'
 import { endExtensions, writeExtensionType, writeFeatures, writeL1 } from '../header-update.js'
 import type { Defect } from '../table-places.js'
 
-/** A type that no program knows, so that all pass over the extension: "void". */
+/** A type that no program knows, so that all skip the extension: "void". */
 const VOID_EXTENSION = 0x766f6964
 
 /**
- * Repairs header fields that only writers use, and gives up bitmaps that cannot be found. Lost snapshots
- * and reference counts are for others. Leaves all synced.
+ * Repairs header fields that only writers use, and gives up bitmaps that cannot be found. Other steps repair lost snapshots
+ * and reference counts. Everything is synced when it returns.
  */
 export function dropLosses(image: CheckedImage, store: WritableStore, report: Report): void {
   const { header, bitmaps } = image
@@ -20,7 +20,7 @@ export function dropLosses(image: CheckedImage, store: WritableStore, report: Re
   if (isLost !== undefined && (header.autoclear & AUTOCLEAR.bitmaps) !== 0n) {
     const { incompatible, compatible, autoclear } = header
     writeFeatures(store, {
-      // The mark that a repair is under way stays.
+      // The dirty bit stays: a repair is under way.
       incompatible: incompatible | INCOMPATIBLE.dirty,
       compatible,
       autoclear: autoclear & ~AUTOCLEAR.bitmaps,

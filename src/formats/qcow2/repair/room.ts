@@ -1,6 +1,6 @@
 /**
- * Choosing where new refcount blocks, and a new refcount table, lie. They are appended where the file can
- * grow and no table points there; otherwise they take clusters inside the file that nothing uses.
+ * Chooses the places of new refcount blocks and of a new refcount table. They are appended if the file can grow and no table
+ * points there. Otherwise they take clusters inside the file that nothing uses.
  */
 import { ImageError } from '../../../errors.js'
 import type { WritableStore } from '../../../io/store.js'
@@ -9,16 +9,16 @@ import { lowestDangling } from './dangling.js'
 import { FreeClusters, grow } from './free-clusters.js'
 import { MAX_BLOCKS, type Survey, tooLarge } from './survey.js'
 
-/** Clusters that are the file's, hold zeros, and that nothing points at yet. */
+/** Clusters in the file that hold zeros, and to which nothing points yet. */
 export class Room {
   private readonly sorted: Float64Array
 
   constructor(
-    /** Number of the refcount block → the cluster for it. */
+    /** The clusters for refcount blocks, by the number of the block. */
     readonly blocks: ReadonlyMap<number, number>,
     /** The first cluster for a new table. */
     readonly table: number,
-    /** Clusters of the new table; 0 where the old one stays. */
+    /** The clusters of the new table; 0 if the old one stays. */
     readonly tableClusters: number,
   ) {
     const tables = Array.from({ length: tableClusters }, (_, i) => table + i)
@@ -30,7 +30,7 @@ export class Room {
     return (this.sorted.at(-1) ?? -1) + 1
   }
 
-  /** Whether one of them lies from `first` on, and before `end`. */
+  /** Reports whether one of them lies from `first` on, and before `end`. */
   takesFrom(first: number, end: number): boolean {
     const { sorted } = this
     let low = 0
@@ -45,15 +45,15 @@ export class Room {
 }
 
 /**
- * Takes the room for all that is missing. Throws ImageError where there is none; nothing that the image
- * uses has changed then, and the file is as long as it was.
+ * Takes the space for all missing blocks. Throws ImageError if there is none; then nothing that the image uses has changed,
+ * and the file is as long as before.
  *
- * @param isKnown whether the tables tell all that is in use (FreeClusters)
+ * @param isKnown whether the tables name all clusters in use (see FreeClusters)
  */
 export function makeRoom(store: WritableStore, survey: Survey, isKnown: boolean): Room {
   const { image } = survey.census
   const appended = roomAtEnd(survey)
-  // Where nothing is appended, a file that ends within a cluster still gets the rest of it.
+  // Even if nothing is appended, a file that ends within a cluster gets the rest of that cluster.
   const end = Math.max(appended.end, survey.end)
   const isClear = lowestDangling(survey.census) >= end
   if (isClear && grow(store, end * image.clusterBytes)) return appended
@@ -63,11 +63,11 @@ export function makeRoom(store: WritableStore, survey: Survey, isKnown: boolean)
 }
 
 /**
- * Takes whole clusters in a row for a table of `bytes`. Returns the first, undefined where there is no
- * room; nothing that the image uses has changed.
+ * Takes whole clusters in a row for a table of `bytes` bytes. Returns the first one; undefined if there is no space. Nothing
+ * that the image uses changes.
  *
- * @param census that has run
- * @param isKnown whether the tables tell all that is in use (FreeClusters)
+ * @param census a census that has run
+ * @param isKnown whether the tables name all clusters in use (see FreeClusters)
  */
 export function makeRow(
   store: WritableStore,
@@ -77,14 +77,14 @@ export function makeRow(
 ): number | undefined {
   const { clusters, clusterBytes } = census.image
   const row = Math.ceil(bytes / clusterBytes)
-  // One cluster further: tables may end in the cluster after the file (CheckedImage.isInFile).
+  // Skip one cluster: tables may end in the cluster after the file (CheckedImage.isInFile).
   const start = clusters + 1
   const isClear = lowestDangling(census) >= start + row
   if (isClear && grow(store, (start + row) * clusterBytes)) return start
   return new FreeClusters(store, census, isKnown).takeRow(row)
 }
 
-/** What would be appended. It is counted, too, which may need more blocks, and these a longer table. */
+/** Returns what would be appended. The new clusters are counted, too: that may need more blocks, and these a longer table. */
 function roomAtEnd(survey: Survey): Room {
   const { image, blocks } = survey.census
   const start = survey.end
@@ -109,13 +109,13 @@ function roomAtEnd(survey: Survey): Room {
   return new Room(places, start + missing.length, tableClusters)
 }
 
-/** Undefined where the free clusters do not suffice. */
+/** Returns undefined if there are not enough free clusters. */
 function roomInside(survey: Survey, free: FreeClusters): Room | undefined {
   const { image, blocks } = survey.census
   const missing = missingBlocks(survey)
   const needed = (missing.at(-1) ?? -1) + 1
   const isTableNew = !survey.isTableSound || needed > blocks.entries
-  // A new table can name a block for each cluster that may be taken.
+  // A new table must be able to name a block for each cluster that may be taken.
   const entries = isTableNew
     ? Math.max(blocks.entries, needed, Math.ceil(image.clusters / blocks.perBlock))
     : blocks.entries
@@ -147,14 +147,14 @@ function roomInside(survey: Survey, free: FreeClusters): Room | undefined {
   return new Room(places, table, tableClusters)
 }
 
-/** Ascending: the blocks that are needed and not there. */
+/** Returns the blocks that are needed and missing, in ascending order. */
 const missingBlocks = ({ isNeeded, isSound }: Survey): number[] =>
   Array.from(isNeeded.keys()).filter(block => isNeeded[block] === 1 && isSound[block] === 0)
 
 const isDangling = (path: string): ImageError =>
   new ImageError(
     'CORRUPT',
-    'its tables point behind the end of the file, where new reference counts would have to be',
+    'its tables point past the end of the file, where new reference counts would have to be',
     { path, hint: 'save its data with qemu-img convert, or restore a copy' },
   )
 

@@ -1,16 +1,16 @@
 /**
- * L1 and L2 tables that share a cluster with something else. They must not be written: what else is
- * there, data of the disk perhaps, would change with them.
+ * Finds L1 and L2 tables that share a cluster with something else. They must not be written: the other content, perhaps data
+ * of the disk, would change with them.
  */
 import { ImageError } from '../../../errors.js'
 import { Census } from '../check/census.js'
 import type { CheckedImage } from '../check/image.js'
 import { type CellMemory, DATA, EXCLUSIVE } from '../check/window.js'
 
-/** More are no damage that a repair could make better. */
+/** An image with more shared tables is beyond repair. */
 const MAX_SHARED = 2 ** 18
 
-/** Where these tables are in the file. */
+/** Returns the places of these tables in the file. */
 export function findSharedTables(image: CheckedImage, memory: CellMemory): ReadonlySet<number> {
   const census = new Census(image, memory)
   const { window } = census
@@ -29,7 +29,7 @@ export function findSharedTables(image: CheckedImage, memory: CellMemory): Reado
           const at = tables.at[i] as number
           const index = Math.floor(at / clusterBytes) - window.first
           if (index < 0 || index >= window.length) continue
-          // Two L1 tables may have an L2 table in common.
+          // Two L1 tables may share an L2 table.
           if (((window.cells[index] as number) & (DATA | EXCLUSIVE)) !== 0) shared.add(at)
         }
       }

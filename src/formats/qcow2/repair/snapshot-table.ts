@@ -1,6 +1,6 @@
 /**
- * Repairing the snapshot table (QEMU docs/interop/qcow2.rst, "Snapshots"): entries that are too short for
- * version 3, impossible sizes, and entries that cannot be read any more.
+ * Repairs the snapshot table (QEMU docs/interop/qcow2.rst, "Snapshots"): entries that are too short for version 3, impossible
+ * sizes, and entries that cannot be read any more.
  */
 import { printable } from '../../../errors.js'
 import type { WritableStore } from '../../../io/store.js'
@@ -14,21 +14,21 @@ import { l2CoverageBytes } from '../header.js'
 import { writeSnapshotTable } from '../header-update.js'
 import { makeRow } from './room.js'
 
-/** Of an entry before its extra data. */
+/** The size of an entry before its extra data. */
 const ENTRY_BYTES = 40
-/** The VM state's size and the disk's, which version 3 wants. */
+/** The sizes of the VM state and of the disk, which version 3 requires. */
 const EXTRA_BYTES = 16
 const VM_STATE_BYTES_AT = 32
 const EXTRA_BYTES_AT = 36
-/** A table that is longer stays as it is: it is held in memory. */
+/** The table is held in memory, so a longer one stays as it is. */
 const MAX_TABLE_BYTES = 4 * 2 ** 20
 
 /**
- * Drops the entries of snapshots that are lost, and completes the others. What an entry does not say, or
- * says impossibly, is the disk's size as it is now, as readers take it. A table that changes is written to
- * a new place. The counts of both tables are for the caller to make right, afterwards.
+ * Drops the entries of lost snapshots, and completes the others. If an entry lacks the disk's size or has an impossible one, it
+ * gets the current size, as readers assume. A changed table is written to a new place. Afterwards the caller must correct the
+ * counts of both tables.
  *
- * @returns whether snapshots were dropped, whose clusters nothing names now
+ * @returns whether snapshots were dropped; nothing names their clusters any more
  */
 export function repairSnapshotTable(
   image: CheckedImage,
@@ -79,7 +79,7 @@ export function repairSnapshotTable(
   return isCut || lost.length > 0
 }
 
-/** Whether nothing of a snapshot can be found. */
+/** Reports whether nothing of a snapshot can be found. */
 const isLost = ({ l1At, l1Entries }: SnapshotL1, image: CheckedImage): boolean =>
   !image.namesL1Table(l1At, l1Entries) ||
   (l1Entries > 0 && (l1At === 0 || l1At >= image.store.sizeBytes))
@@ -87,7 +87,7 @@ const isLost = ({ l1At, l1Entries }: SnapshotL1, image: CheckedImage): boolean =
 const mustChange = ({ extraBytes, sizeBytes }: SnapshotL1, image: CheckedImage): boolean =>
   image.isIncomplete(extraBytes) || (sizeBytes !== undefined && isTooLarge(sizeBytes))
 
-/** The entry as it must be, with the padding after it. */
+/** Returns the corrected entry with the padding after it. */
 function completed(
   { entryAt, extraBytes, sizeBytes, l1Entries }: SnapshotL1,
   { header }: CheckedImage,
@@ -102,7 +102,7 @@ function completed(
     extra.writeBigUInt64BE(BigInt(entry.readUInt32BE(VM_STATE_BYTES_AT)), 0)
     extra.writeBigUInt64BE(BigInt(header.sizeBytes), 8)
   }
-  // Some of it may be there: a VM state size without a disk size.
+  // A part may be there: a VM state size without a disk size.
   const keptBytes = isShort ? extraBytes - (extraBytes % 8) : extraBytes
   old.copy(extra, 0, at + ENTRY_BYTES, at + ENTRY_BYTES + keptBytes)
   if (sizeBytes !== undefined && isTooLarge(sizeBytes)) {

@@ -1,4 +1,4 @@
-/** Which parts of the refcount structure of an image a repair can go on using. */
+/** Finds the parts of an image's refcount structure that a repair can keep. */
 import { ImageError } from '../../../errors.js'
 import { MAX_REFCOUNT_TABLE_BYTES } from '../../limits.js'
 import type { Census } from '../check/census.js'
@@ -9,12 +9,12 @@ export const MAX_BLOCKS = MAX_REFCOUNT_TABLE_BYTES / 8
 
 /** Which parts of the refcount structure are sound, and which are needed. */
 export class Survey {
-  /** Block → whether a cluster that it counts is used. */
+  /** By block: whether a cluster that it counts is in use. */
   readonly isNeeded: Uint8Array
-  /** Block → whether it can be written where it is. */
+  /** By block: whether it can be written where it is. */
   readonly isSound: Uint8Array
   isTableSound = true
-  /** The first cluster behind all that is used. */
+  /** The first cluster after all that are in use. */
   readonly end: number
 
   constructor(readonly census: Census) {
@@ -42,7 +42,7 @@ export class Survey {
     if (table + refcountTableClusters > image.clusters) this.isTableSound = false
   }
 
-  /** Whether a block is missing, or one that cannot be is named. */
+  /** Whether a block is missing, or the table names an impossible one. */
   get isIncomplete(): boolean {
     const { blocks } = this.census
     if (!this.isTableSound) return true

@@ -1,4 +1,4 @@
-/** Changing entries of L1 and L2 tables where they are. */
+/** Changes entries of L1 and L2 tables in place. */
 import type { WritableStore } from '../../../io/store.js'
 import type { CheckedImage, L1Table } from '../check/image.js'
 import { type L2Catalog, type L2Tables, walkL1 } from '../check/l1-walk.js'
@@ -6,7 +6,7 @@ import { L2Entry } from '../check/l2-entry.js'
 import { L2Reader } from '../check/l2-read.js'
 import type { Report } from '../check/report.js'
 
-/** The entry as it must be, and what is said of it; undefined where it may stay. */
+/** The corrected entry, and the message about it. */
 export interface Change {
   readonly high: number
   readonly low: number
@@ -21,7 +21,7 @@ export class TableEditor {
   constructor(
     private readonly image: CheckedImage,
     private readonly store: WritableStore,
-    /** Where tables are that share their clusters with something else. */
+    /** The places of tables that share their clusters with something else. */
     private readonly shared: ReadonlySet<number>,
     private readonly report: Report,
   ) {
@@ -29,7 +29,7 @@ export class TableEditor {
     this.entry = new L2Entry(image)
   }
 
-  /** @param change what an entry that is not 0 must be */
+  /** @param change returns the correction of an entry that is not 0; undefined if it may stay */
   editL1(
     table: L1Table,
     change: (high: number, low: number, index: number) => Change | undefined,
@@ -57,8 +57,8 @@ export class TableEditor {
   /**
    * Goes over L2 tables.
    *
-   * @param wants whether a table is to be read
-   * @param edit changes the words of the entry at word `i` and says what it did, if it did anything
+   * @param wants reports whether to read a table
+   * @param edit changes the words of the entry at word `i`, and returns a description if it changed anything
    */
   editL2(
     catalog: L2Catalog,
@@ -92,7 +92,7 @@ export class TableEditor {
     }
   }
 
-  /** Why a table must stay as it is. One with an entry that is lost may be no table at all. */
+  /** Returns why a table must not change. A table with a lost entry may not be a table at all. */
   private obstacleOf(words: Uint32Array, at: number): string | undefined {
     if (this.shared.has(at)) return 'it shares its cluster'
     const { entry, image } = this
