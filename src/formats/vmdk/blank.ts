@@ -1,16 +1,16 @@
-/** An empty extent in a file of nobody's, for disks that are thrown away. */
+/** Makes empty extents, for disks that are thrown away. */
 import type { ExtentLayout, VmdkSpec } from './image.js'
 
-/** Where the directories begin; behind it the file of a blank is nothing but zeros. */
+/** Where the directories begin. From there on a blank file is all zeros. */
 const DIRECTORY_AT = 64 * 1024
 const DIRECTORY_BYTES = 2 ** 20
-/** The grain tables of COWD map so many grains, those of others fewer. */
+/** The number of grains that a grain table of COWD maps; tables of other kinds map fewer. */
 const MOST_TABLE_ENTRIES = 4096
 const TABLE_ENTRIES = 512
 
 /**
- * A disk of `diskBytes` in one extent, which is made as the first of `model` that is written, and which
- * lies in `file`, of as many zeros: 2 MiB at least.
+ * Returns a disk of `diskBytes` bytes in one extent, made like the first writable extent of `model`. It lies in `file`, which
+ * must be all zeros: 2 MiB at least.
  */
 export function blankVmdk(
   model: VmdkSpec,
@@ -54,7 +54,7 @@ function blankLayout(model: ExtentLayout, diskBytes: number): ExtentLayout {
   }
 }
 
-/** Grains of that size, or of one whose directory has room. */
+/** Returns this grain size, or the next larger one for which the directory has room. */
 function largeEnough(grainBytes: number, diskBytes: number, tableEntries: number): number {
   const entries = DIRECTORY_BYTES / 2 / 4
   let bytes = Math.min(grainBytes, 2 ** 16)

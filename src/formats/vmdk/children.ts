@@ -1,10 +1,10 @@
 /**
- * The disks that stand on an image. Each holds only what differs from the image as it was when the disk
- * was made, so whoever writes the image breaks them all.
+ * Finds the child disks of an image. Each child holds only the differences from the image at the time when the child was
+ * made, so writing the image breaks them all.
  *
- * They are looked for where parents are (see parent.ts): beside the image. What a descriptor there says
- * is compared and never opened, and one that cannot be read is no reason to refuse anything: nothing
- * throws. Where it is in doubt whether a disk is a child, it is one.
+ * Children are searched where parents are searched (see parent.ts): beside the image. The names in descriptors are compared
+ * and never opened. A descriptor that cannot be read is no reason to refuse anything, so nothing throws. In doubt, a disk
+ * counts as a child.
  */
 import fs from 'node:fs'
 import path from 'node:path'
@@ -22,18 +22,18 @@ import { keyValue, readText, textBytes } from './text.js'
 
 const { O_DIRECTORY, O_NOFOLLOW } = fs.constants
 
-/** Files of a folder, at most, that are looked at: those that are called disks, and others. */
+/** The most files of a folder that are read: those with names of disks, and others. */
 const MAX_FILES = 4096
 const MAX_OTHERS = 256
-/** What names of disks have in them: redo logs end otherwise, as in `disk.vmdk.REDO_x`. */
+/** The names of disks contain this. Redo logs have another suffix, as in `disk.vmdk.REDO_x`. */
 const DISK_NAME = /\.vmdk|redo/i
-/** Where VirtualBox puts the disks that stand on one in the machine's folder. */
+/** The folder in which VirtualBox puts the children of a disk in the machine's folder. */
 const SNAPSHOTS = Buffer.from('Snapshots')
 
 /**
- * The names of the disk files in `folders` that name `image` as their parent, sorted. The folders are its own,
- * by the name it was given by and by the one without symbolic links. What their parentCID is does not count: a child
- * whose parent was changed before is one that may still be rescued.
+ * Returns the sorted names of the disk files in `folders` that name `image` as their parent. The folders are those of the
+ * image, by its given name and with symbolic links resolved. The parentCID does not matter: a child whose parent has changed
+ * before may still be rescued.
  */
 export function childrenOf(
   image: Pick<FileSpec, 'path' | 'fd'>,
@@ -54,18 +54,18 @@ export function childrenOf(
 
 interface Image {
   readonly stat: fs.BigIntStats
-  /** Without folders. */
+  /** The names without folders. */
   readonly names: ReadonlySet<string>
   readonly uuid: string | undefined
 }
 
-/** As it was given, and without symbolic links. */
+/** Returns the given name, and the name with symbolic links resolved. */
 function namesOf(file: string): string[] {
   const given = path.resolve(file)
   return [given, attempted(() => fs.realpathSync(given)) ?? given]
 }
 
-/** Names of files that may be disks, as the folder has them: in no encoding, perhaps. */
+/** Returns the names of files that may be disks, as bytes: they may have no known encoding. */
 function disksIn(folder: Folder): Buffer[] {
   const names = entriesOf(folder)
   const isDisk = (name: Buffer) => DISK_NAME.test(name.toString('latin1'))
@@ -75,7 +75,7 @@ function disksIn(folder: Folder): Buffer[] {
   return [...disks, ...others.slice(0, MAX_OTHERS)]
 }
 
-/** The children in the folder of VirtualBox's snapshots, unless that is a link. */
+/** Returns the children in the folder of VirtualBox's snapshots, unless that folder is a link. */
 function snapshotsIn({ fd, path: above }: Folder, own: Image): Buffer[] {
   const inner = openAt(fd, SNAPSHOTS, O_PATH | O_NOFOLLOW | O_DIRECTORY)
   if (inner < 0) return []
@@ -100,12 +100,12 @@ function isChild(name: Buffer, folder: Folder, image: Image): boolean {
   )
 }
 
-/** The lines that are of account here, and the one that says how to read them. */
+/** The lines that matter here, and the one that gives the encoding. */
 const LINES = /^[ \t]*(?:encoding|parentFileNameHint|ddb\.uuid\.parent)[ \t]*=[^\r\n]*/gim
-/** Lines of them that are read: a descriptor has each once. */
+/** The most such lines that are read: a descriptor has each once. */
 const MAX_LINES = 64
 
-/** No other lines are read: a child is one, be its extents damaged or of a kind that is not known. */
+/** Reads no other lines: a disk is a child even if its extents are damaged or of an unknown kind. */
 function parentOf(text: Buffer): {
   parentHint: string | undefined
   parentUuid: string | undefined
@@ -115,7 +115,7 @@ function parentOf(text: Buffer): {
   const keys = new Map<string, string>()
   for (const line of readText(lines, 'encoding').lines) {
     const { key, value } = keyValue(line) as { key: string; value: string }
-    // Of a key that occurs twice the first one counts, as in descriptor.ts.
+    // If a key occurs twice, the first one counts, as in descriptor.ts.
     if (!keys.has(key.toLowerCase())) keys.set(key.toLowerCase(), value)
   }
   return {
@@ -124,7 +124,7 @@ function parentOf(text: Buffer): {
   }
 }
 
-/** For comparing; undefined for none, as VirtualBox writes it for a disk that stands on no other. */
+/** Returns a UUID in a form to compare; undefined for none, which VirtualBox writes for a disk without parent. */
 function uuidOf(text: string | undefined): string | undefined {
   const plain = text?.replace(/[{}]/g, '').toLowerCase()
   return plain === undefined || /^[0-]*$/.test(plain) ? undefined : plain
@@ -132,22 +132,22 @@ function uuidOf(text: string | undefined): string | undefined {
 
 const pathOf = (folder: Folder): string => Buffer.from(folder.path, 'latin1').toString()
 
-/** The file is only looked at, whatever the name leads to. */
+/** Reports whether `file` is the image. It only calls stat, whatever the name leads to. */
 function isSame(file: string, { stat }: Image): boolean {
   const other = attempted(() => fs.statSync(file, { bigint: true }))
   return other?.dev === stat.dev && other.ino === stat.ino
 }
 
-/** Where the header of a hosted sparse extent says where its descriptor is: u64, in sectors. */
+/** The field of a hosted sparse extent's header with the place of its descriptor: u64, in sectors. */
 const DESCRIPTOR_OFFSET_AT = 28
 const DESCRIPTOR_SIZE_AT = 36
 
 /**
- * The descriptor in a file that is one, or that has one embedded; undefined where there is none, or the
- * file is `image`. Its tables are not read: a child that is damaged there is one all the same.
+ * Returns the descriptor of a file that is one or contains one; undefined if there is none, or if the file is `image`. It does
+ * not read tables: a disk with damaged tables is a child, too.
  */
 function readDescriptor(folder: Folder, name: Buffer, image: Image): Buffer | undefined {
-  // A link is another name of what lies elsewhere.
+  // Skip links: they are other names of files elsewhere.
   const fd = openPlain(folder.fd, name)
   if (fd === undefined) return undefined
   try {

@@ -1,10 +1,9 @@
 /**
- * COWD extents ("vmfsSparse"): what ESX keeps snapshots in on VMFS 5, and what VMware kept its disks in
- * before there was VMDK (VMware, Virtual Disk Format 5.0, "ESX Server Sparse Extents"; libyal/libvmdk,
- * "The COWD sparse extent data file"). Little-endian; all places and sizes are in sectors.
+ * COWD extents ("vmfsSparse"): ESX keeps snapshots in them on VMFS 5, and VMware kept disks in them before VMDK existed
+ * (VMware, Virtual Disk Format 5.0, "ESX Server Sparse Extents"; libyal/libvmdk, "The COWD sparse extent data file").
+ * Little-endian; all places and sizes are in sectors.
  *
- * One directory, tables where there was room, and no entry that says "zeros": a grain is in the file or
- * it is the parent's.
+ * There is one directory, tables lie anywhere, and no entry means "zeros": a grain is in the file or in the parent.
  */
 import { bytes, layout, u32le } from '../../binary.js'
 import { type ErrorCode, ImageError } from '../../errors.js'
@@ -31,7 +30,7 @@ const HEADER = layout({
   directorySector: u32le,
   directoryEntries: u32le,
   freeSector: u32le,
-  // In a root the geometry lies here.
+  // A root has the geometry here.
   parentName: bytes(1024),
   parentGeneration: u32le,
   generation: u32le,
@@ -45,21 +44,21 @@ const HEADER = layout({
 const HEADER_BYTES = 2048
 
 /**
- * The names are those of fox-it/dissect.hypervisor, c_vmdk.py. ESX sets `root` in its snapshots, too:
- * their parents stand in the descriptor.
+ * The names are those of fox-it/dissect.hypervisor, c_vmdk.py. ESX also sets `root` in its snapshots, whose parents are named
+ * in the descriptor.
  */
 const FLAG = { root: 1, inconsistent: 4 }
 
-/** Plain data, in bytes: the threads get it as a message. */
+/** Plain data, in bytes, which can be sent to threads as a message. */
 export interface CowdHeader {
   readonly capacityBytes: number
   readonly grainBytes: number
   readonly flags: number
   readonly directoryOffset: number
   readonly directoryEntries: number
-  /** Where the next table or grain was to go; the file's length is what counts. */
+  /** The place for the next table or grain, according to the header. The file's length decides. */
   readonly freeOffset: number
-  /** Undefined in a root. */
+  /** Undefined for a root. */
   readonly parent: { readonly name: string; readonly generation: number } | undefined
   readonly generation: number
   readonly savedGeneration: number
@@ -71,7 +70,7 @@ export interface CowdHeader {
 
 const RESTORE = 'restore it from a copy, or clone the disk with vmkfstools -i on its ESX host'
 
-/** Reads and checks all of the header. Throws ImageError, which names the file. */
+/** Reads and checks the whole header. Throws ImageError, which names the file. */
 export function readCowdHeader(store: Store): CowdHeader {
   const fail = (code: ErrorCode, message: string, hint: string): never => {
     throw new ImageError(code, message, { path: store.path, hint })
@@ -125,7 +124,7 @@ export function readCowdHeader(store: Store): CowdHeader {
 
 const isPowerOfTwo = (value: number): boolean => (value & (value - 1)) === 0
 
-/** What is wrong with where the directory is said to be. */
+/** Returns what is wrong with the place of the directory, if anything. */
 function directoryProblem(header: CowdHeader, fileBytes: number): string | undefined {
   const { capacityBytes, grainBytes, directoryEntries } = header
   const needed = Math.ceil(capacityBytes / (grainBytes * TABLE_ENTRIES))
@@ -160,7 +159,7 @@ function directoryOf(header: CowdHeader): Region {
   return { offset: header.directoryOffset, bytes: wholeSectors(header.directoryEntries * 4) }
 }
 
-/** Up to the first NUL, if there is one. */
+/** Returns the text up to the first NUL, or all of it. */
 function text(field: Buffer): string {
   const nul = field.indexOf(0)
   return field.toString('utf8', 0, nul < 0 ? field.length : nul)
@@ -215,7 +214,7 @@ export class CowdDriver extends GrainTables {
     return this.taken(place, this.unitBytes)
   }
 
-  /** What keeps a table or a grain of `length` bytes from lying at `at`. */
+  /** Returns why no table or grain of `length` bytes can lie at `at`; undefined if it can. */
   private taken(at: number, length: number): string | undefined {
     if (at < HEADER_BYTES) return 'which lies over the header'
     if (at < this.directoryEnd && at + length > this.directoryStart) {

@@ -1,4 +1,4 @@
-/** What `info` says of a vmdk image, in the names and the order of qemu-img 7.2. */
+/** Describes a vmdk image for `info`, with the names and the order of qemu-img 7.2. */
 import type { DescribeContext, Description, LayerSpec } from '../format.js'
 import { beside, type InfoFields } from '../info-fields.js'
 import type { ExtentLayout, VmdkSpec } from './image.js'
@@ -17,7 +17,7 @@ function fieldsOf(
 ): InfoFields {
   const described = extents.map(({ sizeBytes, file, layout }, index) => {
     const line = descriptor?.extents[index]
-    // QEMU has no type for an extent that the descriptor stands in.
+    // QEMU shows no type for an extent that contains the descriptor.
     const isOwn = file?.fd === fd
     return {
       compressed: layout.kind === 'sparse' && layout.header.isCompressed ? true : undefined,
@@ -38,7 +38,7 @@ function fieldsOf(
 const grainBytesOf = (layout: ExtentLayout): number | undefined =>
   layout.kind === 'zero' || layout.kind === 'flat' ? undefined : layout.header.grainBytes
 
-/** Where all extents agree. */
+/** Returns the grain size if all extents have the same. */
 function grainBytes({ extents }: VmdkSpec): number | undefined {
   const sizes = new Set(extents.map(({ layout }) => grainBytesOf(layout)))
   return sizes.size === 1 ? [...sizes][0] : undefined

@@ -1,52 +1,51 @@
 /**
- * What changes in a descriptor when its disk is written: in place, without a change of its length.
+ * The changes to a descriptor when its disk is written: in place, without changing its length.
  *
- * A new CID tells the disk's children, and programs that keep copies of it, that it is not what it was
- * (libyal, VMDK format, "The descriptor file"). VMware's programs have it as the last 8 digits of
- * ddb.longContentID, too. A file that tracks changes (changeTrackPath) knows nothing of what is written
- * here, so a descriptor must not name it any longer.
+ * A new CID tells children of the disk, and programs that keep copies of it, that it has changed (libyal, VMDK format, "The
+ * descriptor file"). VMware's programs also use it as the last 8 digits of ddb.longContentID. A file that tracks changes
+ * (changeTrackPath) does not learn about our writes, so the descriptor must not name it any more.
  *
- * A line is found as descriptor.ts finds it, since that is what the reader goes by. Each edit leaves a
- * good descriptor, also alone: a power cut may keep any of them, or of their digits.
+ * Lines are found as descriptor.ts finds them, because that is what the reader uses. Each edit alone leaves a valid
+ * descriptor: a power cut may keep any subset of the edits, or of their digits.
  */
 import { randomInt } from 'node:crypto'
 import { MAX_VMDK_DESCRIPTOR_BYTES } from '../limits.js'
 import { cidValue, NO_PARENT_CID } from './descriptor.js'
 import { keyValue, textBytes, trimBlanks } from './text.js'
 
-/** Offsets are in bytes from the start of what was given, a byte order mark included. */
+/** Offsets are in bytes from the start of the given text, including a byte order mark. */
 export interface DescriptorPlaces {
-  /** Of the digits of the first line CID, and how many there are; undefined where there is none. */
+  /** The digits of the first line CID: their place and number; undefined if there is none. */
   readonly cid: { readonly at: number; readonly digits: number } | undefined
-  /** Of the last 8 digits of ddb.longContentID, where that is 32 hex digits. */
+  /** The place of the last 8 digits of ddb.longContentID, if that has 32 hex digits. */
   readonly longContentIdAt: number | undefined
-  /** Of the first byte of each line whose key is changeTrackPath. */
+  /** The places of the lines whose key is changeTrackPath. */
   readonly changeTrackAt: readonly number[]
 }
 
-/** `bytes` in place of as many that are `at` bytes from the descriptor's start. */
+/** Replaces bytes of the descriptor: `bytes` go to `at`, in bytes from its start. */
 export interface DescriptorEdit {
   readonly at: number
   readonly bytes: Buffer
 }
 
 export interface EditOptions {
-  /** Whether the lines changeTrackPath become comments. */
+  /** Whether to turn the lines changeTrackPath into comments. */
   readonly dropsChangeTracking: boolean
-  /** A number of so many hex digits at most; random unless it is given. */
+  /** Returns a number of at most so many hex digits. The default is random. */
   readonly random?: (digits: number) => number
 }
 
-/** Said to send the reader to the long content ID. */
+/** This CID is said to refer the reader to the long content ID. */
 const LONG_CID = 0xfffffffe
 const CID_DIGITS = 8
 const LONG_ID_DIGITS = 32
 
-/** @param bytes of a descriptor that parseDescriptor takes; its text ends at the first NUL */
+/** @param bytes a descriptor that parseDescriptor accepts; its text ends at the first NUL */
 export function descriptorPlaces(bytes: Buffer): DescriptorPlaces {
   const text = textBytes(bytes.subarray(0, MAX_VMDK_DESCRIPTOR_BYTES))
   const start = text.byteOffset - bytes.byteOffset
-  // By key in lower case: of a key that occurs twice the first one counts.
+  // By key in lower case. If a key occurs twice, the first one counts.
   const values = new Map<string, Value>()
   const changeTrackAt: number[] = []
   for (const { index, 0: line } of text.toString('latin1').matchAll(/[^\r\n]+/g)) {
@@ -71,8 +70,8 @@ export function descriptorPlaces(bytes: Buffer): DescriptorPlaces {
 }
 
 /**
- * What has to be written before the disk changes: a new CID, and what follows from it. The CID comes
- * first. A descriptor without one keeps its longContentID, too: there is no place for a new CID.
+ * Returns the edits to write before the disk changes: a new CID first, and what follows from it. A descriptor without a CID
+ * also keeps its longContentID, because it has no place for a new CID.
  */
 export function descriptorEdits(bytes: Buffer, options: EditOptions): DescriptorEdit[] {
   const { cid, longContentIdAt, changeTrackAt } = descriptorPlaces(bytes)
@@ -96,16 +95,16 @@ export function descriptorEdits(bytes: Buffer, options: EditOptions): Descriptor
 
 interface Value {
   readonly value: string
-  /** Where it begins. */
+  /** The place where it begins. */
   readonly at: number
 }
 
-/** A line's key in lower case, its value, and where that begins in the line. */
+/** Returns a line's key in lower case, its value, and the place of the value in the line. */
 function valueOf(line: string): (Value & { key: string }) | undefined {
   const trimmed = trimBlanks(line)
   const found = keyValue(trimmed)
   if (!found) return undefined
-  // No key holds `=`, and blanks and one quote at most stand between it and the value.
+  // No key contains `=`. Only blanks and at most one quote are between `=` and the value.
   const behindKey = trimmed.indexOf('=') + 1
   const blanks = /^[ \t]*"?/.exec(trimmed.slice(behindKey)) as RegExpExecArray
   const at = line.indexOf(trimmed) + behindKey + blanks[0].length
@@ -117,7 +116,7 @@ const isHex = (text: string, min: number, max: number): boolean =>
 
 const randomCid = (digits: number): number => randomInt(16 ** digits)
 
-/** Other digits than `old`, as many, that have no meaning of their own. More than 8 begin with zeros. */
+/** Returns as many digits as `old` has, different ones without a special meaning. More than 8 begin with zeros. */
 function newCid(old: string, random: (digits: number) => number): string {
   const length = Math.min(old.length, CID_DIGITS)
   const taken = [cidValue(old) as number, NO_PARENT_CID, LONG_CID, ...(length > 1 ? [0] : [])]

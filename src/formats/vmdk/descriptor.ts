@@ -1,9 +1,9 @@
 /**
- * The descriptor: which files hold which part of the disk, and which disk lies below (VMware, Virtual
- * Disk Format 5.0, "The Descriptor File"; libyal, VMDK format, "The descriptor file").
+ * The descriptor: which files hold which part of the disk, and which disk is the parent (VMware, Virtual Disk Format 5.0,
+ * "The Descriptor File"; libyal, VMDK format, "The descriptor file").
  *
- * Read as leniently as VMware's tools do, but for the extents: a line that might be one is never passed
- * over, since without it all that follows would show at the wrong place of the disk.
+ * It is read as leniently as VMware's tools do, except extents: a line that may be an extent is never skipped, since without
+ * it all later extents would appear at the wrong place of the disk.
  */
 import { type ErrorCode, ImageError, printable } from '../../errors.js'
 import { SHRINK } from '../disk-size.js'
@@ -18,7 +18,7 @@ import { SECTOR_BYTES } from './parts.js'
 import { isPadding, keyValue, readText, textBytes, trimBlanks } from './text.js'
 import { ENCRYPTION_KEYS, refuseEncrypted } from './encrypted.js'
 
-/** A parentCID that stands for no parent. */
+/** A parentCID that means "no parent". */
 export const NO_PARENT_CID = 0xffffffff
 
 const ACCESSES = ['RW', 'RDONLY', 'NOACCESS'] as const
@@ -37,44 +37,44 @@ export type ExtentType = (typeof TYPES)[number]
 
 export interface ExtentLine {
   readonly access: ExtentAccess
-  /** The part of the disk that it makes up. */
+  /** The size of its part of the disk. */
   readonly sectors: number
   readonly type: ExtentType
-  /** As written; undefined for ZERO, never empty. */
+  /** The name as written; undefined for ZERO, never empty. */
   readonly fileName: string | undefined
-  /** Where in the file it begins; 0 where the line does not say. */
+  /** Where it begins in the file; 0 if the line does not say. */
   readonly startSectors: number
-  /** All of it, for messages. */
+  /** The whole line, for messages. */
   readonly line: string
 }
 
 export interface Descriptor {
   readonly version: number
-  /** As written; undefined where the file does not say. */
+  /** As written; undefined if the file does not say. */
   readonly encoding: string | undefined
-  /** 32 bits that change whenever the disk does; 0 where the file does not say. */
+  /** 32 bits that change whenever the disk changes; 0 if the file does not say. */
   readonly cid: number
-  /** The parent's CID; NO_PARENT_CID where there is no parent, or the file does not say. */
+  /** The parent's CID; NO_PARENT_CID if there is no parent, or if the file does not say. */
   readonly parentCid: number
-  /** As written; empty where the file does not say. It does not tell how the extents are to be read. */
+  /** As written; empty if the file does not say. It does not decide how the extents are read. */
   readonly createType: string
   readonly parentHint: string | undefined
   readonly changeTrackPath: string | undefined
   readonly isNativeSnapshot: boolean
   readonly longContentId: string | undefined
-  /** The keys in lower case, without `ddb.`; no prototype. */
+  /** The values by key, in lower case and without `ddb.`. The object has no prototype. */
   readonly ddb: Readonly<Record<string, string>>
-  /** One at least, in the order of the disk. */
+  /** The extents in the order of the disk; at least one. */
   readonly extents: readonly ExtentLine[]
 }
 
-/** What no text holds: control characters but for tabs, line ends and the end mark of DOS. */
+/** Characters that no text contains: control characters except tabs, line ends and the end mark of DOS. */
 const BINARY = /[\x00-\x08\x0b\x0c\x0e-\x19\x1b-\x1f\x7f]/
 
-/** Whether a file that begins with `head` is a descriptor. */
+/** Reports whether a file that begins with `head` is a descriptor. */
 export function isDescriptor(head: Buffer): boolean {
   const text = textBytes(head)
-  // Padding may follow, as after a descriptor within an extent, and nothing else.
+  // Only padding may follow, as after a descriptor within an extent.
   if (!isPadding(head.subarray(text.byteOffset - head.byteOffset + text.length))) return false
   const characters = text.toString('latin1')
   if (BINARY.test(characters)) return false
@@ -86,17 +86,17 @@ export function isDescriptor(head: Buffer): boolean {
   return false
 }
 
-/** The extent that a descriptor stands in. */
+/** The extent that contains a descriptor. */
 export interface OwnExtent {
   readonly fileName: string
   readonly sectors: number
 }
 
 /**
- * Reads all of a descriptor, from a file of its own or from within an extent. Throws ImageError.
+ * Parses a descriptor from its own file or from within an extent. Throws ImageError.
  *
- * @param own the extent that it stands in, whose header says all that its line would: a single line that
- *   is damaged, or none, is no matter then
+ * @param own the extent that contains it. Its header says all that its line would say, so a single damaged or missing line
+ *   does not matter
  */
 export function parseDescriptor(bytes: Buffer, path: string, own?: OwnExtent): Descriptor {
   const fail: Fail = (message, code = 'CORRUPT', hint = RESTORE) => {
@@ -134,7 +134,7 @@ type Fail = (message: string, code?: ErrorCode, hint?: string) => never
 
 const QUOTED_LENGTH = 160
 
-/** `text` for a message. */
+/** Returns `text` for a message. */
 function quoted(text: string): string {
   const cut = text.length > QUOTED_LENGTH ? `${text.slice(0, QUOTED_LENGTH)}…` : text
   return `'${printable(cut)}'`
@@ -142,7 +142,7 @@ function quoted(text: string): string {
 
 type Keys = ReadonlyMap<string, string>
 
-/** By the key in lower case. Of a key that occurs twice the first one counts, as for QEMU. */
+/** Returns the values by key in lower case. If a key occurs twice, the first one counts, as for QEMU. */
 function readKeys(lines: readonly string[], fail: Fail): { keys: Keys; ddb: Descriptor['ddb'] } {
   const keys = new Map<string, string>()
   const ddb: Record<string, string> = Object.create(null)
@@ -184,10 +184,10 @@ function versionOf(keys: Keys, fail: Fail): number {
     : fail(`the descriptor's version is ${quoted(value)}`)
 }
 
-/** Hex digits of a CID, of any case; Xen Orchestra writes up to ten, and some programs `0x` before them. */
+/** The hex digits of a CID, of any case. Xen Orchestra writes up to ten, and some programs write `0x` before them. */
 const CID = /^(?:0x)?([0-9a-f]{1,16})$/i
 
-/** The number that a CID stands for, as QEMU and VirtualBox read it: the lower 32 bits. */
+/** Returns the number of a CID as QEMU and VirtualBox read it: the lower 32 bits. */
 export function cidValue(text: string): number | undefined {
   const digits = CID.exec(text)?.[1]
   return digits === undefined ? undefined : Number.parseInt(digits.slice(-8), 16)
@@ -210,7 +210,7 @@ function pathOf(keys: Keys, name: string, fail: Fail): string | undefined {
   return value
 }
 
-/** A disk of this many sectors has a size in bytes that is exact as a number. */
+/** The most sectors of a disk whose size in bytes a number represents exactly. */
 const MAX_SECTORS = Math.floor(Number.MAX_SAFE_INTEGER / SECTOR_BYTES)
 
 function readExtents(
@@ -238,7 +238,7 @@ function readExtents(
   return extents
 }
 
-/** The only extent of a disk: what its line says, or what the header says where that makes no sense. */
+/** Returns the only extent of a disk, from its line, or from the header if the line makes no sense. */
 function ownExtent(line: string | undefined, own: OwnExtent, path: string): ExtentLine {
   const unusable = new ImageError('CORRUPT', 'the extent line makes no sense', { path })
   const fail: Fail = () => {
@@ -249,7 +249,7 @@ function ownExtent(line: string | undefined, own: OwnExtent, path: string): Exte
   } catch (error) {
     if (error !== unusable) throw error
   }
-  // "RO" is not a word of the format, and its meaning is plain.
+  // "RO" is not a word of the format, but its meaning is clear.
   const isReadOnly = /^[ \t]*R(?!W)|^[ \t]*NO/i.test(line ?? '')
   return {
     access: isReadOnly ? 'RDONLY' : 'RW',
@@ -261,14 +261,14 @@ function ownExtent(line: string | undefined, own: OwnExtent, path: string): Exte
   }
 }
 
-/** A disk that is too large is no damaged one. */
+/** Refuses a disk that is too large: that is not damage. */
 const refuseSize = (what: string, fail: Fail): never =>
   fail(`the disk is too large: ${what} 2^53 bytes (8 PiB)`, 'UNSUPPORTED', SHRINK)
 
 const isAccess = (word: string): word is ExtentAccess => ACCESSES.some(access => access === word)
 const isType = (word: string): word is ExtentType => TYPES.some(type => type === word)
 
-/** Whether `line` is meant as an extent, be it damaged: by its access, its size or its type. */
+/** Reports whether `line` is meant as an extent, even if damaged: by its access, its size or its type. */
 function isExtentLine(line: string): boolean {
   const key = keyValue(line)?.key.toUpperCase()
   if (key !== undefined && !isAccess(key)) return false
@@ -303,9 +303,9 @@ function parseExtent(line: string, fail: Fail): ExtentLine {
 }
 
 /**
- * The name in quotes, which may hold quotes itself, and the offset behind it: what stands behind the
- * offset (a partition's and a device's ID) is not needed. The name of a FLAT extent ends at the last
- * quote before an offset, any other one, which has none by rule, at the last that can end it.
+ * Returns the name in quotes, which may contain quotes itself, and the offset after it. What follows the offset (the IDs of a
+ * partition and a device) is not needed. The name of a FLAT extent ends at the last quote before an offset. Other extents
+ * usually have no offset; their name ends at the last quote that can end it.
  */
 function parseFile(
   line: string,
@@ -323,7 +323,7 @@ function parseFile(
   return { fileName, startSectors: end.offset ?? 0 }
 }
 
-/** The quotes from `from` on that can end a name: an offset follows, a comment, or nothing. */
+/** Returns the quotes from `from` on that can end a name: an offset, a comment, or nothing follows. */
 function nameEnds(line: string, from: number): { at: number; offset: number | undefined }[] {
   const ends: { at: number; offset: number | undefined }[] = []
   const behind = /"[ \t]*(?:(?<=[ \t])([0-9]+)(?=[ \t#]|$)|#|$)/y

@@ -1,13 +1,13 @@
-/** What grain directories say, as far as opening an extent needs it. */
+/** Scans grain directories, as far as opening an extent needs it. */
 import type { Store } from '../../io/store.js'
 import { SECTOR_BYTES } from './parts.js'
 
 const ENTRY_BYTES = 4
 const SCAN_BYTES = 64 * 1024
-/** Tables that are read to see whether they say anything. */
+/** The most tables that are read to see whether they have entries. */
 const MAX_LOOKED_AT = 256
 
-/** How many entries of the directory at `at` name a table that is not in the file. */
+/** Returns how many entries of the directory at `at` name a table that is not in the file. */
 export function countStrays(
   store: Store,
   at: number,
@@ -24,7 +24,7 @@ export function countStrays(
   return isWhole ? strays : entries
 }
 
-/** Whether only the redundant directory names a table that has entries. */
+/** Reports whether only the redundant directory names some table that has entries. */
 export function hasLostTables(
   store: Store,
   [directoryAt, redundantAt]: readonly [number, number],
@@ -47,7 +47,7 @@ export function hasLostTables(
   return isLost
 }
 
-/** Reads directories side by side, a part at a time; returns whether the file has all of them. */
+/** Reads directories in parallel, part by part. Returns whether the file contains all of them. */
 function eachPart(
   places: readonly number[],
   entries: number,

@@ -1,4 +1,4 @@
-/** Where the bytes of a VMDK disk are: in its extents, one behind the other. */
+/** Finds the bytes of a VMDK disk: its extents follow one another. */
 import type { ClusterCache } from '../../cache/cluster-cache.js'
 import type { MetadataCache } from '../../cache/metadata-cache.js'
 import { ImageError } from '../../errors.js'
@@ -14,9 +14,9 @@ import { SparseDriver } from './sparse-driver.js'
 
 export interface VmdkParts {
   readonly spec: VmdkSpec
-  /** Of each extent, with what tells it apart in the caches; undefined where it has no file. */
+  /** The store of each extent, with its id in the caches; undefined if the extent has no file. */
   readonly stores: readonly ({ readonly store: Store; readonly storeId: number } | undefined)[]
-  /** Tells the layer apart in the cache of tables, 0 to 511. */
+  /** The layer's id in the cache of tables, 0 to 511. */
   readonly layerId: number
   readonly metadata: MetadataCache
   readonly clusters: ClusterCache
@@ -26,25 +26,25 @@ export interface VmdkParts {
 
 /** An extent's place on the disk, in bytes. */
 export interface Placed {
-  /** Its place among the extents of the descriptor. */
+  /** Its index among the extents of the descriptor. */
   readonly index: number
   readonly start: number
   readonly end: number
   readonly driver: Pick<FormatDriver, 'lookup'>
-  /** Reads its tables; undefined where it has no file. */
+  /** Reads its tables; undefined if it has no file. */
   readonly readTable: ReadTable | undefined
-  /** Where its file begins in the space of the cache, and how much of that is its own, in bytes. */
+  /** The start of its file in the space of the cache, and the size of its part, in bytes. */
   readonly base: number
   readonly spanBytes: number
 }
 
 export class VmdkDriver implements FormatDriver {
-  /** All programs write whole sectors, so bytes that a file lacks at its end are lost. */
+  /** 1, because all programs write whole sectors, so that any bytes that a file lacks at its end are lost. */
   readonly unitBytes = 1
   readonly sizeBytes: number
-  /** Those that hold something of the disk, in its order. */
+  /** The extents that hold a part of the disk, in order. */
   readonly extents: readonly Placed[]
-  /** The one that was looked into last: most requests go on where the one before ended. */
+  /** The extent of the last lookup: most requests go on where the one before ended. */
   private last: Placed
 
   constructor(parts: VmdkParts) {
@@ -58,7 +58,7 @@ export class VmdkDriver implements FormatDriver {
     return driver.lookup(offset - start, Math.min(length, end - offset))
   }
 
-  /** The extent that holds the byte at `offset`. */
+  /** Returns the extent that holds the byte at `offset`. */
   extentAt(offset: number): Placed {
     if (offset >= this.last.start && offset < this.last.end) return this.last
     let low = 0
@@ -75,7 +75,7 @@ export class VmdkDriver implements FormatDriver {
 
 function placed(parts: VmdkParts): Placed[] {
   let start = 0
-  // Tables of all extents lie in one space of the cache, each file behind the one before.
+  // Tables of all extents share one space of the cache, each file after the one before.
   let base = 0
   const all: Placed[] = []
   parts.spec.extents.forEach((extent, index) => {
@@ -110,7 +110,7 @@ function tableReader(
   const store = stores[index]?.store
   if (!store) return undefined
   return (at, length) => {
-    // Behind its end the next file's tables begin in the cache.
+    // Past the end of this file the cache would return tables of the next file.
     if (at + length > store.sizeBytes) {
       const what = `a table at ${at} lies beyond the end of the file`
       throw new ImageError('CORRUPT', what, { path: store.path })

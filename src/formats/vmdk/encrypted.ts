@@ -1,4 +1,4 @@
-/** Encrypted disks of VMware, whose bytes must not be taken for plain ones. */
+/** Recognises disks that VMware has encrypted: their bytes must not be taken for plain ones. */
 import { ImageError } from '../../errors.js'
 
 /** Keys of a descriptor that only encrypted disks have, in lower case. */
@@ -9,14 +9,14 @@ export const ENCRYPTION_KEYS = [
   'encryption.data',
 ] as const
 
-/** The filter that encrypts on ESX hosts. Others only watch or cache. */
+/** The filter that encrypts on ESX hosts. Other filters only watch or cache. */
 const FILTER = 'vmwarevmcrypt'
 
 /**
- * Throws ImageError where the disk is encrypted.
+ * Throws ImageError if the disk is encrypted.
  *
- * @param keys of the descriptor, in lower case
- * @param filters what `ddb.iofilters` says, if it is there
+ * @param keys the keys of the descriptor, in lower case
+ * @param filters the value of `ddb.iofilters`, if it is there
  */
 export function refuseEncrypted(
   keys: Pick<ReadonlyMap<string, string>, 'get'>,

@@ -50,7 +50,7 @@ function reference({ path, spec }: LayerSpec<VmdkSpec>): Reference | undefined {
       role: 'parent',
       name: link.hint,
       names: parentNames(link.hint),
-      // A disk above may have the parent's name in another folder.
+      // A child in another folder may have the same name as the parent.
       skipsOpen: true,
       format: 'vmdk',
       statesFormat: true,
@@ -78,7 +78,7 @@ function judgeBelow(
   }
 }
 
-/** The stores of all extents, undefined where an extent has no file. */
+/** Returns the stores of all extents; undefined for an extent without a file. */
 function storesOf<T extends NumberedStore>(
   { extents }: VmdkSpec,
   files: readonly T[],

@@ -1,23 +1,23 @@
 /**
- * Two levels of tables of 4096 entries: a grain directory, and the grain tables it names. COWD and
- * seSparse extents have them; what an entry means is each one's own.
+ * Two levels of tables with 4096 entries: a grain directory, and the grain tables that it names. COWD and seSparse extents
+ * have them, with different meanings of entries.
  *
- * A lookup reads one slice of the directory and the slices of one grain table, and makes one extent of
- * neighbours of one kind. Grains may begin at any sector, so that where the file ends within a grain is
- * told here, grain by grain, and not by what the engine rounds to.
+ * A lookup reads one slice of the directory and the slices of one grain table, and joins neighbours of one kind into one
+ * extent. Grains may begin at any sector. So this code decides, grain by grain, whether the file ends within one; the
+ * engine's rounding to units could not.
  */
 import { ImageError } from '../../errors.js'
 import { damageAt, located } from '../damage.js'
 import type { Extent, FormatDriver } from '../driver.js'
 import { type ExtentParts, SECTOR_BYTES } from './parts.js'
 
-/** Entries of a grain table. */
+/** The number of entries of a grain table. */
 export const TABLE_ENTRIES = 4096
 
-/** What is read of a table at once, in bytes. */
+/** How much of a table is read at once, in bytes. */
 const SLICE_BYTES = 4096
 
-/** Where bytes lie in the file. */
+/** A range of bytes of the file. */
 export interface Region {
   readonly offset: number
   readonly bytes: number
@@ -26,16 +26,15 @@ export interface Region {
 export interface GrainShape {
   readonly capacityBytes: number
   readonly grainBytes: number
-  /** Of the directory and of the tables alike. */
+  /** The size of an entry, in the directory and in the tables. */
   readonly entryBytes: 4 | 8
-  /** Whole sectors. */
+  /** The directory, in whole sectors. */
   readonly directory: Region
 }
 
 /**
- * What an entry of a grain table says: the grain's place in the file, or one of these, which no place
- * is. Numbers, since a request may have thousands of entries: neighbours of one kind are equal or one
- * grain apart.
+ * The meaning of a grain table's entry: the grain's place in the file, or one of these values, which are not places. Numbers,
+ * because a request may have thousands of entries. Neighbours of one kind are equal, or one grain apart.
  */
 export const PARENT = -1
 export const ZERO = -2
@@ -44,12 +43,12 @@ export const DAMAGED = -3
 export abstract class GrainTables implements FormatDriver {
   readonly sizeBytes: number
   readonly unitBytes: number
-  /** Bytes of the disk that one grain table maps. */
+  /** How many bytes of the disk one grain table maps. */
   private readonly coverage: number
   private readonly entryBytes: number
   private readonly tableBytes: number
   private readonly directory: Region
-  /** Of the file, for one lookup. */
+  /** The size of the file, for one lookup. */
   protected fileBytes = 0
 
   constructor(
@@ -65,20 +64,19 @@ export abstract class GrainTables implements FormatDriver {
   }
 
   /**
-   * Where the grain table of the directory entry at `at` of `slice` is in the file; 0 when there is
-   * none. `index` and `offset` are for messages. Throws ImageError.
+   * Returns the place in the file of the grain table that the directory entry at `at` of `slice` names; 0 if there is none.
+   * `index` and `offset` are for messages. Throws ImageError.
    */
   protected abstract tableOf(slice: Buffer, at: number, index: number, offset: number): number
 
-  /** What the entry at `at` of `slice` says, which belongs to the grain table at `table`. */
+  /** Decodes the entry at `at` of `slice`, which belongs to the grain table at `table`. */
   protected abstract entryOf(slice: Buffer, at: number, table: number): number
 
-  /** Why that is DAMAGED. */
+  /** Returns why that entry is DAMAGED. */
   protected abstract problemOf(slice: Buffer, at: number, table: number): string
 
   /**
-   * Whether the file has lost its end. If not, it may end within its last grain, and the rest of that
-   * reads as zeros.
+   * Reports whether the file has lost its end. If not, it may end within its last grain, whose rest reads as zeros.
    */
   protected abstract isCutOff(): boolean
 
@@ -102,7 +100,7 @@ export abstract class GrainTables implements FormatDriver {
     )
   }
 
-  /** How many entries of the slice from `at` on name no table, as far as `bytes` of the disk reach. */
+  /** Returns how many entries of the slice from `at` on name no table, within `bytes` bytes of the disk. */
   private silentTables(slice: Buffer, at: number, index: number, bytes: number): number {
     const listed = Math.floor((slice.length - at) / this.entryBytes)
     const wanted = Math.min(listed, Math.ceil(bytes / this.coverage))
@@ -113,7 +111,7 @@ export abstract class GrainTables implements FormatDriver {
     return count
   }
 
-  /** False for a damaged entry too: it is for the read that gets there. */
+  /** Reports whether the entry names no table. False also for a damaged entry: the read that gets there reports it. */
   private isSilent(slice: Buffer, at: number, index: number): boolean {
     try {
       return this.tableOf(slice, at, index, index * this.coverage) === 0
@@ -123,7 +121,7 @@ export abstract class GrainTables implements FormatDriver {
     }
   }
 
-  /** The run of grains that begins at `inTable` of what the grain table at `table` maps. */
+  /** Returns the run of grains that begins at byte `inTable` of the range that the grain table at `table` maps. */
   private grains(table: number, inTable: number, offset: number, length: number): Extent {
     const { unitBytes, entryBytes } = this
     const inGrain = inTable % unitBytes
@@ -141,8 +139,8 @@ export abstract class GrainTables implements FormatDriver {
   }
 
   /**
-   * Where in the table, up to `to`, the run ends that `first` begins at `from`. Damage further on ends
-   * it, too: that is for the read that gets there, once the good bytes are delivered.
+   * Returns where in the table, up to `to`, the run ends that begins with `first` at `from`. Damage further on also ends it: the
+   * read that gets there reports it, after the good bytes are delivered.
    */
   private runEnd(slice: Buffer, table: number, from: number, to: number, first: number): number {
     const { entryBytes } = this
@@ -170,7 +168,7 @@ export abstract class GrainTables implements FormatDriver {
     }
   }
 
-  /** The slice of the grain table at `table` that has its byte `at`. */
+  /** Returns the slice of the grain table at `table` that contains byte `at` of the table. */
   private tableSlice(table: number, at: number, offset: number): Buffer {
     const start = table + at - (at % SLICE_BYTES)
     return this.located(offset, () => this.parts.readTable(start, SLICE_BYTES))
@@ -194,7 +192,7 @@ export abstract class GrainTables implements FormatDriver {
   }
 }
 
-/** The first two of `regions`, as they stand in the file, that lie one over the other. */
+/** Returns the first two of `regions`, in the order of the file, that overlap. */
 export function overlap<T extends Region>(regions: readonly T[]): [T, T] | undefined {
   const sorted = regions.filter(({ bytes }) => bytes > 0).sort((a, b) => a.offset - b.offset)
   for (let i = 1; i < sorted.length; i++) {

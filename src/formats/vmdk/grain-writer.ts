@@ -1,16 +1,15 @@
 /**
- * Writing a sparse extent: hosted ones and COWD (VMware, Virtual Disk Format 5.0, "Hosted Sparse
- * Extents", "ESX Server Sparse Extents").
+ * Writes a sparse extent, hosted or COWD (VMware, Virtual Disk Format 5.0, "Hosted Sparse Extents", "ESX Server Sparse
+ * Extents").
  *
- *  (1) Grains and grain tables are appended to the file and never given back: what reads as zeros again is
- *      a hole of the file. So what lies behind the file's end is nobody's, and zeros.
- *  (2) A grain is whole in the file, on the disk, before an entry names it; a table before the directory
- *      names it.
- *  (3) A redundant table is a copy of the first one. Which of them a cut leaves behind does not matter: the
- *      next writer makes them equal again, since the header says until the end that it has to look.
- *  (4) What the header says of the next free sector is on the disk before anything behind it is named.
- *  (5) A table has its room on the file system before a write that changes it has returned: a flush that
- *      finds the file system full would lose what many writes were told is written.
+ *  (1) Grains and grain tables are appended to the file and never given back. A range that reads as zeros again is a hole of
+ *      the file. So the space past the end of the file belongs to nobody and reads as zeros.
+ *  (2) A grain is whole on the disk before an entry names it; a table is before the directory names it.
+ *  (3) A redundant table is a copy of the first one. It does not matter which of them is older after a power cut: the next
+ *      writer makes them equal again, because until the end the header says that it has to check.
+ *  (4) The header's next free sector is on the disk before anything past the old one is named.
+ *  (5) A table has its space on the file system before a write that changes it returns: otherwise a flush that finds the file
+ *      system full would lose many writes that had succeeded.
  */
 import { STAGE, type TablePool } from '../../cache/table-pool.js'
 import { orEndWriting } from '../../errors.js'
@@ -23,31 +22,31 @@ import { type ReadTable, SECTOR_BYTES } from './parts.js'
 import { cutBack, requireReach } from './repair/mend.js'
 
 const ENTRY_BYTES = 4
-/** What is read, and kept in the pool, of a table at once; the drivers cut tables alike. */
+/** How much of a table is read, and kept in the pool, at once; the drivers use the same slices. */
 const SLICE_BYTES = 4096
-/** Entries: a sector's number, or one of these. */
+/** An entry is a sector's number, or one of these. */
 const SILENT = 0
 const ZERO = 1
-/** Bytes of grains that one reservation takes at most. */
+/** The most bytes of grains of one reservation. */
 const MAX_RUN_BYTES = 2 ** 21
-/** Slices that one step changes at most: a table and its copy, their entries, and the header. */
+/** The most slices that one step changes: a table and its copy, their entries, and the header. */
 export const STEP_SLICES = 16
 
 export interface GrainWriterParts {
   readonly layout: GrainLayout
-  /** What the extent holds of the disk, in bytes: its last grain may reach beyond. */
+  /** The size of the extent's part of the disk, in bytes; its last grain may reach past it. */
   readonly sizeBytes: number
   readonly store: WritableStore
-  /** Where its file begins in the space of the cache and the pool, and how long it may become there. */
+  /** The start of its file in the space of the cache and the pool, and how long it may become there. */
   readonly base: number
   readonly spanBytes: number
   readonly readTable: ReadTable
   readonly pool: TablePool
 }
 
-/** `offset` and `length` are of the extent. */
+/** `offset` and `length` are relative to the extent. */
 export interface GrainReservation extends Reservation {
-  /** Which entry of the directory maps it, the first entry of that table, and how many. */
+  /** The entry of the directory that maps it, the first entry in that table, and the number of entries. */
   readonly table: number
   readonly first: number
   readonly grains: number
@@ -63,7 +62,7 @@ export class GrainWriter {
   readonly grainBytes: number
   private readonly tableBytes: number
   private readonly directoryBytes: number
-  /** Bytes of the disk that a table maps. */
+  /** How many bytes of the disk a table maps. */
   private readonly coverage: number
 
   constructor(private readonly parts: GrainWriterParts) {
@@ -74,7 +73,7 @@ export class GrainWriter {
     this.coverage = layout.grainBytes * layout.tableEntries
   }
 
-  /** Grains for a piece of the disk that has none; as WritableDriver.reserve. */
+  /** Reserves grains for a piece of the disk that has none; see WritableDriver.reserve. */
   reserve(offset: number, length: number): GrainReservation {
     const { store } = this.parts
     const { grainBytes } = this
@@ -104,7 +103,7 @@ export class GrainWriter {
     const { store } = this.parts
     const end = at + grains * this.grainBytes
     try {
-      // What was not written of the last grain is a hole, and part of the file.
+      // The part of the last grain that was not written becomes a hole of the file.
       if (store.sizeBytes < end) store.truncate(end)
     } catch (error) {
       cutBack(this.parts.store, at)
@@ -119,7 +118,7 @@ export class GrainWriter {
     cutBack(this.parts.store, at)
   }
 
-  /** Runs what appends to the file; where that fails nothing is left of it. */
+  /** Runs `act`, which appends to the file. If it fails, the file gets its old length. */
   private appending<T>(act: () => T): T {
     const at = this.parts.store.sizeBytes
     try {
@@ -131,8 +130,8 @@ export class GrainWriter {
   }
 
   /**
-   * Makes whole grains that have none read as zeros, whatever lies below; `length` bytes from `offset` on
-   * at most. Returns how many bytes are done, 0 where no whole grain is covered.
+   * Makes whole unallocated grains read as zeros, whatever the parent has; at most `length` bytes from `offset` on. Returns how
+   * many bytes are done; 0 if no whole grain is covered.
    */
   zeroGrainless(offset: number, length: number): number {
     const { layout, sizeBytes } = this.parts
@@ -141,7 +140,7 @@ export class GrainWriter {
     const whole = isEnd ? length : Math.floor(length / this.grainBytes) * this.grainBytes
     if (whole === 0) return 0
     if (!layout.hasZeroGrains) {
-      // Grains that nothing is written to.
+      // Reserve grains and write nothing to them.
       const reservation = this.reserve(offset, whole)
       this.link(reservation)
       return Math.min(reservation.length, whole)
@@ -157,9 +156,8 @@ export class GrainWriter {
   }
 
   /**
-   * Makes the next free sector that the header gives the end of the file, where it lies before `usedBytes`,
-   * so that others would write over grains, or behind the file, so that they would miss some. Returns
-   * whether it did.
+   * Sets the header's next free sector to the end of the file, if it lies before `usedBytes` (then other programs would
+   * overwrite grains) or past the end of the file (then they would miss some). Returns whether it did.
    */
   mendFreeSector(usedBytes: number): boolean {
     const { store, layout, pool, base } = this.parts
@@ -175,7 +173,7 @@ export class GrainWriter {
     return true
   }
 
-  /** Whether the header says, or will after the next flush, that somebody writes the extent. */
+  /** Whether the header says that the extent is open for writing, or will say so after the next flush. */
   get isOpen(): boolean {
     return this.saysOpen(this.read({ at: 0, length: this.parts.layout.headerBytes }))
   }
@@ -185,7 +183,7 @@ export class GrainWriter {
     return header.readUIntLE(uncleanAt, uncleanBytes) !== 0
   }
 
-  /** Says in the header that nobody writes the extent any more. All tables are on the disk. */
+  /** Marks the extent in its header as closed. All tables must be on the disk. */
   close(): void {
     const { store, layout, pool, base } = this.parts
     pool.forget(base, layout.headerBytes)
@@ -193,7 +191,7 @@ export class GrainWriter {
     orEndWriting(() => store.write(Buffer.alloc(uncleanBytes), 0, uncleanBytes, uncleanAt))
   }
 
-  /** How many entries from `first` on name no grain, `wanted` at most; 1 at least. */
+  /** Returns how many entries from `first` on name no grain; at least 1, at most `wanted`. */
   private grainless(place: number, first: number, wanted: number): number {
     const most = Math.min(wanted, this.parts.layout.tableEntries - first)
     for (let count = 1; ; ) {
@@ -211,7 +209,7 @@ export class GrainWriter {
     return entry !== SILENT && !(entry === ZERO && this.parts.layout.hasZeroGrains)
   }
 
-  /** Where the table of a directory's entry is, made where there is none yet; its copy alike. */
+  /** Returns the place of the table of a directory's entry. Makes it, and its copy, if there is none. */
   private ownTable(index: number): number {
     const { directoryAt, redundantDirectoryAt } = this.parts.layout
     const table = this.tableAt(directoryAt, index)
@@ -221,7 +219,7 @@ export class GrainWriter {
     return table === 0 ? this.tableAt(directoryAt, index) : table
   }
 
-  /** New tables, of nothing but zeros, at the end of the file. */
+  /** Appends new tables, all zeros, to the file. */
   private addTables(index: number, first: boolean, copy: boolean): void {
     const { store, layout } = this.parts
     const at = wholeSectors(store.sizeBytes)
@@ -237,7 +235,7 @@ export class GrainWriter {
     if (copy) this.setDirectory(redundantDirectoryAt as number, index, end - this.tableBytes)
   }
 
-  /** Rule (5), for entries of a table and of its copy. */
+  /** Applies rule (5) to entries of a table and of its copy. */
   private takeRoomFor(table: number, first: number, count: number): void {
     const { directoryAt, redundantDirectoryAt } = this.parts.layout
     for (const directory of [directoryAt, redundantDirectoryAt]) {
@@ -250,7 +248,7 @@ export class GrainWriter {
     }
   }
 
-  /** Rule (5). What is in the pool has its room since it came there. */
+  /** Applies rule (5). A slice that is in the pool has its space already. */
   private takeRoom({ at, length }: Slice): void {
     const { store, pool, base } = this.parts
     if (pool.find(base + at) !== undefined) return
@@ -263,13 +261,13 @@ export class GrainWriter {
     this.edit(slice, STAGE.links).writeUInt32LE(table / SECTOR_BYTES, at)
   }
 
-  /** Where the table of an entry of the directory at `directoryAt` is; 0 for none. */
+  /** Returns the place of the table that an entry of the directory at `directoryAt` names; 0 for none. */
   private tableAt(directoryAt: number, index: number): number {
     const slice = this.read(this.directorySlice(directoryAt, index))
     return slice.readUInt32LE((index * ENTRY_BYTES) % SLICE_BYTES) * SECTOR_BYTES
   }
 
-  /** Rule (3). */
+  /** Sets entries in a table and in its copy: rule (3). */
   private setEntries(
     table: number,
     first: number,
@@ -292,7 +290,7 @@ export class GrainWriter {
     }
   }
 
-  /** Rule (4), and that the extent is open; `end` is where what is in use ends, in bytes. */
+  /** Writes the next free sector (rule 4), and that the extent is open. `end` is the end of the space in use, in bytes. */
   private noteFree(end: number): void {
     const { layout } = this.parts
     const { headerBytes, uncleanAt, freeSectorAt } = layout

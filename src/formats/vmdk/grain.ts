@@ -1,6 +1,6 @@
 /**
- * Compressed grains: a marker, then a zlib stream, padded to a sector (VMware, Virtual Disk Format
- * 5.0, "Stream-Optimized Compressed Sparse Extents").
+ * Unpacks compressed grains: a marker, then a zlib stream, padded to a sector (VMware, Virtual Disk Format 5.0,
+ * "Stream-Optimized Compressed Sparse Extents").
  */
 import assert from 'node:assert'
 import zlib from 'node:zlib'
@@ -11,25 +11,25 @@ import { clear } from '../../io/libc.js'
 import type { Store } from '../../io/store.js'
 import { SECTOR_BYTES } from './parts.js'
 
-/** The sector of the disk that the grain begins at, in two halves, and the bytes of the stream. */
+/** The sector of the disk at which the grain begins, in two halves, and the size of the stream in bytes. */
 const MARKER = layout({ lowSector: u32le, highSector: u32le, packedBytes: u32le })
 assert.equal(MARKER.size, 12)
 
-/** A stream that could not make its grain smaller is longer than it; two grains are QEMU's bound. */
+/** Returns the largest size of a stream: one that does not compress is longer than its grain. QEMU's bound is two grains. */
 export const maxPackedBytes = (grainBytes: number): number => MARKER.size + 2 * grainBytes
 
 export interface PackedGrain {
-  /** Where the marker is in the file. */
+  /** The place of the marker in the file. */
   readonly at: number
-  /** What the marker and the stream are expected to take; what they take more is read, too. */
+  /** The expected size of the marker and the stream. If they are longer, the rest is read, too. */
   readonly packedBytes: number
-  /** Where the grain is on the extent's disk. The marker has to say the same. */
+  /** The place of the grain on the extent's disk. The marker must say the same. */
   readonly offset: number
-  /** What the stream has to make at least: all of the grain that lies on the disk. */
+  /** The least output of the stream: the part of the grain that lies on the disk. */
   readonly neededBytes: number
 }
 
-/** Fills `target`, a whole grain; zeros follow what a shorter stream makes. Throws ImageError, SystemError. */
+/** Fills `target`, a whole grain; zeros follow the output of a shorter stream. Throws ImageError, SystemError. */
 export function unpackGrain(store: Store, grain: PackedGrain, target: Buffer): void {
   const packed = readPacked(store, grain, target.length)
   const made = inflate(packed, target)
@@ -39,10 +39,10 @@ export function unpackGrain(store: Store, grain: PackedGrain, target: Buffer): v
   clear(target, made, target.length)
 }
 
-/** What was read last; each thread has one. */
+/** Holds the compressed bytes; each thread has its own. */
 let scratch = Buffer.alloc(0)
 
-/** The stream, valid until the next call. */
+/** Reads the stream; valid until the next call. */
 function readPacked(store: Store, grain: PackedGrain, grainBytes: number): Buffer {
   const { at } = grain
   const expected = Math.max(grain.packedBytes, SECTOR_BYTES)
@@ -51,7 +51,7 @@ function readPacked(store: Store, grain: PackedGrain, grainBytes: number): Buffe
   if (got < MARKER.size) throw cutOff(at)
   const { lowSector, highSector, packedBytes } = MARKER.decode(scratch)
   const sector = highSector * 2 ** 32 + lowSector
-  // A marker of size 0 is of a table, a directory or the footer.
+  // A marker of size 0 belongs to a table, a directory or the footer.
   if (sector * SECTOR_BYTES !== grain.offset || packedBytes === 0) {
     const found = packedBytes === 0 ? 'no grain' : `the grain of sector ${sector}`
     const wanted = grain.offset / SECTOR_BYTES
@@ -66,7 +66,7 @@ function readPacked(store: Store, grain: PackedGrain, grainBytes: number): Buffe
   return scratch.subarray(MARKER.size, end)
 }
 
-/** Reads on from `got` to `end` of what is at `at`; the bytes read. */
+/** Reads on from byte `got` to `end` of the grain at `at`. Returns the bytes read. */
 function readRest(store: Store, at: number, got: number, end: number): number {
   if (scratch.length < end) {
     const larger = Buffer.allocUnsafeSlow(end)
@@ -79,13 +79,13 @@ function readRest(store: Store, at: number, got: number, end: number): number {
 const cutOff = (at: number): ImageError =>
   new ImageError('CORRUPT', `the compressed grain at ${at} is cut off by the end of the file`)
 
-/** Bytes that the stream makes at the start of `target`; -1 when it is damaged or makes more. */
+/** Unpacks the stream to the start of `target`. Returns the bytes written; -1 if it is damaged or too long. */
 function inflate(packed: Buffer, target: Buffer): number {
   const made = inflateZlib(packed, target)
   return made >= 0 ? made : inflateWithoutLibrary(packed, target)
 }
 
-/** Exported for the tests: most systems have the library. */
+/** Does the same without libdeflate. Exported for the tests, because most systems have the library. */
 export function inflateWithoutLibrary(packed: Buffer, target: Buffer): number {
   try {
     const options = { chunkSize: target.length, maxOutputLength: target.length }

@@ -1,6 +1,6 @@
 /**
- * A VMDK image: a descriptor, in a file of its own or within a sparse extent, and the extents that it
- * lists, which follow one another on the disk (VMware, Virtual Disk Format 5.0).
+ * Opens a VMDK image: a descriptor, in its own file or within a sparse extent, and the extents that it lists, which follow one
+ * another on the disk (VMware, Virtual Disk Format 5.0).
  */
 import path from 'node:path'
 import { ImageError, printable } from '../../errors.js'
@@ -16,23 +16,23 @@ import { isPadding } from './text.js'
 import { readSesparseHeader, type SesparseHeader } from './sesparse.js'
 import { readEmbeddedDescriptor, readSparseHeader, type SparseHeader } from './sparse-header.js'
 
-/** Plain data: the threads get it as a message. */
+/** Plain data, which can be sent to threads as a message. */
 export interface VmdkSpec {
-  /** Of the disk. */
+  /** The size of the disk. */
   readonly sizeBytes: number
   /** Undefined for an extent that was opened without its descriptor. */
   readonly descriptor: Descriptor | undefined
-  /** Where its text is in the image's file. */
+  /** The place of its text in the image's file. */
   readonly descriptorPlace: Region | undefined
   readonly extents: readonly VmdkExtent[]
 }
 
 export interface VmdkExtent {
-  /** What it holds of the disk. */
+  /** The size of its part of the disk. */
   readonly sizeBytes: number
-  /** Undefined where all of it is zeros. */
+  /** Undefined if all of it is zeros. */
   readonly file: FileSpec | undefined
-  /** Whether its line allows writing, and its file is one that can be. */
+  /** Whether its line allows writing, and its kind of file can be written. */
   readonly isWritable: boolean
   readonly layout: ExtentLayout
 }
@@ -48,7 +48,7 @@ type SparseLayout =
 
 export interface Opener {
   storeOf(file: FileSpec): Store
-  /** Opens what the descriptor names; `isWritable` as the extent is. Throws ImageError. */
+  /** Opens a file that the descriptor names; `isWritable` says whether the extent is. Throws ImageError. */
   open(fileName: string, isWritable: boolean): FileSpec
   warn(text: string): void
 }
@@ -65,7 +65,7 @@ export function openVmdk(file: FileSpec, opener: Opener): VmdkSpec {
   const layout = layoutOf(store, kind, file.path, opener)
   const embedded =
     layout.kind === 'sparse' ? readEmbeddedDescriptor(store, layout.header) : undefined
-  // An extent of a split disk has room for a descriptor, and none in it.
+  // An extent of a split disk has room for a descriptor, but that is empty.
   if (embedded === undefined || embedded.text.toString('latin1').trim() === '') {
     opener.warn(`${file.path}: it has no descriptor, and is shown as a disk of its own`)
     return { descriptor: undefined, descriptorPlace: undefined, ...whole(file, layout) }
@@ -75,7 +75,7 @@ export function openVmdk(file: FileSpec, opener: Opener): VmdkSpec {
   const own = sectors > 0 ? { fileName: path.basename(file.path), sectors } : undefined
   const descriptor = parseDescriptor(text, file.path, own)
   const place = { offset, bytes: text.length }
-  // It may have been renamed: a single extent is the one that it stands in.
+  // The file may have been renamed: a single extent is the file itself.
   const [line, ...others] = descriptor.extents
   if (others.length > 0 || capacityOf(layout) === 0) {
     return described(descriptor, place, file, opener)
@@ -83,7 +83,7 @@ export function openVmdk(file: FileSpec, opener: Opener): VmdkSpec {
   return { descriptor, descriptorPlace: place, ...lined(line as ExtentLine, file, layout) }
 }
 
-/** Bytes of all tables that the disk can have. */
+/** Returns the size of all tables that the disk can have, in bytes. */
 export function tableBytes({ extents }: VmdkSpec): number {
   const bytesOf = ({ sizeBytes, layout }: VmdkExtent): number => {
     if (layout.kind === 'zero' || layout.kind === 'flat') return 0
@@ -118,7 +118,7 @@ function lined(line: ExtentLine, file: FileSpec, layout: SparseLayout): Disk {
   return { sizeBytes, extents: [{ sizeBytes, file, isWritable: line.access === 'RW', layout }] }
 }
 
-/** @param layouts of the files that lines before have named, by descriptor */
+/** @param layouts the layouts of files that earlier lines have named, by file descriptor */
 function extentOf(
   line: ExtentLine,
   image: FileSpec,
@@ -169,7 +169,7 @@ function extentOf(
   return { sizeBytes, file, isWritable, layout }
 }
 
-/** An extent may hold more than its line says, since it holds whole grains; less is damage. */
+/** Throws if an extent holds less than its line says. It may hold more, since it has whole grains. */
 function requireCapacity(line: ExtentLine, file: FileSpec, layout: SparseLayout): void {
   const held = capacityOf(layout)
   const sizeBytes = line.sectors * SECTOR_BYTES
@@ -208,7 +208,7 @@ function kindOf(store: Store): SparseLayout['kind'] | undefined {
   return extentKind(head)
 }
 
-/** A descriptor is all of its file. */
+/** Reads a descriptor that takes its whole file. */
 function allOf(store: Store): Buffer {
   const head = Buffer.alloc(SECTOR_BYTES)
   const isText = isDescriptor(head.subarray(0, store.read(head, 0, head.length, 0)))
@@ -221,7 +221,7 @@ function allOf(store: Store): Buffer {
   const buffer = Buffer.alloc(store.sizeBytes)
   const bytes = buffer.subarray(0, store.read(buffer, 0, buffer.length, 0))
   const nul = bytes.indexOf(0)
-  // What a NUL cuts off would be missing from the disk.
+  // Extents after a NUL would be missing from the disk.
   if (nul >= 0 && !isPadding(bytes.subarray(nul))) {
     const what = `the descriptor has a NUL at ${nul}, before its end`
     throw new ImageError('CORRUPT', what, { path: store.path, hint: 'restore it from a copy' })

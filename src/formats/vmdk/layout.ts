@@ -1,4 +1,4 @@
-/** What a sparse extent consists of that can be written: hosted ones and COWD extents are alike in it. */
+/** The structure of a sparse extent that can be written. Hosted and COWD extents have the same. */
 import type { CowdHeader } from './cowd.js'
 import { type Region, TABLE_ENTRIES, wholeSectors } from './grain-tables.js'
 import type { ExtentLayout } from './image.js'
@@ -9,27 +9,27 @@ import { directoryEntries, type SparseHeader } from './sparse-header.js'
 export interface GrainLayout {
   readonly capacityBytes: number
   readonly grainBytes: number
-  /** Of a grain table. */
+  /** The number of entries of a grain table. */
   readonly tableEntries: number
   readonly directoryAt: number
   readonly directoryEntries: number
-  /** Of the second directory, with tables of its own, where there is one that is kept up. */
+  /** The second directory, with its own tables, if there is one that is kept up to date. */
   readonly redundantDirectoryAt: number | undefined
-  /** Whether an entry of 1 says that the grain is zeros. */
+  /** Whether an entry of 1 means that the grain is zeros. */
   readonly hasZeroGrains: boolean
   readonly isUnclean: boolean
-  /** Where the header and the descriptor are. */
+  /** The places of the header and the descriptor. */
   readonly reserved: readonly Region[]
-  /** Of the header, in whole sectors. */
+  /** The size of the header, in whole sectors. */
   readonly headerBytes: number
-  /** The field of the header that is not 0 while the extent is open for writing. */
+  /** The header's field that is not 0 while the extent is open for writing. */
   readonly uncleanAt: number
   readonly uncleanBytes: 1 | 4
-  /** The field of the header that says where the next grain goes, a u32 in sectors. */
+  /** The header's field with the place of the next grain, a u32 in sectors. */
   readonly freeSectorAt: number | undefined
 }
 
-/** Undefined for extents without grains that lie in the file as they are. */
+/** Returns undefined for extents without grains, or with compressed ones. */
 export function grainLayout(layout: ExtentLayout): GrainLayout | undefined {
   if (layout.kind === 'sparse' && !layout.header.isCompressed) return hosted(layout.header)
   if (layout.kind === 'cowd') return cowd(layout.header)
@@ -79,18 +79,18 @@ function cowd(header: CowdHeader): GrainLayout {
 
 const COWD_HEADER_BYTES = 2048
 
-/** Bytes of a grain table. */
+/** Returns the size of a grain table, in bytes. */
 export const tableBytesOf = ({ tableEntries }: Pick<GrainLayout, 'tableEntries'>): number =>
   wholeSectors(tableEntries * 4)
 
 /** Entries, and the next free sector of COWD, count sectors in 32 bits. */
 export const MAX_FILE_BYTES = (2 ** 32 - 1) * SECTOR_BYTES
 
-/** Where the file of an extent ends at most, once all its grains are allocated; in bytes. */
+/** Returns the largest size of an extent's file, with all its grains allocated, in bytes. */
 export function largestFile(fileBytes: number, layout: GrainLayout): number {
   const { capacityBytes, grainBytes, directoryEntries } = layout
   const grains = Math.ceil(capacityBytes / grainBytes) + 1
-  // Behind a table the next grain may begin up to a grain later.
+  // After a table the next grain may begin up to a grain later.
   const tables = directoryEntries * (2 * tableBytesOf(layout) + grainBytes)
   const whole = wholeSectors(fileBytes)
   return Math.max(whole, Math.min(MAX_FILE_BYTES, whole + grains * grainBytes + tables))

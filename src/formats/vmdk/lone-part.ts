@@ -1,9 +1,9 @@
-/** Files of a vmdk disk that are named without their descriptor. */
+/** Recognises parts of a vmdk disk that the user names without their descriptor. */
 import fs from 'node:fs'
 import path from 'node:path'
 import { ImageError } from '../../errors.js'
 
-/** VMware's names of extents and of the list of changes, after that of the descriptor. */
+/** VMware's suffixes of extents and of the list of changes, after the descriptor's name. */
 const PART = /^(.+)-(flat|[fs]\d{3}|rdmp?|delta|sesparse|ctk)\.vmdk$/i
 
 /** Returns the error for a file that has the name of a part and no descriptor in it; undefined for other names. */
@@ -15,7 +15,7 @@ export function lonePart(file: string): ImageError | undefined {
   const hint = isThere
     ? `name its descriptor, ${descriptor}`
     : `put its descriptor, ${name}.vmdk, beside it, and name that`
-  // A flat extent alone is all of its disk.
+  // A single flat extent is the whole disk.
   const raw = kind?.toLowerCase() === 'flat' ? ', or show it as it is with --format raw' : ''
   return new ImageError('NOT_AN_IMAGE', 'this is a part of a vmdk disk, without its descriptor', {
     path: file,

@@ -1,6 +1,6 @@
 /**
- * The snapshots of the machine that a disk belongs to. Each froze the disk file that was current then;
- * what the machine calls it stands in its .vmsd, beside the disk (see vmsd.ts).
+ * The snapshots of the machine that a disk belongs to. Each snapshot froze the disk file that was current at its time. Its
+ * name is in the machine's .vmsd, beside the disk (see vmsd.ts).
  */
 import path from 'node:path'
 import { ImageError } from '../../errors.js'
@@ -10,14 +10,14 @@ import type { LayerSpec, NamedSnapshot } from '../format.js'
 import { parentNames } from './parent.js'
 import { parseVmsd, parseVmxDisks, type VmsdSnapshot } from './vmsd.js'
 
-/** The year 10000, in milliseconds: no machine was there. */
+/** The year 10000, in milliseconds: no real date is later. */
 const END_OF_TIME = Date.UTC(10_000)
-/** Machines whose disks lie in one folder, at most, that are looked at. */
+/** The most machines of one folder that are read. */
 const MAX_MACHINES = 64
 
 /**
- * The snapshots of the disk that stands on `layers`, parents first; none where no .vmsd among `names`, which
- * are those of the files beside it, knows the disk. `warn` is told what cannot be read.
+ * Returns the snapshots of the disk with these `layers`, parents first; none if no .vmsd among `names`, the files beside the
+ * disk, mentions it. Calls `warn` about files that cannot be read.
  */
 export function snapshotsOfDisk(
   names: readonly string[],
@@ -39,7 +39,7 @@ export function snapshotsOfDisk(
   return []
 }
 
-/** Where the disk is plugged in: by a snapshot that froze one of its files, or by the machine itself. */
+/** Returns the disk's device node, from a snapshot that froze one of its files, or from the machine's .vmx. */
 function nodeOf(
   vmsd: string,
   snapshots: readonly VmsdSnapshot[],
@@ -56,7 +56,7 @@ function nodeOf(
   return bytes && parseVmxDisks(bytes).find(isOwn)?.node
 }
 
-/** The disk of that node, or one that is known to be among the layers. */
+/** Chooses the snapshot's disk with that node, or one that is among the layers. */
 function named(snapshot: VmsdSnapshot, node: string, own: ReadonlySet<string>): NamedSnapshot[] {
   const { disks } = snapshot
   const disk =
@@ -75,8 +75,8 @@ function named(snapshot: VmsdSnapshot, node: string, own: ReadonlySet<string>): 
 }
 
 /**
- * Opens the disk file that a snapshot froze, wherever its folder has gone: a linked clone's snapshot lies in the
- * folder of another machine. One that the disk stands on comes before one of the same name. Throws ImageError.
+ * Opens the disk file that a snapshot froze, also if its folder was moved: a linked clone's snapshot lies in the folder of
+ * another machine. It prefers a layer of the disk to another file with the same name. Throws ImageError.
  */
 export function openFrozen(
   fileName: string,

@@ -1,4 +1,4 @@
-/** What a VMDK image stands on: the disk that it was the state of when a snapshot was taken. */
+/** The parent of a VMDK image: the disk whose state a snapshot has frozen. */
 import { ImageError, printable } from '../../errors.js'
 import { NO_PARENT_CID } from './descriptor.js'
 import type { VmdkSpec } from './image.js'
@@ -6,17 +6,17 @@ import type { VmdkSpec } from './image.js'
 const NO_UUID = /^[0{}-]*$/
 
 export interface ParentLink {
-  /** As the descriptor has it: a path of the machine that made it, perhaps. */
+  /** The hint of the descriptor, perhaps a path of the machine that made it. */
   readonly hint: string
-  /** What the parent's own CID has to be, 32 bits; NO_PARENT_CID where the descriptor does not say. */
+  /** The CID that the parent must have, 32 bits; NO_PARENT_CID if the descriptor does not say. */
   readonly cid: number
 }
 
-/** Throws ImageError where there is a parent that cannot be found by what the descriptor says. */
+/** Returns the link to the parent, if there is one. Throws ImageError if the descriptor does not say where it is. */
 export function parentLink({ descriptor }: VmdkSpec, path: string): ParentLink | undefined {
   if (!descriptor) return undefined
   const { parentCid, parentHint, ddb } = descriptor
-  // Only a disk that stands on another one has a hint, whatever its parentCID is.
+  // Only a child has a hint, whatever its parentCID is.
   if (parentHint !== undefined && parentHint !== '') return { hint: parentHint, cid: parentCid }
   if (parentCid !== NO_PARENT_CID) {
     throw new ImageError('CORRUPT', 'it has a parent, which it does not name', {
@@ -26,7 +26,7 @@ export function parentLink({ descriptor }: VmdkSpec, path: string): ParentLink |
   }
   const uuid = ddb['uuid.parent'] ?? ''
   if (NO_UUID.test(uuid)) return undefined
-  // Read alone it would have holes where the parent has data.
+  // Alone, it would read as zeros where the parent has data.
   const what = `it is a VirtualBox disk that only holds what differs from the disk ${printable(uuid)}`
   throw new ImageError('UNSUPPORTED', what, {
     path,
@@ -34,7 +34,7 @@ export function parentLink({ descriptor }: VmdkSpec, path: string): ParentLink |
   })
 }
 
-/** Where a parent may be, by its hint: as it says, or wherever its folder has gone since. */
+/** Returns the possible names of a parent: its hint, and the same file name beside the image. */
 export function parentNames(hint: string): string[] {
   const plain = hint.replaceAll('\\', '/')
   const parts = plain.split('/').filter(part => part !== '')
@@ -45,13 +45,13 @@ export function parentNames(hint: string): string[] {
   return [...new Set(names)]
 }
 
-/** The same for an extent: it lies beside its descriptor, whatever path another machine had. */
+/** Returns the same for an extent, which lies beside its descriptor, whatever path another machine used. */
 export function extentNames(name: string): string[] {
   const plain = name.replaceAll('\\', '/')
   return [...new Set([name, plain, plain.slice(plain.lastIndexOf('/') + 1)])]
 }
 
-/** Throws ImageError where the parent has changed since the child was made of it, or nobody can tell. */
+/** Throws ImageError if the parent has changed since the child was made, or if that is unknown. */
 export function checkCid(
   link: ParentLink,
   parent: VmdkSpec,

@@ -1,9 +1,8 @@
 /**
- * seSparse extents: what ESX 6.5 and later keep snapshots in. VMware describes them nowhere; the facts
- * are those of QEMU's block/vmdk.c, and xen-orchestra's VhdEsxiSeSparse.mjs reads them alike.
- * Little-endian, 64 bits each; all places and sizes are in sectors.
+ * seSparse extents: ESX 6.5 and later keep snapshots in them. VMware has not published the format. The facts are from QEMU's
+ * block/vmdk.c; xen-orchestra's VhdEsxiSeSparse.mjs agrees. Little-endian, 64 bits each; all places and sizes are in sectors.
  *
- * The header says where each kind of thing has its region, so that an entry is an index into one.
+ * The header gives a region for each kind of structure, so an entry is an index into a region.
  */
 import { bits64le, bytes, type Field, layout } from '../../binary.js'
 import { type ErrorCode, ImageError } from '../../errors.js'
@@ -23,14 +22,14 @@ import { type ExtentParts, SECTOR_BYTES } from './parts.js'
 
 const CONSTANT_MAGIC = 0xcafebaben
 const VOLATILE_MAGIC = 0xcafecafen
-/** 2.1, the only one that is known. */
+/** Version 2.1, the only known one. */
 const VERSION = 0x2_0000_0001n
 const GRAIN_SECTORS = 8
 const TABLE_SECTORS = 64
 const GRAIN_BYTES = GRAIN_SECTORS * SECTOR_BYTES
 const TABLE_BYTES = TABLE_SECTORS * SECTOR_BYTES
 
-/** A region's first sector and its sectors. */
+/** A region's first sector and its size in sectors. */
 const sectors: Field<{ first: bigint; count: bigint }> = {
   size: 16,
   get: (b, at) => ({ first: b.readBigUInt64LE(at), count: b.readBigUInt64LE(at + 8) }),
@@ -66,7 +65,7 @@ const VOLATILE_HEADER = layout({
   padding: bytes(480),
 })
 
-/** What the messages call them, in the order they stand in the header. */
+/** The names of regions in messages, in the order of the header. */
 const REGIONS = {
   volatileHeader: 'the volatile header',
   journalHeader: 'the journal header',
@@ -79,7 +78,7 @@ const REGIONS = {
 }
 type RegionName = keyof typeof REGIONS
 
-/** Plain data, in bytes: the threads get it as a message. */
+/** Plain data, in bytes, which can be sent to threads as a message. */
 export interface SesparseHeader {
   readonly capacityBytes: number
   readonly grainBytes: number
@@ -121,7 +120,7 @@ export function readSesparseHeader(store: Store): SesparseHeader {
   return { capacityBytes, grainBytes: GRAIN_BYTES, regions, warnings: [] }
 }
 
-/** What is not as in every file that was ever seen may mean anything. */
+/** Throws if a constant differs from all known files: then it may mean anything. */
 function checkConstants(h: ReturnType<typeof CONSTANT_HEADER.decode>, fail: Fail): void {
   const refuse = (what: string) => fail('UNSUPPORTED', what, CLONE)
   if (h.version !== VERSION) {
@@ -158,7 +157,7 @@ function regionsOf(
   return Object.fromEntries(names.map(name => [name, region(name)])) as Record<RegionName, Region>
 }
 
-/** All within the file but the grains, for which it grows, and none over another or the header. */
+/** Throws unless all regions except the growing one of the grains lie in the file, and no region overlaps another or the header. */
 function checkRegions(regions: Record<RegionName, Region>, fileBytes: number, fail: Fail): void {
   const named = (Object.keys(REGIONS) as RegionName[]).map(name => ({
     name: REGIONS[name],
@@ -213,17 +212,17 @@ function checkVolatileHeader(store: Store, { offset, bytes }: Region, fail: Fail
   }
 }
 
-/** The high half of a directory entry that names a table; the low half is the table's index. */
+/** The high half of a directory entry that names a table. The low half is the index of the table. */
 const TABLE_IS_HERE = 0x1000_0000
 
-/** The top 4 bits of a grain table entry; all 64 are 0 where the grain is the parent's. */
+/** The top 4 bits of a grain table entry. All 64 bits are 0 if the grain is in the parent. */
 const GRAIN = { unmapped: 1, zero: 2, data: 3 }
 
 export class SesparseDriver extends GrainTables {
   private readonly tables: Region
   private readonly tableCount: number
   private readonly grainsOffset: number
-  /** Where something else begins behind the grains, if anything does. */
+  /** The start of the next structure after the grains, if there is one. */
   private readonly grainsEnd: number
 
   constructor(parts: ExtentParts, header: SesparseHeader) {
@@ -237,7 +236,7 @@ export class SesparseDriver extends GrainTables {
       .reduce((end, { offset }) => Math.min(end, offset), Number.POSITIVE_INFINITY)
   }
 
-  /** All grains are whole in the file. */
+  /** Returns true: all grains must be whole in the file. */
   protected isCutOff(): boolean {
     return true
   }
@@ -284,8 +283,8 @@ export class SesparseDriver extends GrainTables {
   }
 
   /**
-   * The 12 bits below the top 4 are the low ones of the grain's index; the other 48 stand over them.
-   * What does not fit into 53 bits is rounded, and lies beyond any file all the same.
+   * Returns the place of a grain. The 12 bits below the top 4 are the low bits of the grain's index; the other 48 are its high
+   * bits. A place above 2^53 is rounded; it lies past the end of any file anyway.
    */
   private placeOf(high: number, low: number): number {
     const index = ((high & 0xffff) * 2 ** 32 + low) * 2 ** 12 + ((high >>> 16) & 0xfff)

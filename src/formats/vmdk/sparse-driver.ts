@@ -1,6 +1,6 @@
 /**
- * Where the bytes of a hosted sparse extent are: the grain directory, and the grain tables that it names
- * (VMware, Virtual Disk Format 5.0, "Hosted Sparse Extents"). An entry has 32 bits and counts sectors.
+ * Finds the bytes of a hosted sparse extent, through the grain directory and the grain tables that it names (VMware, Virtual
+ * Disk Format 5.0, "Hosted Sparse Extents"). An entry has 32 bits and counts sectors.
  */
 import type { ImageError } from '../../errors.js'
 import { damageAt, located } from '../damage.js'
@@ -10,32 +10,32 @@ import { type ExtentParts, SECTOR_BYTES } from './parts.js'
 import { directoryEntries, isInFile, type SparseHeader, tableBytes } from './sparse-header.js'
 
 const ENTRY_BYTES = 4
-/** What is read of the directory at once. */
+/** How much of the directory is read at once. */
 const SLICE_BYTES = 4096
-/** Entries that name no sector: of the layer below, and zeros where the header allows them. */
+/** Entries that name no sector: the grain is in the parent; or zeros, if the header allows that. */
 const SILENT = 0
 const ZERO = 1
 
-/** What a grain is, so that neighbours of one kind become one extent. */
+/** The kind of a grain: neighbours of one kind become one extent. */
 type Run = 'data' | 'zero' | 'parent'
 
 export class SparseDriver implements FormatDriver {
   readonly sizeBytes: number
   readonly unitBytes: number
-  /** Bytes of the disk that one grain table maps. */
+  /** How many bytes of the disk one grain table maps. */
   private readonly coverage: number
   private readonly directoryBytes: number
   private readonly tableBytes: number
-  /** Where no grain can be: the header, the descriptor and the directories. */
+  /** The places where no grain can be: the header, the descriptor and the directories. */
   private readonly reserved: readonly { readonly start: number; readonly end: number }[]
-  /** The kind and the place of the entry that was decoded last: no object on the data path. */
+  /** The kind and the place of the last decoded entry. Fields, to avoid an object on the data path. */
   private kind: Run | 'packed' | 'damaged' = 'parent'
   private at = 0
-  /** Of the file, for one lookup. */
+  /** The size of the file, for one lookup. */
   private fileBytes = 0
   private merged: Buffer | undefined
 
-  /** @param header of an extent with a capacity */
+  /** @param header the header of an extent with a capacity */
   constructor(
     private readonly parts: ExtentParts,
     private readonly header: SparseHeader,
@@ -68,7 +68,7 @@ export class SparseDriver implements FormatDriver {
     return this.run(table, entry, inGrain, length)
   }
 
-  /** The grain table of a directory entry, valid until the next read; undefined when there is none. */
+  /** Returns the grain table of a directory entry, valid until the next read; undefined if there is none. */
   private table(index: number, offset: number): Buffer | undefined {
     const { directoryAt } = this.header
     const sector = this.directoryEntry(directoryAt, index, offset)
@@ -85,8 +85,8 @@ export class SparseDriver implements FormatDriver {
   }
 
   /**
-   * The first table, at `sector`, with what only the redundant one names; undefined where that one cannot be
-   * trusted. Valid until the next call.
+   * Returns the first table, at `sector`, completed with entries that only the redundant one has; undefined if that one cannot
+   * be trusted. Valid until the next call.
    */
   private bothTables(index: number, sector: number, offset: number): Buffer | undefined {
     if (sector !== SILENT && !this.isTable(sector)) return undefined
@@ -103,7 +103,7 @@ export class SparseDriver implements FormatDriver {
     return this.merged
   }
 
-  /** Whether the file has all grains that a table names. */
+  /** Reports whether the file has all grains that a table names. */
   private isSound(table: Buffer): boolean {
     for (let at = 0; at < this.header.tableEntries * ENTRY_BYTES; at += ENTRY_BYTES) {
       this.decode(table.readUInt32LE(at))
@@ -114,7 +114,7 @@ export class SparseDriver implements FormatDriver {
     return true
   }
 
-  /** The redundant table of a directory entry; undefined when there is none that is sound. */
+  /** Returns the redundant table of a directory entry; undefined if there is none, or if it is damaged. */
   private redundantTable(index: number, offset: number): Buffer | undefined {
     const { redundantDirectoryAt } = this.header
     if (redundantDirectoryAt === undefined) return undefined
@@ -138,9 +138,9 @@ export class SparseDriver implements FormatDriver {
     return this.read(directoryAt + start, length, offset)
   }
 
-  /** How many entries of the directory from `index` on name no table, within the slice of `index`. */
+  /** Returns how many entries of the directory from `index` on name no table, within the slice of `index`. */
   private silentTables(index: number): number {
-    // Each table may be named by the other directory.
+    // The other directory may name each of these tables.
     if (this.header.readsBoth) return 1
     const slice = this.directorySlice(this.header.directoryAt, index, index * this.coverage)
     const first = (index * ENTRY_BYTES) % SLICE_BYTES
@@ -161,7 +161,7 @@ export class SparseDriver implements FormatDriver {
     }
   }
 
-  /** Whether a grain can begin at `at`; how much of it the file holds is for who reads it. */
+  /** Reports whether a grain can begin at `at`. Reading it decides how much of it the file has. */
   private isGrain(at: number): boolean {
     if (at >= this.fileBytes) return false
     const end = at + (this.header.isCompressed ? SECTOR_BYTES : this.unitBytes)
@@ -169,7 +169,7 @@ export class SparseDriver implements FormatDriver {
     return true
   }
 
-  /** The grains from `entry` on that go on as the one that was just decoded, within the table. */
+  /** Returns the run of grains from `entry` on, within the table, that continue the entry just decoded. */
   private run(table: Buffer, entry: number, inGrain: number, length: number): Extent {
     const kind = this.kind as Run
     const start = this.at + inGrain
@@ -187,8 +187,8 @@ export class SparseDriver implements FormatDriver {
   }
 
   /**
-   * A grain whose entry is damaged, by the redundant table. An entry there that names nothing does not
-   * count: it would contradict the first, which says that something was written.
+   * Finds a grain whose entry is damaged in the redundant table. An entry there that names nothing does not count: the first
+   * one says that something was written.
    */
   private redundantGrain(index: number, entry: number, offset: number, length: number): Extent {
     const damagedAt = this.at
@@ -207,7 +207,7 @@ export class SparseDriver implements FormatDriver {
     throw this.damage(`a grain table's entry names a grain at ${damagedAt}, ${what}`, offset)
   }
 
-  /** What the compressed grain of `entry` takes if the next one follows it; else enough for most. */
+  /** Returns the size of the compressed grain of `entry` if the next one follows it; else a size that is enough for most. */
   private likelyBytes(table: Buffer, entry: number): number {
     const next = entry + 1
     const sector = next < this.header.tableEntries ? table.readUInt32LE(next * ENTRY_BYTES) : 0
@@ -227,7 +227,7 @@ export class SparseDriver implements FormatDriver {
     const grainStart = offset - inGrain
     const neededBytes = Math.min(this.unitBytes, this.sizeBytes - grainStart)
     const grain: PackedGrain = { at, packedBytes, offset: grainStart, neededBytes }
-    // By its place on the disk: the marker of what is at `at` may be that of another grain.
+    // Give the place on the disk, too: `at` may hold the marker of another grain.
     return {
       kind: 'packed',
       length: Math.min(length, this.unitBytes - inGrain),

@@ -1,6 +1,6 @@
 /**
- * The header of a hosted sparse extent, which a stream has at its end, too (VMware, Virtual Disk
- * Format 5.0, "Hosted Sparse Extents", "Stream-Optimized Compressed Sparse Extents").
+ * The header of a hosted sparse extent. A stream also has one at its end (VMware, Virtual Disk Format 5.0, "Hosted Sparse
+ * Extents", "Stream-Optimized Compressed Sparse Extents").
  */
 import assert from 'node:assert'
 import { bits64le, bytes, layout, u8, u16le, u32le } from '../../binary.js'
@@ -17,7 +17,7 @@ import {
 import { countStrays, hasLostTables } from './directory-scan.js'
 import { SECTOR_BYTES } from './parts.js'
 
-/** All 64 bits of a count of sectors: 2^64 - 1 has a meaning, and any other may be damage. */
+/** A count of sectors with all its 64 bits: 2^64 - 1 has a meaning, and other large ones are damage. */
 const sectors = bits64le
 
 const HEADER = layout({
@@ -39,13 +39,13 @@ const HEADER = layout({
 assert.equal(HEADER.size, 79)
 type RawHeader = ReturnType<typeof HEADER.decode>
 
-/** A sector between those of a stream that are no grains; `size` 0 tells it from a grain's. */
+/** The marker of a sector in a stream that is not a grain. Its `size` is 0, unlike a grain's. */
 const MARKER = layout({ sectors, size: u32le, type: u32le })
 const MARKER_TYPE = { endOfStream: 0, footer: 3 }
 
 /** "KDMV" */
 const MAGIC = 0x564d444b
-/** What a transfer as text would have changed. */
+/** Bytes that a transfer as text would have changed. */
 const NEWLINES = Buffer.from('\n \r\n', 'latin1')
 const FLAG = {
   newlines: 1 << 0,
@@ -54,12 +54,12 @@ const FLAG = {
   compressed: 1 << 16,
   markers: 1 << 17,
 }
-/** The others of the upper half change what the file means; those of the lower may be ignored. */
+/** Unknown flags of the upper half change the meaning of the file. Those of the lower half may be ignored. */
 const UNKNOWN_FLAGS = 0xfffc0000
 const DEFLATE = 1
-/** The directory's place where only the footer knows it. */
+/** The header's directory place if only the footer has the real one. */
 const AT_END = 2n ** 64n - 1n
-/** What ends a stream: the footer's marker, the footer, and the marker of the end. */
+/** The end of a stream: the footer's marker, the footer, and the end marker. */
 const STREAM_END_BYTES = 3 * SECTOR_BYTES
 
 const ENTRY_BYTES = 4
@@ -67,19 +67,19 @@ const ENTRY_BYTES = 4
 /** Plain data; places and sizes are in bytes. */
 export interface SparseHeader {
   readonly version: number
-  /** 0 where the file is only there for its descriptor; the grains and tables then say nothing. */
+  /** 0 if the file is only a container for its descriptor. Then it has no grains or tables. */
   readonly capacityBytes: number
   readonly grainBytes: number
-  /** Of a grain table. */
+  /** The number of entries of a grain table. */
   readonly tableEntries: number
   readonly directoryAt: number
-  /** Undefined where there is none, or none that is kept up and can be read. */
+  /** Undefined if there is none that is kept up to date and can be read. */
   readonly redundantDirectoryAt: number | undefined
-  /** Whether one of two directories that should be kept up is damaged, and the other is read alone. */
+  /** Whether one of two directories is damaged that should be kept up to date, and only the other is read. */
   readonly lacksDirectory: boolean
-  /** Whether the first one is damaged, and the redundant one is read. */
+  /** Whether the first one is damaged, so that the redundant one is read. */
   readonly readsRedundant: boolean
-  /** Whether grains that only the redundant tables name are read: the first ones may have lost them. */
+  /** Whether grains are read that only the redundant tables name: the first ones may have lost them. */
   readonly readsBoth: boolean
   readonly isCompressed: boolean
   readonly hasZeroGrains: boolean
@@ -88,7 +88,7 @@ export interface SparseHeader {
   readonly warnings: readonly string[]
 }
 
-/** Reads and checks the header, or the footer where that counts. Throws ImageError, SystemError. */
+/** Reads and checks the header, or the footer if that one counts. Throws ImageError, SystemError. */
 export function readSparseHeader(store: Store): SparseHeader {
   const fail: Fail = (code, message, hint = RESTORE) => {
     throw new ImageError(code, message, { path: store.path, hint })
@@ -117,8 +117,8 @@ export function readSparseHeader(store: Store): SparseHeader {
 }
 
 /**
- * The descriptor's text, up to the first NUL, and where it is in the file; undefined where the extent
- * has none. Throws ImageError, SystemError.
+ * Returns the descriptor's text, up to the first NUL, and its place in the file; undefined if the extent has none. Throws
+ * ImageError, SystemError.
  */
 export function readEmbeddedDescriptor(
   store: Store,
@@ -138,24 +138,24 @@ export function readEmbeddedDescriptor(
   return { text: nul < 0 ? text : text.subarray(0, nul), offset }
 }
 
-/** Whether the header in `sector` has the flag of compressed grains; nothing else of it is looked at. */
+/** Reports whether the header in `sector` has the flag for compressed grains. Reads nothing else of it. */
 export const saysCompressed = (sector: Buffer): boolean =>
   (HEADER.decode(sector).flags & FLAG.compressed) !== 0
 
-/** Bytes that a table of `entries` takes in the file. */
+/** Returns the size of a table of `entries` entries in the file, in bytes. */
 export const tableBytes = (entries: number): number =>
   Math.ceil((entries * ENTRY_BYTES) / SECTOR_BYTES) * SECTOR_BYTES
 
-/** The entries of the grain directory. */
+/** Returns the number of entries of the grain directory. */
 export const directoryEntries = (
   header: Pick<SparseHeader, 'capacityBytes' | 'grainBytes' | 'tableEntries'>,
 ): number => Math.ceil(header.capacityBytes / (header.grainBytes * header.tableEntries))
 
-/** Whether `bytes` at `at` lie behind the header and before the file's end. */
+/** Reports whether `bytes` bytes at `at` lie after the header and before the end of the file. */
 export const isInFile = (at: number, bytes: number, fileBytes: number): boolean =>
   at >= SECTOR_BYTES && at + bytes <= fileBytes
 
-/** Whether a grain table can be at a place. */
+/** Returns a function that reports whether a grain table can be at a place. */
 const isTable =
   (store: Store, { tableEntries }: Pick<SparseHeader, 'tableEntries'>) =>
   (at: number): boolean =>
@@ -171,7 +171,7 @@ const RESTORE = 'restore it from a copy'
 const CONVERT = 'convert it with the program that made it'
 type Fail = (code: ErrorCode, message: string, hint?: string) => never
 
-/** What stands at `at`, with what makes it a header checked. */
+/** Reads the header or footer at `at`, and checks its magic and version. */
 function readRaw(store: Store, at: number, name: 'header' | 'footer', fail: Fail): RawHeader {
   const sector = Buffer.alloc(SECTOR_BYTES)
   if (store.read(sector, 0, SECTOR_BYTES, at) < SECTOR_BYTES) {
@@ -196,7 +196,7 @@ function readRaw(store: Store, at: number, name: 'header' | 'footer', fail: Fail
   return raw
 }
 
-/** The footer, between its marker and that of the stream's end. */
+/** Reads the footer, between its marker and the end marker. */
 function readFooter(store: Store, fail: Fail): RawHeader {
   const end = Buffer.alloc(STREAM_END_BYTES)
   const at = store.sizeBytes - STREAM_END_BYTES
@@ -227,7 +227,7 @@ type Shape = Pick<
   'capacityBytes' | 'grainBytes' | 'tableEntries' | 'isCompressed' | 'hasZeroGrains'
 >
 
-/** How the disk is divided into grains and tables, as far as it can be. */
+/** Returns how the disk is divided into grains and tables. Throws if that is impossible. */
 function shapeOf(raw: RawHeader, path: string, fail: Fail): Shape {
   if (raw.capacity > BigInt(Number.MAX_SAFE_INTEGER) / BigInt(SECTOR_BYTES)) {
     throw tooLarge(path, raw.capacity * BigInt(SECTOR_BYTES))
@@ -275,7 +275,7 @@ function isCompressed({ flags, compression }: RawHeader, fail: Fail): boolean {
   if (compressed !== (compression === DEFLATE) || (markers && !compressed)) {
     fail('CORRUPT', 'its flags and its compression method contradict each other')
   }
-  // Programs disagree about what stands before the data of such a grain.
+  // Programs disagree about the bytes before the data of such a grain.
   if (compressed && !markers) {
     fail(
       'UNSUPPORTED',
@@ -297,7 +297,7 @@ function descriptorOf(raw: RawHeader, fileBytes: number, fail: Fail): SparseHead
   return { offset, bytes }
 }
 
-/** QEMU (block/vmdk.c) takes a header of no capacity for that of a descriptor alone. */
+/** Returns the header of a file that only contains a descriptor: QEMU (block/vmdk.c) takes capacity 0 for that. */
 function descriptorOnly(
   { version, unclean }: RawHeader,
   descriptor: SparseHeader['descriptor'],
@@ -323,9 +323,9 @@ function descriptorOnly(
 }
 
 /**
- * The directory to read, and the other one where it can stand in for damaged entries: that is, where the
- * flag says that it is kept up. Instead of a first one that is damaged the other is read alone, if it is
- * sound: what is left of the first would show old data, or none, where its entries lost their bits.
+ * Chooses the directory to read, and the other one if it can replace damaged entries: that is, if the flag says that it is
+ * kept up to date. If the first one is damaged and the other one sound, only the other one is read: the rest of the first
+ * one would show old data, or none, where its entries have lost bits.
  */
 function chooseDirectory(
   store: Store,
@@ -348,7 +348,7 @@ function chooseDirectory(
   const both = {
     directoryAt,
     redundantDirectoryAt: isSpare ? redundantAt : undefined,
-    // A stream has one directory, whatever its flag says.
+    // A stream has only one directory, whatever its flag says.
     lacksDirectory: !isSpare && (raw.flags & FLAG.redundant) !== 0 && !isStream,
     readsRedundant: false,
   }

@@ -1,28 +1,28 @@
 /**
- * Text as VMware writes it: descriptors, .vmsd and .vmx files.
+ * Reads text as VMware writes it: descriptors, .vmsd and .vmx files.
  *
- * Lines of `key = "value"`, the dictionary of VMware's tools (open-vm-tools, lib/dict/dictll.c). The
- * bytes are cut into lines, and each line is decoded on its own: in no encoding that VMware writes do
- * line ends, `=`, `#` or `"` occur within a character of several bytes, while `\` and `|` do.
+ * It has lines of `key = "value"`, the dictionary of VMware's tools (open-vm-tools, lib/dict/dictll.c). The bytes are cut into
+ * lines, and each line is decoded separately. In VMware's encodings, line ends, `=`, `#` and `"` never occur within a
+ * character of several bytes, but `\` and `|` do.
  *
- * Every function takes time in proportion to its text, whatever the text is.
+ * Every function takes linear time, whatever the text is.
  */
 import { TextDecoder } from 'node:util'
 
 const BOM = Buffer.from([0xef, 0xbb, 0xbf])
 
 export interface Text {
-  /** As the file names it. */
+  /** The encoding's name in the file. */
   readonly encoding: string | undefined
-  /** Without blanks around them; no empty ones and no comments. */
+  /** The lines, without blanks around them, without empty ones and comments. */
   readonly lines: readonly string[]
-  /** Any bytes of the file as text. */
+  /** Decodes bytes of the file. */
   readonly decode: Decode
 }
 
 type Decode = (bytes: Buffer) => string
 
-/** `bytes` without a byte order mark, to the first NUL. */
+/** Returns `bytes` without a byte order mark, up to the first NUL. */
 export function textBytes(bytes: Buffer): Buffer {
   const start = bytes.subarray(0, BOM.length).equals(BOM) ? BOM.length : 0
   const nul = bytes.indexOf(0, start)
@@ -30,21 +30,20 @@ export function textBytes(bytes: Buffer): Buffer {
 }
 
 /**
- * QEMU gives a descriptor a new CID of as many digits as it needs, and leaves the last bytes of a text that
- * has become shorter behind its NUL (block/vmdk.c, vmdk_write_cid): fewer than the shortest line that
- * would say anything.
+ * The most bytes that QEMU leaves after a descriptor's NUL. It writes a new CID with as few digits as possible, and leaves the
+ * last bytes of the longer, old text (block/vmdk.c, vmdk_write_cid): fewer than the shortest meaningful line.
  */
 const RESIDUE_BYTES = 7
-/** Of text, and of no `key=value`. */
+/** Such bytes are text, without `=`. */
 const RESIDUE = /^[\0\n\r\t -<>-~]*$/
 
-/** Whether `bytes`, what follows a text from its NUL on, says nothing. */
+/** Reports whether `bytes`, which begin with the NUL after a text, mean nothing. */
 export function isPadding(bytes: Buffer): boolean {
   const end = 1 + RESIDUE_BYTES
   return RESIDUE.test(bytes.toString('latin1', 0, end)) && bytes.subarray(end).every(b => b === 0)
 }
 
-/** The lines of `bytes`, decoded by what their `encodingKey` says. */
+/** Returns the lines of `bytes`, decoded with the encoding that the key `encodingKey` names. */
 export function readText(bytes: Buffer, encodingKey: string): Text {
   const raw = lines(bytes)
   const encodingLine = raw.find(line => keyValue(line)?.key.toLowerCase() === encodingKey)
@@ -55,7 +54,7 @@ export function readText(bytes: Buffer, encodingKey: string): Text {
   return { encoding, lines: raw.map(text), decode }
 }
 
-/** Bytes as characters of the same number, so that cutting them loses nothing. */
+/** Turns each byte into the character with the same number, so that cutting loses nothing, and splits into lines. */
 function lines(bytes: Buffer): string[] {
   return bytes
     .toString('latin1')
@@ -65,8 +64,8 @@ function lines(bytes: Buffer): string[] {
 }
 
 /**
- * A line's key, as written, and its value, without quotes and comment. A value that begins with a
- * quote ends at the line's last one where it cannot be told otherwise: nobody escapes quotes in paths.
+ * Returns a line's key, as written, and its value, without quotes and comment. A value that begins with a quote ends at the
+ * last quote of the line, unless it is clear otherwise: programs do not escape quotes in paths.
  */
 export function keyValue(line: string): { key: string; value: string } | undefined {
   const match = /^([^ \t="#]+)[ \t]*=/.exec(line)
@@ -87,14 +86,14 @@ function unquoted(rest: string): string {
   return comment < 0 ? rest : trimBlanks(rest.slice(0, comment))
 }
 
-/** `|22` and the like, as the dictionary writes quotes, pipes and control characters. */
+/** Decodes `|22` and the like, the dictionary's form of quotes, pipes and control characters. */
 export function unescaped(value: string, decode: Decode): string {
   return value.replace(/(?:\|[0-9a-f]{2})+/gi, run =>
     decode(Buffer.from(run.replaceAll('|', ''), 'hex')),
   )
 }
 
-/** Not trim(): U+00A0 and U+3000 are parts of names, or of a character that is not decoded yet. */
+/** Removes blanks. Not trim(): U+00A0 and U+3000 may be parts of names, or of a character that is not decoded yet. */
 export function trimBlanks(text: string): string {
   const isBlank = (at: number) => text[at] === ' ' || text[at] === '\t'
   let start = 0
@@ -104,16 +103,16 @@ export function trimBlanks(text: string): string {
   return text.slice(start, end)
 }
 
-/** Encodings with characters of several bytes; by the names that TextDecoder gives them. */
+/** Encodings with characters of several bytes, by TextDecoder's names. */
 const MULTI_BYTE = ['gbk', 'gb18030', 'big5', 'shift_jis', 'euc-jp', 'euc-kr']
 const ASCII = Buffer.from(Array.from({ length: 95 }, (_, i) => 32 + i))
 
 /**
- * Decodes by `encoding`, or what holds the bytes where it does not.
+ * Returns a decoder for `encoding`, with another one for bytes that are not valid in it.
  *
- * Text in an encoding of one byte a character is hardly ever valid UTF-8 by chance, so valid UTF-8
- * goes first: other tools write it whatever the file says. With GBK and its like chance is real (one
- * Chinese character in six), so there the file's word goes first.
+ * Text in a one-byte encoding is hardly ever valid UTF-8 by chance. So valid UTF-8 is tried first, because other tools write
+ * UTF-8 whatever the file says. For GBK and similar ones the chance is real (one Chinese character in six), so there the
+ * file's encoding is tried first.
  */
 function decoderOf(encoding: string | undefined): Decode {
   const utf8 = strict('utf-8') as TextDecoder
@@ -127,14 +126,14 @@ function decoderOf(encoding: string | undefined): Decode {
       try {
         return decoder.decode(bytes)
       } catch {
-        // The bytes are not of this encoding.
+        // The bytes are not valid in this encoding.
       }
     }
     return windows1252(bytes)
   }
 }
 
-/** A decoder that refuses what is not of `encoding`; none for an encoding that changes ASCII. */
+/** Returns a decoder that refuses invalid bytes; undefined for an encoding that changes ASCII. */
 function strict(encoding: string): TextDecoder | undefined {
   try {
     const decoder = new TextDecoder(encoding, { fatal: true, ignoreBOM: true })
@@ -144,7 +143,7 @@ function strict(encoding: string): TextDecoder | undefined {
   }
 }
 
-/** 0x80 to 0x9f, where windows-1252 is not Latin-1; the five that it leaves open stay as they are. */
+/** The characters 0x80 to 0x9f, where windows-1252 differs from Latin-1; the five unassigned ones stay. */
 const WINDOWS_1252 = '€\x81‚ƒ„…†‡ˆ‰Š‹Œ\x8dŽ\x8f\x90‘’“”•–—˜™š›œ\x9džŸ'
 
 const windows1252: Decode = bytes =>

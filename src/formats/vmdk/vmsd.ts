@@ -1,9 +1,8 @@
 /**
- * The snapshots of a virtual machine (.vmsd) and the disks that it has (.vmx): dictionaries, see
- * text.ts. A sample of a .vmsd stands in vatesfr/xen-orchestra, vmware-explorer/parsers/vmsd.mjs.
+ * Reads the snapshots of a virtual machine (.vmsd) and its disks (.vmx). Both are dictionaries, see text.ts. There is a sample
+ * of a .vmsd in vatesfr/xen-orchestra, vmware-explorer/parsers/vmsd.mjs.
  *
- * They only say which disk is which snapshot. So what is damaged in them is left out, and the disks
- * can still be read.
+ * The files only say which disk belongs to which snapshot. So damaged parts are left out, and the disks can still be read.
  */
 import { ImageError } from '../../errors.js'
 import {
@@ -19,7 +18,7 @@ import { keyValue, readText, textBytes, unescaped } from './text.js'
 
 export interface VmsdSnapshot {
   readonly uid: number
-  /** As written: the file may name one that is not there. Undefined for a root of the tree. */
+  /** The parent's uid as written: it may not exist. Undefined for a root of the tree. */
   readonly parent: number | undefined
   readonly displayName: string
   readonly description: string
@@ -28,20 +27,20 @@ export interface VmsdSnapshot {
 }
 
 export interface VmsdDisk {
-  /** The descriptor that was the disk's when the snapshot was taken, as written. */
+  /** The disk's descriptor at the time of the snapshot, as written. */
   readonly fileName: string
-  /** In lower case, such as `scsi0:0`; empty where the file does not say. */
+  /** The device node in lower case, such as `scsi0:0`; empty if the file does not say. */
   readonly node: string
 }
 
 export interface VmsdSnapshots {
-  /** The snapshot that the machine's disks lie on; undefined where none of `snapshots` is it. */
+  /** The snapshot on which the machine's disks are based; undefined if it is none of `snapshots`. */
   readonly current: number | undefined
-  /** Parents before their children, siblings by uid; at the end those that are their own ancestors. */
+  /** Parents come before their children, siblings by uid. Snapshots that are their own ancestors come last. */
   readonly snapshots: readonly VmsdSnapshot[]
 }
 
-/** Throws ImageError for what is no .vmsd file; an empty one is that of a machine without snapshots. */
+/** Throws ImageError if the file is not a .vmsd. An empty file belongs to a machine without snapshots. */
 export function parseVmsd(bytes: Buffer, path: string): VmsdSnapshots {
   if (bytes.length > MAX_VMSD_BYTES) {
     throw new ImageError('CORRUPT', `the .vmsd file has more than ${MAX_VMSD_BYTES} bytes`, {
@@ -68,7 +67,7 @@ export function parseVmsd(bytes: Buffer, path: string): VmsdSnapshots {
   }
 }
 
-/** The disks that a .vmx file names, by node in lower case. Throws ImageError where it is too long. */
+/** Returns the disks that a .vmx file names, by node in lower case. Throws ImageError if the file is too long. */
 export function parseVmxDisks(bytes: Buffer): readonly { node: string; fileName: string }[] {
   if (bytes.length > MAX_VMX_BYTES) {
     throw new ImageError('CORRUPT', `the .vmx file has more than ${MAX_VMX_BYTES} bytes`, {
@@ -91,7 +90,7 @@ const LEAVE_OUT = 'move it away to go on without it; the disks do not need it'
 
 type Entries = ReadonlyMap<string, string>
 
-/** The entries with `wanted` keys, in lower case; of a key that occurs twice the first one counts. */
+/** Returns the entries with `wanted` keys, in lower case. If a key occurs twice, the first one counts. */
 function readDictionary(bytes: Buffer, wanted: RegExp): Entries {
   const { lines, decode } = readText(textBytes(bytes), '.encoding')
   const entries = new Map<string, string>()
@@ -104,7 +103,7 @@ function readDictionary(bytes: Buffer, wanted: RegExp): Entries {
   return entries
 }
 
-/** The entries of each `snapshotN.`, by N; those of removed ones may linger behind the last. */
+/** Returns the entries of each `snapshotN.`, by N. Entries of removed snapshots may remain after the last. */
 function recordsOf(entries: Entries): Entries[] {
   const count = countOf(entries.get('snapshot.numsnapshots'), MAX_VMSD_SNAPSHOTS)
   const records = new Map<number, Map<string, string>>()
@@ -146,7 +145,7 @@ function disksOf(record: Entries): VmsdDisk[] {
 const isFileName = (name: string): boolean =>
   name !== '' && !name.includes('\0') && Buffer.byteLength(name) <= MAX_FILE_NAME_BYTES
 
-/** How many entries count: `most` where the file does not say. */
+/** Returns how many entries count: `most` if the file does not say. */
 function countOf(value: string | undefined, most: number): number {
   return value !== undefined && /^[0-9]{1,10}$/.test(value) ? Math.min(Number(value), most) : most
 }
@@ -154,7 +153,7 @@ function countOf(value: string | undefined, most: number): number {
 const uidOf = (value: string | undefined): number | undefined =>
   value !== undefined && /^[0-9]{1,10}$/.test(value) ? Number(value) : undefined
 
-/** Two halves of the microseconds since 1970, written as signed numbers of 32 bits. */
+/** Returns a date from two halves of the microseconds since 1970, written as signed 32-bit numbers. */
 function dateOf(high: string | undefined, low: string | undefined): Date | undefined {
   const [upper, lower] = [high, low].map(half =>
     half !== undefined && /^-?[0-9]{1,10}$/.test(half) ? Number(half) : Number.NaN,
@@ -181,6 +180,6 @@ function inTreeOrder(snapshots: readonly VmsdSnapshot[]): VmsdSnapshot[] {
     ordered.add(snapshot)
     next.push(...(children.get(snapshot.uid) ?? []).toReversed())
   }
-  // Whoever is not reached from a root lies on a loop, or behind one.
+  // A snapshot that is not reached from a root is on a loop, or a descendant of one.
   return [...ordered, ...byUid.filter(snapshot => !ordered.has(snapshot))]
 }

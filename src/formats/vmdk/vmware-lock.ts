@@ -1,22 +1,22 @@
 /**
- * The locks of VMware's programs (open-vm-tools, lib/file/fileLockPrimitive.c, fileLockPosix.c and file.c,
- * lib/misc/machineID.c). They are files, which nothing takes away when their program dies.
+ * Reads the locks of VMware's programs (open-vm-tools, lib/file/fileLockPrimitive.c, fileLockPosix.c and file.c,
+ * lib/misc/machineID.c). They are files, so they stay when their program dies.
  *
- * Beside a disk that is in use there is a folder of its name with `.lck` behind it. Each program that uses
- * the disk has a member in it, `M` and 5 digits and `.lck`, of 512 bytes: words with blanks between them,
- * then NULs. The words are the machine, the process (`pid-start(name)`; start and name may be missing), a
- * number for taking turns, `X` for writing or `S` for reading, the start again, and properties. While it
- * makes its member, which takes a moment, a program has a folder `D` of the same number there.
+ * Beside a disk in use there is a folder with the disk's name and the suffix `.lck`. Each program that uses the disk has a
+ * member in it, named `M`, 5 digits and `.lck`, of 512 bytes: words separated by blanks, then NULs. The words are the machine,
+ * the process (`pid-start(name)`; start and name may be missing), a number for taking turns, `X` for writing or `S` for
+ * reading, the start again, and properties. While a program makes its member, which takes a moment, it has a folder `D` with
+ * the same number there.
  *
- *  (1) A lock of this machine is stale when its process is gone, or its number is that of a process which
- *      started at another time. A lock of another machine cannot be judged, so it is live.
- *  (2) What cannot be told is live: a member that cannot be read or understood, a process whose start
- *      nobody says. Of damaged members VMware's programs say both: who wants the lock deletes them, and
- *      who only asks takes them for locks.
- *  (3) A folder without members is no lock, since programs leave it behind; nor is what has other names.
- *  (4) A `D` that is 8 seconds old was left behind by a program that died.
- *  (5) A file in place of the folder is a lock of old programs, or of an ESX host. It does not say whose it
- *      is, and VMware's programs respect it for as long as it is there: it is live.
+ *  (1) A lock of this machine is stale if its process has ended, or if a process with that id started at another time. A lock
+ *      of another machine cannot be judged, so it is live.
+ *  (2) In doubt a lock is live: a member that cannot be read or understood, a process whose start is unknown. VMware's
+ *      programs treat damaged members in both ways: one that wants the lock deletes them, one that only asks takes them for
+ *      locks.
+ *  (3) A folder without members is not a lock, since programs leave it behind. Files with other names are not locks either.
+ *  (4) A `D` that is 8 seconds old is from a program that died.
+ *  (5) A file in place of the folder is a lock of old programs or of an ESX host. It does not name its owner, and VMware's
+ *      programs respect it as long as it exists, so it is live.
  */
 import fs from 'node:fs'
 import os from 'node:os'
@@ -27,34 +27,34 @@ import { type Folder, findWithin } from '../../io/folders.js'
 import { closeFile } from '../../io/libc.js'
 import type { ForeignLock } from '../format.js'
 
-/** What a member says. */
+/** The content of a member. */
 export interface LockRecord {
-  /** Its machine, by the name that VMware's programs give it. */
+  /** The machine, by VMware's name. */
   readonly machine: string
-  /** Undefined where it makes no sense. */
+  /** Undefined if it makes no sense. */
   readonly process: LockProcess | undefined
   readonly writes: boolean
 }
 
 export interface LockProcess {
   readonly pid: number
-  /** In the time of its machine; for Linux in clock ticks since that started. Undefined where not said. */
+  /** The start in its machine's time; on Linux in clock ticks since boot. Undefined if it is missing. */
   readonly start: bigint | undefined
   readonly program: string | undefined
 }
 
-/** What locks are judged by. */
+/** The facts about this machine that decide about locks. */
 export interface Here {
   readonly hostName: string
-  /** Of all network interfaces, as `00:50:56:c0:00:08`. */
+  /** The addresses of all network interfaces, such as `00:50:56:c0:00:08`. */
   readonly macs: readonly string[]
-  /** Whether a process that cannot be seen is not there; otherwise every lock is live. */
+  /** Whether a process that cannot be seen does not exist. If not, every lock is live. */
   readonly seesAllProcesses: boolean
 }
 
 const SUFFIX = '.lck'
 const ENTRY_NAME = /^[MD][0-9]{5}.*\.lck$/s
-/** Members that are read, and bytes of one: VMware writes 512. */
+/** The most members that are read, and the most bytes of one: VMware writes 512. */
 const MAX_MEMBERS = 64
 const MAX_MEMBER_BYTES = 4096
 const MAX_WORDS = 16
@@ -63,9 +63,8 @@ const MAX_OWNER_LENGTH = 300
 const ENTRY_AGE = 8000
 
 /**
- * The locks that VMware's programs hold on `imagePath`, or have left there: beside that name, symbolic
- * link or not, which is where they put them, and beside the file that it leads to. Only locks within
- * `allowed` are looked into; one elsewhere is live. Never throws.
+ * Returns the locks that VMware's programs hold on `imagePath` or have left behind: beside that name, also if it is a symbolic
+ * link, and beside the file that it leads to. It reads only locks within `allowed`; locks elsewhere are live. Never throws.
  */
 export function vmwareLocks(
   imagePath: string,
@@ -77,7 +76,7 @@ export function vmwareLocks(
   return [...names].flatMap(name => locksAt(`${name}${SUFFIX}`, allowed, here))
 }
 
-/** The words of a member, which end at the first NUL; undefined where they make no sense. */
+/** Parses a member, whose words end at the first NUL. Returns undefined if they make no sense. */
 export function parseLock(content: Buffer): LockRecord | undefined {
   const nul = content.indexOf(0)
   const words = content
@@ -88,21 +87,21 @@ export function parseLock(content: Buffer): LockRecord | undefined {
   if (machine === undefined || id === undefined || words.length > MAX_WORDS) return undefined
   if (!/^[0-9]+$/.test(turn) || (type !== 'X' && type !== 'S')) return undefined
   const holder = processOf(id)
-  // Older programs have the start behind the type alone.
+  // Older programs write the start only after the type.
   const isOlder = words.length === 6 && /^[0-9]+$/.test(id)
   const process = holder && isOlder ? { ...holder, start: startOf(start) } : holder
   return { machine, process, writes: type === 'X' }
 }
 
-/** Whether a member's machine is `here`, or cannot be told from it. */
+/** Reports whether a member's machine is `here`, or cannot be told from it. */
 export function isSameMachine(machine: string, { hostName, macs }: Here): boolean {
   // 16 characters of Base64, with `-` for `/`; programs on other systems write `uuid=…`.
   const base64 = machine.replaceAll('-', '/')
   if (!/^[A-Za-z0-9+/]{16}$/.test(base64)) return false
   const id = Buffer.from(base64, 'base64')
-  // A hash of the host's name, the address of eth0 or the next of its kind, and 2 NULs.
+  // A hash of the host's name, the address of eth0 or the next interface, and 2 NULs.
   const mac = id.subarray(4, 10)
-  // A host's name may change while it runs, its address hardly does.
+  // Prefer the address: a host's name may change while it runs, its address hardly does.
   if (mac.some(byte => byte !== 0)) {
     return macs.some(own => own.replaceAll(':', '').toLowerCase() === mac.toString('hex'))
   }
@@ -110,7 +109,7 @@ export function isSameMachine(machine: string, { hostName, macs }: Here): boolea
   return hash === 0 || hash === hashOf(hostName)
 }
 
-/** DJB2. */
+/** The hash function DJB2. */
 const hashOf = (text: string): number =>
   Buffer.from(text).reduce((hash, byte) => (Math.imul(hash, 33) + byte) >>> 0, 5381)
 
@@ -122,7 +121,7 @@ function processOf(id: string): LockProcess | undefined {
   return pid > 0 && pid < 2 ** 31 ? { pid, start: startOf(start), program } : undefined
 }
 
-/** 0 stands for a start that the program could not find out. */
+/** Returns a start; undefined for 0, which means that the program could not find it out. */
 const startOf = (digits: string): bigint | undefined =>
   /^[0-9]{1,20}$/.test(digits) ? BigInt(digits) || undefined : undefined
 
@@ -143,7 +142,7 @@ function locksAt(lock: string, allowed: readonly Folder[], here: Here | undefine
   }
 }
 
-/** @param place an O_PATH descriptor of the folder `folder` */
+/** @param place an O_PATH descriptor of `folder` */
 function locksIn(folder: string, place: number, given: Here | undefined): ForeignLock[] {
   const names = fs.readdirSync(pathOfDescriptor(place))
   const entries = names.filter(name => ENTRY_NAME.test(name)).sort()
@@ -163,7 +162,7 @@ function locksIn(folder: string, place: number, given: Here | undefined): Foreig
   return rest > 0 ? [...found, { ...unknown(folder), owner: `${rest} more programs` }] : found
 }
 
-/** Where the system or a member does not say more; rule (2). */
+/** Returns a live lock without details: rule (2). */
 const unknown = (file: string): ForeignLock => ({
   path: file,
   isLive: true,
@@ -171,13 +170,13 @@ const unknown = (file: string): ForeignLock => ({
   writes: true,
 })
 
-/** Rule (4). A clock that is ahead of ours makes it no older. */
+/** Judges a `D` by rule (4). A clock that is ahead of ours does not make it older. */
 function enteringAt(file: string, place: string): ForeignLock {
   const isLive = Date.now() - fs.lstatSync(place).mtimeMs < ENTRY_AGE
   return { ...unknown(file), isLive, owner: 'a program that began to take it' }
 }
 
-/** @param fd the open member; undefined where it is no regular file */
+/** @param fd the open member; undefined if it is not a regular file */
 function memberAt(file: string, fd: number | undefined, here: Here): ForeignLock {
   const content = fd === undefined ? undefined : readMember(fd)
   const record = content && parseLock(content)
@@ -188,7 +187,7 @@ function memberAt(file: string, fd: number | undefined, here: Here): ForeignLock
   return { path: file, isLive, owner: ownerOf(process, isOurs ? undefined : machine), writes }
 }
 
-/** All of a member; undefined where it is none of VMware's. Closes it. */
+/** Reads a whole member, and closes it. Returns undefined if it is not VMware's. */
 function readMember(fd: number): Buffer | undefined {
   try {
     const bytes = Buffer.alloc(MAX_MEMBER_BYTES + 1)
@@ -199,7 +198,7 @@ function readMember(fd: number): Buffer | undefined {
   }
 }
 
-/** @param machine where it is another one */
+/** @param machine the machine, if it is another one */
 function ownerOf(process: LockProcess | undefined, machine: string | undefined): string {
   const of = machine === undefined ? '' : ` of another machine, ${machine}`
   if (!process) return shown(`a program${of}`)
@@ -209,19 +208,19 @@ function ownerOf(process: LockProcess | undefined, machine: string | undefined):
 
 const shown = (text: string): string => printable(text).slice(0, MAX_OWNER_LENGTH)
 
-/** Rule (1), for a process of this machine. */
+/** Judges a process of this machine by rule (1). */
 function isRunning({ pid, start }: LockProcess): boolean {
   try {
     process.kill(pid, 0)
   } catch (error) {
-    // Any other error is about a process that is there.
+    // With any other error the process exists.
     if ((error as NodeJS.ErrnoException).code === 'ESRCH') return false
   }
   const actual = start && startOfRunning(pid)
   return actual === undefined || actual === start
 }
 
-/** Field 22 of proc_pid_stat(5), behind the name in parentheses; undefined where it is kept from us. */
+/** Returns field 22 of proc_pid_stat(5), after the name in parentheses; undefined if it may not be read. */
 function startOfRunning(pid: number): bigint | undefined {
   try {
     const stat = fs.readFileSync(`/proc/${pid}/stat`, 'latin1')
@@ -231,7 +230,7 @@ function startOfRunning(pid: number): bigint | undefined {
   }
 }
 
-/** The first namespace of processes; its number is the kernel's own (PROC_PID_INIT_INO). */
+/** The first PID namespace; the kernel fixes its number (PROC_PID_INIT_INO). */
 const ALL_PROCESSES = 'pid:[4026531836]'
 
 function thisMachine(): Here {
@@ -259,6 +258,6 @@ function realOf(file: string): string {
   }
 }
 
-/** Whether there is nothing of that name, nor could there be. */
+/** Reports whether an error means that nothing of that name exists or can exist. */
 const isGone = (error: unknown): boolean =>
   ['ENOENT', 'ENOTDIR', 'ENAMETOOLONG'].includes((error as NodeJS.ErrnoException).code ?? '')

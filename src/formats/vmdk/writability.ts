@@ -1,4 +1,4 @@
-/** Which VMDK images can be written, before anything of them is. */
+/** Decides which VMDK images can be written, before anything is written. */
 import { printable } from '../../errors.js'
 import { WriteProtected } from '../../io/named-file.js'
 import type { Store } from '../../io/store.js'
@@ -7,7 +7,7 @@ import { extentKind, SECTOR_BYTES } from './parts.js'
 import { saysCompressed } from './sparse-header.js'
 
 export interface WriteOptions {
-  /** Whether the image gives up its change tracking: programs that rely on it make a full backup next. */
+  /** Whether the image gives up its change tracking: then programs that rely on it make a full backup next. */
   readonly dropsChangeTracking: boolean
   /** Whether the image lies on a block device. */
   readonly isDevice: boolean
@@ -18,13 +18,13 @@ const COMPRESSED = 'it is stream-optimized: what is compressed cannot be written
 const READ_ONLY = 'mount it with -o ro'
 const CONVERT = 'mount it with -o ro, or convert it with qemu-img convert'
 
-/** Throws WriteProtected where the image in the file at `path` can be read, and not written. */
+/** Throws WriteProtected if the image in the file at `path` can only be read. */
 export function requireWritable(spec: VmdkSpec, path: string, options: WriteOptions): void {
   const refuse = (at: string, what: string, hint = READ_ONLY): never => {
     throw new WriteProtected(at, what, hint)
   }
   if (options.isDevice) refuse(path, 'a vmdk on a block device has nowhere to grow', CONVERT)
-  // Nobody who knows the whole disk would see that it has changed.
+  // Without a descriptor there is no CID to update, so children could not detect the change.
   if (!spec.descriptor) {
     const hint = 'mount the disk that it is a part of, or this with -o ro'
     refuse(path, 'an extent without its descriptor is not written', hint)
@@ -49,8 +49,8 @@ export function requireWritable(spec: VmdkSpec, path: string, options: WriteOpti
 }
 
 /**
- * The same for what the image's first bytes say, before anybody is kept out of it: whether it is a kind of
- * extent that is never written. Throws WriteProtected, SystemError; what is damaged is for the reader.
+ * Throws WriteProtected if the image's first bytes show a kind of extent that is never written. Call it before other programs
+ * are locked out. Also throws SystemError. It ignores damage, which the reader reports.
  */
 export function requireWritableKind(store: Store): void {
   const head = Buffer.alloc(SECTOR_BYTES)
@@ -76,7 +76,7 @@ function problemOf({ isWritable, file, layout, sizeBytes }: VmdkExtent) {
   return { what, hint: 'mount it with -o ro, and copy the disk to a new image' }
 }
 
-/** The path of a file whose bytes are of the disk at two places. */
+/** Returns the path of a file whose bytes are at two places of the disk, if there is one. */
 function sharedBytes({ extents }: VmdkSpec): string | undefined {
   const used = extents.flatMap(({ file, layout, sizeBytes }) => {
     if (!file || sizeBytes === 0) return []

@@ -1,16 +1,16 @@
-/** What the threads that write a VMDK image share; see disk-memory.ts. */
+/** The memory that the threads share that write a VMDK image; see disk-memory.ts. */
 import type { VmdkSpec } from './image.js'
 
 export interface VmdkMemory {
-  /** DISK_WORDS, and one of each extent: whether something was written to it since it was last synced. */
+  /** DISK_WORDS words, and one for each extent: whether it was written since it was last synced. */
   readonly words: SharedArrayBuffer
 }
 
-/** Words of the disk; those of its extents follow. */
+/** The words of the disk; those of its extents follow. */
 export const DISK = {
   /** Whether the descriptor has this mount's CID. */
   hasCid: 0,
-  /** Redundant grain tables that said something else than the first ones. */
+  /** How many redundant grain tables differed from the first ones. */
   mended: 1,
 } as const
 export const DISK_WORDS = 2
