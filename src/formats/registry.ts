@@ -5,9 +5,16 @@ import { qcowFormat } from './qcow/format.js'
 import { qcow2Format } from './qcow2/format.js'
 import { rawFormat } from './raw/format.js'
 import { vmdkFormat } from './vmdk/format.js'
+import { vpcFormat } from './vpc/format.js'
 
 /** In the order in which they are recognised. Raw is what remains where none of them matches. */
-export const RECOGNISED: readonly Format[] = [cowFormat, qcowFormat, qcow2Format, vmdkFormat]
+export const RECOGNISED: readonly Format[] = [
+  cowFormat,
+  qcowFormat,
+  qcow2Format,
+  vmdkFormat,
+  vpcFormat,
+]
 export const RAW: Format = rawFormat as Format
 
 /** Formats that are recognised, so that they are not shown as if they were raw, but not read. */
@@ -24,7 +31,6 @@ export const FOREIGN: readonly {
     matches: b => b.length >= 68 && b.readUInt32LE(64) === 0xbeda107f,
   },
   { name: 'vhdx', suffixes: ['.vhdx'], matches: b => startsWith(b, 'vhdxfile') },
-  { name: 'vpc', suffixes: ['.vhd'], matches: b => startsWith(b, 'conectix') },
   {
     name: 'parallels',
     suffixes: [],

@@ -51,7 +51,6 @@ const refused = [
   { says: 'qed', bytes: sector('QED\0') },
   { says: 'vdi', bytes: sector('\x7f\x10\xda\xbe', 64) },
   { says: 'vhdx', bytes: sector('vhdxfile') },
-  { says: 'vpc', bytes: sector('conectix') },
   { says: 'parallels', bytes: sector('WithoutFreeSpace') },
 ]
 for (const [index, { says, bytes }] of refused.entries()) {
