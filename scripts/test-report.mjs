@@ -23,8 +23,8 @@ export class FileReport {
     parser.on('bailout', reason => this.#fail(this.#file.path, { bailout: reason }))
   }
 
-  /** Call it when the process has ended: its exit code, a signal or the time limit may be another failure. */
-  end({ exitCode, signal, isLate }) {
+  /** The process has ended, and what it did not say itself may still make it a failure. */
+  end({ exitCode, signal, hangs, left = [] }) {
     const { path, successes, failures } = this.#file
     const { ok, plan } = this.#parser.results
     if (failures > 0) this.failed++
@@ -32,8 +32,9 @@ export class FileReport {
 
     const isSilent = this.passed + this.failed + this.skipped.length === 0
     const reason = plan.skipReason || 'no tests found'
-    if (isLate) {
-      this.#fail(path, { reason: 'it, or a process that it started, did not end in time' })
+    if (left.length > 0) this.#fail(path, { left: left.join('\n') })
+    if (hangs) {
+      this.#fail(path, { reason: hangs })
     } else if (signal || (this.failed === 0 && (!ok || exitCode !== 0))) {
       this.#fail(path, { exitCode, signal, tap: this.#parser.failures[0]?.tapError })
     } else if (isSilent && reason === 'no tests found') {

@@ -1,18 +1,17 @@
 /**
  * npm test [-- FILES]: lint, types, build and all tests; with FILES, the build and these tests.
- * npm run test:long [-- FILES]: the same with VIMGFS_TEST_LONG=1, for hours.
+ * npm run test:quick: the build and the tests that only compute, in about a minute.
+ * npm run test:long [-- FILES]: all tests with VIMGFS_TEST_LONG=1, for hours.
  *
- *  (1) Nothing hides a failure: a test that fails, crashes, takes too long or never runs has failed. The exit code is 0
- *      only if nothing failed and something passed.
+ *  (1) Nothing hides a failure: what fails, crashes, hangs, leaves something behind or never ran counts as
+ *      failed, and the exit code is 0 only if nothing failed and something passed.
  *  (2) CI runs as root and has all that a test may need, so a test that is skipped there has failed.
  *  (3) The last line is the count, in a form that a program can read.
  *
- * Every file runs in a process of its own with tap's loaders. tap's own runner is not used, because
- * it drops a file from its report when another one takes too long, against rule (1).
+ * Files run in processes with tap's loaders, those that only compute several in one. tap's own runner is not
+ * used, because it drops a file from its report when another one takes too long, against rule (1).
  */
-import { execFileSync, spawn, spawnSync } from 'node:child_process'
-import { once } from 'node:events'
-import { readdirSync } from 'node:fs'
+import { execFileSync, spawnSync } from 'node:child_process'
 import { join, relative, resolve } from 'node:path'
 import {
   ensureBuilt,
@@ -22,6 +21,8 @@ import {
   ROOT,
   run,
 } from './bootstrap.mjs'
+import { allFiles, JOBS, planOf, quickFiles } from './test-plan.mjs'
+import { removeFolders, sweepAll, TestProcess } from './test-process.mjs'
 import { FileReport } from './test-report.mjs'
 
 const PEERS = [
@@ -68,21 +69,15 @@ const PEERS = [
   'xz',
   'zip',
 ]
-const JOBS = 2
-/** npm run test:long runs the same files; some of them do more. */
-const IS_LONG = process.env.VIMGFS_TEST_LONG === '1'
-/** At its limit tap ends a file and says in which test it was. Some time after it, this runner kills the file. */
-const LIMIT_SECONDS = IS_LONG ? 6 * 3600 : 300
-const KILL_SECONDS = LIMIT_SECONDS + 15
+const IS_QUICK = process.argv[2] === '--quick'
+/** The entry of a process that runs several files. */
+const SHARED = 'test/support/shared.ts'
+/** Raw TAP. A process that hangs is ended by test-process.mjs. */
+const TAP_ENV = { TAP: '1', TAP_TIMEOUT: '0' }
 
-/** Asks for raw TAP, and sets that limit. */
-const TAP_ENV = { TAP: '1', TAP_TIMEOUT: `${LIMIT_SECONDS}` }
-
-const children = new Set()
-// A terminal's Ctrl-C reaches the children, too. A signal to this process alone does not.
-for (const signal of ['SIGTERM', 'SIGHUP']) {
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
   process.once(signal, () => {
-    for (const child of children) child.kill(signal)
+    sweepAll()
     process.kill(process.pid, signal)
   })
 }
@@ -93,16 +88,17 @@ run(async () => {
   try {
     await test()
   } catch (error) {
-    total.failed++
-    console.log(error.message)
+    fail(error.message)
   }
+  removeFolders()
   return conclude()
 })
 
 async function test() {
   // npm has changed to this package's folder; the user's paths are relative to where npm was called.
   const cwd = process.env.INIT_CWD ?? process.cwd()
-  const named = process.argv.slice(2).map(path => relative(ROOT, resolve(cwd, path)))
+  const words = process.argv.slice(IS_QUICK ? 3 : 2)
+  const named = words.map(path => relative(ROOT, resolve(cwd, path)))
 
   ensureNpmPackages()
   const missing = ensureCommands(PEERS)
@@ -111,77 +107,98 @@ async function test() {
       `Tests will be skipped for want of ${missing.join(', ')}. Install ${howToInstall(missing)}`,
     )
   }
-  if (named.length === 0) {
+  if (named.length === 0 && !IS_QUICK) {
     check('lint', 'biome', 'check', '--error-on-warnings', `--colors=${colors()}`)
     check('types', 'tsc')
   }
   ensureBuilt()
 
-  const files = named.length > 0 ? named : testFiles()
+  const groups =
+    named.length > 0 ? named.map(file => [file]) : planOf(IS_QUICK ? quickFiles() : allFiles())
+  const runner = await runnerOf(named.length > 0)
+  const worker = async () => {
+    for (let group = groups.shift(); group; group = groups.shift()) {
+      groups.unshift(...(await runner(group)))
+    }
+  }
+  await Promise.all(Array.from({ length: JOBS }, worker))
+}
+
+/** Runs a group of files in one process; resolves to the groups that have yet to run because of a crash. */
+async function runnerOf(isVerbose) {
   const { Parser } = await import('tap-parser')
+  const { register } = await import('tsx/esm/api')
+  const unregister = register()
+  const activity = await import('../test/support/activity.ts')
+  await unregister()
   const loaders = execFileSync(tool('tap'), ['node-options'], { cwd: ROOT, encoding: 'utf8' })
   // tap's loader for processinfo only serves coverage. Its compiler for TypeScript takes two seconds for a test that
   // imports half of the sources; tsx, which caches its results, takes a quarter of that.
   const options = loaders.trim().split(' ').map(JSON.parse)
   const needed = options.filter(option => !/\/(processinfo|typescript)\//.test(option))
   needed.unshift(`--import=${new URL('typescript.mjs', import.meta.url)}`)
-  const worker = async () => {
-    for (let file = files.shift(); file; file = files.shift()) {
-      const report = await runFile(file, needed, new Parser(), named.length > 0)
-      total.passed += report.passed
-      total.failed += report.failed
-      total.skipped.push(...report.skipped)
+
+  return async group => {
+    const isShared = group.length > 1
+    const parser = new Parser()
+    const errors = []
+    let begun = 0
+    let current
+    const begin = (file, ofFile) => {
+      begun++
+      current = { file, report: new FileReport(file, ofFile), started: Date.now() }
     }
+    const end = how => {
+      const { file, report, started } = current
+      current = undefined
+      report.end(how)
+      tell(file, report, Date.now() - started, errors.splice(0), isVerbose)
+    }
+    if (isShared) {
+      parser.on('child', child => begin(child.name, child))
+      parser.on('assert', () => end({ exitCode: 0, signal: null }))
+    } else begin(group[0], parser)
+
+    const test = new TestProcess(
+      activity,
+      [...needed, isShared ? SHARED : group[0]],
+      // tap makes names of files out of the words of a process.
+      { ...TAP_ENV, ...(isShared && { VIMGFS_TEST_FILES: group.join(',') }) },
+    )
+    const how = await test.run({
+      stdout: data => parser.write(data),
+      stderr: data => errors.push(data),
+    })
+    // A file that the process was in has not come to its end.
+    if (isShared && current) end({ ...how, hangs: test.hangs })
+    parser.end()
+    const { hangs, left } = test
+    if (current) end({ ...how, hangs, left })
+    else if (left.length > 0) fail(`${group.join(', ')}: left behind: ${left.join(', ')}`)
+    return group.slice(begun).map(file => [file])
   }
-  await Promise.all(Array.from({ length: JOBS }, worker))
 }
 
-async function runFile(file, options, parser, isVerbose) {
-  const report = new FileReport(file, parser)
-  const started = Date.now()
-  const child = spawn(process.execPath, [...options, file], {
-    cwd: ROOT,
-    env: { ...process.env, ...TAP_ENV },
-    stdio: ['ignore', 'pipe', 'pipe'],
-  })
-  children.add(child)
-  const output = []
-  child.stdout.on('data', data => parser.write(data))
-  child.stderr.on('data', data => output.push(data))
-  let isLate = false
-  const timer = setTimeout(() => {
-    isLate = true
-    child.kill('SIGKILL')
-    // A process that the file started may live on and hold these open.
-    child.stdout.destroy()
-    child.stderr.destroy()
-  }, KILL_SECONDS * 1000)
-  const [exitCode, signal] = await once(child, 'close')
-  clearTimeout(timer)
-  children.delete(child)
-  parser.end()
-  report.end({ exitCode, signal, isLate })
+function fail(line) {
+  total.failed++
+  console.log(line)
+}
 
-  const { passed, failed } = report
-  const seconds = ((Date.now() - started) / 1000).toFixed(1)
-  if (failed > 0 || isVerbose) process.stdout.write(`${report.output}${Buffer.concat(output)}`)
+function tell(file, report, milliseconds, errors, isVerbose) {
+  const { passed, failed, skipped } = report
+  total.passed += passed
+  total.failed += failed
+  total.skipped.push(...skipped)
+  if (failed > 0 || isVerbose) process.stdout.write(`${report.output}${Buffer.concat(errors)}`)
   if (failed > 0) process.stdout.write(report.text)
+  const seconds = (milliseconds / 1000).toFixed(1)
   console.log(`${failed > 0 ? 'FAIL' : 'ok  '} ${file}: ${passed + failed} tests, ${seconds} s`)
-  return report
 }
 
 function check(name, command, ...args) {
   const { status } = spawnSync(tool(command), args, { cwd: ROOT, stdio: 'inherit' })
   if (status !== 0) total.failed++
   console.log(`${status === 0 ? 'ok  ' : 'FAIL'} ${name}`)
-}
-
-function testFiles() {
-  const names = readdirSync(join(ROOT, 'test'), { recursive: true })
-  return names
-    .filter(name => name.endsWith('.test.ts'))
-    .map(name => join('test', name))
-    .sort()
 }
 
 function tool(name) {

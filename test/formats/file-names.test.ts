@@ -3,6 +3,7 @@ import fc from 'fast-check'
 import t from 'tap'
 import { distinctNames, encodeTag, layerName, stemOf } from '../../src/image/file-names.js'
 import { holds } from '../support/property.js'
+import { cpuMs } from '../support/cpu.js'
 
 const tags = [
   { title: 'plain', tag: 'before-upgrade', encoded: 'before-upgrade' },
@@ -122,8 +123,8 @@ t.test('any tags', async t => {
 
 t.test('as many as a table can have, all of one name', async t => {
   const many = Array.from({ length: 65536 }, () => tagged('same', '1'))
-  const started = performance.now()
+  const started = cpuMs()
   t.equal(new Set(distinctNames('disk', many)).size, 65536)
-  const milliseconds = performance.now() - started
+  const milliseconds = cpuMs() - started
   t.ok(milliseconds < 3000, `took ${Math.round(milliseconds)} ms`)
 })

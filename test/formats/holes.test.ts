@@ -8,6 +8,7 @@ import { deflated } from '../fixtures/packers.js'
 import { buildImage, type Cluster, type ImageSpec } from '../fixtures/qcow2-builder.js'
 import { dataRuns, openedImage, readAt } from '../support/image.js'
 import { tempFolder } from '../support/run.js'
+import { cpuMs } from '../support/cpu.js'
 
 const K = 1024
 const data = (bytes: number, seed: number): Cluster => ({ kind: 'data', bytes: noise(bytes, seed) })
@@ -117,8 +118,8 @@ t.test('counting ends in time, and never says more than there is', async t => {
   const { view } = viewOf(t, { ...spec, clusters })
   t.equal(countAllocated(view, 2 ** 40, 10_000), 16_000 * 512)
   t.equal(countAllocated(view, 5000, 10_000), 5000, 'no more than the file takes')
-  const started = performance.now()
+  const started = cpuMs()
   const estimate = countAllocated(view, 2 ** 40, 0)
-  t.ok(performance.now() - started < 500)
+  t.ok(cpuMs() - started < 500)
   t.ok(estimate < spec.sizeBytes, 'an estimate leaves programs looking for holes')
 })

@@ -1,9 +1,9 @@
-import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { SystemError } from '../../src/errors.js'
 import { DiskKeeper } from '../../src/fs/disk-keeper.js'
 import type { Logger } from '../../src/log.js'
 import { FakeDisk } from './fake-disk.js'
+import { until } from '../support/until.js'
 
 function keeper() {
   const disk = new FakeDisk()
@@ -29,6 +29,17 @@ function keeper() {
   }
 }
 
+/** Waits for two flushes of another disk. A timer of the same time that was set before has fired by then. */
+async function timersHaveFired(): Promise<void> {
+  const { disk, keeper: kept, flushes } = keeper()
+  kept.start(0.01)
+  await until(() => {
+    disk.isDirty = true
+    return flushes() >= 2
+  })
+  kept.close()
+}
+
 t.test('flushed when there is something to flush', async t => {
   const { disk, keeper: kept, flushes } = keeper()
   kept.flush()
@@ -42,13 +53,13 @@ t.test('flushed when there is something to flush', async t => {
 
 t.test('by the clock, and not after the end', async t => {
   const { disk, keeper: kept } = keeper()
-  kept.start(0.05)
+  kept.start(0.01)
   disk.isDirty = true
-  await sleep(120)
+  await until(() => disk.calls.length > 0)
   t.same(disk.calls, ['flush'])
   t.ok(kept.close())
   disk.isDirty = true
-  await sleep(120)
+  await timersHaveFired()
   kept.flush()
   t.same(disk.calls, ['flush', 'close'])
 })
@@ -57,7 +68,7 @@ t.test('never, if told so', async t => {
   const { disk, keeper: kept } = keeper()
   kept.start(0)
   disk.isDirty = true
-  await sleep(50)
+  await timersHaveFired()
   t.same(disk.calls, [])
 })
 

@@ -123,10 +123,9 @@ t.test('a clock that is set back makes nobody wait', async t => {
   t.teardown(() => {
     Date.now = now
   })
-  Date.now = () => now() - 3_000
-  const started = performance.now()
+  // Who waited for it would wait for a day.
+  Date.now = () => now() - 86_400_000
   t.equal(truncations.lastMark(), 0)
-  t.ok(performance.now() - started < 2_000)
 })
 
 t.test('pages are dropped where somebody may have read', async t => {

@@ -236,7 +236,6 @@ function onTerminal(args: readonly string[], typed: readonly string[]) {
   const command = words.map(word => `'${word}'`).join(' ')
   const child = spawn('script', ['--quiet', '--return', '--command', command, '/dev/null'], {
     env: { ...process.env, NODE_OPTIONS: '', ...plain.env },
-    timeout: 40_000,
   })
   let shown = ''
   let answered = 0

@@ -69,8 +69,8 @@ t.test('by autofs', { ...needsRoot(), ...needs('automount') }, async t => {
   const { code, stdout, stderr } = await installed(
     [
       `automount -f -p ${folder}/pid ${folder}/auto.master & daemon=$!`,
-      `for i in $(seq 100); do ! grep -q ' ${top} ' /proc/self/mountinfo || break; sleep 0.1; done`,
-      `rc=0; timeout -s KILL 30 ls ${top}/disk || rc=$?`,
+      `for i in $(seq 1000); do ! grep -q ' ${top} ' /proc/self/mountinfo || break; sleep 0.1; done`,
+      `rc=0; timeout -s KILL 300 ls ${top}/disk || rc=$?`,
       `umount -l ${top}/disk || true; kill -KILL $daemon; umount -l ${top}; exit $rc`,
     ].join('\n'),
   )

@@ -344,7 +344,7 @@ t.test(
     const reporting = ['--report-on-signal', `--report-directory=${dirname(report)}`]
     const node = [...reporting, `--report-filename=${basename(report)}`, MAIN]
     const args = ['mount', '-f', '--transport', 'libfuse', ...READ_ONLY, SAMPLE, folder]
-    const ended = attemptIn(HERE, process.execPath, [...node, ...args], { timeout: 100_000 })
+    const ended = attemptIn(HERE, process.execPath, [...node, ...args])
     t.ok(await until(() => isMounted(HERE, folder)))
     // 32 at once, and often none: libfuse makes threads, and ends them again, some hundreds a second.
     const how = ['--rw=randread', '--bs=4k', '--direct=1', '--numjobs=32', '--thinktime=2000']

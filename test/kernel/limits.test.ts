@@ -20,7 +20,6 @@ import {
 
 const SAMPLE = sampleImage(t)
 const skip = noFuse()
-const TIMEOUT_MS = 60_000
 
 interface Outcome {
   readonly code: number
@@ -38,9 +37,7 @@ async function tryWith(
   const folder = mountFolder(t, place)
   const script = `ulimit ${limit} && exec "$@"`
   const words = [process.execPath, MAIN, 'mount', ...NO_LOG, ...options, SAMPLE, folder]
-  const { code, stderr } = await attemptIn(place, 'bash', ['-c', script, 'bash', ...words], {
-    timeout: TIMEOUT_MS,
-  })
+  const { code, stderr } = await attemptIn(place, 'bash', ['-c', script, 'bash', ...words])
   const mounted = await isMounted(place, folder)
   t.equal(mounted, code === 0, `${limit}: exit code ${code}, ${mounted ? '' : 'not '}mounted`)
   if (mounted) {

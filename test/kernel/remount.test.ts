@@ -121,14 +121,12 @@ async function remounting(t: Test, place: Place): Promise<void> {
     const image = await writableImage(t, place)
     const { folder, pid } = await mount(t, image, { place })
     stop(t, pid)
-    const started = Date.now()
     const { code, stderr } = await vimgfs(place, ['umount', folder])
     t.equal(code, 1)
     t.match(
       stderr,
       new RegExp(`mnt: its server \\(process ${pid}\\) is stopped.*kill -CONT ${pid}`),
     )
-    t.ok(Date.now() - started < 20_000, 'within seconds')
     t.ok(await isMounted(place, folder))
     kill(pid, 'SIGCONT')
     t.equal((await vimgfs(place, ['umount', folder])).code, 0)

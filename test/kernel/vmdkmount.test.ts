@@ -6,12 +6,10 @@ import { HERE, mount, noFuse, runIn, sharedFolder } from '../support/mount.js'
 import { attempt, needs, needsRoot, run } from '../support/run.js'
 import { sha256, unmount } from '../real/disks.js'
 
-const LIMIT = { timeout: 60_000 }
 const SIZE = '20M'
 const skip = { ...noFuse(), ...needs('vmdkmount', 'qemu-img', 'fallocate'), ...needsRoot() }
 
-const qemuImg = (image: string, ...args: string[]) =>
-  run('qemu-img', args, { cwd: dirname(image), ...LIMIT })
+const qemuImg = (image: string, ...args: string[]) => run('qemu-img', args, { cwd: dirname(image) })
 const create = (image: string, ...args: string[]) =>
   qemuImg(image, 'create', '-q', '-f', 'vmdk', ...args)
 
@@ -45,10 +43,10 @@ async function written(t: Test, image: string): Promise<string> {
 async function byLibvmdk(t: Test, image: string): Promise<string[]> {
   const folder = join(sharedFolder(t), 'libvmdk')
   mkdirSync(folder)
-  await run('vmdkmount', [image, folder], LIMIT)
-  t.teardown(() => attempt('umount', ['--lazy', folder], LIMIT))
+  await run('vmdkmount', [image, folder])
+  t.teardown(() => attempt('umount', ['--lazy', folder]))
   const sums = await Promise.all(readdirSync(folder).map(name => sha256(join(folder, name))))
-  await run('umount', [folder], LIMIT)
+  await run('umount', [folder])
   return sums
 }
 

@@ -3,7 +3,6 @@ import { randomFillSync } from 'node:crypto'
 import { chmodSync, chownSync, constants, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { join } from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import {
   attemptIn,
@@ -216,7 +215,8 @@ async function writing(t: Test, place: Place, format: string): Promise<void> {
       'conv=notrunc',
     )
     const { mtimeMs, blocks } = await call(place, 'stat', disk)
-    t.ok(Math.abs(Number(mtimeMs) - started) < 60_000, 'it was written now')
+    const written = Number(mtimeMs)
+    t.ok(written >= started - 1000 && written <= Date.now() + 1000, 'it was written now')
     const map: { length: number; data: boolean }[] = JSON.parse(
       await run('qemu-img', ['map', '-U', '-f', format, '--output=json', image.file]),
     )
@@ -255,19 +255,22 @@ async function keeping(t: Test, place: Place): Promise<void> {
       {
         title: 'after a few seconds, however long it is open',
         args: ['-o', 'commit=1'],
-        act: async (_, disk) => {
+        act: async (mounted, disk) => {
           const fd = await open(disk, 'r+')
           t.teardown(() => fd.close().catch(() => {}))
           await fd.write(Buffer.alloc(512, 'A'), 0, 512, 0)
-          await sleep(2500)
+          const flushes = async () =>
+            JSON.parse(await runIn(HERE, 'cat', [mounted.file('.vimgfs/stats.json')])).flushes
+          t.ok(await until(async () => (await flushes()) > 0))
         },
       },
       {
         title: 'after SIGTERM',
-        act: async ({ pid }, disk) => {
+        act: async ({ pid, folder }, disk) => {
           await runIn(HERE, 'sh', [
             '-c',
-            `exec 3<>${disk}; printf ${'A'.repeat(512)} >&3; kill -TERM ${pid}; sleep 1`,
+            `exec 3<>${disk}; printf ${'A'.repeat(512)} >&3; kill -TERM ${pid};
+             while grep -q ' ${folder} ' /proc/self/mountinfo; do sleep 0.05; done`,
           ])
         },
       },

@@ -10,7 +10,8 @@ import type { Test } from 'tap'
 
 export const ROOT = fileURLToPath(new URL('../..', import.meta.url))
 export const SAMPLE = join(ROOT, 'samples/disk.qcow2')
-const PATIENCE_MS = 60_000
+/** Only ends what hangs. */
+const PATIENCE_MS = 180_000
 
 /** Why nothing can be mounted here, as tap's `skip` takes it. Root and CI find out by trying. */
 export function cannotMount(): string | false {

@@ -1,9 +1,9 @@
 /** npm start: a reader's first contact. It shows, says what to try, and leaves nothing behind. */
 import { existsSync, mkdirSync, readdirSync, symlinkSync } from 'node:fs'
 import { join } from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { cannotMount, hasMount, ROOT, run, SAMPLE, scratchFolder, Watched } from './processes.js'
+import { until } from '../support/until.js'
 
 const skip = cannotMount()
 
@@ -89,7 +89,11 @@ t.test('a file that is still open', { skip }, async t => {
   const started = start(t, scratch)
   await started.says('Ctrl-C unmounts.')
   const folder = join(scratch, readdirSync(scratch)[0]!)
-  const reader = new Watched('sh', ['-c', 'exec 3<disk.raw; echo open; exec sleep 60'], folder)
+  const reader = new Watched(
+    'sh',
+    ['-c', 'exec 3<disk.raw; echo open; exec sleep infinity'],
+    folder,
+  )
   await reader.says('open')
 
   started.child.kill('SIGINT')
@@ -99,6 +103,5 @@ t.test('a file that is still open', { skip }, async t => {
   nothingIsLeft(t, scratch)
 
   reader.child.kill()
-  for (let tries = 0; tries < 250 && existsSync(`/proc/${server}`); tries++) await sleep(20)
-  t.notOk(existsSync(`/proc/${server}`), 'it has ended')
+  t.ok(await until(() => !existsSync(`/proc/${server}`)), 'it has ended')
 })

@@ -50,7 +50,8 @@ const cases = [
     failed: 1,
   },
   { title: 'an end before the plan', tap: `1..2\n${PASSING}`, passed: 1, failed: 1 },
-  { title: 'a process that stays', tap: `${PASSING}1..1\n`, isLate: true, passed: 1, failed: 1 },
+  { title: 'a process that hangs', tap: `${PASSING}1..1\n`, hangs: 'so', passed: 1, failed: 1 },
+  { title: 'a mount is left', tap: `${PASSING}1..1\n`, left: ['a mount'], passed: 1, failed: 1 },
   { title: 'a bail-out', tap: 'Bail out! no disk\n', exitCode: 1, failed: 1 },
   { title: 'no TAP at all', tap: '', failed: 1 },
   { title: 'no tests', tap: '1..0\n', failed: 1 },
@@ -59,11 +60,11 @@ const cases = [
 ]
 for (const { title, tap, ...given } of cases) {
   t.test(title, async t => {
-    const { exitCode = 0, signal = null, isLate = false, ...expected } = given
+    const { exitCode = 0, signal = null, hangs, left, ...expected } = given
     const parser = new Parser()
     const report = new FileReport('x.test.ts', parser)
     parser.end(tap)
-    report.end({ exitCode, signal, isLate })
+    report.end({ exitCode, signal, hangs, left })
     const { passed, failed, skipped, text } = report
     const counts = { passed, failed, skipped: skipped.length }
     t.same(counts, { passed: 0, failed: 0, skipped: 0, ...expected })

@@ -3,7 +3,6 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { closeSync, existsSync, fstatSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { SystemError } from '../../src/errors.js'
 import { loadBitmaps } from '../../src/formats/qcow2/bitmap-memory.js'
@@ -16,13 +15,13 @@ import { BitmapTracker } from '../../src/formats/qcow2/bitmap-tracker.js'
 import { readHeader } from '../../src/formats/qcow2/header.js'
 import { WritableFileStore, type WritableStore } from '../../src/io/store.js'
 import { needs, run, tempFolder } from '../support/run.js'
+import { until } from '../support/until.js'
 import { qemuImg, qemuIo } from './qemu.js'
 
 const K = 1024
 const M = K * K
 const G = K * M
 const ENOSPC = 28
-const SOCKET_TIMEOUT_MS = 10_000
 const DISK_SIZE_AT = 24
 
 interface Range {
@@ -155,11 +154,8 @@ async function served<T>(
     await ended
   }
   t.teardown(stop)
-  const deadline = Date.now() + SOCKET_TIMEOUT_MS
-  while (!existsSync(socket)) {
-    if (server.exitCode !== null || Date.now() > deadline) throw new Error('qemu-nbd: no socket')
-    await sleep(5)
-  }
+  await until(() => existsSync(socket) || server.exitCode !== null)
+  if (!existsSync(socket)) throw new Error('qemu-nbd: no socket')
   const result = await use(socket)
   await stop()
   return result

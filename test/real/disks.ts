@@ -7,13 +7,10 @@ import { buildCow, PARENT } from '../soundness/cow-kinds.js'
 import { call, HERE, type Mount, vimgfs } from '../support/mount.js'
 import { attempt, type Finished, run } from '../support/run.js'
 import { MemoryStore } from '../support/stores.js'
-import { LIMIT_MS } from './size.js'
-
-const LIMIT = { timeout: LIMIT_MS }
 
 /** Unmounts; resolves when the server has ended. All of it is in the image then. */
 export async function unmount({ folder }: Mount): Promise<void> {
-  const { code, stderr } = await vimgfs(HERE, ['umount', folder], LIMIT)
+  const { code, stderr } = await vimgfs(HERE, ['umount', folder])
   if (code !== 0) throw new Error(`vimgfs umount: exit ${code}\n${stderr}`)
 }
 
@@ -28,7 +25,7 @@ const nameOf = (image: Named): string =>
 /** What `qemu-img check` says of an image that nobody has open: sound, leaks, or worse. */
 export async function checked(image: Named): Promise<'sound' | 'leaks' | string> {
   const args = ['check', ...optionsOf(image), nameOf(image)]
-  return verdictOf(await attempt('qemu-img', args, LIMIT))
+  return verdictOf(await attempt('qemu-img', args))
 }
 
 function verdictOf({ code, stdout, stderr }: Finished): string {
@@ -43,7 +40,7 @@ export async function isSoundForUs(
   when = '',
   mayLeak = false,
 ): Promise<void> {
-  const verdict = verdictOf(await vimgfs(HERE, ['check', image], LIMIT))
+  const verdict = verdictOf(await vimgfs(HERE, ['check', image]))
   const isSound = verdict === 'sound' || (mayLeak && verdict === 'leaks')
   t.ok(isSound, `vimgfs check: ${verdict} ${when}`)
 }
@@ -53,8 +50,8 @@ const COUNTS = ['leaks', 'corruptions', 'total-clusters', 'allocated-clusters', 
 /** `vimgfs check` finds what `qemu-img check` finds. */
 export async function countsAgree(t: Test, image: string, named: Named = image): Promise<void> {
   const check = ['check', '--output=json']
-  const theirs = await attempt('qemu-img', [...check, ...optionsOf(named), nameOf(named)], LIMIT)
-  const ours = await vimgfs(HERE, [...check, image], LIMIT)
+  const theirs = await attempt('qemu-img', [...check, ...optionsOf(named), nameOf(named)])
+  const ours = await vimgfs(HERE, [...check, image])
   t.equal(ours.code, theirs.code, `vimgfs check ${ours.stderr.slice(0, 500)}`.trim())
   const countsOf = (json: string) => {
     const result = JSON.parse(json)
@@ -74,7 +71,7 @@ export async function isSameDisk(t: Test, image: Named, model: string, what = ''
   const options = optionsOf(image)
   const raw = options.length === 0 ? ['-f', 'raw', model] : [`driver=raw,file.filename=${model}`]
   const args = ['compare', ...options, ...raw, nameOf(image)]
-  const { code, stdout, stderr } = await attempt('qemu-img', args, LIMIT)
+  const { code, stdout, stderr } = await attempt('qemu-img', args)
   t.equal(code, 0, `qemu-img compare ${what}: ${stdout}${stderr}`.trim())
 }
 
@@ -82,7 +79,7 @@ export async function isSameDisk(t: Test, image: Named, model: string, what = ''
 export async function convert(image: Named, raw: string, snapshot?: string): Promise<string> {
   const from = snapshot === undefined ? [] : ['-l', `snapshot.name=${snapshot}`]
   const args = ['convert', ...optionsOf(image), ...from, '-O', 'raw', nameOf(image), raw]
-  await run('qemu-img', args, LIMIT)
+  await run('qemu-img', args)
   return raw
 }
 
@@ -105,7 +102,7 @@ export function createCow(image: string, sizeBytes: number): void {
 }
 
 export const snapshot = (image: Named, name: string): Promise<string> =>
-  run('qemu-img', ['snapshot', '-c', name, ...optionsOf(image), nameOf(image)], LIMIT)
+  run('qemu-img', ['snapshot', '-c', name, ...optionsOf(image), nameOf(image)])
 
 export const sha256 = (file: string): Promise<string> => call(HERE, 'sha256', file)
 

@@ -11,10 +11,9 @@ import { loop, mountDevice } from '../support/loop.js'
 import { type Mount, mount, mountFolder, noFuse, sharedFolder, until } from '../support/mount.js'
 import { attempt, needs, needsRoot, run } from '../support/run.js'
 import { convert, isSound, sha256, snapshot, takenBytes, unmount } from './disks.js'
-import { LIMIT_MS, sized } from './size.js'
+import { sized } from './size.js'
 
 const MIB = 2 ** 20
-const LIMIT = { timeout: LIMIT_MS }
 const SIZE = sized('640M', '6G')
 /** Each but the last ends with a snapshot. */
 const ROUNDS = sized(3, 8)
@@ -153,18 +152,18 @@ class Rounds {
     const { type, make, check, direct } = this.kind
     const mounted = await this.mount()
     const { device, detach } = await loop(t, this.disk(mounted), { direct })
-    if (round === 1) await run(make[0]!, [...make.slice(1), device], LIMIT)
+    if (round === 1) await run(make[0]!, [...make.slice(1), device])
     if (round === ROUNDS) await this.trims(t, device)
     const inside = await mountDevice(t, device, type)
     this.changeTree(round)
     const target = join(inside.folder, 'tree')
-    await run('rm', ['-rf', join(target, 'gone')], LIMIT)
+    await run('rm', ['-rf', join(target, 'gone')])
     // Files of the rounds before are written over, and thousands are new.
-    await run('cp', ['-a', '--no-target-directory', this.tree, target], LIMIT)
-    await run('sync', ['--file-system', inside.folder], LIMIT)
+    await run('cp', ['-a', '--no-target-directory', this.tree, target])
+    await run('sync', ['--file-system', inside.folder])
     await this.compares(t, inside.folder, 'while it is mounted')
     await inside.unmount()
-    const checked = await attempt(check[0]!, [...check.slice(1), device], LIMIT)
+    const checked = await attempt(check[0]!, [...check.slice(1), device])
     const output = checked.code === 0 ? '' : `${checked.stdout}${checked.stderr}`.slice(-2000)
     t.equal(checked.code, 0, `${check[0]} ${output}`.trim())
     await detach()
@@ -189,17 +188,17 @@ class Rounds {
   private async trims(t: Test, device: string): Promise<void> {
     let inside = await mountDevice(t, device, this.kind.type)
     const junk = join(inside.folder, 'junk')
-    await run('fstrim', [inside.folder], LIMIT)
+    await run('fstrim', [inside.folder])
     const before = takenBytes(this.image)
     const count = `count=${JUNK_BYTES / MIB}`
-    await run('dd', ['if=/dev/urandom', `of=${junk}`, 'bs=1M', count, 'conv=fsync'], LIMIT)
+    await run('dd', ['if=/dev/urandom', `of=${junk}`, 'bs=1M', count, 'conv=fsync'])
     const full = takenBytes(this.image)
     t.ok(full - before > 0.9 * JUNK_BYTES, `${full - before} bytes more with ${JUNK_BYTES} written`)
-    await run('rm', [junk], LIMIT)
+    await run('rm', [junk])
     // XFS trims no space whose freeing is still under way; after a mount none is.
     await inside.unmount()
     inside = await mountDevice(t, device, this.kind.type)
-    await run('fstrim', [inside.folder], LIMIT)
+    await run('fstrim', [inside.folder])
     await inside.unmount()
     // Space is given back once nothing on disk points at it: with the next flush.
     await until(() => full - takenBytes(this.image) > 0.9 * JUNK_BYTES)
@@ -209,7 +208,7 @@ class Rounds {
 
   private async compares(t: Test, inside: string, when: string): Promise<void> {
     const args = ['-r', '--no-dereference', this.tree, join(inside, 'tree')]
-    const { code, stdout, stderr } = await attempt('diff', args, LIMIT)
+    const { code, stdout, stderr } = await attempt('diff', args)
     t.equal(code, 0, `the tree ${when} ${stdout.slice(0, 1000)}${stderr.slice(0, 1000)}`.trim())
   }
 

@@ -20,10 +20,9 @@ import {
 } from '../support/mount.js'
 import { needs, needsRoot, run } from '../support/run.js'
 import { convert, isSameDisk, isSound, isSoundForUs, snapshot, unmount } from './disks.js'
-import { isLong, LIMIT_MS, sized } from './size.js'
+import { isLong, sized } from './size.js'
 
 const MIB = 2 ** 20
-const LIMIT = { timeout: LIMIT_MS }
 /** Of each job; the jobs lie side by side. */
 const JOB_MIB = sized(24, 512)
 const JOBS = 4
@@ -97,7 +96,7 @@ function fio(
     if (stripe !== undefined) place.push(`--io_size=${(DISK_BYTES - JOBS * stripe) / JOBS}`)
     return [`--name=job${index}`, `--filename=${file}`, ...place, ...ofAll, ...args, ...more]
   })
-  return runIn(HERE, 'fio', ofEach.flat(), LIMIT)
+  return runIn(HERE, 'fio', ofEach.flat())
 }
 
 const EMPTY: Disk = { source: undefined, hasSnapshot: false }
@@ -155,8 +154,8 @@ async function makeDisk(t: Test, disk: Disk): Promise<string> {
   if (source) {
     const raw = join(folder, 'raw')
     await run('qemu-img', ['create', '-q', '-f', 'raw', raw, String(DISK_BYTES)])
-    await run('qemu-io', ['-f', 'raw', ...onHalves('write -q -P 0x5a'), raw], LIMIT)
-    await run('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', ...source, raw, image], LIMIT)
+    await run('qemu-io', ['-f', 'raw', ...onHalves('write -q -P 0x5a'), raw])
+    await run('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', ...source, raw, image])
   } else if (disk.isEncrypted) {
     await makeEncrypted(encryptedImage(image), DISK_BYTES, { format: 'luks' })
   } else await run('qemu-img', ['create', '-q', '-f', format, image, String(DISK_BYTES)])
@@ -184,7 +183,7 @@ for (const [index, [name, disk]] of Object.entries(DISKS).entries()) {
         await unmount(again)
         if (!disk.hasSnapshot) return
         const raw = await convert(image, join(folder, '..', 'raw'), 'before')
-        await run('qemu-io', ['-f', 'raw', ...onHalves('read -q -P 0x5a'), raw], LIMIT)
+        await run('qemu-io', ['-f', 'raw', ...onHalves('read -q -P 0x5a'), raw])
         t.pass('the snapshot is what it was')
       })
     }
@@ -203,7 +202,7 @@ t.test('with trims, on a loop device', { ...skip, ...needsRoot() }, async t => {
       await fio(device, { name: 'writes', args: writes }, '--do_verify=1')
       // What is trimmed reads as zeros: the same is done to a plain file.
       const raw = join(mounted.folder, '..', 'raw')
-      await run('dd', [`if=${device}`, `of=${raw}`, 'bs=1M', 'conv=sparse', 'status=none'], LIMIT)
+      await run('dd', [`if=${device}`, `of=${raw}`, 'bs=1M', 'conv=sparse', 'status=none'])
       await run('truncate', ['--size', String(DISK_BYTES), raw])
       const model = await loop(t, raw)
       const share = `--io_size=${JOB_MIB / 2}M`

@@ -23,7 +23,7 @@ import {
 } from './disks.js'
 import { addBitmap, dirtyUnits, unmarked } from './fsx-bitmap.js'
 import { KINDS, type Kind, PASSPHRASE_FILE } from './fsx-kinds.js'
-import { LIMIT_MS, sized } from './size.js'
+import { sized } from './size.js'
 
 const STEPS_FILE = fileURLToPath(new URL('fsx-steps.mjs', import.meta.url))
 const SEED = Number(process.env.FSX_SEED ?? sized(1, randomInt(2 ** 32)))
@@ -82,8 +82,7 @@ async function exercise(t: Test, kind: Kind, steps: number, seed: number): Promi
       steps: count,
       clusterBytes: kind.clusterBytes,
     }
-    const options = { timeout: LIMIT_MS }
-    await runIn(HERE, process.execPath, [STEPS_FILE, JSON.stringify(job)], options)
+    await runIn(HERE, process.execPath, [STEPS_FILE, JSON.stringify(job)])
     await unmount(mounted)
     await judge(`after round ${index + 1}`)
   }

@@ -10,11 +10,9 @@ import { boot, type Guest, guest, rootFolder } from '../support/guest.js'
 import { mount, mountFolder, noFuse, sharedFolder } from '../support/mount.js'
 import { attempt, needs, run } from '../support/run.js'
 import { convert, isSound, sha256, snapshot, unmount } from './disks.js'
-import { LIMIT_MS, sized } from './size.js'
+import { sized } from './size.js'
 
 const MIB = 2 ** 20
-const LIMIT = { timeout: LIMIT_MS }
-const BOOT_MS = sized(100_000, 600_000)
 /** The file system has the disk's beginning; what the guest writes by itself comes behind. */
 const FILE_SYSTEM_MIB = 128
 const DISK_MIB = 384
@@ -77,7 +75,7 @@ async function startsTwice(t: Test, parts: Guest): Promise<void> {
   let mounted = await mount(t, image, { folder: mountpoint })
   let disk = mounted.file('disk.raw')
   const mke2fs = ['-q', '-F', '-t', 'ext4', '-d', root, disk, `${FILE_SYSTEM_MIB}M`]
-  await run('mke2fs', mke2fs, LIMIT)
+  await run('mke2fs', mke2fs)
   const old = join(folder, 'old')
   writeFileSync(old, randomFillSync(Buffer.alloc(OLD_MIB * MIB)))
   await run('dd', [`if=${old}`, `of=${disk}`, 'bs=1M', `seek=${OLD_AT_MIB}`, 'conv=notrunc,fsync'])
@@ -87,7 +85,7 @@ async function startsTwice(t: Test, parts: Guest): Promise<void> {
 
   mounted = await mount(t, image, { folder: mountpoint })
   disk = mounted.file('disk.raw')
-  const first = sumsOf(t, await boot(parts, disk, 'once', BOOT_MS))
+  const first = sumsOf(t, await boot(parts, disk, 'once'))
   t.equal(first.pattern, first.wrote, 'it reads what it wrote')
   t.same(await sumsOnHost(t, folder, disk), withoutWrote(first), 'the host has the same')
   await unmount(mounted)
@@ -98,7 +96,7 @@ async function startsTwice(t: Test, parts: Guest): Promise<void> {
   )
 
   mounted = await mount(t, image, { folder: mountpoint })
-  const again = sumsOf(t, await boot(parts, mounted.file('disk.raw'), 'again', BOOT_MS))
+  const again = sumsOf(t, await boot(parts, mounted.file('disk.raw'), 'again'))
   t.same(again, withoutWrote(first), 'another start finds it')
   t.equal(await sha256(mounted.file('disk@before.raw')), before, 'the snapshot is what it was')
   await unmount(mounted)
@@ -120,17 +118,17 @@ async function sumsOnHost(t: Test, folder: string, disk: string): Promise<Sums> 
   const part = join(folder, 'part')
   const sum = async (mib: number, count: number) => {
     const place = [`if=${disk}`, `of=${part}`, 'bs=1M', `skip=${mib}`, `count=${count}`]
-    await run('dd', place, LIMIT)
+    await run('dd', place)
     return sha256(part)
   }
-  const checked = await attempt('e2fsck', ['-fn', disk], LIMIT)
+  const checked = await attempt('e2fsck', ['-fn', disk])
   t.equal(checked.code, 0, `e2fsck ${checked.code === 0 ? '' : checked.stdout}`.trim())
-  await run('debugfs', ['-R', `dump /data/large ${part}`, disk], LIMIT)
+  await run('debugfs', ['-R', `dump /data/large ${part}`, disk])
   const large = await sha256(part)
   const names = Array.from({ length: FILES }, (_, i) => `/data/${i}`).sort()
   const contents = names.map(name => `file ${name.slice(6)}\n`).join('')
   const commands = names.map(name => `cat ${name}`).join('\n')
-  const small = await run('debugfs', ['-f', '-', disk], { ...LIMIT, input: commands })
+  const small = await run('debugfs', ['-f', '-', disk], { input: commands })
   // debugfs repeats each command before its output.
   t.equal(small.replace(/^debugfs: .*\n/gm, ''), contents, 'small files')
   return {

@@ -40,7 +40,7 @@ import {
   snapshot,
   unmount,
 } from './disks.js'
-import { LIMIT_MS, sized } from './size.js'
+import { sized } from './size.js'
 
 const STAMPS = fileURLToPath(new URL('kill-stamps.mjs', import.meta.url))
 const SEED = Number(process.env.KILL_SEED ?? sized(1, Date.now() % 2 ** 31))
@@ -50,9 +50,8 @@ const BLOCKS = 4096
 const WRITERS = 3
 const WATCHED_BLOCKS = WRITERS * BLOCKS
 const DISK_BLOCKS = (WRITERS + 1) * BLOCKS
-const LIMIT = { timeout: LIMIT_MS }
 
-const qemuImg = (...args: string[]) => run('qemu-img', args, LIMIT)
+const qemuImg = (...args: string[]) => run('qemu-img', args)
 
 interface Case {
   readonly name: string
@@ -236,7 +235,7 @@ class Kills {
       t.equal(await sha256(mounted.file(`disk@${name}.raw`)), then, `snapshot ${name}`)
     }
     await unmount(mounted)
-    if (of.format) await vimgfs(HERE, ['check', '--repair', 'leaks', image], LIMIT)
+    if (of.format) await vimgfs(HERE, ['check', '--repair', 'leaks', image])
     else await qemuImg('check', '-q', '-r', 'leaks', ...[this.named].flat())
     await this.isSound('once the leaks are mended')
   }
@@ -275,7 +274,7 @@ class Kills {
     // Every other time the next mount gets the leaks.
     if (state !== 'leaks' || round % 2) return
     if (round % 4) await qemuImg('check', '-q', '-r', 'leaks', ...[this.named].flat())
-    else await vimgfs(HERE, ['check', '--repair', 'leaks', this.image], LIMIT)
+    else await vimgfs(HERE, ['check', '--repair', 'leaks', this.image])
     await this.isSound('once the leaks are mended')
   }
 
@@ -283,11 +282,11 @@ class Kills {
   private async isMendedByUs(round: number): Promise<void> {
     const { t, image } = this
     await this.isSound(`kill ${round + 1}`)
-    const { code, stdout } = await vimgfs(HERE, ['check', image], LIMIT)
+    const { code, stdout } = await vimgfs(HERE, ['check', image])
     t.ok(code === 0 || code === 3, `kill ${round + 1}: vimgfs check: exit ${code} ${stdout}`)
     // Every other time the next mount gets the leaks.
     if (round % 2) return
-    const repaired = await vimgfs(HERE, ['check', '--repair', 'leaks', image], LIMIT)
+    const repaired = await vimgfs(HERE, ['check', '--repair', 'leaks', image])
     // Where a table may have been lost, what nothing names is kept: it may be data.
     const isKept =
       repaired.code === 3 && repaired.stdout.includes('space is kept: nothing names it')
@@ -315,7 +314,7 @@ class Kills {
   }
 
   private stamps(command: string, job: object): Promise<string> {
-    return runIn(HERE, process.execPath, [STAMPS, command, JSON.stringify(job)], LIMIT)
+    return runIn(HERE, process.execPath, [STAMPS, command, JSON.stringify(job)])
   }
 
   /** The same in the background; resolves when it has ended. */

@@ -36,7 +36,6 @@ const ROOT = new URL('../../', import.meta.url)
 const MIB = 2 ** 20
 const SECTOR_BYTES = 512
 const PARTITION_START_SECTORS = 2048
-const LIMIT = { timeout: 60_000 }
 const skip = {
   ...needs(
     'losetup',
@@ -150,19 +149,19 @@ async function makeImage(t: Test, folder: string, content: Content): Promise<str
   const inUse = join(folder, 'in-use.img')
   const { device, detach } = await loop(t, raw, { offsetBytes: startBytes })
   const [make = '', ...flags] = content.make
-  await run(make, [...flags, device], LIMIT)
+  await run(make, [...flags, device])
   const inside = await mountDevice(t, device, content.type)
   const note = join(inside.folder, 'note')
   writeFileSync(note, 'first\n')
   // Freezing empties the journal: without it, xfs would not know the file.
-  await run('fsfreeze', ['--freeze', inside.folder], LIMIT)
-  await run('fsfreeze', ['--unfreeze', inside.folder], LIMIT)
+  await run('fsfreeze', ['--freeze', inside.folder])
+  await run('fsfreeze', ['--unfreeze', inside.folder])
   // fsync of one file goes through the journal or the log tree, which the copy then has to replay.
   writeFileSync(note, 'second\n')
   const fd = openSync(note, 'r+')
   fsyncSync(fd)
   closeSync(fd)
-  await run('blockdev', ['--flushbufs', device], LIMIT)
+  await run('blockdev', ['--flushbufs', device])
   copyFileSync(raw, inUse)
   await inside.unmount()
   await detach()
@@ -257,7 +256,6 @@ for (const [index, recipe] of RECIPES.entries()) {
       commands,
     ].join('\n')
     const { code, stdout, stderr } = await attemptIn(place, 'bash', ['-c', script], {
-      ...LIMIT,
       cwd: folder,
     })
     t.equal(code, 0, stderr)
@@ -276,6 +274,6 @@ t.test('a journal that was not replayed needs noload', skip, async t => {
   const { device } = await loop(t, copy, { readOnly: true })
   const inside = join(folder, 'inside')
   mkdirSync(inside)
-  const { code } = await attempt('mount', ['-t', 'ext4', '-o', 'ro', device, inside], LIMIT)
+  const { code } = await attempt('mount', ['-t', 'ext4', '-o', 'ro', device, inside])
   t.not(code, 0, 'the snapshots of these tests are of the kind that the recipes are for')
 })

@@ -3,6 +3,3 @@ export const isLong = process.env.VIMGFS_TEST_LONG === '1'
 
 /** What the form that runs asks for. */
 export const sized = <T>(ci: T, long: T): T => (isLong ? long : ci)
-
-/** For the commands of a test; its file has its own limit in scripts/test.mjs. */
-export const LIMIT_MS = sized(120_000, 3_600_000)

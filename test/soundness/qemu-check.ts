@@ -160,7 +160,7 @@ export class QemuShell {
   constructor(folder: string, output: string) {
     this.output = join(folder, output)
     const loop = `while read -r arguments; do
-      timeout 20 qemu-img $arguments > ${output} 2>&1; echo $?; done`
+      timeout 300 qemu-img $arguments > ${output} 2>&1; echo $?; done`
     this.process = spawn('sh', ['-c', loop], {
       cwd: folder,
       stdio: ['pipe', 'pipe', 'inherit'],

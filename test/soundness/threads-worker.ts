@@ -18,7 +18,7 @@ export interface ThreadSetup {
   /** What the snapshots hold, in the order of `entries` behind the disk. */
   readonly snapshots: readonly SharedArrayBuffer[]
   readonly seed: number
-  readonly milliseconds: number
+  readonly steps: number
 }
 
 export interface ThreadOutcome {
@@ -90,8 +90,7 @@ function run(setup: ThreadSetup): ThreadOutcome {
   }
 
   try {
-    const end = Date.now() + setup.milliseconds
-    while (Date.now() < end) {
+    for (let step = 0; step < setup.steps; step++) {
       const roll = random.below(100)
       if (roll < 40) change(false)
       else if (roll < 52) change(true)

@@ -22,7 +22,6 @@ import { attempt, type Finished, run } from './run.js'
 const META_PACKAGE = 'linux-image-cloud-amd64'
 /** What the guest's disk needs, and what these depend on; crc32c is asked for by name only. */
 const MODULES = ['virtio_pci', 'virtio_blk', 'crc32c_generic', 'ext4']
-const FETCH_MS = 200_000
 const FOLDER = join(process.env.XDG_CACHE_HOME ?? join(homedir(), '.cache'), 'vimgfs-tests')
 
 export interface Guest {
@@ -54,10 +53,10 @@ async function make(folder: string): Promise<void> {
   mkdirSync(packages)
   const kernelPackage = await dependencyOf(META_PACKAGE)
   for (const name of [kernelPackage, 'busybox-static']) {
-    await run('apt-get', ['download', '-q', name], { cwd: packages, timeout: FETCH_MS })
+    await run('apt-get', ['download', '-q', name], { cwd: packages })
   }
   for (const name of readdirSync(packages)) {
-    await run('dpkg-deb', ['--extract', join(packages, name), root], { timeout: FETCH_MS })
+    await run('dpkg-deb', ['--extract', join(packages, name), root])
   }
   const [kernel] = readdirSync(join(root, 'boot')).filter(name => name.startsWith('vmlinuz-'))
   copyFileSync(join(root, 'boot', kernel!), join(folder, 'kernel'))
@@ -75,7 +74,7 @@ async function dependencyOf(name: string): Promise<string> {
   let { stdout } = await ask()
   if (!stdout.includes('Depends:')) {
     // A machine that was just set up has no lists of packages.
-    await run('apt-get', ['-q', 'update'], { timeout: FETCH_MS })
+    await run('apt-get', ['-q', 'update'])
     stdout = (await ask()).stdout
   }
   const match = /Depends: (linux-image-\S+)/.exec(stdout)
@@ -146,23 +145,14 @@ export function rootFolder(folder: string, { busybox }: Guest, script: readonly 
  * Starts the guest from the raw disk `file`, without the page cache and without any network; resolves
  * to what it printed once it has powered off. `words` are for its /proc/cmdline.
  */
-export function boot(
-  { kernel, initrd }: Guest,
-  file: string,
-  words: string,
-  timeout: number,
-): Promise<Finished> {
+export function boot({ kernel, initrd }: Guest, file: string, words: string): Promise<Finished> {
   // -1: a kernel that panics ends QEMU, too.
   const append = `console=ttyS0 quiet panic=-1 ${words}`
-  return attempt(
-    'qemu-system-x86_64',
-    [
-      ...['-accel', 'tcg', '-machine', 'pc', '-m', '256', '-smp', '2', '-no-reboot'],
-      ...['-nodefaults', '-no-user-config', '-nic', 'none', '-display', 'none'],
-      ...['-serial', 'stdio', '-kernel', kernel, '-initrd', initrd, '-append', append],
-      ...['-drive', `file=${file},format=raw,if=none,id=disk,cache=none,discard=unmap`],
-      ...['-device', 'virtio-blk-pci,drive=disk'],
-    ],
-    { timeout },
-  )
+  return attempt('qemu-system-x86_64', [
+    ...['-accel', 'tcg', '-machine', 'pc', '-m', '256', '-smp', '2', '-no-reboot'],
+    ...['-nodefaults', '-no-user-config', '-nic', 'none', '-display', 'none'],
+    ...['-serial', 'stdio', '-kernel', kernel, '-initrd', initrd, '-append', append],
+    ...['-drive', `file=${file},format=raw,if=none,id=disk,cache=none,discard=unmap`],
+    ...['-device', 'virtio-blk-pci,drive=disk'],
+  ])
 }

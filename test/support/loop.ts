@@ -10,8 +10,6 @@ import { join } from 'node:path'
 import type { Test } from 'tap'
 import { attempt, run, tempFolder } from './run.js'
 
-const LIMIT = { timeout: 60_000 }
-
 export interface LoopOptions {
   readonly readOnly?: boolean
   /** Whether the device bypasses the page cache of the file below it. */
@@ -33,12 +31,12 @@ export async function loop(t: Test, file: string, options: LoopOptions = {}): Pr
     `--direct-io=${direct ? 'on' : 'off'}`,
     `--offset=${offsetBytes}`,
   ]
-  const device = (await run('losetup', ['--find', '--show', ...flags, file], LIMIT)).trim()
+  const device = (await run('losetup', ['--find', '--show', ...flags, file])).trim()
   let isAttached = true
   const detach = async () => {
     if (!isAttached) return
     isAttached = false
-    await run('losetup', ['--detach', device], LIMIT)
+    await run('losetup', ['--detach', device])
   }
   t.teardown(() => detach().catch(() => {}))
   return { device, detach }
@@ -58,14 +56,14 @@ export async function mountDevice(
 ): Promise<FileSystem> {
   const folder = join(tempFolder(t), 'inside')
   mkdirSync(folder)
-  await run('mount', ['-t', type, '-o', options.join(','), device, folder], LIMIT)
+  await run('mount', ['-t', type, '-o', options.join(','), device, folder])
   let isMounted = true
   const unmount = async () => {
-    await run('umount', [folder], LIMIT)
+    await run('umount', [folder])
     isMounted = false
   }
   t.teardown(async () => {
-    if (isMounted) await attempt('umount', ['-l', folder], LIMIT)
+    if (isMounted) await attempt('umount', ['-l', folder])
   })
   return { folder, unmount }
 }

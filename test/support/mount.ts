@@ -23,19 +23,19 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { join } from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import type { Test } from 'tap'
 import type { Transport } from '../../src/fs/session.js'
 import { attempt, type Finished, type RunOptions, tempFolder } from './run.js'
+import { until } from './until.js'
+
+export { until }
 
 export const MAIN = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
 const CALLS = fileURLToPath(new URL('calls.mjs', import.meta.url))
 const NOBODY = 65534
 /** Of what a namespace puts before a command. */
 const NSENTER_WORDS = 4
-const MOUNT_TIMEOUT_MS = 40_000
-const CALL_TIMEOUT_MS = 200_000
 
 export const isRoot = process.getuid?.() === 0
 
@@ -211,18 +211,12 @@ export function vimgfs(
   args: readonly string[],
   options: RunOptions = {},
 ): Promise<Finished> {
-  return attemptIn(place, process.execPath, wordsOf(place, args), {
-    timeout: MOUNT_TIMEOUT_MS,
-    ...options,
-  })
+  return attemptIn(place, process.execPath, wordsOf(place, args), options)
 }
 
 /** Runs a function of calls.mjs in a process of its own. */
 export async function call(place: Place, name: string, ...args: (string | number)[]): Promise<any> {
-  const timeout = CALL_TIMEOUT_MS
-  return JSON.parse(
-    await runIn(place, process.execPath, [CALLS, name, ...args.map(String)], { timeout }),
-  )
+  return JSON.parse(await runIn(place, process.execPath, [CALLS, name, ...args.map(String)]))
 }
 
 export interface Mount {
@@ -309,7 +303,7 @@ export async function isMounted(place: Place, folder: string): Promise<boolean> 
   return mounts.stdout.includes(` ${folder} `)
 }
 
-/** Waits until a process has ended, for ten seconds at most; says where it hangs if it has not. */
+/** Waits until a process has ended; says where it hangs if it does not. */
 export async function hasEnded(t: Test, pid: number): Promise<boolean> {
   if (await until(() => !isRunning(pid))) return true
   for (const thread of readdirSync(`/proc/${pid}/task`)) {
@@ -319,15 +313,6 @@ export async function hasEnded(t: Test, pid: number): Promise<boolean> {
     } catch {
       // It has ended meanwhile, or is not ours to look into.
     }
-  }
-  return false
-}
-
-/** Waits until `isTrue`, for ten seconds at most. */
-export async function until(isTrue: () => boolean | Promise<boolean>): Promise<boolean> {
-  for (let tries = 0; tries < 200; tries++) {
-    if (await isTrue()) return true
-    await sleep(50)
   }
   return false
 }

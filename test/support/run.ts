@@ -4,10 +4,9 @@ import { accessSync, constants, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
 import type { Test } from 'tap'
+import { markedProcesses, ownMark, Progress } from './activity.js'
 
 export interface RunOptions {
-  /** Milliseconds; then the command is killed, and the run has failed. */
-  readonly timeout?: number
   readonly cwd?: string
   readonly env?: NodeJS.ProcessEnv
   /** What the command reads from its standard input. */
@@ -15,42 +14,57 @@ export interface RunOptions {
 }
 
 export interface Finished {
-  /** -1 when a signal or the timeout ended it, or when it could not be started. */
+  /** -1 when a signal ended it, or when it could not be started. */
   readonly code: number
   readonly stdout: string
   readonly stderr: string
 }
 
-const TIMEOUT_MS = 60_000
+/** Less than a process of tests may be without progress: so the test can say which command it was. */
+const HANG_SECONDS = 200
+const LOOK_MS = 5000
 const MAX_OUTPUT_BYTES = 64 * 2 ** 20
 
 // An ordinary user's PATH leaves out where losetup and mke2fs are.
 const PATH = `${process.env.PATH}${delimiter}/usr/sbin${delimiter}/sbin`
 
-/** Runs a command to its end, however it ends. */
+/** Runs a command to its end, however it ends. One that hangs is killed, and the run has failed. */
 export function attempt(
   command: string,
   args: readonly string[],
   options: RunOptions = {},
 ): Promise<Finished> {
-  const { timeout = TIMEOUT_MS, cwd, env, input } = options
+  const { cwd, env, input } = options
+  const mark = ownMark()
   return new Promise(resolve => {
     const child = execFile(
       command,
       args,
       {
-        timeout,
         killSignal: 'SIGKILL',
         maxBuffer: MAX_OUTPUT_BYTES,
         env: { ...process.env, LC_ALL: 'C', PATH, ...env },
         ...(cwd !== undefined && { cwd }),
       },
       (error, stdout, stderr) => {
+        clearInterval(timer)
         const code = error === null ? 0 : typeof error.code === 'number' ? error.code : -1
-        const reason = code === -1 ? `${error?.message}\n` : ''
+        const how = hangs ? ` has made no progress for ${HANG_SECONDS} s` : ''
+        const reason = code === -1 ? `${error?.message}${how}\n` : ''
         resolve({ code, stdout, stderr: `${reason}${stderr}` })
       },
     )
+    // What the command waits for may be another process of this test: while one of them does anything, none
+    // of them hangs.
+    let hangs = false
+    let progress: Progress | undefined
+    const timer = setInterval(() => {
+      const pids = markedProcesses(mark)
+      progress ??= new Progress(pids)
+      progress.look(pids)
+      hangs = progress.quiet > HANG_SECONDS
+      if (hangs) child.kill('SIGKILL')
+    }, LOOK_MS)
     // A command that does not read its input to the end is no failure.
     child.stdin?.on('error', () => {})
     child.stdin?.end(input)

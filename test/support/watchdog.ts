@@ -5,10 +5,16 @@
 import { Worker } from 'node:worker_threads'
 import type { Test } from 'tap'
 import type { HostileOptions, Outcome } from './exercise.js'
+import { cpuMs } from './cpu.js'
+
+const LOOK_MS = 200
+/** Only ends what waits for something that never comes. */
+const QUIET_MS = 180_000
 
 export interface Watched extends Outcome {
+  /** Of processor time. */
   readonly milliseconds: number
-  /** It took longer than it may. */
+  /** It took more than it may. */
   readonly hangs: boolean
   /** How much more memory the process has than before. */
   readonly grownBytes: number
@@ -25,9 +31,9 @@ export class Watchdog {
     this.worker ??= startWorker()
     const worker = await this.worker
     const rss = process.memoryUsage.rss()
-    const started = performance.now()
+    const started = cpuMs()
     const outcome = await answerOf(worker, { path, options }, limitMs)
-    const milliseconds = performance.now() - started
+    const milliseconds = cpuMs() - started
     const grownBytes = process.memoryUsage.rss() - rss
     if (outcome !== undefined) return { ...outcome, milliseconds, hangs: false, grownBytes }
     await this.stop()
@@ -48,12 +54,16 @@ async function startWorker(): Promise<Worker> {
   return worker
 }
 
-/** Undefined when there was none in time. */
+/** Undefined when there was none within `limitMs` of processor time, or while nothing was done for minutes. */
 function answerOf(worker: Worker, message: unknown, limitMs: number): Promise<Outcome | undefined> {
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => done(undefined), limitMs)
+    const started = { cpu: cpuMs(), wall: performance.now() }
+    const timer = setInterval(() => {
+      const isQuiet = performance.now() - started.wall > QUIET_MS
+      if (isQuiet || cpuMs() - started.cpu > limitMs) done(undefined)
+    }, LOOK_MS)
     const done = (outcome: Outcome | undefined) => {
-      clearTimeout(timer)
+      clearInterval(timer)
       worker.off('error', reject)
       worker.removeAllListeners('message')
       resolve(outcome)

@@ -8,6 +8,7 @@ import { parseDescriptor } from '../../../src/formats/vmdk/descriptor.js'
 import { HEADER_AT, buildExtent } from '../../fixtures/vmdk-builder.js'
 import { foldersOf, holding } from '../../support/folders.js'
 import { needs, run, tempFolder } from '../../support/run.js'
+import { cpuMs } from '../../support/cpu.js'
 
 const BASE = `# Disk DescriptorFile
 version=1
@@ -261,9 +262,9 @@ t.test('texts that take long where a search goes back', async t => {
   for (const text of texts) {
     const { children, put } = machine(t)
     put('child.vmdk', `# Disk DescriptorFile\n${text}`)
-    const start = performance.now()
+    const start = cpuMs()
     t.strictSame(children(), [])
-    const took = performance.now() - start
+    const took = cpuMs() - start
     t.ok(took < 1000, `${JSON.stringify(text.slice(0, 20))}: ${Math.round(took)} ms`)
   }
 })
@@ -274,9 +275,9 @@ t.test('many files', async t => {
   for (let i = 0; i < 4200; i++) fs.writeFileSync(join(folder, `c${10_000 + i}.vmdk`), text)
   put('a.txt', text)
   put('z.vmdk', text)
-  const start = performance.now()
+  const start = cpuMs()
   const found = children()
-  const took = performance.now() - start
+  const took = cpuMs() - start
   // base.vmdk is one of those that are looked at.
   t.equal(found.length, 4095)
   t.equal(found.at(-1), 'c14094.vmdk')

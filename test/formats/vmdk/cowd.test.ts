@@ -24,6 +24,7 @@ import {
   thrownBy,
   wrongReads,
 } from './grains.js'
+import { cpuMs } from '../../support/cpu.js'
 
 const K = 1024
 const GRAIN_TABLE_SECTORS = 4096
@@ -149,9 +150,9 @@ t.test('a request of thousands of grains is quick', async t => {
   const grains = new Map(range(0, 4096).map(i => [i, noise(512, 1)]))
   const driver = driverOf(stored(buildCowd({ sectors: 4096, grains }).bytes))
   for (let i = 0; i < 200; i++) driver.lookup(0, driver.sizeBytes)
-  const started = performance.now()
+  const started = cpuMs()
   for (let i = 0; i < 200; i++) driver.lookup(0, driver.sizeBytes)
-  const each = (performance.now() - started) / 200
+  const each = (cpuMs() - started) / 200
   t.equal(driver.lookup(0, driver.sizeBytes).length, 4096 * 512)
   t.comment(`${(each * 1000).toFixed(0)} µs for 4096 grains`)
   t.ok(each < 5, `${each} ms`)

@@ -12,6 +12,7 @@ import {
 } from '../../../src/formats/vmdk/descriptor-edit.js'
 import { holds } from '../../support/property.js'
 import { needs, run, tempFolder } from '../../support/run.js'
+import { cpuMs } from '../../support/cpu.js'
 
 const parse = (bytes: Buffer): Descriptor => parseDescriptor(bytes, '/images/disk.vmdk')
 const LONG_ID = '0b0c5d3e9a2f4c1e8d7b6a5f7d1c5ee6'
@@ -295,9 +296,9 @@ t.test('texts that take long where a search goes back', async t => {
     `CID=1\n${'\r'.repeat(K * K)}`,
   ]
   for (const text of texts) {
-    const start = performance.now()
+    const start = cpuMs()
     descriptorEdits(Buffer.from(text), { dropsChangeTracking: true })
-    const took = performance.now() - start
+    const took = cpuMs() - start
     t.ok(took < 4000, `${JSON.stringify(text.slice(0, 20))}: ${Math.round(took)} ms`)
   }
   const far = Buffer.from(`${'\n'.repeat(MAX_VMDK_DESCRIPTOR_BYTES)}CID=1`)

@@ -20,6 +20,7 @@ import {
 } from '../../../src/formats/vmdk/descriptor.js'
 import { holds } from '../../support/property.js'
 import { needs, run, tempFolder } from '../../support/run.js'
+import { cpuMs } from '../../support/cpu.js'
 
 const PATH = '/images/disk.vmdk'
 const bytesOf = (text: string | Buffer) => (typeof text === 'string' ? Buffer.from(text) : text)
@@ -726,10 +727,10 @@ t.test('texts that take long where a search goes back', async t => {
     'RW 1 ZERO\r'.repeat(K * 100),
   ]
   for (const text of texts) {
-    const start = performance.now()
+    const start = cpuMs()
     errorOf(Buffer.from(text))
     isDescriptor(Buffer.from(text))
-    const took = performance.now() - start
+    const took = cpuMs() - start
     t.ok(took < 4000, `${JSON.stringify(text.slice(0, 20))}: ${Math.round(took)} ms`)
   }
 })

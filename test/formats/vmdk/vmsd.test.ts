@@ -13,6 +13,7 @@ import {
 } from '../../../src/formats/limits.js'
 import { parseVmsd, parseVmxDisks, type VmsdSnapshot } from '../../../src/formats/vmdk/vmsd.js'
 import { holds } from '../../support/property.js'
+import { cpuMs } from '../../support/cpu.js'
 
 const PATH = '/images/web.vmsd'
 const bytesOf = (text: string | Buffer) => (typeof text === 'string' ? Buffer.from(text) : text)
@@ -399,10 +400,10 @@ t.test('texts that take long where a search goes back', async t => {
     Array.from({ length: 60_000 }, () => `snapshot${index++ % 4096}.disk${index}.node=`).join('\n'),
   ]
   for (const text of texts) {
-    const start = performance.now()
+    const start = cpuMs()
     errorOf(() => parse(text))
     errorOf(() => parseVmxDisks(Buffer.from(text).subarray(0, MAX_VMX_BYTES)))
-    const took = performance.now() - start
+    const took = cpuMs() - start
     t.ok(took < 6000, `${JSON.stringify(text.slice(0, 30))}: ${Math.round(took)} ms`)
   }
 })

@@ -1,0 +1,75 @@
+/**
+ * Checks the shape of src: no modules that import each other in a circle, types included, and no file of more
+ * than 400 lines. Prints what breaks these rules; exit code 1 if anything does.
+ */
+import { readdirSync, readFileSync } from 'node:fs'
+import { dirname, join, relative, resolve } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const MAX_LINES = 400
+/** Files that are still to be split, and how many lines they may have until then. */
+const EXCEPTIONS = {
+  'formats/qcow/inspection.ts': 415,
+  'formats/qcow2/header.ts': 402,
+  'formats/qcow2/writer.ts': 753,
+  'image/chain.ts': 563,
+}
+/** What is imported from, exported from, or imported when it is needed. */
+const IMPORTED = /\b(?:from|import)\s*\(?\s*'(\.[^']+)'/g
+
+/** The circles among modules: each a list in which every module imports the next one, the last the first. */
+export function cyclesOf(imports) {
+  const cycles = []
+  const path = []
+  const done = new Set()
+  const visit = module => {
+    const at = path.indexOf(module)
+    if (at >= 0) cycles.push(path.slice(at))
+    if (at >= 0 || done.has(module)) return
+    path.push(module)
+    for (const other of imports.get(module) ?? []) visit(other)
+    path.pop()
+    done.add(module)
+  }
+  for (const module of imports.keys()) visit(module)
+  return cycles
+}
+
+/** What each source file in `folder` imports, by paths relative to it. */
+export function importsOf(folder) {
+  const names = readdirSync(folder, { recursive: true }).filter(name => name.endsWith('.ts'))
+  return new Map(
+    names.sort().map(name => {
+      const text = readFileSync(join(folder, name), 'utf8')
+      const imported = [...text.matchAll(IMPORTED)].map(([, path]) =>
+        relative(folder, resolve(folder, dirname(name), path)).replace(/\.js$/, '.ts'),
+      )
+      return [name, imported]
+    }),
+  )
+}
+
+/** Files with more lines than they may have, and exceptions that are needed no more. */
+export function lengthsOf(folder, exceptions = EXCEPTIONS) {
+  const problems = []
+  for (const name of importsOf(folder).keys()) {
+    const lines = readFileSync(join(folder, name), 'utf8').split('\n').length - 1
+    const most = exceptions[name] ?? MAX_LINES
+    if (lines > most) problems.push(`${name} has ${lines} lines; at most ${most} are allowed`)
+    else if (exceptions[name] && lines <= MAX_LINES) {
+      problems.push(`${name} has only ${lines} lines: remove its exception`)
+    }
+  }
+  return problems
+}
+
+function main() {
+  const folder = fileURLToPath(new URL('../src', import.meta.url))
+  const cycles = cyclesOf(importsOf(folder))
+  const lines = cycles.map(cycle => `import cycle: ${[...cycle, cycle[0]].join(' → ')}`)
+  lines.push(...lengthsOf(folder))
+  for (const line of lines) console.log(`src: ${line}`)
+  return lines.length === 0 ? 0 : 1
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) process.exitCode = main()

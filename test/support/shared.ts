@@ -1,0 +1,20 @@
+/**
+ * Runs several test files in one process, one after the other: those in VIMGFS_TEST_FILES. Each file is a test of the
+ * root's by its path, and what the file tests with the root of tap lies inside that.
+ */
+import { resolve } from 'node:path'
+import { pathToFileURL } from 'node:url'
+import t from 'tap'
+
+// Files are imported one after the other, so what calls this is the file that is running.
+const testOfRoot = t.test.bind(t) as (
+  name: string,
+  act: (t: any) => Promise<void>,
+) => Promise<unknown>
+
+for (const file of process.env.VIMGFS_TEST_FILES?.split(',') ?? []) {
+  await testOfRoot(file, async inner => {
+    t.test = inner.test.bind(inner)
+    await import(pathToFileURL(resolve(file)).href)
+  })
+}
