@@ -1,42 +1,42 @@
-/** The bitmap of a cow image: bit s % 8 of byte s / 8, lowest first, says that sector s is in the file. */
+/** The bitmap of a cow image: bit s % 8 of byte s / 8, lowest first, means that sector s is in the file. */
 import { SLICE_BYTES } from '../../cache/metadata-cache.js'
 import type { Store } from '../../io/store.js'
 import { type CowHeader, SECTOR_BYTES } from './header.js'
 
-/** How many bytes of the disk have a bit; those behind are the layer below's. */
+/** Returns how many bytes of the disk have a bit. Bytes after them are read from the backing file. */
 export const mappedBytes = ({ sizeBytes, bitmapBytes }: CowHeader): number =>
   Math.min(sizeBytes, bitmapBytes * 8 * SECTOR_BYTES)
 
-/** The first sector whose place is not, or not all, in a file of `fileBytes`; the disk's end where all are. */
+/** Returns the first sector that does not lie completely in a file of `fileBytes`; the end of the disk if all do. */
 export function firstLostSector({ sizeBytes, dataOffset }: CowHeader, fileBytes: number): number {
   if (fileBytes >= dataOffset + sizeBytes) return Math.ceil(sizeBytes / SECTOR_BYTES)
   return Math.max(0, Math.floor((fileBytes - dataOffset) / SECTOR_BYTES))
 }
 
 /**
- * What is read of the bitmap at once, in bytes of the file. It begins on a border of the file's, perhaps
- * within the header, and ends with the bitmap at the latest: never where data may be.
+ * The part of the bitmap that is read at once, in bytes of the file. It begins at an aligned place of the file, perhaps
+ * within the header. It never contains data, because it ends with the bitmap at the latest.
  */
 export interface BitmapSlice {
   readonly at: number
   readonly length: number
 }
 
-/** The slice that has the bit of `sector`. */
+/** Returns the slice that contains the bit of `sector`. */
 export function sliceOf({ bitmapOffset, bitmapBytes }: CowHeader, sector: number): BitmapSlice {
   const byte = bitmapOffset + Math.floor(sector / 8)
   const at = byte - (byte % SLICE_BYTES)
   return { at, length: Math.min(SLICE_BYTES, bitmapOffset + bitmapBytes - at) }
 }
 
-/** Which bit of the slice at `at` is that of `sector`. */
+/** Returns the index of the bit of `sector` in the slice at `at`. */
 export const bitOf = ({ bitmapOffset }: CowHeader, at: number, sector: number): number =>
   (bitmapOffset - at) * 8 + sector
 
 export const isSet = (bytes: Buffer, bit: number): boolean =>
   (((bytes[bit >>> 3] as number) >>> (bit & 7)) & 1) !== 0
 
-/** Where the bits from `from` on, which are all as the first one, end; `to` at most. */
+/** Returns the end of the run of equal bits that begins at `from`; at most `to`. */
 export function endOfRun(bytes: Buffer, from: number, to: number): number {
   const set = isSet(bytes, from)
   let bit = from
@@ -63,13 +63,13 @@ function setBit(bytes: Buffer, bit: number): void {
   bytes[bit >>> 3]! |= 1 << (bit & 7)
 }
 
-/** Read at once by `walkBitmap`. */
+/** How much `walkBitmap` reads at once. */
 const CHUNK_BYTES = 64 * 1024
 
 /**
- * Calls `visit` for each run of sectors of one kind, in their order, from `from` on; runs of a kind may follow
- * each other. Holes of the file are passed over, so that it takes what the bitmap takes on its disk. Stops
- * where `visit` returns false. Throws SystemError.
+ * Calls `visit` for each run of sectors of one kind, in order, from `from` on. Two runs of one kind may follow each other. It
+ * skips holes of the file, so its cost depends on the space that the bitmap takes on disk. Stops if `visit` returns false.
+ * Throws SystemError.
  */
 export function walkBitmap(
   store: Store,
@@ -88,7 +88,7 @@ export function walkBitmap(
     }
     const start = first - (first % 8)
     const end = Math.min(sectors, start + CHUNK_BYTES * 8)
-    // What a file that became shorter has lost reads as zeros; who reads the disk is told.
+    // If the file has become shorter, the lost part counts as zeros here; reading the disk reports it.
     const wanted = Math.ceil((end - start) / 8)
     chunk.fill(0, store.read(chunk, 0, wanted, header.bitmapOffset + start / 8), wanted)
     while (first < end) {
@@ -99,7 +99,7 @@ export function walkBitmap(
   }
 }
 
-/** How many sectors from `first` on have their bits in a hole of the file. */
+/** Returns how many sectors from `first` on have their bits in a hole of the file. */
 function silentSectors(store: Store, header: CowHeader, first: number, sectors: number): number {
   const byte = header.bitmapOffset + Math.floor(first / 8)
   const data = store.nextData(byte)

@@ -1,11 +1,11 @@
-/** An empty image in a file of nobody's, for disks that are thrown away. */
+/** Makes empty images, for disks that are thrown away. */
 import type { WritableStore } from '../../io/store.js'
 import { type CowHeader, placesOf, SECTOR_BYTES, SHAPES } from './header.js'
 
-/** Of the data. */
+/** The alignment of the data. */
 const ALIGNMENT_BYTES = 4096
 
-/** Makes the file an image of a disk of `diskBytes`, a multiple of 512, laid out as `like`. Throws SystemError. */
+/** Makes the file an image of a disk of `diskBytes` bytes, a multiple of 512, in the layout of `like`. Throws SystemError. */
 export function writeBlankCow(store: WritableStore, like: CowHeader, diskBytes: number): void {
   const { layout } = like
   const shape = SHAPES[layout]
@@ -13,7 +13,7 @@ export function writeBlankCow(store: WritableStore, like: CowHeader, diskBytes: 
   const head = Buffer.alloc(shape.bytes)
   head.write('OOOM', 'latin1')
   head.writeUInt32BE(shape.version, 4)
-  // Those of version 3 all stand on another.
+  // An image of version 3 must have a backing file.
   if (shape.version === 3) head.write('-', shape.nameAt)
   head.writeBigUInt64BE(BigInt(diskBytes), shape.sizeAt)
   head.writeUInt32BE(SECTOR_BYTES, shape.sectorBytesAt)

@@ -1,12 +1,12 @@
 /**
- * Checking a cow image: there is little that can be wrong, since a sector's place depends on nothing but its
- * number. QEMU never had a check for it.
+ * Checks a cow image. Little can be wrong, because a sector's place depends only on its number. QEMU never had a check for
+ * it.
  *
- *  (1) A sector that is marked and whose place is not, or not all, in the file is a corruption: reading it fails.
- *      Both programs write whole sectors, so one that is cut off was lost, too.
- *  (2) Space that the places of unmarked sectors take is as many leaks as sectors would need it, if it can be
- *      given back (see space.ts): a write that never got its bit leaves it, and copying holes as zeros.
- *  (3) Bits behind the disk's last sector mean nothing, to nobody: a notice.
+ *  (1) A marked sector that does not lie completely in the file is a corruption: reading it fails. Both programs write whole
+ *      sectors, so a sector that is cut off is lost, too.
+ *  (2) Space at the places of unmarked sectors counts as that many leaks, if it can be given back (see space.ts). A write that
+ *      never got its bit leaves such space, and so does copying holes as zeros.
+ *  (3) Bits after the disk's last sector have no meaning: they are a notice.
  */
 import type { Store } from '../../io/store.js'
 import { type CheckOptions, type CheckResult, Report } from '../check/report.js'
@@ -15,8 +15,8 @@ import { type CowHeader, readCowHeader, SECTOR_BYTES } from './header.js'
 import { UnusedSpace } from './space.js'
 
 /**
- * Checks the image; its backing file is one of its own. Throws ImageError where the header is damaged,
- * SystemError where the file cannot be read.
+ * Checks the image, without its backing file. Throws ImageError if the header is damaged, SystemError if the file cannot be
+ * read.
  */
 export function checkCow(store: Store, options: CheckOptions = {}): CheckResult {
   const report = new Report()
@@ -77,5 +77,5 @@ function checkLastByte(store: Store, header: CowHeader, report: Report): void {
   const last = Buffer.alloc(1)
   store.read(last, 0, 1, at)
   if ((last[0] as number) >>> (sectors % 8) === 0) return
-  report.note('notice', at, () => 'bits behind the last sector are set, and mean nothing')
+  report.note('notice', at, () => 'bits after the last sector are set, and mean nothing')
 }

@@ -1,6 +1,6 @@
 /**
- * Where the bytes of a cow image are: a sector whose bit is set is in the file, at a place that depends on
- * nothing but its number; any other is the layer below's (QEMU up to 2.1, block/cow.c).
+ * Finds the bytes of a cow image: a sector whose bit is set is in the file, at a place that depends only on its number. All
+ * others are in the backing file (QEMU up to 2.1, block/cow.c).
  */
 import { type MetadataCache, SLICE_BYTES } from '../../cache/metadata-cache.js'
 import { ImageError } from '../../errors.js'
@@ -15,19 +15,19 @@ export interface CowParts {
   /** Tells stores apart in the cache, 0 to 511. */
   readonly storeId: number
   readonly metadata: MetadataCache
-  /** Whether the bitmap may have changed since the file has been read, or be about to. */
+  /** Whether this mount writes the image, so that the bitmap may change. */
   readonly isWritten: boolean
 }
 
-/** Slices that one lookup looks at, at most: a GiB of the disk. */
+/** The most slices that one lookup reads: those of a GiB of the disk. */
 const MAX_SLICES = 64
 
 export class CowDriver implements FormatDriver {
-  /** Both programs write whole sectors: what is missing at the file's end was lost. */
+  /** 1, because both programs write whole sectors, so that any missing byte at the end of the file is lost. */
   readonly unitBytes = 1
   readonly sizeBytes: number
   private readonly mappedBytes: number
-  /** Of the run that was looked for last: no object on the data path. */
+  /** The kind of the last run. A field, to avoid an object on the data path. */
   private isMarked = false
 
   constructor(private readonly parts: CowParts) {
@@ -46,20 +46,20 @@ export class CowDriver implements FormatDriver {
     return { kind: 'data', length: bytes, store, at: header.dataOffset + offset }
   }
 
-  /** A slice as it is now; valid until the next call. Throws ImageError, SystemError. */
+  /** Returns a slice in its current state; valid until the next call. Throws ImageError, SystemError. */
   read({ at, length }: BitmapSlice): Buffer {
     const { metadata, store, storeId } = this.parts
     return metadata.slice(store, storeId, at, length)
   }
 
-  /** Sets `isMarked` by the bit of `first`; returns where the sectors that are as it end, `to` at most. */
+  /** Sets `isMarked` to the bit of `first`. Returns the end of the sectors with the same bit; at most `to`. */
   private endOfRun(first: number, to: number, offset: number): number {
     const { header, isWritten } = this.parts
     let sector = first
     for (let slices = 0; slices < MAX_SLICES && sector < to; slices++) {
       const slice = sliceOf(header, sector)
       const bytes = this.sliceAt(slice, slices === 0, offset)
-      // Damage further on is for the read that gets there.
+      // The read that gets to damage further on reports it.
       if (bytes === undefined) return sector
       const bit = bitOf(header, slice.at, sector)
       if (slices === 0) this.isMarked = isSet(bytes, bit)
@@ -84,7 +84,7 @@ export class CowDriver implements FormatDriver {
     }
   }
 
-  /** The first sector from `sector` on, `to` at most, whose slice is not all a hole of the file. */
+  /** Returns the first sector from `sector` on, at most `to`, whose slice is not completely a hole of the file. */
   private passHole(sector: number, to: number): number {
     if (sector >= to) return to
     const { store, header } = this.parts
@@ -95,7 +95,7 @@ export class CowDriver implements FormatDriver {
     return Math.min(to, Math.max(sector, bits))
   }
 
-  /** What became shorter has no hole, but an end. */
+  /** Reports whether the file still has the whole bitmap: what it has lost must not count as a hole. */
   private hasWholeBitmap(): boolean {
     const { store, header } = this.parts
     const last = Buffer.alloc(1)

@@ -28,7 +28,7 @@ export const cowFormat: Format<CowHeader> = {
   name: 'cow',
   suffixes: ['.cow'],
   unit: 'sector',
-  // Version 1 was written in the byte order of its host.
+  // Version 1 has the byte order of the host that wrote it.
   matches: head => MAGICS.includes(head.toString('latin1', 0, 4)),
   open: (file, { storeOf, warn }) => {
     const spec = readCowHeader(storeOf(file))

@@ -1,11 +1,9 @@
 /**
- * The header of a cow image ("OOOM"): a bitmap of the sectors that are in the file, and the sectors, each at a
- * place of its own (QEMU up to 2.1, block/cow.c; Linux, arch/um/drivers/cow_user.c and ubd_kern.c). All
- * numbers are big-endian.
+ * The header of a cow image ("OOOM"). The image has a bitmap of the sectors that are in the file, and the sectors, each at a
+ * fixed place (QEMU up to 2.1, block/cow.c; Linux, arch/um/drivers/cow_user.c and ubd_kern.c). All numbers are big-endian.
  *
- * The programs wrote C structures as their compilers had laid them out: one magic and two versions stand for
- * five layouts. They are told apart by where the sector size reads 512, and by the bitmap, which is in the file
- * as a whole from the beginning on.
+ * The programs wrote C structures in their compilers' layout, so one magic and two versions stand for five layouts. The place
+ * where the sector size reads 512 tells them apart, and the bitmap, which every file contains completely from the beginning.
  */
 import { type ErrorCode, ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
@@ -13,38 +11,38 @@ import { isTooLarge, tooLarge } from '../disk-size.js'
 import { WRONG_FORMAT } from '../way-out.js'
 
 export const COW_LAYOUTS = ['qemu-x86-64', 'qemu-i386', 'uml-2', 'uml-3', 'uml-3-broken'] as const
-/** Which program wrote it: the structures differ, the magic and versions do not tell all of them apart. */
+/** The program that wrote it. The structures differ, and magic and version do not tell all of them apart. */
 export type CowLayout = (typeof COW_LAYOUTS)[number]
 
-/** Plain data: the threads get it as a message. */
+/** Plain data, which can be sent to threads as a message. */
 export interface CowHeader {
   readonly layout: CowLayout
-  /** Undefined where it stands alone. */
+  /** Undefined if it has no backing file. */
   readonly backingName: string | undefined
-  /** When the backing file was last written as the image has it, in seconds since 1970. */
+  /** The time of the backing file's last write according to the image, in seconds since 1970. */
   readonly backingSeconds: number
-  /** Of the disk, in bytes. */
+  /** The size of the disk, in bytes. */
   readonly sizeBytes: number
-  /** What a bit of the bitmap stands for, in bytes: 512. */
+  /** The bytes that a bit of the bitmap stands for: 512. */
   readonly sectorBytes: number
-  /** In bytes, of the file. */
+  /** The start of the bitmap, in bytes of the file. */
   readonly bitmapOffset: number
-  /** The bytes that have a bit of the disk; it may be one fewer than the disk needs, see `placesOf`. */
+  /** The size of the bitmap, in bytes. It may be one less than the disk needs, see `placesOf`. */
   readonly bitmapBytes: number
   readonly dataOffset: number
-  /** What the user should know, a line each. */
+  /** Warnings for the user, one line each. */
   readonly warnings: readonly string[]
 }
 
 export const SECTOR_BYTES = 512
 
 const MAGIC = 'OOOM'
-/** Version 1 of UML has numbers as its host had them; on most hosts its magic is the other way round. */
+/** Version 1 of UML has the byte order of its host. On little-endian hosts the magic is reversed. */
 const SWAPPED_MAGIC = 'MOOO'
 const VERSION_AT = 4
 const NAME_AT_OF_VERSION_3 = 32
 
-/** Where the fields are, in bytes. */
+/** The places of the fields, in bytes. */
 interface Shape {
   readonly version: 2 | 3
   readonly nameAt: number
@@ -52,9 +50,9 @@ interface Shape {
   readonly secondsAt: number
   readonly sizeAt: number
   readonly sectorBytesAt: number
-  /** Of the whole structure, padding included. */
+  /** The size of the whole structure, with padding. */
   readonly bytes: number
-  /** Of the bitmap and of the data, and where the kind of map is. */
+  /** The place of the alignment of the bitmap and of the data, and the place of the kind of map. */
   readonly alignment?: { readonly at: number; readonly formatAt: number }
 }
 
@@ -96,7 +94,7 @@ export const SHAPES: { readonly [L in CowLayout]: Shape } = {
     bytes: 4128,
     alignment: { at: 24, formatAt: 28 },
   },
-  // Binaries for 64 bits from before 2006: the size is on a border of 8 bytes, and all behind it moves.
+  // 64-bit programs from before 2006: the size is aligned to 8 bytes, which moves all fields after it.
   'uml-3-broken': {
     version: 3,
     nameAt: 36,
@@ -116,7 +114,7 @@ const RESTORE = 'restore it from a copy'
 const MERGE = 'make a raw image of it with uml_moo of the UML utilities'
 const KNOWN = 'images of QEMU for x86-64 and i386 and of UML versions 2 and 3 are read'
 
-/** Reads and checks all of the header. Throws ImageError, which names the file; SystemError. */
+/** Reads and checks the whole header. Throws ImageError, which names the file; SystemError. */
 export function readCowHeader(store: Store): CowHeader {
   const fail: Fail = (code, message, hint) => {
     throw new ImageError(code, message, { path: store.path, hint })
@@ -143,7 +141,8 @@ export function readCowHeader(store: Store): CowHeader {
     const { version, sectorBytesAt, bytes } = SHAPES[layout]
     return version === 2 && got >= bytes && head.readUInt32BE(sectorBytesAt) === SECTOR_BYTES
   })
-  // In an image for i386 the guest's own bits may read 512, too; it has no say about the file's length.
+  // In an image of an i386 program the bits of the bitmap may read 512, too. So also compare with the file's length, which the
+  // guest cannot choose.
   const fitting = candidates.find(layout => {
     const size = head.readBigUInt64BE(SHAPES[layout].sizeAt)
     return size <= MAX_SIZE_BYTES && bitmapEnd(layout, Number(size)) <= store.sizeBytes
@@ -160,17 +159,17 @@ export function readCowHeader(store: Store): CowHeader {
   )
 }
 
-// No path begins with zeros. What is moved has the kind of map there, which is 0.
+// No path begins with zeros. In the moved layout the kind of map is there, which is 0.
 const layoutOfVersion3 = (head: Buffer): CowLayout =>
   head.readUInt32BE(NAME_AT_OF_VERSION_3) === 0 ? 'uml-3-broken' : 'uml-3'
 
-/** Where the name of the backing file begins in a header that may be damaged, or be of version 1. */
+/** Returns where the backing file's name begins, in a header that may be damaged or have version 1. */
 export function cowNameAt(head: Buffer): number {
   const isVersion3 = head.length >= NAME_AT_OF_VERSION_3 + 4 && head.readUInt32BE(VERSION_AT) === 3
   return SHAPES[isVersion3 ? layoutOfVersion3(head) : 'qemu-x86-64'].nameAt
 }
 
-/** Data begin behind a bitmap that is smaller by far than this leaves room for. */
+/** The largest disk: its data, and the bitmap before them, still lie below 2^53. */
 const MAX_SIZE_BYTES = 2 ** 52
 const MAX_ALIGNMENT_BYTES = 2 ** 30
 
@@ -214,7 +213,7 @@ function decode(
   }
 }
 
-/** QEMU leaves out what is behind the last whole sector. */
+/** Returns the size of the disk. QEMU ignores bytes after the last whole sector. */
 const diskBytes = (layout: CowLayout, sizeBytes: number): number =>
   isOfQemu(layout) ? sizeBytes - (sizeBytes % SECTOR_BYTES) : sizeBytes
 
@@ -240,12 +239,12 @@ function alignmentOf({ alignment }: Shape, head: Buffer, fail: Fail): number {
 type Places = Pick<CowHeader, 'bitmapOffset' | 'bitmapBytes' | 'dataOffset'>
 
 /**
- * Where the bitmap and the data of a disk of `sizeBytes` are.
+ * Returns where the bitmap and the data of a disk of `sizeBytes` bytes are.
  *
- * UML of version 2 rounds the bitmap's bytes down: where the sectors are no multiple of 8, the last of them
- * have no bit that it counts, and which it reads again. It wrote these bits all the same, into the next byte,
- * and so they are taken from there; but where data begin in that byte, the last sectors have no bit at all.
- * @param alignment of version 3, in bytes
+ * Version 2 of UML rounds the size of the bitmap down. If the number of sectors is not a multiple of 8, it does not count or
+ * read the bits of the last ones. But it wrote these bits into the next byte, so they are read there. If data begin in that
+ * byte, the last sectors have no bit at all.
+ * @param alignment the alignment of version 3, in bytes
  */
 export function placesOf(layout: CowLayout, sizeBytes: number, alignment: number): Places {
   const { bytes, version } = SHAPES[layout]
@@ -274,7 +273,7 @@ function warningsOf(sizeBytes: number, bitmapBytes: number): string[] {
   ]
 }
 
-/** Up to its NUL. */
+/** Returns the backing file's name, up to its NUL. */
 function backingName({ nameAt, nameBytes }: Shape, head: Buffer, fail: Fail): string | undefined {
   const field = head.subarray(nameAt, nameAt + nameBytes)
   const nul = field.indexOf(0)

@@ -1,10 +1,9 @@
 /**
- * Repairing a cow image: space that nothing uses becomes holes of the file. No byte of the disk reads
- * differently afterwards.
+ * Repairs a cow image: unused space becomes holes of the file. No byte of the disk reads differently afterwards.
  *
- * Sectors that were lost with the end of the file stay marked, and reading them fails: without their marks
- * the layer below would show in their place, older than what was written, and nobody could tell. While there are
- * any no space is given back: what nothing marks may be what was lost.
+ * Sectors that were lost with the end of the file stay marked, and reading them fails. Without their marks the older data of
+ * the backing file would appear, unnoticed. While there are such sectors, no space is given back: unmarked space may be the
+ * lost data.
  */
 import type { WritableStore } from '../../io/store.js'
 import { type CheckOptions, type RepairResult, Report } from '../check/report.js'
@@ -18,8 +17,8 @@ const LOST =
 const KEPT = 'space is kept: what nothing marks may be what was lost'
 
 /**
- * Repairs the image: `leaks` and `all` alike give back space. Throws ImageError where the header is damaged,
- * SystemError where the file cannot be read or written.
+ * Repairs the image: both `leaks` and `all` give back space. Throws ImageError if the header is damaged, SystemError if the
+ * file cannot be read or written.
  */
 export function repairCow(
   store: WritableStore,

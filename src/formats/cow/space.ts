@@ -1,23 +1,22 @@
 /**
- * Space of the file that the places of unmarked sectors take. Nobody reads it, and it can be given back as far
- * as it fills blocks of the file system: as holes, which take none. What follows the last sector is no part of
- * the image.
+ * Finds space at the places of unmarked sectors. Nothing reads it. Whole blocks of the file system in it can become holes,
+ * which take no space. What follows the last sector is not part of the image.
  */
 import type { Store } from '../../io/store.js'
 import { type CowHeader, SECTOR_BYTES } from './header.js'
 
-/** Of most file systems; a hole of less frees nothing. */
+/** The block size of most file systems; a smaller hole frees nothing. */
 const BLOCK_BYTES = 4096
 
-/** Where bytes lie in the file. */
+/** A range of bytes of the file. */
 export interface Span {
   readonly at: number
   readonly bytes: number
 }
 
-/** Finds what of unmarked sectors can be given back; asked from the file's beginning to its end. */
+/** Finds the space of unmarked sectors that can be given back. Ask in the order of the file. */
 export class UnusedSpace {
-  /** What the file has from `start` up to `end`: the last that was looked for. */
+  /** The last range of data that was found in the file, from `start` up to `end`. */
   private start = 0
   private end = 0
   private isData = false
@@ -27,13 +26,13 @@ export class UnusedSpace {
     private readonly header: CowHeader,
   ) {}
 
-  /** The blocks of the sectors `first` up to `end`, none of which is marked, if they are no hole as a whole. */
+  /** Returns the blocks of the unmarked sectors `first` up to `end`, unless they are completely a hole. */
   of(first: number, end: number): { span: Span; dataBytes: number } | undefined {
     const { dataOffset } = this.header
     const { sizeBytes } = this.store
     const from = Math.ceil((dataOffset + first * SECTOR_BYTES) / BLOCK_BYTES) * BLOCK_BYTES
     const last = dataOffset + end * SECTOR_BYTES
-    // The block that the file ends within is freed only as a whole.
+    // The block within which the file ends is freed only as a whole.
     const to =
       (last < sizeBytes ? Math.floor : Math.ceil)(Math.min(last, sizeBytes) / BLOCK_BYTES) *
       BLOCK_BYTES

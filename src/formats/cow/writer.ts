@@ -1,14 +1,14 @@
 /**
- * Writing a cow image (QEMU up to 2.1, block/cow.c; Linux, arch/um/drivers/ubd_kern.c).
+ * Writes a cow image (QEMU up to 2.1, block/cow.c; Linux, arch/um/drivers/ubd_kern.c).
  *
- *  (1) A sector's place is its own, marked or not: nothing is handed out, and no bit can lead over the header,
- *      the bitmap or another sector.
- *  (2) A sector is on the disk, as a whole, before its bit is. A place whose bit is not set may hold anything, as a
- *      crash has left it: it counts as zeros only once it was made a hole.
- *  (3) A bit that is set stays set. What reads as zeros again is a hole of the file.
- *  (4) The bitmap has its room on the file system before a write that changes it has returned: a flush that
- *      finds the file system full would lose what many writes were told is written.
- *  (5) Of the file nothing is written but the bitmap and the sectors.
+ *  (1) A sector has a fixed place, marked or not. So nothing is allocated, and no bit can lead to the header, the bitmap or
+ *      another sector.
+ *  (2) A sector is whole on the disk before its bit is. A place without its bit may hold anything that a crash has left: it
+ *      counts as zeros only after it was made a hole.
+ *  (3) A bit that is set stays set. A range that reads as zeros again is a hole of the file.
+ *  (4) The bitmap has its space on the file system before a write that changes it returns: otherwise a flush that finds the
+ *      file system full would lose many writes that had succeeded.
+ *  (5) Only the bitmap and the sectors of the file are written.
  */
 import { type DirtySlice, STAGE, type TablePool } from '../../cache/table-pool.js'
 import type { MetadataCache } from '../../cache/metadata-cache.js'
@@ -32,7 +32,7 @@ import { type CowHeader, SECTOR_BYTES } from './header.js'
 
 export interface CowWriterParts {
   readonly header: CowHeader
-  /** Of the same store; its slices come through a cache that asks `pool` first. */
+  /** The disk's driver, on the same store. It reads slices through a cache that asks `pool` first. */
   readonly driver: CowDriver
   readonly store: WritableStore
   readonly storeId: number
@@ -42,13 +42,13 @@ export interface CowWriterParts {
   readonly hasParent: boolean
 }
 
-/** What file systems punch without remainder. */
+/** The block size for punching: file systems punch only whole blocks. */
 const BLOCK_BYTES = 4096
-/** Bytes of the disk that one reservation takes at most. */
+/** The most bytes of the disk of one reservation. */
 const MAX_RUN_BYTES = 2 ** 21
-/** Bytes of the disk that one step marks over a hole at most: 16 KiB of bits. */
+/** The most bytes of the disk that one step marks over a hole: 16 KiB of bits. */
 const MAX_HOLE_BYTES = 2 ** 26
-/** Slices that one step changes at most. */
+/** The most slices that one step changes. */
 const STEP_SLICES = 8
 
 export class CowWriter extends PooledWriter implements WritableDriver {
@@ -81,8 +81,7 @@ export class CowWriter extends PooledWriter implements WritableDriver {
   }
 
   /**
-   * Of a sector that the file's end has cut off nobody knows what it was: writing behind it would make the rest
-   * zeros, for good.
+   * Refuses an image that has lost marked sectors at its end: writing past them would turn the lost bytes into zeros for good.
    */
   begin(): void {
     const { store, header } = this.parts
@@ -119,7 +118,7 @@ export class CowWriter extends PooledWriter implements WritableDriver {
     this.setMarks(offset, length)
   }
 
-  /** What was written there takes space that nothing uses. */
+  /** Punches the place, so that what was written there takes no space. */
   cancel({ at, length }: Reservation): void {
     this.parts.store.punch(at, length)
   }
@@ -132,7 +131,7 @@ export class CowWriter extends PooledWriter implements WritableDriver {
       if (found.kind === 'data') {
         if (!store.punch(found.at, found.length)) break
       } else if (hasParent) {
-        // This takes room of the pool, so there is one such piece a step.
+        // Each such piece takes room in the pool, so handle one in a step.
         return done > 0 ? done : this.markHole(offset, found.length)
       }
       done += found.length
@@ -141,8 +140,8 @@ export class CowWriter extends PooledWriter implements WritableDriver {
   }
 
   /**
-   * Makes sectors that are not marked read as zeros over the layer below; returns how many bytes are done, 0
-   * where the file system makes no holes.
+   * Makes unmarked sectors read as zeros, whatever the backing file has. Returns how many bytes are done; 0 if the file system
+   * cannot make holes.
    */
   private markHole(offset: number, length: number): number {
     this.requireBit(offset)
@@ -171,7 +170,7 @@ export class CowWriter extends PooledWriter implements WritableDriver {
     }
   }
 
-  /** Rule (4). What is in the pool has its room since it came there. */
+  /** Applies rule (4). A slice that is in the pool has its space already. */
   private takeRoom(offset: number, length: number): void {
     const { store, pool } = this.parts
     for (const { slice } of this.slicesOf(offset, length)) {
@@ -181,7 +180,7 @@ export class CowWriter extends PooledWriter implements WritableDriver {
     }
   }
 
-  /** The slices of a range, with its sectors in each. */
+  /** Yields the slices of a range, with the range's sectors in each. */
   private *slicesOf(
     offset: number,
     length: number,
@@ -196,13 +195,13 @@ export class CowWriter extends PooledWriter implements WritableDriver {
     }
   }
 
-  /** A slice without what it has of the header: rule (5). */
+  /** Returns a slice without its part of the header: rule (5). */
   private bitsOf({ at, length }: BitmapSlice): BitmapSlice {
     const before = Math.max(0, this.parts.header.bitmapOffset - at)
     return { at: at + before, length: length - before }
   }
 
-  /** Its bits alone: rule (5). */
+  /** Writes only the bits of a slice: rule (5). */
   protected override writeSlice({ at, bytes }: DirtySlice): void {
     const bits = this.bitsOf({ at, length: bytes.length })
     this.parts.store.write(bytes, bits.at - at, bits.length, bits.at)

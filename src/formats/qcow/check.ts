@@ -1,13 +1,12 @@
 /**
- * Checking a qcow image: whether its tables make sense. `qemu-img check` does not know the format; the
- * totals are counted as it counts those of qcow2.
+ * Checks the tables of a qcow image. `qemu-img check` does not know the format; the totals are counted as it counts those of
+ * qcow2.
  *
- *  (1) What `vimgfs mount` answers EIO for, or refuses to write, is a corruption. Compressed clusters are
- *      found by their entries and are not inflated: reading them does that.
- *  (2) So is an L1 entry that names the end of the file, which a program wrote before the table and did not
- *      come to write that: nothing is lost, but a program that goes on writes something else there.
- *  (3) Space that nothing uses is as many leaks as clusters would need it, if it can be given back (see
- *      space.ts).
+ *  (1) All that makes `vimgfs mount` answer EIO, or refuse to write, is a corruption. Compressed clusters are found by their
+ *      entries and are not unpacked: reading them does that.
+ *  (2) An L1 entry that names the end of the file is a corruption, too: a program wrote it before the table, and stopped.
+ *      Nothing is lost, but a program that goes on writing would put something else there.
+ *  (3) Unused space counts as so many leaks as clusters would fit in it, if it can be given back (see space.ts).
  */
 import type { Store } from '../../io/store.js'
 import { type CheckOptions, type CheckResult, Report } from '../check/report.js'
@@ -16,13 +15,13 @@ import { type InspectOptions, inspectTables, type TableSink } from './inspection
 import { reclaimable } from './space.js'
 
 export interface QcowCheckOptions extends CheckOptions, InspectOptions {
-  /** Whether the file is a device, of which nothing can be given back. */
+  /** Whether the file is a device: then nothing can be given back. */
   readonly isDevice?: boolean
 }
 
 /**
- * Checks the image. Throws ImageError where the header is damaged, or where the tables are too much to go
- * over; SystemError where the file cannot be read.
+ * Checks the image. Throws ImageError if the header is damaged, or if the tables are too large to check; SystemError if the
+ * file cannot be read.
  */
 export function checkQcow(store: Store, options: QcowCheckOptions = {}): CheckResult {
   const report = new Report()
@@ -30,15 +29,15 @@ export function checkQcow(store: Store, options: QcowCheckOptions = {}): CheckRe
   return report
 }
 
-/** What a repair goes by. */
+/** The findings that a repair uses. */
 export interface Damage {
-  /** Where the L1 entry is that names a table which was never written, in bytes of the file. */
+  /** The place in the file of the L1 entry that names a table which was never written. */
   readonly unwrittenAt: number | undefined
-  /** Corruptions besides that. */
+  /** The number of other corruptions. */
   readonly others: number
 }
 
-/** Adds what is found to `report`; throws as `checkQcow`. */
+/** Adds the findings to `report`. Throws what `checkQcow` throws. */
 export function checkTables(store: Store, report: Report, options: QcowCheckOptions): Damage {
   const header = readQcowHeader(store)
   const cluster = clusterBytes(header)

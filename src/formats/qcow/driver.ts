@@ -1,10 +1,9 @@
 /**
- * Where the bytes of a qcow disk are: the two-level table (QEMU block/qcow.c; libyal libqcow's description
- * of the format).
+ * Finds the bytes of a qcow disk in the two-level table (QEMU block/qcow.c; libyal libqcow's description of the format).
  *
- * Clusters may begin at any sector, so that where the file ends within one is told here, and not by what
- * the engine rounds to. An L1 entry that names the very end of the file was written before its table, by
- * a program that did not come to write that: it names nothing yet.
+ * Clusters may begin at any sector. So this code decides whether the file ends within one; the engine's rounding to units
+ * could not. An L1 entry that names exactly the end of the file was written by a program that stopped before it wrote the
+ * table: it names nothing yet.
  */
 import type { ClusterCache } from '../../cache/cluster-cache.js'
 import { type MetadataCache, SLICE_BYTES } from '../../cache/metadata-cache.js'
@@ -27,9 +26,9 @@ import { DAMAGED, PACKED, packedAt, readEntry, readWord } from './words.js'
 
 export interface QcowParts {
   readonly header: QcowHeader
-  /** The image's file: its tables and its compressed clusters. */
+  /** The image's file, for tables and compressed clusters. */
   readonly store: Store
-  /** The same, with what its clusters are decrypted by. */
+  /** The same file, for data clusters; it decrypts encrypted ones. */
   readonly dataStore: Store
   /** Tells stores apart in the caches, 0 to 511. */
   readonly storeId: number
@@ -40,12 +39,12 @@ export interface QcowParts {
 export class QcowDriver implements FormatDriver {
   readonly sizeBytes: number
   readonly unitBytes: number
-  /** Bytes of the disk that one L2 table maps. */
+  /** How many bytes of the disk one L2 table maps. */
   readonly coverage: number
   readonly tableBytes: number
   private readonly l1End: number
   private readonly isEncrypted: boolean
-  /** Of the file, for one lookup. */
+  /** The size of the file, for one lookup. */
   private fileBytes = 0
 
   constructor(private readonly parts: QcowParts) {
@@ -68,7 +67,7 @@ export class QcowDriver implements FormatDriver {
     return { kind: 'parent', length: Math.min(length, silent) }
   }
 
-  /** Where the L2 table of the L1 entry `index` is in the file; 0 when there is none. `offset` is for messages. */
+  /** Returns the place of the L2 table of L1 entry `index` in the file; 0 if there is none. `offset` is for messages. */
   l2Table(index: number, offset: number): number {
     this.fileBytes = this.parts.store.sizeBytes
     return this.tableOf(index, offset)
@@ -89,8 +88,8 @@ export class QcowDriver implements FormatDriver {
   }
 
   /**
-   * The slice of the file that has the L1 entry `index`. Of what is not the table's it has bytes of the
-   * table's first sector alone, where no cluster and no other table can be.
+   * Returns the slice of the file that contains L1 entry `index`. Besides the table it may contain only bytes of the table's
+   * first sector, where no cluster and no other table can be.
    */
   l1SliceOf(index: number): { at: number; length: number } {
     const { l1Offset } = this.parts.header
@@ -100,20 +99,20 @@ export class QcowDriver implements FormatDriver {
     return { at, length: Math.min(SLICE_BYTES, this.l1End - at) }
   }
 
-  /** The slice of the L2 table at `table` that has the entry `index`. */
+  /** Returns the slice of the L2 table at `table` that contains entry `index`. */
   l2SliceOf(table: number, index: number): { at: number; length: number } {
     const byte = index * ENTRY_BYTES
     const inTable = byte - (byte % SLICE_BYTES)
     return { at: table + inTable, length: Math.min(SLICE_BYTES, this.tableBytes - inTable) }
   }
 
-  /** Throws ImageError, which names the place on the disk, `offset`. */
+  /** Reads a slice. Throws ImageError, which names `offset`, the place on the disk. */
   slice(at: number, length: number, offset: number): Buffer {
     const { metadata, store, storeId } = this.parts
     return this.located(offset, () => metadata.slice(store, storeId, at, length))
   }
 
-  /** How many L1 entries from `index` on name no table, as far as `bytes` of the disk reach. */
+  /** Returns how many L1 entries from `index` on name no table, within `bytes` bytes of the disk. */
   private silentTables(index: number, bytes: number): number {
     const wanted = Math.min(Math.ceil(bytes / this.coverage), this.parts.header.l1Entries - index)
     let count = 1
@@ -121,7 +120,7 @@ export class QcowDriver implements FormatDriver {
     return count
   }
 
-  /** False for a damaged entry too: it is for the read that gets there. */
+  /** Reports whether the entry names no table. False also for a damaged entry: the read that gets there reports it. */
   private isSilent(index: number): boolean {
     try {
       return this.tableOf(index, index * this.coverage) === 0
@@ -131,7 +130,7 @@ export class QcowDriver implements FormatDriver {
     }
   }
 
-  /** The run of clusters that begins at `inTable` of what the L2 table at `table` maps. */
+  /** Returns the run of clusters that begins at byte `inTable` of the range that the L2 table at `table` maps. */
   private clusters(table: number, inTable: number, offset: number, length: number): Extent {
     const { unitBytes } = this
     const inCluster = inTable % unitBytes
@@ -152,8 +151,8 @@ export class QcowDriver implements FormatDriver {
   }
 
   /**
-   * Where in the table, up to `to`, the run ends that `first` begins at `from`. Damage further on ends
-   * it, too: that is for the read that gets there, once the good bytes are delivered.
+   * Returns where in the table, up to `to`, the run ends that begins with `first` at `from`. Damage further on also ends it: the
+   * read that gets there reports it, after the good bytes are delivered.
    */
   private runEnd(
     slice: Buffer,
@@ -189,17 +188,17 @@ export class QcowDriver implements FormatDriver {
     }
   }
 
-  /** A file may end within its last cluster: what is missing of that one reads as zeros. */
+  /** Returns the extent of data at `at`. The file may end within its last cluster, whose rest reads as zeros. */
   private data(at: number, length: number, offset: number): Extent {
     const store = placed(this.parts.dataStore, offset, at)
-    // What is missing of an encrypted cluster is decrypted as the rest of it is.
+    // The cipher store handles the missing part of an encrypted cluster.
     if (this.isEncrypted) return { kind: 'data', length, store, at }
     const inFile = this.fileBytes - at
     if (inFile <= 0) return { kind: 'zero', length }
     return { kind: 'data', length: Math.min(length, inFile), store, at }
   }
 
-  /** A compressed cluster: any byte of the file, and as many bytes as its entry says. */
+  /** Returns the extent of a compressed cluster: it begins at any byte of the file; its entry gives its length. */
   private packed(
     slice: Buffer,
     inSlice: number,

@@ -67,7 +67,7 @@ export const qcowFormat: Format<QcowHeader> = {
     },
   },
   checking,
-  // QEMU says nothing of the format itself.
+  // QEMU shows no information specific to this format.
   describe: ({ spec }) => ({ unitBytes: 2 ** spec.clusterBits }),
   attributes: ({ spec }) => ({ 'cluster-size': String(2 ** spec.clusterBits) }),
   tableBytes: ({ spec }) => Math.ceil(spec.sizeBytes / coverageBytes(spec)) * tableBytes(spec),

@@ -22,15 +22,15 @@ export const HEADER = layout({
 })
 
 export interface QcowHeader {
-  /** Undefined where it stands alone. The format has no field for the backing file's format. */
+  /** Undefined if it has no backing file. The format has no field for the backing file's format. */
   readonly backingName: string | undefined
-  /** Where the name lies in the file, in bytes; 0 bytes where there is none. */
+  /** The place and length of the name in the file, in bytes; 0 if there is none. */
   readonly backingNameOffset: number
   readonly backingNameBytes: number
-  /** Of the disk, in bytes. */
+  /** The size of the disk, in bytes. */
   readonly sizeBytes: number
   readonly clusterBits: number
-  /** Entries of an L2 table, as a power of two. */
+  /** The number of entries of an L2 table is 2^l2Bits. */
   readonly l2Bits: number
   /** 0 none, 1 AES. */
   readonly cryptMethod: number
@@ -38,18 +38,18 @@ export interface QcowHeader {
   readonly l1Entries: number
 }
 
-/** Bytes of an entry of an L1 and of an L2 table. */
+/** The size of an entry of an L1 or L2 table, in bytes. */
 export const ENTRY_BYTES = 8
-/** Clusters and L2 tables begin at multiples of it, in bytes. */
+/** Clusters and L2 tables begin at multiples of this, in bytes. */
 export const SECTOR_BYTES = 512
 
 /** Cluster sizes, as powers of two: 512 bytes to 64 KiB. */
 const CLUSTER_BITS = { min: 9, max: 16 }
 /** Entries of an L2 table, as powers of two: tables have 512 bytes to 64 KiB. */
 const L2_BITS = { min: 6, max: 13 }
-/** Entries of an L1 table, at most. */
+/** The most entries of an L1 table. */
 const MAX_L1_ENTRIES = Math.floor((2 ** 31 - 1) / ENTRY_BYTES)
-/** Of the disk. */
+/** The smallest disk. */
 const MIN_SIZE_BYTES = 2
 const MAX_CRYPT_METHOD = 1
 
@@ -58,16 +58,16 @@ type Shape = Pick<QcowHeader, 'clusterBits' | 'l2Bits'>
 export const clusterBytes = ({ clusterBits }: Pick<Shape, 'clusterBits'>): number =>
   2 ** clusterBits
 
-/** Bytes of an L2 table. */
+/** Returns the size of an L2 table, in bytes. */
 export const tableBytes = ({ l2Bits }: Pick<Shape, 'l2Bits'>): number => 2 ** l2Bits * ENTRY_BYTES
 
-/** Bytes of the disk that one L2 table maps. */
+/** Returns how many bytes of the disk one L2 table maps. */
 export const coverageBytes = ({ clusterBits, l2Bits }: Shape): number => 2 ** (clusterBits + l2Bits)
 
 export const isEncrypted = ({ cryptMethod }: Pick<QcowHeader, 'cryptMethod'>): boolean =>
   cryptMethod !== 0
 
-/** Reads and checks all of the header. Throws ImageError, which names the file. */
+/** Reads and checks the whole header. Throws ImageError, which names the file. */
 export function readQcowHeader(store: Store): QcowHeader {
   const fail = (code: ErrorCode, message: string, hint: string): never => {
     throw new ImageError(code, message, { path: store.path, hint })
@@ -113,7 +113,7 @@ export function readQcowHeader(store: Store): QcowHeader {
   return { ...backing, sizeBytes, clusterBits, l2Bits, cryptMethod, l1Offset, l1Entries }
 }
 
-/** The header of an image that stands alone. */
+/** Returns the header of an image without backing file. */
 export const encodeQcowHeader = (
   header: Pick<QcowHeader, 'sizeBytes' | 'clusterBits' | 'l2Bits' | 'cryptMethod' | 'l1Offset'>,
 ): Buffer =>
@@ -140,7 +140,7 @@ function decode(first: Buffer, { path }: Store): ReturnType<typeof HEADER.decode
   }
 }
 
-/** The table is read piece by piece, so its size needs no other limit than the file's. */
+/** Checks the L1 table's place. It is read piece by piece, so the size of the file is limit enough. */
 function checkL1(at: number, entries: number, fileBytes: number, fail: Fail): void {
   if (at < HEADER.size) fail('CORRUPT', `the L1 table at ${at} lies over the header`, RESTORE)
   if (at % ENTRY_BYTES !== 0) {

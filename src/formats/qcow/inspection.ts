@@ -1,12 +1,10 @@
 /**
- * Whether the tables of an image make sense: everything lies in the file, and nothing lies over anything
- * else (QEMU block/qcow.c).
+ * Checks the tables of an image: everything must lie in the file, and nothing may overlap (QEMU block/qcow.c).
  *
- * Maps tell what lies over what. The header, the backing file's name and the L1 table are taken first, then
- * the L2 tables, then the clusters in the order of the disk; what comes later is to blame. A map has a
- * window of the file, so that its size is bounded; tables are judged in a first pass over all windows, and
- * clusters in a second one. A table that is damaged is not walked: tables that are walked lie apart from
- * each other, so there are no more of them than the file has room for.
+ * Maps find overlaps. The header, the backing file's name and the L1 table are entered first, then the L2 tables, then the
+ * clusters in the order of the disk; of two that overlap, the later one is reported. A map covers a window of the file, so
+ * that its size is bounded. Tables are judged in a first pass over all windows, and clusters in a second one. A damaged table
+ * is not walked. Tables that are walked do not overlap, so there are no more of them than the file has room for.
  */
 import type { Store } from '../../io/store.js'
 import { FreeRuns } from '../check/free-runs.js'
@@ -26,48 +24,46 @@ import { WindowPlan } from './window-plan.js'
 /** Places are bytes of the file. */
 export interface TableSink {
   /**
-   * Something that costs data, at a place of the file. `isOverlap`: two things lie over each other, so
-   * that writing one of them writes the other. Of a compressed cluster that reaches from one window into
-   * the next it may be said twice.
+   * Reports damage that costs data, at a place of the file. `isOverlap`: two structures overlap, so that writing one changes the
+   * other. A compressed cluster that reaches from one window into the next may be reported twice.
    */
   corruption(at: number, message: () => string, isOverlap: boolean): void
   /**
-   * The L1 entry at `at` names the end of the file: its table was never written. It reads as nothing, but
-   * what somebody appends would lie there.
+   * Reports that the L1 entry at `at` names the end of the file: its table was never written. It reads as unallocated, but
+   * anything appended would lie there.
    */
   unwritten?(at: number, message: () => string): void
   /**
-   * `bytes` at `at` that nothing uses, in ascending order; neighbours are one. What has no room for a
-   * cluster is left out.
+   * Reports `bytes` bytes at `at` that nothing uses, in ascending order and joined. Pieces without room for a cluster are left
+   * out.
    */
   unused?(at: number, bytes: number): void
-  /** Called once, last. */
+  /** Called once, at the end. */
   totals?(totals: TableTotals): void
 }
 
 export interface TableTotals {
-  /** Clusters of the disk that have a place in the file. */
+  /** How many clusters of the disk have a place in the file. */
   readonly allocated: number
-  /** Of those, the ones that do not follow in the file the cluster before; compressed ones never do. */
+  /** How many of them do not follow the cluster before in the file; compressed ones never do. */
   readonly fragmented: number
   readonly compressed: number
   /**
-   * Where in the file the last thing that is used ends; behind the file's end where that cuts off a
-   * cluster, or where a table was never written.
+   * The end of the last structure in use; past the end of the file if that cuts off a cluster, or if a table was never written.
    */
   readonly endBytes: number
 }
 
 export interface InspectOptions {
-  /** Memory of one map, a multiple of 4; there are two. */
+  /** The memory of each of the two maps, a multiple of 4. */
   readonly windowBytes?: number
-  /** Told how much is done, 0 to 1. */
+  /** Called with the part that is done, 0 to 1. */
   readonly progress?: (part: number) => void
 }
 
 /**
- * Looks at all tables and entries. Throws SystemError; ImageError where so much of the file is in use, or
- * said to be, that the maps would go over it for hours. What the sink throws passes through.
+ * Inspects all tables and entries. Throws SystemError; ImageError if so much of the file is in use, or said to be, that the
+ * check would take hours; and what the sink throws.
  */
 export function inspectTables(
   store: Store,
@@ -91,33 +87,33 @@ class Inspection implements EntryVisitor {
   private readonly clusterBytes: number
   private readonly tableBytes: number
   private readonly fileBytes: number
-  /** Where a program puts what it appends. */
+  /** The place where programs append. */
   private readonly appendAt: number
-  /** Behind it nothing is taken. */
+  /** Nothing past this place is entered. */
   private readonly reach: number
   private readonly windowBytes: number
   private readonly regions: readonly Region[]
 
-  /** What a bit of the maps stands for, in bytes. */
+  /** The bytes of the file that a bit of the maps stands for. */
   private granule = SECTOR_BYTES
-  /** Tables and clusters, which others must not lie over. */
+  /** Tables and clusters, which nothing may overlap. */
   private own: SectorMap
-  /** These, and all that may share a sector with its neighbours. */
+  /** These, and structures that may share a sector with their neighbours. */
   private used: SectorMap
 
   private allocated = 0
   private fragmented = 0
   private compressed = 0
   private endBytes = 0
-  /** Where the cluster that was counted last ends. */
+  /** The end of the cluster that was counted last. */
   private lastEnd = -1
   private hasUnwritten = false
 
-  /** Whether this is the first time that the clusters are walked. */
+  /** Whether this is the first walk over the clusters. */
   private isFirst = true
   /**
-   * Of the clusters that reach into this window from the one before, and of those that reach out of it,
-   * the one that nothing was said of yet. There is one at most: they all lie over the last sector before.
+   * The cluster that reaches into this window from the one before, and the one that reaches out of it, that were not reported
+   * yet. There is at most one of each, because all such clusters overlap in the last sector of the window.
    */
   private entering = -1
   private leaving = -1
@@ -189,7 +185,7 @@ class Inspection implements EntryVisitor {
     this.reaches(end)
     const from = Math.floor(at / this.granule)
     const to = Math.ceil(end / this.granule)
-    // Those may share a sector with what they do not lie over.
+    // Regions may share a sector with neighbours without overlapping them.
     const region = this.regions.find(({ offset, end: last }) => at < last && end > offset)
     if (region) this.blameOnce(cluster, at, entryAt, `where ${region.name} is`, true)
     else if (this.own.isTaken(from, to)) this.blame(cluster, at, entryAt, OTHERS, true)
@@ -213,9 +209,8 @@ class Inspection implements EntryVisitor {
   }
 
   /**
-   * Which windows clusters lie in, and how large the granules may be: as large as clusters and tables
-   * are where all are aligned, tables that are damaged too, and where no compressed cluster shares its
-   * granule with others.
+   * Finds the windows that contain clusters, and the largest possible granule: as large as clusters and tables, if all are
+   * aligned, also damaged tables, and if no compressed cluster shares its granule with others.
    */
   private survey(plan: WindowPlan): void {
     const { clusterBytes, tableBytes } = this
@@ -262,7 +257,7 @@ class Inspection implements EntryVisitor {
     free.end()
   }
 
-  /** Begins with a window, of which the regions are taken. */
+  /** Begins a window, and enters its regions. */
   private begin(window: number): void {
     this.own.begin(window)
     this.used.begin(window)
@@ -286,14 +281,14 @@ class Inspection implements EntryVisitor {
     })
   }
 
-  /** Whether a table is where one can be, damaged or not: then nothing else may lie there. */
+  /** Reports whether a table is at a possible place, damaged or not. Then nothing else may lie there. */
   private hasPlace(table: number): boolean {
     const end = table + this.tableBytes
     if (table % SECTOR_BYTES !== 0 || end > this.reach) return false
     return end <= this.fileBytes || table === this.appendAt
   }
 
-  /** Whether the table of an L1 entry is not where one can be; then that is said, and it is skipped. */
+  /** Reports whether the table of an L1 entry is at an impossible place. If so, it also adds a finding and skips the table. */
   private isMisplaced(index: number, table: number): boolean {
     if (table % SECTOR_BYTES !== 0) {
       this.blameTable(index, table, 'which is no sector', false)
@@ -348,7 +343,7 @@ class Inspection implements EntryVisitor {
     else if (to > own.end) this.leaving = cluster
   }
 
-  /** Of encrypted clusters no more is missing than is decrypted as zeros (io/cipher-store.ts). */
+  /** Reports whether the end of a cluster is lost. Encrypted clusters may lack their end (io/cipher-store.ts). */
   private isLost(end: number): boolean {
     return end > this.appendAt && isEncrypted(this.header)
   }
@@ -387,7 +382,7 @@ class Inspection implements EntryVisitor {
   private tellUnused(from: number, to: number): void {
     const { l1End, l1Room } = l1Place(this.header)
     const start = from * this.granule
-    // Programs write the L1 table in whole sectors, wherever it begins.
+    // Programs write the L1 table in whole sectors, wherever it begins. So unused space begins after those.
     const at = start >= l1End && start < l1Room ? l1Room : start
     const bytes = Math.min(to * this.granule, this.fileBytes) - at
     if (bytes >= this.clusterBytes) this.sink.unused?.(at, bytes)
@@ -397,7 +392,7 @@ class Inspection implements EntryVisitor {
 const BEYOND = 'beyond the end of the file'
 const CUT_OFF = 'which the end of the file cuts off'
 
-/** Where the L1 table ends, and where the room does that it was given; in bytes of the file. */
+/** Returns the end of the L1 table, and the end of its space, in bytes of the file. */
 function l1Place({ l1Offset, l1Entries }: QcowHeader): { l1End: number; l1Room: number } {
   const l1Bytes = l1Entries * ENTRY_BYTES
   const roomBytes = Math.ceil(l1Bytes / SECTOR_BYTES) * SECTOR_BYTES

@@ -1,11 +1,11 @@
 /**
- * Repairing a qcow image. No byte of the disk reads differently afterwards, and where something is damaged
- * that nobody can make right nothing is changed: what nothing names any more may be what was lost.
+ * Repairs a qcow image. No byte of the disk reads differently afterwards. If something is damaged that cannot be corrected,
+ * nothing changes: space that nothing names any more may be the lost data.
  *
- * The order, each step on the disk before the next:
+ * The steps; each is on the disk before the next:
  *
- *  (1) An L1 entry that names a table which was never written names none.
- *  (2) Space that nothing uses is given back.
+ *  (1) An L1 entry that names a table which was never written is cleared.
+ *  (2) Unused space is given back.
  */
 import type { WritableStore } from '../../io/store.js'
 import { type RepairResult, Report } from '../check/report.js'
@@ -19,8 +19,8 @@ const DAMAGED =
 const KEPT = 'space is kept: repair it with "all" first'
 
 /**
- * Repairs the image: `leaks` gives back space, `all` also makes right what may cost data. Throws as
- * `checkQcow`, and SystemError where the file cannot be written.
+ * Repairs the image: `leaks` gives back space, `all` also repairs what may cost data. Throws what `checkQcow` throws, and
+ * SystemError if the file cannot be written.
  */
 export function repairQcow(
   store: WritableStore,

@@ -1,14 +1,13 @@
 /**
- * Space of an image's file that nothing uses, and how much of it can be given back: what is at the end of
- * the file can be cut off, of what lies within the blocks of the file system can become holes. What is a
- * hole already takes no space.
+ * Finds how much unused space of an image's file can be given back. Space at the end of the file can be cut off. Elsewhere,
+ * whole blocks of the file system can become holes. Existing holes take no space.
  */
 import type { Store } from '../../io/store.js'
 
-/** Of most file systems; a hole of less frees nothing. */
+/** The block size of most file systems; a smaller hole frees nothing. */
 const BLOCK_BYTES = 4096
 
-/** How many of `bytes` at `at`, which nothing uses, can be given back. */
+/** Returns how many of the `bytes` unused bytes at `at` can be given back. */
 export function reclaimable(store: Store, at: number, bytes: number): number {
   const end = at + bytes
   if (end >= store.sizeBytes) return dataIn(store, at, end)
@@ -19,7 +18,7 @@ export function reclaimable(store: Store, at: number, bytes: number): number {
   )
 }
 
-/** How many bytes from `at` up to `end` are no holes. */
+/** Returns how many bytes from `at` up to `end` are not holes. */
 function dataIn(store: Store, at: number, end: number): number {
   let found = 0
   for (let next = at; next < end; ) {

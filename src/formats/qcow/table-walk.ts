@@ -1,29 +1,29 @@
-/** All tables of an image, in the order of the disk: each is read once a walk, past all caches. */
+/** Walks all tables of an image, in the order of the disk. Each is read once in a walk, past all caches. */
 import type { Store } from '../../io/store.js'
 import { Bits } from '../check/bits.js'
 import { clusterBytes, ENTRY_BYTES, type QcowHeader, tableBytes } from './header.js'
 import { COMPRESSED, packedAt, readWord } from './words.js'
 
-/** Of the L1 table that is read at once. */
+/** How much of the L1 table is read at once. */
 const L1_PIECE_BYTES = 64 * 1024
 
 /**
- * What the entries of a table say. `entryAt` is where in the file the entry is, or the first of them,
- * and `cluster` which cluster of the disk it maps.
+ * Gets the entries of a table. `entryAt` is the place in the file of the entry, or of the first one of a run, and `cluster` is
+ * the number of the cluster of the disk that it maps.
  */
 export interface EntryVisitor {
-  /** `clusters` clusters, at `host` of the file and one behind the other, whatever that place is. */
+  /** Called for `clusters` clusters in a row at `host` of the file, even if that place is impossible. */
   run(host: number, clusters: number, entryAt: number, cluster: number): void
-  /** A compressed cluster of `packedBytes` bytes at `at`. */
+  /** Called for a compressed cluster of `packedBytes` bytes at `at`. */
   packed(at: number, packedBytes: number, entryAt: number, cluster: number): void
 }
 
 export class TableWalk {
-  /** L1 entries whose tables are not walked. */
+  /** The L1 entries whose tables are not walked. */
   private readonly skipped: Bits
   private readonly clusterBytes: number
   private readonly bytes: Buffer
-  /** The table that was read last, by halves of entries; vimgfs runs where words are little-endian. */
+  /** The last table that was read, as halves of entries. vimgfs runs only on little-endian machines. */
   private readonly words: Uint32Array
 
   constructor(
@@ -44,12 +44,12 @@ export class TableWalk {
     return this.skipped.has(index)
   }
 
-  /** Where in the file an L1 entry is. */
+  /** Returns the place of an L1 entry in the file. */
   l1EntryAt(index: number): number {
     return this.header.l1Offset + index * ENTRY_BYTES
   }
 
-  /** Calls `visit` for each L1 entry that names a table, wherever that is; above 2^53 places are rounded. */
+  /** Calls `visit` for each L1 entry that names a table, wherever it lies; places above 2^53 are rounded. */
   eachTable(visit: (index: number, table: number) => void): void {
     const { l1Entries } = this.header
     const piece = Buffer.alloc(L1_PIECE_BYTES)
@@ -70,7 +70,7 @@ export class TableWalk {
     }
   }
 
-  /** Visits what the tables say that are not skipped; `progress` is told which part is done, 0 to 1. */
+  /** Visits the entries of all tables that are not skipped. Calls `progress` with the part that is done, 0 to 1. */
   eachEntry(visitor: EntryVisitor, progress: (part: number) => void = () => {}): void {
     const { l1Entries, l2Bits } = this.header
     this.eachTable((index, table) => {
@@ -80,7 +80,7 @@ export class TableWalk {
     })
   }
 
-  /** Reads a table, which is in the file; false where it is a hole. */
+  /** Reads a table, which is in the file. Returns false if it is a hole. */
   private read(table: number): boolean {
     const { store, bytes } = this
     const data = store.nextData(table)
@@ -97,7 +97,7 @@ export class TableWalk {
     const entries = words.length / 2
     let start = 0
     let host = 0
-    /** Where the next cluster of the run would be; -1 where there is none. */
+    /** The place of the next cluster of the run; -1 if there is no run. */
     let next = -1
     for (let i = 0; i < entries; i++) {
       const high = words[2 * i] as number

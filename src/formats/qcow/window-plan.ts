@@ -1,19 +1,19 @@
-/** Which parts of a file maps have to go over: files may be sparse, and entries name any place. */
+/** Plans which parts of a file the maps have to cover: files may be sparse, and entries may name any place. */
 import { ImageError } from '../../errors.js'
 import { SECTOR_BYTES } from './header.js'
 
-/** Windows at most: 16 TiB of 128 GiB each, of which something lies in every one. */
+/** The most windows: 16 TiB in windows of 128 GiB, if something lies in every one. */
 const MAX_WINDOWS = 128
 
 export class WindowPlan {
   private readonly sectorWindows = new Set<number>()
-  /** Of the file, in bytes, where a bit of the map stands for a sector. */
+  /** The bytes of the file in a window, if a bit of the map stands for a sector. */
   private readonly spanBytes: number
 
   /**
-   * @param windowBytes memory of a map
-   * @param reach what lies behind it does not count, in bytes of the file
-   * @param path of the file, for messages
+   * @param windowBytes the memory of a map
+   * @param reach places past this do not count, in bytes of the file
+   * @param path the path of the file, for messages
    */
   constructor(
     windowBytes: number,
@@ -23,12 +23,12 @@ export class WindowPlan {
     this.spanBytes = windowBytes * 8 * SECTOR_BYTES
   }
 
-  /** Whether all of the file is in one window. */
+  /** Whether the whole file is in one window. */
   get isOne(): boolean {
     return this.reach <= this.spanBytes
   }
 
-  /** The bytes of the file from `at` up to `end` are said to be in use. */
+  /** Notes that the bytes of the file from `at` up to `end` are said to be in use. */
   add(at: number, end: number): void {
     const { spanBytes, sectorWindows } = this
     const last = Math.min(end, this.reach)
@@ -38,8 +38,8 @@ export class WindowPlan {
   }
 
   /**
-   * The windows to go over, ascending, where a bit of the map stands for `granule` bytes. Throws ImageError
-   * where they are too many.
+   * Returns the windows to cover, ascending, if a bit of the map stands for `granule` bytes. Throws ImageError if there are too
+   * many.
    */
   windows(granule: number): number[] {
     const perWindow = granule / SECTOR_BYTES

@@ -1,22 +1,22 @@
 /**
- * The entries of L2 tables, 64 bits each, big-endian (QEMU block/qcow.c). They are read as two halves: an
- * offset that does not fit into 53 bits lies beyond any file.
+ * The entries of L2 tables, 64 bits each, big-endian (QEMU block/qcow.c). They are read as two halves. An offset that does not
+ * fit into 53 bits lies past the end of any file.
  */
 import { SECTOR_BYTES } from './header.js'
 
-/** In the high half of an entry: the cluster is compressed. */
+/** A bit of the high half of an entry: the cluster is compressed. */
 export const COMPRESSED = 0x80000000
 
 /**
- * What an entry says: the cluster's place in the file, or one of these, which no place is. Numbers, since
- * a request may have thousands of entries: neighbours of one kind are equal or one cluster apart.
+ * The meaning of an entry: the cluster's place in the file, or one of these values, which are not places. Numbers, because a
+ * request may have thousands of entries. Neighbours of one kind are equal, or one cluster apart.
  */
 export const PARENT = -1
 export const PACKED = -2
-/** What it names is not in the file, or is no place for a cluster. */
+/** The entry names something outside the file, or an impossible place for a cluster. */
 export const DAMAGED = -3
 
-/** @param fileBytes where the image's file ends: what begins there or behind was lost with its tail */
+/** @param fileBytes the end of the image's file: a cluster that begins there or later is lost */
 export function readEntry(slice: Buffer, at: number, fileBytes: number): number {
   const high = slice.readUInt32BE(at)
   if (high >= COMPRESSED) return PACKED
@@ -25,7 +25,7 @@ export function readEntry(slice: Buffer, at: number, fileBytes: number): number 
   return host % SECTOR_BYTES !== 0 || host >= fileBytes ? DAMAGED : host
 }
 
-/** The 64 bits at `at`; above 2^53 they are rounded. */
+/** Returns the 64 bits at `at`; rounded above 2^53. */
 export const readWord = (slice: Buffer, at: number): number =>
   slice.readUInt32BE(at) * 2 ** 32 + slice.readUInt32BE(at + 4)
 
@@ -36,15 +36,15 @@ export function writeWord(slice: Buffer, at: number, value: number): void {
 }
 
 /**
- * Where the compressed bytes of an entry are: of its 63 low bits the upper `clusterBits` count them, the
- * lower ones say where they begin, at any byte of the file.
+ * Returns where the compressed bytes of an entry are. Of its 63 low bits the upper `clusterBits` give their number, and the
+ * lower ones their start, at any byte of the file.
  */
 export function packedAt(
   high: number,
   low: number,
   clusterBits: number,
 ): { at: number; packedBytes: number } {
-  // The offset has 47 to 54 bits, so all of the low half.
+  // The offset has 47 to 54 bits: all of the low half, and some of the high half.
   const highOffsets = 2 ** (63 - clusterBits - 32)
   const bits = high - COMPRESSED
   return { at: (bits % highOffsets) * 2 ** 32 + low, packedBytes: Math.floor(bits / highOffsets) }

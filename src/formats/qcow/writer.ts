@@ -1,17 +1,16 @@
 /**
- * Writing a qcow disk (QEMU block/qcow.c). Nothing counts references here, and no flag says that an image
- * is being written.
+ * Writes a qcow disk (QEMU block/qcow.c). The format has no reference counts, and no flag for an image that is being written.
  *
- *  (1) Clusters and L2 tables are appended to the file and never given back: what reads as zeros again is
- *      a hole of the file. So what lies behind the file's end is nobody's, and zeros.
- *  (2) A cluster is whole in the file, on the disk, before an L2 entry names it; a table, of zeros, before
- *      the L1 table names it. Compressed clusters are never written over: a new cluster takes their place.
- *  (3) A table has its room on the file system before a write that changes it has returned: a flush that
- *      finds the file system full would lose what many writes were told is written.
- *  (4) Before the first write all tables are looked at (inspection.ts): each cluster is its entry's alone,
- *      in the file, and over no table.
+ *  (1) Clusters and L2 tables are appended to the file and never given back. A range that reads as zeros again is a hole of
+ *      the file. So the space past the end of the file belongs to nobody and reads as zeros.
+ *  (2) A cluster is whole on the disk before an L2 entry names it; a table, all zeros, is before the L1 table names it.
+ *      Compressed clusters are never overwritten: a new cluster replaces them.
+ *  (3) A table has its space on the file system before a write that changes it returns: otherwise a flush that finds the file
+ *      system full would lose many writes that had succeeded.
+ *  (4) Before the first write all tables are inspected (inspection.ts): each cluster belongs to one entry, lies in the file,
+ *      and overlaps no table.
  *
- * Of an encrypted disk the bytes of a hole are no zeros, so that rule (1) gives no zeros there.
+ * On an encrypted disk a hole does not decrypt to zeros, so there rule (1) gives no zeros.
  */
 import { constants } from 'node:os'
 import { type MetadataCache, SLICE_BYTES } from '../../cache/metadata-cache.js'
@@ -30,10 +29,10 @@ import { PACKED, PARENT, readEntry, writeWord } from './words.js'
 
 export interface QcowWriterParts {
   readonly header: QcowHeader
-  /** The disk's driver, of the same stores; its tables come through a cache that asks `pool` first. */
+  /** The disk's driver, on the same stores. It reads tables through a cache that asks `pool` first. */
   readonly driver: QcowDriver
   readonly store: WritableStore
-  /** The same file, with what its clusters are encrypted by. */
+  /** The same file, for data clusters; it encrypts them if the image is encrypted. */
   readonly dataStore: WritableStore
   readonly storeId: number
   readonly metadata: MetadataCache
@@ -43,11 +42,11 @@ export interface QcowWriterParts {
   readonly isEncrypted: boolean
 }
 
-/** What file systems punch without remainder. */
+/** The block size for punching: file systems punch only whole blocks. */
 const BLOCK_BYTES = 4096
-/** Bytes of clusters that one reservation takes at most. */
+/** The most bytes of clusters of one reservation. */
 const MAX_RUN_BYTES = 2 ** 21
-/** Slices that one step changes at most: those of 2 MiB of the smallest clusters, and the L1 table's. */
+/** The most slices that one step changes: those of 2 MiB of the smallest clusters, and one of the L1 table. */
 const STEP_SLICES = 16
 
 /** A part of a table. */
@@ -57,7 +56,7 @@ interface Slice {
 }
 
 interface QcowReservation extends Reservation {
-  /** Which L1 entry maps it, the first entry of that table, and how many. */
+  /** The L1 entry that maps it, the first entry in that table, and the number of entries. */
   readonly table: number
   readonly first: number
   readonly clusters: number
@@ -104,8 +103,8 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
         const context = { path: store.path, endsWriting: true }
         throw new ImageError('CORRUPT', `at ${at}: ${message()}; see vimgfs check`, context)
       },
-      // What is missing of a last cluster, and a table at the file's end, read as zeros and have to
-      // go on doing so when something is appended.
+      // The missing part of the last cluster, and a table at the end of the file, read as zeros. They must still do so after
+      // something is appended.
       totals: ({ endBytes }) => {
         usedEnd = endBytes
       },
@@ -150,7 +149,7 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
     const { table, first, clusters, at, offset } = reservation as QcowReservation
     const end = at + clusters * this.unitBytes
     try {
-      // What was not written of the last cluster is a hole, and part of the file.
+      // The part of the last cluster that was not written becomes a hole of the file.
       if (store.sizeBytes < end) store.truncate(end)
     } catch (error) {
       this.cutBack(at)
@@ -172,7 +171,7 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
       if (found.kind === 'data') {
         if (isEncrypted || !store.punch(found.at, found.length)) break
       } else if (found.kind === 'packed' || (found.kind === 'parent' && hasParent)) {
-        // These take room of the pool, so there is one such piece a step.
+        // Each such piece takes room in the pool, so handle one in a step.
         return done > 0 ? done : this.zeroDataless(offset, length, found.kind)
       }
       done += found.length
@@ -180,18 +179,18 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
     return done
   }
 
-  /** Whole clusters from `offset` on that have no data of their own; as `zeroUnits`. */
+  /** Does what `zeroUnits` does for whole clusters from `offset` on without data in the file. */
   private zeroDataless(offset: number, length: number, kind: 'packed' | 'parent'): number {
     const { hasParent, isEncrypted } = this.parts
     if (hasParent && isEncrypted) return 0
     if (!hasParent && kind === 'packed') return this.forgetPacked(offset, length)
-    // Clusters that nothing is written to.
+    // Reserve clusters and write nothing to them.
     const reservation = this.reserve(offset, length)
     this.link(reservation)
     return Math.min(reservation.length, length)
   }
 
-  /** Makes compressed clusters absent: nothing lies below. */
+  /** Makes compressed clusters unallocated. There is no backing file. */
   private forgetPacked(offset: number, length: number): number {
     const { driver } = this.parts
     const { unitBytes } = this
@@ -205,19 +204,19 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
     return Math.min(clusters * unitBytes, length)
   }
 
-  /** Takes off what was appended from `at` on. */
+  /** Cuts off what was appended from `at` on. */
   private cutBack(at: number): void {
     const { store } = this.parts
     if (store.sizeBytes <= at) return
     try {
       store.truncate(at)
     } catch (error) {
-      // Then it is space that nothing uses.
+      // If that fails, it becomes unused space.
       if (!(error instanceof SystemError)) throw error
     }
   }
 
-  /** How many entries from `first` on name no cluster of data, `wanted` at most; 1 at least. */
+  /** Returns how many entries from `first` on name no data cluster; at least 1, at most `wanted`. */
   private dataless(place: number, first: number, wanted: number): number {
     const { driver } = this.parts
     const most = Math.min(wanted, driver.tableBytes / ENTRY_BYTES - first)
@@ -233,7 +232,7 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
     }
   }
 
-  /** Where the table of an L1 entry is, made where there is none yet. */
+  /** Returns the place of the table of an L1 entry. Makes it if there is none. */
   private ownTable(index: number, offset: number): number {
     const { driver } = this.parts
     const table = driver.l2Table(index, offset)
@@ -242,7 +241,7 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
     return driver.l2Table(index, offset)
   }
 
-  /** A new table, of nothing but zeros, at the end of the file. */
+  /** Appends a new table, all zeros, to the file. */
   private addTable(index: number): void {
     const { store, driver, pool, header } = this.parts
     const { tableBytes } = driver
@@ -261,7 +260,7 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
     writeWord(this.edit(slice), entryAt - slice.at, at)
   }
 
-  /** Rule (3), for entries of a table. */
+  /** Applies rule (3) to entries of a table. */
   private takeRoomFor(place: number, first: number, count: number): void {
     const { driver } = this.parts
     for (let index = first; index < first + count; index += SLICE_BYTES / ENTRY_BYTES) {
@@ -270,7 +269,7 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
     this.takeRoom(driver.l2SliceOf(place, first + count - 1))
   }
 
-  /** Rule (3). What is in the pool has its room since it came there. */
+  /** Applies rule (3). A slice that is in the pool has its space already. */
   private takeRoom({ at, length }: Slice): void {
     const { store, pool } = this.parts
     if (pool.find(at) !== undefined) return
