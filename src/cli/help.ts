@@ -60,7 +60,7 @@ server has saved what was written.
        fsname=NAME         what mount lists as the source (the path of IMAGE)
   -f, --foreground       stay in front and log to standard error
   -q, --quiet            print errors only
-  --format F             {formats} (found by the first bytes); raw also shows
+  --format F             {formats} (found by its bytes); raw also shows
                          and writes a file that does not look like a disk
   --threads N            threads that serve requests (2, up to 4 with more processors)
   --transport KIND       how requests come: direct (the kernel's protocol; the default) or libfuse
@@ -119,7 +119,7 @@ may be used twice. Of a vmdk it checks all extents, but not the parents.
                          Snapshots whose tables are lost are dropped; what they may own is kept
                          until --repair=leaks. Of a vmdk only sparse extents are repaired that
                          are neither compressed nor seSparse.
-  --format F             {formats} (found by the first bytes)
+  --format F             {formats} (found by its bytes)
   --allow-path DIR       a vmdk may also name extents below DIR (its own folder)
 
 Exit code: 0 sound, 1 could not be checked, 2 damaged, 3 only space is lost, 63 the format has
@@ -135,7 +135,7 @@ Describes IMAGE, with the fields and numbers of qemu-img info.
 
   --output=human|json    for people (the default) or for programs
   --backing-chain        describe all layers down to the last backing file
-  --format F             {formats} (found by the first bytes)
+  --format F             {formats} (found by its bytes)
   --allow-path DIR       IMAGE may also name files below DIR (its own folder)
 
 Example:
