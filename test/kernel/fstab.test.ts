@@ -3,6 +3,7 @@ import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import {
+  letGo,
   attemptIn,
   HERE,
   MAIN,
@@ -26,6 +27,7 @@ const installed = (script: string) =>
   attemptIn(HERE, 'unshare', [
     ...['--mount', '--propagation', 'private', 'sh', '-e', '-c'],
     [
+      letGo(),
       'mount -t tmpfs none /usr/local/bin',
       `printf '#!/bin/sh\\nexec ${process.execPath} ${MAIN} "$@"\\n' > /usr/local/bin/vimgfs`,
       'chmod +x /usr/local/bin/vimgfs',

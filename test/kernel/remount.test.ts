@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import t, { type Test } from 'tap'
 import {
+  letGo,
   everyPlace,
   hasEnded,
   HERE,
@@ -169,10 +170,8 @@ t.test('a server that has long to go is waited for, with a line', asRoot, async 
 t.test('another mount namespace has it, too', asRoot, async t => {
   for (const propagation of ['private', 'slave']) {
     const { folder, pid } = await mount(t, sampleImage(t))
-    // The namespace begins with a copy of all mounts. It must not hold those of tests that run beside this one.
-    const letGo = `awk '$3 ~ /^fuse/ && $2 != "${folder}" { print $2 }' /proc/self/mounts | while read -r m; do umount -l "$m" || true; done`
     const words = ['--mount', `--propagation=${propagation}`]
-    words.push('sh', '-c', `${letGo}; echo in; exec cat`)
+    words.push('sh', '-c', `${letGo(folder)}; echo in; exec cat`)
     const other = spawn('unshare', words, { stdio: ['pipe', 'pipe', 'inherit'] })
     t.teardown(() => other.kill('SIGKILL'))
     await once(other.stdout, 'data')

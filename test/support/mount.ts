@@ -92,9 +92,7 @@ export async function namespace(
   const device = join(folder, 'fuse')
   const script = [
     'set -e',
-    // The namespace begins with a copy of all mounts. Those of tests that run beside this one would live
-    // on in it: their servers would not end, and their devices stay busy.
-    `awk '$3 ~ /^fuse/ || $1 ~ /^.dev.loop/ { print $2 }' /proc/self/mounts | tac | while read -r mount; do umount -l "$mount" || true; done`,
+    letGo(),
     `mount --bind ${conf} /etc/fuse.conf`,
     ...(deviceMode === 'missing'
       ? [
@@ -127,6 +125,14 @@ export async function namespace(
     user: { name: 'ordinary user', uid: NOBODY, prefix: [...prefix, ...drop, ...PLAIN], env },
   }
 }
+
+/**
+ * A line of shell for a new mount namespace, which begins with a copy of all mounts. Those of tests that run
+ * beside this one would live on in it: their servers would not end, and their devices stay busy.
+ * @param kept a mount point that it keeps
+ */
+export const letGo = (kept = ''): string =>
+  `awk '($3 ~ /^fuse/ || $1 ~ /^.dev.loop/) && $2 != "${kept}" { print $2 }' /proc/self/mounts | tac | while read -r mount; do umount -l "$mount" || true; done`
 
 /** An ordinary user who may use FUSE: whoever runs the tests, or nobody where that is root. */
 export async function ordinaryUser(t: Test): Promise<Place> {
