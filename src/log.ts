@@ -122,7 +122,7 @@ function stateFolder(): string | undefined {
 const MISTAKES: Record<string, string> = {
   ENOENT: 'its folder does not exist',
   ELOOP: 'it is a symbolic link',
-  ENXIO: 'it is a FIFO that nobody reads, or a socket',
+  ENXIO: 'it is a FIFO without a reader, or a socket',
   EISDIR: inWords({ code: 'EISDIR' }),
   ENOTDIR: inWords({ code: 'ENOTDIR' }),
   ENAMETOOLONG: inWords({ code: 'ENAMETOOLONG' }),
@@ -158,5 +158,5 @@ function openOwnFile(file: string): number {
   const stat = fs.fstatSync(fd)
   if (stat.isFile() && stat.uid === process.geteuid?.()) return fd
   fs.closeSync(fd)
-  throw new MountError('somebody else has made it')
+  throw new MountError('another user has made it')
 }

@@ -272,7 +272,7 @@ function hints(
       ? ''
       : allowRoot
         ? 'You and root can use it.'
-        : 'Only you can use it: what root does with it (a loop mount, say) needs -o allow_root or -o allow_other.'
+        : 'Only you can use it: root, for example for a loop mount, needs -o allow_root or -o allow_other.'
   return [
     `${disk?.name} (${humanSize(disk?.sizeBytes ?? 0)})${extras.length > 0 ? ` with ${extras.join(', ')}` : ''} in ${server.mountpoint}, ${format}, ${server.isWritable ? 'read-write' : 'read-only'}`,
     ...(who === '' ? [] : [who]),

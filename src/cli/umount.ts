@@ -50,7 +50,7 @@ export async function run(args: string[]): Promise<number> {
   const found = findServer(mount)
   const isShort = isLazy || (found !== undefined && isStopped(found.pid))
   const answer = await withNotice(
-    () => `waiting for an answer of ${serverName(found)}`,
+    () => `waiting for an answer from ${serverName(found)}`,
     mountpoint,
     askServer(mount, isShort ? SHORT_TIMEOUT_MS : STATUS_TIMEOUT_MS),
   )
@@ -119,7 +119,7 @@ async function refuseOtherPlaces(mount: MountInfo): Promise<void> {
   }
   if (!place) return
   throw new MountError(
-    `${mount.mountpoint}: it stays mounted, since it would go on elsewhere: ${place.who}, or take it away here alone with vimgfs umount --lazy ${mount.mountpoint}`,
+    `${mount.mountpoint}: it stays mounted here, because it is mounted elsewhere, too: ${place.who}, or take it away here alone with vimgfs umount --lazy ${mount.mountpoint}`,
   )
 }
 

@@ -55,7 +55,7 @@ export function lockChain({ layers }: { readonly layers: readonly LayerSpec[] })
 }
 
 const UNPROVEN =
-  'it is encrypted with AES as old images are, which cannot tell a wrong passphrase: then its disk is nonsense, and writing it destroys it'
+  'it is encrypted with legacy AES, which cannot tell a wrong passphrase: with a wrong one its disk reads as noise, and writing destroys it'
 
 async function unlock(
   layer: LayerSpec,

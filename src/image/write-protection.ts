@@ -30,6 +30,6 @@ export function requireUnneeded(
   throw new WriteProtected(
     top.path,
     `${what} (--force writes it)`,
-    'mount what stands on it, or mount this with -o ro',
+    'mount the image that needs it, or mount this one with -o ro',
   )
 }

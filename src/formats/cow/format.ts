@@ -54,7 +54,7 @@ export const cowFormat: Format<CowHeader> = {
     // User-mode Linux refuses a backing file that has been written since; QEMU did not look.
     if (!isUml(spec) || spec.backingSeconds === modified.seconds) return
     warn(
-      `${path}: its backing file ${below} has another time of last change than it had; if it was written since, what is read may be nonsense`,
+      `${path}: its backing file ${below} has another time of its last change than the image says; if it was written since, this disk may read as nonsense`,
     )
   },
   driver: ({ layer, store, storeId, metadata, isWritten }) =>

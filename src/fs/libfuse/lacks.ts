@@ -19,7 +19,7 @@ export const LACKS = {
   xattr: {
     what: 'extended attributes',
     errno: 'EOPNOTSUPP',
-    instead: 'vimgfs info says the same',
+    instead: 'vimgfs info shows the same',
   },
   seek: {
     what: 'lseek(2) for SEEK_DATA and SEEK_HOLE',
@@ -32,16 +32,16 @@ export const LACKS = {
   tmpfile: {
     what: 'O_TMPFILE',
     errno: 'EOPNOTSUPP',
-    instead: 'the direct one refuses it too, with EROFS',
+    instead: 'the direct transport also refuses it, with EROFS',
   },
   renameFlags: {
     what: 'renameat2(2) with flags, such as mv -n',
     errno: 'EINVAL',
-    instead: 'the direct one refuses it too, with EROFS',
+    instead: 'the direct transport also refuses it, with EROFS',
   },
   readdirplus: {
     what: 'READDIRPLUS',
-    instead: 'each file of a listing is asked for by itself',
+    instead: 'the kernel asks for each file of a listing separately',
   },
   nanoseconds: {
     what: 'times finer than a millisecond, before 1970, and of birth',
@@ -49,14 +49,14 @@ export const LACKS = {
   },
   threads: {
     what: 'threads',
-    instead: 'one answers all requests, and decompresses alone; --threads does nothing',
+    instead: 'one thread answers all requests and decompresses; --threads does nothing',
   },
   sizes: {
-    what: 'files in .vimgfs without a size, that keep their text while they are open',
-    instead: 'they end in spaces, and go on with the newest text',
+    what: 'files in .vimgfs that have no size and keep their text while they are open',
+    instead: 'their texts are padded with spaces, and change while they are open',
   },
   fusermountDevice: {
-    what: 'mounting on subvolumes, for users whom /dev/fuse is closed to, or on folders of theirs that are not empty',
+    what: 'mounting on subvolumes, and by users who may not open /dev/fuse or whose folder is not empty',
     instead: 'one line that says so, and exit code 1',
   },
 } as const satisfies Record<string, Lack>
