@@ -57,7 +57,7 @@ t.test('it is recovered in the end', async t => {
   closeChain(opened)
   const { isWritable, warnings } = await open(file, 'write', nobodyAsked)
   t.ok(isWritable)
-  t.match(warnings, /reference counts have been made anew/)
+  t.match(warnings, /reference counts have been rebuilt/)
   t.equal(readFileSync(file).readBigUInt64BE(FEATURES_AT) & DIRTY, 0n)
 })
 

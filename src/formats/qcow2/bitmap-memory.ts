@@ -97,7 +97,7 @@ export function loadBitmaps(store: Store, header: Qcow2Header, isSole: IsSole): 
 
 /** Returns the warning for a bitmap that is not kept. */
 export const lossOf = ({ name }: ValidBitmap, reason: string): string =>
-  `bitmap "${name}" becomes inconsistent and must be made anew: ${reason}`
+  `bitmap "${name}" becomes inconsistent and must be made again: ${reason}`
 
 class Loader {
   private readonly clusterBytes: number

@@ -23,7 +23,7 @@ export function recover(store: WritableStore): string | undefined {
     if (!(error instanceof ImageError || error instanceof SystemError)) throw error
     throw notClosed(store, error)
   }
-  return `${store.path}: it was not closed cleanly; its reference counts have been made anew`
+  return `${store.path}: it was not closed cleanly; its reference counts have been rebuilt`
 }
 
 /**

@@ -91,7 +91,7 @@ export function requireKnownCounts(
   throw new ImageError(
     'CORRUPT',
     `its reference counts cannot be made right: ${worst?.message ?? 'its tables are damaged'}`,
-    { path: store.path, hint: 'see what vimgfs check says of it' },
+    { path: store.path, hint: 'run vimgfs check to see what is damaged' },
   )
 }
 
@@ -154,7 +154,7 @@ function repairOnce(
 
 const leaksAreKept = () => 'leaks are kept: damaged entries may have named them'
 const lostOnesAreKept = () =>
-  'leaks are kept: snapshots that are lost may own them, and somebody may recover these; --repair leaks gives them back'
+  'leaks are kept: snapshots that are lost may own them, and may still be recovered; --repair leaks gives them back'
 
 /**
  * Where there is more wrong than leaks, and than the flags that leaks make wrong, only clusters that

@@ -147,7 +147,7 @@ t.test('a dirty image on a device is recovered inside it', async t => {
   const { bytes } = lostTable(20)
   bytes.writeBigUInt64BE(INCOMPATIBLE.dirty, 72)
   const store = new Device('', bytes)
-  t.match(recover(store), /made anew/)
+  t.match(recover(store), /rebuilt/)
   const { corruptions, leaks, checkErrors } = checkQcow2(store)
   t.same([corruptions, leaks, checkErrors], [0, 0, 0])
 })

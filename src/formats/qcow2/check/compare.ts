@@ -68,7 +68,8 @@ function describe(run: Run<Fault>, clusterBytes: number, report: Report): void {
 function describeOverlap(run: Run<'overlap'>, clusterBytes: number, report: Report): void {
   report.corruption(
     run.start * clusterBytes,
-    () => `${clustersOf(run)}: references ${run.references}, by structures that share no cluster`,
+    () =>
+      `${clustersOf(run)}: references ${run.references}, by structures that share no cluster with others`,
     run.length,
   )
 }

@@ -69,7 +69,7 @@ export class L2Scan {
       },
     )
     if (leftOut > 0) {
-      report?.error(0, () => `${leftOut} L2 tables that are not aligned were not looked into`)
+      report?.error(0, () => `${leftOut} L2 tables that are not aligned were not checked`)
     }
   }
 

@@ -23,7 +23,7 @@ export function fixCopiedFlags(
   const { blocks, window } = census
   const { clusterBytes, clusters } = image
   const message = (isCopied: boolean, at: number) =>
-    `the COPIED flag of what lies at ${at} is ${isCopied ? 'set' : 'cleared'}`
+    `the COPIED flag of the entry that names ${at} is ${isCopied ? 'set' : 'cleared'}`
 
   for (const table of image.l1Tables.filter(({ isActive }) => isActive)) {
     editor.editL1(table, (high, low) => {

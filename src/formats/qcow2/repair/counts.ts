@@ -101,7 +101,7 @@ class Completion {
         'fix',
         image.header.refcountTableOffset,
         () =>
-          `entries of the refcount table are cleared: ${dropped} named what is no refcount block`,
+          `entries of the refcount table are cleared: ${dropped} named something else than a refcount block`,
       )
     }
     store.sync()

@@ -30,7 +30,7 @@ export function soundL2Entries(
       if (!entry.isCopied && entry.zeroBits === 0 && entry.dataBits === 0) return undefined
       words[i] = (entry.high & ~COPIED) >>> 0
       if (image.isExtended) words.fill(0, i + 2, i + 4)
-      return 'flags that a compressed cluster has not are cleared in its L2 entry'
+      return 'flags that a compressed cluster must not have are cleared in its L2 entry'
     }
     const { hasReservedBits } = entry
     if (hasReservedBits) {

@@ -35,14 +35,10 @@ export function findSharedTables(image: CheckedImage, memory: CellMemory): Reado
       }
     }
     if (shared.size > MAX_SHARED) {
-      throw new ImageError(
-        'CORRUPT',
-        'its tables lie over each other: there is no repairing them',
-        {
-          path: image.store.path,
-          hint: 'save its data with qemu-img convert, or restore a copy',
-        },
-      )
+      throw new ImageError('CORRUPT', 'its tables overlap, so they cannot be repaired', {
+        path: image.store.path,
+        hint: 'save its data with qemu-img convert, or restore a copy',
+      })
     }
   })
   return shared

@@ -73,7 +73,7 @@ export function repairSnapshotTable(
   for (const one of lost) noteLost(one, image, old, report)
   for (const { number, entryAt, sizeBytes } of changed) {
     if (sizeBytes === undefined || !isTooLarge(sizeBytes)) continue
-    report.note('fix', entryAt, () => `snapshot ${number} has the disk's size of now`)
+    report.note('fix', entryAt, () => `snapshot ${number} gets the current size of the disk`)
   }
   if (tableAt > 0) report.note('fix', tableAt, () => 'a new snapshot table lies here')
   return isCut || lost.length > 0
