@@ -1,4 +1,4 @@
-/** What a mount of an image shows: the disk, its snapshots and their VM states, its backing layers. */
+/** Lists what a mount of an image shows: the disk, its snapshots and their VM states, its backing layers. */
 import type {
   ExternalSnapshot,
   InternalSnapshot,
@@ -11,15 +11,15 @@ import type { Chain } from './chain.js'
 import { distinctNames, layerName, stemOf, type Tagged } from './file-names.js'
 import { diskBytes, filesFrom, lastModified } from './layer.js'
 
-/** Plain data: the threads get it as a message. */
+/** Plain data, which can be sent to threads as a message. */
 export interface CatalogEntry {
   readonly name: string
   readonly kind: 'disk' | 'snapshot' | 'vmstate' | 'layer'
-  /** Which layer of the chain it is read from. */
+  /** The layer of the chain from which it is read. */
   readonly layer: number
   /** The table of a snapshot in its layer's file. */
   readonly table?: SnapshotTable
-  /** Where the file's first byte is on the disk of its table: VM states lie past the disk's end. */
+  /** The place of the file's first byte on the disk of its table: VM states lie past the disk's end. */
   readonly startOffset: number
   readonly sizeBytes: number
   readonly modified: Timestamp
@@ -28,7 +28,7 @@ export interface CatalogEntry {
 
 export function catalogOf(chain: Chain): { entries: CatalogEntry[]; warnings: string[] } {
   const [top] = chain.layers
-  // What a snapshot froze is shown as that.
+  // A layer that a snapshot froze is shown as the snapshot.
   const frozen = new Set(chain.externalSnapshots.map(({ layer }) => layer))
   const below = chain.layers
     .map((layer, place) => ({ layer, place }))
@@ -179,6 +179,6 @@ function externalAttributes(snapshot: ExternalSnapshot): Record<string, string> 
   }
 }
 
-/** A damaged table may hold more than a second of them, which no file system takes. */
+/** Returns the nanoseconds of a date. A damaged table may have more than a second of them, which file systems refuse. */
 const nanoseconds = (snapshot: InternalSnapshot): number =>
   Math.min(snapshot.dateNanoseconds, 999_999_999)

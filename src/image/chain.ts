@@ -1,4 +1,4 @@
-/** An image with all that it stands on, as plain data that is handed to worker threads. */
+/** An image with all its layers, as plain data that can be sent to worker threads. */
 import fs from 'node:fs'
 import type { ExternalSnapshot, InternalSnapshot, LayerSpec } from '../formats/format.js'
 import type { Access } from '../io/named-file.js'
@@ -14,41 +14,41 @@ export interface Chain {
   readonly depth: number
   /** The snapshots of the image itself. */
   readonly snapshots: readonly InternalSnapshot[]
-  /** Those of the layers that it stands on, with the layer's place, from the nearest layer down. */
+  /** The snapshots of the lower layers, with the layer's index, from the nearest layer down. */
   readonly layerSnapshots: readonly LayerSnapshot[]
-  /** Those of the disk's machine: each is a disk file, frozen since. */
+  /** The snapshots of the disk's machine: each has frozen a disk file. */
   readonly externalSnapshots: readonly ExternalSnapshot[]
-  /** What the user should know, a line each. */
+  /** Warnings for the user, one line each. */
   readonly warnings: readonly string[]
   /** Whether the first layer, with its data file, is open for writing. */
   readonly isWritable: boolean
-  /** Whether recovery.ts has to run before the first write, and whether reading will do if it fails. */
+  /** Whether recovery.ts has to run before the first write, and whether reading is enough if it fails. */
   readonly recovery?: 'required' | 'if possible' | undefined
 }
 
 export interface OpenOptions {
-  /** The image's format; found by its first bytes where it is not given. */
+  /** The image's format; by default it is found by the first bytes. */
   readonly format?: string | undefined
-  /** Folders besides the image's own that it may name files in. */
+  /** Folders besides the image's own in which it may name files. */
   readonly allowPaths?: readonly string[]
-  /** Layers at most, 1 to MAX_CHAIN_DEPTH.highest. */
+  /** The most layers, 1 to MAX_CHAIN_DEPTH.highest. */
   readonly maxDepth?: number
   /**
-   * What the image is opened for; all that it stands on is read only. 'write if possible' falls back to
-   * reading, with a warning, where the image is write-protected or marked corrupt. Reading is the default.
+   * What the image is opened for; lower layers are only read. 'write if possible' falls back to reading, with a warning, if
+   * the image is write-protected or marked corrupt. The default is reading.
    */
   readonly access?: Access | 'write if possible'
-  /** Whether a vmdk image is read whose parent has changed since; with a warning. */
+  /** Whether to read a vmdk image whose parent has changed since, with a warning. */
   readonly ignoreCid?: boolean
-  /** Whether a vmdk image whose changes are tracked gives that up to be written. */
+  /** Whether to write a vmdk image whose changes are tracked, and give the tracking up. */
   readonly dropsChangeTracking?: boolean
-  /** Whether an image is written that others stand on, which breaks them. */
+  /** Whether to write an image that other images need, which breaks them. */
   readonly force?: boolean
-  /** Whether QEMU's locks are taken; without, an image that others write is read with a warning. */
+  /** Whether to take QEMU's locks. Without them, an image that others write is read with a warning. */
   readonly takesLocks?: boolean
   /**
-   * Opens less than a disk needs: the file alone, whose header is not read; the image alone, or the chain with its
-   * backing files, to describe it: data files stay closed.
+   * Opens less than a disk needs: only the file, without reading its header; or, to describe them, the image alone or the
+   * chain with its backing files, while data files stay closed.
    */
   readonly describe?: 'file' | 'image' | 'chain' | undefined
 }

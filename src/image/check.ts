@@ -1,4 +1,4 @@
-/** Checking and repairing an image by its format. */
+/** Checks and repairs an image with the functions of its format. */
 import fs from 'node:fs'
 import type { CheckOptions, RepairResult } from '../formats/check/report.js'
 import type {
@@ -19,21 +19,21 @@ import { openChain } from './open-chain.js'
 import { LOCAL_FILES } from './store-source.js'
 
 export interface CheckRequest {
-  /** Found by the image's bytes where it is not given. */
+  /** By default it is found by the image's first bytes. */
   readonly format?: string | undefined
-  /** What is repaired; nothing where it is not given. */
+  /** What to repair; by default nothing. */
   readonly repair?: RepairKind | undefined
-  /** Folders besides the image's own where its extents may be. */
+  /** Folders besides the image's own in which its extents may be. */
   readonly allowPaths?: readonly string[]
 }
 
 /** The result of a check, or of a repair with the check after it. */
 export type Found = Pick<RepairResult, 'after'> & Partial<RepairResult>
 
-/** An image that is open to be checked, and kept from others by QEMU's locks. */
+/** An image that is open for a check, and locked with QEMU's locks. */
 export class ImageCheck {
   readonly format: Format
-  /** What opening it warned of, besides what the check says itself. */
+  /** Warnings of opening, besides the findings of the check. */
   readonly warnings: readonly string[]
   private readonly checking: FormatChecking
   private readonly chain: Chain
@@ -55,8 +55,8 @@ export class ImageCheck {
   }
 
   /**
-   * Opens the image; for reading, where its format says why it cannot be written. Returns undefined where
-   * the format has nothing to check. Throws ImageError.
+   * Opens the image; only for reading, if its format cannot write it. Returns undefined if the format has nothing to check.
+   * Throws ImageError.
    */
   static open(name: string, request: CheckRequest): ImageCheck | undefined {
     const format = formatOf(name, request.format)
@@ -92,7 +92,7 @@ export class ImageCheck {
   private checkedImage(): CheckedImage {
     const { layer } = this
     const stores = new Map<number, WritableStore>()
-    // Extents that lie in one file have one store.
+    // Extents in one file share a store.
     const storeOf = (file: FileSpec): WritableStore => {
       const size = BigInt64Array.of(BigInt(file.sizeBytes))
       const store = stores.get(file.fd) ?? LOCAL_FILES.writable(file, size)

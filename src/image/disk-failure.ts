@@ -1,4 +1,4 @@
-/** Why a disk is not written any more, in memory that its threads share. The first reason stays. */
+/** The reason why a disk is not written any more, in memory that its threads share. The first reason stays. */
 import { constants } from 'node:os'
 import { ImageError, SystemError } from '../errors.js'
 
@@ -7,15 +7,15 @@ const { EDQUOT, EFBIG, EIO, ENOMEM, ENOSPC, EROFS } = constants.errno
 /** Errors of a flush that may be tried again. */
 const PASSING: readonly number[] = [ENOSPC, EDQUOT, EFBIG, ENOMEM]
 
-/** Values of the shared word; the text is being written while it is `telling`. */
+/** Values of the shared word. `telling` means that the text is being written. */
 const STATE = { sound: 0, readOnly: 1, telling: 2, cutOff: 3 } as const
 
 export class DiskFailure {
   private readonly text: Buffer
 
   /**
-   * @param word where the state is in `counters`
-   * @param text where the reason is: its length in 4 bytes, and its bytes
+   * @param word the index of the state in `counters`
+   * @param text the memory of the reason: its length in 4 bytes, and its bytes
    */
   constructor(
     private readonly counters: Int32Array,
@@ -26,7 +26,7 @@ export class DiskFailure {
     this.text = Buffer.from(text)
   }
 
-  /** The error of writes: EROFS, or EIO where a file of the image was cut off; 0 while all is well. */
+  /** The error of writes: EROFS, or EIO if a file of the image was cut off; 0 while all is well. */
   get errno(): number {
     const state = Atomics.load(this.counters, this.word)
     if (state === STATE.sound) return 0
@@ -54,7 +54,7 @@ export class DiskFailure {
     throw new ImageError('READ_ONLY', `it has become read-only: ${reason}`, { path })
   }
 
-  /** Decides whether an error ends writing: a sync that failed, damage, or a mistake of ours. Returns it. */
+  /** Decides whether an error ends writing: a failed sync, damage, or a bug of ours. Returns the error. */
   judged(error: unknown, isFlush = false): unknown {
     if (error instanceof ImageError && error.code === 'CORRUPT' && error.context.endsWriting) {
       this.set(error.message, error.context.isCutOff)
@@ -62,7 +62,7 @@ export class DiskFailure {
       const mayPass = !isFlush || PASSING.includes(error.errno)
       if (error.endsWriting || !mayPass) this.set(error.message)
     } else if (!(error instanceof ImageError)) {
-      // A mistake of ours: what it left half done is not known.
+      // A bug of ours: nobody knows what it has left half done.
       this.set(`an error inside vimgfs: ${error instanceof Error ? error.message : error}`)
     }
     return error

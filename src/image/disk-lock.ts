@@ -1,15 +1,15 @@
 /**
  * The lock of a disk that several threads read and write.
  *
- *  (1) Whoever reads or overwrites in place holds the shared side, each thread in a slot of its own;
- *      whoever changes what is where holds the exclusive side, alone.
- *  (2) A slot says which stripes of the disk are touched, and whether they are written. A thread that
- *      writes shares no stripe with another one: no reader sees half a sector.
- *  (3) Each thread publishes its slot before it looks at the others', so of two that meet at least one
- *      sees the other. The higher slot then gives way and the lower one waits for it to be gone.
+ *  (1) A thread that reads or overwrites in place holds the shared side, in its own slot. A thread that changes where data
+ *      lie holds the exclusive side, alone.
+ *  (2) A slot says which stripes of the disk the thread touches, and whether it writes them. A thread that writes shares no
+ *      stripe with another one, so no reader sees half a sector.
+ *  (3) Each thread publishes its slot before it looks at the others. So if two meet, at least one sees the other. Then the
+ *      higher slot is given up, and the lower one waits until it is gone.
  *
- *  (4) A thread waits for as long as the one in its way is alive: storage may stall for hours. One that has ended
- *      without giving up what it held is found by its id.
+ *  (4) A thread waits for another one as long as that is alive: storage may stall for hours. A thread that has ended without
+ *      releasing the lock is found by its id.
  *
  * A slot is one word, so that publishing is one store: stripes in bits 0 to 29, bit 30 for writing.
  */
@@ -26,10 +26,10 @@ const STRIPE_BYTES = 16 * 1024
 const STRIPES = 30
 const ALL_STRIPES = 2 ** STRIPES - 1
 const WRITES = 1 << 30
-/** In the slot of a thread that touches nothing which anybody overwrites in place. */
+/** Marks a slot as used, also if the thread touches no stripe. */
 const PRESENT = 1 << 31
 
-/** Looks at a word before a thread sleeps: most holders are gone within a microsecond or two. */
+/** How often a thread looks at a word before it sleeps: most holders release it within a microsecond or two. */
 const SPINS = 300
 const SLEEP_MS = 50
 /** How often a waiting thread looks whether the other one is alive. */
@@ -37,7 +37,7 @@ const LOOK_MS = 1000
 /** The first report of a stall; each further one comes after twice the time. */
 const STALL_MS = 30_000
 
-/** What nobody wakes anyone by. */
+/** A word on which nobody calls notify. */
 const NEVER = new Int32Array(new SharedArrayBuffer(4))
 
 /** @param threads how many threads take part */
@@ -58,7 +58,7 @@ export class DiskLock {
   private readonly ids: Int32Array
   private readonly slot: number
 
-  /** To be made by the thread itself. */
+  /** Must be called by the thread itself. */
   constructor(
     memory: SharedArrayBuffer,
     thread: number,
@@ -71,7 +71,7 @@ export class DiskLock {
     Atomics.store(this.ids, this.slot, currentThread())
   }
 
-  /** The shared side, for `length` bytes of the disk at `offset`. */
+  /** Takes the shared side, for `length` bytes of the disk at `offset`. */
   share(offset: number, length: number, writes: boolean): void {
     const value = stripesOf(offset, length) | (writes ? WRITES : 0) | PRESENT
     const { words, slot } = this
@@ -91,7 +91,7 @@ export class DiskLock {
     this.release(this.slot)
   }
 
-  /** The exclusive side: waits until nobody holds the other. */
+  /** Takes the exclusive side: waits until no thread holds the shared one. */
   take(): void {
     this.claim(EXCLUSIVE)
     const { words, slot } = this
@@ -107,12 +107,12 @@ export class DiskLock {
     this.release(EXCLUSIVE)
   }
 
-  /** Lets those in who wait for what this thread has just given up, before it takes it again. */
+  /** Lets waiting threads go first, after this one has released the lock and before it takes it again. */
   giveWay(): void {
     if (Atomics.load(this.words, WAITING) > 0) Atomics.wait(NEVER, 0, 0, 1)
   }
 
-  /** The right to flush, which goes beside both sides: one thread at a time. */
+  /** Takes the right to flush, independent of both sides: one thread at a time. */
   takeFlush(): void {
     this.claim(FLUSHING)
   }
@@ -121,7 +121,7 @@ export class DiskLock {
     this.release(FLUSHING)
   }
 
-  /** The right to make the disk larger, which is taken before all others. */
+  /** Takes the right to make the disk larger, before all other rights. */
   takeGrowth(): void {
     this.claim(GROWING)
   }
@@ -144,7 +144,7 @@ export class DiskLock {
     if (Atomics.load(this.words, WAITING) > 0) Atomics.notify(this.words, word)
   }
 
-  /** Whether no other thread is in the way; where false, the slot has been given up. Rule (3). */
+  /** Reports whether no other thread conflicts. If it returns false, the slot has been given up: rule (3). */
   private passes(value: number): boolean {
     const { words, slot } = this
     for (let other = SLOTS; other < words.length; other++) {
@@ -165,7 +165,7 @@ export class DiskLock {
     return true
   }
 
-  /** Returns when `word` is no longer `value`. Throws where the thread that holds it is dead. */
+  /** Returns when `word` is no longer `value`. Throws if the thread that holds it is dead. */
   private waitWhile(word: number, value: number): void {
     const { words } = this
     for (let i = 0; i < SPINS; i++) if (Atomics.load(words, word) !== value) return
@@ -173,7 +173,7 @@ export class DiskLock {
     let lookMs = LOOK_MS
     let reportMs = this.watch?.stallMs ?? STALL_MS
     while (Atomics.load(words, word) === value) {
-      // Counted before it sleeps: whoever releases after that wakes it.
+      // Count this thread before it sleeps: a thread that releases the word after that wakes it.
       Atomics.add(words, WAITING, 1)
       Atomics.wait(words, word, value, SLEEP_MS)
       Atomics.sub(words, WAITING, 1)
@@ -188,11 +188,11 @@ export class DiskLock {
     }
   }
 
-  /** Rule (4). */
+  /** Applies rule (4). */
   private requireAlive(word: number, value: number): void {
     const holder = word < SLOTS ? value : word
     if (isThreadAlive(Atomics.load(this.ids, holder))) return
-    // It may have let go before it ended.
+    // The thread may have released the word before it ended.
     if (Atomics.load(this.words, word) === value) {
       throw new Error('a thread that holds the disk has died')
     }
@@ -209,6 +209,6 @@ function stripesOf(offset: number, length: number): number {
   if (count >= STRIPES) return ALL_STRIPES
   const run = 2 ** count - 1
   const shift = first % STRIPES
-  // Beyond the last stripe they go on with the first.
+  // After the last stripe comes the first one again.
   return ((run << shift) | (run >>> (STRIPES - shift))) & ALL_STRIPES
 }

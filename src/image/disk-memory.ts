@@ -1,4 +1,4 @@
-/** What the threads of a mount share of a disk that they write. Plain data: it goes as a message. */
+/** The memory that the threads of a mount share for a disk that they write. It can be sent as a message. */
 import { createPoolMemory, type PoolMemory } from '../cache/table-pool.js'
 import type { Store } from '../io/store.js'
 import type { LayerSpec } from '../formats/format.js'
@@ -11,21 +11,21 @@ export interface DiskMemory {
   readonly counters: SharedArrayBuffer
   /** When the disk was last written. */
   readonly times: SharedArrayBuffer
-  /** Why nothing is written any more: its length, and the text. */
+  /** The reason why nothing is written any more: its length, and the text. */
   readonly message: SharedArrayBuffer
-  /** How many writes were refused that would have changed what a raw image is probed as. */
+  /** How many writes were refused because they would have changed the format that a raw image is probed as. */
   readonly refusals: SharedArrayBuffer
   /** The sizes of the image's files, in the order of `filesOf`. */
   readonly sizes: SharedArrayBuffer
-  /** Tables that have changed, of formats that have any. */
+  /** The changed tables, for formats with tables. */
   readonly pool: PoolMemory | undefined
-  /** What the image's format shares. */
+  /** The shared memory of the image's format. */
   readonly format: unknown
-  /** What the user should know before something is written, a line each. */
+  /** Warnings for the user before anything is written, one line each. */
   readonly warnings: readonly string[]
 }
 
-/** What of a layer says how it is written. */
+/** The parts of a layer that decide how it is written. */
 export type WrittenLayer = Pick<
   LayerSpec,
   'fd' | 'sizeBytes' | 'format' | 'spec' | 'dataFile' | 'extents'
@@ -37,8 +37,8 @@ const MESSAGE_BYTES = 4 + 2048
 
 /**
  * @param layer the image, opened for writing
- * @param threads how many threads take part, the main thread included
- * @param store the image's file; throws SystemError where it cannot be read
+ * @param threads how many threads take part, with the main thread
+ * @param store the image's file. Throws SystemError if it cannot be read
  */
 export function createDiskMemory(layer: WrittenLayer, threads: number, store: Store): DiskMemory {
   const files = filesOf(layer)

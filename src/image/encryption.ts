@@ -1,4 +1,4 @@
-/** Opening the layers of a chain that are encrypted, with the passphrases of whoever may see them. */
+/** Unlocks the encrypted layers of a chain with their passphrases. */
 import { legacyAesSpec } from '../crypto/legacy-aes.js'
 import { checkLuks1, readLuks1, unlockLuks1 } from '../crypto/luks1.js'
 import { createSectorCipher } from '../crypto/sector-cipher.js'
@@ -12,15 +12,15 @@ import { isPossibleLuks } from '../formats/qcow2/luks.js'
 import { recoverChain } from './recovery.js'
 
 /**
- * Asks for the passphrase of the image at `path`: what it may be, likeliest first; one at least. They are
- * wiped when they have been used.
+ * Asks for the passphrase of the image at `path`. Returns one or more candidates, the likeliest first. They are wiped after
+ * use.
  */
 export type AskPassphrase = (path: string, method: EncryptionMethod) => Promise<readonly Buffer[]>
 
 /**
- * The chain with the keys of all layers that are encrypted, each asked for by its path, the image's own
- * first; then recovers an image that was not closed cleanly, which must be the last thing that can refuse it.
- * Throws ImageError where a passphrase is wrong or a header is damaged; what `ask` throws.
+ * Returns the chain with the keys of all encrypted layers. Asks for each passphrase by the layer's path, the image's first.
+ * Then it recovers an image that was not closed cleanly: nothing after that may refuse the image. Throws ImageError if a
+ * passphrase is wrong or a header is damaged; and what `ask` throws.
  */
 export async function unlockChain(chain: Chain, ask: AskPassphrase): Promise<Chain> {
   const layers: LayerSpec[] = []
@@ -47,7 +47,7 @@ export async function unlockChain(chain: Chain, ask: AskPassphrase): Promise<Cha
   }
 }
 
-/** Wipes the keys: nothing of what is encrypted can be read or written any more. */
+/** Wipes the keys: encrypted layers cannot be read or written any more. */
 export function lockChain({ layers }: { readonly layers: readonly LayerSpec[] }): void {
   for (const { encryption } of layers) {
     if (encryption?.spec) new Uint8Array(encryption.spec.key).fill(0)
@@ -82,7 +82,7 @@ async function unlock(
     const what = `a LUKS header of ${length} bytes at ${offset} is impossible`
     throw new ImageError('CORRUPT', what, { path, hint: 'restore it from a copy' })
   }
-  // Before anybody is asked for a passphrase that is of no use.
+  // Check the header before asking for a passphrase that would be useless.
   const header = readLuks1(store, headerArea)
   checkLuks1(store, headerArea, header)
   const passphrases = await ask(path, method)
@@ -100,7 +100,7 @@ async function unlock(
   })
 }
 
-/** How a thread reads and writes a layer's clusters; undefined where they are not encrypted. */
+/** Returns the cipher for a layer's clusters, for this thread; undefined if they are not encrypted. */
 export function cipherOf(layer: LayerSpec): StoreCipher | undefined {
   const { encryption, path } = layer
   if (!encryption) return undefined

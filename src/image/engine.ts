@@ -1,6 +1,6 @@
 /**
- * The engine: moves the bytes that drivers locate. Clipping, parents, zeros and the ends of files
- * exist here once, for all formats.
+ * The engine: it moves the bytes that drivers locate. It handles clipping, parents, zeros and the ends of files once for all
+ * formats.
  */
 import assert from 'node:assert'
 import { ImageError } from '../errors.js'
@@ -9,9 +9,9 @@ import type { Extent, View } from '../formats/driver.js'
 import type { UnpackCrew } from './unpack-crew.js'
 
 /**
- * Reads `length` bytes of the disk from `offset` on into `target` from `start` on. What lies beyond
- * the disk's end reads as zeros: a parent may be the shorter one. Throws ImageError, SystemError.
- * @param crew takes whole compressed clusters; `target` is complete when its `finish` returns
+ * Reads `length` bytes of the disk from `offset` on into `target` from `start` on. Bytes past the end of the disk read as
+ * zeros, because a parent may be shorter. Throws ImageError, SystemError.
+ * @param crew takes over whole compressed clusters; `target` is complete when its `finish` returns
  */
 export function readView(
   view: View,
@@ -41,9 +41,8 @@ export function readView(
 }
 
 /**
- * A file may end inside the last cluster that is allocated, since allocating does not extend it:
- * what is missing there reads as zeros. A cluster wholly beyond the end was lost with the file's
- * tail, and zeros would be a lie.
+ * Reads an extent of data. A file may end within the last allocated cluster, since allocating does not extend it: the missing
+ * part reads as zeros. A cluster completely past the end was lost with the end of the file, and must not read as zeros.
  */
 function readData(
   extent: Extent & { kind: 'data' },
@@ -53,7 +52,7 @@ function readData(
   offset: number,
 ): void {
   const { store, at, length } = extent
-  // As it was before: meanwhile others may make the file longer within its last cluster.
+  // The size before the read: meanwhile other threads may make the file longer within its last cluster.
   const { sizeBytes } = store
   const got = store.read(target, to, length, at)
   if (got === length) return
@@ -71,9 +70,8 @@ function readData(
 }
 
 /**
- * Calls `visit` for each piece of `[offset, offset + length)` in order with what it finally is,
- * never 'parent', and what its file may end within; stops early when `visit` returns false, and then
- * returns false.
+ * Calls `visit` for each piece of `[offset, offset + length)`, in order, with its final extent (never 'parent') and the unit
+ * within which its file may end. Stops and returns false if `visit` returns false.
  */
 export function walkView(
   view: View,

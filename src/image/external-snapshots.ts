@@ -1,4 +1,4 @@
-/** A disk's snapshots by its machine's own list, with the disk files that they froze. */
+/** Finds a disk's snapshots in its machine's list, with the disk files that they froze. */
 import { ImageError, printable } from '../errors.js'
 import type { ExternalSnapshot, LayerSpec } from '../formats/format.js'
 import { MAX_LAYERS, MAX_REFUSED_SNAPSHOTS, MAX_VMSD_BYTES } from '../formats/limits.js'
@@ -11,17 +11,17 @@ import { isSame, OpenFiles } from './open-files.js'
 export interface FinderContext {
   readonly files: OpenFiles
   readonly allowed: readonly Folder[]
-  /** Whether the snapshots are only described: then their disks need not be there. */
+  /** Whether the snapshots are only described: then their disks need not exist. */
   readonly isDescribed: boolean
   warn(text: string): void
-  /** Adds the layer in `file`, and what it stands on, to the layers. Throws ImageError. */
+  /** Adds the layer in `file`, and its lower layers, to the layers. Throws ImageError. */
   open(file: OpenedFile, format: string): void
 }
 
 export class ExternalSnapshotFinder {
   private readonly top: LayerSpec
 
-  /** @param layers of the disk; what only snapshots stand on is added */
+  /** @param layers the layers of the disk; layers that only snapshots need are added */
   constructor(
     private readonly layers: LayerSpec[],
     private readonly context: FinderContext,
@@ -64,8 +64,8 @@ export class ExternalSnapshotFinder {
   }
 
   /**
-   * Returns the place of a disk file among the layers, where it is put if it is not there yet. Throws ImageError
-   * where it stands on none of them: then it belongs to another disk.
+   * Returns the index of a disk file among the layers. Adds it if it is not there yet. Throws ImageError if it is based on none
+   * of them: then it belongs to another disk.
    */
   private frozen(fileName: string): number {
     const { top, layers } = this

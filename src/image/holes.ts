@@ -4,14 +4,14 @@ import type { Extent, View } from '../formats/driver.js'
 import { walkView } from './engine.js'
 
 /**
- * How many pieces one call looks at, half a second's worth: some MiB of tables can describe a disk of
- * more of them than anybody has time for.
+ * The most pieces that one call looks at, half a second's work: a few MiB of tables can describe a disk with more pieces than
+ * there is time for.
  */
 const MAX_PIECES = 50_000
 
 /**
- * Where the next data begin, from `offset` on; -1 when there are none. What a format has allocated
- * but the image file never got is a hole too: it reads as zeros.
+ * Returns where the next data begin, from `offset` on; -1 if there are none. A cluster that is allocated but a hole of the
+ * image's file is a hole, too: it reads as zeros.
  */
 export function nextData(view: View, offset: number): number {
   let found = -1
@@ -19,7 +19,7 @@ export function nextData(view: View, offset: number): number {
   walkView(view, offset, view.driver.sizeBytes - offset, (extent, at, unitBytes) => {
     const isLast = ++pieces === MAX_PIECES
     if (extent.kind === 'zero' && !isLast) return true
-    // Zeros that are called data are read as what they are.
+    // If the search stops early, zeros are reported as data, which is harmless.
     const skipped = extent.kind === 'data' && !isLast ? skipHole(extent, unitBytes) : 0
     if (skipped < extent.length) found = at + skipped
     return found < 0
@@ -27,18 +27,18 @@ export function nextData(view: View, offset: number): number {
   return found
 }
 
-/** Where the next hole begins, from `offset` on; the disk's end counts as one. */
+/** Returns where the next hole begins, from `offset` on; the end of the disk counts as a hole. */
 export function nextHole(view: View, offset: number): number {
   let found = view.driver.sizeBytes
   let pieces = 0
   walkView(view, offset, view.driver.sizeBytes - offset, (extent, at, unitBytes) => {
     if (++pieces === MAX_PIECES) {
-      // Whoever asks for the data behind this hole is told that they go on here.
+      // If the search stops early: a program that then asks for the next data gets this place again.
       found = at
       return false
     }
     if (extent.kind === 'packed') return true
-    // The last cluster may go on behind the end of its file: there it is a hole.
+    // The last cluster may reach past the end of its file: there it is a hole.
     const data =
       extent.kind === 'data' ? Math.max(0, extent.store.nextHole(extent.at) - extent.at) : 0
     if (data >= extent.length) return true
@@ -49,7 +49,7 @@ export function nextHole(view: View, offset: number): number {
   return found
 }
 
-/** Returns whether the whole range reads as zeros by what the tables say and by the holes of the files. */
+/** Reports whether the whole range reads as zeros, by the tables and by the holes of the files. */
 export const isHole = (view: View, offset: number, length: number): boolean =>
   walkView(view, offset, length, (extent, _at, unitBytes) => {
     if (extent.kind === 'data') return skipHole(extent, unitBytes) === extent.length
@@ -58,7 +58,7 @@ export const isHole = (view: View, offset: number, length: number): boolean =>
 
 type Data = Extract<Extent, { kind: 'data' }>
 
-/** How many bytes at the start of a data extent are a hole of the file; its length when all are. */
+/** Returns how many bytes at the start of a data extent are a hole of the file; at most its length. */
 function skipHole(extent: Data, unitBytes: number): number {
   const next = extent.store.nextData(extent.at)
   const skipped = next < 0 ? extent.length : next - extent.at
@@ -66,17 +66,17 @@ function skipHole(extent: Data, unitBytes: number): number {
 }
 
 /**
- * How many bytes of a data extent come before what was lost with the end of its file. That is no
- * hole: reading it is an error, and who copies data only must come to read it.
+ * Returns how many bytes of a data extent come before the part that was lost with the end of its file. The lost part is not a
+ * hole: reading it is an error, and a program that copies only data must meet that error.
  */
 function lostFrom({ store, at }: Data, unitBytes: number): number {
   return Math.max(0, Math.ceil(store.sizeBytes / unitBytes) * unitBytes - at)
 }
 
 /**
- * How many bytes of the disk are allocated, for st_blocks. Programs look for holes only where a file
- * has fewer blocks than its size needs, so whatever is not known for sure is counted as less.
- * @param fileBytes what the image's files take on disk: no more of uncompressed data can be there
+ * Returns how many bytes of the disk are allocated, for st_blocks. Programs look for holes only in a file that has fewer
+ * blocks than its size needs. So in doubt this counts less.
+ * @param fileBytes the space that the image's files take: there cannot be more uncompressed data
  * @param milliseconds how long counting may take; the rest is estimated
  */
 export function countAllocated(view: View, fileBytes: number, milliseconds: number): number {
@@ -94,7 +94,7 @@ export function countAllocated(view: View, fileBytes: number, milliseconds: numb
       return ++visits % 64 !== 0 || performance.now() < deadline
     })
   } catch (error) {
-    // Damage is for those who read there; what was counted up to it stands.
+    // Reading reports damage. The count up to the damage stands.
     if (!isExpected(error)) throw error
   }
   const counted = Math.min(plain, fileBytes) + packed

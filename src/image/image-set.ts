@@ -1,4 +1,4 @@
-/** The files of a mount, ready to be read; each thread has its own. */
+/** The files of a mount, ready to read. Each thread has its own set. */
 import { ClusterCache } from '../cache/cluster-cache.js'
 import { COUNTS } from '../cache/counts.js'
 import { MetadataCache } from '../cache/metadata-cache.js'
@@ -38,7 +38,7 @@ export interface Writing {
 /** The stores of a layer. */
 interface Stores<S extends Store> {
   readonly store: S
-  /** Where its data are: in the same file, or in an external data file; it decrypts what is encrypted. */
+  /** The store of the data: the same file, or an external data file. It decrypts encrypted data. */
   readonly dataStore: S
   readonly extents: readonly S[]
 }
@@ -59,13 +59,13 @@ export class ImageSet {
   private readonly layers: readonly OpenLayer[]
   private readonly isWritten: boolean
 
-  /** The first layer's disk, where it is written. */
+  /** The first layer's disk, if it is written. */
   readonly disk?: WritableDisk
 
   /**
-   * @param counts where the caches count, COUNTS each
-   * @param writing present where the first layer, which was opened for writing, is written
-   * @param source what makes stores of the layers' files
+   * @param counts the counts of the caches, COUNTS each
+   * @param writing present if the first layer is written; it must be open for writing
+   * @param source makes stores of the layers' files
    */
   constructor(
     layers: readonly LayerSpec[],
@@ -94,21 +94,21 @@ export class ImageSet {
     if (writing && written) this.disk = this.openDisk(writing, written, pool)
   }
 
-  /** What `entry` shows, from its first byte on. Throws ImageError where its table cannot be one. */
+  /** Returns the view of `entry`, from its first byte on. Throws ImageError if its table is impossible. */
   viewOf(entry: CatalogEntry): View {
     if (!entry.table) return this.layerView(entry.layer)
     const parts = this.parts(entry.layer)
     const { internalSnapshots } = formatOf(parts.layer)
     if (!internalSnapshots) throw new TypeError('a format without snapshots has no snapshot tables')
     const driver = internalSnapshots.driver(parts, entry.table)
-    // Nothing shows through past the disk's end: a VM state is all in its own clusters.
+    // A VM state lies past the end of the disk, in its own clusters, so it has no parent.
     if (entry.kind === 'vmstate') {
       return { driver: new ShiftedDriver(driver, entry.startOffset), parent: undefined }
     }
     return { driver, parent: this.parentOf(entry.layer) }
   }
 
-  /** Built from the lowest layer up: a chain may be as deep as a stack of calls. */
+  /** Returns the view of a layer. Builds it from the lowest layer up, without recursion: a chain may be deep. */
   private layerView(index: number): View {
     const path: number[] = []
     for (let i: number | undefined = index; i !== undefined; i = this.layers[i]?.spec.below) {
@@ -128,7 +128,7 @@ export class ImageSet {
     return below === undefined ? undefined : this.layerView(below)
   }
 
-  /** The first layer's view is the one that is written. */
+  /** Opens the first layer for writing. Its view is the one that is written. */
   private openDisk(
     { memory, thread, onStall }: Writing,
     stores: WritableStores,

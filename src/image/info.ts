@@ -1,6 +1,6 @@
 /**
- * What an image is, in the words and the order of `qemu-img info --output=json` (QEMU 7.2): a program
- * that reads that reads this. The order is that of QEMU's hash table, and its human output shows it.
+ * Describes an image with the words and the order of `qemu-img info --output=json` (QEMU 7.2), so that programs that read that
+ * can read this. The order is that of QEMU's hash table, which its human output shows, too.
  */
 import fs from 'node:fs'
 import type { ExternalSnapshot, InternalSnapshot, LayerSpec } from '../formats/format.js'
@@ -39,8 +39,8 @@ export type SnapshotInfo = {
 }
 
 /**
- * Describes `image` and, if it is told to, the backing files down to the last. Only headers and what
- * they point at are read. Calls `warn` for what is lost of an image. Throws ImageError.
+ * Describes `image` and, on request, the backing files down to the last. Reads only headers and the structures that they
+ * name. Calls `warn` for lost parts of an image. Throws ImageError.
  */
 export function describe(
   image: string,
@@ -95,7 +95,7 @@ function describeLayer(
   }
 }
 
-/** Whole sectors, as QEMU shows a disk: an odd end counts as one in a raw file, not in an image. */
+/** Returns the size in whole sectors, as QEMU shows it: it rounds a raw file up, and an image down. */
 function virtualBytes(layer: LayerSpec): number {
   const round = layer.format === 'raw' ? Math.ceil : Math.floor
   return round(diskBytes(layer) / SECTOR_BYTES) * SECTOR_BYTES
@@ -107,7 +107,7 @@ const takenBytes = ({ fd }: FileSpec): number =>
 function describeSnapshot(snapshot: InternalSnapshot): SnapshotInfo {
   const { icount, guestNanoseconds } = snapshot
   return {
-    // QEMU keeps it with a sign, and -1 says that there is none.
+    // In QEMU it is signed, and -1 means that there is none.
     icount: icount === undefined || icount === NO_ICOUNT ? undefined : BigInt.asIntN(64, icount),
     'vm-clock-nsec': Number(guestNanoseconds % NANOSECONDS),
     name: cText(snapshot.name, MAX_NAME_BYTES),
@@ -119,7 +119,7 @@ function describeSnapshot(snapshot: InternalSnapshot): SnapshotInfo {
   }
 }
 
-/** QEMU knows nothing of these; the fields are those of its own. */
+/** Describes a snapshot that QEMU does not know, with the fields of QEMU's own snapshots. */
 function describeExternalSnapshot({ uid, displayName, created }: ExternalSnapshot): SnapshotInfo {
   return {
     icount: undefined,
@@ -135,11 +135,11 @@ function describeExternalSnapshot({ uid, displayName, created }: ExternalSnapsho
 
 const NO_ICOUNT = 2n ** 64n - 1n
 const NANOSECONDS = 1_000_000_000n
-/** What QEMU keeps of a snapshot's name and of its id. */
+/** The most bytes of a snapshot's name and of its id that QEMU keeps. */
 const MAX_NAME_BYTES = 255
 const MAX_ID_BYTES = 127
 
-/** Returns where the backing file is as seen from where `file` was named: after `file:` all of it is a path. */
+/** Returns the path of the backing file relative to the folder from which `file` was named. After `file:` all is a path. */
 const besideFile = (file: string, name: string): string => {
   const plain = name.replace(/^file:/, '')
   const isPath = plain !== name && !plain.startsWith('/')

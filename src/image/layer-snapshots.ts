@@ -1,4 +1,4 @@
-/** The internal snapshots of the layers that an image stands on. */
+/** Finds the internal snapshots of an image's lower layers. */
 import type { InternalSnapshot, LayerSpec } from '../formats/format.js'
 import { MAX_LAYER_SNAPSHOTS } from '../formats/limits.js'
 import { formatOf } from '../formats/registry.js'
@@ -11,8 +11,8 @@ export interface LayerSnapshot {
 }
 
 /**
- * The snapshots of all layers but the first, up to MAX_LAYER_SNAPSHOTS of them. What is damaged of a layer's
- * table is left out; the warnings of the layer itself say so (qcow2/losses.ts).
+ * Returns the snapshots of all layers but the first, at most MAX_LAYER_SNAPSHOTS. Leaves out the damaged part of a layer's
+ * table; the warnings of the layer itself mention it (qcow2/losses.ts).
  */
 export function snapshotsBelow(layers: readonly LayerSpec[]): {
   snapshots: LayerSnapshot[]

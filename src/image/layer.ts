@@ -8,14 +8,14 @@ import { sizeOf } from '../io/libc.js'
 import type { OpenedFile } from '../io/named-file.js'
 import { FileStore } from '../io/store.js'
 
-/** The size of a layer's disk, in bytes. */
+/** Returns the size of a layer's disk, in bytes. */
 export const diskBytes = (layer: LayerSpec): number => formatOf(layer).sizeBytes(layer)
 
-/** The image that a layer stands on. Throws ImageError where it cannot be found by what the header says. */
+/** Returns the reference to a layer's backing file or parent. Throws ImageError if the header does not say where it is. */
 export const referenceOf = (layer: LayerSpec): Reference | undefined =>
   formatOf(layer).reference?.(layer)
 
-/** All files of a layer, each once; its own first. */
+/** Returns all files of a layer, each once, its own first. */
 export function filesOf<T extends Pick<FileSpec, 'fd' | 'sizeBytes'>>(
   layer: T & Pick<LayerSpec, 'dataFile' | 'extents'>,
 ): (T | FileSpec)[] {
@@ -25,8 +25,8 @@ export function filesOf<T extends Pick<FileSpec, 'fd' | 'sizeBytes'>>(
 }
 
 /**
- * The paths of a layer's files that have been removed or replaced since they were opened: what is written
- * to them is gone with the last process that has them open.
+ * Returns the paths of a layer's files that have been removed or replaced since they were opened. Writes to them are lost when
+ * the last process closes them.
  */
 export const removedFiles = (layer: LayerSpec): string[] =>
   filesOf(layer)
@@ -37,12 +37,12 @@ function isRemoved(fd: number): boolean {
   try {
     return fs.fstatSync(fd).nlink === 0
   } catch {
-    // Its file system does not answer, which says nothing about the name.
+    // The file system does not answer, which does not mean that the name is gone.
     return false
   }
 }
 
-/** All files that the bytes of layer `index` come from: its own, and those of the layers below. */
+/** Returns all files from which the bytes of layer `index` come: its own, and those of the layers below. */
 export function filesFrom(layers: readonly LayerSpec[], index: number): FileSpec[] {
   const files: FileSpec[] = []
   for (let i: number | undefined = index; i !== undefined; ) {
@@ -53,13 +53,13 @@ export function filesFrom(layers: readonly LayerSpec[], index: number): FileSpec
   return files
 }
 
-/** When the last of `files` was written; there is at least one. */
+/** Returns the latest mtime of `files`, of which there is at least one. */
 export const lastModified = (files: readonly FileSpec[]): Timestamp =>
   files
     .map(({ modified }) => modified)
     .reduce((a, b) => ((a.seconds - b.seconds || a.nanoseconds - b.nanoseconds) < 0 ? b : a))
 
-/** Throws ImageError for a file that is larger than a number says exactly. */
+/** Throws ImageError for a file whose size a number does not represent exactly. */
 export function fileSpec({ path, fd, stat }: OpenedFile): FileSpec {
   if (isTooLarge(stat.size)) throw tooLarge(path, stat.size, 'file')
   const sizeBytes = stat.isBlockDevice() ? sizeOf(fd) : Number(stat.size)
@@ -69,7 +69,7 @@ export function fileSpec({ path, fd, stat }: OpenedFile): FileSpec {
   return { path, fd, sizeBytes, allocatedBytes: allocatedBytes(stat, sizeBytes), hasName, ...times }
 }
 
-/** Before 1970 as well nanoseconds count from the second before. */
+/** Splits a time. Nanoseconds are never negative, also before 1970. */
 function timestamp(time: bigint): Timestamp {
   const nanoseconds = ((time % NANOSECONDS) + NANOSECONDS) % NANOSECONDS
   const seconds = Number((time - nanoseconds) / NANOSECONDS)
@@ -82,7 +82,7 @@ function allocatedBytes(stat: fs.BigIntStats, sizeBytes: number): number {
   return stat.isBlockDevice() ? sizeBytes : Number(stat.blocks) * 512
 }
 
-/** What a file takes now, where `file` says what it took when it was opened. */
+/** Returns the space that a file takes now; `file` has the space at the time of opening. */
 export const allocatedNow = (file: FileSpec): number =>
   allocatedBytes(fs.fstatSync(file.fd, { bigint: true }), file.sizeBytes)
 

@@ -28,7 +28,7 @@ import { probedWarning } from './probed.js'
 import { statedFormat } from './stated-format.js'
 import { requireUnneeded } from './write-protection.js'
 
-/** Opens `image` and what it stands on. Throws ImageError, and then leaves nothing open. */
+/** Opens `image` and its lower layers. Throws ImageError, and then leaves nothing open. */
 export function openChain(image: string, options: OpenOptions = {}): Chain {
   const { access = 'read' } = options
   if (access !== 'write if possible') return openFor(access, image, options)
@@ -113,7 +113,7 @@ class ChainOpener {
     }
   }
 
-  /** Adds what the last of `layers` stands on, down to the lowest, or to one that is among them. */
+  /** Adds the layers below the last of `layers`, down to the lowest, or to one that is already among them. */
   private openBelowLast(layers: LayerSpec[]): void {
     const first = layers.length - 1
     const maxDepth = this.options.maxDepth ?? MAX_CHAIN_DEPTH.default
@@ -138,7 +138,7 @@ class ChainOpener {
     }
   }
 
-  /** The place among `layers` of the one that `above` stands on; -1 where it is not open. */
+  /** Returns the index among `layers` of the parent of `above`; -1 if it is not open. */
   private knownBelow(above: LayerSpec, reference: Reference, layers: readonly LayerSpec[]): number {
     if (!reference.skipsOpen) return -1
     const naming = { ...reference, by: above.path, allowed: this.allowed }
@@ -191,7 +191,7 @@ class ChainOpener {
     if (access === 'write' && !isFileOnly) {
       requireWritableFormat(storeOf(fileSpec(file)), format)
     }
-    // Lock before anything is read: until then others may change what was read.
+    // Lock before anything is read: without the lock others could change what was read.
     this.files.lock(file, access)
     const spec = fileSpec(file)
     const actual = this.formatOf(file, format)

@@ -1,4 +1,4 @@
-/** The files of a chain while it is being opened: which are open, which are locked, and for what. */
+/** The files of a chain while it is opened: which ones are open and locked, and for what. */
 import fs from 'node:fs'
 import { ImageError } from '../errors.js'
 import type { LayerSpec } from '../formats/format.js'
@@ -20,7 +20,7 @@ export class OpenFiles {
   /** The files of extents that are opened for writing. */
   private readonly written: OpenedFile[] = []
 
-  /** @param takesLocks whether QEMU's locks are taken; otherwise others that write only cause a warning */
+  /** @param takesLocks whether to take QEMU's locks. If not, other programs that write cause only a warning */
   constructor(
     private readonly takesLocks: boolean,
     private readonly warn: (text: string) => void,
@@ -99,7 +99,7 @@ class LayerFiles {
     const file = openNamed(name, naming, this.access)
     const isOpen = this.files.has(file)
     this.files.add(file)
-    // Writes to its data would go over tables.
+    // Writing its data would overwrite tables.
     if (isOpen) {
       throw new ImageError('CORRUPT', `its data file "${name}" is an image of its own chain`, {
         path,

@@ -1,10 +1,10 @@
 /**
- * Finds the images that need other files as they are: those that name one as their backing file, or as
- * the file that their data are in. Whoever writes such a file breaks them.
+ * Finds images that need other files unchanged: images that name a file as their backing file or data file. Writing such a
+ * file breaks them.
  *
- * Only the image's folder is searched. Of each file there only the header is read, and of that only the
- * names: an overlay that is damaged, encrypted or of a format that is not read needs its backing file, too.
- * The files that the names lead to are looked at and never opened. Nothing throws.
+ * Only the image's folder is searched. Only the headers of its files are read, and in them only the names: an overlay that is
+ * damaged, encrypted or of an unsupported format needs its backing file, too. The named files are never opened; only stat is
+ * called on them. Nothing throws.
  */
 import fs from 'node:fs'
 import path from 'node:path'
@@ -16,10 +16,10 @@ import type { FileSpec } from '../io/file-spec.js'
 import { MAX_BACKING_NAME_BYTES, MAX_FILE_NAME_BYTES } from '../formats/limits.js'
 import { EXTENSION, MAGIC } from '../formats/qcow2/header.js'
 
-/** Files of a folder, at most, that are read: those whose names suggest an overlay, and others. */
+/** The most files of a folder that are read: files whose names suggest an overlay, and others. */
 const MAX_LIKELY = 1024
 const MAX_OTHERS = 256
-/** Usual suffixes of overlays. Cloud images and those of libvirt are qcow2 by any of these suffixes. */
+/** Usual suffixes of overlays. Cloud images and libvirt's images are qcow2 with any of these suffixes. */
 const LIKELY_NAME = /\.(qcow|qc2|qed|cow|img|image|raw|dd\b)|overlay|snap/i
 
 /** The largest header with a name at a fixed place is that of a cow image. */
@@ -28,8 +28,8 @@ const HEAD_BYTES = 8192
 /**
  * Returns the names of the images in `folders` that name one of `files`, sorted.
  * @param image the path of the image that `files` belong to
- * @param files all that a mount of it writes; they do not count as users of one another
- * @param folders those that the image lies in
+ * @param files all files that a mount of it writes; they do not count as users of one another
+ * @param folders the folders of the image
  */
 export function overlaysOf(
   image: string,
@@ -46,7 +46,7 @@ export function overlaysOf(
   return [...new Set(found.map(name => name.toString()))].sort()
 }
 
-/** Likely ones first; among these what libvirt calls `disk.NAME`, an external snapshot of `disk.qcow2`. */
+/** Returns file names, likely overlays first. These include libvirt's `disk.NAME`, an external snapshot of `disk.qcow2`. */
 function candidatesIn(folder: Folder, image: string): Buffer[] {
   const stem = `${path.parse(image).name}.`
   const [related, likely, others]: [Buffer[], Buffer[], Buffer[]] = [[], [], []]
@@ -59,7 +59,7 @@ function candidatesIn(folder: Folder, image: string): Buffer[] {
   return [...[...related, ...likely].slice(0, MAX_LIKELY), ...others.slice(0, MAX_OTHERS)]
 }
 
-/** The names that the header of a file names; none if it is one of `own`. Throws SystemError. */
+/** Returns the names in the header of a file; none if the file is one of `own`. Throws SystemError. */
 function namesIn(folder: Folder, name: Buffer, own: readonly fs.BigIntStats[]): Buffer[] {
   const fd = openPlain(folder.fd, name)
   if (fd === undefined) return []
@@ -71,7 +71,7 @@ function namesIn(folder: Folder, name: Buffer, own: readonly fs.BigIntStats[]): 
   }
 }
 
-/** Reads `length` bytes of a header at `at`; fewer, or none, where the file ends. */
+/** Reads `length` bytes of a header at `at`; fewer, or none, at the end of the file. */
 type Read = (at: number | bigint, length: number) => Buffer
 
 /** Up to 20 bytes qcow and qcow2 headers of all versions are alike. */
@@ -105,13 +105,13 @@ const backingName = (read: Read, at: number | bigint, length: number): Buffer =>
   at > 0 ? read(at, Math.min(length, MAX_BACKING_NAME_BYTES)) : Buffer.alloc(0)
 
 const V2_HEADER_BYTES = 72
-/** Where a header of version 3 says how long it is. */
+/** The place of the header's length in version 3. */
 const HEADER_LENGTH_AT = 100
 const EXTENSION_HEADER_BYTES = 8
 /** QEMU writes seven kinds of extensions, once each. */
 const MAX_EXTENSIONS = 32
 
-/** By the extension of qcow2 that names it. */
+/** Returns the name of the data file from its header extension in qcow2. */
 function dataFileNames(head: Buffer, read: Read): Buffer[] {
   const version = head.readUInt32BE(4)
   if (version < 2 || head.length < HEADER_LENGTH_AT + 4) return []
@@ -133,7 +133,7 @@ function dataFileNames(head: Buffer, read: Read): Buffer[] {
 const FILE = 'file:'
 const JSON_PREFIX = 'json:'
 
-/** The paths in a name as QEMU takes it; `name` may go on after a NUL. */
+/** Returns the paths in a name, as QEMU reads it. `name` may go on after a NUL. */
 function pathsOf(name: Buffer): Buffer[] {
   const nul = name.indexOf(0)
   const plain = nul < 0 ? name : name.subarray(0, nul)
@@ -150,7 +150,7 @@ function pathsOf(name: Buffer): Buffer[] {
   }
 }
 
-/** The values of `filename` in block device options, at any depth, also as `file.filename`. */
+/** Returns the values of `filename` in block device options, at any depth, also as `file.filename`. */
 function fileNames(options: unknown): string[] {
   if (typeof options !== 'object' || options === null) return []
   return Object.entries(options).flatMap(([key, value]) => {
@@ -159,7 +159,7 @@ function fileNames(options: unknown): string[] {
   })
 }
 
-/** Relative paths start in the folder that is held, wherever that is by now. */
+/** Reports whether a path leads to one of `own`. Relative paths start in the held folder, wherever that is by now. */
 function leadsTo(target: Buffer, folder: Folder, own: readonly fs.BigIntStats[]): boolean {
   if (target.length === 0 || target.includes(0)) return false
   const isAbsolute = target[0] === '/'.charCodeAt(0)

@@ -1,6 +1,6 @@
 /**
- * Whether the format that an image's first bytes say is to be believed. The guest of a raw image writes
- * these bytes, and a header of another format makes vimgfs open the files that it names.
+ * Warns if the format that an image's first bytes show may be wrong. The guest of a raw image writes these bytes, and a header
+ * of another format makes vimgfs open the files that it names.
  */
 import { printable } from '../errors.js'
 import type { LayerSpec } from '../formats/format.js'
@@ -10,7 +10,7 @@ import { referenceOf } from './layer.js'
 /** Suffixes of raw images. */
 const RAW_NAME = /(?:\.(?:raw|img|dd|bin|image|hdd|disk)|-flat\.vmdk)$/i
 
-/** Returns a warning where an image's name says raw, and its bytes a format that makes it name other files. */
+/** Returns a warning if an image's name says raw, but its bytes say a format and name other files. */
 export function probedWarning(layer: LayerSpec): string | undefined {
   const { path, format, isProbed } = layer
   if (!isProbed || format === 'raw' || !RAW_NAME.test(path)) return undefined

@@ -7,8 +7,8 @@ import { formatOf } from '../formats/registry.js'
 import { withReadOnlyWarning } from '../formats/way-out.js'
 
 /**
- * Makes the counts of an image that was not closed cleanly right. All that can refuse the image comes before.
- * Where it fails the chain is read-only if the caller said so, with a warning. Throws ImageError.
+ * Corrects the counts of an image that was not closed cleanly. Everything that can refuse the image must come before. If it
+ * fails, the chain becomes read-only with a warning, or, if writing is required, it throws ImageError.
  */
 export function recoverChain(chain: Chain): Chain {
   const { recovery, ...rest } = chain

@@ -1,17 +1,17 @@
-/** Room for a range of the disk that is written later: clusters that keep what the disk has there. */
+/** Reserves space for a range of the disk that is written later: clusters with the bytes that the disk has there. */
 import { readView } from './engine.js'
 import { takeMuchRoom } from '../formats/room.js'
 import { isZero, type Scratch, useReserved, type WritableView } from './write-engine.js'
 import type { Reservation } from '../formats/writable.js'
 
-/** Bytes of the disk that one step goes over at most. */
+/** The most bytes of the disk that one step handles. */
 const STEP_BYTES = 2 ** 24
-/** Bytes that are copied at once. */
+/** How many bytes are copied at once. */
 const COPY_BYTES = 2 ** 20
 
 /**
- * Makes sure that the first bytes of `length` bytes at `offset` can be overwritten where they are, on a file
- * system that has room for them. Returns how many, above 0. Throws SystemError, also ENOSPC.
+ * Makes sure that the first bytes of the `length` bytes at `offset` can be overwritten in place, with space reserved on the
+ * file system. Returns how many, above 0. Throws SystemError, also ENOSPC.
  */
 export function takeDiskRoom(
   view: WritableView,
@@ -29,7 +29,7 @@ export function takeDiskRoom(
   return useReserved(view, offset, bytes, reservation => fillAsIs(view, scratch, reservation))
 }
 
-/** Gives reserved space, all of it, the bytes that the disk has there. */
+/** Fills the whole reserved space with the bytes that the disk has there. */
 function fillAsIs(view: WritableView, scratch: Scratch, reservation: Reservation): void {
   const { offset, length, store, at, isZeroed } = reservation
   if (isZeroed && isZero(view, offset, length)) {

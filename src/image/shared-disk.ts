@@ -1,11 +1,11 @@
 /**
- * A disk that several threads read and write: who may do what when, and how a write comes about.
+ * A disk that several threads read and write: decides which thread may do what when, and how a write is done.
  *
- *  (1) What is overwritten in place goes under the shared side of the lock; all else under the
- *      exclusive side, which a flush holds only to take down what it has to do and to settle it.
- *  (2) A write counts when it is done, a flush covers the writes that were counted when it began.
- *  (3) After a sync that failed, or damage that was met, nothing is written any more: what the disk has
- *      is not known. All else is undone, and may be tried again.
+ *  (1) Overwriting in place holds the shared side of the lock. Everything else holds the exclusive side. A flush holds that
+ *      only while it collects its work and while it settles.
+ *  (2) A write is counted when it is done. A flush covers the writes that were counted when it began.
+ *  (3) After a failed sync, or after damage, nothing is written any more, because the content of the disk is unknown. All other
+ *      failures are undone and may be tried again.
  */
 import type { DiskMemory } from './disk-memory.js'
 import { DiskFailure } from './disk-failure.js'
@@ -17,12 +17,12 @@ import { Scratch, type WritableView } from './write-engine.js'
 import { writeStep, zeroStep } from './write-steps.js'
 import { areZeros, MIN_ZEROS_BYTES } from './zeros.js'
 
-/** Places in `DiskMemory.counters`. */
+/** Indexes of `DiskMemory.counters`. */
 const COUNTER = { writes: 0, flushed: 1, begun: 2, failed: 3, generation: 4 } as const
 
-/** How long the disk is held for steps. */
+/** How long steps may hold the disk, in milliseconds. */
 const HOLD_MS = 20
-/** Flushes in a row that may be needed until all that was freed is given back. */
+/** The most flushes in a row that may be needed to give back all freed space. */
 const MAX_FLUSHES = 1000
 
 export class SharedDisk implements WritableDisk {
@@ -35,8 +35,8 @@ export class SharedDisk implements WritableDisk {
   private generation = 0
 
   /**
-   * @param view the disk; its driver and all other threads' work on `memory`
-   * @param hooks what it tells, and the image's files
+   * @param view the disk; its driver and those of all other threads work on `memory`
+   * @param hooks callbacks, and the image's files
    */
   constructor(
     private readonly view: WritableView,
@@ -116,7 +116,7 @@ export class SharedDisk implements WritableDisk {
     const mine = Atomics.load(this.counters, COUNTER.writes)
     this.lock.takeFlush()
     try {
-      // A flush that began after our last write was counted has covered it. Counts may wrap around.
+      // Skip it if a flush that began after our last write has covered that. The difference allows for counts that wrap around.
       if (((this.flushedWrites() - mine) | 0) < 0) this.flushOnce()
     } finally {
       this.lock.untakeFlush()
@@ -139,7 +139,7 @@ export class SharedDisk implements WritableDisk {
   private growFrom(before: number, sizeBytes: number): void {
     this.orAgain(() => this.resize(sizeBytes))
     try {
-      // What was there before, of a larger disk or of a layer below, must not show.
+      // Old bytes past the old end, from a larger disk or from a lower layer, must not appear.
       this.zero(before, sizeBytes - before)
       this.flush()
     } catch (error) {
@@ -162,7 +162,7 @@ export class SharedDisk implements WritableDisk {
     }
   }
 
-  /** Under the exclusive side; what is thrown is judged. */
+  /** Runs `act` under the exclusive side. Judges what it throws. */
   private whileAlone<T>(act: () => T): T {
     this.lock.take()
     try {
@@ -195,7 +195,7 @@ export class SharedDisk implements WritableDisk {
     try {
       act()
     } finally {
-      // What failed half-way has changed something, too.
+      // A write that fails half-way may have changed something, too.
       this.count()
     }
   }
@@ -212,14 +212,14 @@ export class SharedDisk implements WritableDisk {
     this.generation = generation
   }
 
-  /** Under the exclusive side. */
+  /** Prepares the first write. The caller holds the exclusive side. */
   private begin(): void {
     if (Atomics.load(this.counters, COUNTER.begun) !== 0) return
     this.driver.begin()
     Atomics.store(this.counters, COUNTER.begun, 1)
   }
 
-  /** Splits a write into what is zeros, unit by unit, and the rest. */
+  /** Splits a write, unit by unit, into zeros and the rest. */
   private writeBetweenZeros(source: Buffer, start: number, length: number, offset: number): void {
     const unit = this.driver.zeroUnitBytes
     let done = 0
@@ -240,7 +240,7 @@ export class SharedDisk implements WritableDisk {
     if (done < length) this.writeBytes(source, start + done, length - done, offset + done)
   }
 
-  /** Writes zeros that cover no whole unit; they take no space where the disk reads as zeros already. */
+  /** Writes zeros that cover no whole unit. They take no space where the disk already reads as zeros. */
   private writeZeros(source: Buffer, start: number, length: number, offset: number): void {
     const done = this.orAgain(() => this.overwrite(source, start, length, offset))
     if (done < length) this.zeroRange(offset + done, length - done)
@@ -251,9 +251,9 @@ export class SharedDisk implements WritableDisk {
     if (done < length) this.writeAlone(source, start + done, length - done, offset + done)
   }
 
-  /** Writes what can be written in place beside others, from the start; returns how many bytes. */
+  /** Writes the first bytes that can be written in place, beside other threads. Returns how many. */
   private overwrite(source: Buffer, start: number, length: number, offset: number): number {
-    // What has to happen before the first write happens alone.
+    // The first write of a mount needs the disk alone.
     if (Atomics.load(this.counters, COUNTER.begun) === 0) return 0
     const { driver } = this
     let done = 0
@@ -276,7 +276,7 @@ export class SharedDisk implements WritableDisk {
     return done
   }
 
-  /** Writes in steps that each need the disk for themselves. */
+  /** Writes in steps that each need the disk alone. */
   private writeAlone(source: Buffer, start: number, length: number, offset: number): void {
     this.alone(() => {
       const { driver, view, scratch } = this
@@ -302,9 +302,8 @@ export class SharedDisk implements WritableDisk {
   }
 
   /**
-   * Runs the steps that `start` returns until one says that it was the last, alone. Between steps the
-   * lock is given up where there is something to flush before there is room for the next, and now and
-   * then for the others: zeroing may have a whole disk to go through.
+   * Runs the steps that `start` returns, with the disk alone, until one returns true. It releases the lock between steps if it
+   * has to flush to make room for the next one, and now and then for other threads: zeroing may go over a whole disk.
    */
   private alone(start: () => () => boolean): void {
     let step: (() => boolean) | undefined
@@ -345,7 +344,7 @@ export class SharedDisk implements WritableDisk {
     }
   }
 
-  /** Runs `act`, and once more with more room where there was too little. */
+  /** Runs `act`. If there was too little room, makes room and runs it once more. */
   private orAgain<T>(act: () => T): T {
     try {
       return act()
@@ -356,8 +355,8 @@ export class SharedDisk implements WritableDisk {
   }
 
   /**
-   * After a write that found no room: gives back all that was freed, and has the driver look for space from
-   * the start. Throws `error` again where that cannot help.
+   * After a write that found no room: gives back all freed space, and makes the driver search the whole file. Throws `error`
+   * again if that cannot help.
    */
   private makeRoom(error: unknown): void {
     if (!isLackOfRoom(error) || Atomics.load(this.counters, COUNTER.begun) === 0) throw error
@@ -370,7 +369,7 @@ export class SharedDisk implements WritableDisk {
     }
   }
 
-  /** With the right to flush. Returns whether there is more to flush. */
+  /** Flushes once. The caller holds the right to flush. Returns whether there is more to flush. */
   private flushOnce(): boolean {
     this.failed.requireSound()
     const upTo = Atomics.load(this.counters, COUNTER.writes)

@@ -1,11 +1,11 @@
-/** The format of a backing file as the image above it states it. */
+/** Finds the format of a backing file that the image above it states. */
 import { ImageError } from '../errors.js'
 import type { LayerSpec, Reference } from '../formats/format.js'
 import { FORMATS_READ, findFormat } from '../formats/registry.js'
 
 /**
- * Returns the name of the format; undefined where nobody states it, with a warning. Throws ImageError for a
- * format that is not read.
+ * Returns the name of the format; undefined, with a warning, if it is not stated. Throws ImageError for a format that is not
+ * supported.
  */
 export function statedFormat(
   { path }: LayerSpec,
@@ -18,7 +18,7 @@ export function statedFormat(
     )
     return undefined
   }
-  // QEMU calls a raw file by the name of its protocol, too.
+  // QEMU also uses the name of the protocol for a raw file.
   if (format === 'file' || format === 'host_device') return 'raw'
   if (findFormat(format)) return format
   throw new ImageError('UNSUPPORTED', `its backing file "${name}" has the format "${format}"`, {

@@ -1,9 +1,9 @@
-/** What makes stores of the files that layers are made of. */
+/** Makes stores of the files of layers. */
 import type { FileSpec } from '../io/file-spec.js'
 import { type Store, WritableFileStore, type WritableStore } from '../io/store.js'
 import { storeOf } from './layer.js'
 
-/** A store that may notice that somebody else made it shorter. */
+/** A store that may notice that another process has made it shorter. */
 export type WrittenStore = WritableStore & Partial<Pick<WritableFileStore, 'requireWhole'>>
 
 export interface StoreSource {

@@ -1,13 +1,12 @@
 /**
- * Decompressing the clusters of one read on two processors: the worker that answers it takes them from
- * the front, a helper thread from the back.
+ * Decompresses the clusters of one read on two processors: the worker that answers the read takes clusters from the front, a
+ * helper thread takes them from the back.
  *
  *  (1) A job's fields are written before its state becomes READY.
- *  (2) Whoever changes READY to TAKEN does the job; nobody else touches its target.
- *  (3) `finish` returns, or throws, when no job is READY, or TAKEN by a thread that is alive: the target may then
- *      be used again.
+ *  (2) The thread that changes READY to TAKEN does the job. No other thread touches its target.
+ *  (3) When `finish` returns or throws, no job is READY, or TAKEN by a thread that is alive. So the target may be used again.
  *
- * The helper holds no state between jobs, so one that comes late finds nothing READY and sleeps.
+ * The helper keeps no state between jobs. If it comes late, it finds nothing READY and sleeps.
  */
 import type { FileStore } from '../io/store.js'
 import { currentThread, isThreadAlive } from '../io/threads.js'
@@ -22,33 +21,32 @@ const TAKEN = 2
 const DONE = 3
 const FAILED = 4
 
-/** A read of 1 MiB has so many clusters of 16 KiB; smaller ones are not worth handing over. */
+/** The clusters of 16 KiB in a read of 1 MiB. Smaller clusters are not worth handing over. */
 const MAX_JOBS = 64
 const MIN_CLUSTER_BYTES = 16 * 1024
 /**
- * Words of 32 bits: state, store, place (low, high), bytes, target, cluster, compression; and of a grain
- * its first sector (low, high) and how many bytes it needs.
+ * Words of 32 bits: state, store, place (low, high), bytes, target, cluster, compression; and for a grain its first sector
+ * (low, high) and the bytes that it needs.
  */
 export const JOB_WORDS = 11
 const COMPRESSIONS = ['zlib', 'zstd', 'grain'] as const
 const SECTOR_BYTES = 512
-/** How often a worker that waits looks whether the helper is alive. */
+/** How often a waiting worker looks whether the helper is alive. */
 const LOOK_MS = 1000
 /** Words of `CrewMemory.call`. */
 const CALL = { jobs: 0, helper: 1 } as const
 
-/** What a worker and the helper share. */
+/** The memory that a worker and the helper share. */
 export interface CrewMemory {
   /**
-   * The same for all workers: a word that changes when one of them has added a job, and the kernel's id of the
-   * helper's thread.
+   * The same for all workers: a word that changes when one of them adds a job, and the kernel's id of the helper's thread.
    */
   readonly call: SharedArrayBuffer
   readonly board: SharedArrayBuffer
   readonly target: SharedArrayBuffer
 }
 
-/** @param targetBytes of each worker's target */
+/** @param targetBytes the size of each worker's target */
 export function crewMemories(workers: number, targetBytes: number): CrewMemory[] {
   const call = new SharedArrayBuffer(4 * Object.keys(CALL).length)
   return Array.from({ length: workers }, () => ({
@@ -66,8 +64,8 @@ export class UnpackCrew {
   private isCalled = false
 
   /**
-   * @param target what `add` counts its places in, a part of `memory.target`
-   * @param targetOffset where in `memory.target` it begins, in bytes
+   * @param target the part of `memory.target` to which the places of `add` refer
+   * @param targetOffset where it begins in `memory.target`, in bytes
    * @param callHelper starts the helper thread; called once, with the first job
    */
   constructor(
@@ -80,7 +78,7 @@ export class UnpackCrew {
     this.call = new Int32Array(memory.call)
   }
 
-  /** Takes over to fill `extent`'s cluster in at `to` of the target. False when that is not worth it. */
+  /** Takes over unpacking `extent`'s cluster to `to` of the target. Returns false if that is not worth it. */
   add(extent: Packed, to: number): boolean {
     const { storeId, at, packedBytes, compression, grain } = extent.packed
     if (extent.length < MIN_CLUSTER_BYTES || this.extents.length === MAX_JOBS) return false
@@ -108,7 +106,7 @@ export class UnpackCrew {
     return true
   }
 
-  /** Does what the helper does not, and waits for it. Throws ImageError as `unpackInto` does. */
+  /** Does the jobs that the helper has not taken, and waits for the others. Throws ImageError as `unpackInto` does. */
   finish(): void {
     let failure: unknown
     this.extents.forEach((extent, index) => {
@@ -125,7 +123,7 @@ export class UnpackCrew {
       const job = index * JOB_WORDS
       const isDone = this.waitFor(job)
       try {
-        // What the helper could not do fails here too, with the place on the disk named.
+        // A job that failed in the helper fails here, too, with an error that names the place on the disk.
         if (!isDone && failure === undefined) this.unpack(extent, job)
       } catch (error) {
         failure = error
@@ -143,14 +141,14 @@ export class UnpackCrew {
   private waitFor(job: number): boolean {
     while (Atomics.load(this.board, job) === TAKEN) {
       if (Atomics.wait(this.board, job, TAKEN, LOOK_MS) !== 'timed-out') continue
-      // A slow helper still writes to the target. What a dead one has left undone the worker does.
+      // Wait for a slow helper, which still writes to the target. The worker does the jobs of a dead one.
       if (!isThreadAlive(Atomics.load(this.call, CALL.helper))) break
     }
     return Atomics.load(this.board, job) === DONE
   }
 }
 
-/** The helper's side, for all workers: never returns. */
+/** Runs the helper's side, for all workers. Never returns. */
 export function helpCrews(memories: readonly CrewMemory[], stores: readonly FileStore[]): never {
   const crews = memories.map(({ board, target }) => ({
     board: new Int32Array(board),
@@ -161,7 +159,7 @@ export function helpCrews(memories: readonly CrewMemory[], stores: readonly File
   for (;;) {
     const heard = Atomics.load(call, CALL.jobs)
     for (const { board, target } of crews) helpOne(board, target, stores)
-    // A job that was added meanwhile has changed the call.
+    // If a job was added meanwhile, the word has changed, and this does not wait.
     Atomics.wait(call, CALL.jobs, heard)
   }
 }
@@ -197,7 +195,7 @@ function help(
     else return false
     return true
   } catch {
-    // The worker does it again, and reports what is wrong.
+    // The worker tries again and reports the error.
     return false
   }
 }

@@ -1,4 +1,4 @@
-/** The engine that writes: it fills what drivers reserve, and cuts ranges into what formats can do. */
+/** The engine for writing: it fills the space that drivers reserve, and cuts ranges into pieces that formats can handle. */
 import assert from 'node:assert'
 import type { View } from '../formats/driver.js'
 import { readView, walkView } from './engine.js'
@@ -9,14 +9,14 @@ export interface WritableView extends View {
   readonly driver: WritableDriver
 }
 
-/** Whether the range reads as zeros by what the tables say. */
+/** Reports whether the range reads as zeros according to the tables. */
 export function isZero(view: View, offset: number, length: number): boolean {
   return length === 0 || walkView(view, offset, length, extent => extent.kind === 'zero')
 }
 
 /**
- * Writes the first bytes of `length` bytes of `source` at `start` to the disk's `offset`, where they
- * cannot be overwritten in place. Returns how many it wrote, above 0.
+ * Writes the first bytes of the `length` bytes of `source` at `start` to `offset` of the disk, into new space, because they
+ * cannot be written in place. Returns how many it wrote, above 0.
  */
 export function writeReserved(
   view: WritableView,
@@ -32,9 +32,9 @@ export function writeReserved(
 }
 
 /**
- * Reserves space for the first bytes of `length` bytes at the disk's `offset`, has `fill` fill it, and links
- * it. Returns how many bytes it took, above 0.
- * @param fill gets the reservation, which of its bytes is at `offset`, and how many are taken from there on
+ * Reserves space for the first bytes of the `length` bytes at `offset` of the disk, calls `fill` to fill it, and links it.
+ * Returns how many bytes it handled, above 0.
+ * @param fill gets the reservation, the index of the byte in it that is at `offset`, and how many bytes are handled
  */
 export function useReserved(
   view: WritableView,
@@ -57,21 +57,21 @@ export function useReserved(
   return bytes
 }
 
-/** A buffer as large as a unit, for what surrounds the bytes that are written. */
+/** A buffer as large as a unit, for the bytes around a write. */
 export class Scratch {
   private buffer = Buffer.alloc(0)
 
-  /** `length` bytes, until the next call. */
+  /** Returns `length` bytes, valid until the next call. */
   take(length: number): Buffer {
     if (this.buffer.length < length) this.buffer = Buffer.allocUnsafeSlow(length)
     return this.buffer
   }
 }
 
-/** What surrounds a write is copied in pieces of this size at most: a grain may have a GiB. */
+/** Bytes around a write are copied in pieces of at most this size: a grain may have a GiB. */
 const COPY_BYTES = 2 ** 21
 
-/** Fills a reservation: `bytes` of `source` from its byte `head` on, around them what the disk has. */
+/** Fills a reservation: `bytes` bytes of `source` from its byte `head` on, and the disk's bytes around them. */
 function fill(
   view: WritableView,
   { offset, length, store, at, isZeroed }: Reservation,
@@ -109,18 +109,18 @@ function fill(
   if (keepsTail) keep(end, length)
 }
 
-/** Pieces of what is no zeros, at most, that one step goes over. */
+/** The most pieces of nonzero data that one step scans. */
 const STEP_PIECES = 64
 
-/** What is next to be done of a range that shall read as zeros. */
+/** The next step to make a range read as zeros. */
 export interface ZeroStep {
   readonly kind: 'done' | 'units' | 'bytes'
   readonly length: number
 }
 
 /**
- * How the range at `offset` begins: with what reads as zeros already ('done'), with units that can be
- * zeroed as such ('units'), or with bytes that zeros have to be written to ('bytes').
+ * Returns how the range at `offset` begins: with bytes that already read as zeros ('done'), with whole units that tables can
+ * mark as zeros ('units'), or with bytes to which zeros must be written ('bytes').
  */
 export function nextZeroStep(view: WritableView, offset: number, length: number): ZeroStep {
   const unit = view.driver.zeroUnitBytes
@@ -135,14 +135,14 @@ export function nextZeroStep(view: WritableView, offset: number, length: number)
     }
     if (zeros > 0) return false
     others += extent.length
-    // All of it would be looked through again in each step.
+    // Bound the scan: each step would rescan the whole range.
     return ++pieces < STEP_PIECES || others < unit
   })
   if (zeros > 0) return { kind: 'done', length: zeros }
   const inUnit = offset % unit
   const toBorder = inUnit === 0 ? 0 : unit - inUnit
   if (toBorder > 0) return { kind: 'bytes', length: Math.min(toBorder, length) }
-  // Units that hold something else than zeros only in part are zeroed whole: that is less to keep.
+  // Units that are zeros only in part are zeroed as a whole, too: that keeps less space.
   const whole = Math.ceil(others / unit) * unit
   const isEnd = offset + length === view.driver.sizeBytes
   const covered = isEnd ? length : Math.floor(length / unit) * unit

@@ -1,4 +1,4 @@
-/** Keeps images from being written that others hold only the differences from. */
+/** Protects images from writing if other images only hold differences from them. */
 import { printable } from '../errors.js'
 import type { Folder } from '../io/folders.js'
 import { WriteProtected } from '../io/named-file.js'
@@ -8,10 +8,10 @@ import { filesOf } from './layer.js'
 import { overlaysOf } from './overlays.js'
 
 /**
- * Throws WriteProtected, which names them, if images in `folders` or snapshots stand on `top`, or on another file
- * that a mount of it writes.
- * @param frozen the machine's snapshots that `top` is the disk of
- * @param folders those that `top` lies in
+ * Throws WriteProtected, which names them, if images in `folders` or snapshots need `top`, or another file that a mount of it
+ * writes.
+ * @param frozen the machine's snapshots that have frozen `top`
+ * @param folders the folders of `top`
  */
 export function requireUnneeded(
   top: LayerSpec,

@@ -1,8 +1,8 @@
-/** Single steps of a write, of which each needs the disk for itself. */
+/** Single steps of a write. Each needs the disk alone. */
 import { nextZeroStep, type Scratch, type WritableView, writeReserved } from './write-engine.js'
 import { writeZeroBytes, ZEROS } from './zeros.js'
 
-/** Writes from `start` of `source` to `offset` of the disk, in place or to new room; returns how many bytes. */
+/** Writes from `start` of `source` to `offset` of the disk, in place or into new space. Returns how many bytes. */
 export function writeStep(
   view: WritableView,
   scratch: Scratch,
@@ -18,7 +18,7 @@ export function writeStep(
   return bytes
 }
 
-/** Makes bytes from `offset` of the disk zeros, by its tables or by writing; returns how many. */
+/** Zeroes bytes from `offset` of the disk on, by its tables or by writing. Returns how many. */
 export function zeroStep(
   view: WritableView,
   scratch: Scratch,
@@ -29,7 +29,7 @@ export function zeroStep(
   if (step.kind === 'done') return step.length
   const units = step.kind === 'units' ? view.driver.zeroUnits(offset, step.length) : 0
   if (units > 0) return units
-  // Pieces end where sectors do: a power cut must not leave half of one.
+  // End pieces at sector boundaries: a power cut must not leave half a sector.
   const bytes = Math.min(step.length, ZEROS.length - (offset % ZEROS.length))
   return writeZeroBytes(view, scratch, offset, bytes)
 }

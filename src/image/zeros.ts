@@ -1,18 +1,18 @@
-/** Zeros that are written: which bytes are some, and how they reach the disk. */
+/** Detects zeros in writes, and writes zeros. */
 import { isHole } from './holes.js'
 import { type Scratch, type WritableView, writeReserved } from './write-engine.js'
 
-/** Zeros are written in pieces of this size where they have to be written. */
+/** Zeros that must be written are written in pieces of this size. */
 export const ZEROS = Buffer.alloc(64 * 1024)
 /**
- * A zero byte that is written alone takes space: where fallocate(2) is missing, posix_fallocate(3) reserves room
- * by such bytes. The kernel cuts other writes at pages, into pieces of any length.
+ * The least length of zeros that take no space. A single zero byte takes space, because posix_fallocate(3) reserves space by
+ * writing such bytes where fallocate(2) is missing. The kernel cuts other writes at pages, into pieces of any length.
  */
 export const MIN_ZEROS_BYTES = 2
 /** Zeros are compared in pieces of this size: data mostly differ from zeros in the first bytes. */
 const COMPARED_BYTES = 4096
 
-/** Returns whether `length` bytes of `source` from `start` on are zeros; they are at least one. */
+/** Reports whether `length` bytes of `source` from `start` on are zeros; `length` is above 0. */
 export function areZeros(source: Buffer, start: number, length: number): boolean {
   if (source[start] !== 0 || source[start + length - 1] !== 0) return false
   for (let at = start; at < start + length; at += COMPARED_BYTES) {
@@ -23,7 +23,7 @@ export function areZeros(source: Buffer, start: number, length: number): boolean
 }
 
 /**
- * Writes zeros to the disk's `offset`, unless the layers below have only holes there; `length` is at most that of ZEROS.
+ * Writes zeros to `offset` of the disk, unless the lower layers have only holes there. `length` is at most that of ZEROS.
  * Returns how many bytes are zeros now, above 0.
  */
 export function writeZeroBytes(
