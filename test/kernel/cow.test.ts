@@ -115,7 +115,11 @@ t.test('a backing file that was written since', noFuse(), async t => {
     const file = join(folder, `${layout}.cow`)
     writeFileSync(file, bytes(layout))
     const { printed } = await mount(t, file, { args: READ_ONLY })
-    t.equal(/another time of its last change/.test(printed.stderr), layout.startsWith('uml'), layout)
+    t.equal(
+      /another time of its last change/.test(printed.stderr),
+      layout.startsWith('uml'),
+      layout,
+    )
   }
 })
 
