@@ -17,12 +17,13 @@ import { buildCow } from '../fixtures/cow-builder.js'
 import { buildImage } from '../fixtures/qcow2-builder.js'
 import { vmsdOf } from '../fixtures/vmsd.js'
 import { creating } from '../peers/encrypted.js'
+import { run as info } from '../../src/cli/info.js'
+import { runHere } from '../support/command.js'
 import { attempt, needs, run, tempFolder } from '../support/run.js'
 
 const MAIN = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
 
-const vimgfs = (cwd: string, ...args: string[]) =>
-  attempt(process.execPath, [MAIN, 'info', ...args], { cwd })
+const vimgfs = (cwd: string, ...args: string[]) => runHere(info, args, cwd)
 const qemuImg = (cwd: string, ...args: string[]) => run('qemu-img', args, { cwd })
 /** A qcow2 image of this size, or of its backing file's. */
 const create = (cwd: string, name: string, size: string | undefined, ...args: string[]) =>
@@ -520,4 +521,17 @@ t.test('vmdk', needs('qemu-img'), async t => {
   const { snapshots } = JSON.parse(stdout)
   t.match(snapshots, [{ name: 'one', id: '7', 'date-sec': 1_600_000_000, 'vm-state-size': 0 }])
   t.match((await vimgfs(cwd, 'child.vmdk')).stdout, /^7 +one +0 B 2020-09-13/m)
+})
+
+t.test('launched: a result, and a refusal', async t => {
+  const cwd = tempFolder(t)
+  writeFileSync(
+    join(cwd, 'disk.qcow2'),
+    buildImage({ clusterBits: 16, sizeBytes: 2 ** 20 }).bytes(),
+  )
+  for (const args of [['--output=json', 'disk.qcow2'], ['missing.qcow2']]) {
+    const launched = await attempt(process.execPath, [MAIN, 'info', ...args], { cwd })
+    t.strictSame(launched, await vimgfs(cwd, ...args))
+    t.equal(launched.code, args.length === 2 ? 0 : 1)
+  }
 })

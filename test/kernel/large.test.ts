@@ -13,6 +13,7 @@ import { convert } from './images.js'
 const GIB = Number(process.env.VIMGFS_TEST_GIB ?? 4)
 const MIB = 2 ** 20
 const WRITES = 100
+const isLong = process.env.VIMGFS_TEST_LONG === '1'
 
 t.test(`${GIB} GiB`, { ...needs('qemu-img', 'qemu-io'), ...noFuse() }, async t => {
   const folder = sharedFolder(t)
@@ -33,7 +34,8 @@ t.test(`${GIB} GiB`, { ...needs('qemu-img', 'qemu-io'), ...noFuse() }, async t =
     if (snapshot) await run('qemu-img', ['snapshot', '-c', snapshot, image])
   }
   const { file } = await mount(t, image, { args: READ_ONLY })
-  for (const snapshot of states) {
+  // The hashes of 4 GiB take longest. The oldest snapshot has the most of its clusters to itself.
+  for (const snapshot of isLong ? states : [states[0], undefined]) {
     const raw = await convert(image, join(folder, 'raw'), snapshot)
     const name = snapshot ? `disk@${snapshot}.raw` : 'disk.raw'
     const [expected, got] = await Promise.all([

@@ -14,11 +14,11 @@ import { convert, isSound, sha256, snapshot, takenBytes, unmount } from './disks
 import { sized } from './size.js'
 
 const MIB = 2 ** 20
-const SIZE = sized('640M', '6G')
+const SIZE = sized('400M', '6G')
 /** Each but the last ends with a snapshot. */
-const ROUNDS = sized(3, 8)
+const ROUNDS = sized(2, 8)
 /** What is written, removed and trimmed, to see the image file shrink. */
-const JUNK_BYTES = sized(48, 512) * MIB
+const JUNK_BYTES = sized(24, 512) * MIB
 const NODE_MODULES = fileURLToPath(new URL('../../node_modules', import.meta.url))
 /** Thousands of small files, some large ones, and links; half of the packages a round. */
 const PACKAGES = sized(

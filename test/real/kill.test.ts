@@ -73,8 +73,8 @@ const compressed = (options?: string) => (_: string, raw: string, image: string)
 const optional = (options?: string) => (options === undefined ? [] : ['-o', options])
 
 const CASES: readonly Case[] = [
-  { name: 'compressed, snapshots', kills: sized(5, 100), snapshots: true, create: compressed() },
-  { name: '4 KiB clusters', kills: sized(3, 50), create: compressed('cluster_size=4k') },
+  { name: 'compressed, snapshots', kills: sized(3, 100), snapshots: true, create: compressed() },
+  { name: '4 KiB clusters', kills: sized(2, 50), create: compressed('cluster_size=4k') },
   {
     name: '512 B clusters, 64-bit counts',
     kills: sized(2, 50),
@@ -87,13 +87,13 @@ const CASES: readonly Case[] = [
   },
   {
     name: 'subclusters, snapshots',
-    kills: sized(3, 50),
+    kills: sized(2, 50),
     snapshots: true,
     create: compressed('extended_l2=on'),
   },
   {
     name: 'lazy counts',
-    kills: sized(3, 50),
+    kills: sized(2, 50),
     isLazy: true,
     create: compressed('lazy_refcounts=on'),
   },
@@ -108,7 +108,7 @@ const CASES: readonly Case[] = [
   },
   {
     name: 'vmdk on a stream',
-    kills: sized(3, 50),
+    kills: sized(2, 50),
     format: 'vmdk',
     create: async (folder, raw, image) => {
       const base = join(folder, 'base.vmdk')
@@ -119,7 +119,7 @@ const CASES: readonly Case[] = [
   },
   {
     name: 'LUKS, snapshots',
-    kills: sized(3, 50),
+    kills: sized(2, 50),
     snapshots: true,
     isEncrypted: true,
     create: (_, raw, image) => {
@@ -130,13 +130,13 @@ const CASES: readonly Case[] = [
   },
   {
     name: 'qcow',
-    kills: sized(3, 50),
+    kills: sized(2, 50),
     format: 'qcow',
     create: (_, raw, image) => qemuImg('convert', '-f', 'raw', '-O', 'qcow', raw, image),
   },
   {
     name: 'cow on a backing file',
-    kills: sized(3, 50),
+    kills: sized(2, 50),
     format: 'cow',
     create: async (folder, raw, image) => {
       copyFileSync(raw, join(folder, PARENT))

@@ -20,9 +20,9 @@ export const seedOf = (title: string, seed: number): number =>
   [...title].reduce((sum, char) => (sum * 31 + char.charCodeAt(0)) % 9973, 7) * 1000 + seed
 
 /** Of a kind, in the short form. */
-const USUAL = { scenarios: 3, steps: 24, cuts: 220, allUpTo: 5, qemuChecks: 120 }
+const USUAL = { scenarios: 2, steps: 24, cuts: 180, allUpTo: 5, qemuChecks: 30 }
 /** Of kinds whose writers others share. */
-export const BRIEF = { scenarios: 2, steps: 24, cuts: 120, allUpTo: 5, qemuChecks: 20 }
+export const BRIEF = { scenarios: 2, steps: 24, cuts: 80, allUpTo: 4, qemuChecks: 12 }
 const HEAVY = { scenarios: 2, steps: 12, cuts: 40, allUpTo: 3, qemuChecks: 16 }
 
 /** Only kinds whose names have this in them. */

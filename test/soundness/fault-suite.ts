@@ -4,7 +4,7 @@ import t from 'tap'
 import { needs, tempFolder } from '../support/run.js'
 import type { Call, Fault } from '../support/stores.js'
 import type { Opener } from '../support/writable.js'
-import { seedOf } from './cut-suite.js'
+import { ONLY, seedOf } from './cut-suite.js'
 import { callsOf, type Outcome, runWithFault } from './faults.js'
 import { makeKind, type Recipe } from './kinds.js'
 import { type Subject, subjectOf } from './scenario.js'
@@ -17,9 +17,9 @@ const IS_LONG = process.env.VIMGFS_TEST_LONG === '1'
 const SEED = Number(process.env.VIMGFS_TEST_SEED ?? 1)
 const STEPS = 18
 /** Calls struck of a kind, in the short form: every second one, and so on, where there are more. */
-const STRIKES = 50
+const STRIKES = 24
 /** The same, of kinds whose writers others share. */
-export const FEW_STRIKES = 18
+export const FEW_STRIKES = 12
 
 export interface Tally {
   runs: number
@@ -32,7 +32,7 @@ export interface Tally {
 }
 
 export function faultSuite(recipes: readonly Recipe[], open: Opener): void {
-  for (const recipe of recipes) {
+  for (const recipe of recipes.filter(({ title }) => title.includes(ONLY))) {
     t.test(recipe.title, needs('qemu-img', 'qemu-io'), async t => {
       const subject = subjectOf(await makeKind(recipe, tempFolder(t)), open)
       const tally = strikeRandom(subject)

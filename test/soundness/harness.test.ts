@@ -56,11 +56,6 @@ const FLAWS: readonly { flaw: Flaw; message: RegExp }[] = [
 for (const { flaw, message } of FLAWS) {
   t.test(`a writer that ${flaw} is caught`, async t => {
     t.throws(() => cuts(flaw, 8), { message })
-    try {
-      cuts(flaw, 8)
-    } catch (error) {
-      t.comment((error as Error).message)
-    }
   })
 }
 

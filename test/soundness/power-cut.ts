@@ -49,7 +49,7 @@ export function cutPower(subject: Subject, steps: readonly Step[], options: CutO
     }
     const { sample: _, ...quiet } = options
     options = quiet
-    const fewest = shortest(steps, fails, 15_000)
+    const fewest = shortest(steps, fails)
     fails(fewest)
     const message = `${subject.title}, seed ${options.seed}: ${last.message}\n  steps: ${show(fewest)}`
     throw new Error(message, { cause: last })

@@ -10,7 +10,7 @@ import { openVmdkWritable } from './vmdk-disk.js'
 import { makeVmdkKind, VMDK_RECIPES } from './vmdk-kinds.js'
 import { vmdkSubject } from './vmdk-scenario.js'
 
-const RUNS = process.env.VIMGFS_TEST_LONG === '1' ? 400 : 20
+const RUNS = process.env.VIMGFS_TEST_LONG === '1' ? 400 : 8
 const FIRST_SEED = Number(process.env.VIMGFS_TEST_SEED ?? 1)
 const STEPS = 40
 

@@ -8,7 +8,7 @@ import { FullDiskStore, MemoryStore } from '../../support/stores.js'
 import { openCow, SECTOR, storeOf } from './images.js'
 import { cowSubject, KINDS } from './subjects.js'
 
-const RUNS = process.env.VIMGFS_TEST_LONG === '1' ? 400 : 20
+const RUNS = process.env.VIMGFS_TEST_LONG === '1' ? 400 : 8
 const FIRST_SEED = Number(process.env.VIMGFS_TEST_SEED ?? 1)
 const STEPS = 40
 
