@@ -110,6 +110,7 @@ async function test() {
   if (named.length === 0 && !IS_QUICK) {
     check('lint', 'biome', 'check', '--error-on-warnings', `--colors=${colors()}`)
     check('types', 'tsc')
+    check('structure', process.execPath, 'scripts/structure.mjs')
   }
   ensureBuilt()
 
@@ -196,7 +197,9 @@ function tell(file, report, milliseconds, errors, isVerbose) {
 }
 
 function check(name, command, ...args) {
-  const { status } = spawnSync(tool(command), args, { cwd: ROOT, stdio: 'inherit' })
+  // What has no folder is one of the npm packages' commands.
+  const path = command.includes('/') ? command : tool(command)
+  const { status } = spawnSync(path, args, { cwd: ROOT, stdio: 'inherit' })
   if (status !== 0) total.failed++
   console.log(`${status === 0 ? 'ok  ' : 'FAIL'} ${name}`)
 }

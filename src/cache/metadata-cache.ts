@@ -8,10 +8,7 @@ import { LRUCache } from 'lru-cache'
 import { ImageError } from '../errors.js'
 import type { Store } from '../io/store.js'
 import { COUNT } from './counts.js'
-import type { TablePool } from './table-pool.js'
-
-/** The size of a slice, and its alignment in the file, in bytes; less if clusters are smaller. */
-export const SLICE_BYTES = 4096
+import { SLICE_BYTES, type TablePool } from './table-pool.js'
 
 /** The memory of a slice besides its bytes: its Buffer, its key and its place in the cache. */
 const ENTRY_OVERHEAD_BYTES = 320

@@ -9,7 +9,8 @@
  *      threads have cached under another version is void.
  *  (4) A slice stays dirty until `flushed` says that its last state is in the file.
  */
-import { SLICE_BYTES } from './metadata-cache.js'
+/** The size of a slice, and its alignment in the file, in bytes; less if clusters are smaller. */
+export const SLICE_BYTES = 4096
 
 /** The order in which changes reach the file: each stage is on the disk before the next is written. */
 export const STAGE = { refcounts: 0, refcountTable: 1, links: 2 } as const

@@ -1,7 +1,8 @@
 /** Tables in a bounded cache: what is kept, what goes, and what is never kept. */
 import t from 'tap'
 import { COUNT, COUNTS } from '../../src/cache/counts.js'
-import { MetadataCache, SLICE_BYTES } from '../../src/cache/metadata-cache.js'
+import { MetadataCache } from '../../src/cache/metadata-cache.js'
+import { SLICE_BYTES } from '../../src/cache/table-pool.js'
 import type { Store } from '../../src/io/store.js'
 
 /** A file whose every byte tells where it is; counts its reads. */

@@ -1,5 +1,5 @@
 /** The bitmap of a cow image: bit s % 8 of byte s / 8, lowest first, means that sector s is in the file. */
-import { SLICE_BYTES } from '../../cache/metadata-cache.js'
+import { SLICE_BYTES } from '../../cache/table-pool.js'
 import type { Store } from '../../io/store.js'
 import { type CowHeader, SECTOR_BYTES } from './header.js'
 

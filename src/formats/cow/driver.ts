@@ -2,7 +2,8 @@
  * Finds the bytes of a cow image: a sector whose bit is set is in the file, at a place that depends only on its number. All
  * others are in the backing file (QEMU up to 2.1, block/cow.c).
  */
-import { type MetadataCache, SLICE_BYTES } from '../../cache/metadata-cache.js'
+import type { MetadataCache } from '../../cache/metadata-cache.js'
+import { SLICE_BYTES } from '../../cache/table-pool.js'
 import { ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import type { Extent, FormatDriver } from '../driver.js'

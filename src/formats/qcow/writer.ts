@@ -13,7 +13,8 @@
  * On an encrypted disk a hole does not decrypt to zeros, so there rule (1) gives no zeros.
  */
 import { constants } from 'node:os'
-import { type MetadataCache, SLICE_BYTES } from '../../cache/metadata-cache.js'
+import type { MetadataCache } from '../../cache/metadata-cache.js'
+import { SLICE_BYTES } from '../../cache/table-pool.js'
 import { type DirtySlice, STAGE, type TablePool } from '../../cache/table-pool.js'
 import { ImageError, SystemError } from '../../errors.js'
 import { placed } from '../../io/cipher-store.js'

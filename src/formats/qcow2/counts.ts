@@ -1,6 +1,9 @@
 /**
  * Reference counts in a block (QEMU docs/interop/qcow2.rst, "Reference counts"): each has 2^order bits, 1 to 64.
  */
+import type { Store } from '../../io/store.js'
+import { clusterBytes, type Qcow2Header } from './header.js'
+import { blockOffset } from './words.js'
 
 /** Returns count number `index` of a slice. Counts of less than 8 bits begin with a byte's lowest bits. */
 export function getCount(slice: Buffer, index: number, order: number): number {
@@ -47,4 +50,21 @@ export function setCount(slice: Buffer, index: number, order: number, count: num
       slice[at] = ((slice[at] as number) & ~mask) | (count << shift)
     }
   }
+}
+
+/** Reads the count of a cluster from the file; 0 if there is no block. Meant for a few clusters. */
+export function readCount(store: Store, header: Qcow2Header, cluster: number): number {
+  const { refcountTableOffset, refcountTableClusters, refcountOrder } = header
+  const perBlock = (clusterBytes(header) * 8) / 2 ** refcountOrder
+  const index = Math.floor(cluster / perBlock)
+  if (index * 8 >= refcountTableClusters * clusterBytes(header)) return 0
+  const entry = Buffer.alloc(8)
+  store.read(entry, 0, 8, refcountTableOffset + index * 8)
+  const block = blockOffset(entry.readUInt32BE(0), entry.readUInt32BE(4))
+  if (block === 0 || !Number.isSafeInteger(block)) return 0
+  // Read eight counts, so that counts of less than a byte come with their whole byte.
+  const counts = Buffer.alloc(2 ** refcountOrder)
+  const inBlock = cluster % perBlock
+  store.read(counts, 0, counts.length, block + Math.floor(inBlock / 8) * counts.length)
+  return getCount(counts, inBlock % 8, refcountOrder)
 }

@@ -6,7 +6,8 @@
  * of any file and is damage.
  */
 import type { ClusterCache } from '../../cache/cluster-cache.js'
-import { type MetadataCache, SLICE_BYTES } from '../../cache/metadata-cache.js'
+import type { MetadataCache } from '../../cache/metadata-cache.js'
+import { SLICE_BYTES } from '../../cache/table-pool.js'
 import { ImageError } from '../../errors.js'
 import { placed } from '../../io/cipher-store.js'
 import type { Store } from '../../io/store.js'

@@ -13,13 +13,12 @@ import { constants } from 'node:os'
 import type { MetadataCache } from '../../cache/metadata-cache.js'
 import { STAGE, type TablePool } from '../../cache/table-pool.js'
 import { ImageError, orEndWriting, SystemError } from '../../errors.js'
-import type { Store, WritableStore } from '../../io/store.js'
+import type { WritableStore } from '../../io/store.js'
 import { MAX_REFCOUNT_TABLE_BYTES } from '../limits.js'
 import { takeRoom, withRoom } from '../room.js'
 import { getCount, setCount } from './counts.js'
 import type { FreeQueue } from './free-queue.js'
 import { type Guard, KIND } from './guard.js'
-import { clusterBytes, type Qcow2Header } from './header.js'
 import { writeRefcountTable } from './header-update.js'
 import { blockOffset } from './words.js'
 import { STATE } from './write-memory.js'
@@ -327,23 +326,6 @@ export class Refcounts {
     state[STATE.refcountTableClusters] = tableClusters
     freed.put(oldOffset / clusterBytes, oldClusters)
   }
-}
-
-/** Reads the count of a cluster from the file; 0 if there is no block. Meant for a few clusters. */
-export function readCount(store: Store, header: Qcow2Header, cluster: number): number {
-  const { refcountTableOffset, refcountTableClusters, refcountOrder } = header
-  const perBlock = (clusterBytes(header) * 8) / 2 ** refcountOrder
-  const index = Math.floor(cluster / perBlock)
-  if (index * 8 >= refcountTableClusters * clusterBytes(header)) return 0
-  const entry = Buffer.alloc(8)
-  store.read(entry, 0, 8, refcountTableOffset + index * 8)
-  const block = blockOffset(entry.readUInt32BE(0), entry.readUInt32BE(4))
-  if (block === 0 || !Number.isSafeInteger(block)) return 0
-  // Read eight counts, so that counts of less than a byte come with their whole byte.
-  const counts = Buffer.alloc(2 ** refcountOrder)
-  const inBlock = cluster % perBlock
-  store.read(counts, 0, counts.length, block + Math.floor(inBlock / 8) * counts.length)
-  return getCount(counts, inBlock % 8, refcountOrder)
 }
 
 function putOffset(table: Buffer, at: number, offset: number): void {

@@ -1,10 +1,10 @@
 /** The memory that the threads share that write a qcow2 image; see disk-memory.ts. */
 import type { Store } from '../../io/store.js'
 import { type BitmapMemory, loadBitmaps } from './bitmap-memory.js'
+import { readCount } from './counts.js'
 import { createFreeMemory } from './free-queue.js'
 import { createGuardMemory, type GuardMemory } from './guard.js'
 import { clusterBytes, type Qcow2Header } from './header.js'
-import { readCount } from './refcounts.js'
 
 export interface Qcow2Memory {
   readonly guard: GuardMemory

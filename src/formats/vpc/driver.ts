@@ -4,7 +4,8 @@
  * place, and a sector whose bit is not set, were never written and read as zeros (Virtual Hard Disk Image Format
  * Specification 1.0, "Block Allocation Table and Data Blocks").
  */
-import { type MetadataCache, SLICE_BYTES } from '../../cache/metadata-cache.js'
+import type { MetadataCache } from '../../cache/metadata-cache.js'
+import { SLICE_BYTES } from '../../cache/table-pool.js'
 import { ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import { located } from '../damage.js'

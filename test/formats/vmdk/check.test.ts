@@ -5,7 +5,7 @@ import { type CheckedExtent, checkVmdk } from '../../../src/formats/vmdk/check.j
 import { PackedInspection } from '../../../src/formats/vmdk/check/packed-inspection.js'
 import { inspectSesparse } from '../../../src/formats/vmdk/check/sesparse-inspection.js'
 import { readCowdHeader } from '../../../src/formats/vmdk/cowd.js'
-import type { GrainSink } from '../../../src/formats/vmdk/grain-check.js'
+import type { GrainSink } from '../../../src/formats/vmdk/check/grain-sink.js'
 import { grainLayout } from '../../../src/formats/vmdk/layout.js'
 import { readSesparseHeader } from '../../../src/formats/vmdk/sesparse.js'
 import { readSparseHeader } from '../../../src/formats/vmdk/sparse-header.js'

@@ -8,7 +8,7 @@
  * are walked lie apart from each other, so there are no more of them than the file has room for.
  */
 import type { Store } from '../../../io/store.js'
-import type { GrainSink, InspectOptions } from '../grain-check.js'
+import type { GrainSink, InspectOptions } from './grain-sink.js'
 import type { Region } from '../grain-tables.js'
 import { type GrainLayout, MAX_FILE_BYTES, tableBytesOf } from '../layout.js'
 import { SECTOR_BYTES } from '../parts.js'

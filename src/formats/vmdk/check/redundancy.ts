@@ -1,5 +1,5 @@
 /** Redundant grain tables, held against the first ones, which count. */
-import type { GrainSink } from '../grain-check.js'
+import type { GrainSink } from './grain-sink.js'
 import type { GrainLayout } from '../layout.js'
 import { SECTOR_BYTES } from '../parts.js'
 import type { Directory } from './directory.js'

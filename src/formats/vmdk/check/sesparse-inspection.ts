@@ -4,7 +4,7 @@
  */
 import { ImageError } from '../../../errors.js'
 import type { Store } from '../../../io/store.js'
-import type { GrainTotals } from '../grain-check.js'
+import type { GrainTotals } from './grain-sink.js'
 import { TABLE_ENTRIES } from '../grain-tables.js'
 import type { SesparseHeader } from '../sesparse.js'
 import { Bits } from '../../check/bits.js'

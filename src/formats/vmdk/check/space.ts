@@ -4,18 +4,20 @@
  * holes. What is a hole already takes no space. Of a device nothing can be given back.
  */
 import type { Store } from '../../../io/store.js'
-import type { CheckedExtent } from '../check.js'
+import type { ExtentLayout } from '../image.js'
+
+/** The extent that the space is in. */
+interface Place {
+  readonly layout: ExtentLayout
+  /** Whether its file is a device, of which nothing can be cut off. */
+  readonly isDevice?: boolean
+}
 
 /** Of most file systems; a hole of less frees nothing. */
 const BLOCK_BYTES = 4096
 
 /** How many of `bytes` at `at`, which nothing uses, can be given back. */
-export function reclaimable(
-  extent: Pick<CheckedExtent, 'layout' | 'isDevice'>,
-  store: Store,
-  at: number,
-  bytes: number,
-): number {
+export function reclaimable(extent: Place, store: Store, at: number, bytes: number): number {
   if (extent.isDevice) return 0
   const end = at + bytes
   if (isTail(extent, store, end)) return dataIn(store, at, end)
@@ -27,11 +29,8 @@ export function reclaimable(
 }
 
 /** Whether what ends at `end` can be cut off. ESX makes COWD files longer before it needs the space. */
-export const isTail = (
-  { layout }: Pick<CheckedExtent, 'layout'>,
-  store: Store,
-  end: number,
-): boolean => layout.kind !== 'cowd' && end >= store.sizeBytes
+export const isTail = ({ layout }: Pick<Place, 'layout'>, store: Store, end: number): boolean =>
+  layout.kind !== 'cowd' && end >= store.sizeBytes
 
 /** How many bytes from `at` up to `end` are no holes. */
 function dataIn(store: Store, at: number, end: number): number {
