@@ -1,7 +1,7 @@
-/** Damage of an image, with the place on its disk that it was met at. */
+/** Adds the place on the disk to errors about damage. */
 import { ImageError } from '../errors.js'
 
-/** @param offset bytes on the disk */
+/** @param offset the place on the disk, in bytes */
 export const damageAt = (
   path: string,
   offset: number,
@@ -9,7 +9,7 @@ export const damageAt = (
   cause?: unknown,
 ): ImageError => new ImageError('CORRUPT', message, { path, offset }, { cause })
 
-/** Runs `read`; what it throws of damage gets that place. */
+/** Runs `read`, and adds `offset` to any ImageError that it throws. */
 export function located<T>(path: string, offset: number, read: () => T): T {
   try {
     return read()

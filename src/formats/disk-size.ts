@@ -1,14 +1,14 @@
-/** The largest disk that is shown. */
+/** The largest disk that can be shown. */
 import { ImageError } from '../errors.js'
 
-/** Whether a disk has more bytes than a number holds exactly: 8 PiB or more. */
+/** Reports whether a disk has more bytes than a number represents exactly: 8 PiB or more. */
 export const isTooLarge = (sizeBytes: number | bigint): boolean =>
   sizeBytes > Number.MAX_SAFE_INTEGER
 
 /** The way out. */
 export const SHRINK = 'read it with qemu-nbd, or shrink a copy with qemu-img resize --shrink'
 
-/** The error for such a disk, or file: the image is sound. */
+/** Returns the error for such a disk or file. The image is sound. */
 export function tooLarge(
   path: string,
   sizeBytes: number | bigint,

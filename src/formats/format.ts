@@ -1,8 +1,8 @@
 /**
- * The seam between the formats and the rest of the program: all that is asked of a format. A format is a folder
- * that has one such object, and a row in registry.ts.
+ * The seam between the formats and the rest of the program: everything that the program asks of a format. A format is a
+ * folder with one such object, and a row in registry.ts.
  *
- * `S` is what the format's `open` found in the image's header. It is plain data, since the threads get it
+ * `S` is the result of the format's `open`, from the image's header. It must be plain data, so that it can be sent to threads
  * as a message.
  */
 import type { ClusterCache } from '../cache/cluster-cache.js'
@@ -19,56 +19,56 @@ import type { FormatDriver } from './driver.js'
 import type { InfoFields } from './info-fields.js'
 import type { WritableDriver } from './writable.js'
 
-/** How many of an image's first bytes tell its format. */
+/** How many of an image's first bytes decide its format. */
 export const PROBED_BYTES = 512
 
 export interface Format<S = unknown> {
-  /** As `--format` takes it; QEMU's name where QEMU knows the format. */
+  /** The name for `--format`: QEMU's name if QEMU knows the format. */
   readonly name: string
-  /** Endings of file names that promise this format, with the dot; none where the name says nothing. */
+  /** Suffixes of file names that promise this format, with the dot; none if names say nothing. */
   readonly suffixes: readonly string[]
-  /** What the disk is divided into, for messages. */
+  /** The name of the unit in messages. */
   readonly unit: 'cluster' | 'grain' | 'sector'
-  /** Whether an image that begins with `head`, PROBED_BYTES or all of a shorter file, has this format. */
+  /** Reports whether an image has this format that begins with `head`: PROBED_BYTES, or all of a shorter file. */
   matches(head: Buffer): boolean
-  /** The same for what the first bytes do not tell; asked only where no format matches. Throws SystemError. */
+  /** Does the same for a format that the first bytes do not show. Asked only if no format matches. Throws SystemError. */
   matchesStore?(store: Store): boolean
   /**
-   * Throws WriteProtected for an image that is never written, by its first bytes alone. It is asked before
-   * others are kept out of the image.
+   * Throws WriteProtected if the first bytes show an image that is never written. Asked before other programs are locked out of
+   * the image.
    */
   requireWritableKind?(store: Store): void
-  /** Returns the error for a file that no format matches and whose name is that of a part of such an image. */
+  /** Returns the error for a file that no format matches, if its name is that of a part of such an image. */
   explainUnmatched?(path: string): ImageError | undefined
   /** Reads the header, and opens the files that hold the rest of the layer. Throws ImageError. */
   open(file: FileSpec, context: OpenContext): OpenedLayer<S>
-  /** The size of the disk, in bytes. */
+  /** Returns the size of the disk, in bytes. */
   sizeBytes(layer: LayerSpec<S>): number
-  /** The image that this one stands on. Throws ImageError where it cannot be found by what the header says. */
+  /** Returns the reference to the backing file or parent. Throws ImageError if the header does not say where it is. */
   reference?(layer: LayerSpec<S>): Reference | undefined
-  /** Judges the layer below once it is open. Throws ImageError where the two do not belong together. */
+  /** Judges the layer below after it is opened. Throws ImageError if the two do not belong together. */
   judgeBelow?(layer: LayerSpec<S>, below: LayerSpec, context: BelowContext): void
-  /** The role and the name of a file that the image names besides its reference, for messages. */
+  /** Returns the role and the name of another file that the image names, for messages. */
   namedFile?(layer: LayerSpec<S>): { readonly role: string; readonly name: string } | undefined
   readonly internalSnapshots?: InternalSnapshots<S>
   readonly externalSnapshots?: ExternalSnapshots
-  /** Locks that other programs hold beside the file at `path`, which know nothing of QEMU's. */
+  /** Returns the locks beside the file at `path` of programs that do not know QEMU's locks. */
   foreignLocks?(path: string, allowed: readonly Folder[]): ForeignLock[]
-  /** The names of images in `folders` that stand on this one and say so in a way of this format's own. */
+  /** Returns the names of images in `folders` that need this one and say so in this format's own way. */
   children?(layer: LayerSpec<S>, folders: readonly Folder[]): string[]
   driver(parts: DriverParts<S>): FormatDriver
-  /** Missing for formats that are only read. */
+  /** Undefined for formats that are only read. */
   readonly writing?: FormatWriting<S>
-  /** Makes the image fit to be written, where `open` said that it needs that. Throws ImageError. */
+  /** Recovers the image for writing, if `open` said that it needs that. Throws ImageError. */
   recover?(store: WritableStore): { readonly spec: S; readonly warning: string | undefined }
-  /** Missing where there is nothing to check. */
+  /** Undefined if there is nothing to check. */
   readonly checking?: FormatChecking
   describe(layer: LayerSpec<S>, context: DescribeContext): Description
-  /** What the extended attributes of the disk's file say of the format. */
+  /** Returns extended attributes for the disk's file. */
   attributes?(layer: LayerSpec<S>): Readonly<Record<string, string>>
-  /** Bytes of all tables that the disk can have. */
+  /** Returns the size of all tables that the disk can have, in bytes. */
   tableBytes(layer: LayerSpec<S>): number
-  /** What a file of the image may end within, in bytes; 1 where that is nothing. Encrypted data count by it. */
+  /** Returns the unit within which a file of the image may end, in bytes; 1 if it may not. Used for encrypted data. */
   unitBytes(spec: S): number
 }
 
@@ -76,27 +76,27 @@ export interface Format<S = unknown> {
 export interface LayerSpec<S = unknown> extends FileSpec {
   /** The name of its format. */
   readonly format: string
-  /** Whether nobody stated the format: it was found by the file's bytes. */
+  /** Whether the format was not stated, and was found by the file's bytes. */
   readonly isProbed?: boolean
   readonly spec: S
-  /** Present where its data are encrypted. */
+  /** Present if its data are encrypted. */
   readonly encryption?: LayerEncryption
-  /** The file that all data are in, where that is not the layer's own. */
+  /** The file with all data, if that is not the layer's own file. */
   readonly dataFile?: FileSpec
-  /** The files of the layer's extents, in their order; its own file may be among them. */
+  /** The files of the layer's extents, in order. The layer's own file may be among them. */
   readonly extents?: readonly FileSpec[]
-  /** The layer that shows through where this one is unallocated, by its place among the layers. */
+  /** The index of the layer that is read where this one is unallocated. */
   readonly below?: number
 }
 
-/** 'AES' is the method of old images: 128 bits, and nothing tells a wrong passphrase. */
+/** 'AES' is the method of old images: 128 bits. It cannot tell a wrong passphrase. */
 export type EncryptionMethod = 'AES' | 'LUKS'
 
 export interface LayerEncryption {
   readonly method: EncryptionMethod
-  /** Where the LUKS header is in the file, in bytes. */
+  /** The place of the LUKS header in the file, in bytes. */
   readonly headerArea?: { readonly offset: number; readonly length: number }
-  /** Present once it is unlocked. */
+  /** Present after unlocking. */
   readonly spec?: CipherSpec
 }
 
@@ -107,76 +107,76 @@ export type OpenedLayer<S> = Pick<LayerSpec<S>, 'spec' | 'encryption' | 'dataFil
 
 export interface OpenContext {
   readonly access: Access
-  /** Whether only what describes the image is read: data files stay closed. */
+  /** Whether the image is only described: data files stay closed. */
   readonly isDescribed: boolean
   readonly isDevice: boolean
-  /** Whether an image whose changes are tracked gives that up to be written. */
+  /** Whether to write an image whose changes are tracked, and give the tracking up. */
   readonly dropsChangeTracking: boolean
   warn(text: string): void
   storeOf(file: FileSpec): Store
-  /** Opens the file that holds all data. Throws ImageError. */
+  /** Opens the file with all data. Throws ImageError. */
   openDataFile(name: string): FileSpec
-  /** Opens an extent by its name in the image, which may be looked for by `names`. Throws ImageError. */
+  /** Opens an extent by its name in the image; `names` are its possible places. Throws ImageError. */
   openExtent(name: string, names: readonly string[], isWritable: boolean): FileSpec
 }
 
-/** The image that a layer stands on, as the layer names it. */
+/** The backing file or parent of a layer, as the layer names it. */
 export interface Reference {
   readonly role: 'backing file' | 'parent'
-  /** As the image has it. */
+  /** The name in the image. */
   readonly name: string
-  /** Where the file may be, likeliest first. */
+  /** The possible places of the file, likeliest first. */
   readonly names: readonly string[]
-  /** Whether a name that leads to a layer that is open above is passed over. */
+  /** Whether to skip a name that leads to a layer which is already open above. */
   readonly skipsOpen: boolean
-  /** The name of its format; undefined where nobody states it. */
+  /** The name of its format; undefined if it is not stated. */
   readonly format: string | undefined
   /** Whether the image itself states the format. */
   readonly statesFormat: boolean
-  /** What to do where no file is at the absolute path `file`. */
+  /** Returns what the user can do if there is no file at the absolute path `file`. */
   hint(file: string): string
-  /** What to do where the reference leads back to a layer above. */
+  /** What the user can do if the reference leads back to a layer above. */
   readonly loopHint: string
 }
 
 export interface BelowContext {
-  /** Whether a parent is read that has changed since. */
+  /** Whether to read a parent that has changed since the child was made. */
   readonly ignoreCid: boolean
   warn(text: string): void
 }
 
 /** A snapshot within an image's file. */
 export interface InternalSnapshot {
-  /** Unique by the specification; a damaged table may repeat it. */
+  /** Unique by the specification, but a damaged table may repeat it. */
   readonly id: string
-  /** The name's bytes: any but NUL by habit, of no certain encoding. */
+  /** The name's bytes: usually without NUL, in an unknown encoding. */
   readonly name: Buffer
-  /** Since 1970. */
+  /** Seconds since 1970. */
   readonly dateSeconds: number
   readonly dateNanoseconds: number
-  /** How long the guest had run. */
+  /** How long the guest had run, in nanoseconds. */
   readonly guestNanoseconds: bigint
   readonly vmStateBytes: number
-  /** The disk's size then. */
+  /** The disk's size at that time, in bytes. */
   readonly sizeBytes: number
-  /** Instructions executed, for record and replay; undefined when the entry has none. */
+  /** The number of executed instructions, for record and replay; undefined if the entry does not contain it. */
   readonly icount: bigint | undefined
 }
 
-/** Where the tables of a snapshot are: plain data. */
+/** The place of a snapshot's tables: plain data. */
 export interface SnapshotTable {
   /** In bytes of the file. */
   readonly offset: number
   readonly entries: number
-  /** The size of the disk under the table. */
+  /** The size of the disk that the table maps. */
   readonly sizeBytes: number
 }
 
 export interface InternalSnapshots<S> {
-  /** Those that can be shown, in the order of the image's table. Throws SystemError. */
+  /** Returns the snapshots that can be shown, in the order of the image's table. Throws SystemError. */
   read(store: Store, spec: S): InternalSnapshot[]
   tableOf(snapshot: InternalSnapshot): SnapshotTable
-  /** The table of a snapshot's VM state, and where in it the state begins; undefined where that is impossible. */
+  /** Returns the table of a snapshot's VM state, and where the state begins in it; undefined if that is impossible. */
   vmStateOf(
     spec: S,
     snapshot: InternalSnapshot,
@@ -184,25 +184,25 @@ export interface InternalSnapshots<S> {
   driver(parts: DriverParts<S>, table: SnapshotTable): FormatDriver
 }
 
-/** A snapshot that is a disk file, frozen since: plain data. */
+/** A snapshot that has frozen a disk file: plain data. */
 export interface ExternalSnapshot {
   readonly uid: number
-  /** The snapshot that it was taken after. */
+  /** The snapshot before it. */
   readonly parent: number | undefined
   readonly displayName: string
   readonly description: string
   readonly created: Timestamp | undefined
-  /** The disk file that it froze, by its place among the layers. */
+  /** The index of the layer that it has frozen. */
   readonly layer: number
 }
 
-/** The same, before its file was looked for. */
+/** The same, before its file is searched. */
 export type NamedSnapshot = Omit<ExternalSnapshot, 'layer'> & { readonly fileName: string }
 
 export interface ExternalSnapshots {
   /**
-   * The snapshots of the disk that stands on `layers`, parents first.
-   * @param names those of the files beside the disk
+   * Returns the snapshots of the disk with these `layers`, parents first.
+   * @param names the names of the files beside the disk
    */
   list(
     names: readonly string[],
@@ -211,8 +211,8 @@ export interface ExternalSnapshots {
     warn: (text: string) => void,
   ): NamedSnapshot[]
   /**
-   * Opens the disk file that a snapshot froze: one of `layers`, or another that is looked for. Throws ImageError.
-   * @param isSame whether a file is that of a layer
+   * Opens the disk file that a snapshot has frozen: one of `layers`, or another one, which it searches. Throws ImageError.
+   * @param isSame reports whether a file is a layer's file
    */
   open(
     fileName: string,
@@ -223,17 +223,17 @@ export interface ExternalSnapshots {
 }
 
 export interface ForeignLock {
-  /** What has to go where nobody holds the lock. */
+  /** The file to delete if nobody holds the lock. */
   readonly path: string
-  /** Whether somebody holds it, or may do so as far as can be told from here. */
+  /** Whether a program holds it, or may hold it as far as is known. */
   readonly isLive: boolean
-  /** Who, for messages: printable, of 300 characters at most. */
+  /** The owner, for messages: printable, at most 300 characters. */
   readonly owner: string
-  /** Whether it is for writing, or does not say. */
+  /** Whether it is for writing; true also if that is unknown. */
   readonly writes: boolean
 }
 
-/** A store with the number that tells it apart in the caches, 0 to 511. */
+/** A store with its number in the caches, 0 to 511. */
 export interface NumberedStore<T extends Store = Store> {
   readonly store: T
   readonly storeId: number
@@ -241,13 +241,13 @@ export interface NumberedStore<T extends Store = Store> {
 
 export interface DriverParts<S> extends NumberedStore {
   readonly layer: LayerSpec<S>
-  /** Where the data are; it decrypts where they are encrypted. */
+  /** The store of the data. It decrypts encrypted data. */
   readonly dataStore: Store
-  /** Of `layer.extents`. */
+  /** The stores of `layer.extents`. */
   readonly extents: readonly NumberedStore[]
   readonly metadata: MetadataCache
   readonly clusters: ClusterCache
-  /** Whether the disk is written: its files may become longer. */
+  /** Whether the disk is written, so that its files may become longer. */
   readonly isWritten: boolean
 }
 
@@ -255,33 +255,33 @@ export interface WriterParts<S> extends DriverParts<S> {
   readonly store: WritableStore
   readonly dataStore: WritableStore
   readonly extents: readonly NumberedStore<WritableStore>[]
-  /** What `driver` made of the same parts. */
+  /** The driver that `driver` made of the same parts. */
   readonly driver: FormatDriver
-  /** The pool that `metadata` asks first; undefined where the format has no tables. */
+  /** The pool that `metadata` asks first; undefined if the format has no tables. */
   readonly pool: TablePool | undefined
-  /** What `createMemory` made. */
+  /** The result of `createMemory`. */
   readonly memory: unknown
-  /** Whether there is a layer below. */
+  /** Whether there is a lower layer. */
   readonly hasParent: boolean
   readonly isEncrypted: boolean
-  /** Returns the name of the format that an image with these first bytes would be found to have. */
+  /** Returns the name of the format that probing finds for these first bytes. */
   probedName(head: Buffer): string
-  /** Where the threads of the disk count refused writes, 4 bytes. */
+  /** The threads' count of refused writes, 4 bytes. */
   readonly refusals: SharedArrayBuffer
 }
 
 export interface FormatWriting<S> {
-  /** Whether tables of the image change. */
+  /** Whether writing changes tables of the image. */
   readonly hasTables: boolean
-  /** What the threads that write share: plain data. Throws SystemError where `store` cannot be read. */
+  /** Makes the memory that the writing threads share: plain data. Throws SystemError if `store` cannot be read. */
   createMemory?(
     spec: S,
     store: Store,
   ): { readonly memory: unknown; readonly warnings: readonly string[] }
   writer(parts: WriterParts<S>): WritableDriver
   /**
-   * Makes a disk of `diskBytes`, to be thrown away, in the empty file of `store`: with clusters and tables as
-   * `model` has them.
+   * Makes a disk of `diskBytes` bytes, to be thrown away, in the empty file of `store`, with clusters and tables like those of
+   * `model`.
    */
   blank(
     model: LayerSpec<S>,
@@ -289,7 +289,7 @@ export interface FormatWriting<S> {
     diskBytes: number,
     file: FileSpec,
   ): Pick<LayerSpec<S>, 'spec' | 'extents'>
-  /** Makes the next allocation of a blank disk as that of a file that has grown to `at`, in bytes. */
+  /** Makes a blank disk allocate from `at` on, in bytes, as in a file that has grown to there. */
   allocateFrom?(memory: unknown, at: number): void
 }
 
@@ -298,23 +298,23 @@ export type RepairKind = (typeof REPAIRS)[number]
 
 /** An image that is checked. */
 export interface CheckedImage {
-  /** The image's own file; opened for writing where it is repaired. */
+  /** The image's own file; open for writing if it is repaired. */
   readonly store: WritableStore
-  /** Undefined where the format checks what cannot be opened, too. */
+  /** Undefined if the format also checks images that cannot be opened. */
   readonly layer: LayerSpec | undefined
   storeOf(file: FileSpec): WritableStore
-  /** Whether the image's own file is a device, of which nothing can be cut off. */
+  /** Whether the image's own file is a device, which cannot be cut off. */
   readonly isDevice: boolean
-  /** The same of a file of its extents. */
+  /** Reports the same for a file of its extents. */
   isDeviceFile(file: FileSpec): boolean
-  /** Why nothing of it may be written. */
+  /** Why it may not be written. */
   readonly obstacle: string | undefined
 }
 
 export interface FormatChecking {
-  /** Whether the image is opened first; otherwise the checker reads the header itself, damaged or not. */
+  /** Whether the image is opened first. If not, the checker reads the header itself, damaged or not. */
   readonly needsLayer: boolean
-  /** Warnings of opening that the check repeats. */
+  /** Returns the warnings of opening that the check repeats. */
   repeated?(layer: LayerSpec): readonly string[]
   load(): Promise<FormatChecker>
 }
@@ -332,9 +332,9 @@ export interface DescribeContext {
 }
 
 export interface Description {
-  /** What the disk is divided into, in bytes. */
+  /** The size of a unit, in bytes. */
   readonly unitBytes: number | undefined
-  /** QEMU's name of the type, and its fields; undefined where there is nothing to say. */
+  /** QEMU's name of the type, and its fields; undefined if there are none. */
   readonly specific?: { readonly type: string; readonly data: InfoFields } | undefined
   readonly isDirty?: boolean
 }

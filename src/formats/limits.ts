@@ -1,13 +1,13 @@
 /**
- * What an image may demand. Every size that a file dictates is compared with one of these before
- * anything is allocated or walked by its word; the values are QEMU's where it has one.
+ * Limits for images. Every size that a file gives is compared with one of these before it is used to allocate or to walk. The
+ * values are QEMU's where it has one.
  */
 
-/** Layers of one backing chain, unless told otherwise; and what --max-chain may raise it to. */
+/** The most layers of a backing chain: by default, and with --max-chain. */
 export const MAX_CHAIN_DEPTH = { default: 200, highest: 500 }
-/** Layers of a chain and of all branches that snapshots stand on: the cache of tables tells so many apart. */
+/** The most layers of a chain and of all branches of snapshots: the cache of tables can tell so many apart. */
 export const MAX_LAYERS = 512
-/** Snapshots of a machine whose disks cannot be opened, until the rest is left alone. */
+/** After so many snapshots of a machine whose disks cannot be opened, the rest is skipped. */
 export const MAX_REFUSED_SNAPSHOTS = 16
 /** Cluster sizes of qcow2, as powers of two: 512 bytes to 2 MiB. */
 export const MIN_CLUSTER_BITS = 9
@@ -43,10 +43,10 @@ export const MAX_GRAIN_TABLE_ENTRIES = 512
 /** Bytes of a grain directory, read once when it is opened: 256 TiB of usual grains. */
 export const MAX_GRAIN_DIRECTORY_BYTES = 32 * 2 ** 20
 
-/** Snapshots of the layers that an image stands on that are shown, all together. */
+/** The most snapshots of lower layers that are shown, all together. */
 export const MAX_LAYER_SNAPSHOTS = 4096
 
-// What the text files of VMware may demand.
+// Limits for VMware's text files.
 /** Bytes of a descriptor. */
 export const MAX_VMDK_DESCRIPTOR_BYTES = 2 ** 20
 /** Characters of one line of a descriptor. */

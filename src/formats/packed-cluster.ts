@@ -8,17 +8,17 @@ export interface PackedCluster {
   readonly store: Store
   readonly storeId: number
   readonly clusters: ClusterCache
-  /** Where its bytes are in `store`, and how many there may be. */
+  /** The place of its bytes in `store`, and the most bytes that it may have. */
   readonly at: number
   readonly packedBytes: number
   readonly compression: Compression
-  /** What it makes. */
+  /** The size of the decompressed cluster. */
   readonly clusterBytes: number
 }
 
 /**
- * The extent of a cluster's bytes from `skip` on, `length` at most.
- * @param located runs what reads; it names the place on the disk where that throws
+ * Returns the extent of a cluster's bytes from `skip` on, at most `length`.
+ * @param located runs a function that reads, and adds the place on the disk to its errors
  */
 export function packedExtent(
   { store, storeId, clusters, at, packedBytes, compression, clusterBytes }: PackedCluster,

@@ -1,4 +1,4 @@
-/** What writers share whose disks never grow, and all of whose tables go through the pool. */
+/** The base of writers whose disks never grow and whose tables all go through the pool. */
 import type { DirtySlice, TablePool } from '../cache/table-pool.js'
 import { ImageError, orEndWriting } from '../errors.js'
 import type { WritableStore } from '../io/store.js'
@@ -10,13 +10,13 @@ export interface PooledParts {
 }
 
 export abstract class PooledWriter {
-  /** @param format as it is named to users */
+  /** @param format the name of the format for users */
   protected constructor(
     private readonly format: string,
     private readonly pooled: PooledParts,
   ) {}
 
-  /** What the tables name is on the disk before they are. */
+  /** Syncs what the tables name before it writes the tables. */
   collect(): Flush {
     const { store, pool } = this.pooled
     const slices = pool.collect()
@@ -33,7 +33,7 @@ export abstract class PooledWriter {
 
   refresh(): void {}
 
-  /** These formats append, and punch what is freed at once. */
+  /** Does nothing: these formats append, and punch freed space at once. */
   lookEverywhere(): void {}
 
   checkGrowth(): void {

@@ -1,14 +1,14 @@
-/** Which format a file has, by its first bytes. */
+/** Finds the format of a file by its first bytes. */
 import path from 'node:path'
 import { ImageError } from '../errors.js'
 import type { Store } from '../io/store.js'
 import { type Format, PROBED_BYTES } from './format.js'
 import { FOREIGN, FORMATS_READ, RAW, RECOGNISED } from './registry.js'
 
-/** Names that promise another format than raw. */
+/** Suffixes that promise another format than raw. */
 const IMAGE_SUFFIXES = [...RECOGNISED, ...FOREIGN].flatMap(({ suffixes }) => suffixes)
 
-/** A disk has a sector at least. */
+/** A disk has at least one sector. */
 const SECTOR_BYTES = 512
 
 /** Returns the format of `store`. Throws ImageError for a format that is known but not read. */
@@ -36,7 +36,7 @@ export const probedName = (head: Buffer): string =>
 const foreignFormat = (head: Buffer): string | undefined =>
   FOREIGN.find(format => format.matches(head))?.name
 
-/** Does the same for the file that the user named: what cannot be a raw disk is not taken for one. */
+/** Does the same for the file that the user named: a file that cannot be a raw disk is not taken for one. */
 export function probeGiven(store: Store): Format {
   const format = probe(store)
   if (format !== RAW) return format

@@ -7,7 +7,7 @@ import { rawFormat } from './raw/format.js'
 import { vmdkFormat } from './vmdk/format.js'
 import { vpcFormat } from './vpc/format.js'
 
-/** In the order in which they are recognised. Raw is what remains where none of them matches. */
+/** The formats in the order in which they are probed. Raw is the last: it remains if no other one matches. */
 export const RECOGNISED: readonly Format[] = [
   cowFormat,
   qcowFormat,
@@ -17,9 +17,9 @@ export const RECOGNISED: readonly Format[] = [
 ]
 export const RAW: Format = rawFormat as Format
 
-/** Formats that are recognised, so that they are not shown as if they were raw, but not read. */
+/** Formats that are recognised but not supported, so that they are not shown as raw. */
 export const FOREIGN: readonly {
-  /** As QEMU's `-f` takes it. */
+  /** The name for QEMU's `-f`. */
   readonly name: string
   readonly suffixes: readonly string[]
   matches(head: Buffer): boolean
@@ -43,10 +43,10 @@ const startsWith = (b: Buffer, text: string): boolean =>
 
 const FORMATS: readonly Format[] = [RAW, ...RECOGNISED]
 
-/** As `--format` takes them. */
+/** The names for `--format`. */
 export const FORMAT_NAMES: readonly string[] = FORMATS.map(({ name }) => name)
 
-/** Those that `vimgfs check` checks. */
+/** The names of the formats that `vimgfs check` checks. */
 export const CHECKABLE_NAMES: readonly string[] = FORMATS.filter(({ checking }) => checking).map(
   ({ name }) => name,
 )
@@ -60,10 +60,10 @@ export const FORMATS_READ = listed(FORMAT_NAMES, 'and')
 
 const BY_NAME = new Map(FORMATS.map(format => [format.name, format]))
 
-/** Returns the format of that name; undefined where there is none. */
+/** Returns the format with that name; undefined if there is none. */
 export const findFormat = (name: string): Format | undefined => BY_NAME.get(name)
 
-/** Returns the format of a layer. Throws TypeError for a name that is not known: no input leads there. */
+/** Returns the format of a layer. Throws TypeError for an unknown name, which no input can cause. */
 export function formatOf({ format }: Pick<LayerSpec, 'format'>): Format {
   const found = BY_NAME.get(format)
   if (!found) throw new TypeError(`there is no format "${format}"`)

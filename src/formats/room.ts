@@ -1,4 +1,4 @@
-/** Room on the file system for what is written later: a flush that finds it full loses what was promised. */
+/** Reserves space on the file system for later writes: a flush that finds it full would lose what was promised. */
 import type { WritableStore } from '../io/store.js'
 
 /** Makes sure that no part of `length` bytes at `at` is a hole of the file. Throws SystemError, also ENOSPC. */
@@ -9,10 +9,10 @@ export function takeRoom(store: WritableStore, at: number, length: number): void
   store.write(bytes, 0, length, at)
 }
 
-/** What is looked at, and written, at once where the file system cannot take room by itself. */
+/** How much is read and written at once if the file system cannot reserve space itself. */
 const PIECE_BYTES = 64 * 1024
 
-/** The same, for ranges of any length; the file grows as needed. */
+/** Does the same for ranges of any length. The file grows as needed. */
 export function takeMuchRoom(store: WritableStore, at: number, length: number): void {
   if (store.allocate?.(at, length)) return
   for (let done = 0; done < length; done += PIECE_BYTES) {
@@ -20,7 +20,7 @@ export function takeMuchRoom(store: WritableStore, at: number, length: number): 
   }
 }
 
-/** Makes sure that a table has room where it is before it changes. Returns `bytes`. Throws SystemError. */
+/** Makes sure that a table has its space on the file system before it changes. Returns `bytes`. Throws SystemError. */
 export function withRoom(store: WritableStore, at: number, bytes: Buffer): Buffer {
   takeRoom(store, at, bytes.length)
   return bytes

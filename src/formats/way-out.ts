@@ -1,16 +1,16 @@
-/** What a user can do about an image whose files are not where, or what, it says they are. */
+/** Hints for the user about an image whose files are missing or not what it says. */
 import { ImageError } from '../errors.js'
 import type { FileSpec } from '../io/file-spec.js'
 import type { Reference } from './format.js'
 
-/** For a file whose first bytes are not those of the format that it was opened as. */
+/** The hint for a file whose first bytes do not fit the format with which it was opened. */
 export const WRONG_FORMAT =
   'leave out --format to have its format found; where the image above it states the format, correct that with qemu-img rebase -u -F'
 
-/** For the files of vmdk images, which are looked for there too. */
+/** The hint for the files of vmdk images, which are also searched beside the image. */
 export const besideImage = (): string => 'put it beside the image'
 
-/** For a file that can be nowhere but at `file`, because no tool changes its name in the image. */
+/** The hint for a file that must be at `file`, because no tool changes its name in the image. */
 export const backInPlace = (file: string): string =>
   `put it back as ${file}, or make a link to it there and allow its folder with --allow-path`
 
@@ -21,8 +21,8 @@ export function loopAt(above: FileSpec, { role, name, loopHint }: Reference): Im
 }
 
 /**
- * Returns `warnings` with one that says why the image is read-only. A reader's own warning of the same
- * problem is joined to it, so that the user sees one line of each problem.
+ * Returns `warnings` and one that says why the image is read-only. It joins a reader's warning about the same problem to it, so
+ * that the user sees one line for each problem.
  */
 export function withReadOnlyWarning(
   at: string,

@@ -1,127 +1,125 @@
-/** The seam for writing: what a driver does besides locating bytes, so that one engine can write. */
+/** The seam for writing: the functions of a driver that one engine needs to write all formats. */
 import type { WritableFileStore, WritableStore } from '../io/store.js'
 import type { FormatDriver } from './driver.js'
 
 /**
- * Space in a store for a piece of the disk that nothing points at yet. Fill it, then link it: whatever
- * ends the program in between loses space, never bytes.
+ * Space in a store for a piece of the disk, to which nothing points yet. Fill it, then link it: if the program ends in between,
+ * space is lost, but never bytes.
  */
 export interface Reservation {
-  /** The piece of the disk, in bytes; its borders are those of the driver's units. */
+  /** The piece of the disk, in bytes. It begins and ends at boundaries of the driver's units. */
   readonly offset: number
   readonly length: number
   readonly store: WritableStore
   readonly at: number
-  /** Whether the space reads as zeros where nothing is written to it. */
+  /** Whether the space reads as zeros where it is not written. */
   readonly isZeroed: boolean
 }
 
 /**
- * A driver whose disk can be written. Everything but `overwritable` and `Flush.run` is called by one
- * thread at a time, while no other thread reads or writes.
+ * A driver whose disk can be written. One thread at a time calls its functions, while no other thread reads or writes.
+ * Exceptions are `overwritable`, `mark` and `Flush.run`.
  */
 export interface WritableDriver extends FormatDriver {
   /**
-   * How many bytes from `offset` on, `length` at most, may be written where they are; 0 for none. They
-   * then lie at `placeAt` of `dataStore`, in one run. Several threads may ask at once, each its own driver.
+   * Returns how many bytes from `offset` on, at most `length`, may be written in place; 0 for none. They are then at `placeAt`
+   * of `dataStore`, in one run. Several threads may ask at once, each its own driver.
    */
   overwritable(offset: number, length: number): number
   readonly placeAt: number
   readonly dataStore: WritableStore
-  /** Reservations of at most so many bytes are put together in memory and written at once. */
+  /** Reservations of at most so many bytes are assembled in memory and written at once. */
   readonly fillBytes: number
-  /** Called before the first change of this mount; after an error it is called again. */
+  /** Called before the first change of this mount, and again after an error. */
   begin(): void
-  /** Whether what another step changes can be noted. Where not, there is something to flush. */
+  /** Reports whether the table pool has room for one more step. If not, flush first. */
   hasRoom(): boolean
-  /** Takes down that a range is about to change, for those who keep track. Several threads may. */
+  /** Records that a range is about to change, for dirty bitmaps. Several threads may call it at once. */
   mark(offset: number, length: number): void
   /**
-   * Space for a piece of the disk that begins at `offset` or, where units are not covered, before it.
-   * It may end before `offset + length`. What is there is not overwritable.
+   * Reserves space for a piece of the disk that begins at `offset`, or before it if that is not a unit's boundary. It may end
+   * before `offset + length`. Only called where `overwritable` returns 0.
    */
   reserve(offset: number, length: number): Reservation
-  /** Makes the reserved space, which is filled now, what the disk has there. */
+  /** Makes the reserved and filled space the disk's content. */
   link(reservation: Reservation): void
-  /** Gives space back that was never linked. */
+  /** Gives back space that was never linked. */
   cancel(reservation: Reservation): void
-  /** Makes the next search for free space begin at the start; all that was freed has been given back. */
+  /** Makes the next search for free space begin at the start. Called after all freed space was given back. */
   lookEverywhere(): void
   /**
-   * Makes whole units read as zeros without taking space, from `offset` on, as far as one step can:
-   * `length` bytes at most, both multiples of `zeroUnitBytes` or up to the disk's end. Returns how many
-   * bytes are done; 0 where the format has no way here.
+   * Makes whole units read as zeros without taking space, from `offset` on, as far as one step can: at most `length` bytes. Both
+   * are multiples of `zeroUnitBytes`, or the range ends at the disk's end. Returns how many bytes are done; 0 if the format has
+   * no way to do it here.
    */
   zeroUnits(offset: number, length: number): number
   readonly zeroUnitBytes: number
-  /** A write of zeros that covers a unit becomes `zeroUnits`. */
+  /** Whether a write of zeros that covers a unit uses `zeroUnits`. */
   readonly detectsZeros: boolean
-  /** Takes down what a flush has to do. */
+  /** Takes a snapshot of the changes that the next flush will write. */
   collect(): Flush
-  /** Where the disk changed its size or its tables' places by another thread's doing. */
+  /** Called after another thread has changed the size of the disk or the places of its tables. */
   refresh(): void
-  /** Throws ImageError where the disk cannot become so large; nothing has changed then. */
+  /** Throws ImageError if the disk cannot become so large. Changes nothing. */
   checkGrowth(sizeBytes: number): void
   /**
-   * Makes the disk larger, in memory and in its tables, so that what is behind its old end can be
-   * zeroed; or takes that back. No flush runs meanwhile.
+   * Makes the disk larger, in memory and in its tables, so that the part past its old end can be zeroed; or undoes that. No
+   * flush runs meanwhile.
    */
   grow(sizeBytes: number): void
-  /** Makes the size that it has now last; everything else is flushed. */
+  /** Makes the current size permanent. Everything else is flushed. */
   keepSize(): void
-  /** The last change: the image is closed cleanly; everything is flushed. Returns warnings. */
+  /** Marks the image as closed cleanly, as the last change. Everything is flushed. Returns warnings. */
   close(): readonly string[]
 }
 
 /** One flush of a driver: `run`, and `settle` if `run` returned. */
 export interface Flush {
-  /** Brings to the disk what had changed when it was collected; others read and write meanwhile. */
+  /** Writes and syncs the collected changes, while other threads read and write. */
   run(): void
   settle(): void
-  /** Whether more has to be flushed, such as space that was given back only now. */
+  /** Whether there is more to flush, for example because space was given back only now. */
   readonly hasMore: boolean
 }
 
 /** A disk that is mounted for writing, as the requests of one thread see it. */
 export interface WritableDisk {
-  /** Bytes; it changes by `grow` alone. */
+  /** The size in bytes. Only `grow` changes it. */
   readonly sizeBytes: number
-  /** When it was last written, in milliseconds since 1970; 0 before the first write of this mount. */
+  /** The time of the last write, in milliseconds since 1970; 0 before the first write of this mount. */
   readonly modified: number
-  /** Whether something was written that no flush has brought to the disk yet. */
+  /** Whether there are writes that no flush has made durable yet. */
   readonly isDirty: boolean
   /**
-   * What is not in order any more: the disk is read, but not written, from now on. Empty while all is
-   * well.
+   * Why the disk can only be read from now on. Empty while all is well.
    */
   readonly failure: string
-  /** What writes answer because of that: EROFS, EIO where a file of the image was cut off; 0 while all is well. */
+  /** The errno of writes after that: EROFS, or EIO if a file of the image was cut off; 0 while all is well. */
   readonly writeErrno: number
-  /** Looks whether somebody has made a file of the image shorter, and then ends writing. */
+  /** Checks whether another process has made a file of the image shorter, and if so ends writing. */
   checkFiles(): void
-  /** Brackets whatever reads the disk, a snapshot or a layer below; `offset` and `length` in bytes. */
+  /** Call it, and `endRead` afterwards, around reading the disk, a snapshot or a lower layer. In bytes. */
   beginRead(offset: number, length: number): void
   endRead(): void
   /** `offset + length` is at most `sizeBytes`. Throws SystemError, ImageError. */
   write(source: Buffer, start: number, length: number, offset: number): void
-  /** Makes a range read as zeros, and gives back what space it can. */
+  /** Makes a range read as zeros, and gives back as much space as possible. */
   zero(offset: number, length: number): void
-  /** Takes room for a range, which then can be written on a full file system, too; its bytes stay. */
+  /** Reserves space for a range, so that it can be written also when the file system is full. Its bytes stay. */
   reserve(offset: number, length: number): void
-  /** Returns when all that was written before the call would survive a power cut. */
+  /** Returns when all writes before the call would survive a power cut. */
   flush(): void
-  /** Makes the disk larger. Throws ImageError where the image cannot grow. */
+  /** Makes the disk larger. Throws ImageError if the image cannot grow. */
   grow(sizeBytes: number): void
   /**
-   * Ends writing: all is flushed, space that was freed is given back, and the image is marked as closed
-   * cleanly. Called once, when no other thread writes any more. Returns what was not kept, a line each.
-   * Throws what `flush` throws.
+   * Ends writing: flushes everything, gives freed space back, and marks the image as closed cleanly. Call it once, when no other
+   * thread writes any more. Returns warnings about what was not kept, one line each. Throws what `flush` throws.
    */
   close(): readonly string[]
 }
 
 export interface DiskHooks {
-  /** The image's, which nobody else may make shorter. */
+  /** The image's files, which no other process may make shorter. */
   readonly files?: readonly Partial<Pick<WritableFileStore, 'requireWhole'>>[]
   /** Called now and then while this thread waits for another one, with the seconds since it began. */
   readonly onStall?: ((seconds: number) => void) | undefined

@@ -2,39 +2,38 @@
  * The names of the files that a mount shows: `disk.raw`, `disk@tag.raw`, `disk@tag.vmstate`,
  * `disk@layer.raw`, and of a layer's snapshot `disk@layer@tag.raw`.
  *
- * A tag comes from an image and may hold anything. What a file name cannot hold is percent-encoded
- * byte by byte: `/`, `%`, control and format characters (those that turn the direction of text or have no
- * width, too), bytes that are not UTF-8. A tag that occurs twice gets
- * `~ID` behind it.
+ * A tag comes from an image and may contain anything. Bytes that a file name cannot contain are percent-encoded: `/`, `%`,
+ * control and format characters (also those that turn the direction of text or have no width), and bytes that are not UTF-8.
+ * A tag that occurs twice gets `~ID` after it.
  */
 import path from 'node:path'
 
 const NAME_MAX_BYTES = 255
-/** The longest of what follows a tag. */
+/** The longest suffix after a tag. */
 const SUFFIX_BYTES = '.vmstate'.length
 
-/** The image's name without its folder and suffix: what the mount's files are called by. */
+/** Returns the image's name without its folder and suffix: the names of the mount's files begin with it. */
 export function stemOf(image: string): string {
   const { name, base } = path.parse(image)
   return cut(encodeTag(Buffer.from(name || base)), NAME_MAX_BYTES - SUFFIX_BYTES)
 }
 
-/** Suffixes that say the format of an image, and nothing of its name. */
+/** Suffixes that give the format of an image and are not part of its name. */
 const IMAGE_SUFFIX = /^\.(qcow2?|vmdk|raw|img|image|cow|qed|vhdx?|vdi|hdd|dd)$/i
 
 /**
- * The name of a layer's file without its folder and the suffix of an image. Another suffix may be all that tells
- * two layers apart: libvirt calls an external snapshot `disk.NAME`.
+ * Returns the name of a layer's file without its folder and without the suffix of an image. It keeps other suffixes, because
+ * they may be all that tells two layers apart: libvirt calls an external snapshot `disk.NAME`.
  */
 export function layerName(image: string): string {
   const { name, base, ext } = path.parse(image)
   return name !== '' && IMAGE_SUFFIX.test(ext) ? name : base
 }
 
-/** `tag` as a part of a file name. */
+/** Returns `tag` as a part of a file name. */
 export function encodeTag(tag: Buffer): string {
   const text = tag.toString('utf8')
-  // Only what survives the way back is UTF-8; else each byte above 0x7f is encoded.
+  // The tag is UTF-8 if encoding the text again gives the same bytes. If not, each byte above 0x7f is percent-encoded.
   const isUtf8 = Buffer.from(text, 'utf8').equals(tag)
   const unfit = isUtf8 ? /[/%\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu : /[/%\x00-\x1f\x7f-\xff]/g
   return (isUtf8 ? text : tag.toString('latin1')).replace(unfit, c =>
@@ -46,15 +45,15 @@ export function encodeTag(tag: Buffer): string {
 
 export interface Tagged {
   readonly tag: Buffer
-  /** Told apart by this where the tag is not enough. */
+  /** Distinguishes entries with the same tag. */
   readonly id: string
 }
 
-/** The longest ID that is put behind a tag, and the room that this and a number behind it take. */
+/** The longest ID after a tag, and the room that it and a number after it take. */
 const ID_BYTES = 30
 const END_BYTES = ID_BYTES + 10
 
-/** A distinct `stem@tag` for each of `tagged`, in their order, short enough for a suffix. */
+/** Returns a distinct `stem@tag` for each of `tagged`, in order, short enough for a suffix. */
 export function distinctNames(stem: string, tagged: readonly Tagged[]): string[] {
   const start = `${cut(stem, NAME_MAX_BYTES - SUFFIX_BYTES - 1 - END_BYTES)}@`
   const room = NAME_MAX_BYTES - SUFFIX_BYTES - Buffer.byteLength(start)
@@ -62,9 +61,9 @@ export function distinctNames(stem: string, tagged: readonly Tagged[]): string[]
   const counts = new Map<string, number>()
   for (const name of plain) counts.set(name, (counts.get(name) ?? 0) + 1)
   const isPlain = (name: string) => counts.get(name) === 1 && Buffer.byteLength(name) <= room
-  // Plain names are taken first, so that no made-up one takes a name that is somebody's own.
+  // Plain names come first, so that no made-up name takes a name that another entry really has.
   const taken = new Set(plain.filter(isPlain))
-  // A damaged table may have one name and ID thousands of times: numbers are not tried again.
+  // A damaged table may have one name and ID thousands of times, so do not try numbers again.
   const tried = new Map<string, number>()
   return plain.map((name, index) => {
     if (isPlain(name)) return start + name
@@ -81,7 +80,7 @@ export function distinctNames(stem: string, tagged: readonly Tagged[]): string[]
   })
 }
 
-/** The longest beginning of `text` with `maxBytes` at most that cuts no character and no %XX. */
+/** Returns the longest beginning of `text` with at most `maxBytes` bytes that cuts no character and no %XX. */
 function cut(text: string, maxBytes: number): string {
   if (Buffer.byteLength(text) <= maxBytes) return text
   let result = ''

@@ -1,4 +1,4 @@
-/** Locks of programs that know nothing of QEMU's locks. */
+/** Handles locks of programs that do not know QEMU's locks. */
 import { ImageError } from '../errors.js'
 import type { LayerSpec } from '../formats/format.js'
 import { formatOf } from '../formats/registry.js'
@@ -6,7 +6,7 @@ import type { Folder } from '../io/folders.js'
 import type { Access } from '../io/named-file.js'
 import { filesOf } from './layer.js'
 
-/** Throws ImageError where such a lock is in the way of `access`; warns of those that are not. */
+/** Throws ImageError if such a lock forbids `access`. Warns about the others. */
 export function judgeForeignLocks(
   top: LayerSpec,
   allowed: readonly Folder[],

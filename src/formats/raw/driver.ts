@@ -10,7 +10,7 @@ export class RawDriver implements FormatDriver {
     this.sizeBytes = store.sizeBytes
   }
 
-  /** All of it is data here; the engine finds the file's own holes. */
+  /** Everything is data; the code for holes finds the holes of the file. */
   lookup(offset: number, length: number): Extent {
     return { kind: 'data', length, store: this.store, at: offset }
   }

@@ -4,7 +4,7 @@ import { RawDriver } from './driver.js'
 import { ProbedRawWriter } from './probed-writer.js'
 import { RawWriter } from './writer.js'
 
-/** Raw is what remains where no format matches, so it is the registry's last row. */
+/** Raw remains if no other format matches, so it is the registry's last row. */
 export const rawFormat: Format<undefined> = {
   name: 'raw',
   suffixes: [],

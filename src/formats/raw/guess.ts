@@ -1,6 +1,6 @@
 /**
- * Raw is what remains where no format is recognised. Whoever writes to a file on this guess alone may destroy
- * one that is no disk, so a disk has to be recognised by what it holds.
+ * Raw remains if no format is recognised. Writing to a file on this guess alone may destroy a file that is not a disk. So the
+ * content must show that it is a disk.
  */
 import { ImageError } from '../../errors.js'
 import { WriteProtected } from '../../io/named-file.js'
@@ -13,14 +13,14 @@ import { NO_DISK_BYTES, noDiskOf } from './signatures/no-disk.js'
 import { partitionTableOf } from './signatures/partition-table.js'
 import { sampleOf } from './signatures/sample.js'
 
-/** A disk whose first MiB is zeros alone is a fresh one. */
+/** A disk whose first MiB is all zeros is a fresh one. */
 const FRESH_BYTES = 2 ** 20
-/** Signatures lie in these first bytes, or at the end. */
+/** Signatures are in these first bytes, or at the end. */
 const SAMPLE_BYTES = FRESH_BYTES + 64 * 1024
 
 /**
- * The format of the file that the user named, by its first bytes. Throws ImageError for formats that are
- * not read, and for files that are no disks.
+ * Returns the format of the file that the user named, by its first bytes. Throws ImageError for unsupported formats, and for
+ * files that are not disks.
  */
 export function guessFormat(store: Store): Format {
   const format = probeGiven(store)
@@ -33,8 +33,8 @@ export function guessFormat(store: Store): Format {
 }
 
 /**
- * Throws WriteProtected where an image of this format, found by its first bytes where it is not given, is
- * not written; ImageError as `guessFormat` does.
+ * Throws WriteProtected if an image of this format is not written. If the format is not given, it is found by the first bytes.
+ * Throws ImageError as `guessFormat` does.
  */
 export function requireWritableFormat(store: Store, format: string | undefined): void {
   const actual = format === undefined ? guessFormat(store) : findFormat(format)

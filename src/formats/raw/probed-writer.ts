@@ -1,10 +1,9 @@
 /**
- * A raw image that was found by probing. Its guest writes what the next mount finds, so no write may give
- * it the header of another format: that mount would open what the header names.
+ * Writes a raw image whose format was found by probing. Its guest writes the bytes that the next mount probes. So no write may
+ * give it the header of another format: that mount would open the files that the header names.
  *
- * Writes to the probed bytes become reservations, which the engine fills alone and whole: what the disk
- * would have is judged before anything is in the file, however a header is put together. All other writes
- * go as they always do.
+ * Writes to the probed bytes become reservations, which the engine fills completely, with the disk alone. So the new bytes are
+ * judged before they are in the file, in whatever pieces a header is written. All other writes are ordinary ones.
  */
 import { ImageError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
@@ -18,8 +17,8 @@ export class ProbedRawWriter extends RawWriter {
   private readonly refusals: Int32Array
 
   /**
-   * @param probedName the name of the format that an image with these first bytes is found to have
-   * @param refusals where the threads of the disk count refused writes, 4 bytes
+   * @param probedName returns the name of the format that probing finds for these first bytes
+   * @param refusals the threads' count of refused writes, 4 bytes
    */
   constructor(
     dataStore: WritableStore,
@@ -58,7 +57,7 @@ export class ProbedRawWriter extends RawWriter {
   }
 }
 
-/** The probed bytes as they are to be. */
+/** The new content of the probed bytes. */
 class StagedBytes implements WritableStore {
   readonly bytes = Buffer.alloc(PROBED_BYTES)
   readonly sizeBytes = PROBED_BYTES

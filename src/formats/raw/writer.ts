@@ -1,17 +1,17 @@
-/** A raw image that is written: every byte where it is. */
+/** Writes a raw image: every byte in place. */
 import { orEndWriting } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
 import type { Extent } from '../driver.js'
 import type { Flush, Reservation, WritableDriver } from '../writable.js'
 
-/** What file systems punch without remainder. */
+/** The block size for punching: file systems punch only whole blocks. */
 const BLOCK_BYTES = 4096
 
 export class RawWriter implements WritableDriver {
   readonly unitBytes = 1
   readonly fillBytes: number = 0
   readonly zeroUnitBytes = BLOCK_BYTES
-  /** Who writes zeros to a raw image may want the space that they take. */
+  /** False: a program that writes zeros to a raw image may want to allocate their space. */
   readonly detectsZeros = false
   sizeBytes: number
   placeAt = 0

@@ -21,14 +21,14 @@ import {
 export interface VpcParts {
   readonly header: VpcHeader
   readonly store: Store
-  /** Tells stores apart in the cache, 0 to 511. */
+  /** The store's id in the cache, 0 to 511. */
   readonly storeId: number
   readonly metadata: MetadataCache
 }
 
 const UNALLOCATED = 0xffffffff
 const ENTRY_BYTES = 4
-/** Blocks that one lookup looks at, at most. */
+/** The most blocks that one lookup reads. */
 const MAX_BLOCKS = 4096
 
 /** A fixed image: the file without its footer. */
@@ -45,7 +45,7 @@ export class FixedVpcDriver implements FormatDriver {
 
   lookup(offset: number, length: number): Extent {
     const { store } = this
-    // The footer must not show as data of a file that was cut off.
+    // If the file was cut off, the footer must not appear as data.
     const end = store.sizeBytes - SECTOR_BYTES
     if (offset >= end) {
       const what = `the data at ${offset} lies past the end of the file`
@@ -119,7 +119,7 @@ export class DynamicVpcDriver implements FormatDriver {
     return at
   }
 
-  /** What `length` bytes at `within` of a block are, as far as they are one. */
+  /** Returns the extent of at most `length` bytes at `within` of a block. */
   private inBlock(blockAt: number, within: number, length: number): Extent {
     const { store, storeId, metadata } = this.parts
     const { bitmapBytes } = this.blocks

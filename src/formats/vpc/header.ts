@@ -55,13 +55,13 @@ const SIZE_IS_EXACT = new Set(['win ', 'd2v ', 'qem2', 'tap\0', 'CTXS'])
 /** The largest geometry, in sectors: such a disk has the size that the footer says, whoever made it. */
 const MAX_GEOMETRY_SECTORS = 65535 * 16 * 255
 
-/** Plain data: the threads get it as a message. */
+/** Plain data, which can be sent to threads as a message. */
 export interface VpcHeader {
-  /** Of the disk, in bytes. */
+  /** The size of the disk, in bytes. */
   readonly sizeBytes: number
   /** Undefined for a fixed image. */
   readonly blocks: VpcBlocks | undefined
-  /** What the user should know, a line each. */
+  /** Warnings for the user, one line each. */
   readonly warnings: readonly string[]
 }
 
@@ -195,7 +195,7 @@ export const wholeSectors = (length: number): number =>
 
 const lastSectorAt = ({ sizeBytes }: Store): number => Math.max(0, sizeBytes - SECTOR_BYTES)
 
-/** Zeros stand for what the file lacks. */
+/** Reads a sector. Bytes that the file lacks read as zeros. */
 function readSector(store: Store, at: number): Buffer {
   const sector = Buffer.alloc(SECTOR_BYTES)
   store.read(sector, 0, sector.length, at)

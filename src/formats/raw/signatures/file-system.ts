@@ -1,5 +1,5 @@
 /**
- * File systems, and what else disks are made of, by their signatures.
+ * Recognises file systems, and other content of whole disks, by signatures.
  *
  * Sources: Linux, include/uapi/linux/magic.h and the headers of its file systems; each project's description
  * of its format on the disk (ext4, xfs, btrfs, F2FS, NILFS2, OpenZFS, LUKS 1 and 2, LVM2, md, bcache); Microsoft's
@@ -9,7 +9,7 @@ import { has, hasNumber, type Sample } from './sample.js'
 
 const K = 1024
 
-/** Signatures that are bytes at a place, a character a byte. */
+/** Signatures that are bytes at a fixed place; each character stands for a byte. */
 const BYTES: readonly (readonly [name: string, at: number, text: string])[] = [
   ['xfs', 0, 'XFSB'],
   ['btrfs', 64 * K + 64, '_BHRfS_M'],
@@ -73,7 +73,7 @@ const UFS_AT = [0, 8 * K, 64 * K, 256 * K].map(at => at + 1372)
 const MD_MAGIC = 0xa92b4efc
 const ZFS_UBERBLOCK = 0x00bab10c
 
-/** A superblock's uberblocks fill the second half of its label, one a KiB at least. */
+/** The uberblocks of ZFS fill the second half of a label; each has at least a KiB. */
 function isZfs({ head }: Sample): boolean {
   for (let at = 128 * K; at + 8 <= Math.min(head.length, 256 * K); at += K) {
     const isLittle = head.readUInt32LE(at) === ZFS_UBERBLOCK && head.readUInt32LE(at + 4) === 0
@@ -83,7 +83,7 @@ function isZfs({ head }: Sample): boolean {
   return false
 }
 
-/** Superblocks of version 1.1 and 1.2 are at the start, of 0.90 and 1.0 at the end. */
+/** Superblocks of md versions 1.1 and 1.2 are at the start, those of 0.90 and 1.0 at the end. */
 function isMd({ head, sizeBytes, read }: Sample): boolean {
   const atEnd = [
     Math.floor(sizeBytes / (64 * K)) * 64 * K - 64 * K,
@@ -96,7 +96,7 @@ function isMd({ head, sizeBytes, read }: Sample): boolean {
   )
 }
 
-/** The parameters of a boot sector without a name or a signature, as floppies have it. */
+/** The parameters of a boot sector without a name or a signature, as on floppies. */
 function isBareFat({ head }: Sample): boolean {
   if (head.length < 512 || (head[0] !== 0xeb && head[0] !== 0xe9)) return false
   const sectorBytes = head.readUInt16LE(11)
@@ -113,7 +113,7 @@ function isBareFat({ head }: Sample): boolean {
 }
 
 const CHECKS: readonly { name: string; matches: (sample: Sample) => boolean }[] = [
-  // The magic of ext2, ext3 and ext4, and a size of blocks that there is.
+  // The magic of ext2, ext3 and ext4, and a possible block size.
   {
     name: 'ext',
     matches: ({ head }) => has(head, K + 56, '\x53\xef') && head.readUInt32LE(K + 24) <= 6,
@@ -149,7 +149,7 @@ const CHECKS: readonly { name: string; matches: (sample: Sample) => boolean }[] 
   { name: 'fat', matches: isBareFat },
 ]
 
-/** The name of the file system, or of what else a whole disk is used as; undefined where none is known. */
+/** Returns the name of the file system, or of another use of a whole disk; undefined if none is known. */
 export const fileSystemOf = (sample: Sample): string | undefined =>
   BYTES.find(([, at, text]) => has(sample.head, at, text))?.[0] ??
   CHECKS.find(({ matches }) => matches(sample))?.name

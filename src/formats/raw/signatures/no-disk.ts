@@ -1,6 +1,6 @@
 /**
- * Files that are no disks, by their signatures: compressed files, archives, optical discs and programs. Whoever
- * wrote to one as if it were a disk would destroy it.
+ * Recognises files that are not disks by signatures: compressed files, archives, optical discs and programs. Writing to one as
+ * to a disk would destroy it.
  *
  * Sources: RFC 1952 (gzip), RFC 8878 (zstd), the descriptions of the xz, bzip2, lz4, 7z, ZIP and RAR formats;
  * POSIX.1-2017, pax (tar, cpio); ECMA-119 (ISO 9660); the ELF and PE specifications.
@@ -9,9 +9,9 @@ import { hasPartitions } from './partition-table.js'
 import { has, type Sample } from './sample.js'
 
 export interface NoDisk {
-  /** For messages, with its article. */
+  /** The name for messages, with its article. */
   readonly name: string
-  /** What to do with it, as the end of a sentence. */
+  /** What the user can do with it, as the end of a sentence. */
   readonly hint: string
 }
 
@@ -19,7 +19,7 @@ interface Signature extends NoDisk {
   readonly matches: (sample: Sample) => boolean
 }
 
-/** How many of the first bytes tell. */
+/** How many of the first bytes are used. */
 export const NO_DISK_BYTES = 36 * 1024
 
 const starts =
@@ -48,7 +48,7 @@ const program = (name: string, matches: Signature['matches']): Signature => ({
   matches,
 })
 
-/** Tar archives without a magic have a sum of their first header, whose own 8 bytes count as blanks. */
+/** Recognises tar archives without a magic by the checksum of the first header, whose own 8 bytes count as blanks. */
 function isOldTar({ head }: Sample): boolean {
   if (head.length < 512 || head[0] === 0) return false
   const stated = /^ *([0-7]{1,7})[ \0]/.exec(head.toString('latin1', 148, 156))?.[1]
@@ -64,7 +64,7 @@ const isPe = ({ head }: Sample): boolean =>
   head.length >= PE_HEADER_AT + 4 &&
   has(head, head.readUInt32LE(PE_HEADER_AT), 'PE\0\0')
 
-/** The header of .lzma: usual properties, a dictionary's size, and a size that is not known or that can be. */
+/** Recognises the header of .lzma: usual properties, a dictionary size, and an unknown or possible size. */
 const isLzma = ({ head }: Sample): boolean =>
   has(head, 0, '\x5d\0\0') &&
   head.length >= 13 &&
@@ -122,8 +122,8 @@ const ISO: NoDisk = {
 }
 
 /**
- * What `sample` is of these; undefined where it is none. A disk with partitions may have anything in its
- * boot sector. Optical discs have partitions, too, so that they start from other media.
+ * Returns which of these `sample` is; undefined if it is none. A disk with partitions may have anything in its boot sector.
+ * Optical discs may have partitions, too, so that they can be started from other media.
  */
 export function noDiskOf(sample: Sample): NoDisk | undefined {
   if (isIso(sample)) return ISO

@@ -1,5 +1,5 @@
 /**
- * Partition tables, by their signatures. Sources: UEFI Specification 2.10, section 5 (MBR, GPT); the headers
+ * Recognises partition tables by signatures. Sources: UEFI Specification 2.10, section 5 (MBR, GPT); the headers
  * msdos.h, mac.h, sun.h, sgi.h, aix.h and amiga.h of Linux, block/partitions; FreeBSD sys/disklabel.h.
  */
 import { has, hasNumber, type Sample } from './sample.js'
@@ -8,7 +8,7 @@ const ENTRIES_AT = 446
 const ENTRY_BYTES = 16
 const BOOTABLE = 0x80
 
-/** The four entries of a boot sector; undefined where it has no signature, or the entries make no sense. */
+/** Returns the four entries of a boot sector; undefined if it has no signature, or if the entries make no sense. */
 function entriesOf({
   head,
 }: Sample): { type: number; start: number; sectors: number }[] | undefined {
@@ -22,7 +22,7 @@ function entriesOf({
   return entries
 }
 
-/** Whether a master boot record has a partition within the disk: no other file has that by chance. */
+/** Reports whether a master boot record has a partition within the disk: no other file has that by chance. */
 export function hasPartitions(sample: Sample): boolean {
   const entries = entriesOf(sample) ?? []
   return entries.some(
@@ -40,7 +40,7 @@ const isSun = ({ head }: Sample): boolean => {
 }
 
 const BSD_MAGIC = 0x82564557
-/** The magic stands twice in a label, 132 bytes apart. */
+/** The magic occurs twice in a label, 132 bytes apart. */
 const isBsdLabel = ({ head }: Sample): boolean =>
   [0, 64, 128, 512].some(
     at => hasNumber(head, at, BSD_MAGIC, 32) && hasNumber(head, at + 132, BSD_MAGIC, 32),
@@ -55,7 +55,7 @@ const isAmiga = ({ head }: Sample): boolean =>
 const TABLES: readonly { name: string; matches: (sample: Sample) => boolean }[] = [
   { name: 'GPT', matches: ({ head }) => has(head, 512, 'EFI PART') || has(head, 4096, 'EFI PART') },
   { name: 'GPT', matches: ({ sizeBytes, read }) => has(read(sizeBytes - 512, 512), 0, 'EFI PART') },
-  // One without entries is a table, too: somebody is about to make partitions.
+  // A table without entries counts, too: it is there before partitions are made.
   { name: 'MBR', matches: sample => entriesOf(sample) !== undefined },
   {
     name: 'Apple partition map',
@@ -68,6 +68,6 @@ const TABLES: readonly { name: string; matches: (sample: Sample) => boolean }[] 
   { name: 'Amiga rigid disk', matches: isAmiga },
 ]
 
-/** The name of the partition table that a disk has; undefined where it has none. */
+/** Returns the name of a disk's partition table; undefined if it has none. */
 export const partitionTableOf = (sample: Sample): string | undefined =>
   TABLES.find(({ matches }) => matches(sample))?.name

@@ -1,18 +1,18 @@
-/** The first bytes of a file that may be a disk, and its last ones, for whoever looks for signatures. */
+/** The first and the last bytes of a file that may be a disk, for recognising signatures. */
 import { SystemError } from '../../../errors.js'
 import type { Store } from '../../../io/store.js'
 
 const PIECE_BYTES = 64 * 1024
 
 export interface Sample {
-  /** What could be read from the start on; shorter where the file ends, or cannot be read. */
+  /** The bytes from the start on; fewer if the file ends, or cannot be read. */
   readonly head: Buffer
   readonly sizeBytes: number
-  /** `length` bytes at `at`; fewer where the file ends, or cannot be read. */
+  /** Returns `length` bytes at `at`; fewer if the file ends, or cannot be read. */
   read(at: number, length: number): Buffer
 }
 
-/** Reads `length` bytes from the start of `store`. A damaged disk tells what it can. */
+/** Reads `length` bytes from the start of `store`, as far as a damaged disk can be read. */
 export function sampleOf(store: Store, length: number): Sample {
   const read = (at: number, length: number): Buffer => {
     const wanted = Math.max(0, Math.min(length, store.sizeBytes - at))
@@ -33,13 +33,13 @@ export function sampleOf(store: Store, length: number): Sample {
   return { head: read(0, length), sizeBytes: store.sizeBytes, read }
 }
 
-/** Whether `bytes` has `text`, a character a byte, at `at`. */
+/** Reports whether `bytes` contains `text` at `at`; each character stands for a byte. */
 export const has = (bytes: Buffer, at: number, text: string): boolean =>
   at >= 0 &&
   at + text.length <= bytes.length &&
   bytes.toString('latin1', at, at + text.length) === text
 
-/** Whether a number of 16 or 32 bits lies at `at`, in either order of bytes. */
+/** Reports whether a number of 16 or 32 bits is at `at`, in either byte order. */
 export function hasNumber(bytes: Buffer, at: number, value: number, bits: 16 | 32): boolean {
   if (at + bits / 8 > bytes.length) return false
   return bits === 16
