@@ -36,7 +36,7 @@ t.test('its bytes are bounded', async t => {
   t.equal(counts[COUNT.bytes], 900, 'but not kept')
 })
 
-t.test('what fails is tried again', async t => {
+t.test('a failure is tried again', async t => {
   const { cache } = makeCache(1000)
   const fail = () => {
     throw new Error('damaged')

@@ -244,12 +244,12 @@ t.test('bitmaps', needs('qemu-img'), async t => {
   })
 
   const damages = [
-    { title: 'a directory behind the end', at: extensionAt + 16, bytes: '0000100000000000' },
+    { title: 'a directory past the end', at: extensionAt + 16, bytes: '0000100000000000' },
     { title: 'more bitmaps than it has', at: extensionAt, bytes: '00000003' },
     { title: '2^32 bitmaps', at: extensionAt, bytes: 'ffffffff' },
     { title: 'a directory of 2^40 bytes', at: extensionAt + 8, bytes: '0000010000000000' },
-    { title: 'a name behind the end', at: directoryAt + 18, bytes: 'ffff' },
-    { title: 'extra data behind the end', at: directoryAt + 20, bytes: 'ffffffff' },
+    { title: 'a name past the end', at: directoryAt + 18, bytes: 'ffff' },
+    { title: 'extra data past the end', at: directoryAt + 20, bytes: 'ffffffff' },
     { title: 'an unknown type', at: directoryAt + 16, bytes: '02' },
     { title: 'a granularity of 2^200', at: directoryAt + 17, bytes: 'c8' },
   ]

@@ -71,7 +71,7 @@ t.test('files that are none', async t => {
   }
 })
 
-t.test('whoever waits for a passphrase can be interrupted', async t => {
+t.test('waiting for a passphrase can be interrupted', async t => {
   const fifo = join(t.testdir(), 'fifo')
   await run('mkfifo', [fifo])
   const controller = new AbortController()
@@ -132,7 +132,7 @@ t.test('what comes over the pipe', async t => {
   ])
 })
 
-t.test('nobody answers any more', async t => {
+t.test('the command has gone', async t => {
   const { relay, questions } = relayOf(t, Buffer.from('\x01\x09\0\0\0cut', 'latin1'))
   await t.rejects(relay.ask('disk', 'LUKS'), { message: /interrupted; nothing is mounted/ })
   t.same(questions, [{ path: 'disk', method: 'LUKS' }])

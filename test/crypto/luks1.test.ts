@@ -76,7 +76,7 @@ const OPENED: { title: string; spec: LuksSpec }[] = [
     spec: { ...BASE, mode: 'ecb', ivGenerator: 'none', key: noise(32, 1) },
   },
   {
-    title: 'ECB with ones that nobody needs',
+    title: 'ECB with unneeded ones',
     spec: {
       ...BASE,
       mode: 'ecb',
@@ -426,7 +426,7 @@ t.test('a header that is cut off', async t => {
   refuses(t, () => readLuks1(store, { offset: 0, length: 2 ** 52 }), hostile)
 })
 
-t.test('key slots behind the end of the file', async t => {
+t.test('key slots past the end of the file', async t => {
   const { store, area, header } = opened(base())
   const end = area.offset + 8 * SECTOR + 64 * 4000
   store.truncate(end)

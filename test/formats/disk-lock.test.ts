@@ -23,7 +23,7 @@ t.test('several threads', async t => {
   t.same(new Set(words), new Set([0]), 'nobody holds or waits for anything')
 })
 
-t.test('one thread waits for nobody', async t => {
+t.test('a single thread never waits', async t => {
   const disk = new DiskLock(createLockMemory(3), 2)
   for (const length of [0, 1, 512, 16384, 2 ** 20, 2 ** 40]) {
     for (const offset of [0, 29 * 16384, 30 * 16384, 2 ** 52]) {

@@ -66,7 +66,7 @@ t.test('each encrypted layer is asked for, the image first', async t => {
   t.same(keysOf(chain), ['\0'.repeat(16), undefined, '\0'.repeat(16)], 'and keys, in the end')
 })
 
-t.test('nobody is asked for what is not encrypted', async t => {
+t.test('no passphrase is asked for a layer that is not encrypted', async t => {
   const chain = chainOf(t, [0, 0])
   const { ask, asked } = asker([])
   t.same((await unlockChain(chain, ask)).layers, chain.layers)
@@ -79,7 +79,7 @@ t.test('what was not unlocked is not read', async t => {
   t.throws(() => cipherOf(layer), /is encrypted and was not unlocked/)
 })
 
-t.test('where asking fails, what was told before is wiped all the same', async t => {
+t.test('if asking fails, earlier passphrases are wiped, too', async t => {
   const told = Buffer.from('top')
   const ask: AskPassphrase = async path => {
     if (path.endsWith('1.qcow2')) return [told]

@@ -127,9 +127,9 @@ t.test('the end of a file', async t => {
     t.ok(read(1000, 24).equals(Buffer.alloc(24)), 'even where nothing of it is there')
   })
   const beyond = [
-    { title: 'a cluster behind it', at: 1024, length: 512 },
+    { title: 'a cluster past it', at: 1024, length: 512 },
     { title: 'a run over it', at: 512, length: 1024 },
-    { title: 'far behind', at: 2 ** 50, length: 1 },
+    { title: 'far past it', at: 2 ** 50, length: 1 },
   ]
   for (const { title, at, length } of beyond) {
     t.test(title, async t =>

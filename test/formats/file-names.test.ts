@@ -63,7 +63,7 @@ const lists = [
     names: ['disk@a~1', 'disk@b', 'disk@a~3'],
   },
   {
-    title: 'a tag that is what another would become',
+    title: 'a tag equal to the encoding of another one',
     tags: [tagged('a', '1'), tagged('a', '2'), tagged('a~1', '3')],
     names: ['disk@a~1~1', 'disk@a~2', 'disk@a~1'],
   },

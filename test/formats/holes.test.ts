@@ -73,7 +73,7 @@ t.test('a hole at the end is one', async t => {
   t.ok(countAllocated(view, 2 ** 40, 1000) < 2 ** 30)
 })
 
-t.test('clusters that nobody wrote to are holes of the file', async t => {
+t.test('clusters that were never written are holes of the file', async t => {
   const cluster: Cluster = { kind: 'data', bytes: Buffer.alloc(0) }
   const { view } = viewOf(t, {
     clusterBits: 16,

@@ -207,7 +207,7 @@ t.test('an image that was given by a link', async t => {
   })
 })
 
-t.test('what is in the way', async t => {
+t.test('obstacles', async t => {
   const { folder, overlays, put } = place(t)
   const elsewhere = tempFolder(t)
   fs.writeFileSync(join(elsewhere, 'overlay'), qcow('base.raw'))

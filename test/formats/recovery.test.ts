@@ -73,7 +73,7 @@ t.test('what refuses it leaves it as it is', async t => {
   }
 })
 
-t.test('who does not know its passphrase changes nothing', async t => {
+t.test('without the passphrase nothing changes', async t => {
   const { file, bytes } = dirtyImage(t)
   bytes.writeUInt32BE(1, CRYPT_METHOD_AT)
   writeFileSync(file, bytes)

@@ -64,7 +64,7 @@ t.test('a worker whose helper has not come yet does all of it', async t => {
   }
 })
 
-t.test('damage is thrown once nobody is at work, and the next read starts clean', async t => {
+t.test('damage is thrown once no job runs, and the next read starts clean', async t => {
   const { crew, target } = crewOf(2)
   const unpacked: string[] = []
   const damage = new ImageError('CORRUPT', 'damaged')

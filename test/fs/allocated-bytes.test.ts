@@ -85,7 +85,7 @@ t.test('counting takes a small share of the time', async t => {
   t.equal(disk.calls.filter(call => call.startsWith('begin')).length, 1)
 })
 
-t.test('what was given back is no more counted', async t => {
+t.test('freed space is not counted any more', async t => {
   const { fs, allocated } = writtenFs()
   punch(fs, 4096)
   t.equal(allocated[0], DISK_BYTES - 4096)

@@ -74,7 +74,12 @@ const cases: Case[] = [
     calls: [`write ${END - 3} ove`],
   },
   { title: 'WRITE at the end', opcode: WRITE, args: writeIn(END, 'x'), error: ENOSPC },
-  { title: 'WRITE far behind', opcode: WRITE, args: writeIn(2n ** 63n - 1n, 'x'), error: ENOSPC },
+  {
+    title: 'WRITE far past the end',
+    opcode: WRITE,
+    args: writeIn(2n ** 63n - 1n, 'x'),
+    error: ENOSPC,
+  },
   {
     title: 'WRITE over the end of a disk that grows',
     growable: true,
@@ -154,7 +159,7 @@ const cases: Case[] = [
     calls: [`zero 100 ${END - 100}`],
   },
   {
-    title: 'FALLOCATE, a hole behind the end',
+    title: 'FALLOCATE, a hole past the end',
     opcode: FALLOCATE,
     args: fallocateIn(PUNCH_HOLE | KEEP_SIZE, END, 4096),
   },
@@ -208,7 +213,7 @@ const cases: Case[] = [
       00100000 00000000`,
   },
   {
-    title: 'SETATTR, emptied by name: nobody would write it',
+    title: 'SETATTR, emptied by name: no write follows',
     opcode: SETATTR,
     args: setattrIn(SIZE | 512, { size: 0 }),
     error: EPERM,
@@ -329,7 +334,7 @@ const cases: Case[] = [
     calls: ['begin 512 4', 'end'],
   },
   {
-    title: 'READ of a snapshot: nobody overwrites it',
+    title: 'READ of a snapshot: it is never overwritten',
     opcode: 15,
     node: SNAPSHOT,
     args: readIn({ offset: 512, size: 4 }),
@@ -491,17 +496,20 @@ t.test('attributes that nothing can be, and names of nodes', async t => {
   t.equal(answer(fs, message({ opcode: 1, node: 99, args: text('.\0') }))?.readInt32LE(4), -ESTALE)
 })
 
-t.test('who empties it by ftruncate and writes nothing learns that it is not empty', async t => {
-  const { fs, disk } = writtenFs()
-  const ask = (opcode: number, args: string) =>
-    answer(fs, message({ opcode, node: DISK, args }))?.readInt32LE(4)
-  ask(14, OPEN(O_WRONLY))
-  ask(SETATTR, setattrIn(SIZE | FH, { size: 0 }))
-  t.equal(ask(25, flushIn(1)), -EPERM)
-  ask(WRITE, writeIn(0, 'x'))
-  t.equal(ask(25, flushIn(1)), 0)
-  t.notMatch(disk.calls.join(), /zero/)
-})
+t.test(
+  'a program that empties it by ftruncate and writes nothing learns that it is not empty',
+  async t => {
+    const { fs, disk } = writtenFs()
+    const ask = (opcode: number, args: string) =>
+      answer(fs, message({ opcode, node: DISK, args }))?.readInt32LE(4)
+    ask(14, OPEN(O_WRONLY))
+    ask(SETATTR, setattrIn(SIZE | FH, { size: 0 }))
+    t.equal(ask(25, flushIn(1)), -EPERM)
+    ask(WRITE, writeIn(0, 'x'))
+    t.equal(ask(25, flushIn(1)), 0)
+    t.notMatch(disk.calls.join(), /zero/)
+  },
+)
 
 t.test('what the disk throws is what the caller gets', async t => {
   const { fs, disk } = writtenFs()

@@ -68,7 +68,7 @@ t.test('room for no entry at all', async t => {
   }
 })
 
-t.test('READDIRPLUS counts nothing: who asks for a file waits, who lists does not', async t => {
+t.test('READDIRPLUS counts nothing: asking for a file waits, listing does not', async t => {
   const counts = new Float64Array(3).fill(-1)
   counts[1] = 1024
   const { files } = list(listedFs(3, counts), READDIRPLUS, 4096)

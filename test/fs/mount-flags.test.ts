@@ -20,7 +20,7 @@ t.test('what they are called', async t => {
   t.same(flagNames(after('relatime', 'silent')), ['rw', 'nosuid', 'nodev'])
 })
 
-t.test('what they have no word for', async t => {
+t.test('flags without a name', async t => {
   for (const option of ['strictatime', 'lazytime', 'nodiratime', 'nosymfollow']) {
     t.throws(() => flagNames(after(option)), {
       message: `-o ${option} needs root and the direct transport; leave it out`,
@@ -28,7 +28,7 @@ t.test('what they have no word for', async t => {
   }
 })
 
-t.test('what is no flag', async t => {
+t.test('unknown flags', async t => {
   for (const option of ['', 'toString', 'suid=1', 'x-y']) {
     t.equal(changeFlags(0, option), undefined)
   }

@@ -103,7 +103,7 @@ t.test('requests', async t => {
       payload: `${ENTRY(18)} ${ATTR({ ...FILE, ino: 18, size: 300, blocks: 1, time: SNAPSHOT_TIME })}`,
     },
     {
-      title: 'LOOKUP of what is not listed',
+      title: 'LOOKUP of a file that is not listed',
       opcode: 1,
       args: name('.vimgfs'),
       payload: `${ENTRY(2)} ${ATTR({ ...FOLDER, ino: 2 })}`,
@@ -161,7 +161,7 @@ t.test('requests', async t => {
         ${u64(0)} ${u64(0)} ${u64(0).repeat(14)}`,
     },
     {
-      title: 'STATX of the disk: when it was born nobody knows',
+      title: 'STATX of the disk: its birth time is unknown',
       opcode: 52,
       node: NODE.disk,
       args: `${u32(0)} ${u32(0)} ${u64(0)} ${u32(0)} ${u32(0xfff)}`,
@@ -200,7 +200,7 @@ t.test('requests', async t => {
       payload: text('AABB'),
     },
     {
-      title: 'READ of a hole, of zeros and of data behind them',
+      title: 'READ of a hole, of zeros and of data after them',
       opcode: 15,
       node: NODE.disk,
       args: readIn({ offset: 1023, size: 1026 }),
@@ -215,7 +215,7 @@ t.test('requests', async t => {
     },
     { title: 'READ at the end', opcode: 15, node: NODE.disk, args: readIn({ offset: 5220 }) },
     {
-      title: 'READ behind the end',
+      title: 'READ past the end',
       opcode: 15,
       node: NODE.disk,
       args: readIn({ offset: 2 ** 52 }),
@@ -250,7 +250,7 @@ t.test('requests', async t => {
       error: EIO,
     },
     {
-      title: 'READ behind it',
+      title: 'READ past it',
       opcode: 15,
       node: NODE.bad,
       args: readIn({ offset: 1024, size: 2 }),
@@ -285,7 +285,7 @@ t.test('requests', async t => {
       args: readIn({ offset: STATUS.length }),
     },
     {
-      title: 'READ behind the end of status.json',
+      title: 'READ past the end of status.json',
       opcode: 15,
       node: NODE.status,
       args: readIn({ offset: 4096 }),
@@ -344,7 +344,7 @@ t.test('requests', async t => {
       payload: text('qcow2'),
     },
     {
-      title: 'GETXATTR of what is not there',
+      title: 'GETXATTR of a missing attribute',
       opcode: 22,
       node: NODE.disk,
       args: XATTR(100) + name('user.vimgfs.snapshot-id'),
@@ -408,7 +408,7 @@ t.test('requests', async t => {
         ${u64(19)} ${u64(6)} 12000000 08000000 ${text('disk@bad%2Fone.raw')} 000000000000`,
     },
     { title: 'READDIR at its end', opcode: 28, args: readIn({ offset: 6 }) },
-    { title: 'READDIR far behind its end', opcode: 28, args: readIn({ offset: 2 ** 40 }) },
+    { title: 'READDIR far past its end', opcode: 28, args: readIn({ offset: 2 ** 40 }) },
     {
       title: 'READDIR of the control folder',
       opcode: 28,
@@ -503,7 +503,7 @@ t.test('requests', async t => {
     },
     { title: 'LSEEK at the end', opcode: 46, node: NODE.disk, args: LSEEK(5220, 4), error: ENXIO },
     {
-      title: 'LSEEK far behind it',
+      title: 'LSEEK far past it',
       opcode: 46,
       node: NODE.disk,
       args: LSEEK(2n ** 63n - 1n, 3),
@@ -539,7 +539,7 @@ t.test('requests', async t => {
   }
 })
 
-t.test('what would change something', async t => {
+t.test('requests that would change something', async t => {
   const fs = smallFs(t)
   const changing = {
     SETATTR: 4,
@@ -566,7 +566,7 @@ t.test('what would change something', async t => {
   }
 })
 
-t.test('what expects no reply', async t => {
+t.test('messages that expect no reply', async t => {
   const fs = smallFs(t)
   t.equal(answer(fs, message({ opcode: 2, node: 16, args: u64(1) })), undefined, 'FORGET')
   const two = `${u32(2)} 00000000 ${u64(16)} ${u64(1)} ${u64(99)} ${u64(1)}`
@@ -654,7 +654,7 @@ t.test('what is thrown: an errno to the caller, the error to the log', async t =
     { title: 'not even an error', error: 'text', errno: EIO },
     { title: 'nothing', error: undefined, errno: EIO },
     { title: 'damage', error: new ImageError('CORRUPT', 'damage'), errno: EIO },
-    { title: 'what is refused', error: new ImageError('REFUSED', 'no'), errno: EACCES },
+    { title: 'a refusal', error: new ImageError('REFUSED', 'no'), errno: EACCES },
     {
       title: "Node's own",
       error: Object.assign(new Error('open'), { errno: -ENOENT }),

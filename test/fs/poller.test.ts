@@ -71,7 +71,7 @@ t.test('one polls at a time', async t => {
   t.equal(inner, -1)
 })
 
-t.test('who is parked comes back when the leader is busy for long, or has ended', async t => {
+t.test('a parked worker comes back when the leader is busy for long, or has ended', async t => {
   const memory = createPollMemory()
   const words = new Int32Array(memory)
   words[LEADER] = 1

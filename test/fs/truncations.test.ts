@@ -40,7 +40,7 @@ t.test('a gap is zeroed once, and later writes into it stay', async t => {
   t.equal(calls.length, 2)
 })
 
-t.test('what fails is tried again', async t => {
+t.test('a failure is tried again', async t => {
   const { actions, calls } = disk()
   const truncations = new Truncations()
   const handle = truncations.newHandle()
@@ -114,7 +114,7 @@ t.test('the last handle that truncated appends', async t => {
   t.ok(truncations.isAppending)
 })
 
-t.test('a clock that is set back makes nobody wait', async t => {
+t.test('a clock that is set back makes no thread wait', async t => {
   const truncations = new Truncations()
   const handle = truncations.newHandle()
   truncations.truncate(handle, true)
@@ -128,7 +128,7 @@ t.test('a clock that is set back makes nobody wait', async t => {
   t.equal(truncations.lastMark(), 0)
 })
 
-t.test('pages are dropped where somebody may have read', async t => {
+t.test('pages are dropped where a program may have read', async t => {
   let told = 0
   const { actions, calls } = disk()
   const truncations = new Truncations(undefined, () => told++)

@@ -97,7 +97,7 @@ t.test('more than a piece at once', async t => {
   t.ok(base.bytes().equals(sealedFile(plain)), 'unaligned')
 })
 
-t.test('what is written behind the end begins with zeros, decrypted', async t => {
+t.test('what is written past the end begins with zeros, decrypted', async t => {
   const { base, store } = opened()
   store.write(Buffer.from('abc'), 0, 3, UNIT + 10)
   const sector = Buffer.alloc(SECTOR)

@@ -41,7 +41,7 @@ t.test('what is locked', async t => {
   }
 })
 
-t.test('who is in whose way', async t => {
+t.test('which locks conflict', async t => {
   for (const [first, second, isRefused] of [
     ['read', 'read', false],
     ['read', 'write', true],

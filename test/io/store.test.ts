@@ -32,7 +32,7 @@ t.test('reading', async t => {
     { title: 'the middle, into the middle', start: 7, length: 100, at: 5000, got: 100 },
     { title: 'over the end', start: 3, length: 500, at: 9900, got: 100 },
     { title: 'at the end', start: 0, length: 10, at: 10_000, got: 0 },
-    { title: 'behind the end', start: 0, length: 10, at: 2 ** 50, got: 0 },
+    { title: 'past the end', start: 0, length: 10, at: 2 ** 50, got: 0 },
     { title: 'nothing', start: 0, length: 0, at: 0, got: 0 },
   ]
   for (const { title, start, length, at, got } of cases) {
@@ -72,7 +72,7 @@ t.test('holes', async t => {
   t.equal(store.nextHole(2 ** 40), 512 * K, 'behind the end')
 })
 
-t.test('a file that somebody else has cut off is not written', async t => {
+t.test('a file that another process has cut off is not written', async t => {
   const path = join(tempFolder(t), 'file')
   writeFileSync(path, noise(64 * K, 1))
   const fd = openSync(path, 'r+')

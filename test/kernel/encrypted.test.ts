@@ -272,7 +272,7 @@ t.test('from the terminal, without echo', skip, async t => {
   }
 })
 
-t.test('whoever is asked can be interrupted', skip, async t => {
+t.test('a command that asks can be interrupted', skip, async t => {
   const { file, folder } = await makeImage(t)
   const fifo = join(folder, 'fifo')
   await run('mkfifo', [fifo])

@@ -134,7 +134,7 @@ t.test('mounted for writing: QEMU and another mount are refused', skip, async t 
   }
 })
 
-t.test('mounted for reading: others read, and nobody writes', skip, async t => {
+t.test('mounted for reading: others may read, but not write', skip, async t => {
   const image = await makeImage(sharedFolder(t))
   const first = await mount(t, image, { args: READ_ONLY })
   const second = await mount(t, image, { args: READ_ONLY })

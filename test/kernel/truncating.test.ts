@@ -112,15 +112,19 @@ for (const place of places) {
     t.ok(readFileSync(disk).equals(Buffer.alloc(SIZE, '9').fill(0, 0, 512)))
   })
 
-  t.test(`${place.name}: who can have no such handle sees the whole disk`, skip, async t => {
-    const { disk } = await fullDisk(t, place)
-    const script = `exec 3> ${disk}; printf 12345 >&3; stat -Lc %s /dev/fd/3
+  t.test(
+    `${place.name}: a process that can have no such handle sees the whole disk`,
+    skip,
+    async t => {
+      const { disk } = await fullDisk(t, place)
+      const script = `exec 3> ${disk}; printf 12345 >&3; stat -Lc %s /dev/fd/3
       exec 4< ${disk}; dd bs=1 skip=1M count=1 status=none <&4
       exec 3>&- 4> ${disk}; printf 123 >&4; sh -c 'exec 4>&-; stat -c %s ${disk}'`
-    // libfuse does not tell who asks.
-    const others = place === HERE ? SIZE : 3
-    t.equal(await runIn(place, 'sh', ['-c', script]), `5\n9${others}\n`)
-  })
+      // libfuse does not tell who asks.
+      const others = place === HERE ? SIZE : 3
+      t.equal(await runIn(place, 'sh', ['-c', script]), `5\n9${others}\n`)
+    },
+  )
 
   t.test(`${place.name}: emptying it by name is refused`, skip, async t => {
     const { disk } = await fullDisk(t, place)

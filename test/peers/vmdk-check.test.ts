@@ -280,7 +280,7 @@ t.test('grains that QEMU leaves behind', tools, async t => {
   }
 })
 
-t.test('a grain that QEMU finds behind the end', tools, async t => {
+t.test('a grain that QEMU finds past the end', tools, async t => {
   for (const kind of KINDS) {
     const folder = tempFolder(t)
     const image = join(folder, 'disk.vmdk')

@@ -91,7 +91,7 @@ t.test('a disk that ends within a sector, and a file that ends with the disk', t
   t.end()
 })
 
-t.test('bits behind the last sector', t => {
+t.test('bits after the last sector', t => {
   const { store, built } = imageOf('qemu-x86-64')
   const at = built.bitmapAt + 256
   store.write(Buffer.of(0b0010_0100), 0, 1, at)

@@ -185,7 +185,7 @@ t.test('a bitmap that is cut off while the image is open', t => {
   t.end()
 })
 
-t.test('a disk of 1 TiB, most of it silent', t => {
+t.test('a disk of 1 TiB, most of it unallocated', t => {
   const file = join(tempFolder(t), 'disk.cow')
   const fd = openSync(file, 'w+')
   t.teardown(() => closeSync(fd))

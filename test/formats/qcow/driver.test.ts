@@ -186,13 +186,13 @@ const damages: { title: string; bytes: Buffer; offset: number; words: RegExp }[]
     words: /an L2 entry maps a cluster at 4660, which is no sector/,
   },
   {
-    title: 'a cluster behind the end of the file',
+    title: 'a cluster past the end of the file',
     bytes: changed(built, cluster0, (fileBytes + 511n) & ~511n),
     offset: 0,
     words: /maps a cluster at \d+, beyond the end of the file/,
   },
   {
-    title: 'a cluster behind all files',
+    title: 'a cluster past the end of any file',
     bytes: changed(built, cluster0, (1n << 62n) + 512n),
     offset: 0,
     words: /beyond the end of the file/,
@@ -204,7 +204,7 @@ const damages: { title: string; bytes: Buffer; offset: number; words: RegExp }[]
     words: /the L1 entry 1 names an L2 table at 4104, no sector/,
   },
   {
-    title: 'a table behind the end of the file',
+    title: 'a table past the end of the file',
     bytes: changed(built, built.l1EntryAt(1), ((fileBytes + 4095n) & ~4095n) + 4096n),
     offset: 64 * CLUSTER,
     words: /the L1 entry 1 names an L2 table at \d+, beyond the end of the file/,
@@ -225,7 +225,7 @@ const damages: { title: string; bytes: Buffer; offset: number; words: RegExp }[]
     words: /a table at 4096 lies beyond the end of the file/,
   },
   {
-    title: 'a compressed cluster behind the end of the file',
+    title: 'a compressed cluster past the end of the file',
     bytes: changed(built, built.entryAt(66), compressed(1n << 40n, 100n)),
     offset: 66 * CLUSTER,
     words: /a compressed cluster at 1099511627776 lies beyond the end of the file/,

@@ -117,7 +117,7 @@ const refused: { title: string; damage: Damage; words: RegExp; code?: string }[]
     code: 'UNSUPPORTED',
   },
   {
-    title: 'a disk whose L1 table nobody has room for',
+    title: 'a disk whose L1 table would be too large',
     damage: all(at('clusterBits', 'UInt8', 9), at64('sizeBytes', 2n ** 52n)),
     words: /a disk of 4503599627370496 bytes needs 17179869184 L1 entries, above 268435455/,
   },
@@ -154,7 +154,7 @@ const refused: { title: string; damage: Damage; words: RegExp; code?: string }[]
     words: /the L1 table at 51 is not aligned to its entries/,
   },
   {
-    title: 'the L1 table behind the file',
+    title: 'the L1 table past the end of the file',
     damage: at64('l1Offset', 560n),
     words: /the L1 table of 1 entries at 560 lies beyond the end of the file/,
   },
@@ -174,7 +174,7 @@ const refused: { title: string; damage: Damage; words: RegExp; code?: string }[]
     words: /name has 4294967295 bytes/,
   },
   {
-    title: 'a backing name behind the file',
+    title: 'a backing name past the end of the file',
     damage: all(at64('backingOffset', 559n), at('backingBytes', 'UInt32BE', 2)),
     words: /the backing file's name at 559 lies beyond the end of the file/,
   },

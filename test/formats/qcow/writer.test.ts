@@ -388,7 +388,7 @@ const damages: { title: string; at: number; value: bigint; words: RegExp }[] = [
     words: /where the backing file's name is/,
   },
   {
-    title: 'a compressed cluster behind the end of the file',
+    title: 'a compressed cluster past the end of the file',
     at: built.entryAt(66),
     value: (1n << 63n) | (60n << 51n) | (end - 59n),
     words: /beyond the end of the file/,
@@ -406,7 +406,7 @@ const damages: { title: string; at: number; value: bigint; words: RegExp }[] = [
     words: /which is no sector/,
   },
   {
-    title: 'a table behind the end of the file',
+    title: 'a table past the end of the file',
     at: built.l1EntryAt(3),
     value: ((end + 4095n) & ~4095n) + 4096n,
     words: /beyond the end of the file/,
@@ -473,7 +473,7 @@ t.test('what the end of the file cuts off of a cluster stays what it was', async
   }
 })
 
-t.test('an L1 table behind clusters shares no slice with them', async () => {
+t.test('an L1 table after clusters shares no slice with them', async () => {
   const { bytes, l1Offset } = built
   const at = bytes.length + 4096 - (bytes.length % 4096) + 512
   const moved = Buffer.alloc(at + 64)

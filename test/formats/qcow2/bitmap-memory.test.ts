@@ -67,7 +67,7 @@ t.test('bits', async t => {
       bits: range(0, 5),
     },
     {
-      title: 'bits behind the disk',
+      title: 'bits after the disk',
       spec: withBitmap({ hasTail: true, bits: [1] }, 5 * 512),
       bits: [1],
     },
@@ -177,7 +177,7 @@ t.test('a directory in a free cluster is no place to write to', async t => {
   t.equal(load(bytes, at => at !== directoryAt).areLost, true)
 })
 
-t.test('a disabled bitmap that is damaged is nobody’s business until the disk grows', async t => {
+t.test('a disabled bitmap that is damaged does not matter until the disk grows', async t => {
   const { bytes, tableAt } = buildBitmapImage(SPEC)
   bytes.writeBigUInt64BE(2n, tableAt[2]!)
   const { bitmaps, warnings } = load(bytes)

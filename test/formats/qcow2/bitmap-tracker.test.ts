@@ -62,7 +62,7 @@ t.test('a write sets the bits of what it touches, and says which clusters change
       bits: [8190, 8191],
       changed: [1],
     },
-    { title: 'behind all room', offset: 2 ** 52, length: 9 * G, bits: [], changed: [] },
+    { title: 'past all room', offset: 2 ** 52, length: 9 * G, bits: [], changed: [] },
   ]
   for (const { title, offset, length, bits, changed = length > 0 ? [0] : [] } of cases) {
     t.test(title, async t => {

@@ -179,7 +179,7 @@ const CASES: Case[] = [
     findings: [/count 7, references 2/, /share no cluster/],
   },
   {
-    title: 'a structure that shares its cluster, and counts that nobody can read',
+    title: 'a structure that shares its cluster, and counts that cannot be read',
     damage: (bytes, image) => {
       bytes.writeBigUInt64BE(BigInt(image.l1At), image.l2EntryAt(5))
       or(bytes, image.refcountTableAt, 1n << 10n)

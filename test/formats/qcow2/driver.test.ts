@@ -166,10 +166,10 @@ const damages: {
 }[] = [
   { title: 'a cluster that is not aligned', entry: 0x4200n },
   { title: 'a zero cluster that is not aligned', entry: 0x4201n },
-  { title: 'a cluster behind the end', entry: 1n << 40n },
-  { title: 'a cluster behind 2^53', entry: 0x00ff_ffff_ffff_c000n },
+  { title: 'a cluster past the end', entry: 1n << 40n },
+  { title: 'a cluster past 2^53', entry: 0x00ff_ffff_ffff_c000n },
   { title: 'a zero flag in version 2', entry: 1n, version: 2 },
-  { title: 'a stream behind the end', entry: (1n << 62n) | (1n << 40n) },
+  { title: 'a stream past the end', entry: (1n << 62n) | (1n << 40n) },
   { title: 'a stream that is none', entry: (1n << 62n) | 0x30n },
   {
     title: 'a subcluster both zero and allocated',

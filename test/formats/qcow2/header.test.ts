@@ -221,7 +221,7 @@ for (const { title, spec, damage, code, says } of refused) {
   })
 }
 
-t.test('a refcount table that ends in a hole behind the end of the file', async t => {
+t.test('a refcount table that ends in a hole past the end of the file', async t => {
   const image = join(tempFolder(t), 'disk.qcow2')
   const file = buildImage({ clusterBits: 9, sizeBytes: 1024 }).bytes()
   // Moved to where the file ends, as a table that was made large and is not filled yet.

@@ -28,13 +28,13 @@ function unpacked(unpack: typeof inflateCluster, packed: Buffer, size = SIZE): B
 
 const deflated: { title: string; packed: Buffer; content?: Buffer }[] = [
   { title: 'a stream', packed: deflate(CONTENT) },
-  { title: 'with others behind it', packed: Buffer.concat([deflate(CONTENT), junk]) },
+  { title: 'with others after it', packed: Buffer.concat([deflate(CONTENT), junk]) },
   { title: 'stored blocks', packed: deflate(noise(SIZE, 1), 0), content: noise(SIZE, 1) },
   { title: 'noise', packed: deflate(noise(SIZE, 1)), content: noise(SIZE, 1) },
   { title: 'zeros', packed: deflate(Buffer.alloc(SIZE)), content: Buffer.alloc(SIZE) },
   { title: 'without an end', packed: deflateUnfinished(CONTENT) },
   {
-    title: 'without an end, others behind it',
+    title: 'without an end, others after it',
     packed: Buffer.concat([deflateUnfinished(CONTENT), junk]),
   },
   {
@@ -83,7 +83,7 @@ const half = SIZE / 2
 const frames: { title: string; packed: Buffer }[] = [
   { title: 'a frame', packed: zstdFrame(CONTENT) },
   { title: 'a frame that knows its size', packed: zstdFrame(CONTENT, { hasSize: true }) },
-  { title: 'with others behind it', packed: Buffer.concat([zstdFrame(CONTENT), junk]) },
+  { title: 'with others after it', packed: Buffer.concat([zstdFrame(CONTENT), junk]) },
   {
     title: 'two',
     packed: Buffer.concat([
@@ -151,7 +151,7 @@ const brokenZstd = [
   },
   { title: 'a skipped one that never ends', packed: zstdSkippable(1000).subarray(0, 500) },
   { title: 'a reserved block', packed: flipped(frame, 6) },
-  { title: 'a dictionary that nobody has', packed: Buffer.from('28b52ffd01000101000000', 'hex') },
+  { title: 'an unknown dictionary', packed: Buffer.from('28b52ffd01000101000000', 'hex') },
 ]
 for (const { title, packed } of brokenZstd) {
   t.test(`zstd: ${title} is damage`, async t => {

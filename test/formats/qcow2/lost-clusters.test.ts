@@ -52,7 +52,7 @@ t.test('what is lost is no zeros, before and after', async t => {
   t.ok(store.bytes().equals(before), 'nothing was written')
 })
 
-t.test('an entry that names what nobody has counted', async t => {
+t.test('an entry that names an uncounted cluster', async t => {
   const image = buildImage(SPEC)
   const bytes = image.bytes()
   bytes.writeBigUInt64BE((1n << 63n) | 0x100000n, image.l2EntryAt(9))

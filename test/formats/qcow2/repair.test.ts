@@ -96,7 +96,7 @@ t.test('a table that is too short for the file gets longer', async t => {
   t.ok(readHeader(store).refcountTableClusters > 1)
 })
 
-t.test('what nobody can know is said and left', async t => {
+t.test('what cannot be known is reported and left', async t => {
   const { image, bytes } = built()
   bytes.writeBigUInt64BE(COPIED | (1n << 40n), image.l1At + 8)
   const store = new MemoryStore('', bytes)

@@ -102,7 +102,7 @@ t.test('a table that is cut off', async t => {
   ])
 })
 
-t.test('a VM state lies behind the disk of its snapshot', async t => {
+t.test('a VM state lies past the disk of its snapshot', async t => {
   const image = join(tempFolder(t), 'disk.qcow2')
   const state = Buffer.alloc(4096, 'state')
   // The disk has grown since, over where the VM state is: 512-byte clusters, 32 KiB an L2 table.

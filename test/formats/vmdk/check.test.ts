@@ -253,17 +253,17 @@ t.test('a seSparse extent', async t => {
     { title: 'no meaning', poke: [entry, 8, 5n], says: /entry 0x0000000000000005 means nothing$/ },
     { title: 'one grain twice', poke: [entry, 8, grain], says: /another one names, too$/ },
     {
-      title: 'behind the end',
+      title: 'past the end',
       poke: [entry, 8, grain | (4n << 48n)],
       says: /beyond the end of the file$/,
     },
     {
-      title: 'behind the end by the low bits of its number alone',
+      title: 'past the end by the low bits of its number alone',
       poke: [entry, 8, grain | (0x100n << 48n)],
       says: /beyond the end of the file$/,
     },
     {
-      title: 'far behind the end',
+      title: 'far past the end',
       poke: [entry, 8, grain | 0xffffffffffffn],
       says: /beyond the end of the file$/,
     },

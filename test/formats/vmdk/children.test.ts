@@ -204,7 +204,7 @@ t.test('an image that was given by a link', async t => {
   t.strictSame(children('link.vmdk'), ['a-side.vmdk', 'b-side.vmdk', 'beside.vmdk'], 'relative')
 })
 
-t.test('what is in the way', async t => {
+t.test('obstacles', async t => {
   const { folder, children, put } = machine(t)
   const elsewhere = tempFolder(t)
   fs.writeFileSync(join(elsewhere, 'child'), childText('base.vmdk'))

@@ -288,7 +288,7 @@ const refused: { title: string; pokes: Poke[]; code: string; message: RegExp }[]
     message: /beyond the end of the file/,
   },
   {
-    title: 'a directory that nobody needs',
+    title: 'an unneeded directory',
     pokes: [[24, 4, 2 ** 32 - 1]],
     code: 'CORRUPT',
     message: /4294967295 entries, above/,

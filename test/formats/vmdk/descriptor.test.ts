@@ -341,7 +341,7 @@ t.test('keys', async t => {
       expected: { isNativeSnapshot: false },
     },
     {
-      title: 'what nobody knows',
+      title: 'unknown text',
       text: 'some garbage\nfoo="bar"\n=\n==\n"\nCID',
       expected: { cid: 0 },
     },

@@ -351,7 +351,7 @@ const CASES: readonly Case[] = [
     grow: 5,
     finds: { unused: [[sparse.placeOf(100), 21 * SECTOR]] },
   },
-  { title: 'less than a grain behind the end', pokes: [], grow: 7, finds: {} },
+  { title: 'less than a grain past the end', pokes: [], grow: 7, finds: {} },
   {
     title: 'a redundant table that lags behind a written grain',
     pokes: [[redundantEntryAt(1), 4, 0]],

@@ -185,13 +185,13 @@ const names: Case[] = [
     isDamaged: true,
   },
   {
-    title: 'a flat extent far behind its file',
+    title: 'a flat extent far past the end of its file',
     files: named(`RW 128 FLAT "flat.bin" ${2 ** 43}`),
     warns: /bytes are missing/,
     isDamaged: true,
   },
   {
-    title: 'a flat extent behind 2^53 bytes',
+    title: 'a flat extent past 2^53 bytes',
     files: named(`RW 128 FLAT "flat.bin" ${2 ** 44}`),
     says: /beyond 2\^53 bytes/,
     code: 'CORRUPT',

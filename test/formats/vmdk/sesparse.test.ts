@@ -315,7 +315,7 @@ const refused: { title: string; pokes: Poke[]; code: string; message: RegExp }[]
       message: new RegExp(`${name} at 51200000 lies beyond the end of the file`),
     },
     {
-      title: `${name} over the one behind it`,
+      title: `${name} over the one after it`,
       pokes: [[at + 8, 8, honest.bytes.readUInt32LE(at + 8) + 1]] satisfies Poke[],
       code: 'CORRUPT',
       message: / overlaps the /,
@@ -396,8 +396,12 @@ t.test('refused: cut off', async t => {
 
 t.test('entries that cannot be', async t => {
   const cases: { title: string; entry: bigint; message: RegExp }[] = [
-    { title: 'silent with an index', entry: 1n, message: /0x0000000000000001 means nothing/ },
-    { title: 'silent with a high index', entry: 1n << 59n, message: /0x0800000000000000 means/ },
+    { title: 'unallocated with an index', entry: 1n, message: /0x0000000000000001 means nothing/ },
+    {
+      title: 'unallocated with a high index',
+      entry: 1n << 59n,
+      message: /0x0800000000000000 means/,
+    },
     ...[4n, 5n, 8n, 15n].map(nibble => ({
       title: `kind ${nibble}`,
       entry: nibble << 60n,
@@ -419,7 +423,7 @@ t.test('entries that cannot be', async t => {
   }
 })
 
-t.test('a grain in what lies behind the grains', async t => {
+t.test('a grain past the region of grains', async t => {
   // The back map moves behind the grains; it has 5 sectors, and the last grain would touch it.
   const bytes = Buffer.concat([honest.bytes, Buffer.alloc(80 * 512)])
   const end = honest.bytes.length / 512

@@ -246,7 +246,7 @@ t.test('a grain in reverse order is no neighbour', async t => {
   t.match(driver.lookup(0, 2 * G), { kind: 'data', length: G })
 })
 
-t.test('where compressed grains are, for whoever decompresses elsewhere', async t => {
+t.test('where compressed grains are, for decompressing elsewhere', async t => {
   const spec: ExtentSpec = {
     capacitySectors: 8 * 8,
     grainSectors: 8,

@@ -272,7 +272,7 @@ const refused: {
     expected: ['CORRUPT', /a stream that was cut short/],
   },
   {
-    title: 'a stream with more behind its end',
+    title: 'a stream with more after its end',
     spec: STREAM,
     change: b => Buffer.concat([b, Buffer.alloc(SECTOR)]),
     expected: ['CORRUPT', /a stream that was cut short/],

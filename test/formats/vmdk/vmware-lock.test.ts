@@ -125,7 +125,7 @@ const parsed: { title: string; text: string; expected: LockRecord | undefined }[
   { title: 'another type', text: 'm 1-2 0 W 2', expected: undefined },
   { title: 'a number that is none', text: 'm 1-2 x X 2', expected: undefined },
   { title: 'many words', text: `m 1-2 0 X 2${' a=b'.repeat(12)}`, expected: undefined },
-  { title: 'words behind a NUL', text: 'm 1-2 0\0 X 2', expected: undefined },
+  { title: 'words after a NUL', text: 'm 1-2 0\0 X 2', expected: undefined },
 ]
 for (const { title, text, expected } of parsed) {
   t.test(`reads ${title}`, async t => {

@@ -102,7 +102,7 @@ t.test('reading', async t => {
   t.match(counted(), { requests: { 15: 4 }, errors: 1, bytesRead: 10 })
 })
 
-t.test('control files have a size, and are their texts with spaces behind them', async t => {
+t.test('control files have a size, and are their texts with spaces after them', async t => {
   const { ask } = serve(smallParts(t))
   for (const [name, text] of [
     ['stats.json', STATS],
