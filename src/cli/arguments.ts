@@ -2,15 +2,20 @@
 import { type ParseArgsConfig, parseArgs } from 'node:util'
 import { UsageError } from '../errors.js'
 
+type Options = NonNullable<ParseArgsConfig['options']>
+type Parsed<O extends Options> = ReturnType<
+  typeof parseArgs<{ args: string[]; options: O; allowPositionals: true; strict: true }>
+>
+
 /**
  * Parses `args`: the options that `options` describes, and as many other words as `names` has. Throws UsageError.
  */
-export function parse<const O extends NonNullable<ParseArgsConfig['options']>>(
+export function parse<const O extends Options>(
   args: string[],
   options: O,
   command: string,
   names: readonly string[],
-) {
+): Parsed<O> {
   const parsed = parseOptions(args, options, command)
   const { positionals } = parsed
   if (positionals.length !== names.length) {
@@ -24,11 +29,11 @@ export function parse<const O extends NonNullable<ParseArgsConfig['options']>>(
   return parsed
 }
 
-function parseOptions<const O extends NonNullable<ParseArgsConfig['options']>>(
+function parseOptions<const O extends Options>(
   args: string[],
   options: O,
   command: string,
-) {
+): Parsed<O> {
   try {
     return parseArgs({ args, options, allowPositionals: true, strict: true })
   } catch (error) {

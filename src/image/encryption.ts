@@ -7,9 +7,9 @@ import type { StoreCipher } from '../io/cipher-store.js'
 import type { EncryptionMethod, LayerEncryption, LayerSpec } from '../formats/format.js'
 import { formatOf } from '../formats/registry.js'
 import type { Chain } from './chain.js'
-import { storeOf } from './layer.js'
 import { isPossibleLuks } from '../formats/qcow2/luks.js'
 import { recoverChain } from './recovery.js'
+import { LOCAL_FILES, type StoreSource } from './store-source.js'
 
 /**
  * Asks for the passphrase of the image at `path`. Returns one or more candidates, the likeliest first. They are wiped after
@@ -22,14 +22,18 @@ export type AskPassphrase = (path: string, method: EncryptionMethod) => Promise<
  * Then it recovers an image that was not closed cleanly: nothing after that may refuse the image. Throws ImageError if a
  * passphrase is wrong or a header is damaged; and what `ask` throws.
  */
-export async function unlockChain(chain: Chain, ask: AskPassphrase): Promise<Chain> {
+export async function unlockChain(
+  chain: Chain,
+  ask: AskPassphrase,
+  source: StoreSource = LOCAL_FILES,
+): Promise<Chain> {
   const layers: LayerSpec[] = []
   const warnings = [...chain.warnings]
   try {
     for (const layer of chain.layers) {
       const { encryption } = layer
       layers.push(
-        encryption ? { ...layer, encryption: await unlock(layer, encryption, ask) } : layer,
+        encryption ? { ...layer, encryption: await unlock(layer, encryption, ask, source) } : layer,
       )
       if (encryption?.method === 'AES') warnings.push(`${layer.path}: ${UNPROVEN}`)
     }
@@ -40,7 +44,7 @@ export async function unlockChain(chain: Chain, ask: AskPassphrase): Promise<Cha
   const [top, ...below] = layers as [LayerSpec, ...LayerSpec[]]
   const unlocked = { ...chain, layers: [top, ...below] as Chain['layers'], warnings }
   try {
-    return recoverChain(unlocked)
+    return recoverChain(unlocked, source)
   } catch (error) {
     lockChain(unlocked)
     throw error
@@ -61,6 +65,7 @@ async function unlock(
   layer: LayerSpec,
   encryption: LayerEncryption,
   ask: AskPassphrase,
+  source: StoreSource,
 ): Promise<LayerEncryption> {
   const { method, headerArea } = encryption
   const { path } = layer
@@ -76,7 +81,7 @@ async function unlock(
     const what = 'it is encrypted with LUKS but says nowhere where the LUKS header is'
     throw new ImageError('CORRUPT', what, { path, hint: 'restore it from a copy' })
   }
-  const store = storeOf(layer)
+  const store = source.readable(layer)
   if (!isPossibleLuks(headerArea, layer.sizeBytes, sizesOf(layer).unitBytes)) {
     const { offset, length } = headerArea
     const what = `a LUKS header of ${length} bytes at ${offset} is impossible`

@@ -1,8 +1,8 @@
 /** The last step of opening an image for writing, and the only one that changes it. */
 import { ImageError } from '../errors.js'
 import { WriteProtected } from '../io/named-file.js'
-import { WritableFileStore } from '../io/store.js'
 import type { Chain } from './chain.js'
+import { LOCAL_FILES, type StoreSource } from './store-source.js'
 import { formatOf } from '../formats/registry.js'
 import { withReadOnlyWarning } from '../formats/way-out.js'
 
@@ -10,14 +10,14 @@ import { withReadOnlyWarning } from '../formats/way-out.js'
  * Corrects the counts of an image that was not closed cleanly. Everything that can refuse the image must come before. If it
  * fails, the chain becomes read-only with a warning, or, if writing is required, it throws ImageError.
  */
-export function recoverChain(chain: Chain): Chain {
+export function recoverChain(chain: Chain, source: StoreSource = LOCAL_FILES): Chain {
   const { recovery, ...rest } = chain
   const [top, ...below] = chain.layers
   const format = formatOf(top)
   if (recovery === undefined || !format.recover) return chain
   const size = new BigInt64Array(new SharedArrayBuffer(8))
   size[0] = BigInt(top.sizeBytes)
-  const store = new WritableFileStore(top.path, top.fd, size)
+  const store = source.writable(top, size)
   try {
     const { spec, warning } = format.recover(store)
     const recovered = { ...top, sizeBytes: store.sizeBytes, spec }

@@ -7,6 +7,7 @@ import {
   readFileSync,
   rmSync,
   symlinkSync,
+  writeFileSync,
 } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
@@ -30,8 +31,8 @@ t.test('a tarball from a clean source installs globally and works', async t => {
   const held = (await run('tar', ['-tzf', tarball], scratch)).trim().split('\n')
   const top = new Set(held.map(path => path.split('/')[1]))
   t.same([...top].sort(), [...documents, 'dist', 'docs', 'package.json'])
-  const notCode = held.filter(path => path.includes('/dist/') && !path.endsWith('.js'))
-  t.same(notCode, [], 'only code in dist')
+  const notCode = held.filter(path => path.includes('/dist/') && !/\.(js|d\.ts)$/.test(path))
+  t.same(notCode, [], 'only code and its types in dist')
 
   const readme = readFileSync(join(ROOT, 'README.md'), 'utf8')
   const links = [...readme.matchAll(/\]\(([^)#:]+)\)/g)].map(([, path]) => path)
@@ -54,6 +55,30 @@ t.test('a tarball from a clean source installs globally and works', async t => {
   const vimgfs = join(prefix, 'bin/vimgfs')
   t.match(await run(vimgfs, ['--version'], scratch), version)
   t.match(await run(vimgfs, ['--help'], scratch), 'vimgfs mount')
+
+  await t.test('is a library, too', async t => {
+    const project = join(scratch, 'project')
+    mkdirSync(join(project, 'node_modules'), { recursive: true })
+    symlinkSync(join(prefix, 'lib/node_modules/vimgfs'), join(project, 'node_modules/vimgfs'))
+    copyFileSync(join(ROOT, 'docs/examples/changed.mjs'), join(project, 'changed.mjs'))
+    const printed = await run(process.execPath, ['changed.mjs', SAMPLE], project)
+    t.match(printed, /^qcow2, [0-9]+ bytes\n(.*: [0-9]+ bytes differ\n){2}$/)
+    writeFileSync(
+      join(project, 'use.mts'),
+      `import { type OpenImage, openImage } from 'vimgfs'
+       const image: OpenImage = await openImage('x', { writable: true })
+       image.disk.write(Buffer.alloc(1), 0)
+       const sizes: number[] = image.snapshots.map(({ sizeBytes }) => sizeBytes)
+       // @ts-expect-error: it is no method
+       image.disk.nothing()
+       export { sizes }\n`,
+    )
+    const types = join(ROOT, 'node_modules/@types')
+    const options = ['--noEmit', '--strict', '--module', 'nodenext', '--target', 'es2023']
+    const more = ['--types', 'node', '--typeRoots', types, '--skipLibCheck', 'use.mts']
+    const tsc = join(ROOT, 'node_modules/typescript/bin/tsc')
+    t.equal(await run(process.execPath, [tsc, ...options, ...more], project), '')
+  })
 
   await t.test('mounts', { skip: cannotMount() }, async t => {
     const folder = join(scratch, 'mnt')

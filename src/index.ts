@@ -1,0 +1,75 @@
+/** The library: virtual disk images opened, checked and described without FUSE. See docs/library.md. */
+import type { CheckOptions, CheckResult, RepairResult } from './formats/check/report.js'
+import type { RepairKind } from './formats/format.js'
+import { type CheckRequest, ImageCheck } from './image/check.js'
+import { describe, type ImageInfo } from './image/info.js'
+
+export { ImageError, SystemError } from './errors.js'
+export type { CheckOptions, CheckResult, Finding, RepairResult } from './formats/check/report.js'
+export type { RepairKind } from './formats/format.js'
+export { FORMAT_NAMES } from './formats/registry.js'
+export type { ImageInfo, SnapshotInfo } from './image/info.js'
+export {
+  type DiskExtent,
+  ImageDisk,
+  OpenImage,
+  type OpenImageOptions,
+  openImage,
+  ReadableDisk,
+} from './image/open-image.js'
+export type { ImageStores } from './image/store-chain.js'
+export type { Store, WritableStore } from './io/store.js'
+
+export interface CheckImageOptions
+  extends CheckOptions,
+    Pick<CheckRequest, 'format' | 'allowPaths'> {}
+
+/**
+ * Checks whether the tables of the image at `path` are sound. Returns undefined where its format has nothing to
+ * check. Changes nothing. Throws ImageError, SystemError.
+ */
+export async function checkImage(
+  path: string,
+  options: CheckImageOptions = {},
+): Promise<CheckResult | undefined> {
+  return (await checked(path, options, undefined))?.after
+}
+
+/**
+ * Repairs the image at `path`: `leaks` gives back what nothing uses, `all` mends the rest, too. Nobody else may have it
+ * open. Returns undefined where its format has nothing to check. Throws ImageError, SystemError.
+ */
+export async function repairImage(
+  path: string,
+  what: RepairKind,
+  options: CheckImageOptions = {},
+): Promise<RepairResult | undefined> {
+  return (await checked(path, options, what)) as RepairResult | undefined
+}
+
+async function checked(path: string, options: CheckImageOptions, repair: RepairKind | undefined) {
+  const image = ImageCheck.open(path, { ...options, repair })
+  if (!image) return undefined
+  try {
+    return await image.run(options)
+  } finally {
+    image.close()
+  }
+}
+
+/**
+ * Describes the image at `path`, in the words of `qemu-img info --output=json`, and with `isChain` the layers
+ * below it, too. Throws ImageError, SystemError.
+ */
+export function describeImage(
+  path: string,
+  options: Pick<CheckRequest, 'format' | 'allowPaths'> & {
+    readonly isChain?: boolean
+    readonly ignoreCid?: boolean
+    /** Told what of the image is lost or odd, a line each. */
+    readonly warn?: (text: string) => void
+  } = {},
+): ImageInfo[] {
+  const { isChain = false, warn, ...open } = options
+  return describe(path, open, isChain, warn)
+}
