@@ -1,6 +1,5 @@
 /**
- * System calls for tests, in a process of their own: `node calls.mjs NAME ARGUMENT…` prints the
- * result as JSON.
+ * Makes system calls for tests, in another process: `node calls.mjs NAME ARGUMENT…` prints the result as JSON.
  */
 import { createHash } from 'node:crypto'
 import fs from 'node:fs'
@@ -65,7 +64,7 @@ const CALLS = {
     return msync(address, size, MS_SYNC)
   },
 
-  /** Writes to `file`, and then the process `pid` may write nothing behind `limitBytes` of any file. */
+  /** Writes to `file`, and then forbids the process `pid` to write past `limitBytes` of any file. */
   writeThenLimit(file, offset, text, pid, limitBytes) {
     const prlimit = libc.func('int prlimit64(int pid, int resource, void *limits, void *old)')
     const RLIMIT_FSIZE = 1
@@ -73,13 +72,13 @@ const CALLS = {
     limits.writeBigUInt64LE(BigInt(limitBytes), 0)
     const fd = fs.openSync(file, 'r+')
     fs.writeSync(fd, text, offset)
-    // Not by a command: whatever is started closes what we have open, and that flushes.
+    // Not with a command: a child would close our descriptors, and closing flushes.
     return prlimit(pid, RLIMIT_FSIZE, limits, null)
   },
 
   /**
-   * A handle that truncates, `how` by 'open' or 'ftruncate', beside one that reads all and keeps its pages.
-   * Returns what the reader sees after each step, as [letter, count] pairs; all was `old` before.
+   * Uses a handle that truncates (`how` is 'open' or 'ftruncate') beside a handle that reads everything and keeps its pages.
+   * Returns what the reader sees after each step, as [letter, count] pairs.
    */
   truncating(file, how, first) {
     const runs = bytes => {
@@ -117,7 +116,7 @@ const CALLS = {
     return { empty, written, after: fs.statSync(file).size, steps }
   },
 
-  /** Twelve writes of one truncating handle at once, the later ones first; the file's bytes. */
+  /** Makes twelve writes of one truncating handle at once, the later ones first. Returns the file's bytes. */
   async unordered(file, direct) {
     const { O_WRONLY, O_TRUNC, O_DIRECT } = fs.constants
     const BLOCK = 65536
@@ -146,7 +145,7 @@ const CALLS = {
     return truncate(file, size) === 0 ? 0 : koffi.errno()
   },
 
-  /** What each of these ends with: bytes written, or an error's code. */
+  /** Returns the result of each of these: bytes written, or an error's code. */
   ends(file, size) {
     const outcome = act => {
       try {
@@ -180,8 +179,8 @@ const CALLS = {
   },
 
   /**
-   * Writers of their own places at once, by all ways, with readers between them that look whether a
-   * write that has returned is there. Returns what was wrong.
+   * Runs writers at once, each with its own places, in all ways of writing, and readers that check that a write which has
+   * returned is there. Returns what was wrong.
    */
   async crowd(file, rounds) {
     const { O_RDWR, O_DIRECT } = fs.constants
@@ -204,7 +203,7 @@ const CALLS = {
     return wrong
   },
 
-  /** Readers at once, each of its own places; the SHA-256 of all pieces, in the file's order. */
+  /** Runs readers at once, each with its own places. Returns the SHA-256 of all pieces, in the order of the file. */
   async scattered(file, readers, pieceBytes) {
     const handle = await fs.promises.open(file)
     const { size } = await handle.stat()
@@ -224,7 +223,7 @@ const CALLS = {
     return hash(whole)
   },
 
-  /** What each way of fallocate(2), and each function for extended attributes, ends with. */
+  /** Returns the result of each mode of fallocate(2) and of each function for extended attributes. */
   lacking(file) {
     const fallocate = libc.func('int fallocate64(int fd, int mode, int64_t at, int64_t bytes)')
     const setxattr = libc.func(
@@ -262,7 +261,7 @@ const CALLS = {
     }
   },
 
-  /** What each attempt to change `file` or its `folder` fails with. */
+  /** Returns the error of each attempt to change `file` or its `folder`. */
   changes(folder, file) {
     const other = `${folder}/new`
     const errors = {}
@@ -304,7 +303,7 @@ const CALLS = {
     return errors
   },
 
-  /** Reads `file` in pieces; the pieces that fail, and with what. */
+  /** Reads `file` in pieces. Returns the pieces that fail, with their errors. */
   failures(file, pieceBytes) {
     const fd = fs.openSync(file)
     const { size } = fs.fstatSync(fd)

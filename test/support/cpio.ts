@@ -10,7 +10,7 @@ export interface Member {
   readonly bytes?: Buffer
 }
 
-/** Folders come before what is in them. Everything belongs to root and may be run. */
+/** Returns an archive. Folders must come before their content. Everything belongs to root and is executable. */
 export function archive(members: readonly Member[]): Buffer {
   const parts = members.flatMap(({ path, bytes }, index) =>
     member(index + 1, path, bytes ? FILE_MODE : FOLDER_MODE, bytes ?? Buffer.alloc(0)),

@@ -1,6 +1,6 @@
 /**
- * exchange.mjs A B: exchanges two names again and again (renameat2(2), RENAME_EXCHANGE), until it is killed or
- * whoever has started it has ended.
+ * exchange.mjs A B: exchanges two names again and again (renameat2(2), RENAME_EXCHANGE), until it is killed or the process
+ * that started it has ended.
  */
 import koffi from 'koffi'
 

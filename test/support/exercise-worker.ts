@@ -1,4 +1,4 @@
-/** The thread of watchdog.ts: it may hang or grow, and is ended from outside then. */
+/** The thread of watchdog.ts. If it hangs or takes too much memory, it is ended from outside. */
 import { parentPort } from 'node:worker_threads'
 import { exercise, type HostileOptions } from './exercise.js'
 

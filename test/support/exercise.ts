@@ -1,4 +1,4 @@
-/** All that a mount does with an image, for images that nobody can trust. */
+/** Does with an image all that a mount does, for hostile images. */
 import { readLuks1 } from '../../src/crypto/luks1.js'
 import { ImageError, isExpected, oneLine } from '../../src/errors.js'
 import { type CatalogEntry, catalogOf } from '../../src/image/catalog.js'
@@ -12,23 +12,23 @@ import { storeOf } from '../../src/image/layer.js'
 import { readAt } from './image.js'
 
 export interface HostileOptions extends OpenOptions {
-  /** Of all layers that are encrypted. */
+  /** The passphrase of all encrypted layers. */
   readonly passphrase?: string
 }
 
 export interface Outcome {
-  /** What opening said, when it refused. */
+  /** The error of opening, if it refused. */
   readonly refusal?: { readonly code: string; readonly line: string }
   /** How often a read, a seek or a count met damage. */
   readonly damages: number
-  /** What must not be: an error that is none of ours, or one that is more than a line. */
+  /** Errors that must not occur: unexpected ones, and messages of more than one line. */
   readonly unexpected: readonly string[]
   readonly names: readonly string[]
 }
 
-/** Files read at most: their beginnings, middles and ends. */
+/** The most files that are read, at their beginnings, middles and ends. */
 const MAX_ENTRIES = 8
-/** As a kernel reads. */
+/** The size of the kernel's reads. */
 const READ_BYTES = 128 * 1024
 const COUNT_MS = 20
 
@@ -96,10 +96,10 @@ async function open(path: string, { passphrase, ...options }: HostileOptions): P
   }
 }
 
-/** Some milliseconds' worth: that many are allowed is not what takes an image's time. */
+/** Some milliseconds of work: the allowed number of iterations must not decide how long an image takes. */
 const MAX_ITERATIONS = 20_000
 
-/** Of the LUKS header of the layer at `path`, which is sound. */
+/** Returns the iterations in the sound LUKS header of the layer at `path`. */
 function iterationsOf(chain: Chain, path: string): number {
   const layer = chain.layers.find(layer => layer.path === path)
   const area = layer?.encryption?.headerArea
@@ -121,7 +121,7 @@ function use(view: View, guard: (what: string, act: () => void) => void): void {
   guard('count', () => void countAllocated(view, 2 ** 20, COUNT_MS))
 }
 
-/** Why an error is not one that a user may see; undefined when it is. */
+/** Returns why a user must not see this error; undefined if it is a proper one. */
 export function problemOf(error: unknown): string | undefined {
   if (!isExpected(error)) return error instanceof Error ? `${error.stack}` : String(error)
   const line = oneLine(error)

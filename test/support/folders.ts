@@ -1,4 +1,4 @@
-/** Folders that are held as an opened image's are. */
+/** Holds folders as opening an image does. */
 import fs from 'node:fs'
 import path from 'node:path'
 import { closeFolders, type Folder, holdFolders } from '../../src/io/folders.js'
@@ -13,7 +13,7 @@ export function holding<T>(folders: readonly string[], act: (held: readonly Fold
   }
 }
 
-/** The folders of `image` that are there: that of its name, and that of the file where the name is a link. */
+/** Returns the existing folders of `image`: that of its name, and, if the name is a link, that of the file. */
 export function foldersOf(image: string): string[] {
   const real = fs.existsSync(image) ? fs.realpathSync(image) : image
   const folders = [image, real].map(file => path.dirname(file))

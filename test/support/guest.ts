@@ -1,7 +1,6 @@
 /**
- * A small guest for QEMU, of Debian's packages: a cloud kernel, the modules that it needs for a virtio
- * disk with an ext4, and a static busybox. Nothing is installed: the packages are fetched and unpacked
- * into the user's cache, once.
+ * A small guest for QEMU, made from Debian's packages: a cloud kernel, the modules for a virtio disk with an ext4, and a
+ * static busybox. Nothing is installed: the packages are fetched and unpacked into the user's cache, once.
  */
 import {
   copyFileSync,
@@ -20,7 +19,7 @@ import { archive } from './cpio.js'
 import { attempt, type Finished, run } from './run.js'
 
 const META_PACKAGE = 'linux-image-cloud-amd64'
-/** What the guest's disk needs, and what these depend on; crc32c is asked for by name only. */
+/** The modules for the guest's disk; their dependencies are added. crc32c is requested by name only. */
 const MODULES = ['virtio_pci', 'virtio_blk', 'crc32c_generic', 'ext4']
 const FOLDER = join(process.env.XDG_CACHE_HOME ?? join(homedir(), '.cache'), 'vimgfs-tests')
 
@@ -30,7 +29,7 @@ export interface Guest {
   readonly busybox: string
 }
 
-/** The guest's parts; fetches them if they are not there yet. Throws where that is not possible. */
+/** Returns the guest's parts. Fetches them if they are not there yet. Throws if that is not possible. */
 export async function guest(): Promise<Guest> {
   const folder = join(FOLDER, 'guest-1')
   if (!existsSync(folder)) {
@@ -60,7 +59,7 @@ async function make(folder: string): Promise<void> {
   }
   const [kernel] = readdirSync(join(root, 'boot')).filter(name => name.startsWith('vmlinuz-'))
   copyFileSync(join(root, 'boot', kernel!), join(folder, 'kernel'))
-  // /usr is merged in newer releases.
+  // Newer releases have a merged /usr.
   const [busybox] = ['bin/busybox', 'usr/bin/busybox'].filter(name => existsSync(join(root, name)))
   copyFileSync(join(root, busybox!), join(folder, 'busybox'))
   const modules = await modulesOf(root)
@@ -68,12 +67,12 @@ async function make(folder: string): Promise<void> {
   for (const path of [packages, root]) rmSync(path, { recursive: true })
 }
 
-/** The package with the kernel, whose name has its version. */
+/** Returns the package with the kernel, whose name contains the version. */
 async function dependencyOf(name: string): Promise<string> {
   const ask = () => attempt('apt-cache', ['depends', '--important', name])
   let { stdout } = await ask()
   if (!stdout.includes('Depends:')) {
-    // A machine that was just set up has no lists of packages.
+    // A new machine has no lists of packages.
     await run('apt-get', ['-q', 'update'])
     stdout = (await ask()).stdout
   }
@@ -87,7 +86,7 @@ interface Module {
   readonly bytes: Buffer
 }
 
-/** The modules in the order in which they can be loaded. What is built in has none. */
+/** Returns the modules in the order in which they can be loaded. Built-in ones have no file. */
 async function modulesOf(root: string): Promise<Module[]> {
   const [folder] = ['lib/modules', 'usr/lib/modules']
     .map(name => join(root, name))
@@ -111,7 +110,7 @@ async function modulesOf(root: string): Promise<Module[]> {
   return [...loaded.values()]
 }
 
-/** It loads the modules and goes on with /init of the disk's file system. */
+/** Returns an initrd that loads the modules and runs /init of the disk's file system. */
 function initrd(busybox: Buffer, modules: readonly Module[]): Buffer {
   const script = [
     '#!/bin/busybox sh',
@@ -131,7 +130,7 @@ function initrd(busybox: Buffer, modules: readonly Module[]): Buffer {
   ])
 }
 
-/** Fills a folder that becomes the guest's root; `script` is what it runs: $b is busybox. */
+/** Fills a folder that becomes the guest's root. The guest runs `script`, in which $b is busybox. */
 export function rootFolder(folder: string, { busybox }: Guest, script: readonly string[]): void {
   for (const name of ['bin', 'dev', 'proc', 'sys', 'tmp', 'data']) {
     mkdirSync(join(folder, name), { recursive: true })
@@ -142,11 +141,11 @@ export function rootFolder(folder: string, { busybox }: Guest, script: readonly 
 }
 
 /**
- * Starts the guest from the raw disk `file`, without the page cache and without any network; resolves
- * to what it printed once it has powered off. `words` are for its /proc/cmdline.
+ * Starts the guest from the raw disk `file`, without the page cache and without any network. Resolves to its output after it
+ * has powered off. `words` go to its /proc/cmdline.
  */
 export function boot({ kernel, initrd }: Guest, file: string, words: string): Promise<Finished> {
-  // -1: a kernel that panics ends QEMU, too.
+  // panic=-1: a kernel panic ends QEMU.
   const append = `console=ttyS0 quiet panic=-1 ${words}`
   return attempt('qemu-system-x86_64', [
     ...['-accel', 'tcg', '-machine', 'pc', '-m', '256', '-smp', '2', '-no-reboot'],

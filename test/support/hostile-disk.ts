@@ -1,6 +1,5 @@
 /**
- * Disks of images that nobody can trust, written to: what is done with them, what they have to read as, and
- * what ends them where they hang.
+ * Writes to disks of hostile images: the steps, the bytes that the disk must read as, and the end of a process that hangs.
  */
 import {
   closeSync,
@@ -23,12 +22,12 @@ import type { TestedDisk } from './writable.js'
 const { O_CREAT, O_RDWR } = constants
 const SECTOR = 512
 const K = 1024
-/** Of processor time for one image, until the process is ended since it hangs. */
+/** The processor time for one image after which the process counts as hanging and is ended. */
 const HANG_MS = 25_000
 
 // --- The files
 
-/** Makes the file one of these bytes, and of that size. */
+/** Writes these bytes to the file, and gives it this size. */
 export function put(path: string, bytes: Buffer, sizeBytes = bytes.length): void {
   const fd = openSync(path, O_RDWR | O_CREAT)
   const now = fstatSync(fd).size
@@ -43,7 +42,7 @@ export function put(path: string, bytes: Buffer, sizeBytes = bytes.length): void
 
 export interface Content {
   readonly size: number
-  /** From the start on; what is behind is a hole that a test has made. */
+  /** The bytes from the start on. The rest of the file is a hole that a test has made. */
   readonly bytes: Buffer
 }
 export type Before = ReadonlyMap<string, Content>
@@ -66,7 +65,7 @@ export const isSame = (a: Content, b: Content): boolean =>
 
 export const step = fc.record({
   kind: fc.constantFrom('write', 'write', 'write', 'zeros', 'zero', 'flush'),
-  /** Where: from the disk's start, its end or a 2^16th of it. */
+  /** The base of the place: the disk's start, its end or a 2^16th of it. */
   from: fc.constantFrom('start', 'part', 'part', 'end'),
   at: fc.nat(2 ** 16 - 1),
   isAligned: fc.boolean(),
@@ -74,19 +73,19 @@ export const step = fc.record({
 })
 export type Step = Parameters<Parameters<typeof step.map>[0]>[0]
 
-/** The bytes of the disk that a step is about. */
+/** Returns the range of the disk that a step changes. */
 export function rangeOf({ from, at, isAligned, length }: Step, sizeBytes: number) {
   const place = from === 'start' ? at : from === 'end' ? sizeBytes - at : (sizeBytes / 2 ** 16) * at
   const offset = Math.max(0, Math.min(Math.floor(place), sizeBytes - 1))
   const start = isAligned ? offset - (offset % SECTOR) : offset
   return { start, end: Math.min(sizeBytes, start + length) }
 }
-/** Of a disk that is too large to be looked at as a whole, what is looked at around each step. */
+/** How much of a disk is compared around each step, if the disk is too large to be compared as a whole. */
 const AROUND_BYTES = 16 * K
 const MAX_WHOLE_BYTES = 4 * 2 ** 20
 const PIECE_BYTES = 4 * K
 
-/** What a part of the disk has to read as; a byte of `known` is 0 where nobody can say. */
+/** The bytes that a part of the disk must read as. A byte of `known` is 0 where that is unknown. */
 interface Window {
   readonly start: number
   readonly bytes: Buffer
@@ -113,7 +112,7 @@ export class Model {
     }
   }
 
-  /** `source` was written at `offset`, or, where it is undefined, any part of `length` bytes was. */
+  /** Notes that `source` was written at `offset`; or, if it is undefined, that any part of `length` bytes may have changed. */
   changed(offset: number, length: number, source: Buffer | undefined): void {
     for (const { start, bytes, known } of this.windows) {
       const from = Math.max(offset, start)
@@ -156,7 +155,7 @@ export class Model {
     }
   }
 
-  /** What `act` returns; undefined where it failed, as it may. */
+  /** Returns what `act` returns; undefined if it failed in an allowed way. */
   attempt<T>(what: string, act: () => T): T | undefined {
     try {
       return act()
@@ -179,7 +178,7 @@ function windowsOf(sizeBytes: number, steps: readonly Step[]): { start: number; 
   )
 }
 
-/** Takes the steps, and closes the disk; whether something was written, and nothing ended that. */
+/** Makes the steps, and closes the disk. Returns whether something was written, and writing has not ended. */
 export function perform(disk: TestedDisk, steps: readonly Step[], model: Model): boolean {
   let writes = 0
   const attempt = (what: string, act: () => void): boolean => {
@@ -214,8 +213,8 @@ export class Guard {
   private readonly beats = new Int32Array(new SharedArrayBuffer(4))
 
   /**
-   * Ends the process where an image hangs: all is done in calls that do not return before they are done, so
-   * that only another thread sees it. The image is then left in its folder.
+   * Ends the process if an image hangs. All calls are synchronous, so only another thread can notice a hang. The image then stays
+   * in its folder.
    */
   constructor(t: Test) {
     const { beats } = this
@@ -236,7 +235,7 @@ export class Guard {
     t.teardown(() => guard.terminate())
   }
 
-  /** An image is about to be used, or was. */
+  /** Call it before and after using an image. */
   beat(): void {
     Atomics.add(this.beats, 0, 1)
     Atomics.notify(this.beats, 0)

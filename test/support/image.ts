@@ -1,4 +1,4 @@
-/** Images opened in this process, as a mount opens them, but without one. */
+/** Opens images in this process, as a mount does, but without mounting. */
 import type { Test } from 'tap'
 import { type CatalogEntry, catalogOf } from '../../src/image/catalog.js'
 import { type Chain, closeChain, type OpenOptions } from '../../src/image/chain.js'
@@ -13,7 +13,7 @@ export interface OpenImage {
   readonly entries: readonly CatalogEntry[]
   readonly warnings: readonly string[]
   readonly images: ImageSet
-  /** The file of this name, or the disk. */
+  /** Returns the view of the file with this name, by default of the disk. */
   view(name?: string): View
   close(): void
 }
@@ -56,14 +56,14 @@ export function readAt(view: View, offset: number, length: number): Buffer {
 
 export const readAll = (view: View): Buffer => readAt(view, 0, view.driver.sizeBytes)
 
-/** Where two buffers first differ, for a message; -1 where they do not. */
+/** Returns where two buffers first differ; -1 if they do not. */
 export function firstDifference(a: Buffer, b: Buffer): number {
   if (a.equals(b)) return -1
   for (let i = 0; i < Math.max(a.length, b.length); i++) if (a[i] !== b[i]) return i
   return -1
 }
 
-/** The runs of data, as a program that seeks finds them. */
+/** Returns the runs of data, as a program finds them with SEEK_DATA and SEEK_HOLE. */
 export function dataRuns(view: View): { start: number; end: number }[] {
   const runs: { start: number; end: number }[] = []
   const { sizeBytes } = view.driver

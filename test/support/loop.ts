@@ -1,9 +1,8 @@
 /**
- * Loop devices over a file of a mount, and file systems on them.
+ * Makes loop devices over a file of a mount, and mounts file systems on them.
  *
- * A kernel that waits for a server which hangs waits without end, so every command has its limit, and
- * whatever is left is detached when the test ends: `umount -l` first, since a device that is in use
- * cannot go.
+ * A kernel that waits for a server which hangs waits for ever. So every command has a limit, and everything that is left is
+ * detached when the test ends: with `umount -l` first, since a device in use cannot be detached.
  */
 import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
@@ -14,7 +13,7 @@ export interface LoopOptions {
   readonly readOnly?: boolean
   /** Whether the device bypasses the page cache of the file below it. */
   readonly direct?: boolean
-  /** Where on the file the device begins, in bytes. */
+  /** The start of the device in the file, in bytes. */
   readonly offsetBytes?: number
 }
 

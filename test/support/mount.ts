@@ -34,41 +34,41 @@ export { until }
 export const MAIN = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
 const CALLS = fileURLToPath(new URL('calls.mjs', import.meta.url))
 const NOBODY = 65534
-/** Of what a namespace puts before a command. */
+/** How many words of a namespace's prefix belong to nsenter. */
 const NSENTER_WORDS = 4
 
 export const isRoot = process.getuid?.() === 0
 
-/** Where and as whom commands run. */
+/** Where, and as which user, commands run. */
 export interface Place {
   /** For titles. */
   readonly name: string
   readonly uid: number
-  /** What to put before a command; it ends with env. */
+  /** The words before a command; the last ones are env and its options. */
   readonly prefix: readonly string[]
   readonly env?: NodeJS.ProcessEnv
-  /** By what images are mounted: directly unless given. */
+  /** The transport of mounts; direct by default. */
   readonly transport?: Transport
 }
 
-/** tap gives the processes of its tests loaders of its own, which would write where nobody may. */
+/** Removes tap's loaders from the environment: they would write where other users may not. */
 const PLAIN = ['env', '--unset=NODE_OPTIONS']
 
-/** This machine, as whoever runs the tests. */
+/** This machine, as the user who runs the tests. */
 export const HERE: Place = {
   name: isRoot ? 'root' : 'ordinary user',
   uid: process.getuid?.() ?? 0,
   prefix: PLAIN,
 }
 
-/** The same place, where images are mounted by libfuse. */
+/** Returns the same place with the libfuse transport. */
 export const overLibfuse = (place: Place): Place => ({
   ...place,
   name: `${place.name}, libfuse`,
   transport: 'libfuse',
 })
 
-/** Whoever runs the tests and an ordinary user, by each transport; without libfuse where that is missing. */
+/** Returns places for the user who runs the tests and for an ordinary user, by each transport that is available. */
 export async function everyPlace(t: Test): Promise<Place[]> {
   const places = isRoot ? [HERE, await ordinaryUser(t)] : [HERE]
   return noLibfuse().skip ? places : [...places, ...places.map(overLibfuse)]
@@ -77,11 +77,11 @@ export async function everyPlace(t: Test): Promise<Place[]> {
 export interface NamespaceOptions {
   /** Lines of /etc/fuse.conf. */
   readonly fuseConf?: string
-  /** Of /dev/fuse, which everybody may use unless told otherwise. */
+  /** The mode of /dev/fuse; by default all users may use it. */
   readonly deviceMode?: number | 'missing'
 }
 
-/** A mount namespace until the test ends. Needs root. */
+/** Makes a mount namespace that lasts until the test ends. Needs root. */
 export async function namespace(
   t: Test,
   { fuseConf = '', deviceMode = 0o666 }: NamespaceOptions = {},
@@ -105,7 +105,7 @@ export async function namespace(
           `mount --bind ${device} /dev/fuse`,
         ]),
     'echo ready',
-    // It ends when we do, and the namespace with it.
+    // It ends with this process, and the namespace ends with it.
     'exec cat',
   ].join('\n')
   const holder = spawn('unshare', ['--mount', '--propagation', 'private', 'sh', '-c', script])
@@ -134,12 +134,12 @@ export async function namespace(
 export const letGo = (kept = ''): string =>
   `awk '($3 ~ /^fuse/ || $1 ~ /^.dev.loop/) && $2 != "${kept}" { print $2 }' /proc/self/mounts | tac | while read -r mount; do umount -l "$mount" || true; done`
 
-/** An ordinary user who may use FUSE: whoever runs the tests, or nobody where that is root. */
+/** Returns an ordinary user who may use FUSE: the one who runs the tests, or the user nobody if that is root. */
 export async function ordinaryUser(t: Test): Promise<Place> {
   return isRoot ? (await namespace(t)).user : HERE
 }
 
-/** Why an ordinary user can mount nothing here, for a test's `skip`. Root finds a way. */
+/** Returns why ordinary users cannot mount here, for a test's `skip`. Root can always make it possible. */
 export function noFuse(): { skip?: string } {
   if (isRoot || process.env.CI === 'true') return {}
   try {
@@ -150,7 +150,7 @@ export function noFuse(): { skip?: string } {
   }
 }
 
-/** Why nothing can be mounted by libfuse, for a test's `skip`: its package is optional. */
+/** Returns why libfuse cannot mount here, for a test's `skip`: its package is optional. */
 export function noLibfuse(): { skip?: string } {
   if (process.env.CI === 'true') return {}
   try {
@@ -161,14 +161,14 @@ export function noLibfuse(): { skip?: string } {
   }
 }
 
-/** A folder that everybody may enter and put things in. */
+/** Makes a folder that all users may enter and write to. */
 export function sharedFolder(t: Test): string {
   const folder = tempFolder(t)
   chmodSync(folder, 0o777)
   return folder
 }
 
-/** A copy of the repository's sample, which `npm start` has mounted while its own tests run. */
+/** Copies the repository's sample: the tests of `npm start` mount the original. */
 export function sampleImage(t: Test): string {
   const image = join(sharedFolder(t), 'disk.qcow2')
   copyFileSync(new URL('../../samples/disk.qcow2', import.meta.url), image)
@@ -182,7 +182,7 @@ export function attemptIn(
   options: RunOptions = {},
 ): Promise<Finished> {
   const { cwd, ...others } = options
-  // A prefix ends with env; who enters a namespace is at its root.
+  // A prefix ends with env. nsenter changes the current folder to the root.
   const folder = cwd === undefined ? [] : [`--chdir=${cwd}`]
   const [first = command, ...rest] = [...place.prefix, ...folder, command]
   return attempt(first, [...rest, ...args], { ...others, env: { ...place.env, ...options.env } })
@@ -200,13 +200,13 @@ export async function runIn(
   return stdout
 }
 
-/** For tests of what reading is like, and of images that others use at the same time. */
+/** For tests of reading, and of images that others use at the same time. */
 export const READ_ONLY = ['-o', 'ro']
 
 /** So that root's servers leave no /var/log/vimgfs.log behind. */
 export const NO_LOG = ['--log-file', '/dev/null']
 
-/** The words of a command of vimgfs, as this place wants it. */
+/** Returns the words of a vimgfs command for this place. */
 export const wordsOf = ({ transport }: Place, args: readonly string[]): string[] =>
   transport && args[0] === 'mount'
     ? [MAIN, 'mount', '--transport', transport, ...args.slice(1)]
@@ -228,17 +228,17 @@ export async function call(place: Place, name: string, ...args: (string | number
 export interface Mount {
   readonly place: Place
   readonly folder: string
-  /** The server's. */
+  /** The server's process id. */
   readonly pid: number
   readonly logFile: string
   /** What `vimgfs mount` printed. */
   readonly printed: Finished
-  /** A file of the mount. */
+  /** Returns the path of a file of the mount. */
   file(name: string): string
   log(): string
 }
 
-/** An empty folder to mount on, which belongs to `place`'s user; unmounted when the test ends. */
+/** Makes an empty mount point that belongs to `place`'s user. It is unmounted when the test ends. */
 export function mountFolder(t: Test, place: Place = HERE, name = 'mnt'): string {
   const folder = join(sharedFolder(t), name)
   mkdirSync(folder)
@@ -269,7 +269,7 @@ export async function mount(
   }
 }
 
-/** Rule (2). The folder's name is ours alone, so whoever was started with it is ours, too. */
+/** Applies rule (2). The folder's name is unique, so all processes with it belong to this test. */
 async function endMount(place: Place, folder: string): Promise<void> {
   for (const pid of serversOf(folder)) kill(pid, 'SIGKILL')
   const asRoot = { ...place, prefix: isRoot ? place.prefix.slice(0, NSENTER_WORDS) : place.prefix }
@@ -280,7 +280,7 @@ async function endMount(place: Place, folder: string): Promise<void> {
   }
 }
 
-/** Processes of vimgfs that serve `folder`, or are about to. */
+/** Returns the processes of vimgfs that serve `folder`, or will. */
 export function serversOf(folder: string): number[] {
   return readdirSync('/proc')
     .filter(name => /^[0-9]+$/.test(name))
@@ -303,7 +303,7 @@ export function kill(pid: number, signal: NodeJS.Signals): void {
   }
 }
 
-/** Whether something is mounted on `folder`, by the list alone: the mount may hang. */
+/** Reports whether something is mounted on `folder`. Reads only the list of mounts: the mount may hang. */
 export async function isMounted(place: Place, folder: string): Promise<boolean> {
   const mounts = await attemptIn(place, 'cat', ['/proc/self/mounts'])
   return mounts.stdout.includes(` ${folder} `)

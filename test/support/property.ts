@@ -6,18 +6,18 @@
 import fc from 'fast-check'
 
 const IS_LONG = process.env.VIMGFS_TEST_LONG === '1'
-/** How many times the tries of a test, in a long one. */
+/** The factor for the number of tries in a long test. */
 const LONG = 30
 const SEED = 20260101
 
-/** The seed of this run; undefined lets fast-check choose one. */
+/** Returns the seed of this run; undefined lets fast-check choose one. */
 function seedOf(): { seed?: number } {
   const given = process.env.FC_SEED
   if (given !== undefined) return { seed: Number(given) }
   return IS_LONG ? {} : { seed: SEED }
 }
 
-/** Checks `predicate` for `tries` values, or more in a long test; resolves to how many. */
+/** Checks `predicate` for `tries` values, or more in a long test. Resolves to their number. */
 export async function holds<T>(
   values: fc.Arbitrary<T>,
   tries: number,

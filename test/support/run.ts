@@ -1,4 +1,4 @@
-/** External commands, folders of their own and what a test cannot run without. */
+/** Runs external commands, makes temporary folders, and skips tests that lack a command. */
 import { execFile } from 'node:child_process'
 import { accessSync, constants, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -9,7 +9,7 @@ import { markedProcesses, ownMark, Progress } from './activity.js'
 export interface RunOptions {
   readonly cwd?: string
   readonly env?: NodeJS.ProcessEnv
-  /** What the command reads from its standard input. */
+  /** The command's standard input. */
   readonly input?: string | Buffer
 }
 
@@ -25,7 +25,7 @@ const HANG_SECONDS = 200
 const LOOK_MS = 5000
 const MAX_OUTPUT_BYTES = 64 * 2 ** 20
 
-// An ordinary user's PATH leaves out where losetup and mke2fs are.
+// An ordinary user's PATH lacks the folders of losetup and mke2fs.
 const PATH = `${process.env.PATH}${delimiter}/usr/sbin${delimiter}/sbin`
 
 /** Runs a command to its end, however it ends. One that hangs is killed, and the run has failed. */
@@ -65,7 +65,7 @@ export function attempt(
       hangs = progress.quiet > HANG_SECONDS
       if (hangs) child.kill('SIGKILL')
     }, LOOK_MS)
-    // A command that does not read its input to the end is no failure.
+    // It is no error if a command does not read its input to the end.
     child.stdin?.on('error', () => {})
     child.stdin?.end(input)
   })
@@ -85,7 +85,7 @@ export async function run(
   return stdout
 }
 
-/** A fresh folder that goes when the test ends. */
+/** Makes a folder that is removed when the test ends. */
 export function tempFolder(t: Test): string {
   const folder = mkdtempSync(join(tmpdir(), 'vimgfs-test-'))
   t.teardown(() => rmSync(folder, { recursive: true, force: true }))
@@ -93,15 +93,15 @@ export function tempFolder(t: Test): string {
 }
 
 /**
- * Options of a test that needs these commands: it is skipped where one is missing, but not in CI,
- * which has them all: there it runs and fails.
+ * Returns options for a test that needs these commands. The test is skipped if one is missing; but in CI, which has them all,
+ * it runs and fails.
  */
 export function needs(...commands: string[]): { skip?: string } {
   const missing = commands.filter(command => !isOnPath(command))
   return unless(missing.length === 0, `needs ${missing.join(', ')}`)
 }
 
-/** Options of a test that only root can run. */
+/** Returns options for a test that only root can run. */
 export const needsRoot = (): { skip?: string } => unless(process.getuid?.() === 0, 'needs root')
 
 const unless = (isMet: boolean, skip: string): { skip?: string } =>

@@ -1,16 +1,15 @@
 /**
- * Stores for tests: in memory, recording, failing, full. Each is what a driver sees of a file, so all
- * that lies above runs unchanged.
+ * Stores for tests: in memory, recording, failing, full. A driver uses them like files, so all code above runs unchanged.
  */
 import { SystemError } from '../../src/errors.js'
 import type { WritableStore } from '../../src/io/store.js'
 
 const CHUNK_BYTES = 4096
 
-/** A file in memory, with holes; `clone` shares what neither of the two has written since. */
+/** A file in memory, with holes. A clone shares all chunks that neither of the two has written since. */
 export class MemoryStore implements WritableStore {
   private chunks: (Buffer | undefined)[] = []
-  /** Whether nobody else has the chunk of the same index. */
+  /** By index: whether this store alone has the chunk. */
   private owned: boolean[] = []
   private size = 0
 
@@ -31,7 +30,7 @@ export class MemoryStore implements WritableStore {
     return this.size
   }
 
-  /** What it takes: chunks that are no holes. */
+  /** The space that it takes: all chunks that are not holes. */
   get allocatedBytes(): number {
     let bytes = 0
     for (const chunk of this.chunks) if (chunk) bytes += CHUNK_BYTES
@@ -46,7 +45,7 @@ export class MemoryStore implements WritableStore {
     return copy
   }
 
-  /** All of it. */
+  /** Returns the whole content. */
   bytes(): Buffer {
     const all = Buffer.alloc(this.size)
     this.read(all, 0, this.size, 0)
@@ -104,7 +103,7 @@ export class MemoryStore implements WritableStore {
     return this.size
   }
 
-  /** How many bytes a write there would allocate. */
+  /** Returns how many bytes a write there would allocate. */
   missingBytes(at: number, length: number): number {
     let missing = 0
     for (let i = Math.floor(at / CHUNK_BYTES); i * CHUNK_BYTES < at + length; i++) {
@@ -124,7 +123,7 @@ export class MemoryStore implements WritableStore {
     }
   }
 
-  /** The chunk, to be written. */
+  /** Returns the chunk for writing. */
   private own(index: number): Buffer {
     const chunk = this.chunks[index]
     if (chunk && this.owned[index]) return chunk
@@ -135,20 +134,20 @@ export class MemoryStore implements WritableStore {
   }
 }
 
-/** What happened to files, in order; `file` tells them apart. */
+/** The operations on files, in order; `file` tells the files apart. */
 export type JournalEntry<Mark> =
   | { readonly kind: 'write'; readonly file: number; readonly at: number; readonly bytes: Buffer }
   | { readonly kind: 'punch'; readonly file: number; readonly at: number; readonly length: number }
   | { readonly kind: 'truncate'; readonly file: number; readonly sizeBytes: number }
   | { readonly kind: 'sync'; readonly file: number }
-  /** A sync that failed: what it was to write may be lost, whatever a later one says. */
+  /** A failed sync: the data that it should have written may be lost, whatever later syncs report. */
   | { readonly kind: 'failed sync'; readonly file: number }
-  /** What the test says of itself. */
+  /** A mark of the test itself. */
   | { readonly kind: 'mark'; readonly mark: Mark }
 
 export type Journal<Mark> = JournalEntry<Mark>[]
 
-/** Hands all on to another store, for wrappers that change a few things. */
+/** Passes all calls to another store; the base of wrappers that change a few. */
 export class WrappedStore implements WritableStore {
   constructor(protected readonly inner: WritableStore) {}
 
@@ -181,7 +180,7 @@ export class WrappedStore implements WritableStore {
   }
 }
 
-/** Writes down what is done to a store, in a journal that stores may share. */
+/** Records the operations on a store in a journal, which stores may share. */
 export class RecordingStore<Mark> extends WrappedStore {
   constructor(
     inner: WritableStore,
@@ -202,7 +201,7 @@ export class RecordingStore<Mark> extends WrappedStore {
     this.journal.push({ kind: 'sync', file: this.file })
   }
 
-  /** A sync was asked for and failed. */
+  /** Records a failed sync. */
   syncFailed(): void {
     this.journal.push({ kind: 'failed sync', file: this.file })
   }
@@ -222,20 +221,20 @@ export class RecordingStore<Mark> extends WrappedStore {
 export type Call = 'write' | 'punch' | 'truncate' | 'sync'
 
 export interface Fault {
-  /** Which call of those in `calls` fails first; 0 is the first one. */
+  /** The number of the call that fails first, of those in `calls`, from 0 on. */
   readonly nth: number
   readonly calls: readonly Call[]
   readonly errno: number
-  /** From then on until `heal`; else once. */
+  /** Whether all calls fail from then on, until `heal`. If not, only one fails. */
   readonly persists: boolean
   /**
-   * What a write that fails has written: this part of it, down to the last sector of the file that it
-   * filled; to the byte where it made the file longer, as at a limit of its size.
+   * The part of its data that a failing write has written: down to whole sectors of the file; or, if it made the file longer,
+   * to the byte, as at a limit of the file's size.
    */
   readonly part: number
 }
 
-/** Counts and fails calls of several stores: a fault hits whatever comes nth. */
+/** Counts and fails the calls of several stores: a fault hits the nth call of all. */
 export class FaultPlan {
   /** Calls so far, of each kind. */
   readonly counts: Record<Call, number> = { write: 0, punch: 0, truncate: 0, sync: 0 }
@@ -249,7 +248,7 @@ export class FaultPlan {
     this.fault = undefined
   }
 
-  /** The fault that this call is to fail with. */
+  /** Returns the fault for this call, if it has to fail. */
   strikes(call: Call): Fault | undefined {
     this.counts[call]++
     const { fault } = this
@@ -261,7 +260,7 @@ export class FaultPlan {
   }
 }
 
-/** Fails by a plan. A punch that fails answers false, as the file system would; it may have begun. */
+/** Fails by a plan. A failing punch returns false, as on a file system; a part may have been punched. */
 export class FaultStore extends WrappedStore {
   constructor(
     inner: WritableStore,
@@ -304,9 +303,9 @@ export class FaultStore extends WrappedStore {
 
 const ENOSPC = 28
 
-/** A disk with room for so many bytes: a write that needs a new block fails when none is left. */
+/** A disk with room for a number of bytes: a write that needs a new block fails if none is left. */
 export class FullDiskStore extends WrappedStore {
-  /** Blocks beyond this are refused; raise it, and there is room again. */
+  /** The number of bytes. Raise it to make room again. */
   limitBytes = Number.POSITIVE_INFINITY
 
   constructor(protected override readonly inner: MemoryStore) {

@@ -1,6 +1,5 @@
 /**
- * Exercises images in a thread of their own. All reading is synchronous, so that what hangs can only
- * be seen, and ended, from another thread.
+ * Exercises images in another thread. All reading is synchronous, so only another thread can notice and end a hang.
  */
 import { Worker } from 'node:worker_threads'
 import type { Test } from 'tap'
@@ -12,11 +11,11 @@ const LOOK_MS = 200
 const QUIET_MS = 180_000
 
 export interface Watched extends Outcome {
-  /** Of processor time. */
+  /** Milliseconds of processor time. */
   readonly milliseconds: number
-  /** It took more than it may. */
+  /** Whether it took too long. */
   readonly hangs: boolean
-  /** How much more memory the process has than before. */
+  /** By how many bytes the process has grown. */
   readonly grownBytes: number
 }
 

@@ -23,18 +23,18 @@ import type { Store, WritableStore } from '../../src/io/store.js'
 import { readAll } from './image.js'
 import { MemoryStore } from './stores.js'
 
-/** An image and what it stands on. */
+/** An image with its other files. */
 export interface DiskFiles<S extends Store = WritableStore> {
   readonly store: S
   /** The external data file. */
   readonly dataStore?: S | undefined
   /** The disk of the backing file. */
   readonly parent?: Buffer | undefined
-  /** What its clusters are encrypted by. */
+  /** The cipher of its clusters. */
   readonly cipher?: StoreCipher | undefined
 }
 
-/** What scenarios do to a disk. */
+/** The methods of a disk that scenarios use. */
 export type TestedDisk = Pick<
   WritableDisk,
   'sizeBytes' | 'failure' | 'write' | 'zero' | 'flush' | 'grow' | 'close'
@@ -42,7 +42,7 @@ export type TestedDisk = Pick<
 
 export interface OpenDisk {
   readonly disk: TestedDisk
-  /** Reads as a request would. */
+  /** Reads as a request does. */
   read(offset: number, length: number): Buffer
 }
 
@@ -51,17 +51,17 @@ export type Opener = (files: DiskFiles) => OpenDisk
 /** The program's own writer, of one thread. */
 export const openWritable: Opener = files => openWritableWith(files)
 
-/** What tests change of a disk, to see that others notice. */
+/** Changes to a disk, to test that other code notices them. */
 export interface Changes {
-  /** Of what clusters are written through. */
+  /** Replaces the store through which clusters are written. */
   readonly store?: (store: WritableStore) => WritableStore
-  /** Of what the disk is written by. */
+  /** Replaces the driver that writes the disk. */
   readonly driver?: (writer: WritableDriver) => WritableDriver
-  /** The writer, but no reader, takes the disk to stand alone. */
+  /** Makes the writer, but no reader, believe that the disk has no parent. */
   readonly forgetsParent?: boolean
 }
 
-/** The same, with `changes`. */
+/** Opens a disk with `changes`. */
 export function openWritableWith(files: DiskFiles, changes: Changes = {}): OpenDisk {
   const { store, parent, cipher } = files
   collectShared()
@@ -92,7 +92,7 @@ export function openWritableWith(files: DiskFiles, changes: Changes = {}): OpenD
   return openDisk(writer, memory, files, changes)
 }
 
-/** A disk that `writer` writes, over its parent. */
+/** Returns a disk that `writer` writes, over its parent. */
 export function openDisk(
   writer: WritableDriver,
   memory: DiskMemory,
@@ -106,8 +106,8 @@ export function openDisk(
 }
 
 /**
- * What a disk's threads share is much address space, of which little is used; the collector does not
- * know what it costs, and a process with too much of it cannot start others.
+ * The memory that a disk's threads share is much address space, little of it used. The garbage collector does not know its cost,
+ * and a process with too much of it cannot start others.
  */
 export const collectShared = (() => {
   setFlagsFromString('--expose-gc')
@@ -152,7 +152,7 @@ export function bracketed(disk: WritableDisk, view: View): OpenDisk['read'] {
   }
 }
 
-/** What the files show to one who opens them for reading only. Throws what opening or reading throws. */
+/** Returns what the files show if they are opened for reading. Throws what opening or reading throws. */
 export function readImage(files: DiskFiles<Store>): { disk: Buffer; snapshots: Buffer[] } {
   const { store, cipher } = files
   const header = readHeader(store)
@@ -178,7 +178,7 @@ export const parentView = (parent: Buffer): View => ({
 
 const parents = new WeakMap<Buffer, MemoryStore>()
 
-/** The parent as a store; nothing ever writes to it. */
+/** Returns the parent as a store, which is never written. */
 export function parentStore(parent: Buffer): Store {
   const known = parents.get(parent) ?? new MemoryStore('parent.raw', parent)
   parents.set(parent, known)
