@@ -16,6 +16,14 @@ export interface Reservation {
   readonly isZeroed: boolean
 }
 
+/** The change that a mount begins with. */
+export interface FirstChange {
+  /** Where on the disk it begins, in bytes. */
+  readonly offset: number
+  /** Whether it makes zeros, which changes nothing where the disk reads as zeros. */
+  readonly isZeroing: boolean
+}
+
 /**
  * A driver whose disk can be written. One thread at a time calls its functions, while no other thread reads or writes.
  * Exceptions are `overwritable`, `mark` and `Flush.run`.
@@ -30,8 +38,11 @@ export interface WritableDriver extends FormatDriver {
   readonly dataStore: WritableStore
   /** Reservations of at most so many bytes are assembled in memory and written at once. */
   readonly fillBytes: number
-  /** Called before the first change of this mount, and again after an error. */
-  begin(): void
+  /**
+   * Called before the first change of this mount, and again after an error.
+   * @param first the change; undefined where the disk's size changes
+   */
+  begin(first?: FirstChange): void
   /** Reports whether the table pool has room for one more step. If not, flush first. */
   hasRoom(): boolean
   /** Records that a range is about to change, for dirty bitmaps. Several threads may call it at once. */

@@ -12,7 +12,7 @@ import { DiskFailure } from './disk-failure.js'
 import { DiskLock } from './disk-lock.js'
 import { isLackOfRoom } from './lack-of-room.js'
 import { takeDiskRoom } from './reserving.js'
-import type { DiskHooks, WritableDisk, WritableDriver } from '../formats/writable.js'
+import type { DiskHooks, FirstChange, WritableDisk, WritableDriver } from '../formats/writable.js'
 import { Scratch, type WritableView } from './write-engine.js'
 import { writeStep, zeroStep } from './write-steps.js'
 import { areZeros, MIN_ZEROS_BYTES } from './zeros.js'
@@ -109,7 +109,7 @@ export class SharedDisk implements WritableDisk {
       done += takeDiskRoom(this.view, this.scratch, offset + done, length - done)
       return done === length
     }
-    this.counted(() => this.alone(() => step))
+    this.counted(() => this.alone(() => step, { offset, isZeroing: false }))
   }
 
   flush(): void {
@@ -213,9 +213,9 @@ export class SharedDisk implements WritableDisk {
   }
 
   /** Prepares the first write. The caller holds the exclusive side. */
-  private begin(): void {
+  private begin(first?: FirstChange): void {
     if (Atomics.load(this.counters, COUNTER.begun) !== 0) return
-    this.driver.begin()
+    this.driver.begin(first)
     Atomics.store(this.counters, COUNTER.begun, 1)
   }
 
@@ -278,47 +278,53 @@ export class SharedDisk implements WritableDisk {
 
   /** Writes in steps that each need the disk alone. */
   private writeAlone(source: Buffer, start: number, length: number, offset: number): void {
-    this.alone(() => {
-      const { driver, view, scratch } = this
-      let done = 0
-      driver.mark(offset, length)
-      return () => {
-        done += writeStep(view, scratch, source, start + done, length - done, offset + done)
-        return done === length
-      }
-    })
+    this.alone(
+      () => {
+        const { driver, view, scratch } = this
+        let done = 0
+        driver.mark(offset, length)
+        return () => {
+          done += writeStep(view, scratch, source, start + done, length - done, offset + done)
+          return done === length
+        }
+      },
+      { offset, isZeroing: false },
+    )
   }
 
   private zeroRange(offset: number, length: number): void {
-    this.alone(() => {
-      const { driver, view, scratch } = this
-      let done = 0
-      driver.mark(offset, length)
-      return () => {
-        if (done < length) done += zeroStep(view, scratch, offset + done, length - done)
-        return done === length
-      }
-    })
+    this.alone(
+      () => {
+        const { driver, view, scratch } = this
+        let done = 0
+        driver.mark(offset, length)
+        return () => {
+          if (done < length) done += zeroStep(view, scratch, offset + done, length - done)
+          return done === length
+        }
+      },
+      { offset, isZeroing: true },
+    )
   }
 
   /**
    * Runs the steps that `start` returns, with the disk alone, until one returns true. It releases the lock between steps if it
    * has to flush to make room for the next one, and now and then for other threads: zeroing may go over a whole disk.
    */
-  private alone(start: () => () => boolean): void {
+  private alone(start: () => () => boolean, first: FirstChange): void {
     let step: (() => boolean) | undefined
     const started = () => (step ??= start())
-    this.orAgain(() => this.stepAlone(started))
+    this.orAgain(() => this.stepAlone(started, first))
   }
 
-  private stepAlone(started: () => () => boolean): void {
+  private stepAlone(started: () => () => boolean, first: FirstChange): void {
     for (let flushes = 0; ; ) {
       let hasRoom = false
       this.lock.take()
       try {
         this.refresh()
         this.failed.requireSound()
-        this.begin()
+        this.begin(first)
         const step = started()
         const until = performance.now() + HOLD_MS
         do {

@@ -61,6 +61,38 @@ t.test('writes are refused, and only there', async t => {
   )
 })
 
+t.test(
+  'a first write that is refused leaves the content ID, and every other byte, as it is',
+  async t => {
+    const { stores, disk, flat, zeros } = await split(tempFolder(t))
+    const before = stores.map(store => store.bytes())
+    const opened = openVmdkWritable({ stores })
+    const bytes = noise(3 * SECTOR, 3)
+    for (const { offset } of [flat, zeros]) {
+      t.throws(() => opened.disk.write(bytes, 0, bytes.length, offset), refused)
+    }
+    t.throws(() => opened.disk.zero(flat.offset, SECTOR), refused)
+    t.throws(() => opened.disk.write(Buffer.alloc(SECTOR), 0, SECTOR, flat.offset), refused)
+    stores.forEach((store, i) => {
+      t.ok(store.bytes().equals(before[i] as Buffer), `${store.path} is as it was`)
+    })
+    opened.disk.write(bytes, 0, bytes.length, 40)
+    bytes.copy(disk, 40)
+    opened.disk.close()
+    t.notOk(stores[0]?.bytes().equals(before[0] as Buffer), 'a write that succeeds renews it')
+    t.ok(readVmdk({ stores }).disk.equals(disk))
+  },
+)
+
+t.test('zeros where the disk reads as zeros are no refusal, also as the first write', async t => {
+  const { stores, disk, zeros } = await split(tempFolder(t))
+  const opened = openVmdkWritable({ stores })
+  t.doesNotThrow(() => opened.disk.zero(zeros.offset, zeros.length))
+  t.doesNotThrow(() => opened.disk.write(Buffer.alloc(SECTOR), 0, SECTOR, zeros.offset))
+  t.ok(readDisk(opened).equals(disk))
+  opened.disk.close()
+})
+
 t.test('a write that reaches into such a part writes what comes before', async t => {
   const { stores, disk, flat } = await split(tempFolder(t))
   const opened = openVmdkWritable({ stores })

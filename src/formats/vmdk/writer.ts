@@ -6,7 +6,7 @@ import { type DirtySlice, STAGE, type TablePool } from '../../cache/table-pool.j
 import { ImageError, orEndWriting } from '../../errors.js'
 import type { Store, WritableStore } from '../../io/store.js'
 import type { Extent } from '../driver.js'
-import type { Flush, Reservation, WritableDriver } from '../writable.js'
+import type { FirstChange, Flush, Reservation, WritableDriver } from '../writable.js'
 import { type DescriptorEdit, descriptorEdits } from './descriptor-edit.js'
 import type { Placed, VmdkDriver } from './driver.js'
 import { inspectGrains } from './grain-check.js'
@@ -97,7 +97,8 @@ export class VmdkWriter implements WritableDriver {
     return found.length
   }
 
-  begin(): void {
+  begin(first?: FirstChange): void {
+    if (first) this.requireWritten(first)
     // All that can refuse the disk comes before the first change.
     const mends = this.written.map(extent => extent && this.inspect(extent))
     const edits = this.contentIdEdits()
@@ -204,6 +205,12 @@ export class VmdkWriter implements WritableDriver {
     const sizeBytes = end - start
     const parts = { layout: shape, sizeBytes, store, base, spanBytes, readTable, pool }
     return { ...placed, store, grains: new GrainWriter(parts), layout: shape }
+  }
+
+  /** Throws ImageError where the first change would be refused: then the content ID must not change. */
+  private requireWritten({ offset, isZeroing }: FirstChange): void {
+    const isSurelyRefused = !isZeroing || ['data', 'packed'].includes(this.lookup(offset, 1).kind)
+    if (isSurelyRefused) this.extentAt(offset)
   }
 
   /** Throws ImageError where the extent at `offset` is not written. */
