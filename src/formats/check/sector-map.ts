@@ -30,6 +30,11 @@ export class SectorMap {
     return Math.ceil(this.sectors / this.windowSectors)
   }
 
+  /** Which window has this sector. */
+  windowOf(sector: number): number {
+    return Math.floor(sector / this.windowSectors)
+  }
+
   /** Begins with a window, of which nothing is taken. */
   begin(window: number): void {
     this.first = window * this.windowSectors

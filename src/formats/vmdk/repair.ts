@@ -253,6 +253,7 @@ class Repair {
     let isChanged = false
     eachPair(store, layout, (index, first, redundant) => {
       if (!first.isThere || !redundant.isThere || first.sector === redundant.sector) return true
+      if (first.isBlank && redundant.isBlank) return true
       const words = redundantWords(first.words, redundant.words, index * layout.tableEntries, kept)
       if (words.every((word, k) => word === redundant.words[k])) return true
       const at = redundant.sector * SECTOR_BYTES

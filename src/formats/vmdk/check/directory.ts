@@ -6,15 +6,22 @@ import { batchOf, TableReader } from './table-reader.js'
 const ENTRY_BYTES = 4
 /** An entry that names nothing. */
 const SILENT = 0
+/** Entries that are read from the file at once. */
+const CHUNK_ENTRIES = 16_384
 
 export class Directory {
-  readonly entries: Uint32Array
+  /** A batch of them. */
+  entries: Uint32Array
   /** The tables to walk, by their first sectors; 0 for none. */
   readonly wanted: Uint32Array
   readonly tables: TableReader
   /** Damaged entries, and in the redundant directory those that name the first one's table: a bit each. */
   private readonly skipped: Bits
   private readonly bytes: Buffer
+  private readonly chunk: Uint32Array
+  /** The entry that the chunk begins with; -1 before it is read. */
+  private chunkFirst = -1
+  private readonly batch: number
   private first = 0
 
   constructor(
@@ -24,22 +31,47 @@ export class Directory {
     private readonly length: number,
     tableBytes: number,
   ) {
-    const batch = batchOf(tableBytes)
-    this.bytes = Buffer.from(new ArrayBuffer(batch * ENTRY_BYTES))
-    this.entries = new Uint32Array(this.bytes.buffer)
-    this.wanted = new Uint32Array(batch)
+    this.batch = batchOf(tableBytes)
+    // Whole batches, and no more than there are entries.
+    const batches = Math.min(Math.floor(CHUNK_ENTRIES / this.batch), Math.ceil(length / this.batch))
+    this.bytes = Buffer.from(new ArrayBuffer(batches * this.batch * ENTRY_BYTES))
+    this.chunk = new Uint32Array(this.bytes.buffer)
+    this.entries = this.chunk
+    this.wanted = new Uint32Array(this.batch)
     this.tables = new TableReader(store, tableBytes)
     this.skipped = new Bits(length)
   }
 
-  /** Reads the entries from `first` on, a batch of them; returns how many. */
+  /** Reads the entries from `first` on, where a batch begins, up to its end; returns how many. */
   readEntries(first: number): number {
-    const count = Math.min(this.entries.length, this.length - first)
-    const wanted = count * ENTRY_BYTES
-    const got = this.store.read(this.bytes, 0, wanted, this.at + first * ENTRY_BYTES)
-    this.bytes.fill(0, got, wanted)
+    const { chunk, length } = this
+    if (!this.hasRead(first)) this.readChunk(first)
+    const inChunk = first - this.chunkFirst
+    this.entries = chunk.subarray(inChunk, inChunk + this.batch)
     this.first = first
-    return count
+    return Math.min(this.batch, length - first)
+  }
+
+  /** Returns where the first batch from `first` on begins that may name a table: holes of the file are passed over. */
+  skipHole(first: number): number {
+    const { at, batch, length, store } = this
+    if (this.hasRead(first)) return first
+    const next = store.nextData(at + first * ENTRY_BYTES)
+    if (next < 0) return length
+    const entry = Math.floor((next - at) / ENTRY_BYTES)
+    return Math.min(length, Math.max(first, entry - (entry % batch)))
+  }
+
+  private hasRead(first: number): boolean {
+    const { chunk, chunkFirst } = this
+    return chunkFirst >= 0 && first >= chunkFirst && first < chunkFirst + chunk.length
+  }
+
+  private readChunk(first: number): void {
+    const { bytes, chunk, length, store, at } = this
+    const wanted = Math.min(chunk.length, length - first) * ENTRY_BYTES
+    bytes.fill(0, store.read(bytes, 0, wanted, at + first * ENTRY_BYTES), wanted)
+    this.chunkFirst = first
   }
 
   /** Reads the tables of these entries that are to be walked; whether there may be an entry in them. */

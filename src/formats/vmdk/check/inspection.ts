@@ -59,6 +59,9 @@ export class Inspection {
   protected runStart = -1
   private runEnd = -1
   protected runGrain = 0
+  /** The windows in which tables and grains lie: in the others there is nothing to walk for. */
+  private readonly tableWindows = new Set<number>([0])
+  private readonly grainWindows = new Set<number>([0])
   /** The first grain of the batch of tables, and the directory's part that they are of. */
   private batchGrain = 0
   private batch: Uint32Array = new Uint32Array(0)
@@ -119,7 +122,9 @@ export class Inspection {
       }
       this.entering = this.leaving
       this.leaving = -1
-      this.walk(first, redundant, part => this.options.progress?.((window + part) / windows))
+      if (this.grainWindows.has(window)) {
+        this.walk(first, redundant, part => this.options.progress?.((window + part) / windows))
+      }
       if (this.sink.unused) this.map.eachFree((from, to) => this.free.add(from, to))
     }
     // What lies so far behind is seen by its region alone.
@@ -181,13 +186,16 @@ export class Inspection {
     for (const { offset, bytes } of regions) {
       this.map.take(offset / SECTOR_BYTES, sectorsOf(offset + bytes))
     }
+    if (!this.tableWindows.has(this.map.windowOf(this.map.first))) return
     this.takeTables(first, undefined, isJudged)
     if (redundant) this.takeTables(redundant, first, isJudged)
   }
 
   /** @param shared where an entry may name the table that this directory names, too */
   private takeTables(directory: Directory, shared: Directory | undefined, isJudged: boolean): void {
-    for (let at = 0; at < this.directoryEntries; ) {
+    for (let at = 0; ; ) {
+      at = directory.skipHole(at)
+      if (at >= this.directoryEntries) return
       const count = directory.readEntries(at)
       shared?.readEntries(at)
       for (let i = 0; i < count; i++) {
@@ -222,6 +230,7 @@ export class Inspection {
       )
     }
     this.map.take(sector, end)
+    this.noteWindows(this.tableWindows, sector, end)
     this.usedEnd = Math.max(this.usedEnd, end)
   }
 
@@ -230,7 +239,9 @@ export class Inspection {
     redundant: Directory | undefined,
     progress: (part: number) => void,
   ): void {
-    for (let at = 0; at < this.directoryEntries; ) {
+    for (let at = 0; ; ) {
+      at = Math.min(first.skipHole(at), redundant?.skipHole(at) ?? Number.POSITIVE_INFINITY)
+      if (at >= this.directoryEntries) return
       const count = first.readEntries(at)
       const hasEntries = first.readTables(count)
       this.batchGrain = at * this.layout.tableEntries
@@ -291,9 +302,17 @@ export class Inspection {
   /** Counts grains that lie one behind the other, from sector `start` up to `end`. */
   protected count(start: number, end: number, grains: number): void {
     this.allocated += grains
+    this.noteWindows(this.grainWindows, start, end)
     if (this.lastEnd >= 0 && start !== this.lastEnd) this.fragmented++
     this.lastEnd = end
     if (end <= this.fileSectors) this.usedEnd = Math.max(this.usedEnd, end)
+  }
+
+  private noteWindows(windows: Set<number>, start: number, end: number): void {
+    const { map } = this
+    if (map.windows <= 1) return
+    const last = Math.min(map.windows - 1, map.windowOf(end - 1))
+    for (let window = map.windowOf(start); window <= last; window++) windows.add(window)
   }
 
   private takeGrain(sector: number, grain: number): void {

@@ -10,7 +10,7 @@ import type { Store } from '../../../io/store.js'
 import { wholeSectors } from '../grain-tables.js'
 import { type GrainLayout, tableBytesOf } from '../layout.js'
 import { SECTOR_BYTES } from '../parts.js'
-import { eachPair } from '../repair/table-pairs.js'
+import { eachPair, type Table } from '../repair/table-pairs.js'
 
 const SILENT = 0
 const ENTRY_BYTES = 4
@@ -36,22 +36,34 @@ export function findLosses(store: Store, layout: GrainLayout): Losses {
   let hasNames = false
   let hasTables = false
   let lostAt: number | undefined
-  eachPair(store, layout, (index, first, redundant) => {
-    const count = Math.min(tableEntries, grains - index * tableEntries)
+  const entriesOf = (index: number) => Math.min(tableEntries, grains - index * tableEntries)
+  const judge = (index: number, first: Table, redundant: Table) => {
+    const count = entriesOf(index)
     if (count <= 0) return false
-    const isAbsent = first.sector === SILENT && redundant.sector === SILENT
-    let unnamed = 0
-    for (let i = 0; i < count; i++) if (first.words[i] === SILENT) unnamed++
+    const unnamed = unnamedIn(first, count)
+    hasTables = true
     if (unnamed < count) hasNames = true
-    if (!isAbsent) hasTables = true
-    if (unnamed > 0 && (isAbsent || isSingle || first.sector === redundant.sector)) {
-      isPossible = true
-    }
-    if (isAbsent ? isPreallocated : isMadeOnDemand && unnamed === count) lostAt ??= first.entryAt
+    if (unnamed > 0 && (isSingle || first.sector === redundant.sector)) isPossible = true
+    if (isMadeOnDemand && unnamed === count) lostAt ??= first.entryAt
+    // The rest of the tables can tell nothing new.
+    const isLossKnown = lostAt !== undefined || !(isMadeOnDemand || isPreallocated)
+    return !(isPossible && hasNames && isLossKnown)
+  }
+  eachPair(store, layout, judge, index => {
+    if (entriesOf(index) <= 0) return false
+    isPossible = true
+    if (isPreallocated) lostAt ??= directoryAt + index * ENTRY_BYTES
     return true
   })
   if (!hasTables && isMadeOnDemand) lostAt ??= directoryAt
   return { isPossible: isPossible || !hasNames, lostAt }
+}
+
+function unnamedIn({ isBlank, words }: Table, count: number): number {
+  if (isBlank) return count
+  let unnamed = 0
+  for (let i = 0; i < count; i++) if (words[i] === SILENT) unnamed++
+  return unnamed
 }
 
 /** Whether the tables of a hosted extent lie before its grains, as in all that are made with their tables. */

@@ -12,6 +12,8 @@ import { SectorMap } from '../../check/sector-map.js'
 
 const ENTRY_BYTES = 8
 const TABLE_BYTES = TABLE_ENTRIES * ENTRY_BYTES
+/** Windows of the map of grains at most; each takes a walk through all tables. */
+const MAX_WINDOWS = 128
 /** Entries of the directory that are read at once. */
 const SLICE_ENTRIES = 4096
 
@@ -80,6 +82,9 @@ class SesparseInspection {
   private fragmented = 0
   private last = -1
   private highest = -1
+  /** The windows in which something lies. */
+  private readonly tableWindows = new Set<number>()
+  private readonly grainWindows = new Set<number>()
 
   constructor(
     private readonly store: Store,
@@ -103,11 +108,11 @@ class SesparseInspection {
   run(): void {
     const { progress, windowBytes } = this.options
     const tables = new SectorMap(Math.min(this.tableCount, 2 ** 32), windowBytes)
-    eachWindow(tables, () => this.takeTables(tables))
+    eachWindow(tables, this.tableWindows, () => this.takeTables(tables))
     const grains = new SectorMap(Math.min(this.fileGrains, this.roomGrains), windowBytes)
-    eachWindow(grains, window => {
-      const { windows } = grains
-      this.takeGrains(grains, part => progress?.((window + part) / windows))
+    eachWindow(grains, this.grainWindows, (done, windows) => {
+      this.takeGrains(grains, part => progress?.((done + part) / windows))
+      if (this.grainWindows.size > MAX_WINDOWS) throw this.beyondWalking()
     })
     const { allocated, fragmented, highest, header } = this
     const { offset, bytes } = header.regions.tables
@@ -118,10 +123,22 @@ class SesparseInspection {
     this.sink.grains({ allocated, fragmented, endBytes })
   }
 
+  private beyondWalking(): ImageError {
+    const what = `its tables name grains in more than ${MAX_WINDOWS} parts of a file of ${this.store.sizeBytes} bytes`
+    return new ImageError('UNSUPPORTED', `${what}, which is too much to go over`, {
+      path: this.store.path,
+      hint: 'it can be read: mount it with -o ro',
+    })
+  }
+
   /** Calls `visit` for each entry of the directory that is not zero. */
   private eachEntry(visit: (index: number, low: number, high: number) => void): void {
     const { offset } = this.header.regions.directory
     for (let first = 0; first < this.directoryEntries; first += SLICE_ENTRIES) {
+      const next = this.store.nextData(offset + first * ENTRY_BYTES)
+      if (next < 0) return
+      first = Math.max(first, Math.floor((next - offset) / ENTRY_BYTES))
+      if (first >= this.directoryEntries) return
       const count = Math.min(SLICE_ENTRIES, this.directoryEntries - first)
       this.slice.read(this.store, offset + first * ENTRY_BYTES, count)
       for (let i = 0; i < count; i++) {
@@ -135,6 +152,7 @@ class SesparseInspection {
   private takeTables(map: SectorMap): void {
     this.eachEntry((index, low, high) => {
       if (this.skipped.has(index)) return
+      if (low < this.tableCount) this.tableWindows.add(map.windowOf(low))
       const problem =
         high !== TABLE_IS_HERE
           ? `is 0x${hex(high, low)}, which names no grain table`
@@ -184,6 +202,9 @@ class SesparseInspection {
     const index = ((high & 0xffff) * 2 ** 32 + low) * 2 ** 12 + ((high >>> 16) & 0xfff)
     if (isFirst) {
       this.count(index)
+      if (index < Math.min(this.roomGrains, this.fileGrains)) {
+        this.grainWindows.add(map.windowOf(index))
+      }
       if (index >= this.roomGrains) blame('names a grain that is not among the grains')
       else if (index >= this.fileGrains) blame('names a grain beyond the end of the file')
     }
@@ -200,12 +221,22 @@ class SesparseInspection {
   }
 }
 
-/** Goes over all windows of the map; over one, if it has none. */
-function eachWindow(map: SectorMap, act: (window: number) => void): void {
-  for (let window = 0; window < Math.max(1, map.windows); window++) {
+/**
+ * Goes over the first window of the map, and over those that `wanted` has then.
+ * @param act is told how many windows are done, and how many there are
+ */
+function eachWindow(
+  map: SectorMap,
+  wanted: ReadonlySet<number>,
+  act: (done: number, windows: number) => void,
+): void {
+  map.begin(0)
+  act(0, 1)
+  const others = [...wanted].filter(window => window > 0).sort((a, b) => a - b)
+  others.forEach((window, i) => {
     map.begin(window)
-    act(window)
-  }
+    act(i + 1, others.length + 1)
+  })
 }
 
 const hex = (high: number, low: number): string =>

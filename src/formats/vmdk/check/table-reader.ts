@@ -17,6 +17,8 @@ export class TableReader {
   /** The entries of the tables that were read last; vimgfs runs where words are little-endian. */
   readonly words: Uint32Array
   private readonly bytes: Buffer
+  /** Whether all of `bytes` are zeros: filling them again for tables that nobody wrote takes most of the time. */
+  private areZeros = true
 
   /** @param tableBytes whole sectors */
   constructor(
@@ -34,7 +36,7 @@ export class TableReader {
    * table, SystemError.
    */
   read(sectors: Uint32Array, count: number): boolean {
-    const { bytes, tableBytes } = this
+    const { bytes, tableBytes, areZeros } = this
     let hasEntries = false
     for (let i = 0; i < count; ) {
       const sector = sectors[i] as number
@@ -43,13 +45,15 @@ export class TableReader {
       while (end < count && sectors[end] === sector + (end - i) * step) end++
       const [start, length] = [i * tableBytes, (end - i) * tableBytes]
       if (sector === 0 || this.isHole(sector * SECTOR_BYTES, length)) {
-        bytes.fill(0, start, start + length)
+        if (!areZeros) bytes.fill(0, start, start + length)
       } else {
         this.fill(start, length, sector * SECTOR_BYTES)
         hasEntries = true
       }
       i = end
     }
+    if (!hasEntries && !areZeros) bytes.fill(0)
+    this.areZeros = !hasEntries
     return hasEntries
   }
 

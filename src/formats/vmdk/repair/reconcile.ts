@@ -114,7 +114,10 @@ function planDirectories(
     const old = new Range(-2 - index, at / SECTOR_BYTES, isBorneOut ? tableSectors : 0)
     lost.push({ entryAt, from, old })
   }
+  const isStray = ({ sector, isThere }: Table) => sector !== SILENT && !isThere
   eachPair(store, layout, (index, first, redundant) => {
+    const areBlank = first.isBlank && redundant.isBlank
+    if (areBlank && !isStray(first) && !isStray(redundant)) return true
     const isGood = (table: Table, other: Table) =>
       table.isThere && !(entries.isJunk(table.words) && entries.isSound(other.words))
     const isFirstGood =
@@ -225,6 +228,7 @@ class EntryPlan {
 
   private compare(index: number, first: Table, redundant: Table): void {
     const { entries, layout } = this
+    if (first.isBlank && redundant.isBlank) return
     const table = first.sector * SECTOR_BYTES
     const isTrusted = !this.options.needsSound || entries.isSound(redundant.words)
     for (let k = 0; k < layout.tableEntries; k++) {

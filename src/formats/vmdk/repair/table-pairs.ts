@@ -19,6 +19,8 @@ export interface Table {
   readonly sector: number
   /** Whether the table lies in the file; else its words are zeros. */
   readonly isThere: boolean
+  /** Whether all of its words are known to be zeros. */
+  readonly isBlank: boolean
   /** Of its entries. Valid until the next pair is read. */
   readonly words: Uint32Array
 }
@@ -73,41 +75,84 @@ export class Entries {
   }
 }
 
-/** Calls `visit` for each entry of the directories, in their order, until it returns false. */
+/**
+ * Calls `visit` for each entry of the directories that at least one of them has, in their order, until it
+ * returns false. Of the others, which may be millions, `absent` is told the first one and how many follow.
+ */
 export function eachPair(
   store: Store,
   layout: GrainLayout,
   visit: (index: number, first: Table, redundant: Table) => boolean,
+  absent: (index: number, count: number) => boolean = () => true,
 ): void {
-  const { directoryAt, redundantDirectoryAt = directoryAt, directoryEntries, tableEntries } = layout
-  const tableBytes = tableBytesOf(layout)
-  const pair = [directoryAt, redundantDirectoryAt].map(
-    at => new Directory(store, '', at, directoryEntries, tableBytes),
-  ) as [Directory, Directory]
+  const { directoryAt, redundantDirectoryAt = directoryAt, directoryEntries } = layout
+  const open = (at: number) => new PairedDirectory(store, layout, at)
+  const first = open(directoryAt)
+  const redundant = redundantDirectoryAt === directoryAt ? first : open(redundantDirectoryAt)
   for (let at = 0; at < directoryEntries; ) {
-    const count = pair[0].readEntries(at)
-    pair[1].readEntries(at)
-    for (const directory of pair) {
-      for (let i = 0; i < count; i++) {
-        const place = (directory.entries[i] as number) * SECTOR_BYTES
-        if (!isInFile(place, tableBytes, store.sizeBytes)) directory.passOver(i)
-      }
-      directory.readTables(count)
-    }
-    for (let i = 0; i < count; i++) {
-      const [first, redundant] = pair.map(
-        (directory): Table => ({
-          entryAt: directory.at + (at + i) * ENTRY_BYTES,
-          sector: directory.entries[i] as number,
-          isThere: !directory.isSkipped(i),
-          words: directory.tables.words.subarray(
-            i * directory.tables.stride,
-            i * directory.tables.stride + tableEntries,
-          ),
-        }),
-      ) as [Table, Table]
-      if (!visit(at + i, first, redundant)) return
+    const named = Math.min(first.skipHole(at), redundant.skipHole(at))
+    if (named > at && !absent(at, named - at)) return
+    at = named
+    if (at >= directoryEntries) return
+    const count = first.read(at)
+    if (redundant !== first) redundant.read(at)
+    for (let i = 0; i < count; ) {
+      let end = i
+      while (end < count && first.lacks(end) && redundant.lacks(end)) end++
+      if (end > i && !absent(at + i, end - i)) return
+      if (end < count && !visit(at + end, first.table(end), redundant.table(end))) return
+      i = end + 1
     }
     at += count
+  }
+}
+
+class PairedDirectory {
+  private readonly directory: Directory
+  private readonly tableBytes: number
+  private first = 0
+  private isBlank = true
+
+  constructor(
+    private readonly store: Store,
+    private readonly layout: GrainLayout,
+    private readonly at: number,
+  ) {
+    this.tableBytes = tableBytesOf(layout)
+    this.directory = new Directory(store, '', at, layout.directoryEntries, this.tableBytes)
+  }
+
+  /** Returns where the first batch from `first` on begins that may name a table. */
+  skipHole(first: number): number {
+    return this.directory.skipHole(first)
+  }
+
+  /** Reads a batch of entries, and their tables; returns how many. */
+  read(first: number): number {
+    const { directory, store, tableBytes } = this
+    const count = directory.readEntries(first)
+    for (let i = 0; i < count; i++) {
+      const place = (directory.entries[i] as number) * SECTOR_BYTES
+      if (!isInFile(place, tableBytes, store.sizeBytes)) directory.passOver(i)
+    }
+    this.first = first
+    this.isBlank = !directory.readTables(count)
+    return count
+  }
+
+  lacks(i: number): boolean {
+    return this.directory.entries[i] === SILENT
+  }
+
+  table(i: number): Table {
+    const { directory, layout, at, first, isBlank } = this
+    const { words, stride } = directory.tables
+    return {
+      entryAt: at + (first + i) * ENTRY_BYTES,
+      sector: directory.entries[i] as number,
+      isThere: !directory.isSkipped(i),
+      isBlank,
+      words: words.subarray(i * stride, i * stride + layout.tableEntries),
+    }
   }
 }
