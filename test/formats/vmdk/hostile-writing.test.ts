@@ -488,6 +488,32 @@ for (const base of bases) {
   })
 }
 
+/** What a longer search has found. */
+const FOUND: Record<string, { base: string; changes: Change[]; steps: Step[] }> = {
+  'an entry of a redundant table alone that names a table': {
+    base: 'a child without some of its tables',
+    changes: [
+      {
+        kind: 'field',
+        index: fieldsOf(child)
+          .filter(at => at > 0)
+          .indexOf(child.redundantTableAt(0)),
+        shift: 0,
+        width: 1,
+        value: 25n,
+      },
+    ],
+    steps: [{ kind: 'write', from: 'start', at: 0, isAligned: false, length: 1 }],
+  },
+}
+
+for (const [title, { base: name, changes, steps }] of Object.entries(FOUND)) {
+  t.test(title, async t => {
+    const base = bases.find(({ title }) => title === name) as Base
+    t.same(judged(tempFolder(t), base, changes, steps).problems, [])
+  })
+}
+
 t.test('memory', async t => {
   const most = process.resourceUsage().maxRSS * K
   t.ok(most < MAX_RSS_BYTES, `${Math.round(most / 2 ** 20)} MiB`)

@@ -265,6 +265,11 @@ class EntryPlan {
   private decide({ grain, at, redundant, ofFirst, ofRedundant, isZeroed }: Doubt): void {
     // A grain that is written once more after it was zeroed: a cut may leave its new place in one table.
     if (isZeroed && this.options.needsSound && this.layout.isUnclean) return
+    // Readers show this grain, and would show another one once the redundant entry follows.
+    if (this.options.needsSound && !ofFirst && !isZeroed && ofRedundant.isTaken) {
+      this.kept.add(grain)
+      return
+    }
     const isOwn = ofFirst === undefined ? isZeroed : !ofFirst.isTaken
     if (ofRedundant.isFree && !isOwn) this.patches.push({ at, value: redundant })
     else if (!ofRedundant.isTaken || ofFirst?.isTaken) this.kept.add(grain)
