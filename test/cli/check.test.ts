@@ -7,8 +7,12 @@ import { buildQcow } from '../fixtures/qcow-builder.js'
 import { buildImage, type Cluster, type ImageSpec } from '../fixtures/qcow2-builder.js'
 import { noise } from '../fixtures/model.js'
 import { buildExtent, descriptorText, HEADER_AT } from '../fixtures/vmdk-builder.js'
+import { run as check } from '../../src/cli/check.js'
+import { runHere } from '../support/command.js'
 import { HERE, vimgfs } from '../support/mount.js'
 import { run, tempFolder } from '../support/run.js'
+
+const checkHere = (args: readonly string[]) => runHere(check, args, '/')
 
 const SPEC: ImageSpec = {
   clusterBits: 16,
@@ -43,6 +47,7 @@ t.test('what it says, and its exit codes', async t => {
       const image = imageIn(tempFolder(t), damage)
       const before = readFileSync(image)
       const found = await vimgfs(HERE, ['check', image])
+      t.strictSame(await checkHere([image]), found, 'and the same in this process')
       t.equal(found.code, code)
       t.match(found.stdout, says)
       t.equal(found.stderr, '')
@@ -56,7 +61,7 @@ t.test('JSON with the fields of qemu-img', async t => {
     leak(bytes)
     doubled(bytes)
   })
-  const checked = await vimgfs(HERE, ['check', '--output=json', image])
+  const checked = await checkHere(['--output=json', image])
   t.equal(checked.code, 2)
   t.same(JSON.parse(checked.stdout), {
     filename: image,
@@ -70,15 +75,15 @@ t.test('JSON with the fields of qemu-img', async t => {
     leaks: 1,
   })
   t.match(checked.stderr, /^corruption at \d+: .*\nleak at \d+: /)
-  const repaired = await vimgfs(HERE, ['check', '--output=json', '--repair', 'all', image])
+  const repaired = await checkHere(['--output=json', '--repair', 'all', image])
   t.equal(repaired.code, 0)
   t.match(JSON.parse(repaired.stdout), { 'corruptions-fixed': 1, 'leaks-fixed': 1 })
-  t.equal((await vimgfs(HERE, ['check', image])).code, 0)
+  t.equal((await checkHere([image])).code, 0)
 })
 
 t.test('repairing leaks', async t => {
   const image = imageIn(tempFolder(t), leak)
-  const { code, stdout } = await vimgfs(HERE, ['check', '--repair=leaks', image])
+  const { code, stdout } = await checkHere(['--repair=leaks', image])
   t.equal(code, 0)
   t.match(stdout, /^repaired at \d+: .*\n.*: repaired: 1 leaked cluster\n.*: no errors found\n/)
 })
@@ -89,16 +94,16 @@ t.test('a snapshot table that is damaged', async t => {
   const bytes = built.bytes()
   bytes.writeUInt32BE(5000, built.snapshotsAt + 36)
   writeFileSync(image, bytes)
-  const found = await vimgfs(HERE, ['check', image])
+  const found = await checkHere([image])
   t.equal(found.code, 2, found.stderr)
   t.match(found.stdout, /snapshot 1 has 5000 bytes of extra data/)
   t.ok(readFileSync(image).equals(bytes), 'a check writes nothing')
-  const repaired = await vimgfs(HERE, ['check', '--repair', 'all', image])
+  const repaired = await checkHere(['--repair', 'all', image])
   t.equal(repaired.code, 3, 'what the snapshot may own stays, as leaks')
   t.match(repaired.stdout, /all snapshots are dropped: snapshot 1 has 5000 bytes/)
   t.match(repaired.stdout, /leaks are kept: .* --repair leaks gives them back/)
-  t.equal((await vimgfs(HERE, ['check', '--repair', 'leaks', image])).code, 0)
-  t.equal((await vimgfs(HERE, ['check', image])).code, 0)
+  t.equal((await checkHere(['--repair', 'leaks', image])).code, 0)
+  t.equal((await checkHere([image])).code, 0)
 })
 
 const SPARSE = buildExtent({
@@ -145,7 +150,7 @@ t.test('a vmdk: what it says, and its exit codes', async t => {
     await t.test(title, async t => {
       const image = vmdkIn(tempFolder(t), damage)
       const before = readFileSync(image)
-      const found = await vimgfs(HERE, ['check', image])
+      const found = await checkHere([image])
       t.equal(found.code, code)
       t.match(found.stdout, says)
       t.equal(found.stderr, '')
@@ -156,7 +161,7 @@ t.test('a vmdk: what it says, and its exit codes', async t => {
 
 t.test('a vmdk: JSON, and repairing', async t => {
   const image = vmdkIn(tempFolder(t), strayGrain)
-  const checked = await vimgfs(HERE, ['check', '--output=json', image])
+  const checked = await checkHere(['--output=json', image])
   t.equal(checked.code, 2)
   t.same(JSON.parse(checked.stdout), {
     filename: image,
@@ -170,7 +175,7 @@ t.test('a vmdk: JSON, and repairing', async t => {
     leaks: 1,
   })
   t.match(checked.stderr, /^corruption at \d+: .*\ncorruption at \d+: .*\nleak at \d+: /)
-  const repaired = await vimgfs(HERE, ['check', '--repair', 'all', image])
+  const repaired = await checkHere(['--repair', 'all', image])
   t.equal(repaired.code, 0)
   t.match(
     repaired.stdout,
@@ -178,7 +183,7 @@ t.test('a vmdk: JSON, and repairing', async t => {
   )
   t.ok(readFileSync(image).equals(SPARSE.bytes))
   const leaking = vmdkIn(tempFolder(t), lostGrain)
-  t.equal((await vimgfs(HERE, ['check', '--repair', 'leaks', leaking])).code, 0)
+  t.equal((await checkHere(['--repair', 'leaks', leaking])).code, 0)
   t.equal(readFileSync(leaking).length, SPARSE.placeOf(5))
 })
 
@@ -188,27 +193,27 @@ t.test('a vmdk: extents in files of their own', async t => {
   const extent = vmdkIn(other, lostGrain)
   const image = join(folder, 'all.vmdk')
   writeFileSync(image, descriptorOf(extent))
-  const refused = await vimgfs(HERE, ['check', image])
+  const refused = await checkHere([image])
   t.equal(refused.code, 1)
   t.match(refused.stderr, /lies outside the image's folder; allow it with --allow-path/)
-  const allowed = ['check', '--allow-path', other]
-  t.equal((await vimgfs(HERE, [...allowed, image])).code, 3)
+  const allowed = ['--allow-path', other]
+  t.equal((await checkHere([...allowed, image])).code, 3)
   writeFileSync(image, descriptorOf(extent).replace('RW ', 'RDONLY '))
-  const kept = await vimgfs(HERE, [...allowed, '--repair=all', image])
+  const kept = await checkHere([...allowed, '--repair=all', image])
   t.equal(kept.code, 3)
   t.match(kept.stdout, /^not done at 0: none of its extents may be written\nleak at /)
   writeFileSync(image, descriptorOf(extent))
-  t.equal((await vimgfs(HERE, [...allowed, '--repair=all', image])).code, 0)
+  t.equal((await checkHere([...allowed, '--repair=all', image])).code, 0)
   t.equal(readFileSync(extent).length, SPARSE.placeOf(5))
 })
 
 t.test('a vmdk that was not closed cleanly', async t => {
   const image = vmdkIn(tempFolder(t), bytes => void bytes.writeUInt8(1, HEADER_AT.unclean))
-  const { code, stdout, stderr } = await vimgfs(HERE, ['check', image])
+  const { code, stdout, stderr } = await checkHere([image])
   t.equal(code, 0)
   t.match(stdout, /^notice at 0: it was not closed cleanly.*\n.*: no errors found\n/)
   t.equal(stderr, '')
-  const repaired = await vimgfs(HERE, ['check', '--repair=leaks', image])
+  const repaired = await checkHere(['--repair=leaks', image])
   t.equal(repaired.code, 0)
   t.match(repaired.stdout, /^repaired at 72: it is marked as closed cleanly\n/)
   t.ok(readFileSync(image).equals(SPARSE.bytes))
@@ -251,13 +256,13 @@ t.test('qcow and cow: what it says, and repairing', async t => {
       const image = join(folder, name)
       writeFileSync(image, bytes)
       await run('fallocate', ['--dig-holes', image])
-      const found = await vimgfs(HERE, ['check', image])
+      const found = await checkHere([image])
       t.equal(found.code, code, found.stdout)
       t.match(found.stdout, says)
       t.ok(readFileSync(image).equals(bytes), 'nothing is written')
-      const json = await vimgfs(HERE, ['check', '--output=json', image])
+      const json = await checkHere(['--output=json', image])
       t.match(JSON.parse(json.stdout), { format: name.split('.')[1], 'check-errors': 0 })
-      const repaired = await vimgfs(HERE, ['check', '--repair=all', image])
+      const repaired = await checkHere(['--repair=all', image])
       t.equal(repaired.code, isRepaired ? 0 : code, repaired.stdout)
       if (!isRepaired) t.ok(readFileSync(image).equals(bytes), 'what cannot be known is left')
     })
@@ -293,7 +298,7 @@ t.test('what it refuses, in one line', async t => {
     { args: ['--output=xml', image], code: 2, says: /--output takes human, json/ },
   ]
   for (const { args, code, says } of cases) {
-    const found = await vimgfs(HERE, ['check', ...args])
+    const found = await checkHere([...args])
     t.equal(found.code, code, args.join(' '))
     t.match(found.stderr, says)
     t.match(found.stderr, /^vimgfs: [^\n]*\n$/, 'one line')
