@@ -12,6 +12,7 @@
  * used, because it drops a file from its report when another one takes too long, against rule (1).
  */
 import { execFileSync, spawnSync } from 'node:child_process'
+import { randomInt } from 'node:crypto'
 import { join, relative, resolve } from 'node:path'
 import {
   ensureBuilt,
@@ -113,6 +114,7 @@ async function test() {
     check('structure', process.execPath, 'scripts/structure.mjs')
   }
   ensureBuilt()
+  if (process.env.VIMGFS_TEST_LONG === '1') takeFreshSeeds()
 
   const groups =
     named.length > 0 ? named.map(file => [file]) : planOf(IS_QUICK ? quickFiles() : allFiles())
@@ -123,6 +125,15 @@ async function test() {
     }
   }
   await Promise.all(Array.from({ length: JOBS }, worker))
+}
+
+/** A long run looks where none has looked before; its seeds repeat it. */
+function takeFreshSeeds() {
+  for (const name of ['VIMGFS_TEST_SEED', 'FC_SEED', 'FSX_SEED', 'KILL_SEED']) {
+    process.env[name] ??= `${randomInt(1_000_000)}`
+  }
+  const seeds = Object.entries(process.env).filter(([name]) => /^(?!npm).*_SEED$/.test(name))
+  console.log(`Seeds: ${seeds.map(([name, seed]) => `${name}=${seed}`).join(' ')}`)
 }
 
 /** Runs a group of files in one process; resolves to the groups that have yet to run because of a crash. */
