@@ -1,4 +1,4 @@
-/** Which of `length` things are so: a bit each. */
+/** A set of numbers below `length`, one bit for each. */
 export class Bits {
   private readonly bytes: Uint8Array
 

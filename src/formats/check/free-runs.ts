@@ -1,11 +1,11 @@
-/** Sectors that nothing uses, neighbours as one. */
+/** Joins neighbouring runs of unused sectors. */
 export class FreeRuns {
   private from = -1
   private to = -1
 
   /**
-   * @param bounds sectors outside of them are left out
-   * @param least how many sectors a run has at least, once the bounds have cut it
+   * @param bounds sectors outside are left out
+   * @param least the least length of a run in sectors, within the bounds
    */
   constructor(
     private readonly bounds: { readonly from: number; readonly to: number },
@@ -13,7 +13,7 @@ export class FreeRuns {
     private readonly emit: (from: number, to: number) => void,
   ) {}
 
-  /** The sectors from `from` up to `to`; ascending. */
+  /** Adds the sectors from `from` up to `to`. Call it in ascending order. */
   add(from: number, to: number): void {
     if (from >= to) return
     if (from !== this.to) {

@@ -1,14 +1,14 @@
-/** What a check finds: totals that are counted as `qemu-img check` counts them, and a bounded list. */
+/** The findings of a check: totals as `qemu-img check` counts them, and a bounded list. */
 
 /**
- * A corruption can cost data, a leak costs space. An error kept a part from being checked, or a repair
- * from being made. A notice is no fault. A fix is a change that a repair made.
+ * A corruption can cost data, a leak costs space. An error prevented a part of the check, or a repair. A notice is not a fault.
+ * A fix is a change that a repair has made.
  */
 export type FindingKind = 'corruption' | 'leak' | 'error' | 'notice' | 'fix'
 
 export interface Finding {
   readonly kind: FindingKind
-  /** Where in the file it is, in bytes. */
+  /** Its place in the file, in bytes. */
   readonly at: number
   readonly message: string
 }
@@ -17,31 +17,31 @@ export interface CheckResult {
   readonly corruptions: number
   readonly leaks: number
   readonly checkErrors: number
-  /** Clusters of the disk. */
+  /** The number of clusters of the disk. */
   readonly totalClusters: number
-  /** Clusters of the disk that have a host cluster. */
+  /** How many clusters of the disk have a host cluster. */
   readonly allocatedClusters: number
-  /** Of those, the ones that do not follow their neighbour in the file. */
+  /** How many of them do not follow their neighbour in the file. */
   readonly fragmentedClusters: number
   readonly compressedClusters: number
   /** The end of the last host cluster in use, in bytes. */
   readonly imageEndOffset: number
-  /** In the order they were met; MAX_FINDINGS at most. */
+  /** In the order in which they were found; at most MAX_FINDINGS. */
   readonly findings: readonly Finding[]
-  /** How many more there were. */
+  /** How many more findings there were. */
   readonly findingsLeftOut: number
 }
 
 export interface RepairResult {
   readonly before: CheckResult
   readonly after: CheckResult
-  /** What was changed, of kind `fix`, and what could not be, of kind `error`. */
+  /** The changes, of kind `fix`, and the failures to change something, of kind `error`. */
   readonly changes: readonly Finding[]
   readonly changesLeftOut: number
 }
 
 export interface CheckOptions {
-  /** Told how much is done, 0 to 1. */
+  /** Called with the part that is done, 0 to 1. */
   readonly progress?: (part: number) => void
 }
 
@@ -59,7 +59,7 @@ export class Report implements CheckResult {
   readonly findings: Finding[] = []
   findingsLeftOut = 0
 
-  /** @param times how often it counts: a table that two others name is met twice */
+  /** @param times how often it counts: a table that two others name is found twice */
   corruption(at: number, message: () => string, times = 1): void {
     this.corruptions += times
     this.note('corruption', at, message)
@@ -75,7 +75,7 @@ export class Report implements CheckResult {
     this.note('error', at, message)
   }
 
-  /** Adds to the list alone. */
+  /** Adds a finding to the list, but not to the totals. */
   note(kind: FindingKind, at: number, message: () => string): void {
     if (this.findings.length < MAX_FINDINGS) this.findings.push({ kind, at, message: message() })
     else this.findingsLeftOut++

@@ -1,21 +1,21 @@
 /**
- * Which sectors of a part of a file are taken: a bit each. The part, the window, is as large as memory
- * allows; a larger file is gone over window by window.
+ * A map of the taken sectors of a part of a file, one bit for each. The part, called the window, is as large as memory allows.
+ * A larger file is checked window by window.
  */
 
-/** The window of 128 GiB of a file. */
+/** The memory for a window of 128 GiB. */
 export const WINDOW_BYTES = 32 * 2 ** 20
 
 export class SectorMap {
-  /** The sectors of the window: from `first` on, up to `end`. */
+  /** The window has the sectors from `first` up to `end`. */
   first = 0
   end = 0
   private readonly words: Uint32Array
   private readonly windowSectors: number
 
   /**
-   * @param sectors of the file
-   * @param windowBytes of memory at most, a multiple of 4
+   * @param sectors the sectors of the file
+   * @param windowBytes the most memory, a multiple of 4
    */
   constructor(
     private readonly sectors: number,
@@ -25,24 +25,24 @@ export class SectorMap {
     this.windowSectors = windowBytes * 8
   }
 
-  /** How many windows there are. */
+  /** The number of windows. */
   get windows(): number {
     return Math.ceil(this.sectors / this.windowSectors)
   }
 
-  /** Which window has this sector. */
+  /** Returns the window that contains this sector. */
   windowOf(sector: number): number {
     return Math.floor(sector / this.windowSectors)
   }
 
-  /** Begins with a window, of which nothing is taken. */
+  /** Begins a window, with nothing taken. */
   begin(window: number): void {
     this.first = window * this.windowSectors
     this.end = Math.min(this.first + this.windowSectors, this.sectors)
     this.words.fill(0)
   }
 
-  /** Whether any sector from `from` up to `to` that the window has is taken. */
+  /** Reports whether any sector from `from` up to `to` is taken, as far as the window has them. */
   isTaken(from: number, to: number): boolean {
     const [start, end] = [this.within(from), this.within(to)]
     if (start >= end) return false
@@ -69,7 +69,7 @@ export class SectorMap {
     words[tail] = (words[tail] as number) | toBit(end)
   }
 
-  /** Calls `visit` for each run of sectors that are not taken, in their order; `to` is behind it. */
+  /** Calls `visit` for each run of sectors that are not taken, in order; `to` is the sector after the run. */
   eachFree(visit: (from: number, to: number) => void): void {
     const length = this.end - this.first
     let start = -1
@@ -95,8 +95,8 @@ export class SectorMap {
 
 const ALL = 0xffffffff
 
-/** The bits of a word from that of `sector` on. */
+/** Returns the bits of a word from that of `sector` on. */
 const fromBit = (sector: number): number => ALL << (sector & 31)
 
-/** The bits of a word up to that before `sector`. */
+/** Returns the bits of a word before that of `sector`. */
 const toBit = (sector: number): number => ALL >>> (31 - ((sector - 1) & 31))

@@ -1,19 +1,18 @@
 /**
- * Checking a VMDK image: whether the tables of its extents make sense, and whether their files are long
- * enough. Its parents are images of their own.
+ * Checks a VMDK image: whether the tables of its extents make sense, and whether their files are long enough. It does not
+ * check the parents.
  *
- * `qemu-img check` looks at one thing of VMDK images, the entries that name a grain behind the end of the
- * file. What is found here beyond that, and how it counts:
+ * `qemu-img check` finds one thing in VMDK images: entries that name a grain past the end of the file. This check finds more,
+ * and counts it so:
  *
- *  (1) Tables and grains that lie over something else, grains that are cut off, and a next free sector of
- *      COWD within what is used are corruptions, as is what sparse-header.ts reads around.
- *  (2) A redundant table that lags behind the first one is one leak: it is no use as it is, and no data are
- *      at stake, since the first one counts. One that contradicts it is a corruption.
- *  (3) Space that nothing uses is as many leaks as grains would need it, if it can be given back (see
- *      check/space.ts).
- *  (4) Such space is a corruption besides, where a table reads as zeros that was surely written: it may be all
- *      that is left of that table's data (see check/losses.ts).
- *  (5) Compressed grains are found by their markers and are not inflated: reading them does that.
+ *  (1) Corruptions are: tables and grains that overlap something else, grains that are cut off, a next free sector of COWD
+ *      within the space in use, and damage that sparse-header.ts can work around.
+ *  (2) A redundant table that is older than the first one is one leak: it is useless, but no data are at stake, since the first
+ *      one counts. A redundant table that contradicts the first one is a corruption.
+ *  (3) Unused space counts as so many leaks as grains would fit in it, if it can be given back (see check/space.ts).
+ *  (4) Such space is also a corruption if a table reads as zeros that was certainly written: the space may be all that is left
+ *      of that table's data (see check/losses.ts).
+ *  (5) Compressed grains are found by their markers and are not unpacked: reading them does that.
  */
 import path from 'node:path'
 import type { Store } from '../../io/store.js'
@@ -28,18 +27,18 @@ import type { ExtentLayout } from './image.js'
 import { type GrainLayout, grainLayout } from './layout.js'
 import type { SparseHeader } from './sparse-header.js'
 
-/** An extent, opened. Extents that lie in one file have one store. */
+/** An open extent. Extents in one file share a store. */
 export interface CheckedExtent {
-  /** What it holds of the disk. */
+  /** The size of its part of the disk. */
   readonly sizeBytes: number
-  /** Undefined where all of it is zeros. */
+  /** Undefined if all of it is zeros. */
   readonly store: Store | undefined
   readonly layout: ExtentLayout
-  /** Whether its file is a device, of which nothing can be cut off. */
+  /** Whether its file is a device, which cannot be cut off. */
   readonly isDevice?: boolean
 }
 
-/** Checks all extents of an image. Throws SystemError; ImageError where a file becomes shorter meanwhile. */
+/** Checks all extents of an image. Throws SystemError; ImageError if a file becomes shorter meanwhile. */
 export function checkVmdk(
   extents: readonly CheckedExtent[],
   options: CheckOptions = {},
@@ -49,7 +48,7 @@ export function checkVmdk(
   return report
 }
 
-/** What was found in an extent. */
+/** The findings in an extent. */
 export interface ExtentCounts {
   readonly corruptions: number
   readonly leaks: number
@@ -57,7 +56,7 @@ export interface ExtentCounts {
 
 const NONE: ExtentCounts = { corruptions: 0, leaks: 0 }
 
-/** Adds what is found to `report`; returns it by extent, once where one file is several. */
+/** Adds the findings to `report`. Returns the counts by extent; only once for a file of several extents. */
 export function checkExtents(
   extents: readonly CheckedExtent[],
   report: Report,
@@ -72,7 +71,7 @@ export function checkExtents(
       return checkFlat(store, layout.startBytes + sizeBytes, say, report)
     }
     report.totalClusters += Math.ceil(sizeBytes / layout.header.grainBytes)
-    // Nothing of it is used twice because two lines of the descriptor name it.
+    // Two lines of the descriptor may name one file: that does not make its grains used twice.
     if (checked.has(store)) return NONE
     checked.add(store)
     const part = (done: number) => progress?.((i + done) / extents.length)
@@ -80,7 +79,7 @@ export function checkExtents(
   })
 }
 
-/** Names the file where there are several: a finding's place is one of them. */
+/** Adds the file's name to messages if there are several files, since a finding's place is in one of them. */
 export function speaker(
   extents: readonly CheckedExtent[],
   store: Store,
@@ -101,13 +100,13 @@ function checkFlat(store: Store, end: number, say: Say, report: Report): ExtentC
   return { ...NONE, corruptions: 1 }
 }
 
-/** Where a hosted extent's header says where its directory is, a u64 in sectors. */
+/** The header's field with the place of the directory in a hosted extent, a u64 in sectors. */
 const DIRECTORY_AT = 56
 
 class ExtentCheck implements GrainSink {
   private corruptions = 0
   private leaks = 0
-  /** Where the first space is that nothing uses. */
+  /** The place of the first unused space. */
   private unusedAt: number | undefined
 
   constructor(
@@ -154,7 +153,7 @@ class ExtentCheck implements GrainSink {
   }
 
   unused(at: number, bytes: number): void {
-    // Of a stream only the grains are known.
+    // In a stream only the grains are known.
     const grains = grainLayout(this.extent.layout)
     const lost = grains ? reclaimable(this.extent, this.store, at, bytes) : 0
     if (!grains || lost === 0) return
@@ -162,7 +161,7 @@ class ExtentCheck implements GrainSink {
     this.leak(at, () => `nothing uses ${bytes} bytes`, Math.ceil(lost / grains.grainBytes))
   }
 
-  /** A table that reads as zeros while there is space that no table names. */
+  /** Reports a table that reads as zeros while there is space that no table names. */
   private inspectLosses(grains: GrainLayout): void {
     if (this.unusedAt === undefined) return
     const { lostAt } = findLosses(this.store, grains)
@@ -204,11 +203,11 @@ class ExtentCheck implements GrainSink {
   }
 }
 
-/** What reading its header warns of. */
+/** Returns the warnings of reading the header. */
 export const warningsOf = (layout: ExtentLayout): readonly string[] =>
   layout.kind === 'zero' || layout.kind === 'flat' ? [] : layout.header.warnings
 
-/** How the tables of a compressed extent lie: as those of others do. */
+/** Returns the layout of a compressed extent's tables, which is the same as in other extents. */
 function packedLayout(header: SparseHeader): GrainLayout {
   return grainLayout({ kind: 'sparse', header: { ...header, isCompressed: false } }) as GrainLayout
 }

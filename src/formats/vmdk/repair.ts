@@ -1,20 +1,19 @@
 /**
- * Repairing a VMDK image: the hosted sparse and the COWD extents of it that may be written. Compressed,
- * seSparse and flat extents are never touched, nor is a descriptor.
+ * Repairs a VMDK image: its hosted sparse and COWD extents that may be written. It never touches compressed, seSparse and flat
+ * extents, or a descriptor.
  *
- * What reads as data reads the same afterwards. A grain that only a redundant table names comes back, if
- * nothing else uses its place (see repair/reconcile.ts). What either table names is never freed. Where things
- * lie over each other nothing is changed at all: writing the one would write the other.
+ * Data read the same afterwards. A grain that only a redundant table names comes back, if nothing else uses its place (see
+ * repair/reconcile.ts). Nothing that either table names is freed. If structures overlap, nothing changes at all: writing one
+ * would change the other.
  *
- * The order, each step on the disk before the next, so that a power cut in between leaves nothing worse:
+ * These are the steps. Each is on the disk before the next, so that a power cut in between makes nothing worse:
  *
- *  (1) Damaged entries of the directories and of the first tables, and a next free sector that is too low,
- *      are made right.
- *  (2) Redundant tables are made equal to the first ones, if nothing else is damaged any more: else what
- *      they say may still be of use. An entry that contradicts the first one and may be right stays.
- *  (3) Space is given back, only where nothing was damaged and no table can have been lost (see
- *      check/losses.ts): what nothing names any more may be what was lost.
- *  (4) The mark that the extent is open is taken away, if nothing is damaged or contradicts any more.
+ *  (1) Damaged entries of the directories and of the first tables, and a next free sector that is too low, are corrected.
+ *  (2) Redundant tables are made equal to the first ones if nothing else is damaged any more; otherwise they may still be
+ *      useful. An entry that contradicts the first one and may be right stays.
+ *  (3) Space is given back only if nothing was damaged and no table can have been lost (see check/losses.ts): space that
+ *      nothing names any more may be the lost data.
+ *  (4) The mark that the extent is open is cleared if nothing is damaged or contradictory any more.
  */
 import type { Store, WritableStore } from '../../io/store.js'
 import { type CheckOptions, type RepairResult, Report } from '../check/report.js'
@@ -47,9 +46,8 @@ export interface RepairedExtent extends CheckedExtent {
 }
 
 /**
- * Repairs the image: `leaks` makes lagging redundant tables equal to the first ones and gives back space,
- * `all` also makes right what may cost data. Throws SystemError where a file cannot be read or written,
- * ImageError where it becomes shorter meanwhile.
+ * Repairs the image: `leaks` makes older redundant tables equal to the first ones and gives back space; `all` also repairs what
+ * may cost data. Throws SystemError if a file cannot be read or written, ImageError if it becomes shorter meanwhile.
  */
 export function repairVmdk(
   extents: readonly RepairedExtent[],
@@ -76,7 +74,7 @@ export function repairVmdk(
   return { before, after, changes: changes.findings, changesLeftOut: changes.findingsLeftOut }
 }
 
-/** With what its header says now. */
+/** Returns the extent with the current content of its header. */
 function readAgain(extent: RepairedExtent): RepairedExtent {
   return extent.store ? { ...extent, layout: layoutNow(extent.store, extent.layout) } : extent
 }
@@ -145,7 +143,7 @@ class Repair {
     if (found.corruptions > 0) {
       if (hasSpace) this.refuse(KEPT)
     } else if (hasSpace) {
-      // What a crash can leave of an open extent is a loss once the extent says that it was closed.
+      // Judge it as a closed extent: a state that a crash can leave in an open one is a loss in a closed one.
       const losses = findLosses(this.store, { ...layout, isUnclean: false })
       if (losses.isPossible) this.refuse(UNPROVEN)
       else this.giveBack(layout)
@@ -154,7 +152,7 @@ class Repair {
     if (layout.isUnclean) this.close(layout)
   }
 
-  /** Why nothing of the extent may be changed, whatever its tables say. */
+  /** Returns why nothing of the extent may change, whatever its tables say. */
   private obstacle(): string | undefined {
     const { layout, obstacle } = this.extent
     const isLost = layout.kind === 'sparse' && layout.header.lacksDirectory
@@ -166,8 +164,8 @@ class Repair {
   }
 
   /**
-   * Step (1). How much damage is left, redundant tables that contradict aside, and which redundant entries
-   * must stay; undefined where nothing may be written.
+   * Makes step (1). Returns how much damage is left, except contradictions of redundant tables, and which redundant entries must
+   * stay; undefined if nothing may be written.
    */
   private mend(layout: GrainLayout): { damages: number; kept: ReadonlySet<number> } | undefined {
     const { store } = this
@@ -175,7 +173,7 @@ class Repair {
     for (;;) {
       const plan = planTables(store, layout)
       const found = inspected(planned(store, plan), layout)
-      // What an unknown table names may lie where something is written.
+      // Grains of an unknown table may lie where the repair would write.
       const obstacle = found.overlaps > 0 ? OVERLAP : found.tables > 0 ? LOST_TABLE : undefined
       if (obstacle !== undefined) {
         this.refuse(obstacle)
@@ -213,8 +211,8 @@ class Repair {
   }
 
   /**
-   * Gives tables that both directories name a copy each, at the end of the file. Nothing names anything
-   * beyond the end: the copies would lie there.
+   * Makes a copy, at the end of the file, of each table that both directories name. Nothing may name a place past the end,
+   * because the copies go there.
    */
   private makeCopies(copies: readonly Copy[], layout: GrainLayout): void {
     const { store } = this
@@ -247,7 +245,7 @@ class Repair {
     return true
   }
 
-  /** Step (2), where nothing else is damaged; returns whether there is space that nothing uses. */
+  /** Makes step (2), if nothing else is damaged. Returns whether there is unused space. */
   private copyTables(layout: GrainLayout, kept: ReadonlySet<number>): boolean {
     const { store } = this
     let isChanged = false
@@ -274,7 +272,7 @@ class Repair {
     return hasSpace
   }
 
-  /** Step (3). */
+  /** Makes step (3). */
   private giveBack(layout: GrainLayout): void {
     const { store } = this
     let end = store.sizeBytes
@@ -302,7 +300,7 @@ class Repair {
     if (isChanged) store.sync()
   }
 
-  /** Step (4). */
+  /** Makes step (4). */
   private close({ uncleanAt, uncleanBytes }: GrainLayout): void {
     this.store.write(Buffer.alloc(uncleanBytes), 0, uncleanBytes, uncleanAt)
     this.store.sync()
@@ -312,7 +310,7 @@ class Repair {
 
 const IGNORE: GrainSink = { corruption: () => {}, disagreement: () => {} }
 
-/** What is damaged in an extent, redundant tables that contradict aside, and where what it uses ends. */
+/** Returns the damage in an extent, except contradictions of redundant tables, and the end of the space in use. */
 function inspected(store: Store, layout: GrainLayout) {
   const found = { damages: 0, overlaps: 0, tables: 0, endBytes: 0 }
   inspectGrains(store, layout, {
@@ -329,7 +327,7 @@ function inspected(store: Store, layout: GrainLayout) {
   return found
 }
 
-/** Whether `at` of the file is in one of the directories. */
+/** Reports whether `at` of the file is in one of the directories. */
 function isInDirectory(layout: GrainLayout, at: number): boolean {
   const { directoryAt, redundantDirectoryAt = directoryAt, directoryEntries } = layout
   return [directoryAt, redundantDirectoryAt].some(

@@ -1,6 +1,6 @@
 /**
- * Writing a VMDK disk: its extents, and its descriptor, whose content ID says that the disk has changed
- * (VMware, Virtual Disk Format 5.0). How an extent stays sound is said in grain-writer.ts.
+ * Writes a VMDK disk: its extents, and its descriptor, whose content ID shows that the disk has changed (VMware, Virtual Disk
+ * Format 5.0). grain-writer.ts says how an extent stays sound.
  */
 import { type DirtySlice, STAGE, type TablePool } from '../../cache/table-pool.js'
 import { ImageError, orEndWriting } from '../../errors.js'
@@ -21,29 +21,29 @@ import { DISK, DISK_WORDS, type VmdkMemory } from './write-memory.js'
 
 export interface VmdkWriterParts {
   readonly spec: VmdkSpec
-  /** The file that the descriptor is in; one of `stores`, perhaps. */
+  /** The file with the descriptor, perhaps one of `stores`. */
   readonly image: WritableStore
-  /** Of each extent, in the spec's order; undefined where it has no file. */
+  /** The store of each extent, in the spec's order; undefined if it has no file. */
   readonly stores: readonly (WritableStore | undefined)[]
-  /** The disk's driver, of the same stores; its tables come through a cache that asks `pool` first. */
+  /** The disk's driver, on the same stores. It reads tables through a cache that asks `pool` first. */
   readonly driver: VmdkDriver
   readonly pool: TablePool
   readonly memory: VmdkMemory
-  /** Whether there is a layer below. */
+  /** Whether there is a lower layer. */
   readonly hasParent: boolean
 }
 
-/** What file systems punch without remainder. */
+/** The block size for punching: file systems punch only whole blocks. */
 const BLOCK_BYTES = 4096
-/** Grains of at most this size are put together in memory before they are written. */
+/** Grains of at most this size are assembled in memory before they are written. */
 const MAX_FILL_BYTES = 2 ** 21
-/** Part of a large grain that shall read as zeros can be a hole. */
+/** The largest unit for zeroing: a zeroed part of a large grain can be a hole. */
 const MAX_ZERO_UNIT_BYTES = 2 ** 16
 
 /** An extent that is written. */
 interface Written extends Placed {
   readonly store: WritableStore
-  /** Undefined where the file has the disk's bytes as they are. */
+  /** Undefined if the file has the disk's bytes as they are. */
   readonly grains: GrainWriter | undefined
   readonly layout: GrainLayout | undefined
 }
@@ -61,7 +61,7 @@ export class VmdkWriter implements WritableDriver {
   placeAt = 0
   dataStore: WritableStore
   private readonly words: Int32Array
-  /** By the extent's place in the descriptor. */
+  /** By the extent's index in the descriptor. */
   private readonly written: readonly (Written | undefined)[]
 
   constructor(private readonly parts: VmdkWriterParts) {
@@ -99,7 +99,7 @@ export class VmdkWriter implements WritableDriver {
 
   begin(first?: FirstChange): void {
     if (first) this.requireWritten(first)
-    // All that can refuse the disk comes before the first change.
+    // Everything that can refuse the disk comes before the first change.
     const mends = this.written.map(extent => extent && this.inspect(extent))
     const edits = this.contentIdEdits()
     for (const mend of mends) mend?.()
@@ -116,7 +116,7 @@ export class VmdkWriter implements WritableDriver {
     const extent = this.extentAt(offset)
     if (!extent.grains) throw new TypeError('a flat extent has nothing to reserve')
     const { start, end, grains } = extent
-    // First of all: tables are appended, which the next flush has to sync, even where no grain is.
+    // Do this first: appended tables must be synced by the next flush, even if no grain is written.
     this.touch(extent.index)
     const reserved = grains.reserve(offset - start, Math.min(length, end - offset))
     const reservation: VmdkReservation = { ...reserved, offset: start + reserved.offset, extent }
@@ -133,7 +133,7 @@ export class VmdkWriter implements WritableDriver {
     extent.grains?.cancel(reserved)
   }
 
-  /** Grains are appended, and punched at once when they are freed. */
+  /** Does nothing: grains are appended, and punched at once when they are freed. */
   lookEverywhere(): void {}
 
   zeroUnits(offset: number, length: number): number {
@@ -146,7 +146,7 @@ export class VmdkWriter implements WritableDriver {
       if (found.kind === 'data') {
         if (!store.punch(found.at, found.length)) break
       } else if (found.kind === 'parent' && this.parts.hasParent) {
-        // These take room of the pool, so there is one such piece a step.
+        // Each such piece takes room in the pool, so handle one in a step.
         return done > 0 || !grains ? done : grains.zeroGrainless(offset - start, found.length)
       } else if (found.kind === 'packed') break
       done += found.length
@@ -207,13 +207,13 @@ export class VmdkWriter implements WritableDriver {
     return { ...placed, store, grains: new GrainWriter(parts), layout: shape }
   }
 
-  /** Throws ImageError where the first change would be refused: then the content ID must not change. */
+  /** Throws ImageError if the first change would be refused: then the content ID must not change. */
   private requireWritten({ offset, isZeroing }: FirstChange): void {
     const isSurelyRefused = !isZeroing || ['data', 'packed'].includes(this.lookup(offset, 1).kind)
     if (isSurelyRefused) this.extentAt(offset)
   }
 
-  /** Throws ImageError where the extent at `offset` is not written. */
+  /** Returns the extent at `offset`. Throws ImageError if it is not written. */
   private extentAt(offset: number): Written {
     const { index } = this.parts.driver.extentAt(offset)
     const extent = this.written[index]
@@ -223,10 +223,10 @@ export class VmdkWriter implements WritableDriver {
   }
 
   /**
-   * What is written relies on the tables: each grain is its entry's alone, and none lies over a table. In an
-   * extent that was not closed cleanly the first tables take over what only the redundant ones name, which is
-   * what was read so far, and then those are made equal to them. What contradicts is left for whoever repairs
-   * the image: one of the two is the only trace of a grain.
+   * Inspects an extent before its first write. Writing relies on the tables: each grain belongs to one entry, and none overlaps a
+   * table. In an extent that was not closed cleanly, the first tables adopt the grains that only the redundant ones name, which
+   * readers have shown so far; then the redundant tables are made equal to the first ones. Contradictions are left to a repair,
+   * because one of the two is the only trace of a grain.
    */
   private inspect({ store, grains, layout, base, spanBytes }: Written): (() => void) | undefined {
     if (!grains || !layout) return undefined
@@ -235,7 +235,7 @@ export class VmdkWriter implements WritableDriver {
       throw new ImageError('CORRUPT', `at ${at}: ${message()}; see vimgfs check`, context)
     }
     const corruption = (at: number, message: () => string) => {
-      // What is free is known from the tables, and made right below.
+      // The tables show what is free, and the field is corrected below.
       if (at !== layout.freeSectorAt) refuse(at, message)
     }
     const behind = new BehindList()
@@ -266,34 +266,34 @@ export class VmdkWriter implements WritableDriver {
       const end = wholeSectors(Math.max(store.sizeBytes, grainEnd))
       requireReach(store, end + appended, spanBytes)
     }
-    // From here on nothing refuses the extent any more.
+    // From here on nothing may refuse the extent.
     return () => {
       const file = { store, layout, pool: this.parts.pool, base }
       adopt(plan, file)
-      // A COWD file may end within its last grain, and what is appended must not show there.
+      // A COWD file may end within its last grain. Appended bytes must not appear there.
       const isShort = grainEnd > store.sizeBytes
       if (isShort) store.truncate(grainEnd)
       const mended = mend(mending, file)
       const isMended = grains.mendFreeSector(grainEnd)
-      // A header that says more than the file has would say that this grain was cut off.
+      // Sync the new length first: a header that says more than the file has would mean that this grain was cut off.
       if (isShort || mended > 0 || isMended) orEndWriting(() => store.sync())
       Atomics.add(this.words, DISK.mended, mended)
     }
   }
 
-  /** Where the content ID stands in the descriptor, and a new one; nothing once this mount has renewed it. */
+  /** Returns the edits for a new content ID; none after this mount has changed it. */
   private contentIdEdits(): readonly DescriptorEdit[] {
     const { spec, image } = this.parts
     const place = spec.descriptorPlace
     if (!place || Atomics.load(this.words, DISK.hasCid) !== 0) return []
     const text = Buffer.alloc(place.bytes)
     image.read(text, 0, text.length, place.offset)
-    // Where there is tracking, and the image is written, it was given up.
+    // If the image is written although it has tracking, the user has given that up.
     const edits = descriptorEdits(text, { dropsChangeTracking: true })
     return edits.map(({ at, bytes }) => ({ at: place.offset + at, bytes }))
   }
 
-  /** Whoever has made a child of this disk sees that it has changed since. It is on the disk first. */
+  /** Writes a new content ID, so that children of this disk detect the change. It is on the disk before the change. */
   private writeContentId(edits: readonly DescriptorEdit[]): void {
     const { image } = this.parts
     if (edits.length === 0) return
@@ -314,14 +314,14 @@ export class VmdkWriter implements WritableDriver {
     return touched
   }
 
-  /** Rules (2) and (4) of grain-writer.ts: what is named is on the disk before it is. */
+  /** Writes slices by rules (2) and (4) of grain-writer.ts: grains and tables are on the disk before an entry names them. */
   private writeSlices(slices: readonly DirtySlice[], touched: readonly number[]): void {
     const headers = this.write(slices.filter(({ stage }) => stage !== STAGE.links))
     syncAll([...touched.map(index => this.storeOf(index)), ...headers])
     syncAll(this.write(slices.filter(({ stage }) => stage === STAGE.links)))
   }
 
-  /** Returns the stores that were written to. */
+  /** Returns the stores that it has written to. */
   private write(slices: readonly DirtySlice[]): WritableStore[] {
     return slices.map(({ at, bytes }) => {
       const { store, base } = this.extentOfSlice(at)
@@ -334,7 +334,7 @@ export class VmdkWriter implements WritableDriver {
     return (this.written[index] as Written).store
   }
 
-  /** The extent in whose file `at` of the pool's space lies. */
+  /** Returns the extent whose file contains `at` of the pool's space. */
   private extentOfSlice(at: number): Written {
     const { extents } = this.parts.driver
     let low = 0

@@ -1,4 +1,4 @@
-/** A grain directory of a hosted sparse or a COWD extent, and its tables, a batch at a time. */
+/** Reads a grain directory of a hosted sparse or COWD extent, and its tables, batch by batch. */
 import type { Store } from '../../../io/store.js'
 import { Bits } from '../../check/bits.js'
 import { batchOf, TableReader } from './table-reader.js'
@@ -6,20 +6,20 @@ import { batchOf, TableReader } from './table-reader.js'
 const ENTRY_BYTES = 4
 /** An entry that names nothing. */
 const SILENT = 0
-/** Entries that are read from the file at once. */
+/** How many entries are read from the file at once. */
 const CHUNK_ENTRIES = 16_384
 
 export class Directory {
-  /** A batch of them. */
+  /** How many entries a batch has. */
   entries: Uint32Array
-  /** The tables to walk, by their first sectors; 0 for none. */
+  /** The first sectors of the tables to walk; 0 for none. */
   readonly wanted: Uint32Array
   readonly tables: TableReader
-  /** Damaged entries, and in the redundant directory those that name the first one's table: a bit each. */
+  /** A bit for each entry that is damaged, or, in the redundant directory, names the first one's table. */
   private readonly skipped: Bits
   private readonly bytes: Buffer
   private readonly chunk: Uint32Array
-  /** The entry that the chunk begins with; -1 before it is read. */
+  /** The first entry of the chunk; -1 before it is read. */
   private chunkFirst = -1
   private readonly batch: number
   private first = 0
@@ -32,7 +32,7 @@ export class Directory {
     tableBytes: number,
   ) {
     this.batch = batchOf(tableBytes)
-    // Whole batches, and no more than there are entries.
+    // Read whole batches, but no more entries than there are.
     const batches = Math.min(Math.floor(CHUNK_ENTRIES / this.batch), Math.ceil(length / this.batch))
     this.bytes = Buffer.from(new ArrayBuffer(batches * this.batch * ENTRY_BYTES))
     this.chunk = new Uint32Array(this.bytes.buffer)
@@ -42,7 +42,7 @@ export class Directory {
     this.skipped = new Bits(length)
   }
 
-  /** Reads the entries from `first` on, where a batch begins, up to its end; returns how many. */
+  /** Reads the entries of the batch that begins at `first`. Returns how many. */
   readEntries(first: number): number {
     const { chunk, length } = this
     if (!this.hasRead(first)) this.readChunk(first)
@@ -52,7 +52,7 @@ export class Directory {
     return Math.min(this.batch, length - first)
   }
 
-  /** Returns where the first batch from `first` on begins that may name a table: holes of the file are passed over. */
+  /** Returns the start of the first batch from `first` on that may name a table. It skips holes of the file. */
   skipHole(first: number): number {
     const { at, batch, length, store } = this
     if (this.hasRead(first)) return first
@@ -74,7 +74,7 @@ export class Directory {
     this.chunkFirst = first
   }
 
-  /** Reads the tables of these entries that are to be walked; whether there may be an entry in them. */
+  /** Reads the tables to walk of these entries. Returns whether they may have an entry. */
   readTables(count: number): boolean {
     for (let i = 0; i < count; i++) {
       this.wanted[i] = this.isSkipped(i) ? SILENT : (this.entries[i] as number)
@@ -82,7 +82,7 @@ export class Directory {
     return this.tables.read(this.wanted, count)
   }
 
-  /** Where in the file entry `i` of those that were read is. */
+  /** Returns the place in the file of entry `i` of the batch. */
   entryAt(i: number): number {
     return this.at + (this.first + i) * ENTRY_BYTES
   }

@@ -1,4 +1,4 @@
-/** What looking at the tables of an extent reports (see grain-check.ts). */
+/** Gets the findings of inspecting an extent's tables (see grain-check.ts). */
 
 /** Places are bytes of the file. */
 export interface GrainSink {

@@ -1,11 +1,11 @@
 /**
- * The walk through the tables of an extent.
+ * Walks the tables of an extent.
  *
- * A map of sectors tells what lies over what. Header, descriptor and directories are taken first, then
- * the tables, then the grains in the order of the disk; what comes later is to blame. The map has a window
- * of the file, so that its size is bounded; where there are several, tables are judged in a first pass
- * over all of them, and their grains in a second one. A table that is damaged is not walked: tables that
- * are walked lie apart from each other, so there are no more of them than the file has room for.
+ * A map of sectors finds overlaps. The header, the descriptor and the directories are entered first, then the tables, then the
+ * grains in the order of the disk; of two that overlap, the later one is reported. The map covers a window of the file, so that
+ * its size is bounded. If there are several windows, tables are judged in a first pass over all of them, and their grains in a
+ * second one. A damaged table is not walked. Tables that are walked do not overlap, so there are no more of them than the file
+ * has room for.
  */
 import type { Store } from '../../../io/store.js'
 import type { GrainSink, InspectOptions } from './grain-sink.js'
@@ -22,7 +22,7 @@ import type { TableReader } from './table-reader.js'
 const ENTRY_BYTES = 4
 /** An entry that names nothing. */
 const SILENT = 0
-/** Where the header of a hosted extent says how many sectors stand before the first grain, a u64. */
+/** The field of a hosted extent's header with the number of sectors before the first grain, a u64. */
 const OVERHEAD_AT = 64
 
 interface NamedRegion extends Region {
@@ -32,42 +32,42 @@ interface NamedRegion extends Region {
 export class Inspection {
   protected readonly grainSectors: number
   private readonly tableSectors: number
-  /** Of the file; its last one may be cut off. */
+  /** The sectors of the file; the last one may be cut off. */
   readonly fileSectors: number
-  /** Of those, the ones that are not cut off. */
+  /** The whole sectors of the file. */
   private readonly wholeFileSectors: number
-  /** Entries that say something without naming a grain are not above it. */
+  /** The highest entry that has a meaning without naming a grain. */
   readonly silentMax: number
-  /** Of the directory, those that map something of the disk. */
+  /** The entries of the directory that map a part of the disk. */
   private readonly directoryEntries: number
   private readonly directoryBytes: number
   protected readonly map: SectorMap
   private readonly free: FreeRuns
-  /** Where the next grain is to go; Infinity where the header does not say. */
+  /** The next free sector; Infinity if the header does not say. */
   private readonly freeSector: number
 
   private allocated = 0
   private fragmented = 0
-  /** The sector behind the last thing that is used. */
+  /** The sector after the last structure in use. */
   private usedEnd = 0
-  /** The sector behind the grain that was counted last. */
+  /** The sector after the grain that was counted last. */
   private lastEnd = -1
 
-  /** Whether this is the first time that the grains are walked. */
+  /** Whether this is the first walk over the grains. */
   protected isFirst = true
-  /** A run of grains: its first sector and the next one, -1 where there is none, and its first grain. */
+  /** A run of grains: its first sector and the next one (-1 if there is no run), and its first grain. */
   protected runStart = -1
   private runEnd = -1
   protected runGrain = 0
-  /** The windows in which tables and grains lie: in the others there is nothing to walk for. */
+  /** The windows that contain tables and grains; the others need no walk. */
   private readonly tableWindows = new Set<number>([0])
   private readonly grainWindows = new Set<number>([0])
-  /** The first grain of the batch of tables, and the directory's part that they are of. */
+  /** The first grain of the batch of tables, and its part of the directory. */
   private batchGrain = 0
   private batch: Uint32Array = new Uint32Array(0)
   /**
-   * Of the grains that reach into this window from the one before, and of those that reach out of it, the
-   * one that nothing was said of yet. There is one at most: they all lie over the last sector before.
+   * The grain that reaches into this window from the one before, and the one that reaches out of it, that were not reported yet.
+   * There is at most one of each, because all such grains overlap in the last sector of the window.
    */
   private entering = -1
   private leaving = -1
@@ -100,7 +100,7 @@ export class Inspection {
       const at = from * SECTOR_BYTES
       sink.unused?.(at, Math.min(to * SECTOR_BYTES, store.sizeBytes) - at)
     })
-    // No entry names anything behind it.
+    // No entry names anything past it.
     const reach = MAX_FILE_BYTES / SECTOR_BYTES + Math.max(this.grainSectors, this.tableSectors)
     this.map = new SectorMap(Math.min(this.fileSectors, reach), options.windowBytes ?? WINDOW_BYTES)
   }
@@ -127,7 +127,7 @@ export class Inspection {
       }
       if (this.sink.unused) this.map.eachFree((from, to) => this.free.add(from, to))
     }
-    // What lies so far behind is seen by its region alone.
+    // Structures so far past the end are only compared as regions.
     const { end } = this.map
     if (regions.every(({ offset }) => offset < end * SECTOR_BYTES))
       this.free.add(end, this.fileSectors)
@@ -168,7 +168,7 @@ export class Inspection {
     })
   }
 
-  /** The first and the redundant one, as far as they can be read. */
+  /** The first and the redundant directory, as far as they can be read. */
   private directories(regions: readonly NamedRegion[]): (Directory | undefined)[] {
     return regions.slice(this.layout.reserved.length).map(({ name, offset, bytes }) => {
       if (!isInFile(offset, bytes, this.store.sizeBytes)) return undefined
@@ -191,7 +191,7 @@ export class Inspection {
     if (redundant) this.takeTables(redundant, first, isJudged)
   }
 
-  /** @param shared where an entry may name the table that this directory names, too */
+  /** @param shared the other directory, whose entries may name the same tables */
   private takeTables(directory: Directory, shared: Directory | undefined, isJudged: boolean): void {
     for (let at = 0; ; ) {
       at = directory.skipHole(at)
@@ -283,7 +283,7 @@ export class Inspection {
     this.runEnd = -1
   }
 
-  /** Takes the grains of the run, up to the sector `end`. */
+  /** Enters the grains of the run, up to the sector `end`. */
   protected endRun(end: number): void {
     const { map, runStart: start, wholeFileSectors, grainSectors } = this
     if (this.isFirst) this.count(start, end, (end - start) / grainSectors)
@@ -299,7 +299,7 @@ export class Inspection {
     }
   }
 
-  /** Counts grains that lie one behind the other, from sector `start` up to `end`. */
+  /** Counts grains that follow one another, from sector `start` up to `end`. */
   protected count(start: number, end: number, grains: number): void {
     this.allocated += grains
     this.noteWindows(this.grainWindows, start, end)
@@ -327,7 +327,7 @@ export class Inspection {
     this.claim(sector, end, grain, isMissing)
   }
 
-  /** @param isKnown whether it was said already that the grain is damaged */
+  /** @param isKnown whether the damage of the grain was already reported */
   protected claim(sector: number, end: number, grain: number, isKnown: boolean): void {
     const { map } = this
     if (end <= map.first || sector >= map.end) return
@@ -338,11 +338,11 @@ export class Inspection {
     else if (end > map.end) this.leaving = grain
   }
 
-  /** Whether something of the disk is lost with what of the grain is behind the end of the file. */
+  /** Reports whether the part of the grain past the end of the file holds a part of the disk. */
   private isMissing(sector: number, grain: number): boolean {
     if (sector >= this.fileSectors) return true
     const { grainBytes, capacityBytes, freeSectorAt } = this.layout
-    // As its writer left it, a COWD file may end before its last grain does, between two sectors.
+    // Its writer may have left a COWD file that ends before its last grain does, between two sectors.
     const isPartial = this.store.sizeBytes % SECTOR_BYTES !== 0
     if (freeSectorAt !== undefined && !isPartial && this.freeSector <= this.fileSectors)
       return false
@@ -351,8 +351,8 @@ export class Inspection {
   }
 
   /**
-   * Says that the entry of a grain, which is of the batch of tables, is damaged.
-   * @param where what is wrong with the place that it names
+   * Reports that the entry of a grain of this batch of tables is damaged.
+   * @param where describes what is wrong with the place that it names
    */
   protected blame(grain: number, sector: number, where: () => string, isOverlap: boolean): void {
     const { tableEntries, grainBytes } = this.layout
@@ -376,7 +376,7 @@ export class Inspection {
   }
 }
 
-/** What the field at `at` of the header says; of 64 bits it may be rounded. */
+/** Returns the field at `at` of the header; 64 bits may be rounded. */
 function headerField(store: Store, at: number, bytes: 4 | 8): number {
   const field = Buffer.alloc(8)
   store.read(field, 0, bytes, at)

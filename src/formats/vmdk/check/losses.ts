@@ -1,10 +1,10 @@
 /**
- * Tells whether space that no table names may hold data of a table that was lost. A lost table, or a lost part
- * of one, reads as zeros, which is also what a table says of grains that were never written.
+ * Decides whether space that no table names may hold data of a lost table. A lost table, or a lost part of one, reads as zeros,
+ * which are also the entries of grains that were never written.
  *
- *  (1) Two sound copies of a table that agree are believed. So space that neither names is free, unless they
- *      name nothing at all, or both directories lack a table.
- *  (2) A table without a copy is believed only where it names all of its grains.
+ *  (1) Two sound copies of a table that agree are trusted. So space that neither of them names is free, unless they name
+ *      nothing at all, or both directories lack a table.
+ *  (2) A table without a copy is trusted only if it names all of its grains.
  */
 import type { Store } from '../../../io/store.js'
 import { wholeSectors } from '../grain-tables.js'
@@ -14,23 +14,23 @@ import { eachPair, type Table } from '../repair/table-pairs.js'
 
 const SILENT = 0
 const ENTRY_BYTES = 4
-/** Where the header of a hosted extent says how many sectors come before the first grain, a u64. */
+/** The field of a hosted extent's header with the number of sectors before the first grain, a u64. */
 const OVERHEAD_AT = 64
 
 export interface Losses {
   /** Whether space that no table names may be data. */
   readonly isPossible: boolean
-  /** Where in the file something is zeros that was surely written; undefined where nothing is. */
+  /** The place of zeros in the file that were certainly something else once; undefined if there is none. */
   readonly lostAt: number | undefined
 }
 
-/** Looks for lost tables. Throws SystemError; ImageError where the file becomes shorter meanwhile. */
+/** Looks for lost tables. Throws SystemError; ImageError if the file becomes shorter meanwhile. */
 export function findLosses(store: Store, layout: GrainLayout): Losses {
   const { grainBytes, tableEntries, capacityBytes, directoryAt, redundantDirectoryAt } = layout
   const grains = Math.ceil(capacityBytes / grainBytes)
   const isSingle = redundantDirectoryAt === undefined || redundantDirectoryAt === directoryAt
   const isPreallocated = hasPreallocatedTables(store, layout, Math.ceil(grains / tableEntries))
-  // The tables of COWD come with their first grains; a crash may leave one without any.
+  // COWD makes a table with its first grain; a crash may leave a table without any.
   const isMadeOnDemand = layout.freeSectorAt !== undefined && !layout.isUnclean
   let isPossible = false
   let hasNames = false
@@ -45,7 +45,7 @@ export function findLosses(store: Store, layout: GrainLayout): Losses {
     if (unnamed < count) hasNames = true
     if (unnamed > 0 && (isSingle || first.sector === redundant.sector)) isPossible = true
     if (isMadeOnDemand && unnamed === count) lostAt ??= first.entryAt
-    // The rest of the tables can tell nothing new.
+    // The other tables cannot change the result.
     const isLossKnown = lostAt !== undefined || !(isMadeOnDemand || isPreallocated)
     return !(isPossible && hasNames && isLossKnown)
   }
@@ -66,7 +66,7 @@ function unnamedIn({ isBlank, words }: Table, count: number): number {
   return unnamed
 }
 
-/** Whether the tables of a hosted extent lie before its grains, as in all that are made with their tables. */
+/** Reports whether the tables of a hosted extent lie before its grains, as in all extents that are made with tables. */
 function hasPreallocatedTables(store: Store, layout: GrainLayout, tables: number): boolean {
   if (layout.freeSectorAt !== undefined) return false
   const field = Buffer.alloc(8)

@@ -1,16 +1,16 @@
 /**
- * The walk through a stream-optimized extent: each grain has a marker that says whose it is, and how many
- * bytes its stream has (VMware, Virtual Disk Format 5.0, "Stream-Optimized Compressed Sparse Extents").
+ * Walks a stream-optimized extent: each grain has a marker with its place on the disk and the size of its stream (VMware,
+ * Virtual Disk Format 5.0, "Stream-Optimized Compressed Sparse Extents").
  */
 import { maxPackedBytes } from '../grain.js'
 import { SECTOR_BYTES } from '../parts.js'
 import { Inspection, sectorsOf } from './inspection.js'
 
-/** The grain's sector on the disk, a u64, and the bytes of the stream, a u32. */
+/** The marker: the grain's sector on the disk, a u64, and the size of the stream in bytes, a u32. */
 const MARKER_BYTES = 12
 
 interface Packed {
-  /** The sector behind it, as far as that is known. */
+  /** The sector after it, as far as that is known. */
   readonly end: number
   readonly problem: string | undefined
 }
@@ -18,7 +18,7 @@ interface Packed {
 export class PackedInspection extends Inspection {
   private readonly marker = Buffer.alloc(MARKER_BYTES)
 
-  /** Neighbours in the table are no neighbours in the file: each is looked at. */
+  /** Inspects each grain: neighbours in the table are not neighbours in the file. */
   protected override endRun(end: number): void {
     const { runStart: start, grainSectors } = this
     for (let at = start, grain = this.runGrain; at < end; at += grainSectors, grain++) {

@@ -1,12 +1,12 @@
-/** A file as it will be once words of it are written, to judge that before they are. */
+/** A file as it will be after some words are written, to judge it before that. */
 import type { Store } from '../../../io/store.js'
 
 const WORD_BYTES = 4
 
 export interface Patch {
-  /** In bytes, a multiple of 4. */
+  /** The place in bytes, a multiple of 4. */
   readonly at: number
-  /** 32 bits. */
+  /** The word, 32 bits. */
   readonly value: number
 }
 
@@ -39,7 +39,7 @@ export class PatchedStore implements Store {
     return got
   }
 
-  /** A word that is written into a hole makes data of it. */
+  /** A word that is written into a hole turns it into data. */
   nextData(at: number): number {
     const next = this.inner.nextData(at)
     const patch = this.patches[this.firstFrom(at)]
@@ -50,7 +50,7 @@ export class PatchedStore implements Store {
     return this.inner.nextHole(at)
   }
 
-  /** The first patch that is not before `at`. */
+  /** Returns the first patch that is not before `at`. */
   private firstFrom(at: number): number {
     let low = 0
     let high = this.patches.length

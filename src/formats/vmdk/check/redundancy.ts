@@ -1,4 +1,4 @@
-/** Redundant grain tables, held against the first ones, which count. */
+/** Compares redundant grain tables with the first ones, which count. */
 import type { GrainSink } from './grain-sink.js'
 import type { GrainLayout } from '../layout.js'
 import { SECTOR_BYTES } from '../parts.js'
@@ -9,9 +9,9 @@ const SILENT = 0
 
 export interface Comparison {
   readonly layout: GrainLayout
-  /** Of the file. */
+  /** The sectors of the file. */
   readonly fileSectors: number
-  /** Entries that say something without naming a grain are not above it. */
+  /** The highest entry that has a meaning without naming a grain. */
   readonly silentMax: number
   readonly sink: GrainSink
 }
@@ -71,7 +71,7 @@ function isContradiction(
   { silentMax, fileSectors, layout }: Comparison,
 ): boolean {
   if (other === SILENT || other >= fileSectors) return false
-  // For a damaged entry the redundant one is read, also where it says "zeros".
+  // Instead of a damaged entry readers use the redundant one, also if it means "zeros".
   if (said >= fileSectors) return true
   if (other <= silentMax) return false
   return said > silentMax || (said === SILENT && !layout.isUnclean)

@@ -1,6 +1,6 @@
 /**
- * The walk through the tables of a seSparse extent (QEMU block/vmdk.c, as in sesparse.ts). Tables and
- * grains have regions of their own, so only tables can lie over tables, and grains over grains.
+ * Walks the tables of a seSparse extent (QEMU block/vmdk.c, as in sesparse.ts). Tables and grains have separate regions, so
+ * only tables can overlap tables, and grains can overlap grains.
  */
 import { ImageError } from '../../../errors.js'
 import type { Store } from '../../../io/store.js'
@@ -12,9 +12,9 @@ import { SectorMap } from '../../check/sector-map.js'
 
 const ENTRY_BYTES = 8
 const TABLE_BYTES = TABLE_ENTRIES * ENTRY_BYTES
-/** Windows of the map of grains at most; each takes a walk through all tables. */
+/** The most windows of the map of grains; each needs a walk over all tables. */
 const MAX_WINDOWS = 128
-/** Entries of the directory that are read at once. */
+/** How many entries of the directory are read at once. */
 const SLICE_ENTRIES = 4096
 
 /** The high half of a directory entry that names a table. */
@@ -26,20 +26,20 @@ const DATA = 3
 
 /** Places are bytes of the file. */
 export interface SesparseSink {
-  /** Something that costs data. */
+  /** Reports damage that costs data. */
   corruption(at: number, message: () => string): void
-  /** Called once, last. */
+  /** Called once, at the end. */
   grains(totals: GrainTotals): void
 }
 
 export interface SesparseOptions {
-  /** Memory of a map, a multiple of 4. */
+  /** The memory of a map, a multiple of 4. */
   readonly windowBytes?: number
-  /** Told how much is done, 0 to 1. */
+  /** Called with the part that is done, 0 to 1. */
   readonly progress?: (part: number) => void
 }
 
-/** Throws SystemError; ImageError where the file becomes shorter meanwhile. */
+/** Inspects the extent. Throws SystemError; ImageError if the file becomes shorter meanwhile. */
 export function inspectSesparse(
   store: Store,
   header: SesparseHeader,
@@ -71,18 +71,18 @@ class Words {
 class SesparseInspection {
   private readonly directoryEntries: number
   private readonly tableCount: number
-  /** Grains that the file holds a part of, and those that have room before something else begins. */
+  /** The number of grains that are at least partly in the file, and of grains that fit before the next structure. */
   private readonly fileGrains: number
   private readonly roomGrains: number
   private readonly slice = new Words(SLICE_ENTRIES)
   private readonly table = new Words(TABLE_ENTRIES)
-  /** Entries of the directory that are damaged. */
+  /** The damaged entries of the directory. */
   private readonly skipped: Bits
   private allocated = 0
   private fragmented = 0
   private last = -1
   private highest = -1
-  /** The windows in which something lies. */
+  /** The windows that are not empty. */
   private readonly tableWindows = new Set<number>()
   private readonly grainWindows = new Set<number>()
 
@@ -131,7 +131,7 @@ class SesparseInspection {
     })
   }
 
-  /** Calls `visit` for each entry of the directory that is not zero. */
+  /** Calls `visit` for each entry of the directory that is not 0. */
   private eachEntry(visit: (index: number, low: number, high: number) => void): void {
     const { offset } = this.header.regions.directory
     for (let first = 0; first < this.directoryEntries; first += SLICE_ENTRIES) {
@@ -198,7 +198,7 @@ class SesparseInspection {
       if (isFirst) blame('means nothing')
       return
     }
-    // The low 12 bits of the index stand over the others; what 53 bits do not hold lies behind any file.
+    // The low 12 bits of the index are above the others. An index that does not fit in 53 bits lies past the end of any file.
     const index = ((high & 0xffff) * 2 ** 32 + low) * 2 ** 12 + ((high >>> 16) & 0xfff)
     if (isFirst) {
       this.count(index)
@@ -222,8 +222,8 @@ class SesparseInspection {
 }
 
 /**
- * Goes over the first window of the map, and over those that `wanted` has then.
- * @param act is told how many windows are done, and how many there are
+ * Goes over the first window of the map, and then over the windows in `wanted`.
+ * @param act gets the number of windows that are done, and of all windows
  */
 function eachWindow(
   map: SectorMap,

@@ -1,22 +1,22 @@
 /**
- * Space of an extent's file that nothing uses, and how much of it can be given back: what is at the end
- * of a hosted extent's file can be cut off, of what lies within the blocks of the file system can become
- * holes. What is a hole already takes no space. Of a device nothing can be given back.
+ * Finds how much unused space of an extent's file can be given back. Space at the end of a hosted extent's file can be cut off.
+ * Elsewhere, whole blocks of the file system can become holes. Existing holes take no space. Nothing of a device can be given
+ * back.
  */
 import type { Store } from '../../../io/store.js'
 import type { ExtentLayout } from '../image.js'
 
-/** The extent that the space is in. */
+/** The extent with the space. */
 interface Place {
   readonly layout: ExtentLayout
-  /** Whether its file is a device, of which nothing can be cut off. */
+  /** Whether its file is a device, which cannot be cut off. */
   readonly isDevice?: boolean
 }
 
-/** Of most file systems; a hole of less frees nothing. */
+/** The block size of most file systems; a smaller hole frees nothing. */
 const BLOCK_BYTES = 4096
 
-/** How many of `bytes` at `at`, which nothing uses, can be given back. */
+/** Returns how many of the `bytes` unused bytes at `at` can be given back. */
 export function reclaimable(extent: Place, store: Store, at: number, bytes: number): number {
   if (extent.isDevice) return 0
   const end = at + bytes
@@ -28,11 +28,11 @@ export function reclaimable(extent: Place, store: Store, at: number, bytes: numb
   )
 }
 
-/** Whether what ends at `end` can be cut off. ESX makes COWD files longer before it needs the space. */
+/** Reports whether space that ends at `end` can be cut off. ESX makes COWD files longer before it needs the space. */
 export const isTail = ({ layout }: Pick<Place, 'layout'>, store: Store, end: number): boolean =>
   layout.kind !== 'cowd' && end >= store.sizeBytes
 
-/** How many bytes from `at` up to `end` are no holes. */
+/** Returns how many bytes from `at` up to `end` are not holes. */
 function dataIn(store: Store, at: number, end: number): number {
   let found = 0
   for (let next = at; next < end; ) {

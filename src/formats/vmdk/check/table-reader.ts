@@ -1,26 +1,26 @@
-/** Grain tables, many at once: they mostly lie one behind the other, in the order of their directory. */
+/** Reads many grain tables at once: mostly they follow one another in the file, in the order of their directory. */
 import { ImageError } from '../../../errors.js'
 import type { Store } from '../../../io/store.js'
 import { SECTOR_BYTES } from '../parts.js'
 
 const ENTRY_BYTES = 4
-/** Of tables that are read at once. */
+/** How much of the tables is read at once. */
 const BATCH_BYTES = 256 * 1024
 
-/** How many tables of that many bytes are read at once. */
+/** Returns how many tables of that size are read at once. */
 export const batchOf = (tableBytes: number): number =>
   Math.max(1, Math.floor(BATCH_BYTES / tableBytes))
 
 export class TableReader {
-  /** Words from the start of a table to that of the next. */
+  /** The number of words from the start of a table to the start of the next. */
   readonly stride: number
-  /** The entries of the tables that were read last; vimgfs runs where words are little-endian. */
+  /** The entries of the last tables that were read. vimgfs runs only on little-endian machines. */
   readonly words: Uint32Array
   private readonly bytes: Buffer
-  /** Whether all of `bytes` are zeros: filling them again for tables that nobody wrote takes most of the time. */
+  /** Whether `bytes` is all zeros: filling it again for tables that were never written would take most of the time. */
   private areZeros = true
 
-  /** @param tableBytes whole sectors */
+  /** @param tableBytes the size of a table, in whole sectors */
   constructor(
     private readonly store: Store,
     private readonly tableBytes: number,
@@ -31,9 +31,8 @@ export class TableReader {
   }
 
   /**
-   * Reads the tables that begin at the first `count` of `sectors`; where that is 0 the table is zeros.
-   * Returns whether there may be any other entry than 0. Throws ImageError where the file ends within a
-   * table, SystemError.
+   * Reads the tables that begin at the first `count` of `sectors`; a table at 0 is all zeros. Returns whether there may be an
+   * entry other than 0. Throws ImageError if the file ends within a table, SystemError.
    */
   read(sectors: Uint32Array, count: number): boolean {
     const { bytes, tableBytes, areZeros } = this
@@ -57,7 +56,7 @@ export class TableReader {
     return hasEntries
   }
 
-  /** Whether the first `entries` entries of table `index` are those of the same table of `other`. */
+  /** Reports whether the first `entries` entries of table `index` equal those of the same table of `other`. */
   isEqual(other: TableReader, index: number, entries: number): boolean {
     const start = index * this.tableBytes
     const end = start + entries * ENTRY_BYTES

@@ -1,4 +1,4 @@
-/** Takes over, before the first write of a mount, what only the redundant tables name. */
+/** Adopts grains that only the redundant tables name into the first tables, before the first write of a mount. */
 import type { TablePool } from '../../../cache/table-pool.js'
 import { orEndWriting } from '../../../errors.js'
 import type { Store, WritableStore } from '../../../io/store.js'
@@ -8,10 +8,10 @@ import { SECTOR_BYTES } from '../parts.js'
 import { type Plan, planned, planTables } from './reconcile.js'
 
 const ENTRY_BYTES = 4
-/** The largest slice of a table in the pool. */
+/** The size of a table's slice in the pool. */
 const SLICE_BYTES = 4096
 
-/** The file of an extent, and where it begins in the space of the pool. */
+/** The file of an extent, and its start in the space of the pool. */
 export interface AdoptedFile {
   readonly store: WritableStore
   readonly layout: GrainLayout
@@ -24,15 +24,15 @@ export interface Adopter {
   readonly layout: GrainLayout
   /** How long the file may become there. */
   readonly spanBytes: number
-  /** Throws: the extent is not written, because of what is wrong at a place of the file. */
+  /** Throws an error that refuses to write the extent because of a problem at a place of the file. */
   refuse(at: number, message: () => string): void
-  /** Throws where the tables, as they would be, are damaged. */
+  /** Throws if the tables would be damaged afterwards. */
   inspect(store: Store): void
 }
 
 /**
- * Returns what must be taken over: nothing in an extent that was closed cleanly, since there what is read
- * would change. Writes nothing. Throws SystemError, and what `refuse` and `inspect` throw.
+ * Plans what to adopt: nothing in an extent that was closed cleanly, because there it would change what the disk reads as.
+ * Writes nothing. Throws SystemError, and what `refuse` and `inspect` throw.
  */
 export function planAdoption({ store, layout, spanBytes, refuse, inspect }: Adopter): Plan {
   const plan = planTables(store, layout, { needsSound: true })
@@ -48,11 +48,11 @@ export function planAdoption({ store, layout, spanBytes, refuse, inspect }: Adop
 
 const hasChanges = ({ patches, copies }: Plan): boolean => patches.length + copies.length > 0
 
-/** How many bytes the plan appends to the file. */
+/** Returns how many bytes the plan appends to the file. */
 export const appendedBytes = ({ copies }: Plan, layout: GrainLayout): number =>
   copies.length * tableBytesOf(layout)
 
-/** Carries out the plan. What it changes is on the disk when it returns. Throws SystemError. */
+/** Carries out the plan. Its changes are on the disk when it returns. Throws SystemError. */
 export function adopt(plan: Plan, { store, layout, pool, base }: AdoptedFile): void {
   if (!hasChanges(plan)) return
   const { patches, copies } = plan
@@ -68,7 +68,7 @@ export function adopt(plan: Plan, { store, layout, pool, base }: AdoptedFile): v
   const word = Buffer.alloc(ENTRY_BYTES)
   for (const { at, value } of [...patches, ...added]) {
     word.writeUInt32LE(value)
-    // Its slice begins at a sector, at most so far before it.
+    // The slice begins at a sector's start, at most this far before the entry.
     const end = at - (at % SECTOR_BYTES) + SECTOR_BYTES
     const start = Math.max(0, end - SLICE_BYTES)
     pool.forget(base + start, end - start)

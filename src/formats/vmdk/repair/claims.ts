@@ -8,17 +8,17 @@ import { isInFile } from '../sparse-header.js'
 const ENTRY_BYTES = 4
 const SILENT = 0
 
-/** The owner of what is neither a grain nor a table that is looked for. */
+/** The owner of a structure that is neither a grain nor a searched table. */
 const METADATA = -1
 
-/** A range of sectors that one owner lays claim to, and who else does. */
+/** A range of sectors that one owner claims, and whether others claim it, too. */
 export class Range {
   /** Whether the first tables, or metadata, name it for another owner. */
   isTaken = false
   /** Whether only a redundant table names it for another owner. */
   isTakenByRedundant = false
 
-  /** @param owner the number of a grain; below -1 for others */
+  /** @param owner the number of a grain; below -1 for other structures */
   constructor(
     readonly owner: number,
     readonly start: number,
@@ -31,8 +31,8 @@ export class Range {
 }
 
 /**
- * Marks the ranges that metadata, or the entries of other grains, lie over. Reads all tables of both
- * directories. Throws SystemError; ImageError where the file becomes shorter meanwhile.
+ * Marks the ranges that metadata or other grains overlap. Reads all tables of both directories. Throws SystemError; ImageError
+ * if the file becomes shorter meanwhile.
  */
 export function markTaken(store: Store, layout: GrainLayout, ranges: readonly Range[]): void {
   if (ranges.length > 0) new Claims(store, layout, ranges).mark()
@@ -116,7 +116,7 @@ class Claims {
     }
   }
 
-  /** The first range that does not begin before `start`. */
+  /** Returns the first range that does not begin before `start`. */
   private firstFrom(start: number): number {
     let low = 0
     let high = this.ranges.length

@@ -1,4 +1,4 @@
-/** Makes redundant grain tables what the first ones are, before the first write of a mount. */
+/** Makes redundant grain tables equal to the first ones, before the first write of a mount. */
 import { constants } from 'node:os'
 import type { TablePool } from '../../../cache/table-pool.js'
 import { ImageError, orEndWriting, SystemError } from '../../../errors.js'
@@ -9,7 +9,7 @@ import { type GrainLayout, MAX_FILE_BYTES, tableBytesOf } from '../layout.js'
 import { SECTOR_BYTES } from '../parts.js'
 
 const ENTRY_BYTES = 4
-/** The largest number of tables that are mended. A power cut leaves only a few behind. */
+/** The most tables that are repaired. A power cut leaves only a few that are out of date. */
 const MAX_MENDED = 16_384
 
 /** A redundant table at `at` that differs from the first one at `from`. Both are places in the file. */
@@ -18,7 +18,7 @@ export interface Behind {
   readonly from: number
 }
 
-/** An entry that only one of the two directories has. `from` is the first table, or 0 where there is none. */
+/** An entry that only one of the two directories has. `from` is the first table, or 0 if there is none. */
 interface Uneven {
   readonly index: number
   readonly from: number
@@ -31,7 +31,7 @@ export interface Mending {
   readonly bytes: number
 }
 
-/** Collects tables that are behind; it keeps no more than it takes to see that there are too many. */
+/** Collects tables that are out of date; it keeps only so many that it notices if there are too many. */
 export class BehindList {
   readonly tables: Behind[] = []
 
@@ -41,9 +41,8 @@ export class BehindList {
 }
 
 /**
- * Returns what must be mended. Writes nothing.
- * @param store the file as it will be once the first tables have taken over what they lack
- * Throws ImageError where there is too much to mend.
+ * Plans the repairs of redundant tables. Writes nothing. Throws ImageError if there are too many.
+ * @param store the file as it will be after the first tables have adopted what they lack
  */
 export function planMending(store: Store, layout: GrainLayout, behind: readonly Behind[]): Mending {
   if (behind.length > MAX_MENDED) throw beyondMending(store)
@@ -53,7 +52,7 @@ export function planMending(store: Store, layout: GrainLayout, behind: readonly 
   return { behind, uneven, bytes: added * tableBytes }
 }
 
-/** Throws SystemError EFBIG where a file that ends at `end` cannot be written, so long may it become. */
+/** Throws SystemError EFBIG if a file that ends at `end` is too long, since it may still grow. */
 export function requireReach(store: Store, end: number, spanBytes: number): void {
   if (end <= Math.min(spanBytes, MAX_FILE_BYTES)) return
   throw new SystemError('write', constants.errno.EFBIG, store.path)
@@ -84,7 +83,7 @@ function beyondMending({ path }: Store): ImageError {
   return new ImageError('CORRUPT', `${what}; see vimgfs check`, { path, endsWriting: true })
 }
 
-/** The file of an extent, and where it begins in the space of the pool. */
+/** The file of an extent, and its start in the space of the pool. */
 export interface MendedFile {
   readonly store: WritableStore
   readonly layout: GrainLayout
@@ -92,7 +91,7 @@ export interface MendedFile {
   readonly base: number
 }
 
-/** Carries out what was planned. Returns how many tables it has mended. Throws SystemError. */
+/** Carries out the plan. Returns how many tables it has repaired. Throws SystemError. */
 export function mend({ behind, uneven }: Mending, file: MendedFile): number {
   const { store, layout, pool, base } = file
   for (const { at, from } of behind) copyTable(file, from, at)
@@ -130,7 +129,7 @@ function addTables(uneven: readonly Uneven[], file: MendedFile): number[] {
   }
 }
 
-/** Takes off what was appended from `at` on. If that fails, it is space that nothing uses. */
+/** Cuts off what was appended from `at` on. If that fails, it becomes unused space. */
 export function cutBack(store: WritableStore, at: number): void {
   if (store.sizeBytes <= at) return
   try {

@@ -1,16 +1,16 @@
 /**
- * Decides what is right where the two directories of an extent, or their tables, say different things.
+ * Decides which of the two directories of an extent, or of their tables, is right where they differ.
  *
- * No data that only one of them names is given up:
+ * Data that only one of them names are never given up:
  *
- *  (1) Where a directory names no table, or one that is junk, and the other one a sound table, its entry
- *      names its old table again if that is still in its place, else a copy of the sound one.
- *  (2) Where the first table names no grain and the redundant one does, it names that grain, too, if the grain
- *      lies in the file and belongs to nothing else. The same where what the first one names is not in the
- *      file, or belongs to something else.
- *  (3) A redundant entry follows the first one where it names nothing, nothing in the file, or what the first
+ *  (1) If a directory names no table, or junk, and the other one names a sound table, its entry is set: to its old table if
+ *      that is still in its place, else to a copy of the sound one.
+ *  (2) If the first table names no grain and the redundant one does, the first one gets that grain, if the grain lies in the
+ *      file and belongs to nothing else. The same holds if the first one names something outside the file, or something that
+ *      belongs to another structure.
+ *  (3) A redundant entry is set to the first one if it names nothing, something outside the file, or something that the first
  *      tables name for another grain.
- *  (4) All else is a contradiction that nobody can resolve. Both entries stay as they are.
+ *  (4) All else is a contradiction that nobody can resolve. Both entries stay.
  */
 import type { Store } from '../../../io/store.js'
 import { type Patch, PatchedStore } from '../check/patched-store.js'
@@ -23,33 +23,33 @@ import { Entries, eachPair, type Table } from './table-pairs.js'
 
 const ENTRY_BYTES = 4
 const SILENT = 0
-/** Entries that are looked at in one round: their number is the image's word. */
+/** How many entries are handled in one round: the image decides their number. */
 const MAX_ENTRIES = 2 ** 18
 
-/** An entry of a directory that is to name a copy of the table at `from`. */
+/** An entry of a directory that gets a copy of the table at `from`. */
 export interface Copy {
   readonly entryAt: number
   readonly from: number
 }
 
 export interface Plan {
-  /** Words of the first tables and of both directories. */
+  /** New words of the first tables and of both directories. */
   readonly patches: readonly Patch[]
   readonly copies: readonly Copy[]
-  /** Grains whose redundant entries must stay as they are; the first one of a table stands for all of it. */
+  /** Grains whose redundant entries must stay. The first grain of a table stands for the whole table. */
   readonly kept: ReadonlySet<number>
-  /** Whether there may be more to decide once this is done. */
+  /** Whether there may be more to decide after this. */
   readonly isPartial: boolean
 }
 
 export interface PlanOptions {
-  /** What the first directory says counts only where the redundant one bears it out. */
+  /** Whether the first directory counts only where the redundant one agrees. */
   readonly distrustsFirst?: boolean
-  /** Rule (2) holds only for redundant tables that name nothing that is not in the file, as when reading. */
+  /** Whether rule (2) holds only for redundant tables whose grains are all in the file, as in reading. */
   readonly needsSound?: boolean
 }
 
-/** Throws SystemError; ImageError where the file becomes shorter meanwhile. */
+/** Makes the plan. Throws SystemError; ImageError if the file becomes shorter meanwhile. */
 export function planTables(store: Store, layout: GrainLayout, options: PlanOptions = {}): Plan {
   const { directoryAt, redundantDirectoryAt } = layout
   if (redundantDirectoryAt === undefined || redundantDirectoryAt === directoryAt) return NOTHING
@@ -69,17 +69,17 @@ export function planTables(store: Store, layout: GrainLayout, options: PlanOptio
 
 export const NOTHING: Plan = { patches: [], copies: [], kept: new Set(), isPartial: false }
 
-/** The file as it will be once the plan is carried out, except that copies are the tables themselves. */
+/** Returns the file as it will be after the plan; instead of copies it has the tables themselves. */
 export const planned = (store: Store, { patches, copies }: Plan): Store =>
   new PatchedStore(store, [...patches, ...copies.map(shared)])
 
-/** Both directories name one table, as readers have it. */
+/** Makes both directories name one table, as readers see it. */
 export const shared = ({ entryAt, from }: Copy): Patch => ({
   at: entryAt,
   value: from / SECTOR_BYTES,
 })
 
-/** What the redundant table is to be: a copy of the first one, but for the entries that must stay. */
+/** Returns the new redundant table: a copy of the first one, except the entries that must stay. */
 export function redundantWords(
   first: Uint32Array,
   redundant: Uint32Array,
@@ -94,7 +94,7 @@ export function redundantWords(
   return words
 }
 
-/** Rule (1). */
+/** Applies rule (1). */
 function planDirectories(
   store: Store,
   layout: GrainLayout,
@@ -125,7 +125,7 @@ function planDirectories(
       !(distrustsFirst && redundant.isThere && !areTwins(first.words, redundant.words, entries))
     const isRedundantGood = isGood(redundant, first) && entries.isSound(redundant.words)
     if (!isFirstGood && isRedundantGood) {
-      // A table of nothing is as good as none.
+      // An empty table counts as none.
       if (first.sector !== SILENT || redundant.words.some(word => word !== SILENT))
         repoint(layout.directoryAt, index, first, redundant)
     } else if (!isFirstGood && redundant.words.some(word => word !== SILENT)) {
@@ -149,13 +149,13 @@ function planDirectories(
   return { patches, copies, kept, isPartial: lost.length >= MAX_ENTRIES }
 }
 
-/** Where programs put the table of a directory's entry: all of them stand behind their directory. */
+/** Returns where programs put the table of a directory's entry: all tables follow their directory. */
 function usualPlace(layout: GrainLayout, directoryAt: number, index: number): number {
   const directoryBytes = wholeSectors(layout.directoryEntries * ENTRY_BYTES)
   return directoryAt + directoryBytes + index * tableBytesOf(layout)
 }
 
-/** Whether what is at `at` of the file is the other copy of the table `words`. */
+/** Reports whether the other copy of the table `words` is at `at` of the file. */
 function isTwin(
   store: Store,
   layout: GrainLayout,
@@ -170,7 +170,7 @@ function isTwin(
   return areTwins(found, words, entries)
 }
 
-/** Whether two tables may be copies of each other, one of which lags. */
+/** Reports whether two tables may be copies of each other, one of them older. */
 function areTwins(one: Uint32Array, other: Uint32Array, entries: Entries): boolean {
   let equal = 0
   for (let k = 0; k < one.length; k++) {
@@ -182,18 +182,18 @@ function areTwins(one: Uint32Array, other: Uint32Array, entries: Entries): boole
   return equal > 0 || one.every(word => word === SILENT)
 }
 
-/** An entry of which it counts whether others name what it names. */
+/** An entry for which it matters whether others name the same place. */
 interface Doubt {
   readonly grain: number
   readonly at: number
   readonly redundant: number
   readonly ofFirst: Range | undefined
   readonly ofRedundant: Range
-  /** Whether the first entry says that the grain is zeros. */
+  /** Whether the first entry means that the grain is zeros. */
   readonly isZeroed: boolean
 }
 
-/** Rules (2) to (4). */
+/** Applies rules (2) to (4). */
 class EntryPlan {
   private readonly entries: Entries
   private readonly patches: Patch[] = []
@@ -263,9 +263,9 @@ class EntryPlan {
   }
 
   private decide({ grain, at, redundant, ofFirst, ofRedundant, isZeroed }: Doubt): void {
-    // A grain that is written once more after it was zeroed: a cut may leave its new place in one table.
+    // A grain was zeroed and then written again: a power cut may leave its new place in one table only.
     if (isZeroed && this.options.needsSound && this.layout.isUnclean) return
-    // Readers show this grain, and would show another one once the redundant entry follows.
+    // Readers show this grain, and would show another one if the redundant entry changed.
     if (this.options.needsSound && !ofFirst && !isZeroed && ofRedundant.isTaken) {
       this.kept.add(grain)
       return

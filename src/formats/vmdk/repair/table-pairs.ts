@@ -1,4 +1,4 @@
-/** The grain tables of both directories of an extent, read side by side. */
+/** Reads the grain tables of both directories of an extent side by side. */
 import type { Store } from '../../../io/store.js'
 import { Directory } from '../check/directory.js'
 import { type GrainLayout, tableBytesOf } from '../layout.js'
@@ -13,19 +13,19 @@ const MIN_JUNK = 8
 
 /** A table as a directory names it. */
 export interface Table {
-  /** Where the directory's entry is in the file. */
+  /** The place of the directory's entry in the file. */
   readonly entryAt: number
-  /** What that says: the table's first sector. */
+  /** The value of the entry: the table's first sector. */
   readonly sector: number
-  /** Whether the table lies in the file; else its words are zeros. */
+  /** Whether the table lies in the file. If not, its words are zeros. */
   readonly isThere: boolean
   /** Whether all of its words are known to be zeros. */
   readonly isBlank: boolean
-  /** Of its entries. Valid until the next pair is read. */
+  /** The words of its entries. Valid until the next pair is read. */
   readonly words: Uint32Array
 }
 
-/** What entries of an extent's tables mean. Counts are in sectors. */
+/** Decides what entries of an extent's tables mean. Counts are in sectors. */
 export class Entries {
   readonly grainSectors: number
   private readonly fileSectors: number
@@ -47,22 +47,22 @@ export class Entries {
     return entry !== SILENT && !this.isPlace(entry)
   }
 
-  /** Whether the entry names a grain that begins in the file. */
+  /** Reports whether the entry names a grain that begins in the file. */
   isInFile(entry: number): boolean {
     return this.isPlace(entry) && entry < this.fileSectors
   }
 
-  /** Whether the entry names a grain that the file has all of. */
+  /** Reports whether the entry names a grain that is completely in the file. */
   isWhole(entry: number): boolean {
     return this.isPlace(entry) && entry + this.grainSectors <= this.wholeFileSectors
   }
 
-  /** Whether the file has all grains that the table names. */
+  /** Reports whether the file has all grains that the table names. */
   isSound(words: Uint32Array): boolean {
     return words.every(word => !this.isPlace(word) || this.isWhole(word))
   }
 
-  /** Whether most of what the table names is not in the file. */
+  /** Reports whether most grains that the table names are not in the file. */
   isJunk(words: Uint32Array): boolean {
     let places = 0
     let lost = 0
@@ -76,8 +76,8 @@ export class Entries {
 }
 
 /**
- * Calls `visit` for each entry of the directories that at least one of them has, in their order, until it
- * returns false. Of the others, which may be millions, `absent` is told the first one and how many follow.
+ * Calls `visit` for each entry that at least one of the directories has, in order, until it returns false. For the other
+ * entries, which may be millions, it calls `absent` with the first one and the number of a run.
  */
 export function eachPair(
   store: Store,
@@ -122,12 +122,12 @@ class PairedDirectory {
     this.directory = new Directory(store, '', at, layout.directoryEntries, this.tableBytes)
   }
 
-  /** Returns where the first batch from `first` on begins that may name a table. */
+  /** Returns the start of the first batch from `first` on that may name a table. */
   skipHole(first: number): number {
     return this.directory.skipHole(first)
   }
 
-  /** Reads a batch of entries, and their tables; returns how many. */
+  /** Reads a batch of entries, and their tables. Returns how many. */
   read(first: number): number {
     const { directory, store, tableBytes } = this
     const count = directory.readEntries(first)
