@@ -1,7 +1,7 @@
 /**
- * Whether a cow image is sound, from the descriptions of its layouts (QEMU up to 2.1, block/cow.c; Linux,
- * arch/um/drivers/cow_user.c) and from nothing of src/: a sector whose bit is set is in the file, all else is as
- * it was.
+ * Judges whether a cow image is sound, by the descriptions of its layouts (QEMU up to 2.1, block/cow.c; Linux,
+ * arch/um/drivers/cow_user.c) and without any code of src/: a sector whose bit is set is in the file, all
+ * else is as it was.
  */
 import type { Store } from '../../src/io/store.js'
 import type { ImageVerdict } from './image-scenario.js'
@@ -18,7 +18,7 @@ interface Fields {
   readonly sectorSizeAt: number
   readonly nameAt: number
   readonly headerBytes: number
-  /** Undefined: data begin at a sector, and the bitmap right behind the header. */
+  /** Undefined: data begin at a sector, and the bitmap right after the header. */
   readonly alignmentAt?: number
 }
 
@@ -78,7 +78,7 @@ export function judgeCow(store: Store, layout: Layout, parent: Buffer | undefine
       corruptions.push(`sector ${sector} is marked, and lies beyond the end of the file`)
     }
   }
-  // Bits behind the disk.
+  // Bits past the end of the disk.
   const last = sectors % 8 === 0 ? 0 : (bitmap[bitmapBytes - 1] as number) >> (sectors % 8)
   const fixed = new Map([
     ['what stands in front of the bitmap', take(store, 0, bitmapAt)],
@@ -91,7 +91,7 @@ export function judgeCow(store: Store, layout: Layout, parent: Buffer | undefine
   return { corruptions, disk, fixed, uses: new Uint8Array(0) }
 }
 
-/** Bytes of a file; what is missing at its end reads as zeros. */
+/** Reads bytes of a file; bytes past its end read as zeros. */
 function take(store: Store, at: number, length: number): Buffer {
   const bytes = Buffer.alloc(length)
   store.read(bytes, 0, length, at)

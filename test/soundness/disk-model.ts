@@ -71,7 +71,7 @@ export class DiskModel {
     }
   }
 
-  /** A flush has returned: what was written before is there to stay. */
+  /** A flush has returned: earlier writes are there to stay. */
   flushed(): void {
     this.versions.clear()
     if (!this.isSizeInDoubt) this.sizes = new Set([this.sizeBytes])

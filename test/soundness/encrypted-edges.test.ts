@@ -1,6 +1,6 @@
 /**
- * Writes that begin or end within sectors at all the places where roads part: at sectors, clusters, the ends of
- * the disk and of the file, and of what is written at once. What lies beside them stays as it was.
+ * Writes that begin or end within sectors at all the places where the code branches: at sectors, clusters, the
+ * ends of the disk and of the file, and of the piece that is encrypted at once. Bytes beside them stay as they were.
  */
 import t from 'tap'
 import { needs, tempFolder } from '../support/run.js'
@@ -14,7 +14,7 @@ import { act, checkReads, type Subject, subjectOf } from './scenario.js'
 import type { Step } from './steps.js'
 
 const SECTOR = 512
-/** What is encrypted at once is less. */
+/** Longer than the piece that is encrypted at once. */
 const LARGE = 2 ** 20 + 3 * SECTOR
 
 /** Offsets around `place`, and lengths. */

@@ -4,7 +4,7 @@ import { AES_XTS, LEGACY_AES, PASSPHRASE } from './reference-cipher.js'
 
 const K = 1024
 
-/** QEMU has no header that it would get the key from: it takes the image for one that is not encrypted. */
+/** QEMU finds no header to take the key from, so it treats the image as not encrypted. */
 const LUKS: KindEncryption = AES_XTS
 export const SECRET = `--object secret,id=key,data=${PASSPHRASE}`
 const AES: KindEncryption = { ...LEGACY_AES, qemuOptions: 'encrypt.key-secret=key' }
@@ -42,7 +42,7 @@ const RAGGED: Recipe = {
   ],
 }
 
-/** What is missing is decrypted as if zeros stood there, and so is no zeros: QEMU does it alike. */
+/** Bytes missing from the file decrypt as if zeros were stored there, so they read as noise. QEMU does the same. */
 const CUT_OFF: Recipe = {
   title: 'the file ends within a sector of its last cluster',
   sizeK: 512,

@@ -1,4 +1,4 @@
-/** Errors from below, over half of the kinds of images: files run beside each other. */
+/** Failing writes and syncs, over half of the kinds of images: test files run side by side. */
 import { openWritable } from '../support/writable.js'
 import { faultSuite } from './fault-suite.js'
 import { RECIPES } from './kinds.js'

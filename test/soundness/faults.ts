@@ -1,13 +1,13 @@
 /**
- * Errors from below at the nth write or sync of a scenario.
+ * Makes the nth write or sync of a scenario fail.
  *
  *  (1) The caller gets the errno; or the disk is read-only from then on, and says why.
- *  (2) What reported success reads back, always. What failed reads as before or as after, to the byte,
- *      and stays so.
+ *  (2) A write that reported success always reads back. Each byte of a write that failed reads as before
+ *      or as after, and stays so.
  *  (3) A flush that returned keeps its promise through a power cut, even if a sync had failed before
- *      it: what that one was asked for may be lost, and a later sync does not bring it back.
+ *      it. Writes that a failed sync was asked to store may be lost; a later sync does not store them.
  *  (4) The image is sound: leaks at worst. It can be opened and written again.
- *  (5) Healed, and not read-only, it goes on.
+ *  (5) When the fault has gone and the disk is not read-only, it goes on working.
  */
 import { errnoOf, ImageError, SystemError } from '../../src/errors.js'
 import {
@@ -24,7 +24,7 @@ import { randomChoice, Replay } from './replay.js'
 import { act, checkReads, isPossible, type Subject } from './scenario.js'
 import { Random, randomSteps, show, type Step } from './steps.js'
 
-/** Steps that a fault that persists goes on for. */
+/** For how many steps a lasting fault goes on. */
 const STEPS_UNTIL_HEALED = 4
 /** Cuts after each run. */
 const CUTS = 6
@@ -43,7 +43,7 @@ type Mark =
   | { readonly begun: Step }
   | { readonly flushed: true }
   | { readonly failed: Step; readonly actual: Buffer; readonly isReadOnly: boolean }
-  /** Closed, and opened again as what it is now. */
+  /** Closes it, and opens it again as it is now. */
   | { readonly reopened: Subject }
 
 /** How many calls a fault may strike when all goes well. */
@@ -73,7 +73,7 @@ class Run {
   private stepsSinceStrike = 0
   private isHealed = false
 
-  /** As it is found by who opened it last. */
+  /** The image as the last one to open it finds it. */
   private current: Subject
 
   constructor(
@@ -104,7 +104,7 @@ class Run {
     try {
       return this.subject.open(this.stores)
     } catch (error) {
-      // Opening says in its own words that an image could not be recovered; the cause is what was struck.
+      // Opening reports in its own words that it could not recover an image; the fault is its cause.
       const cause = error instanceof ImageError ? error.cause : undefined
       this.expected(cause instanceof SystemError ? cause : error, 'opening')
       return undefined
@@ -118,10 +118,10 @@ class Run {
       if (!isPossible(step, this.model.sizeBytes)) continue
       this.maybeHeal()
       if (step.kind === 'reopen') {
-        // Whoever opens it after a failed sync reads what may never reach the disk, and cannot know it.
+        // A program that opens it after a failed sync may read bytes that never reach the disk, and cannot know it.
         if (this.hasSyncFailed) break
         if (!this.close(opened)) return opened.disk.failure !== ''
-        // Who closes what has failed brings nothing more to the disk.
+        // Closing a disk after a failure brings nothing more to the file.
         if (opened.disk.failure === '') {
           this.current = this.current.reopened(this.files)
           this.mark({ reopened: this.current })

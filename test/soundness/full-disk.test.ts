@@ -12,7 +12,7 @@ const RUNS = process.env.VIMGFS_TEST_LONG === '1' ? 400 : 8
 const FIRST_SEED = Number(process.env.VIMGFS_TEST_SEED ?? 1)
 const STEPS = 40
 
-/** A raw data file needs no room that the others do not, and bits of maps are stored at the end. */
+/** A raw data file needs the same room as the others, and bits of maps are stored at the end. */
 const KINDS = RECIPES.filter(({ isHeavy, title }) => !isHeavy && title.includes(ONLY))
 
 for (const recipe of KINDS) {

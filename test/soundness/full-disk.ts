@@ -1,9 +1,9 @@
 /**
  * A disk that is full for a while.
  *
- * Writes that need room fail with ENOSPC and leave their range as before or as after. All else goes on:
- * reading, writing in place, flushing. When there is room again, so does everything; and when the image
- * is closed then, nothing has leaked.
+ * Writes that need room fail with ENOSPC and leave their range as before or as after. Reads, writes in
+ * place and flushes go on. Once there is room again, everything works; and nothing has leaked when the
+ * image is closed.
  */
 import { SystemError } from '../../src/errors.js'
 import { FullDiskStore, type Journal, type MemoryStore, RecordingStore } from '../support/stores.js'
@@ -44,7 +44,7 @@ export function runFull(
   }
 }
 
-/** Random scenarios on disks with little room: what was refused in all of them. Throws where something leaks. */
+/** Runs random scenarios on disks with little room; returns what they refused in all. Throws if space leaks. */
 export function fillUp(subject: Subject): Pick<FullOutcome, 'refused' | 'refusedFlushes'> {
   const all = { refused: 0, refusedFlushes: 0 }
   for (let seed = FIRST_SEED; seed < FIRST_SEED + RUNS; seed++) {

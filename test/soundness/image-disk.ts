@@ -47,7 +47,7 @@ export function openQcow(files: DiskFiles, changes: Changes = {}): OpenDisk {
   return openDisk(writer, memory, files, changes)
 }
 
-/** What the file shows to one who opens it for reading only. Throws what opening or reading throws. */
+/** Returns the disk as a reader of the file sees it. Throws what opening or reading throws. */
 export function readQcow({ store, parent, cipher }: DiskFiles<Store>): Buffer {
   const header = readQcowHeader(store)
   const dataStore = cipher ? new CipherStore(store, cipher) : store

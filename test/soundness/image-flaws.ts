@@ -1,4 +1,4 @@
-/** The program's own writers made wrong: they show that the harness catches what is. */
+/** The program's own writers with faults put in: show that the harness catches them. */
 import type { SectorCipher } from '../../src/crypto/spec.js'
 import type { Reservation, WritableDriver } from '../../src/formats/writable.js'
 import { type StoreCipher, WritableCipherStore } from '../../src/io/cipher-store.js'
@@ -7,17 +7,17 @@ import { WrappedStore } from '../support/stores.js'
 import type { Changes, DiskFiles, OpenDisk } from '../support/writable.js'
 
 export type ImageFlaw =
-  /** A flush syncs once, when all is written: what names something may be there before it. */
+  /** A flush syncs once, when all is written: an entry may reach the disk before the data it names. */
   | 'links early'
-  /** A flush returns before what names data is synced. */
+  /** A flush returns before the entries that name data are synced. */
   | 'forgets to sync'
-  /** Space is what was just made the space of something else. */
+  /** New space is space that something else was just given. */
   | 'hands out space twice'
   /** Space overlaps what lies before it by a sector. */
   | 'hands out too little'
-  /** What is not written of new space is taken for zeros, whatever it holds. */
+  /** Bytes of new space that nobody wrote are taken for zeros, whatever they hold. */
   | 'takes space for zeros'
-  /** What the parent has beside a write does not come along. */
+  /** The parent's bytes beside a write are not copied. */
   | 'forgets the parent'
   /** A byte of the header changes. */
   | 'touches the header'
@@ -27,12 +27,12 @@ export type ImageFlaw =
   | 'counts wrong'
   /** A write of a part of a sector makes the rest of it zeros. */
   | 'loses the rest of a sector'
-  /** What is to be zeros becomes a hole of the file, which decrypts to something else. */
+  /** Zeros are stored as a hole of the file, which decrypts to other bytes. */
   | 'makes holes of zeros'
 
 const SECTOR = 512
 
-/** Where nothing reads what it says, but everything keeps it. */
+/** A byte that nothing reads, but every writer must keep. */
 const HEADER_BYTE = 21
 
 type Open = (files: DiskFiles, changes?: Changes) => OpenDisk
@@ -103,7 +103,7 @@ function placeOf({ at }: Reservation, last: number, flaw: ImageFlaw | undefined)
 
 class FlawedStore extends WrappedStore {
   isFlushing = false
-  /** Whether this flush has written what names something. */
+  /** Whether this flush has written an entry that names data. */
   private hasLinked = false
   private isSyncOwed = false
 
@@ -146,7 +146,7 @@ function flawedCipher(how: StoreCipher, flaw: ImageFlaw | undefined): StoreCiphe
       cipher.encrypt(source, start, length, target, at, sector)
       if (length === SECTOR) return
       const rest = length - SECTOR
-      // What was encrypted in its own place is no source any more.
+      // A buffer that was encrypted in place is no source any more.
       if (source === target) return
       cipher.encrypt(source, start + SECTOR, rest, target, at + SECTOR, sector + 2)
     },

@@ -1,4 +1,4 @@
-/** The harness for qcow, cow and encrypted images: it passes the writers as they are, and catches what is wrong. */
+/** The harness for qcow, cow and encrypted images: it passes the writers as they are, and catches faulty ones. */
 import t from 'tap'
 import { needs, tempFolder } from '../support/run.js'
 import { openWritableWith } from '../support/writable.js'

@@ -1,4 +1,4 @@
-/** The judges of qcow and cow images: they pass what is made right, and find what is broken here and there. */
+/** The judges of qcow and cow images pass sound images and find the damage in broken ones. */
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'

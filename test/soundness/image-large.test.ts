@@ -54,7 +54,7 @@ t.test('qcow: a sector under each table', async t => {
 const CACHES = { metadataBytes: M, clusterBytes: M }
 const PIECE = 700
 
-/** Opens the image, and with the passphrase what is encrypted. */
+/** Opens the image, with the passphrase if it is encrypted. */
 async function opened(path: string, options: OpenOptions) {
   const chain = openChain(path, options)
   const unlocked = await unlockChain(chain, async () => [Buffer.from(PASSPHRASE)])

@@ -49,7 +49,7 @@ const SHARED_BLOCK: QcowRecipe = {
   isL1Last: true,
 }
 
-/** Tables come and clusters change in turns: what is written of one leaves the others as they are. */
+/** Tables come and clusters change in turns: a write to one leaves the others as they are. */
 const TURNS = Array.from({ length: 9 }, (_, i): Step[] => {
   const table: Step = { kind: 'write', offset: (i + 1) * 64 * 512, length: 700, seed: i }
   const clusters: Step = { kind: 'write', offset: i * 512, length: 4 * 512, seed: 50 + i }

@@ -1,4 +1,4 @@
-/** What an image of one file must be like, whatever happened to it, where nothing in it counts references. */
+/** The rules for an image of one file that counts no references, whatever happened to it. */
 import type { CheckResult, RepairResult } from '../../src/formats/check/report.js'
 import type { Store, WritableStore } from '../../src/io/store.js'
 import type { MemoryStore } from '../support/stores.js'
@@ -9,18 +9,18 @@ import { storeCipher } from './reference-cipher.js'
 import { type Finding, goOn, type Subject } from './scenario.js'
 import type { Geometry, Step } from './steps.js'
 
-/** What a judge, who knows the format by its description alone, finds in an image. */
+/** The findings of a judge that knows the format by its description alone. */
 export interface ImageVerdict {
   readonly corruptions: readonly string[]
-  /** The disk as the tables and the file say it, decrypted and over its parent. */
+  /** The disk by the tables and the file, decrypted and over its parent. */
   readonly disk: Buffer
-  /** What no writer may change, by its name. */
+  /** Bytes that no writer may change, by name. */
   readonly fixed: ReadonlyMap<string, Buffer>
-  /** What each sector of the file is; empty where every place has its owner by itself. */
+  /** The use of each sector of the file; empty where every place has a fixed owner. */
   readonly uses: Uint8Array
 }
 
-/** What a sector of the file is. */
+/** The use of a sector of the file. */
 export const USE = { nothing: 0, metadata: 1, cluster: 2, packed: 3 } as const
 
 export interface ImageKind extends Geometry {
@@ -33,14 +33,14 @@ export interface ImageKind extends Geometry {
   /** What it shows at first. */
   readonly disk: Buffer
   readonly verdict: ImageVerdict
-  /** What is wrong with it at first, and may stay so until somebody writes. */
+  /** Faults that it has at first, and may keep until somebody writes. */
   readonly tolerated: RegExp
   readonly isHeavy: boolean
   /** Where QEMU finds what the image names; undefined where it does not read such an image. */
   readonly folder: string | undefined
 }
 
-/** What kinds of a format have in common. */
+/** The common parts of all kinds of a format. */
 export interface ImageFormat {
   readonly name: 'qcow' | 'cow'
   open(files: DiskFiles, changes?: Changes): OpenDisk
@@ -53,7 +53,7 @@ export interface ImageFormat {
 
 export const NOTHING_TOLERATED = /^(?!)/
 
-/** What `format` finds in `file`, which nobody has written yet. */
+/** Returns what `format` finds in `file` before anybody has written to it. */
 export function foundImage(
   format: ImageFormat,
   file: MemoryStore,
@@ -73,7 +73,7 @@ export function imageSubject(kind: ImageKind, changes: Changes = {}): Subject {
   return {
     ...{ title, sizeBytes, cluster, disk, isHeavy },
     files: [kind.file],
-    // Those that it had are not counted.
+    // Leaks that it had before are not counted.
     leaks: 0,
     open: stores => format.open(filesOf(kind, stores[0] as WritableStore), changes),
     check: (files, model, strictness) => {
@@ -93,7 +93,7 @@ export const filesOf = <S extends Store>(
   store: S,
 ): DiskFiles<S> => ({ store, parent, cipher: encryption && storeCipher(encryption, cluster) })
 
-/** The image as the next one finds it who opens the file. */
+/** The image as the next program to open the file finds it. */
 const asFound = (kind: ImageKind, file: MemoryStore): ImageKind => ({
   ...kind,
   ...foundImage(kind.format, file, kind),
@@ -119,11 +119,11 @@ function checkFixed({ verdict: before }: ImageKind, { fixed }: ImageVerdict): vo
   }
 }
 
-/** Of so many images one is checked and repaired by the program itself, too; in the long form, each. */
+/** The program itself, too, checks and repairs one in this many images; in the long form, each. */
 const CHECK_EACH = process.env.VIMGFS_TEST_LONG === '1' ? 1 : 4
 let checked = 0
 
-/** `vimgfs check` finds what the judge finds; a repair changes nothing of the disk, and leaves nothing to find. */
+/** `vimgfs check` agrees with the judge; a repair leaves the disk as it is, and a check then finds nothing. */
 function agreesWithCheck(kind: ImageKind, store: MemoryStore, verdict: ImageVerdict): void {
   const { check, repair, judge } = kind.format
   const { corruptions } = check(store)
@@ -145,12 +145,12 @@ function agreesWithCheck(kind: ImageKind, store: MemoryStore, verdict: ImageVerd
   checkFixed(kind, repaired)
 }
 
-/** Clusters that nothing uses, and nobody had left so before. */
+/** Counts the clusters that nothing uses now, without those that leaked before. */
 function leaksOf({ cluster, verdict: before }: ImageKind, { uses }: ImageVerdict): number {
   let leaks = 0
   let run = 0
   uses.forEach((use, sector) => {
-    // What was compressed is of no use any more once it was written over.
+    // A compressed cluster is of no use any more after it was overwritten.
     const was = before.uses[sector]
     const wasFree = sector < before.uses.length && (was === USE.nothing || was === USE.packed)
     run = use === USE.nothing && !wasFree ? run + 512 : 0
@@ -168,7 +168,7 @@ function checkClosed(kind: ImageKind, store: MemoryStore, model: DiskModel): voi
   judged(kind, store, disk)
 }
 
-/** The disk then holds what it held, and what was written. */
+/** The disk then holds its old contents and the new writes. */
 function recover(kind: ImageKind, steps: readonly Step[], changes: Changes): void {
   const store = kind.file.clone()
   const model = new DiskModel(kind.disk)

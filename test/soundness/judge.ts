@@ -1,6 +1,6 @@
 /**
- * Whether a qcow2 image is sound, from the specification and from nothing of src/: counts all that
- * the tables point at, and compares. What `qemu-img check` calls a corruption is one here, and more:
+ * Judges whether a qcow2 image is sound, by the specification and without any code of src/: counts every
+ * cluster that the tables point at, and compares. What `qemu-img check` calls a corruption is one here, and more:
  * a table that shares its cluster with anything is one even where the counts agree.
  */
 import type { Store } from '../../src/io/store.js'
@@ -18,7 +18,7 @@ export interface Verdict {
   readonly corruptions: readonly string[]
   /** Clusters that are counted and not used. */
   readonly leaks: number
-  /** Of them, those behind the end of the file, where a check does not look. */
+  /** Of them, those past the end of the file, where a check does not look. */
   readonly leaksBehind: number
   readonly isDirty: boolean
   readonly isMarkedCorrupt: boolean
@@ -116,7 +116,7 @@ class Judge {
     if (this.corruptions.length < MAX_REPORTED) this.corruptions.push(what)
   }
 
-  /** Bytes of the file; what is missing at its end reads as zeros. */
+  /** Reads bytes of the file; bytes past its end read as zeros. */
   private take(at: number, length: number): Buffer {
     const bytes = Buffer.alloc(length)
     this.store.read(bytes, 0, length, at)

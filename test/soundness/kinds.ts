@@ -54,7 +54,7 @@ export interface Recipe {
   /** In KiB. */
   readonly parentK?: number
   readonly dataFile?: 'raw' | 'mapped'
-  /** Commands of qemu-io, of qemu-img with the image's name behind them, or changes to the bytes. */
+  /** Commands of qemu-io, of qemu-img with the image's name after them, or changes to the bytes. */
   readonly steps?: readonly (Io | Img | Patch)[] | undefined
   readonly growsToK?: number
   /** Megabytes to compare for each cut: fewer of them. */

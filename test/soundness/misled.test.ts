@@ -1,6 +1,6 @@
 /**
- * Images in which an entry maps a piece of the disk to where a table is. Whatever is written or
- * discarded there, the table lives on: nothing else of the disk changes, and no snapshot.
+ * Images in which an entry maps a piece of the disk to the place of a table. A write or a discard there
+ * leaves the table whole: nothing else of the disk changes, and no snapshot.
  */
 import t from 'tap'
 import { ImageError } from '../../src/errors.js'
@@ -49,7 +49,7 @@ for (const title of TITLES) {
           }
           attempt(() => act(opened, step))
           attempt(() => opened.disk.flush())
-          // Whatever was freed by mistake is handed out now.
+          // Space that was freed by mistake is handed out now.
           const { cluster } = kind
           for (let i = 24; i < 40; i++) {
             attempt(() =>
@@ -67,7 +67,7 @@ for (const title of TITLES) {
   })
 }
 
-/** What has changed that was not written. */
+/** Describes a change that nobody wrote; empty if there is none. */
 function problemOf(kind: Kind, store: Parameters<typeof readImage>[0]['store']): string {
   try {
     const { disk, snapshots } = readImage({ store })

@@ -1,8 +1,8 @@
 /**
- * Cuts the power at any moment of a scenario, and judges what is left.
+ * Cuts the power at any moment of a scenario, and judges the files that remain.
  *
  *  (1) The image opens, and all of it reads.
- *  (2) What points at something points at what is counted and there: a check finds leaks at worst.
+ *  (2) Every entry points at a cluster that is counted and present: a check finds leaks at worst.
  *  (3) A sector that was flushed and not written again since reads back. One that was written since
  *      reads as it was then or as any write since left it, never as anything else.
  *  (4) Snapshots are unchanged to the byte.
@@ -29,7 +29,7 @@ export interface CutOptions {
 type Mark =
   | { readonly begun: Step }
   | { readonly flushed: true }
-  /** Closed, and opened again as what it is now. */
+  /** Closes it, and opens it again as it is now. */
   | { readonly reopened: Subject }
 
 /** How many cuts were judged. Throws the failure with the shortest steps that show it. */

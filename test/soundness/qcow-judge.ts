@@ -1,6 +1,6 @@
 /**
- * Whether a qcow image is sound, from the description of the format (libyal, QEMU Copy-On-Write file format;
- * QEMU block/qcow.c) and from nothing of src/: gives each byte of the file its one owner, and reads the disk by
+ * Judges whether a qcow image is sound, by the description of the format (libyal, QEMU Copy-On-Write file format;
+ * QEMU block/qcow.c) and without any code of src/: gives each byte of the file its one owner, and reads the disk by
  * the tables.
  */
 import { constants, inflateRawSync } from 'node:zlib'
@@ -150,7 +150,7 @@ class Judge {
   }
 }
 
-/** Bytes of a file; what is missing at its end reads as zeros. */
+/** Reads bytes of a file; bytes past its end read as zeros. */
 function take(store: Store, at: number, length: number): Buffer {
   const bytes = Buffer.alloc(length)
   store.read(bytes, 0, length, at)

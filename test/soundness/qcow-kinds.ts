@@ -35,7 +35,7 @@ export interface QcowRecipe {
   /** First clusters, and how many, of data and of compressed data. */
   readonly data?: readonly (readonly [number, number])[]
   readonly packed?: readonly (readonly [number, number])[]
-  /** Clusters lie one sector behind where their size would have them. */
+  /** Clusters lie one sector after a multiple of their size. */
   readonly isShifted?: boolean
   /** The L1 table is the last thing in the file. */
   readonly isL1Last?: boolean

@@ -1,7 +1,7 @@
 /**
  * Plays a journal again up to a power cut.
  *
- * What was written before the last sync of a file is on the disk. Of what was written since, any part
+ * Writes before the last sync of a file are on the disk. Of later writes, any part
  * may be: each write, punch and truncation is kept or lost, and a write is torn at sectors of 512
  * bytes. A sync that failed keeps nothing: what it was asked for stays in doubt for good, for a kernel
  * forgets what it could not write.
@@ -106,7 +106,7 @@ export class Replay<Mark> {
     return cut
   }
 
-  /** What is in doubt, for a message. */
+  /** Lists the changes that no sync covers, and which of them are kept, for a message. */
   describe(choice: Choice): string {
     const lines = this.pendingChanges
       .filter(({ isSynced }) => !isSynced)

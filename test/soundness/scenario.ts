@@ -26,7 +26,7 @@ export interface Subject extends Geometry {
   checkClosed(files: readonly MemoryStore[], model: DiskModel): void
   /** Opens what a cut or an error left, does the steps, closes it, and throws unless it is sound. */
   recover(files: readonly MemoryStore[], steps: readonly Step[]): void
-  /** The image as the next one who opens it finds it. */
+  /** The image as the next program to open it finds it. */
   reopened(files: readonly MemoryStore[]): Subject
 }
 
@@ -106,7 +106,7 @@ export function checkFiles(
   }
   if (!verdict.luksHeader.equals(kind.luksHeader)) throw new Error('the LUKS header has changed')
   if (verdict.isMarkedCorrupt) throw new Error('the image is marked corrupt')
-  // A dirty image says itself that its counts are to be made anew.
+  // A dirty image asks for its counts to be rebuilt.
   const expected = verdict.isDirty && kind.isLazy ? ONLY_COUNTS : /^$/
   const corruptions = verdict.corruptions.filter(what => !expected.test(what))
   if (corruptions.length > 0) throw new Error(`the image is corrupt: ${corruptions.join('; ')}`)
@@ -114,11 +114,11 @@ export function checkFiles(
   return verdict
 }
 
-/** Of so many images one is checked by the program's own check, too; in the long form, each. */
+/** The program's own check, too, looks at one in this many images; in the long form, at each. */
 const CHECK_EACH = process.env.VIMGFS_TEST_LONG === '1' ? 1 : 4
 let judged = 0
 
-/** `vimgfs check` finds what the judge finds. */
+/** `vimgfs check` agrees with the judge. */
 function agreesWithCheck(store: MemoryStore, verdict: Verdict): void {
   const { corruptions } = verdict
   const leaks = verdict.leaks - verdict.leaksBehind
@@ -130,7 +130,7 @@ function agreesWithCheck(store: MemoryStore, verdict: Verdict): void {
   )
 }
 
-/** What is decrypted by OpenSSL, before the program reads it, is what the program decrypts. */
+/** Throws unless OpenSSL and the program decrypt the image to the same disk. */
 function agreesWithReference(
   { parent, encryption }: Kind,
   files: readonly MemoryStore[],
@@ -144,7 +144,7 @@ function agreesWithReference(
   throw new Error(`what is encrypted at ${at} of the disk, OpenSSL decrypts to something else`)
 }
 
-/** The disk as whoever reads the raw data file alone sees it. */
+/** The disk as a reader of the raw data file alone sees it. */
 function rawOf(dataStore: MemoryStore, sizeBytes: number): Buffer {
   const raw = Buffer.alloc(sizeBytes)
   dataStore.read(raw, 0, sizeBytes, 0)
@@ -164,8 +164,8 @@ export function checkSnapshots(kind: Kind, snapshots: readonly Buffer[]): void {
 }
 
 /**
- * A bitmap that is not marked as in use is true: it has all that it had, and whatever differs from
- * the disk as it was. One that records nothing is as it was.
+ * A bitmap that is not marked as in use is true: it keeps its old bits, and has the bit of every place
+ * that differs from the old disk. A bitmap that is disabled stays as it was.
  */
 function checkBitmaps(kind: Kind, bitmaps: readonly Bitmap[], disk: Buffer): void {
   for (const bitmap of bitmaps) {
@@ -203,7 +203,7 @@ function checkClosed(kind: Kind, files: readonly MemoryStore[], model: DiskModel
 
 /**
  * Opens what a cut or an error left, writes some more, closes it, and expects it sound. The disk then
- * holds what it held, and what was written.
+ * holds its old contents and the new writes.
  */
 function recover(
   kind: Kind,
@@ -214,8 +214,8 @@ function recover(
   const stores = files.map(store => store.clone())
   const [, dataStore] = stores as [MemoryStore, MemoryStore | undefined]
   const model = new DiskModel(readImage(diskFiles(kind, stores)).disk)
-  // What was in doubt may be in a raw data file where the tables say that it reads as zeros; when it is
-  // written next to, it becomes what they say.
+  // Bytes in doubt may be in a raw data file where the tables say that they read as zeros; a write next to
+  // them makes them zeros.
   const raw = new DiskModel(dataStore ? rawOf(dataStore, model.sizeBytes) : Buffer.alloc(0))
   if (kind.isRawData) raw.mayAlsoBe(model.now)
   const opened = openKind(kind, stores, open)

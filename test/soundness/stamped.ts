@@ -1,16 +1,16 @@
 /**
  * One model that several threads share, a sector at a time, without a lock.
  *
- * Each sector has a version. Who writes it has claimed it, says which version it begins with, writes it,
- * and says that it is done. So who reads it, and looked at "done" before and at "begun" after, knows
- * which versions it may find: a lower one is stale, a mixture is torn.
+ * Each sector has a version. A writer claims the sector, records as "begun" the version that it writes,
+ * writes it, and records it as "done". A reader looks at "done" before the read and at "begun" after it,
+ * and so knows which versions it may find: a lower one is stale, a mixture is torn.
  */
 export const SECTOR = 512
-/** Versions that are multiples of it are zeros. */
+/** Versions that are multiples of this are zeros. */
 const ZERO_EACH = 4
 
 export interface StampMemory {
-  /** What is written as one, and claimed by one writer: a sector, or a part of one, in bytes. */
+  /** Bytes that one writer claims and writes as one: a sector, or a part of one. */
   readonly unitBytes: number
   readonly claimed: SharedArrayBuffer
   readonly begun: SharedArrayBuffer
@@ -44,7 +44,7 @@ export class Stamps {
     this.sectors = this.claimed.length
   }
 
-  /** Claims sectors for one writer; false where another one has one of them. */
+  /** Claims sectors for one writer; returns false if another writer has one of them. */
   claim(first: number, count: number): boolean {
     for (let i = 0; i < count; i++) {
       if (Atomics.compareExchange(this.claimed, first + i, 0, 1) === 0) continue
@@ -58,7 +58,7 @@ export class Stamps {
     for (let i = 0; i < count; i++) Atomics.store(this.claimed, first + i, 0)
   }
 
-  /** Begins the next version of claimed sectors; what is to be written to them. */
+  /** Begins the next version of claimed sectors; returns the bytes to write to them. */
   begin(first: number, count: number, isZero: boolean): Buffer {
     const bytes = Buffer.alloc(count * this.unitBytes)
     for (let i = 0; i < count; i++) {
@@ -80,12 +80,12 @@ export class Stamps {
     }
   }
 
-  /** The lowest version of each sector that a read that begins now may find. */
+  /** Returns the lowest version of each sector that a read may find if it begins now. */
   lowest(first: number, count: number): number[] {
     return Array.from({ length: count }, (_, i) => Atomics.load(this.done, first + i))
   }
 
-  /** After a read: throws unless each sector is of a version from `lowest` to what has begun by now. */
+  /** After a read: throws unless each sector is of a version from `lowest` to the last that has begun. */
   check(bytes: Buffer, first: number, lowest: readonly number[], who: string): void {
     lowest.forEach((low, i) => {
       const sector = first + i

@@ -1,4 +1,4 @@
-/** What is done to a disk in a scenario: random, the same for the same seed, and made short. */
+/** The steps of a scenario: random, the same for the same seed, and shortened after a failure. */
 import { noise } from '../fixtures/model.js'
 
 export type Step =
@@ -38,7 +38,7 @@ export const show = (steps: readonly Step[]): string =>
     })
     .join('; ')
 
-/** Whole numbers below what is asked for; the same for the same seed. */
+/** Returns random whole numbers below a limit; the same for the same seed. */
 export class Random {
   private state: number
 
@@ -69,7 +69,7 @@ export interface Geometry {
   readonly cluster: number
   /** The size it may grow to; undefined where it cannot. */
   readonly growsTo?: number | undefined
-  /** What reads as zeros and can be nothing else, in bytes. */
+  /** In bytes: a range that always reads as zeros and takes no other write. */
   readonly unwritable?: Range | undefined
 }
 

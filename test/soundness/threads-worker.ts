@@ -15,7 +15,7 @@ export interface ThreadSetup {
   readonly memory: DiskMemory
   readonly thread: number
   readonly stamps: StampMemory
-  /** What the snapshots hold, in the order of `entries` behind the disk. */
+  /** The contents of the snapshots, in the order of `entries` after the disk. */
   readonly snapshots: readonly SharedArrayBuffer[]
   readonly seed: number
   readonly steps: number
@@ -29,7 +29,7 @@ export interface ThreadOutcome {
   readonly flushes: number
 }
 
-/** Small caches: what is cached shall leave and come again. */
+/** The caches are small, so that entries leave them and come again. */
 const CACHES = { metadataBytes: 128 * 1024, clusterBytes: 256 * 1024 }
 
 function run(setup: ThreadSetup): ThreadOutcome {
@@ -47,7 +47,7 @@ function run(setup: ThreadSetup): ThreadOutcome {
   const who = `thread ${thread}, seed ${seed}`
 
   const range = (): [number, number] => {
-    // Half of all meets in a few places, where parts of a sector are written several of them in each.
+    // Half of all requests meet in a few places, where several writers write parts of one sector.
     const first = random.chance(0.5)
       ? random.below(isOfParts ? 20 : 64)
       : random.below(stamps.sectors)

@@ -1,6 +1,6 @@
 /**
  * The least that writes to a qcow2 image in the right order, and on demand in a wrong one: it shows that
- * the harness passes what is right and catches what is not.
+ * the harness passes sound writers and catches faulty ones.
  *
  * Version 3, counts of 16 bits in one block, no snapshots, nothing compressed.
  */
@@ -11,15 +11,15 @@ import type { Opener, TestedDisk } from '../support/writable.js'
 export type Flaw =
   /** A table entry is written before the bytes that it points at are synced. */
   | 'links early'
-  /** A cluster is free before the entry that pointed at it is off the disk. */
+  /** A cluster is free before the entry that pointed at it has left the disk. */
   | 'frees early'
   /** A count is written after the entry that it is for. */
   | 'counts late'
   /** flush() returns before the entries are synced. */
   | 'forgets to sync'
-  /** Only what is written is put into a new cluster: the rest is what its last owner left there. */
+  /** A write fills only its own part of a new cluster: the rest holds what its last owner left there. */
   | 'fills in part'
-  /** After a sync that failed another one is trusted. */
+  /** After a failed sync the writer trusts the next one. */
   | 'trusts a second sync'
 
 const COPIED = 0x80000000

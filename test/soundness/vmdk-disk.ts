@@ -57,7 +57,7 @@ export interface VmdkRead {
   readonly warnings: readonly string[]
 }
 
-/** What the files show to one who opens them for reading only. Throws what opening or reading throws. */
+/** Returns the disk as a reader of the files sees it. Throws what opening or reading throws. */
 export function readVmdk({ stores, parent }: VmdkFiles<Store>): VmdkRead {
   const { spec, extentStores, warnings } = specOf(stores)
   const driver = driverOf(spec, extentStores)

@@ -1,4 +1,4 @@
-/** The program's own writer of VMDK images made wrong: it shows that the harness catches what is. */
+/** The program's own writer of VMDK images with faults put in: shows that the harness catches them. */
 import type { VmdkWriter } from '../../src/formats/vmdk/writer.js'
 import type { WritableDriver } from '../../src/formats/writable.js'
 import type { WritableStore } from '../../src/io/store.js'

@@ -1,4 +1,4 @@
-/** The judge of VMDK images: it passes what is made right, and finds what is broken here and there. */
+/** The judge of VMDK images passes sound images and finds the damage in broken ones. */
 import t from 'tap'
 import { noise } from '../fixtures/model.js'
 import {

@@ -1,6 +1,6 @@
 /**
- * Whether a VMDK image is sound, from the specification (VMware, Virtual Disk Format 5.0; libyal, VMDK
- * format) and from nothing of src/: gives each sector of each extent its one owner, and compares what
+ * Judges whether a VMDK image is sound, by the specification (VMware, Virtual Disk Format 5.0; libyal, VMDK
+ * format) and without any code of src/: gives each sector of each extent its one owner, and compares what
  * the two directories say.
  */
 import type { Store } from '../../src/io/store.js'
@@ -9,13 +9,13 @@ import type { Store } from '../../src/io/store.js'
 export interface ExtentVerdict {
   readonly file: string
   /**
-   * Of each sector of the file, 1 where the first directory reaches nothing there, behind what stands in
-   * front of the grains.
+   * For each sector of the file: 1 if it lies where grains may be, and the first directory reaches
+   * nothing there.
    */
   readonly unused: Uint8Array
   /** Of a grain. */
   readonly grainSectors: number
-  /** Where the redundant tables say something else than the first ones. */
+  /** Where the redundant tables differ from the first ones. */
   readonly disagreements: readonly Range[]
   /** Grains that the file ends within. */
   readonly partial: readonly Range[]
@@ -44,7 +44,7 @@ export interface VmdkVerdict {
   readonly cid: number | undefined
   readonly parentCid: number | undefined
   readonly longContentId: string | undefined
-  /** What no writer may change, by its name. */
+  /** Bytes that no writer may change, by name. */
   readonly fixed: ReadonlyMap<string, Buffer>
 }
 
@@ -116,7 +116,7 @@ class Judge {
     if (u64(head, 36) === 0) return undefined
     const text = take(image, u64(head, 28) * SECTOR, u64(head, 36) * SECTOR).toString('latin1')
     const end = text.indexOf('\0')
-    // What stands behind the text is part of the descriptor's room, and stays.
+    // Bytes after the text are part of the descriptor's room, and stay.
     this.fixed.set('the room behind the descriptor', Buffer.from(text.slice(end), 'latin1'))
     return text.slice(0, end)
   }
@@ -154,7 +154,7 @@ class ExtentJudge {
   private readonly owners: Uint8Array
   private readonly disagreements: Range[] = []
   private readonly partial: Range[] = []
-  /** Sectors behind the last that entries point at. */
+  /** Sectors after the last that entries point at. */
   private usedEnd = 0
   private readonly unused: Uint8Array
 
@@ -311,8 +311,8 @@ class ExtentJudge {
 }
 
 /**
- * The space that an extent does not use, without what it did not use before. Less than a grain between
- * two things is what aligning them takes; behind the last one it is space that was never used.
+ * Returns the space that an extent has stopped using. A gap of less than a grain between two things comes
+ * from aligning them; after the last thing it is space that was never used.
  */
 export function leaksOf({ unused, grainSectors }: ExtentVerdict, before?: ExtentVerdict): Leaks {
   let between = 0
@@ -367,7 +367,7 @@ const grainless = (file: string): ExtentVerdict => ({
 /** An extent without a descriptor: all of it is the disk, and the judge of extents knows how much that is. */
 const whole = (): Line => ({ sectors: 0, type: 'SPARSE', name: '', start: 0 })
 
-/** Bytes of a file; what is missing at its end reads as zeros. */
+/** Reads bytes of a file; bytes past its end read as zeros. */
 function take(store: Store, at: number, length: number): Buffer {
   const bytes = Buffer.alloc(length)
   store.read(bytes, 0, length, at)

@@ -37,7 +37,7 @@ export interface VmdkRecipe {
   /** Of most extents, in sectors. */
   readonly grainSectors: number
   readonly isHeavy?: boolean
-  /** What reads as zeros and can be nothing else, in sectors. */
+  /** The ZERO extent, in sectors of the disk: it reads as zeros and takes no other write. */
   readonly zeroSectors?: { readonly from: number; readonly count: number }
   readonly isUnknownToQemu?: boolean
   /** Makes the files, the image first, in `folder` or in memory. */
@@ -212,7 +212,7 @@ function halfNamed(bytes: Buffer, built: BuiltExtent): Buffer {
   return Buffer.concat([bytes, padding, tables, ...grains])
 }
 
-/** Space that a writer left behind that did not get to name it, the last of it in part. */
+/** Space that a writer took but did not come to name, the last of it in part. */
 const withRemains = (bytes: Buffer): Buffer => Buffer.concat([bytes, noise(9 * K + 700, 99)])
 
 const SMALL = { capacitySectors: 2403, grainSectors: 8, tableEntries: 128 }
@@ -267,7 +267,7 @@ interface CowdMade {
   readonly hasParent?: boolean
   readonly isUnclean?: boolean
   readonly gapSectors?: number
-  /** Sectors between what is in use and what the header says of it. */
+  /** How far the header's next free sector lies past the space in use. */
   readonly freeSectorsAhead?: number
   readonly hasDescriptor?: boolean
 }

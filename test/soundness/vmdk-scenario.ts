@@ -10,13 +10,13 @@ import type { VmdkKind } from './vmdk-kinds.js'
 export interface VmdkRules {
   /**
    * Where there may be space that nothing uses, in an extent that says that it is closed:
-   *  behind: behind all that is in use, from the time before the first flush.
+   *  behind: after all space in use, from the time before the first flush.
    *  anywhere: since calls failed.
    */
   readonly mayLeak: 'behind' | 'anywhere'
 }
 
-/** What is expected to differ, or not, from what the image was like when it was opened. */
+/** Which differences are expected from the image as it was when it was opened. */
 type Base = Pick<VmdkKind, 'files' | 'disk' | 'verdict' | 'parent'>
 
 /** A VMDK image that `open` opens. */
@@ -28,7 +28,7 @@ export function vmdkSubject(
   const { files, parent } = kind
   return {
     ...kind,
-    // Those that it had are not counted.
+    // Leaks that it had before are not counted.
     leaks: 0,
     open: stores => open({ stores, parent }),
     check: (files, model, strictness) => {
@@ -54,7 +54,7 @@ export function vmdkSubject(
 const read = (stores: readonly MemoryStore[], parent: Buffer | undefined) =>
   readVmdk({ stores, parent })
 
-/** The image as the next one finds it who opens the files. */
+/** The image as the next program to open the files finds it. */
 function asFound(kind: VmdkKind, files: readonly MemoryStore[]): VmdkKind {
   const verdict = judgeVmdk(files)
   return { ...kind, files, disk: read(files, kind.parent).disk, verdict }
@@ -87,7 +87,7 @@ function leaksSince(before: VmdkVerdict, now: VmdkVerdict): number {
 
 const NO_PARENT = 0xffffffff
 
-/** Nothing changes but what has to. */
+/** Throws if bytes that no writer may change have changed. */
 function checkFixed(before: VmdkVerdict, now: VmdkVerdict): void {
   for (const [name, bytes] of before.fixed) {
     if (!now.fixed.get(name)?.equals(bytes)) throw new Error(`${name} has changed`)
@@ -154,7 +154,7 @@ function checkClosed(
   if (news.length > 0) throw new Error(`it warns: ${news.join('; ')}`)
 }
 
-/** The disk then holds what it held, and what was written. */
+/** The disk then holds its old contents and the new writes. */
 function recover(
   kind: VmdkKind,
   files: readonly MemoryStore[],
