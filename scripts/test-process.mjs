@@ -51,7 +51,7 @@ let count = 0
 export class TestProcess {
   /** Why it was ended; undefined if it was not. */
   hangs
-  /** What it has left behind, for messages. */
+  /** What the test has left behind, for messages. */
   left = []
   #mark
   #folder
@@ -123,7 +123,7 @@ export class TestProcess {
     // Servers first: what waits for one that hangs can be ended only then. A namespace goes with its last process.
     for (const pid of left) this.#kill(pid)
     for (const mount of mountsBelow(folder)) this.#run('umount', '-l', mount)
-    // One that is busy goes when the kernel has taken away what was mounted from it.
+    // A busy one goes once the kernel has removed the mounts of it.
     for (const loop of loops) this.#run('losetup', '--detach', loop)
     if (mountsBelow(folder).length === 0) rmSync(folder, { recursive: true, force: true })
     running.delete(this)

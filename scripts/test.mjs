@@ -208,7 +208,7 @@ function tell(file, report, milliseconds, errors, isVerbose) {
 }
 
 function check(name, command, ...args) {
-  // What has no folder is one of the npm packages' commands.
+  // A name without a folder is a command of an npm package.
   const path = command.includes('/') ? command : tool(command)
   const { status } = spawnSync(path, args, { cwd: ROOT, stdio: 'inherit' })
   if (status !== 0) total.failed++

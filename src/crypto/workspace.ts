@@ -35,7 +35,7 @@ const SECTOR_WORDS = CIPHER_SECTOR_BYTES / WORD_BYTES
 const DATA = WORKSPACE.data / WORD_BYTES
 const MASKS = WORKSPACE.masks / WORD_BYTES
 const IVS = WORKSPACE.ivs / WORD_BYTES
-/** What is XORed to a doubled tweak when doubling shifts a bit out (IEEE 1619-2007, section 5.2). */
+/** The value that is XORed to a doubled tweak when doubling shifts a bit out (IEEE 1619-2007, section 5.2). */
 export const TWEAK_FEEDBACK = 0x87
 
 export function plainWorkspace(): Workspace {

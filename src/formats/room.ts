@@ -1,4 +1,4 @@
-/** Reserves space on the file system for later writes: a flush that finds it full would lose what was promised. */
+/** Reserves space on the file system for later writes. A flush that found it full would lose acknowledged writes. */
 import type { WritableStore } from '../io/store.js'
 
 /** Makes sure that no part of `length` bytes at `at` is a hole of the file. Throws SystemError, also ENOSPC. */

@@ -3,7 +3,7 @@ import { deviceOfServer, linkOf, processIds, processName } from '../io/processes
 import { listMounts, type MountInfo } from './mountinfo.js'
 
 export interface OtherPlace {
-  /** Who has the mount there, and how to remove it, for messages. */
+  /** Names the holder of the mount there, and how to remove it, for messages. */
   readonly who: string
   /** Whether it certainly stays there when it is unmounted here. */
   readonly stays: boolean

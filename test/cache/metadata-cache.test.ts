@@ -1,4 +1,4 @@
-/** Tables in a bounded cache: what is kept, what goes, and what is never kept. */
+/** Tables in a bounded cache: which it keeps, which leave it, and which it never takes. */
 import t from 'tap'
 import { COUNT, COUNTS } from '../../src/cache/counts.js'
 import { MetadataCache } from '../../src/cache/metadata-cache.js'

@@ -70,7 +70,7 @@ interface Case {
   /** The options of qemu-img create -o. */
   readonly options?: string
   readonly size?: string
-  /** What is done to the file then. */
+  /** Changes the file afterwards. */
   readonly change?: (file: string) => void
 }
 

@@ -36,11 +36,11 @@ export interface LuksSpec extends PlainSpec {
   readonly iterations?: number
 }
 
-/** A header with its key slots, and nothing behind them. */
+/** A header with its key slots, and nothing after them. */
 export function luksContainer(spec: LuksSpec): Buffer {
   const { key, hash, mode, ivGenerator, ivHash, passphrases, iterations = 3 } = spec
   const materialSectors = Math.ceil((key.length * STRIPES) / SECTOR)
-  // Each on a page, the first behind that of the header.
+  // Each on a page, the first after the header's page.
   const slotSectors = Math.ceil(materialSectors / 8) * 8
   const file = Buffer.alloc((8 + SLOTS * slotSectors) * SECTOR)
   file.write('LUKS\xba\xbe', 0, 'latin1')

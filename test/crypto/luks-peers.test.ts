@@ -66,11 +66,11 @@ interface Open {
   readonly header: Luks1Header
   /** In hexadecimal digits; undefined when the passphrase opens no slot. */
   readonly key: string | undefined
-  /** The disk behind the header. */
+  /** The disk after the header. */
   readonly data: Buffer
 }
 
-/** What is here of a container: a file that begins with its header. */
+/** A container: a file that begins with its header. */
 async function openContainer(path: string, passphrase = PASSPHRASE): Promise<Open> {
   const store = new MemoryStore(path, readFileSync(path))
   const area = { offset: 0, length: store.sizeBytes }

@@ -34,7 +34,7 @@ if (simd) {
 
 /** Sectors where numbers of 32 bits change their sign, wrap or end, and the last that there is. */
 const NUMBERS = [0, 1, 2 ** 31 - 2, 2 ** 31, 2 ** 32 - 3, 2 ** 32, 2 ** 33 - 1, 2 ** 52 + 7]
-/** Around what is worked on at once. */
+/** Lengths around the size of the piece that is worked on at once. */
 const LENGTHS = [1, 2, 7, WORKSPACE_SECTORS - 1, WORKSPACE_SECTORS, WORKSPACE_SECTORS + 1, 300]
 const LAST_SECTOR = 2 ** 53 - 1
 
@@ -60,7 +60,7 @@ function specs(): PlainSpec[] {
 const titleOf = ({ mode, ivGenerator, ivHash, key }: PlainSpec) =>
   [`${key.length} bytes`, mode, ivGenerator, ivHash].filter(Boolean).join(' ')
 
-/** Buffers around the sectors: what lies beside them must stay as it was. */
+/** Buffers around the sectors: the bytes beside them must stay as they were. */
 interface Place {
   readonly start: number
   readonly at: number

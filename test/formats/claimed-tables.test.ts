@@ -13,7 +13,7 @@ const SECTOR = 512
 const K = 1024
 const GIB = 2 ** 30
 const TIB = 2 ** 40
-/** Where the directories of the images that claim large ones are: behind all that the builders make. */
+/** Where the images that claim large directories have them: after everything that the builders make. */
 const FAR = 2 ** 24
 const MAX_DIRECTORY_ENTRIES = 2 ** 23
 /** Entries of a directory that are no holes: what time a check takes goes by them. */
@@ -63,7 +63,7 @@ const directories = (first: number, redundant: number): Change[] => [
   u64(HEADER_AT.directory, BigInt(first / SECTOR)),
   u64(HEADER_AT.redundantDirectory, BigInt(redundant / SECTOR)),
 ]
-/** Real bytes behind the header, so that not all is a hole. */
+/** Real bytes after the header, so that not all is a hole. */
 function withWords(image: ClaimingImage, at: number, words: Uint32Array): ClaimingImage {
   const file = image['disk.vmdk'] as ClaimingFile
   const bytes = Buffer.alloc(at + words.byteLength)

@@ -1,4 +1,4 @@
-/** Images whose headers claim more than there can be, and what is done with them: memory and time stay small. */
+/** Images whose headers claim more than there can be: reading them takes little memory and time. */
 import { closeSync, ftruncateSync, openSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Test } from 'tap'
@@ -61,7 +61,7 @@ export async function usesLittle(t: Test, image: ClaimingImage): Promise<void> {
   }
 }
 
-/** Lets through what is no refusal of the image in one line. */
+/** Throws every error again that does not refuse the image in one line. */
 async function attempt(act: () => unknown): Promise<void> {
   try {
     await act()

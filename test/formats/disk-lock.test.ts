@@ -1,4 +1,4 @@
-/** The lock of a disk: who is alone is alone, and no stripe is read while it is written. */
+/** The lock of a disk: an exclusive holder is alone, and no stripe is read while it is written. */
 import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'
 import t from 'tap'
@@ -9,7 +9,7 @@ const ROUNDS = 20_000
 
 t.test('several threads', async t => {
   const lock = createLockMemory(THREADS)
-  // Few blocks, so that they meet often; two words for who is alone and who is not.
+  // Few blocks, so that the threads meet often; two words count exclusive and shared holders.
   const shared = new SharedArrayBuffer(4 * (8 + 2))
   const workers = Array.from({ length: THREADS }, (_, thread) => {
     const workerData = { lock, shared, thread, rounds: ROUNDS }

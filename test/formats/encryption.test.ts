@@ -34,7 +34,7 @@ const keysOf = ({ layers }: Chain): (string | undefined)[] =>
     ({ encryption }) => encryption?.spec && Buffer.from(encryption.spec.key).toString('latin1'),
   )
 
-/** Answers with what is left of `answers`; `given` is what they became. */
+/** Gives the next of `answers`; `given` collects the buffers that were given. */
 function asker(answers: readonly string[]) {
   const asked: [string, EncryptionMethod][] = []
   const given: Buffer[] = []

@@ -24,7 +24,7 @@ type Step =
   | { kind: 'zero' | 'parent' | 'packed'; length: number }
   | { kind: 'data'; length: number; at: number }
 
-/** A disk of these steps, one behind the other; packed ones hold 'p'. */
+/** A disk of these steps, one after the other; packed ones hold 'p'. */
 function driverOf(steps: readonly Step[], store: Store, unitBytes = 1): FormatDriver {
   const sizeBytes = steps.reduce((sum, { length }) => sum + length, 0)
   return {

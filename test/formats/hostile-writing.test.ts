@@ -251,7 +251,7 @@ const bases: Base[] = [
   },
 ]
 
-// --- What is changed
+// --- Changes to the image
 
 /** Places of things in the files, limits, signs and flags. */
 const telling = fc.oneof(
@@ -320,7 +320,7 @@ const PIECE_BYTES = 4 * K
 type Shown = readonly (Buffer | undefined)[]
 /** Of a file with the hole that a test has made. */
 const MAX_CHECKED_BYTES = 2 ** 33
-/** Key derivation that takes longer is not what is tested here. */
+/** This file does not test key derivations that take longer. */
 const MAX_ITERATIONS = 20_000
 
 interface Opened {

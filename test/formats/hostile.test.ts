@@ -21,7 +21,7 @@ const MAX_GROWTH_BYTES = 150 * K * K
 
 const data = (bytes: number, seed: number): Cluster => ({ kind: 'data', bytes: noise(bytes, seed) })
 
-/** An honest disk; each case below says what is false about it. */
+/** A sound disk; each case below changes one thing about it. */
 const HONEST: ImageSpec = {
   clusterBits: 12,
   sizeBytes: 1024 * K,

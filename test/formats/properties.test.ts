@@ -15,7 +15,7 @@ import {
 import { holds } from '../support/property.js'
 import { tempFolder } from '../support/run.js'
 
-/** Offsets and lengths as parts of 1000 of the disk; a read may go on behind its end. */
+/** Offsets and lengths as parts of 1000 of the disk; a read may go past its end. */
 const places = fc.array(fc.tuple(fc.nat(1000), fc.nat(400)), { minLength: 1, maxLength: 6 })
 
 function equal(actual: Buffer, expected: Buffer, what: string): void {

@@ -15,7 +15,7 @@ const OFFSET = 16
 
 type Packed = Extent & { kind: 'packed' }
 
-/** A cluster that says `letter`, unpacked by this thread; what is thrown stands for damage. */
+/** A cluster filled with `letter`, unpacked by this thread; an error stands for damage. */
 function extentOf(letter: string, unpacked: string[], failure?: Error): Packed {
   return {
     kind: 'packed',

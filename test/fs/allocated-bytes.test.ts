@@ -6,7 +6,7 @@ import { DISK, DISK_BYTES, SNAPSHOT, writtenFs } from './fake-disk.js'
 import { message, u32, u64 } from './messages.js'
 import { until } from '../support/until.js'
 
-/** GETATTR: fuse_attr_out, with fuse_attr behind its first 16 bytes. */
+/** GETATTR: fuse_attr_out, with fuse_attr after its first 16 bytes. */
 function attributes(fs: ImageFs, node = DISK) {
   const payload = answer(fs, message({ opcode: 3, node, args: u64(0).repeat(2) }))!.subarray(16)
   const number = (at: number) => Number(payload.readBigUInt64LE(at))

@@ -19,7 +19,7 @@ t.test('lines', async t => {
   const mounts = await withMounts(t, [
     '22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw',
     '95 22 0:44 / /mnt/x ro,nosuid - fuse.vimgfs /images/disk.qcow2 ro,user_id=0',
-    // Two optional fields, a folder of the source's, and what is written in octal.
+    // Two optional fields, a folder of the source, and characters written in octal.
     '96 22 0:45 /sub /mnt/a\\040b\\011c\\012d\\134e rw shared:2 master:1 - fuse.vimgfs one\\040two rw',
     '97 22 0:46 / /mnt/über\\040-\\040uns rw - tmpfs  rw',
   ])

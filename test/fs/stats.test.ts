@@ -68,7 +68,7 @@ t.test('percentiles', async t => {
   take(WRITE, 3000)
   const { read, write, other } = readStats(shared, nameOf).latency
   t.equal(read.samples, 100)
-  // A bucket ends at most a fifth above what is in it; taking the time costs something, too.
+  // A bucket ends at most a fifth above its values; taking the time costs something, too.
   const isAbout = (got: number, milliseconds: number) =>
     got >= milliseconds * 1000 && got < milliseconds * 1500
   t.ok(isAbout(read.p50, 1), `p50 ${read.p50}`)

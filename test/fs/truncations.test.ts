@@ -6,7 +6,7 @@ import { Random } from '../soundness/steps.js'
 const SIZE = 64
 const OLD = 0xff
 
-/** A disk of old bytes, and what is asked of it. */
+/** A disk of old bytes, and the requests to it. */
 function disk() {
   const bytes = Buffer.alloc(SIZE, OLD)
   const calls: string[] = []

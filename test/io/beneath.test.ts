@@ -1,4 +1,4 @@
-/** What lies below a folder, by the kernel's rule and by hand; while somebody exchanges names, too. */
+/** Opening files below a folder, by the kernel's rule and by hand, even while another process exchanges names. */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import fs from 'node:fs'

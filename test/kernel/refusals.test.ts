@@ -1,4 +1,4 @@
-/** What is in the way of a mount: one line that says what and what to do, and nothing is left. */
+/** Obstacles to a mount: one line names the obstacle and the way out, and nothing is left behind. */
 import { chmodSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import t, { type Test } from 'tap'
@@ -62,7 +62,7 @@ async function refused(
 }
 
 t.test('a mount point whose name Node cannot say', noFuse(), async t => {
-  // What is not UTF-8 comes to us as this.
+  // Node replaces bytes that are not UTF-8 by this character.
   await refused(t, HERE, mountFolder(t, HERE, 'm\ufffd'), /this name, or its folder, is not UTF-8/)
 })
 

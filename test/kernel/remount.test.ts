@@ -175,7 +175,7 @@ t.test('another mount namespace has it, too', asRoot, async t => {
     const other = spawn('unshare', words, { stdio: ['pipe', 'pipe', 'inherit'] })
     t.teardown(() => other.kill('SIGKILL'))
     await once(other.stdout, 'data')
-    // Whether the other one sees what is unmounted here depends on how / is mounted.
+    // Whether the other one sees an unmount made here depends on how / is mounted.
     const isLinked = propagation === 'slave' && (await isShared())
     const { code, stderr } = await vimgfs(HERE, ['umount', folder])
     if (!isLinked) {

@@ -30,7 +30,7 @@ import { needsRoot, type Finished } from '../support/run.js'
 const SAMPLE = sampleImage(t)
 const skip = noFuse()
 
-/** Runs the command with redirections of a shell behind it. */
+/** Runs the command with a shell's redirections after it. */
 const inShell = (words: readonly string[], redirections: string): Promise<Finished> => {
   const script = `exec "$@" ${redirections}`
   return attemptIn(HERE, 'bash', ['-c', script, 'bash', process.execPath, MAIN, ...words])

@@ -1,4 +1,4 @@
-/** fallocate(2) without flags: what is reserved can be written on a full file system, and reads as before. */
+/** fallocate(2) without flags: reserved space can be written on a full file system, and reads as before. */
 import { chmodSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'

@@ -1,4 +1,4 @@
-/** What programs do to write a disk, compared with what is then in the image. */
+/** Writes a disk in all the ways that programs use, and compares it with the image's contents. */
 import { randomFillSync } from 'node:crypto'
 import { chmodSync, chownSync, constants, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { open } from 'node:fs/promises'

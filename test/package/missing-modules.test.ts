@@ -85,7 +85,7 @@ const COMMANDS = (image: string, folder: string): string[][] => [
 const run = (main: string, args: string[]) =>
   spawnSync(process.execPath, [main, ...args], { encoding: 'utf8' })
 
-/** Copies what is built to a temporary folder, with an empty node_modules. */
+/** Copies the build to a temporary folder, with an empty node_modules. */
 function installation(t: Test): { main: string; modules: string; folder: string } {
   const folder = scratchFolder(t)
   const modules = join(folder, 'node_modules')

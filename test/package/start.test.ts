@@ -1,4 +1,4 @@
-/** npm start: a reader's first contact. It shows, says what to try, and leaves nothing behind. */
+/** npm start, the first thing a reader runs: it shows a mount, says what to try, and leaves nothing behind. */
 import { existsSync, mkdirSync, readdirSync, symlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'

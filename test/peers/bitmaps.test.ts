@@ -29,7 +29,7 @@ interface Range {
   readonly length: number
 }
 
-/** Clusters behind the end of the file, counted in 16 bits: enough of an allocator for a test. */
+/** Clusters past the end of the file, counted in 16 bits: enough of an allocator for a test. */
 class SpaceAtEnd implements ClusterSpace {
   private readonly cluster: number
   private readonly table: number

@@ -1,4 +1,4 @@
-/** What is written to qcow images, as QEMU and libqcow read it; and what QEMU writes to them, as we do. */
+/** QEMU and libqcow read our writes to qcow images; we read QEMU's. */
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import t, { type Test } from 'tap'

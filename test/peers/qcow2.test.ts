@@ -93,7 +93,7 @@ for (const [index, { title, options, cluster = 64 * K, ...rest }] of cases.entri
   t.test(title, needs('qemu-img', 'qemu-io'), async t => {
     const folder = tempFolder(t)
     const image = join(folder, 'disk.qcow2')
-    // Some of it lies behind the first L2 table where that is within reach.
+    // Some of it lies after the part of the first L2 table, where the disk is large enough.
     const { sizeBytes = Math.min(64 * cluster + 3 * 512, 24 * K * K), kinds, count, isFiner } = rest
     const created = options.replace('disk.data', join(folder, 'disk.data'))
     await qemuImg('create', '-q', '-f', 'qcow2', '-o', created, image, String(sizeBytes))

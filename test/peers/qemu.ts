@@ -72,7 +72,7 @@ const whole = (
     discard: `discard ${range}`,
   })[kind]
 
-/** Whole numbers below what is asked for. */
+/** Returns random whole numbers below a limit. */
 function randomNumbers(seed: number): (below: number) => number {
   let state = seed * 7919 + 1
   return below => {

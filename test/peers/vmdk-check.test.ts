@@ -271,7 +271,7 @@ t.test('grains that QEMU leaves behind', tools, async t => {
     )
     t.ok(await isSoundByQemu(image))
     t.ok(before.equals(await convertedBy(image, undefined, 'vmdk')))
-    // It is written on behind the new end.
+    // Later writes go after the new end.
     await qemuIo(image, ['write -P 7 1M 2M', 'read -P 7 1M 2M'], ['-f', 'vmdk'])
     t.match(
       withExtents(image, extents => checkVmdk(extents)),

@@ -1,4 +1,4 @@
-/** What is written to vmdk images, as QEMU and libvmdk read it; and what QEMU writes to them, as we do. */
+/** QEMU and libvmdk read our writes to VMDK images; we read QEMU's. */
 import { readFileSync, writeFileSync } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { dirname, join } from 'node:path'

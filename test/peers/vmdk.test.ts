@@ -30,7 +30,7 @@ const KINDS = [
 ] as const
 const GRAIN = 64 * K
 
-/** Whether what is read of `image` is what QEMU reads of it, file for file. */
+/** Compares every file of `image` with QEMU's reading of it. */
 async function agrees(t: Test, image: string, name?: string, peer = image): Promise<void> {
   const { view } = openedImage(t, image)
   const expected = await convertedBy(peer, undefined, 'vmdk')

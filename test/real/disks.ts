@@ -1,4 +1,4 @@
-/** What the tests of this folder do with an image besides mounting it, and who has the last word. */
+/** What the tests of this folder do with an image besides mounting it, and the peer that decides. */
 import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import type { Test } from 'tap'
@@ -55,7 +55,7 @@ export async function countsAgree(t: Test, image: string, named: Named = image):
   t.equal(ours.code, theirs.code, `vimgfs check ${ours.stderr.slice(0, 500)}`.trim())
   const countsOf = (json: string) => {
     const result = JSON.parse(json)
-    // What is none may be left out.
+    // QEMU may leave out counts of 0.
     return Object.fromEntries(COUNTS.map(name => [name, result[name] ?? 0]))
   }
   t.same(countsOf(ours.stdout), countsOf(theirs.stdout), 'the counts of vimgfs check')

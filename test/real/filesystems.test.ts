@@ -17,7 +17,7 @@ const MIB = 2 ** 20
 const SIZE = sized('400M', '6G')
 /** Each but the last ends with a snapshot. */
 const ROUNDS = sized(2, 8)
-/** What is written, removed and trimmed, to see the image file shrink. */
+/** The data that is written, removed and trimmed, to see the image file shrink. */
 const JUNK_BYTES = sized(24, 512) * MIB
 const NODE_MODULES = fileURLToPath(new URL('../../node_modules', import.meta.url))
 /** Thousands of small files, some large ones, and links; half of the packages a round. */

@@ -200,7 +200,7 @@ t.test('with trims, on a loop device', { ...skip, ...needsRoot() }, async t => {
       // Each block is trimmed, and some are written again then, while others are trimmed.
       const writes = ['--rw=randtrimwrite', '--bs=4k', ...queues]
       await fio(device, { name: 'writes', args: writes }, '--do_verify=1')
-      // What is trimmed reads as zeros: the same is done to a plain file.
+      // Trimmed ranges read as zeros: do the same to a plain file.
       const raw = join(mounted.folder, '..', 'raw')
       await run('dd', [`if=${device}`, `of=${raw}`, 'bs=1M', 'conv=sparse', 'status=none'])
       await run('truncate', ['--size', String(DISK_BYTES), raw])

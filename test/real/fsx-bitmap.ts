@@ -27,7 +27,7 @@ export async function dirtyUnits(t: Test, image: string, bitmap: Bitmap): Promis
   await ended
   const dirty = new Set<number>()
   for (const { start, length, data } of JSON.parse(map)) {
-    // In this context it is what has changed that is said to have no data.
+    // In this context, changed ranges are reported as having no data.
     if (data) continue
     for (let at = start; at < start + length; at += bitmap.bytes) dirty.add(at / bitmap.bytes)
   }

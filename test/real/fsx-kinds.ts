@@ -14,7 +14,7 @@ const MIB = K * K
 export interface Kind {
   readonly name: string
   readonly format?: 'raw' | 'vmdk' | 'qcow' | 'cow'
-  /** What was compressed stays in the file, of no use, once it was written over. */
+  /** A compressed cluster stays in the file, of no use, after it was overwritten. */
   readonly mayLeak?: boolean
   /** What names it to QEMU, where that needs a passphrase; vimgfs finds that in PASSPHRASE_FILE. */
   readonly named?: (image: string) => readonly string[]

@@ -53,7 +53,7 @@ function random(below) {
 
 const model = fs.readFileSync(modelFile)
 const size = model.length
-/** What is written comes from here, from another place each time. */
+/** The source of all written bytes; each write takes them from another place. */
 const POOL_BYTES = 4 * MAX_BYTES
 const pool = Buffer.from(Uint32Array.from({ length: POOL_BYTES / 4 }, () => random(2 ** 32)).buffer)
 const got = Buffer.alloc(Math.max(MAX_BYTES, PAGE))
@@ -166,7 +166,7 @@ const OPERATIONS = {
       start,
     )
     const mapped = offset + length - start
-    // Whole pages are written back; what lies beside must be right as well.
+    // The kernel writes back whole pages, so the bytes beside must be right as well.
     memcpy(got, address, mapped)
     if (got.compare(model, start, offset + length, 0, mapped) !== 0) differs(start, mapped)
     fill(offset, length)
@@ -187,7 +187,7 @@ const OPERATIONS = {
     direct = open(O_DIRECT)
     check(fs.fstatSync(buffered).size === size, `the size is ${fs.fstatSync(buffered).size}`)
   },
-  /** What is called a hole reads as zeros, without reading it. */
+  /** A hole reads as zeros, so it need not be read. */
   seek(offset) {
     for (let at = offset, count = 0; at < size && count < 16; count++) {
       let data = lseek(buffered, at, SEEK_DATA)

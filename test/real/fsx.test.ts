@@ -61,7 +61,7 @@ async function exercise(t: Test, kind: Kind, steps: number, seed: number): Promi
   const model = await toRaw(join(folder, 'model'))
   const mountpoint = mountFolder(t)
   const passphrase = kind.named ? ['--passphrase-file', join(folder, PASSPHRASE_FILE)] : []
-  // What is written looks like no disk.
+  // The written bytes do not look like any disk.
   const args = [...passphrase, ...(kind.format === 'raw' ? ['--format', 'raw'] : [])]
   const mounting = { folder: mountpoint, args }
   const snapshots: string[] = []
@@ -120,7 +120,7 @@ async function exercise(t: Test, kind: Kind, steps: number, seed: number): Promi
     t.ok(readFileSync(raw).equals(readFileSync(join(folder, name))), `snapshot ${name} for QEMU`)
   }
   if (kind.rawData) {
-    // It may end behind the disk, with its last cluster.
+    // It may end past the disk, with its last cluster.
     const bytes = `--bytes=${statSync(model).size}`
     const { code, stdout } = await attempt('cmp', [bytes, kind.rawData(folder), model])
     t.equal(code, 0, `the data file has the disk's bytes ${stdout}`.trim())

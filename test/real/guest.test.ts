@@ -13,7 +13,7 @@ import { convert, isSound, sha256, snapshot, unmount } from './disks.js'
 import { sized } from './size.js'
 
 const MIB = 2 ** 20
-/** The file system has the disk's beginning; what the guest writes by itself comes behind. */
+/** The file system has the disk's beginning; the guest's own writes come after it. */
 const FILE_SYSTEM_MIB = 128
 const DISK_MIB = 384
 const PATTERN_AT_MIB = 200

@@ -101,7 +101,7 @@ const COMMANDS = {
     } catch {}
   },
 
-  /** Looks for each number that the logs allow; what is there goes to `numbers`, and the logs go. */
+  /** Looks for each number that the logs allow; stores the numbers it finds in `numbers`, and deletes the logs. */
   verify({ file, numbers: numbersFile, logs, blocks }) {
     const bytes = fs.readFileSync(numbersFile)
     const numbers = new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4)

@@ -45,7 +45,7 @@ import { sized } from './size.js'
 const STAMPS = fileURLToPath(new URL('kill-stamps.mjs', import.meta.url))
 const SEED = Number(process.env.KILL_SEED ?? sized(1, Date.now() % 2 ** 31))
 const SECTORS = 8
-/** Of each writer; behind them is as much for noise. */
+/** Of each writer; after them comes as much for noise. */
 const BLOCKS = 4096
 const WRITERS = 3
 const WATCHED_BLOCKS = WRITERS * BLOCKS

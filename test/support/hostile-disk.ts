@@ -61,7 +61,7 @@ export function contentOf(path: string): Content {
 export const isSame = (a: Content, b: Content): boolean =>
   a.size === b.size && a.bytes.equals(b.bytes)
 
-// --- What is done with the disk
+// --- Requests to the disk
 
 export const step = fc.record({
   kind: fc.constantFrom('write', 'write', 'write', 'zeros', 'zero', 'flush'),

@@ -54,7 +54,7 @@ t.test('bits that are set', t => {
 })
 
 t.test('walking a bitmap', t => {
-  // More than a piece that is read at once, with holes of the file before, between and behind.
+  // Longer than the piece that is read at once, with holes of the file before, between and after.
   const count = 1_300_003
   const runs = [
     [5, 3],

@@ -76,7 +76,7 @@ t.test('any image', async t => {
     )
     const spec: CowSpec = { layout, sizeBytes, sectors: written, backing: 'b' }
     const { store, built } = storeOf(spec)
-    // What has no bit of its own is the layer below's.
+    // Sectors without a bit of their own come from the layer below.
     for (const sector of written.keys()) {
       if (built.bitOf(sector).at >= built.dataAt) written.delete(sector)
     }
@@ -108,7 +108,7 @@ t.test('any image', async t => {
 })
 
 t.test('runs that end where a piece of the bitmap does', t => {
-  // The first 4096 bytes of the file have the bits of so many sectors, those behind of 32768 more.
+  // The first 4096 bytes of the file hold the bits of this many sectors, the next ones those of 32768 more.
   const border = (4096 - 1056) * 8
   const sizeBytes = (border + 3 * 32768) * SECTOR
   for (const isFirst of [true, false]) {
@@ -159,7 +159,7 @@ t.test('sectors beyond the end of the file are damage, never zeros', t => {
   t.end()
 })
 
-/** A store that counts what is read. */
+/** A store that counts the bytes read. */
 class CountingStore extends WrappedStore {
   reads = 0
   bytes = 0

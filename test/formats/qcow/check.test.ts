@@ -58,7 +58,7 @@ t.test('an image that is sound', async t => {
     checkErrors: 0,
     totalClusters: 512,
     allocatedClusters: 6,
-    // Behind a table, behind compressed clusters, and these.
+    // After a table, after compressed clusters, and these.
     fragmentedClusters: 4,
     compressedClusters: 2,
     imageEndOffset: placeOf(70) + CLUSTER,
@@ -159,7 +159,7 @@ t.test('an encrypted cluster that the end of the file cuts off', async t => {
 
 const HOLES = { before: CLUSTER * 16 }
 
-/** A good image with space that nothing uses within it and behind it. */
+/** A good image with space that nothing uses within it and after it. */
 function leaky(): { store: MemoryStore; model: Buffer } {
   const spec: QcowSpec = {
     sizeBytes: 64 * CLUSTER,
@@ -237,7 +237,7 @@ t.test('where something is damaged nothing is given back', async t => {
     const { store } = leaky()
     const entry = Buffer.alloc(8)
     entry.writeBigUInt64BE(0x1234n)
-    // The entry of cluster 9 of the only table, which is right behind the header's cluster.
+    // The entry of cluster 9 of the only table, which is right after the header's cluster.
     store.write(entry, 0, 8, CLUSTER + 9 * 8)
     const bytes = store.bytes()
     const { before, after, changes } = repairQcow(store, what)
@@ -376,7 +376,7 @@ function valueOf(
   return byte & ~511n
 }
 
-/** What lies over what, in the simplest way: who has each byte of the file. */
+/** Finds overlaps in the simplest way: by the owner of each byte of the file. */
 function isDamaged(bytes: Buffer): boolean {
   const word = (at: number) => bytes.readBigUInt64BE(at)
   const clusterBits = bytes.readUInt8(32)

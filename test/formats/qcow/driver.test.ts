@@ -257,7 +257,7 @@ for (const { title, bytes, offset, words } of damages) {
       t.equal(error.context.path, 'disk.qcow')
       t.equal(error.context.offset, offset + 5)
     }
-    // What is good up to there is read.
+    // The good part before it is read.
     if (offset > 0) t.ok(readAt(view, 0, offset).equals(diskOfQcow(HONEST).subarray(0, offset)))
   })
 }

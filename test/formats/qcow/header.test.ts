@@ -1,4 +1,4 @@
-/** The header: what is taken, and each refusal with its words. */
+/** The header: which are accepted, and the message of each refusal. */
 import t from 'tap'
 import { ImageError, oneLine } from '../../../src/errors.js'
 import { readQcowHeader } from '../../../src/formats/qcow/header.js'

@@ -57,7 +57,7 @@ const image = fc.record({
   cut: fc.constantFrom(0, 0, 0, 1, 700, 9000, base.bytes.length - 50),
 })
 
-/** Runs `act`; what is thrown of damage, or refused, is what there is to say. */
+/** Runs `act`; throws its error again unless it refuses the image, or reports damage, in one line. */
 function allowing(act: () => void): void {
   try {
     act()

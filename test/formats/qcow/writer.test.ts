@@ -1,4 +1,4 @@
-/** Writing: against a model, in every shape; what is refused, what is never touched, and what a cut leaves. */
+/** Writing against a model, in every shape; refusals, bytes that no write touches, and the state after a power cut. */
 import fc from 'fast-check'
 import t from 'tap'
 import { ImageError, SystemError } from '../../../src/errors.js'
@@ -212,7 +212,7 @@ t.test('it cannot grow', async t => {
   t.throws(() => disk.grow(65 * K), { code: 'REFUSED', message: 'qcow images cannot grow' })
 })
 
-/** Tables of the file that are holes: what is written to them needs room. */
+/** Tables of the file that are holes: writing to them needs room. */
 const FULL: { title: string; spec: QcowSpec }[] = [
   { title: 'tables to be made', spec: { sizeBytes: 2 ** 21, clusterBits: 9, l2Bits: 6 } },
   {

@@ -93,7 +93,7 @@ export function liesOverTables({ findings }: CheckResult, { base }: Damaged): bo
 export interface Damaged {
   readonly base: number
   readonly changes: readonly { table: number; at: number; value: number; isBit: boolean }[]
-  /** What is cut off of the file's end, in 1000th. */
+  /** How much of the file's end is cut off, in thousandths. */
   readonly cut: number
 }
 

@@ -1,4 +1,4 @@
-/** What is taken down of metadata, as a map from clusters to kinds would hold it. */
+/** The recorded places of metadata, as a map from clusters to kinds would hold them. */
 import fc from 'fast-check'
 import t from 'tap'
 import { createFreeMemory, FreeQueue } from '../../../src/formats/qcow2/free-queue.js'

@@ -1,4 +1,4 @@
-/** The header: what is taken, and each refusal with its words. */
+/** The header: which are accepted, and the message of each refusal. */
 import { truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'

@@ -1,4 +1,4 @@
-/** Compressed clusters as they lie in their sectors: other bytes behind them, ends missing. */
+/** Compressed clusters as they lie in their sectors: other bytes after them, ends missing. */
 import t from 'tap'
 import {
   inflateCluster,

@@ -69,7 +69,7 @@ interface Case {
   title: string
   spec?: ImageSpec
   damage: (bytes: Buffer, image: BuiltImage) => Buffer | undefined | number
-  /** What is said. */
+  /** The message. */
   says: RegExp
   /** Names of the snapshots that are left, when it is read and after a repair. */
   shown?: string[]

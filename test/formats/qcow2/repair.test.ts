@@ -86,7 +86,7 @@ t.test('a table that is too short for the file gets longer', async t => {
   const { image, bytes } = built()
   const file = Buffer.concat([bytes, noise(512, 1)])
   const store = new MemoryStore('', file)
-  // A table of 512 bytes has 64 blocks of 256 counts: one entry behind them.
+  // A table of 512 bytes has 64 blocks of 256 counts: one entry past them.
   const far = 64 * 256 * 512
   store.truncate(far + 512)
   const entry = Buffer.alloc(8)

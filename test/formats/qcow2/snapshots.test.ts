@@ -64,7 +64,7 @@ const variants: { title: string; version?: 2 | 3; snapshot: SnapshotSpec; expect
 for (const { title, version = 3, snapshot, expected } of variants) {
   t.test(title, async t => {
     const image = join(tempFolder(t), 'disk.qcow2')
-    // Between others: what is read wrong shifts the next one.
+    // It stands between others: reading it wrongly shifts the next one.
     const around = { id: 'x', name: 'around', extraBytes: 16 }
     buildImage({ ...DISK, version, snapshots: [around, snapshot, around] }).write(image)
     const { snapshots } = openedImage(t, image).chain

@@ -1,4 +1,4 @@
-/** Checking the extents of VMDK images, of every kind: what is found, and how it counts. */
+/** Checks extents of VMDK images of every kind: the findings, and how severe they are. */
 import t from 'tap'
 import type { CheckResult } from '../../../src/formats/check/report.js'
 import { type CheckedExtent, checkVmdk } from '../../../src/formats/vmdk/check.js'

@@ -1,4 +1,4 @@
-/** Who is found to stand on an image, beside which anything may lie. */
+/** Finds the images whose parent an image is, in a folder that may hold anything. */
 import fs from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
@@ -22,7 +22,7 @@ const NO_UUID = '00000000-0000-0000-0000-000000000000'
 const childText = (hint: string, cid = '12345678'): string =>
   `# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=${cid}\nparentFileNameHint="${hint}"\nRW 2048 SPARSE "x-s001.vmdk"\n`
 
-/** A folder with an image in it; what stands on the image, by what is there besides. */
+/** Makes a folder with an image and other files; returns the children that are found. */
 function machine(t: Test, text = BASE, name = 'base.vmdk') {
   const folder = tempFolder(t)
   const image = join(folder, name)

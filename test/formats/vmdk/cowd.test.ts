@@ -441,7 +441,7 @@ t.test('any grains: qemu-img reads the same', needs('qemu-img'), async t => {
 
 t.test('a COWD file without a descriptor: qemu-img agrees', needs('qemu-img'), async t => {
   const folder = tempFolder(t)
-  // QEMU looks for these words behind the first sector of any sparse file, and needs them.
+  // QEMU looks for these words after the first sector of any sparse file, and needs them.
   const { bytes } = buildCowd(HONEST)
   bytes.write('CID=12345678\nparentCID=ffffffff\n', 512, 'latin1')
   writeFileSync(join(folder, 'bare.vmdk'), bytes)

@@ -1,4 +1,4 @@
-/** Files that are cut off, within their last sector, too: what is lost is an error, and never zeros. */
+/** Files that are cut off, within their last sector, too: reading lost bytes is an error, and never gives zeros. */
 import { readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'

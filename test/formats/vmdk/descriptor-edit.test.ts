@@ -266,7 +266,7 @@ t.test('all else stays as it is', async t => {
       throw new Error(`${JSON.stringify(found)} is not ${JSON.stringify(expected)}`)
     }
 
-    // Nothing differs but what was to be written, which does not overlap.
+    // Only the edited places differ, and they do not overlap.
     const covered = new Set(edits.flatMap(({ at, bytes }) => [...bytes].map((_, i) => at + i)))
     if (covered.size !== edits.reduce((sum, edit) => sum + edit.bytes.length, 0))
       throw new Error('overlap')

@@ -1,4 +1,4 @@
-/** What is found in the tables of hosted sparse and COWD extents: case by case, and against a slow model. */
+/** Checks the tables of hosted sparse and COWD extents: case by case, and against a slow model. */
 import { strict as assert } from 'node:assert'
 import { closeSync, ftruncateSync, openSync, writeSync } from 'node:fs'
 import { join } from 'node:path'

@@ -84,7 +84,7 @@ export function thrownBy(act: () => unknown): ImageError {
 /** How many lookups a damaged extent is given: its disk may be said to have terabytes. */
 const MAX_LOOKUPS = 400
 
-/** Reads a damaged extent. Only errors that say what is wrong with the file may come of it. */
+/** Reads a damaged extent. It may throw only errors that name the fault of the file. */
 export function exercise(store: Store, open: (store: Store) => FormatDriver): boolean {
   const target = Buffer.alloc(8192)
   let driver: FormatDriver

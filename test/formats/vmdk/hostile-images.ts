@@ -50,7 +50,7 @@ export function writeFiles(folder: string, files: Files): void {
   for (const [name, content] of Object.entries(files)) writeFileSync(join(folder, name), content)
 }
 
-/** The files that this process has open; what is none of the file system's has no path. */
+/** The files that this process has open; descriptors without a file have no path. */
 function openFiles(): string[] {
   const links = readdirSync('/proc/self/fd').map(fd => {
     try {
@@ -62,7 +62,7 @@ function openFiles(): string[] {
   return links.filter(link => /^\/(?!dev\/|proc\/)/.test(link)).sort()
 }
 
-/** Uses `image` as a mount does; what is wrong with how that went, whatever the image is. */
+/** Uses `image` as a mount does; returns what went wrong that must not go wrong for any image. */
 export async function useHostile(
   watchdog: Watchdog,
   image: string,

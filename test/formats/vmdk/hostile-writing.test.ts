@@ -193,7 +193,7 @@ const bases: Base[] = [
   { title: 'the descriptor of a child', files: overCowd, file: 'disk.vmdk' },
 ]
 
-// --- What is changed
+// --- Changes to the image
 
 /** Places of things in the files, limits, signs and flags. */
 const telling = fc.oneof(
@@ -296,7 +296,7 @@ function reworded(text: string, { how, at, word }: Change & { kind: 'word' }): s
   return lines.join('\n')
 }
 
-// --- What is done with the disk
+// --- Requests to the disk
 
 /** Power cuts are not of account here, and syncing takes most of the time. */
 class UnsyncedStore extends WritableFileStore {
@@ -417,7 +417,7 @@ function flatProblems(folder: string, { extents }: VmdkSpec, before: Before): st
     const parts = extents.filter(({ file }) => file && basename(file.path) === name)
     if (parts.length === 0 || parts.some(({ layout }) => layout.kind !== 'flat')) return []
     const after = readFileSync(join(folder, name))
-    // What is of the disk is not looked at here.
+    // Skip the disk's own bytes.
     const masked = [Buffer.from(bytes), Buffer.from(after)].map(content => {
       for (const { layout, sizeBytes } of parts) {
         if (layout.kind !== 'flat') continue
@@ -433,7 +433,7 @@ function flatProblems(folder: string, { extents }: VmdkSpec, before: Before): st
   })
 }
 
-/** What the closed image shows to the next one who opens it. */
+/** The contents of the closed image, as the next program to open it reads them. */
 function inspectClosed(path: string, { spec }: Opened, model: Model): void {
   for (const { file, isWritable, layout } of spec.extents) {
     const shape = grainLayout(layout)

@@ -537,7 +537,7 @@ const machines: Case[] = [
     shows: ['disk', 'disk@base'],
   },
   {
-    // An image must not learn what there is elsewhere; and what is there may have no end.
+    // An image must not show files from elsewhere, and such a file may have no end.
     title: 'a list that is a link that leads out',
     files: sound,
     prepare: folder => {

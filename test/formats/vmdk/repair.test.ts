@@ -1,4 +1,4 @@
-/** Repairing VMDK images: what is changed and what is not, what the disk reads as, and power cuts. */
+/** Repairs of VMDK images: which bytes change and which stay, how the disk reads, and power cuts. */
 import { strict as assert } from 'node:assert'
 import fc from 'fast-check'
 import t from 'tap'

@@ -424,7 +424,7 @@ t.test('entries that cannot be', async t => {
 })
 
 t.test('a grain past the region of grains', async t => {
-  // The back map moves behind the grains; it has 5 sectors, and the last grain would touch it.
+  // The back map moves after the grains; it has 5 sectors, and the last grain would touch it.
   const bytes = Buffer.concat([honest.bytes, Buffer.alloc(80 * 512)])
   const end = honest.bytes.length / 512
   const pokes: Poke[] = [

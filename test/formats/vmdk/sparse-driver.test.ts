@@ -417,7 +417,7 @@ t.test('compressed grains that are damaged', async t => {
     ],
   ]
   for (const [title, grain, message] of cases) {
-    // The last in its file, so that what is behind it is missing.
+    // The last in its file, so that the bytes after it are missing.
     const grains = new Map([
       [0, packed(prose(G, 1))],
       [1, grain],

@@ -1,4 +1,4 @@
-/** The header of sparse extents: what is taken, each refusal with its words, and any bytes at all. */
+/** The header of sparse extents: which are accepted, the message of each refusal, and random bytes. */
 import t from 'tap'
 import { ImageError, oneLine, SystemError } from '../../../src/errors.js'
 import {

@@ -455,9 +455,9 @@ t.test('mutations', async t => {
     let isLoop = false
     for (const { uid, parent } of snapshots) {
       const isRoot = parent === undefined || !known.has(parent)
-      // From the first snapshot of a loop on, all are of loops or behind them.
+      // From the first snapshot of a loop on, all are in loops or descend from them.
       isLoop ||= !isRoot && !seen.has(parent)
-      if (isLoop && isRoot) throw new Error('a root behind a loop')
+      if (isLoop && isRoot) throw new Error('a root after a loop')
       seen.add(uid)
     }
   })

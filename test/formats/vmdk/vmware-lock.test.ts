@@ -1,4 +1,4 @@
-/** VMware's locks: what their files say, and who is taken to hold them. */
+/** VMware's locks: how their files are read, and which owner they name. */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import fs from 'node:fs'

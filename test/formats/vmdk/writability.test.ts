@@ -1,4 +1,4 @@
-/** Which images are not written, and what is said of them; most can be read all the same. */
+/** Which images are read-only, and the reason given; most can still be read. */
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'

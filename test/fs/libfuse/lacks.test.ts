@@ -1,4 +1,4 @@
-/** What is said of the transports is the same everywhere. */
+/** Documents and help say the same of the transports. */
 import { readFileSync } from 'node:fs'
 import t from 'tap'
 import { type Lack, LACKS, lackLines } from '../../../src/fs/libfuse/lacks.js'
