@@ -6,15 +6,19 @@ import { ROOT } from './bootstrap.mjs'
 
 /** Mounts wait for much, so one more than there are processors. */
 export const JOBS = availableParallelism() + 1
-const FILES_A_PROCESS = 16
+const FILES_A_PROCESS = { quick: 16, soundness: 4 }
 
-/** Folders whose files mount, or take long: a process of their own costs little there. */
-const IS_LARGE = /^test\/(?:kernel|package|peers|real|soundness)\//
+/** Folders whose files mostly wait for other programs, in the order in which they begin: the longest first. */
+const LARGE = ['real', 'kernel', 'peers', 'package'].map(name => `test/${name}/`)
 /** A file with one of these starts processes or threads, or looks at what its process uses as a whole. */
 const IS_ALONE =
   /child_process|worker_threads|support\/(?:hostile-disk|mount|watchdog)|memoryUsage|heapUsed|\{[^}]*\b(?:run|attempt)\b[^}]*\} from '[^']*support\/run/
-/** Long searches, not for a quick run. */
-const IS_SEARCH = /fuzz|hostile|properties|faults|power-cut|threads/
+/** Searches that take long, and not for a quick run. */
+const IS_SEARCH = /^test\/soundness\//
+/** Shorter ones. */
+const IS_SHORT_SEARCH = /fuzz|hostile|properties|faults|power-cut|threads/
+/** Threads have code of their own, and are many already. */
+const HAS_THREADS = /threads/
 
 export function allFiles() {
   const names = readdirSync(join(ROOT, 'test'), { recursive: true })
@@ -24,19 +28,38 @@ export function allFiles() {
     .sort()
 }
 
-const sharesProcess = file =>
-  !IS_LARGE.test(file) && !IS_ALONE.test(readFileSync(join(ROOT, file), 'utf8'))
+function sharesProcess(file) {
+  if (IS_SEARCH.test(file)) return !HAS_THREADS.test(file)
+  const isLarge = LARGE.some(folder => file.startsWith(folder))
+  return !isLarge && !IS_ALONE.test(readFileSync(join(ROOT, file), 'utf8'))
+}
 
 /** Bytes, units and short properties. */
 export function quickFiles() {
-  return allFiles().filter(file => sharesProcess(file) && !IS_SEARCH.test(file))
+  const isLong = file => IS_SEARCH.test(file) || IS_SHORT_SEARCH.test(file)
+  return allFiles().filter(file => sharesProcess(file) && !isLong(file))
 }
 
-/** Groups of files; each group runs in a process of its own. */
+/** Groups of files; each group runs in a process of its own. What takes longest begins first. */
 export function planOf(files) {
   const shared = files.filter(sharesProcess)
-  const alone = files.filter(file => !shared.includes(file)).map(file => [file])
-  const groups = []
-  while (shared.length > 0) groups.push(shared.splice(0, FILES_A_PROCESS))
-  return [...alone, ...groups]
+  const searches = shared.filter(file => IS_SEARCH.test(file))
+  const quick = shared.filter(file => !IS_SEARCH.test(file))
+  const rank = file => {
+    const at = LARGE.findIndex(folder => file.startsWith(folder))
+    return at < 0 ? LARGE.length : at
+  }
+  const alone = files.filter(file => !shared.includes(file)).sort((a, b) => rank(a) - rank(b))
+  return [
+    ...alone.filter(file => rank(file) === 0).map(file => [file]),
+    ...grouped(searches, FILES_A_PROCESS.soundness),
+    ...alone.filter(file => rank(file) > 0).map(file => [file]),
+    ...grouped(quick, FILES_A_PROCESS.quick),
+  ]
+}
+
+function grouped(files, size) {
+  return Array.from({ length: Math.ceil(files.length / size) }, (_, index) =>
+    files.slice(index * size, (index + 1) * size),
+  )
 }

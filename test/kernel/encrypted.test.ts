@@ -92,7 +92,9 @@ for (const [format, method] of [
 ] as const) {
   t.test(`${format}, ${method}: read, written, read again`, skip, async t => {
     const image = await makeImage(t, format, method)
-    for (const place of isRoot ? [HERE, await ordinaryUser(t)] : [HERE]) {
+    // Rights do not depend on the format.
+    const withUser = isRoot && method === 'luks'
+    for (const place of withUser ? [HERE, await ordinaryUser(t)] : [HERE]) {
       await t.test(place.name, async t => {
         const args = ['--passphrase-file', image.passphraseFile]
         const mounted = await mount(t, image.file, { place, args })
@@ -291,7 +293,8 @@ t.test('a command that asks can be interrupted', skip, async t => {
   }
   const mnt = mountFolder(t)
   for (const front of [[], ['--foreground']]) {
-    for (const signal of ['SIGTERM', 'SIGHUP', 'SIGINT'] as const) {
+    const signals = ['SIGTERM', 'SIGHUP', 'SIGINT'] as const
+    for (const signal of front.length === 0 ? signals : signals.slice(0, 1)) {
       const title = `${signal} ${front}`
       const waiting = vimgfs(
         HERE,

@@ -66,7 +66,9 @@ t.test('by root and by an ordinary user', skip, async t => {
 })
 
 async function lifecycle(t: Test, place: Place): Promise<void> {
-  for (const signal of SIGNALS) {
+  // Signals are the same for all users; each transport gets all of them.
+  const signals = isRoot && place.uid !== 0 && !place.transport ? SIGNALS.slice(0, 1) : SIGNALS
+  for (const signal of signals) {
     await t.test(`${signal} unmounts and ends the server`, async t => {
       const { folder, pid, log } = await mount(t, SAMPLE, { place, args: READ_ONLY })
       process.kill(pid, signal)
@@ -76,7 +78,7 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
     })
   }
 
-  for (const signal of [...SIGNALS, 'SIGHUP'] as const) {
+  for (const signal of [...signals, 'SIGHUP'] as const) {
     await t.test(`${signal} in front: exit code 0`, async t => {
       const folder = mountFolder(t, place)
       const ended = vimgfs(place, ['mount', '-f', ...READ_ONLY, SAMPLE, folder])
@@ -202,7 +204,7 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
 
   await t.test('interrupted while it starts: nothing is left', async t => {
     const folder = mountFolder(t, place)
-    for (const seconds of ['0.05', '0.1', '0.15', '0.2']) {
+    for (const seconds of ['0.05', '0.1', '0.2']) {
       const command = [
         seconds,
         process.execPath,

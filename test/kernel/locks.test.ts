@@ -30,6 +30,8 @@ async function makeImage(folder: string, format = 'qcow2', ...options: string[])
   return file
 }
 
+let mounts = 0
+
 /** Mounts `image`, which must be refused with one line that names the holder and matches. */
 async function refused(
   t: Test,
@@ -39,7 +41,8 @@ async function refused(
   place: Place = HERE,
   expected = 1,
 ): Promise<void> {
-  for (const how of [[], ['-f']]) {
+  // In the background and in front, in turns.
+  for (const how of [mounts++ % 2 === 0 ? [] : ['-f']]) {
     const folder = mountFolder(t, place)
     const { code, stdout, stderr } = await vimgfs(place, [
       ...['mount', ...NO_LOG, ...how, ...args],

@@ -33,6 +33,7 @@ export { until }
 
 export const MAIN = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
 const CALLS = fileURLToPath(new URL('calls.mjs', import.meta.url))
+const TARGET = '--target='
 const NOBODY = 65534
 /** How many words of a namespace's prefix belong to nsenter. */
 const NSENTER_WORDS = 4
@@ -305,8 +306,14 @@ export function kill(pid: number, signal: NodeJS.Signals): void {
 
 /** Reports whether something is mounted on `folder`. Reads only the list of mounts: the mount may hang. */
 export async function isMounted(place: Place, folder: string): Promise<boolean> {
-  const mounts = await attemptIn(place, 'cat', ['/proc/self/mounts'])
-  return mounts.stdout.includes(` ${folder} `)
+  // Of the namespace that the place is in.
+  const target = place.prefix.find(word => word.startsWith(TARGET))?.slice(TARGET.length)
+  try {
+    return readFileSync(`/proc/${target ?? 'self'}/mounts`, 'utf8').includes(` ${folder} `)
+  } catch {
+    // A namespace that has ended has no mounts.
+    return false
+  }
 }
 
 /** Waits until a process has ended; says where it hangs if it does not. */
