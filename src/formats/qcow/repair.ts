@@ -5,17 +5,20 @@
  * The steps; each is on the disk before the next:
  *
  *  (1) An L1 entry that names a table which was never written is cleared.
- *  (2) Unused space is given back.
+ *  (2) Unused space is given back, unless a lost table may have named it (see losses.ts).
  */
 import type { WritableStore } from '../../io/store.js'
 import { type RepairResult, Report } from '../check/report.js'
 import { checkTables, type QcowCheckOptions } from './check.js'
 import { ENTRY_BYTES, readQcowHeader } from './header.js'
+import { isLossPossible } from './losses.js'
 import { inspectTables } from './inspection.js'
 import { reclaimable } from './space.js'
 
 const DAMAGED =
   'nothing of it is changed: something is damaged that nobody can make right, and what nothing names may be what was lost'
+const UNPROVEN =
+  'space is kept: nothing names it, but a lost table reads as zeros, too, so it may be data; to be rid of it, copy the disk to a new image'
 const KEPT = 'space is kept: repair it with "all" first'
 
 /**
@@ -36,7 +39,10 @@ export function repairQcow(
     if (before.leaks > 0) refuse(KEPT)
   } else {
     if (unwrittenAt !== undefined) forgetTable(store, unwrittenAt, changes)
-    if (before.leaks > 0) giveBack(store, changes, options)
+    if (before.leaks > 0) {
+      if (isLossPossible(store, readQcowHeader(store), options)) refuse(UNPROVEN)
+      else giveBack(store, changes, options)
+    }
   }
   const isChanged = changes.findings.some(({ kind }) => kind === 'fix')
   const after = isChanged ? new Report() : before

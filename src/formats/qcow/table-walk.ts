@@ -80,6 +80,11 @@ export class TableWalk {
     })
   }
 
+  /** Whether a table, which is in the file, names nothing. */
+  isBlank(table: number): boolean {
+    return !this.read(table) || this.words.every(word => word === 0)
+  }
+
   /** Reads a table, which is in the file. Returns false if it is a hole. */
   private read(table: number): boolean {
     const { store, bytes } = this

@@ -200,6 +200,45 @@ t.test('space that nothing uses', async t => {
   t.same(repairQcow(store, 'all').changes, [])
 })
 
+const KEPT = [{ kind: 'error', message: /space is kept: .*a lost table reads as zeros/ }]
+
+t.test('what an L1 table of zeros may have named is kept', async t => {
+  for (const what of ['leaks', 'all'] as const) {
+    const built = buildQcow(HONEST)
+    const bytes = Buffer.from(built.bytes)
+    bytes.fill(0, built.l1EntryAt(0), built.l1EntryAt(8))
+    const store = storeOf(bytes)
+    const { after, changes } = repairQcow(store, what)
+    t.match(changes, KEPT)
+    t.ok(after.leaks > 0)
+    t.ok(store.bytes().equals(bytes), `${what}: not a byte has changed`)
+  }
+})
+
+t.test('what an L2 table of zeros may have named is kept, but not what a crash leaves', async t => {
+  const count = 64
+  const all = Array.from({ length: count }, (_, i): [number, Cluster] => [64 + i, data(i)])
+  const clusters = new Map<number, Cluster>([
+    [0, data(99)],
+    ...all,
+    [128, data(98)],
+    [129, data(97)],
+  ])
+  const built = buildQcow({ ...HONEST, clusters })
+  const zeroed = () => {
+    const bytes = Buffer.from(built.bytes)
+    bytes.fill(0, built.tableAt(1), built.tableAt(1) + 64 * 8)
+    return bytes
+  }
+  const lost = Buffer.concat([zeroed(), noise(CLUSTER, 5)])
+  const store = storeOf(Buffer.from(lost))
+  t.match(repairQcow(store, 'all').changes, KEPT)
+  t.ok(store.bytes().equals(lost), 'not a byte has changed')
+  const crashed = storeOf(zeroed())
+  const { before, after } = repairQcow(crashed, 'all')
+  t.same([before.leaks, after.leaks], [count, 0], 'no more than a crash leaves')
+})
+
 t.test('space stays where the file system makes no holes', async t => {
   const { store } = leaky()
   store.punch = () => false
