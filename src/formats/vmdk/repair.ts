@@ -135,17 +135,17 @@ class Repair {
       if (found.leaks > 0) this.refuse(KEPT)
       return
     }
-    const hasSpace = this.copyTables(layout, mended.kept)
+    const unnamedBytes = this.copyTables(layout, mended.kept)
     if (mended.kept.size > 0) {
       this.refuse(contradiction(mended.kept.size))
       return
     }
     if (found.corruptions > 0) {
-      if (hasSpace) this.refuse(KEPT)
-    } else if (hasSpace) {
+      if (unnamedBytes > 0) this.refuse(KEPT)
+    } else if (unnamedBytes > 0) {
       // Judge it as a closed extent: a state that a crash can leave in an open one is a loss in a closed one.
       const losses = findLosses(this.store, { ...layout, isUnclean: false })
-      if (losses.isPossible) this.refuse(UNPROVEN)
+      if (losses.isPossible(unnamedBytes)) this.refuse(UNPROVEN)
       else this.giveBack(layout)
       if (losses.lostAt !== undefined) return
     }
@@ -245,8 +245,8 @@ class Repair {
     return true
   }
 
-  /** Makes step (2), if nothing else is damaged. Returns whether there is unused space. */
-  private copyTables(layout: GrainLayout, kept: ReadonlySet<number>): boolean {
+  /** Makes step (2), if nothing else is damaged. Returns how many bytes are unused and could be given back. */
+  private copyTables(layout: GrainLayout, kept: ReadonlySet<number>): number {
     const { store } = this
     let isChanged = false
     eachPair(store, layout, (index, first, redundant) => {
@@ -262,14 +262,14 @@ class Repair {
       return true
     })
     if (isChanged) store.sync()
-    let hasSpace = false
+    let unnamedBytes = 0
     inspectGrains(store, layout, {
       ...IGNORE,
       unused: (at, length) => {
-        hasSpace ||= reclaimable(this.extent, store, at, length) > 0
+        unnamedBytes += reclaimable(this.extent, store, at, length)
       },
     })
-    return hasSpace
+    return unnamedBytes
   }
 
   /** Makes step (3). */

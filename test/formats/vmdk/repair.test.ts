@@ -397,6 +397,31 @@ t.test('a table that reads as zeros may be lost, and nothing of its data is free
   }
 })
 
+t.test('what two tables of zeros may have named is kept, but not what a crash leaves', async t => {
+  const count = 65
+  const places = Array.from({ length: count }, (_, i) => 128 + i)
+  const extent = buildExtent({
+    capacitySectors: 3 * 128 * 8,
+    grainSectors: 8,
+    tableEntries: 128,
+    grains: new Map([0, ...places].map(i => [i, { kind: 'data', bytes: noise(4 * K, i) }])),
+  })
+  const tables = [extent.entryAt(128), extent.redundantEntryAt(128)]
+  for (const left of [0, 1]) {
+    // In the second round the tables name one of the grains: what is unnamed is as little as a crash leaves.
+    const bytes = tables.reduce(
+      (all, at) => lostAt(all, at + 4 * left, SECTOR - 4 * left),
+      extent.bytes,
+    )
+    const store = new MemoryStore('/x/disk.vmdk', Buffer.from(bytes))
+    const result = repairVmdk([extentOf(store)], 'all')
+    t.equal(result.before.leaks, count - left)
+    t.equal(result.after.leaks, left === 0 ? count : 0)
+    if (left === 0) t.ok(store.bytes().equals(bytes), 'not a byte has changed')
+    t.match(said(result).join(), left === 0 ? /space is kept/ : /cut off/)
+  }
+})
+
 t.test('extents that are not repaired', async t => {
   const bytes = poked(sparse.bytes, both(1, 0))
   const obstacle = 'it is write-protected'

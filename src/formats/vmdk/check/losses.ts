@@ -3,7 +3,8 @@
  * which are also the entries of grains that were never written.
  *
  *  (1) Two sound copies of a table that agree are trusted. So space that neither of them names is free, unless they name
- *      nothing at all, or both directories lack a table.
+ *      nothing at all, or both directories lack a table. If both copies of a table are zeros, more than MAX_CRASHED_GRAINS
+ *      are not free: a crash leaves fewer.
  *  (2) A table without a copy is trusted only if it names all of its grains.
  */
 import type { Store } from '../../../io/store.js'
@@ -17,9 +18,11 @@ const ENTRY_BYTES = 4
 /** The field of a hosted extent's header with the number of sectors before the first grain, a u64. */
 const OVERHEAD_AT = 64
 
+const MAX_CRASHED_GRAINS = 64
+
 export interface Losses {
-  /** Whether space that no table names may be data. */
-  readonly isPossible: boolean
+  /** Whether space that no table names, of so many bytes, may be data. */
+  isPossible(unnamedBytes: number): boolean
   /** The place of zeros in the file that were certainly something else once; undefined if there is none. */
   readonly lostAt: number | undefined
 }
@@ -33,6 +36,7 @@ export function findLosses(store: Store, layout: GrainLayout): Losses {
   // COWD makes a table with its first grain; a crash may leave a table without any.
   const isMadeOnDemand = layout.freeSectorAt !== undefined && !layout.isUnclean
   let isPossible = false
+  let hasBlank = false
   let hasNames = false
   let hasTables = false
   let lostAt: number | undefined
@@ -43,6 +47,7 @@ export function findLosses(store: Store, layout: GrainLayout): Losses {
     const unnamed = unnamedIn(first, count)
     hasTables = true
     if (unnamed < count) hasNames = true
+    else hasBlank = true
     if (unnamed > 0 && (isSingle || first.sector === redundant.sector)) isPossible = true
     if (isMadeOnDemand && unnamed === count) lostAt ??= first.entryAt
     // The other tables cannot change the result.
@@ -56,7 +61,11 @@ export function findLosses(store: Store, layout: GrainLayout): Losses {
     return true
   })
   if (!hasTables && isMadeOnDemand) lostAt ??= directoryAt
-  return { isPossible: isPossible || !hasNames, lostAt }
+  const leastBytes = hasBlank ? MAX_CRASHED_GRAINS * grainBytes : Number.POSITIVE_INFINITY
+  return {
+    isPossible: unnamedBytes => isPossible || !hasNames || unnamedBytes > leastBytes,
+    lostAt,
+  }
 }
 
 function unnamedIn({ isBlank, words }: Table, count: number): number {
