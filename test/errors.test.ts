@@ -50,14 +50,14 @@ t.test('a bug is not expected', async t => {
   t.notOk(isExpected('x'))
 })
 
-t.test('one line: what, where, and what to do', async t => {
+t.test('one line: the problem, its place, and the way out', async t => {
   const error = new ImageError('CORRUPT', 'a\nb', { path: '/x\x1b[2J/y', hint: 'go on\r' })
   t.equal(oneLine(error), '/x\\x1b[2J/y: a\\x0ab; go on\\x0d')
   t.equal(oneLine(new UsageError('no such option')), 'no such option')
   t.equal(new SystemError('read', EIO, '/x').message, 'read /x: EIO')
 })
 
-t.test('too many open files: the limit, whoever met it', async t => {
+t.test('too many open files: the limit, whichever call met it', async t => {
   const cases = [
     ['EMFILE', constants.errno.EMFILE, /ulimit -n/],
     ['ENFILE', constants.errno.ENFILE, /fs\.file-max/],

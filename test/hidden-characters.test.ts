@@ -1,4 +1,4 @@
-/** Names that a terminal would obey, or show as others, are shown as they are. */
+/** Names that a terminal would obey, or show as others, never reach it unescaped. */
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
@@ -28,7 +28,7 @@ t.test('messages', async t => {
   for (const text of SHOWN) t.equal(printable(text), text)
 })
 
-t.test('JSON stays what it was', async t => {
+t.test('JSON stays as it was', async t => {
   for (const code of HIDDEN) {
     const value = { name: `a${String.fromCodePoint(code)}b`, list: [1, 'x'] }
     const json = jsonWithoutHidden(JSON.stringify(value, null, 2))

@@ -9,7 +9,7 @@ import { MemoryStore } from '../support/stores.js'
 
 const SLICE = 4096
 
-t.test('what one thread changes, the others see; the file is as before', async t => {
+t.test('the other threads see a change by one thread; the file is as before', async t => {
   const memory = createPoolMemory()
   const [one, other] = [new TablePool(memory), new TablePool(memory)]
   const load = () => Buffer.alloc(SLICE, 7)
@@ -20,28 +20,31 @@ t.test('what one thread changes, the others see; the file is as before', async t
   t.equal(other.dirty, 1)
 })
 
-t.test('a flush takes slices as they were, and leaves what changed meanwhile dirty', async t => {
-  const pool = new TablePool(createPoolMemory())
-  const load = () => Buffer.alloc(512)
-  pool.edit(1024, STAGE.refcounts, load)[0] = 1
-  pool.edit(512, STAGE.links, load)[0] = 2
-  const slices = pool.collect()
-  t.same(
-    slices.map(({ at, stage, bytes }) => [at, stage, bytes[0]]),
-    [
-      [512, STAGE.links, 2],
-      [1024, STAGE.refcounts, 1],
-    ],
-  )
-  pool.edit(512, STAGE.links, load)[0] = 3
-  t.equal(slices[0]?.bytes[0], 2)
-  pool.flushed(slices)
-  t.equal(pool.dirty, 1)
-  t.same(
-    pool.collect().map(({ at, bytes }) => [at, bytes[0]]),
-    [[512, 3]],
-  )
-})
+t.test(
+  'a flush takes slices as they were, and leaves slices that changed meanwhile dirty',
+  async t => {
+    const pool = new TablePool(createPoolMemory())
+    const load = () => Buffer.alloc(512)
+    pool.edit(1024, STAGE.refcounts, load)[0] = 1
+    pool.edit(512, STAGE.links, load)[0] = 2
+    const slices = pool.collect()
+    t.same(
+      slices.map(({ at, stage, bytes }) => [at, stage, bytes[0]]),
+      [
+        [512, STAGE.links, 2],
+        [1024, STAGE.refcounts, 1],
+      ],
+    )
+    pool.edit(512, STAGE.links, load)[0] = 3
+    t.equal(slices[0]?.bytes[0], 2)
+    pool.flushed(slices)
+    t.equal(pool.dirty, 1)
+    t.same(
+      pool.collect().map(({ at, bytes }) => [at, bytes[0]]),
+      [[512, 3]],
+    )
+  },
+)
 
 t.test('room is made of clean slices, never of dirty ones', async t => {
   const pool = new TablePool(createPoolMemory())

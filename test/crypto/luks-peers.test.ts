@@ -167,7 +167,7 @@ function agreesWithDump(t: Test, { header, key }: Open, { fields, key: theirs }:
   if (theirs !== undefined) t.equal(key, theirs, 'the master key')
 }
 
-t.test('what QEMU makes', needs('qemu-img', 'cryptsetup'), async t => {
+t.test('containers made by QEMU', needs('qemu-img', 'cryptsetup'), async t => {
   const folder = tempFolder(t)
   const raw = join(folder, 'raw')
   writeFileSync(raw, DATA)
@@ -195,7 +195,7 @@ t.test('what QEMU makes', needs('qemu-img', 'cryptsetup'), async t => {
   })
 })
 
-t.test('what QEMU reads', needs('qemu-img'), async t => {
+t.test('containers read by QEMU', needs('qemu-img'), async t => {
   const folder = tempFolder(t)
   for (const combination of combinations(QEMU_CIPHERS, () => GENERATORS, HASHES)) {
     const { bits, mode, generator, hash } = combination
@@ -220,7 +220,7 @@ t.test('what QEMU reads', needs('qemu-img'), async t => {
   }
 })
 
-t.test('what cryptsetup makes', needs('cryptsetup'), async t => {
+t.test('containers made by cryptsetup', needs('cryptsetup'), async t => {
   const folder = tempFolder(t)
   // ECB with initialization vectors takes a kernel's help.
   const generatorsOf = (mode: string) =>

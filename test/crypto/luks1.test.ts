@@ -52,7 +52,7 @@ function isCipher(t: Test, got: CipherSpec | undefined, spec: LuksSpec): void {
 }
 
 const OPENED: { title: string; spec: LuksSpec }[] = [
-  { title: 'what QEMU makes unless told otherwise', spec: BASE },
+  { title: "QEMU's defaults", spec: BASE },
   { title: 'half of a key of XTS', spec: { ...BASE, key: noise(32, 1) } },
   { title: 'XTS with AES-192', spec: { ...BASE, key: noise(48, 1) } },
   {
@@ -117,7 +117,7 @@ t.test('several key slots', async t => {
   t.equal(await unlock(container, 'third'), undefined)
 })
 
-t.test('what is described need not be supported', async t => {
+t.test('a valid header may name a cipher that is not supported', async t => {
   const described = (damage: (b: Buffer) => void) => {
     const content = base()
     damage(content)

@@ -235,7 +235,7 @@ for (const { vector, key, sector, plain, start, end = '' } of VECTORS) {
   })
 }
 
-t.test('what is no request', async t => {
+t.test('invalid requests', async t => {
   for (const mode of CIPHER_MODES) {
     const ivGenerator = mode === 'ecb' ? 'none' : 'plain64'
     const cipher = createSectorCipher(

@@ -74,7 +74,7 @@ t.test('no passphrase is asked for a layer that is not encrypted', async t => {
   for (const layer of chain.layers) t.equal(cipherOf(layer), undefined)
 })
 
-t.test('what was not unlocked is not read', async t => {
+t.test('an image that was not unlocked is not read', async t => {
   const [layer] = chainOf(t, [1]).layers
   t.throws(() => cipherOf(layer), /is encrypted and was not unlocked/)
 })

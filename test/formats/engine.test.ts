@@ -96,7 +96,7 @@ t.test('only the part of the target that is asked for is touched', async t => {
   t.equal(target.toString('latin1'), '.....2\0\0pp7.........')
 })
 
-t.test('a walk meets what is shown at last, and no parent', async t => {
+t.test('a walk meets the bytes finally shown, and no parent', async t => {
   const met: string[] = []
   t.ok(
     walkView(top, 1, 20, ({ kind, length }, offset) => met.push(`${offset} ${kind} ${length}`) > 0),

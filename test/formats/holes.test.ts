@@ -96,7 +96,7 @@ t.test('a raw image has the holes of its file', async t => {
   t.same(dataRuns(openedImage(t, image).view()), [{ start: 64 * K, end: 128 * K }])
 })
 
-t.test('what was lost with the end of the file is no hole', async t => {
+t.test('bytes lost with the end of the file are no hole', async t => {
   const clusters = new Map([
     [0, data(64 * K, 1)],
     [1, data(64 * K, 2)],

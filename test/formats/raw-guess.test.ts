@@ -46,7 +46,7 @@ const partition = (start: number): string => {
   return `${entry.toString('latin1')}${'\0'.repeat(48)}\x55\xaa`
 }
 
-t.test('what is known to be a disk', async t => {
+t.test('files that are known to be a disk', async t => {
   const sun = Buffer.alloc(512)
   sun.write('Sun label')
   sun.writeUInt16BE(0xdabe, 508)

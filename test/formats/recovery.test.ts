@@ -61,7 +61,7 @@ t.test('it is recovered in the end', async t => {
   t.equal(readFileSync(file).readBigUInt64BE(FEATURES_AT) & DIRTY, 0n)
 })
 
-t.test('what refuses it leaves it as it is', async t => {
+t.test('a refused image stays as it is', async t => {
   const refusals: Record<string, Partial<ImageSpec>> = {
     'a backing file that is missing': { backing: { name: 'none', format: 'raw' } },
     'a data file that is missing': { dataFile: 'none' },
@@ -95,7 +95,7 @@ t.test('one that cannot be recovered is read', async t => {
   t.ok(readFileSync(file).equals(bytes), 'not a byte has changed')
 })
 
-t.test('what the first write would refuse is not recovered', async t => {
+t.test('an image that the first write would refuse is not recovered', async t => {
   const shared: Cluster = { kind: 'data', bytes: noise(CLUSTER, 3) }
   const COPIED = 1n << 63n
   const damages: Record<string, (made: ReturnType<typeof dirtyImage>) => void> = {

@@ -77,7 +77,7 @@ t.test('damage is thrown once no job runs, and the next read starts clean', asyn
   t.notOk(target.includes('b'), 'after the damage nothing else was unpacked')
 })
 
-t.test('what is not worth it stays with the caller', async t => {
+t.test('the caller unpacks small clusters, and those that find no room, itself', async t => {
   const { crew } = crewOf(1)
   t.notOk(crew.add({ ...extentOf('a', []), length: 4096 }, 0), 'a small cluster')
   for (let job = 0; job < 64; job++) t.ok(crew.add(extentOf('a', []), 0))
@@ -144,7 +144,7 @@ for (const { compression, packed, grain } of [
     grain: { offset: GRAIN_AT, neededBytes: CLUSTER_BYTES },
   },
 ]) {
-  t.test(`the helper unpacks what the file holds: ${compression}`, async t => {
+  t.test(`the helper unpacks the stream in the file: ${compression}`, async t => {
     const { crew, memory, target } = crewOf(1)
     const cluster = CLUSTER
     const folder = t.testdir({

@@ -67,7 +67,7 @@ const cases: Case[] = [
     calls: [`write ${END - 3} end`],
   },
   {
-    title: 'WRITE over the end: what fits',
+    title: 'WRITE over the end: the part that fits',
     opcode: WRITE,
     args: writeIn(END - 3, 'over'),
     payload: written(3),
@@ -360,7 +360,7 @@ t.test('requests', async t => {
   }
 })
 
-t.test('what was written is read, with the size that it has now', async t => {
+t.test('a read returns earlier writes, up to the current size', async t => {
   const { fs } = writtenFs(true)
   answer(fs, message({ opcode: WRITE, node: DISK, args: writeIn(END + 2, 'xy') }))
   const asked = message({ opcode: 15, node: DISK, args: readIn({ offset: END - 1, size: 99 }) })
@@ -511,7 +511,7 @@ t.test(
   },
 )
 
-t.test('what the disk throws is what the caller gets', async t => {
+t.test("the caller gets the disk's error", async t => {
   const { fs, disk } = writtenFs()
   const ask = (opcode: number, args: string) =>
     answer(fs, message({ opcode, node: DISK, args }))?.readInt32LE(4)

@@ -85,7 +85,7 @@ t.test('a file that has been removed is told of once, and written all the same',
   ])
 })
 
-t.test('what fails is logged once, and tried again', async t => {
+t.test('a failure is logged once, and tried again', async t => {
   const { disk, keeper: kept, lines } = keeper()
   disk.isDirty = true
   disk.error = new SystemError('write', 28, 'disk')
@@ -122,7 +122,7 @@ t.test('an image that was cut off and never written does not end well either', a
   t.same(lines, ['error the disk has become read-only: cut off'])
 })
 
-t.test('what closing warns of', async t => {
+t.test('warnings of closing', async t => {
   const { disk, keeper: kept, lines } = keeper()
   disk.close = () => ['a bitmap was not kept']
   t.ok(kept.close())

@@ -21,7 +21,7 @@ t.test('this process', async t => {
   closeSync(reading)
 })
 
-t.test('what cannot be known may be so', async t => {
+t.test('a file whose holders cannot be seen counts as held', async t => {
   const folder = (descriptors: readonly string[], self = String(process.pid)) => {
     const proc = t.testdir()
     symlinkSync(self, join(proc, 'self'))

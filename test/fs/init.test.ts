@@ -90,7 +90,7 @@ t.test('kernels', async t => {
   }
 })
 
-t.test('flags2: what we want, if the kernel has it', async t => {
+t.test('flags2: the features we want, if the kernel has them', async t => {
   for (const [offered2, flags2] of [
     [0, 0],
     [16, 16],

@@ -5,7 +5,7 @@ import { changeFlags, DEFAULT_FLAGS, flagNames } from '../../src/fs/mount-flags.
 const after = (...options: string[]): number =>
   options.reduce((flags, option) => changeFlags(flags, option) ?? Number.NaN, DEFAULT_FLAGS)
 
-t.test('what they are called', async t => {
+t.test('the names of mount flags', async t => {
   t.same(flagNames(DEFAULT_FLAGS), ['rw', 'nosuid', 'nodev'])
   t.same(flagNames(after('dev', 'suid') | 1), ['ro', 'suid', 'dev'])
   t.same(flagNames(after('sync', 'dirsync', 'noexec', 'noatime')), [

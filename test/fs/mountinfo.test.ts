@@ -49,7 +49,7 @@ t.test('of several mounts on one folder the last is on top', async t => {
   t.equal(mountAt('/mnt/x/'), undefined, 'a path as realMountpoint makes it')
 })
 
-t.test('what is mounted is never looked at: its server may hang', async t => {
+t.test('a mount itself is never accessed: its server may hang', async t => {
   const folder = fs.realpathSync(tempFolder(t))
   const { realMountpoint } = await withMounts(t, [
     `95 22 0:44 / ${folder}/gone ro - fuse.vimgfs x ro`,

@@ -648,7 +648,7 @@ t.test('nodes that do not exist', async t => {
   }
 })
 
-t.test('what is thrown: an errno to the caller, the error to the log', async t => {
+t.test('an exception: an errno to the caller, the error to the log', async t => {
   const cases = [
     { title: 'a bug', error: new Error('a bug'), errno: EIO },
     { title: 'not even an error', error: 'text', errno: EIO },
@@ -679,7 +679,7 @@ t.test('what is thrown: an errno to the caller, the error to the log', async t =
   }
 })
 
-t.test('only the message counts, not what a buffer held before', async t => {
+t.test('only the message counts, not older bytes of the buffer', async t => {
   const responder = new Responder(smallFs(t), () => {})
   const buffer = Buffer.alloc(4096, 'x')
   const asked = message({ opcode: 1, args: text('disk.raw') })

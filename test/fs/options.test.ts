@@ -17,7 +17,7 @@ const NONE = {
   flags: 6,
 }
 
-t.test('what is understood', async t => {
+t.test('accepted options', async t => {
   const cases: [string[], object][] = [
     [[], {}],
     [[''], {}],
@@ -57,7 +57,7 @@ t.test('what is understood', async t => {
   }
 })
 
-t.test('what is refused', async t => {
+t.test('refused options', async t => {
   const cases = {
     mand: 'unknown mount option "mand"',
     'suid=1': 'unknown mount option "suid=1"',

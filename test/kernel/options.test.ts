@@ -24,7 +24,7 @@ import { needsRoot } from '../support/run.js'
 
 const SAMPLE = sampleImage(t)
 
-t.test('what the files look like', noFuse(), async t => {
+t.test('owners and modes of the files', noFuse(), async t => {
   const image = join(sharedFolder(t), 'disk.qcow2')
   copyFileSync(SAMPLE, image)
   // The options, the image's mode → the modes of files and folders.
@@ -62,7 +62,7 @@ t.test('what the files look like', noFuse(), async t => {
   }
 })
 
-t.test('what the kernel is told', noFuse(), async t => {
+t.test('options given to the kernel', noFuse(), async t => {
   const optionsOf = async (folder: string) => {
     const mounts = await runIn(HERE, 'cat', ['/proc/self/mounts'])
     return mounts.split('\n').find(line => line.includes(` ${folder} `)) ?? ''

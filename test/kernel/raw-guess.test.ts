@@ -60,7 +60,7 @@ for (const { place, skip } of [
   })
 }
 
-t.test('what is no disk', noFuse(), async t => {
+t.test('files that are no disk', noFuse(), async t => {
   const folder = sharedFolder(t)
   const image = join(folder, 'disk.qcow2.gz')
   fs.writeFileSync(image, gzipSync(noise(MIB, 3)))

@@ -136,7 +136,7 @@ t.test('a disk and its snapshots', skip, async t => {
         }
       })
 
-      await t.test('SEEK_DATA and SEEK_HOLE find what qemu-img map says', async t => {
+      await t.test('SEEK_DATA and SEEK_HOLE agree with qemu-img map', async t => {
         const map: { start: number; length: number; data: boolean }[] = JSON.parse(
           await run('qemu-img', ['map', '--output=json', file]),
         )

@@ -212,7 +212,7 @@ t.test('a bind mount of it, or of a file of it', asRoot, async t => {
 
 const inUse = { ...asRoot, ...needs('losetup', 'mke2fs', 'qemu-img') }
 
-t.test('in use: the loop device and what is mounted on it', inUse, async t => {
+t.test('in use: the loop device and the mounts on it', inUse, async t => {
   const folder = sharedFolder(t)
   const image = join(folder, 'disk.img')
   await run('qemu-img', ['create', '-q', '-f', 'raw', image, '16M'])
@@ -236,7 +236,7 @@ t.test('in use: the loop device and what is mounted on it', inUse, async t => {
   t.equal((await vimgfs(HERE, ['umount', mounted.folder])).code, 0)
 })
 
-t.test('in use: partitions, and what device-mapper makes of them', inUse, async t => {
+t.test('in use: partitions, and device-mapper devices on them', inUse, async t => {
   const folder = sharedFolder(t)
   const image = join(folder, 'disk.img')
   await run('qemu-img', ['create', '-q', '-f', 'raw', image, '16M'])

@@ -230,7 +230,7 @@ t.test('a stream is read by several', skip, async t => {
   }
 })
 
-t.test('what is in use by a program of VMware', skip, async t => {
+t.test('an image in use by a VMware program', skip, async t => {
   const folder = sharedFolder(t)
   const image = join(folder, 'disk.vmdk')
   await run('qemu-img', ['create', '-q', '-f', 'vmdk', image, '4M'])

@@ -241,7 +241,7 @@ async function writing(t: Test, place: Place, format: string): Promise<void> {
 
 for (const place of [HERE, overLibfuse(HERE)]) {
   const skipped = place.transport && noLibfuse().skip ? noLibfuse() : skip
-  t.test(`what is written is in the image, by ${place.name}`, skipped, t => keeping(t, place))
+  t.test(`the image holds every write, by ${place.name}`, skipped, t => keeping(t, place))
 }
 
 async function keeping(t: Test, place: Place): Promise<void> {
@@ -433,7 +433,7 @@ t.test('a full disk under the image', { ...skip, ...needsRoot() }, async t => {
   await runIn(root, 'qemu-img', ['check', '-q', image])
 })
 
-t.test('umount tells that what was written could not be saved', skip, async t => {
+t.test('umount says so if writes could not be saved', skip, async t => {
   const image = await makeImage(HERE, sharedFolder(t), 'qcow2')
   const mounted = await mount(t, image.file, { args: ['-o', 'commit=0'] })
   const { pid } = mounted

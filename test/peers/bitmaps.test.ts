@@ -394,18 +394,26 @@ t.test(
   },
 )
 
-t.test('what another client of NBD sees', needs('qemu-img', 'qemu-nbd', 'nbdinfo'), async t => {
-  const image = await createdImage(t, { cluster: 64 * K, granularity: 64 * K, sizeBytes: 100 * M })
-  const session = open(t, image)
-  session.mark([{ offset: 5 * M, length: 5 }])
-  t.same(session.close(), [])
-  const extents = await served(t, image, 'later', async socket => {
-    const map = '--map=qemu:dirty-bitmap:later'
-    return JSON.parse(await run('nbdinfo', ['--json', map, `nbd+unix:///?socket=${socket}`]))
-  })
-  t.match(extents, [
-    { offset: 0, length: 5 * M, type: 0 },
-    { offset: 5 * M, length: 64 * K, type: 1 },
-    { offset: 5 * M + 64 * K, type: 0 },
-  ])
-})
+t.test(
+  'bitmaps as another NBD client sees them',
+  needs('qemu-img', 'qemu-nbd', 'nbdinfo'),
+  async t => {
+    const image = await createdImage(t, {
+      cluster: 64 * K,
+      granularity: 64 * K,
+      sizeBytes: 100 * M,
+    })
+    const session = open(t, image)
+    session.mark([{ offset: 5 * M, length: 5 }])
+    t.same(session.close(), [])
+    const extents = await served(t, image, 'later', async socket => {
+      const map = '--map=qemu:dirty-bitmap:later'
+      return JSON.parse(await run('nbdinfo', ['--json', map, `nbd+unix:///?socket=${socket}`]))
+    })
+    t.match(extents, [
+      { offset: 0, length: 5 * M, type: 0 },
+      { offset: 5 * M, length: 64 * K, type: 1 },
+      { offset: 5 * M + 64 * K, type: 0 },
+    ])
+  },
+)

@@ -89,7 +89,7 @@ const QCOW_DAMAGE: Record<string, [(bytes: Buffer) => void, RegExp]> = {
     b => point(b, l1At(b) + 16, Math.ceil(b.length / 4096) * 4096),
     /not there/,
   ],
-  'an entry behind the end of the disk': [
+  'an entry past the end of the disk': [
     b => {
       point(b, l1At(b) + 16, u64(b, l1At(b) + 8))
       point(b, l1At(b) + 8, 0)
@@ -112,7 +112,7 @@ for (const [title, [damage, expected]] of Object.entries(QCOW_DAMAGE)) {
   })
 }
 
-t.test('qcow: what no writer may change', async t => {
+t.test('qcow: bytes that no writer may change', async t => {
   const kind = await makeQcowKind(SPEC, tempFolder(t))
   const changes = (at: number) => {
     const { fixed } = damaged(kind, bytes => void bytes.writeUInt8(bytes.readUInt8(at) ^ 1, at))
@@ -123,16 +123,19 @@ t.test('qcow: what no writer may change', async t => {
   t.equal(changes(kind.file.sizeBytes - 1), 0)
 })
 
-t.test('cow: a marked sector beyond the end, and bits behind the disk', async t => {
-  const recipe = COW_RECIPES.find(({ title }) => title.startsWith('QEMU, i386, over a longer'))
-  if (!recipe) throw new Error('no such kind')
-  const kind = makeCowKind(recipe)
-  const { bitmapAt, bitmapBytes } = cowPlaces(recipe.layout, recipe.sizeBytes, SECTOR)
-  const cut = damaged(kind, bytes => bytes.subarray(0, bytes.length - 1))
-  t.match(cut.corruptions.join('; '), /sector 402 is marked/)
-  const last = bitmapAt + bitmapBytes - 1
-  const extra = damaged(kind, bytes => void bytes.writeUInt8(bytes.readUInt8(last) | 0x80, last))
-  t.same(extra.corruptions, [])
-  t.not(extra.fixed.get('the bits behind the disk')?.[0], 0)
-  t.ok(extra.disk.equals(kind.disk))
-})
+t.test(
+  'cow: a marked sector past the end of the file, and bits past the end of the disk',
+  async t => {
+    const recipe = COW_RECIPES.find(({ title }) => title.startsWith('QEMU, i386, over a longer'))
+    if (!recipe) throw new Error('no such kind')
+    const kind = makeCowKind(recipe)
+    const { bitmapAt, bitmapBytes } = cowPlaces(recipe.layout, recipe.sizeBytes, SECTOR)
+    const cut = damaged(kind, bytes => bytes.subarray(0, bytes.length - 1))
+    t.match(cut.corruptions.join('; '), /sector 402 is marked/)
+    const last = bitmapAt + bitmapBytes - 1
+    const extra = damaged(kind, bytes => void bytes.writeUInt8(bytes.readUInt8(last) | 0x80, last))
+    t.same(extra.corruptions, [])
+    t.not(extra.fixed.get('the bits behind the disk')?.[0], 0)
+    t.ok(extra.disk.equals(kind.disk))
+  },
+)

@@ -34,7 +34,7 @@ for (const recipe of KINDS) {
   })
 }
 
-t.test('what a write was told is written has its tables, too', needs('qemu-img'), async t => {
+t.test('an acknowledged write has its tables, too', needs('qemu-img'), async t => {
   const file = join(tempFolder(t), 'disk.vmdk')
   // The tables of a new image are holes of the file, and each write needs another one.
   await run('qemu-img', ['create', '-q', '-f', 'vmdk', file, '2G'])

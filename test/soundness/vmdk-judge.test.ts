@@ -83,7 +83,7 @@ const CORRUPT: readonly {
     expected: /belongs to the descriptor/,
   },
   {
-    title: 'a grain behind the end of the file',
+    title: 'a grain past the end of the file',
     damage: (bytes, image) => both(bytes, image, 2, bytes.length / SECTOR),
     expected: /lies beyond the file's end/,
   },
@@ -97,7 +97,7 @@ const CORRUPT: readonly {
     expected: /grain 5 is at .* by the redundant table/,
   },
   {
-    title: 'an entry behind the end of the disk',
+    title: 'an entry past the end of the disk',
     damage: (bytes, image) => {
       const copy = Buffer.concat([bytes, noise(GRAIN, 9)])
       both(copy, image, 300, bytes.length / SECTOR)
@@ -119,7 +119,7 @@ for (const { title, damage, expected } of CORRUPT) {
   })
 }
 
-t.test('what is no corruption', async t => {
+t.test('findings that are no corruption', async t => {
   const sound = damaged(() => undefined)
   t.same(sound.corruptions, [])
   t.same(leaks(sound), [{ between: 0, behind: 0 }])
@@ -144,7 +144,7 @@ t.test('what is no corruption', async t => {
   t.same(zero.corruptions, [])
 })
 
-t.test('what no writer may change', async t => {
+t.test('bytes that no writer may change', async t => {
   const before = damaged(() => undefined).fixed
   const changes = (damage: Parameters<typeof damaged>[0]) =>
     [...damaged(damage).fixed].filter(([name, now]) => !before.get(name)?.equals(now)).length

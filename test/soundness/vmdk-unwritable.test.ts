@@ -93,7 +93,7 @@ t.test('zeros where the disk reads as zeros are no refusal, also as the first wr
   opened.disk.close()
 })
 
-t.test('a write that reaches into such a part writes what comes before', async t => {
+t.test('a write that reaches into such a part writes the bytes before it', async t => {
   const { stores, disk, flat } = await split(tempFolder(t))
   const opened = openVmdkWritable({ stores })
   const bytes = noise(4 * SECTOR, 2)

@@ -159,7 +159,7 @@ t.test('an image that was copied without its holes', t => {
   t.end()
 })
 
-t.test('what the header warns of', t => {
+t.test('warnings about the header', t => {
   const { store } = storeOf({ layout: 'uml-2', sizeBytes: (488 * 8 + 3) * SECTOR, backing: 'b' })
   t.match(checkCow(store).findings, [
     { kind: 'notice', message: /its last 3 sectors have no place/ },

@@ -40,7 +40,7 @@ for (const kind of KINDS.filter(({ title }) => title.includes(ONLY))) {
   })
 }
 
-t.test('what a write was told is written has its bits, too', t => {
+t.test('an acknowledged write has its bits, too', t => {
   // The bitmap of a new image is a hole of the file, and each write needs another slice of it.
   const { store: image } = storeOf({ layout: 'qemu-x86-64', sizeBytes: 2 ** 30 })
   const store = new FullDiskStore(image)

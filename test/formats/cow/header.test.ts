@@ -161,7 +161,7 @@ t.test('the bits that UML of version 2 does not count', t => {
   t.end()
 })
 
-t.test('what is no image, or no sound one', t => {
+t.test('files that are no image, and broken images', t => {
   const thrown = (bytes: Buffer, fileBytes = bytes.length): { code: string; text: string } => {
     const store: Store = new MemoryStore('disk.cow', bytes.subarray(0, fileBytes))
     const { code, message, context } = thrownBy(() => readCowHeader(store))
@@ -237,7 +237,7 @@ t.test('what is no image, or no sound one', t => {
   t.end()
 })
 
-t.test('a blank is read as what it is', t => {
+t.test('a blank image reads back with its layout and size', t => {
   for (const layout of LAYOUTS) {
     const like = readCowHeader(storeOf({ layout, sizeBytes: SIZE, backing: 'base.raw' }).store)
     const store = new MemoryStore('blank')

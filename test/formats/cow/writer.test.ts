@@ -7,7 +7,7 @@ import { openCow, readCow, SECTOR, sectorsOf, storeOf } from './images.js'
 
 const SIZE = 4000 * SECTOR
 
-t.test('what reaches the file, and in which order', t => {
+t.test('writes to the file, and their order', t => {
   for (const layout of LAYOUTS) {
     const sectors = sectorsOf([[8, 8]])
     const { store, built } = storeOf({ layout, sizeBytes: SIZE, sectors, backing: 'b' })

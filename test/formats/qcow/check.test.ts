@@ -466,7 +466,7 @@ function isDamaged(bytes: Buffer): boolean {
   return damaged
 }
 
-t.test('any image: what is sound can be read and written, what is not stays as it is', async t => {
+t.test('any image: a sound one can be read and written, a broken one stays as it is', async t => {
   let sound = 0
   let damaged = 0
   await holds(hostile, 400, spec => {

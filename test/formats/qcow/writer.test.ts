@@ -184,7 +184,7 @@ t.test('zeros take no space', async t => {
   })
 })
 
-t.test('what is appended lies where QEMU would put it', async t => {
+t.test('new clusters lie where QEMU would put them', async t => {
   const store = storeOf({ sizeBytes: 16 * CLUSTER, clusters: new Map([[9, packed(1)]]) })
   const { disk } = openQcow(store)
   disk.write(noise(100, 1), 0, 100, 0)
@@ -458,7 +458,7 @@ t.test('a table that was never written is made before something else is appended
   same(readAll(viewQcow(store, parent)), model, 'closed')
 })
 
-t.test('what the end of the file cuts off of a cluster stays what it was', async () => {
+t.test('the part of a cluster past the end of the file stays as it was', async () => {
   for (const cryptMethod of [0, 1]) {
     const spec: QcowSpec = { sizeBytes: 64 * K, cryptMethod, clusters: new Map([[2, data(1)]]) }
     const { bytes, placeOf } = buildQcow(spec)

@@ -258,7 +258,7 @@ t.test('bitmaps that record are in use from the first write to the end', async t
   t.ok(checkCuts(mount, 1) > 30)
 })
 
-t.test('only what changed is written', async t => {
+t.test('only changed parts are written', async t => {
   const mount = new Mount(SPEC)
   mount.write(0, 512)
   const before = mount.journal.length
@@ -326,7 +326,7 @@ t.test('a disk that has grown beyond the room for its bits', async t => {
   t.same(bitmaps[4]!.bits, [2 ** 20 - 1])
 })
 
-t.test('what cannot be kept stays in use, and the rest is kept', async t => {
+t.test('a bitmap that cannot be kept stays in use, and the rest is kept', async t => {
   const cases = [
     {
       title: 'no clusters are left',

@@ -38,7 +38,7 @@ function bitsOf(memory: BitmapMemory, index: number): number[] {
   return set
 }
 
-t.test('a write sets the bits of what it touches, and says which clusters changed', async t => {
+t.test('a write sets the bits of its range, and says which clusters changed', async t => {
   const G = 2 ** 16
   const cases = [
     { title: 'nothing', offset: 5, length: 0, bits: [] },

@@ -39,7 +39,7 @@ for (const refcountOrder of [0, 4, 6]) {
   })
 }
 
-t.test('what is lost is no zeros, before and after', async t => {
+t.test('lost clusters do not read as zeros, before and after', async t => {
   const store = cut(SPEC, CLUSTER)
   const before = store.bytes()
   const { disk, read } = openWritable({ store })

@@ -96,7 +96,7 @@ t.test('a table that is too short for the file gets longer', async t => {
   t.ok(readHeader(store).refcountTableClusters > 1)
 })
 
-t.test('what cannot be known is reported and left', async t => {
+t.test('damage without a known fix is reported and left', async t => {
   const { image, bytes } = built()
   bytes.writeBigUInt64BE(COPIED | (1n << 40n), image.l1At + 8)
   const store = new MemoryStore('', bytes)
@@ -262,7 +262,7 @@ t.test('tables that are in the file only after the repair are repaired, too', as
 
 const cut = fc.record({ sample: damaged, at: fc.nat(1000), kept: fc.nat(2 ** 31 - 1) })
 
-t.test('a power cut: what is left is repaired as well', async t => {
+t.test('a power cut: another repair completes the work', async t => {
   const runs = await holds(cut, 100, ({ sample, at, kept }) =>
     tolerant(() => afterPowerCut(sample, at, kept)),
   )

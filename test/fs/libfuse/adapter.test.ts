@@ -184,7 +184,7 @@ t.test('growing', async t => {
   t.same(ask('write', '/disk.raw', 1, Buffer.from('x'), 1, 2 ** 62), [-EFBIG])
 })
 
-t.test('what changes the tree', async t => {
+t.test('requests that change the tree', async t => {
   const { ask } = serve(writtenParts().parts)
   for (const [name, args] of [
     ['create', ['/new', 0o644]],

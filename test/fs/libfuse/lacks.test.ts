@@ -7,7 +7,7 @@ import { FUSE_NATIVE } from '../../../src/fs/libfuse/package.js'
 const text = (name: string): string =>
   readFileSync(new URL(`../../../${name}`, import.meta.url), 'utf8')
 
-t.test('the table in docs/libfuse.md has what the libfuse transport lacks', async t => {
+t.test('the table in docs/libfuse.md lists all that the libfuse transport lacks', async t => {
   const page = text('docs/libfuse.md')
   for (const { what, errno, instead } of Object.values<Lack>(LACKS)) {
     const error = errno === undefined ? '–' : `\`${errno}\``

@@ -22,7 +22,7 @@ t.test('options', async t => {
   t.notOk(optionsOf({}, false).includes('nonempty'), "fuse3's fusermount does not know it")
 })
 
-t.test('who may use it', async t => {
+t.test('users who may access the mount', async t => {
   const others = optionsOf({ allowOther: true, defaultPermissions: true })
   t.ok(others.includes('allow_other') && others.includes('default_permissions'))
   const root = optionsOf({ allowOther: true, allowRoot: true, defaultPermissions: true })
