@@ -42,3 +42,19 @@ export function readWords(store: Store, buffer: Buffer, bytes: number, at: numbe
 
 /** Returns a buffer for `readWords`. */
 export const wordBuffer = (bytes: number): Buffer => Buffer.from(new ArrayBuffer(bytes))
+
+/** Reports whether the L1 or L2 entry at `at` has the COPIED flag. */
+export const isCopied = (slice: Buffer, at: number): boolean =>
+  (slice.readUInt32BE(at) & COPIED) !== 0
+
+/** Writes an L1 entry, or the first 64 bits of an L2 entry. */
+export function putEntry(
+  slice: Buffer,
+  at: number,
+  host: number,
+  highFlags: number,
+  lowFlags: number,
+): void {
+  slice.writeUInt32BE((Math.floor(host / 2 ** 32) | highFlags) >>> 0, at)
+  slice.writeUInt32BE((host % 2 ** 32) + lowFlags, at + 4)
+}
