@@ -10,6 +10,8 @@ import { Random, randomSteps } from './steps.js'
 
 const RUNS = process.env.VIMGFS_TEST_LONG === '1' ? 400 : 8
 const FIRST_SEED = Number(process.env.VIMGFS_TEST_SEED ?? 1)
+/** The most tries in all, if the disk was never full in the first ones. */
+const MAX_RUNS = RUNS + 56
 const STEPS = 40
 
 /** A raw data file needs the same room as the others, and bits of maps are stored at the end. */
@@ -20,7 +22,8 @@ for (const recipe of KINDS) {
     const subject = subjectOf(await makeKind(recipe, tempFolder(t)), openWritable)
     let refused = 0
     let refusedFlushes = 0
-    for (let seed = FIRST_SEED; seed < FIRST_SEED + RUNS; seed++) {
+    for (let run = 0; run < RUNS || (refused === 0 && run < MAX_RUNS); run++) {
+      const seed = FIRST_SEED + run
       const random = new Random(seed)
       const outcome = runFull(subject, randomSteps(seed, STEPS, subject), {
         roomBytes: random.below(Math.min(24, subject.sizeBytes / 16384)) * 4096,
