@@ -16,6 +16,7 @@ import type { DiskMemory } from './disk-memory.js'
 import { cipherOf } from './encryption.js'
 import { filesOf, storeOf } from './layer.js'
 import { SharedDisk } from './shared-disk.js'
+import type { WritableView } from './write-engine.js'
 import { ShiftedDriver } from './shifted-driver.js'
 import { LOCAL_FILES, type StoreSource, type WrittenStore } from './store-source.js'
 
@@ -33,6 +34,15 @@ export interface Writing {
   readonly thread: number
   /** See DiskHooks. */
   readonly onStall?: (seconds: number) => void
+  /** What tests change of the disk, to see that its faults are noticed. */
+  readonly changes?: DiskChanges
+}
+
+export interface DiskChanges {
+  /** Of what the disk is written by. */
+  view?(view: WritableView): WritableView
+  /** Of the store that data are written to. */
+  dataStore?(store: WritableStore): WritableStore
 }
 
 /** The stores of a layer. */
@@ -44,6 +54,7 @@ interface Stores<S extends Store> {
 }
 interface WritableStores extends Stores<WritableStore> {
   readonly files: readonly WrittenStore[]
+  readonly isEncrypted: boolean
 }
 
 interface OpenLayer extends Stores<Store> {
@@ -82,7 +93,7 @@ export class ImageSet {
     this.clusters = new ClusterCache(sizes.clusterBytes, counts.clusters)
     this.isWritten = writing !== undefined
     const [top, ...below] = layers as readonly [LayerSpec, ...LayerSpec[]]
-    const written = writing && this.writableStores(top, writing.memory)
+    const written = writing && this.writableStores(top, writing)
     // The files of layers have the numbers of the layers; those of extents come after them.
     let extentId = layers.length
     const open = (spec: LayerSpec, stores: Stores<Store> = this.readableStores(spec)) => {
@@ -130,7 +141,7 @@ export class ImageSet {
 
   /** Opens the first layer for writing. Its view is the one that is written. */
   private openDisk(
-    { memory, thread, onStall }: Writing,
+    { memory, thread, onStall, changes }: Writing,
     stores: WritableStores,
     pool: TablePool | undefined,
   ): WritableDisk {
@@ -147,13 +158,17 @@ export class ImageSet {
       pool,
       memory: memory.format,
       hasParent: parent !== undefined,
-      isEncrypted: layer.spec.encryption !== undefined,
+      isEncrypted: stores.isEncrypted,
       probedName,
       refusals: memory.refusals,
     })
     const view = { driver, parent }
-    layer.view = view
-    return new SharedDisk(view, memory, thread, layer.spec.path, { files: stores.files, onStall })
+    const written = changes?.view?.(view) ?? view
+    layer.view = { driver: written.driver, parent }
+    return new SharedDisk(written, memory, thread, layer.spec.path, {
+      files: stores.files,
+      onStall,
+    })
   }
 
   private driver(index: number): FormatDriver {
@@ -172,23 +187,24 @@ export class ImageSet {
 
   private readableStores(spec: LayerSpec): Stores<Store> {
     const stores = storesOf(spec, file => this.source.readable(file))
-    const cipher = cipherOf(spec)
+    const cipher = this.source.cipher ? this.source.cipher(spec) : cipherOf(spec)
     return cipher ? { ...stores, dataStore: new CipherStore(stores.dataStore, cipher) } : stores
   }
 
   /** Threads that write a file share its size. */
-  private writableStores(spec: LayerSpec, { sizes }: DiskMemory): WritableStores {
+  private writableStores(spec: LayerSpec, { memory, changes }: Writing): WritableStores {
     const byFile = new Map(
       filesOf(spec).map((file, index) => [
         file.fd,
-        this.source.writable(file, new BigInt64Array(sizes, 8 * index, 1)),
+        this.source.writable(file, new BigInt64Array(memory.sizes, 8 * index, 1)),
       ]),
     )
     const stores = storesOf(spec, ({ fd }) => byFile.get(fd) as WritableStore)
     const files = [...byFile.values()]
-    const cipher = cipherOf(spec)
-    if (!cipher) return { ...stores, files }
-    return { ...stores, files, dataStore: new WritableCipherStore(stores.dataStore, cipher) }
+    const cipher = this.source.cipher ? this.source.cipher(spec) : cipherOf(spec)
+    const plain = cipher ? new WritableCipherStore(stores.dataStore, cipher) : stores.dataStore
+    const dataStore = changes?.dataStore?.(plain) ?? plain
+    return { ...stores, files, dataStore, isEncrypted: cipher !== undefined }
   }
 }
 

@@ -1,4 +1,6 @@
 /** Makes stores of the files of layers. */
+import type { LayerSpec } from '../formats/format.js'
+import type { StoreCipher } from '../io/cipher-store.js'
 import type { FileSpec } from '../io/file-spec.js'
 import { type Store, WritableFileStore, type WritableStore } from '../io/store.js'
 import { storeOf } from './layer.js'
@@ -10,6 +12,8 @@ export interface StoreSource {
   readable(file: FileSpec): Store
   /** @param size the file's size in bytes, which all threads share */
   writable(file: FileSpec, size: BigInt64Array): WrittenStore
+  /** How the data of a layer are decrypted, where that is not by the layer's own key. */
+  cipher?(layer: LayerSpec): StoreCipher | undefined
 }
 
 /** Files of this machine, by their descriptors. */

@@ -7,24 +7,16 @@ import { readFileSync, statSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
-import { ClusterCache } from '../../../src/cache/cluster-cache.js'
-import { COUNTS } from '../../../src/cache/counts.js'
-import { MetadataCache } from '../../../src/cache/metadata-cache.js'
-import { type PoolMemory, TablePool } from '../../../src/cache/table-pool.js'
 import { closeChain } from '../../../src/image/chain.js'
 import { openChain } from '../../../src/image/open-chain.js'
 import type { FileSpec } from '../../../src/io/file-spec.js'
-import { filesOf, storeOf } from '../../../src/image/layer.js'
+import { storeOf } from '../../../src/image/layer.js'
 import { createDiskMemory } from '../../../src/image/disk-memory.js'
-import type { View } from '../../../src/formats/driver.js'
 import { ImageSet } from '../../../src/image/image-set.js'
-import { SharedDisk } from '../../../src/image/shared-disk.js'
-import { VmdkDriver } from '../../../src/formats/vmdk/driver.js'
+import type { SharedDisk } from '../../../src/image/shared-disk.js'
 import { inspectGrains } from '../../../src/formats/vmdk/grain-check.js'
 import type { VmdkSpec } from '../../../src/formats/vmdk/image.js'
 import { grainLayout } from '../../../src/formats/vmdk/layout.js'
-import type { VmdkMemory } from '../../../src/formats/vmdk/write-memory.js'
-import { VmdkWriter } from '../../../src/formats/vmdk/writer.js'
 import { WritableFileStore } from '../../../src/io/store.js'
 import { buildCowd } from '../../fixtures/cowd-builder.js'
 import { noise } from '../../fixtures/model.js'
@@ -313,7 +305,7 @@ interface Opened {
   close(): void
 }
 
-/** As image-set.ts does it; undefined for what has become a raw image. Throws what opening throws. */
+/** Returns undefined for what has become a raw image. Throws what opening throws. */
 function openWritable(path: string): Opened | undefined {
   collectShared()
   const chain = openChain(path, { access: 'write', takesLocks: true })
@@ -326,37 +318,15 @@ function openWritable(path: string): Opened | undefined {
       return undefined
     }
     const memory = createDiskMemory(top, 1, storeOf(top))
-    const stores = new Map(
-      filesOf(top).map(({ path, fd }, i) => [
-        fd,
-        new UnsyncedStore(path, fd, new BigInt64Array(memory.sizes, 8 * i, 1)),
-      ]),
-    )
-    const storesOf = (file: FileSpec | undefined) => file && (stores.get(file.fd) as UnsyncedStore)
-    const extents = spec.extents.map(({ file }) => storesOf(file))
-    const pool = new TablePool(memory.pool as PoolMemory)
-    const disk = { kind: 'disk', layer: 0 } as Parameters<ImageSet['viewOf']>[0]
-    const { parent } = new ImageSet(chain.layers, CACHES).viewOf(disk)
-    const driver = new VmdkDriver({
-      spec,
-      stores: extents.map((store, i) => store && { store, storeId: i }),
-      layerId: 0,
-      metadata: new MetadataCache(CACHES.metadataBytes, new Float64Array(COUNTS), pool),
-      clusters: new ClusterCache(CACHES.clusterBytes, new Float64Array(COUNTS)),
-      isWritten: true,
-    })
-    const writer = new VmdkWriter({
-      spec,
-      image: stores.get(top.fd) as UnsyncedStore,
-      stores: extents,
-      driver,
-      pool,
-      memory: memory.format as VmdkMemory,
-      hasParent: parent !== undefined,
-    })
-    const view: View & { driver: VmdkWriter } = { driver: writer, parent }
-    const shared = new SharedDisk(view, memory, 0, top.path)
-    return { spec, path: top.path, disk: shared, read: bracketed(shared, view), close }
+    const source = {
+      readable: storeOf,
+      writable: ({ path, fd }: FileSpec, size: BigInt64Array) => new UnsyncedStore(path, fd, size),
+    }
+    const writing = { memory, thread: 0 }
+    const images = new ImageSet(chain.layers, CACHES, undefined, writing, source)
+    const entry = { kind: 'disk', layer: 0 } as Parameters<ImageSet['viewOf']>[0]
+    const disk = images.disk as SharedDisk
+    return { spec, path: top.path, disk, read: bracketed(disk, images.viewOf(entry)), close }
   } catch (error) {
     closeChain(chain)
     throw error
