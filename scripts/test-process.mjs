@@ -104,8 +104,13 @@ export class TestProcess {
     await Promise.all([this.#watch(), this.#exited])
     await this.#settle()
     this.sweep()
-    // Whoever held these open has ended by now.
+    // Whoever held these open has ended by now, unless the kernel does not let go of it.
+    const timer = setTimeout(() => {
+      child.stdout.destroy()
+      child.stderr.destroy()
+    }, LAST_WORDS_MS)
     await closed
+    clearTimeout(timer)
     return this.#exited
   }
 
@@ -125,7 +130,7 @@ export class TestProcess {
     for (const mount of mountsBelow(folder)) this.#run('umount', '-l', mount)
     // A busy one goes once the kernel has removed the mounts of it.
     for (const loop of loops) this.#run('losetup', '--detach', loop)
-    if (mountsBelow(folder).length === 0) rmSync(folder, { recursive: true, force: true })
+    if (mountsBelow(folder).length === 0) remove(folder)
     running.delete(this)
   }
 
@@ -190,8 +195,13 @@ export function sweepAll() {
 /** The folder of all temporary folders; what is still in use stays. */
 export function removeFolders() {
   if (folders === undefined) return
+  remove(folders)
+}
+
+function remove(folder) {
   try {
-    rmSync(folders, { recursive: true, force: true })
+    // A process that was killed may write until it is gone.
+    rmSync(folder, { recursive: true, force: true, maxRetries: 10 })
   } catch {
     // A mount that cannot be ended is in it.
   }
