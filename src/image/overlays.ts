@@ -1,15 +1,18 @@
 /**
- * Finds images that need other files unchanged: images that name a file as their backing file or data file. Writing such a
+ * Finds images that need other files unchanged: images that name a file as their backing file, data
+ * file or extent. Writing such a
  * file breaks them.
  *
  * Only the image's folder is searched. Only the headers of its files are read, and in them only the names: an overlay that is
  * damaged, encrypted or of an unsupported format needs its backing file, too. The named files are never opened; only stat is
- * called on them. Nothing throws.
+ * called on them, and not on a file system whose server may be dead (living-paths.ts). Nothing throws.
  */
 import fs from 'node:fs'
 import path from 'node:path'
-import { openPlain, pathOfDescriptor } from '../io/beneath.js'
+import { openPlain } from '../io/beneath.js'
 import type { Folder } from '../io/folders.js'
+import { isDescriptor } from '../formats/vmdk/descriptor.js'
+import { statLiving } from './living-paths.js'
 import { attempted, entriesOf, readAt } from '../formats/beside.js'
 import { cowNameAt } from '../formats/cow/header.js'
 import type { FileSpec } from '../io/file-spec.js'
@@ -20,10 +23,15 @@ import { EXTENSION, MAGIC } from '../formats/qcow2/header.js'
 const MAX_LIKELY = 1024
 const MAX_OTHERS = 256
 /** Usual suffixes of overlays. Cloud images and libvirt's images are qcow2 with any of these suffixes. */
-const LIKELY_NAME = /\.(qcow|qc2|qed|cow|img|image|raw|dd\b)|overlay|snap/i
+const LIKELY_NAME = /\.(qcow|qc2|qed|cow|vmdk|img|image|raw|dd\b)|overlay|snap/i
 
 /** The largest header with a name at a fixed place is that of a cow image. */
 const HEAD_BYTES = 8192
+
+export interface OverlayOptions {
+  /** Whether extents of vmdk descriptors do not count. */
+  readonly ignoresDescriptors?: boolean
+}
 
 /**
  * Returns the names of the images in `folders` that name one of `files`, sorted.
@@ -35,11 +43,12 @@ export function overlaysOf(
   image: string,
   files: readonly Pick<FileSpec, 'fd'>[],
   folders: readonly Folder[],
+  options: OverlayOptions = {},
 ): string[] {
   const own = files.map(({ fd }) => fs.fstatSync(fd, { bigint: true }))
   const found = folders.flatMap(folder =>
     candidatesIn(folder, image).filter(name => {
-      const named = attempted(() => namesIn(folder, name, own)) ?? []
+      const named = attempted(() => namesIn(folder, name, own, options)) ?? []
       return named.some(target => leadsTo(target, folder, own))
     }),
   )
@@ -60,12 +69,17 @@ function candidatesIn(folder: Folder, image: string): Buffer[] {
 }
 
 /** Returns the names in the header of a file; none if the file is one of `own`. Throws SystemError. */
-function namesIn(folder: Folder, name: Buffer, own: readonly fs.BigIntStats[]): Buffer[] {
+function namesIn(
+  folder: Folder,
+  name: Buffer,
+  own: readonly fs.BigIntStats[],
+  options: OverlayOptions,
+): Buffer[] {
   const fd = openPlain(folder.fd, name)
   if (fd === undefined) return []
   try {
     const stat = fs.fstatSync(fd, { bigint: true })
-    return isAmong(stat, own) ? [] : namesOf(fd, stat.size).flatMap(pathsOf)
+    return isAmong(stat, own) ? [] : namesOf(fd, stat.size, options).flatMap(pathsOf)
   } finally {
     fs.closeSync(fd)
   }
@@ -79,7 +93,11 @@ const QCOW_NAME = { offsetAt: 8, bytesAt: 16, headerBytes: 20 }
 /** QEMU docs/interop/qed_spec: little-endian, both are u32. */
 const QED_NAME = { offsetAt: 56, bytesAt: 60, headerBytes: 64 }
 
-function namesOf(fd: number, sizeBytes: bigint): Buffer[] {
+function namesOf(
+  fd: number,
+  sizeBytes: bigint,
+  { ignoresDescriptors = false }: OverlayOptions,
+): Buffer[] {
   const head = readAt(fd, 0, HEAD_BYTES)
   const read: Read = (at, length) => {
     if (at >= sizeBytes) return Buffer.alloc(0)
@@ -95,6 +113,9 @@ function namesOf(fd: number, sizeBytes: bigint): Buffer[] {
     const { offsetAt, bytesAt } = QED_NAME
     return [backingName(read, head.readUInt32LE(offsetAt), head.readUInt32LE(bytesAt))]
   }
+  if (isDescriptor(head)) {
+    return ignoresDescriptors ? [] : extentNames(read(0, MAX_DESCRIPTOR_BYTES))
+  }
   if (head.length < QCOW_NAME.headerBytes || head.readUInt32BE(0) !== MAGIC) return []
   const { offsetAt, bytesAt } = QCOW_NAME
   const backing = backingName(read, head.readBigUInt64BE(offsetAt), head.readUInt32BE(bytesAt))
@@ -104,10 +125,23 @@ function namesOf(fd: number, sizeBytes: bigint): Buffer[] {
 const backingName = (read: Read, at: number | bigint, length: number): Buffer =>
   at > 0 ? read(at, Math.min(length, MAX_BACKING_NAME_BYTES)) : Buffer.alloc(0)
 
+/** Of a descriptor that is searched for extent lines: more than VMware's programs write. */
+const MAX_DESCRIPTOR_BYTES = 256 * 1024
+
+/** The names in the extent lines of a vmdk descriptor; nobody escapes quotes. */
+function extentNames(descriptor: Buffer): Buffer[] {
+  const lines = descriptor
+    .toString('latin1')
+    .matchAll(/^[ \t]*(?:RW|RDONLY)[ \t]+\d+[ \t]+\w+[ \t]+"(.+)"/gim)
+  return [...lines].slice(0, MAX_EXTENTS).map(([, name]) => Buffer.from(name as string, 'latin1'))
+}
+
 const V2_HEADER_BYTES = 72
 /** The place of the header's length in version 3. */
 const HEADER_LENGTH_AT = 100
 const EXTENSION_HEADER_BYTES = 8
+/** Extents of a descriptor that are looked at. */
+const MAX_EXTENTS = 1024
 /** QEMU writes seven kinds of extensions, once each. */
 const MAX_EXTENSIONS = 32
 
@@ -162,10 +196,7 @@ function fileNames(options: unknown): string[] {
 /** Reports whether a path leads to one of `own`. Relative paths start in the held folder, wherever that is by now. */
 function leadsTo(target: Buffer, folder: Folder, own: readonly fs.BigIntStats[]): boolean {
   if (target.length === 0 || target.includes(0)) return false
-  const isAbsolute = target[0] === '/'.charCodeAt(0)
-  const above = Buffer.from(`${pathOfDescriptor(folder.fd)}/`)
-  const file = isAbsolute ? target : Buffer.concat([above, target])
-  const stat = attempted(() => fs.statSync(file, { bigint: true }))
+  const stat = attempted(() => statLiving(target, folder.fd, own))
   return stat !== undefined && isAmong(stat, own)
 }
 

@@ -19,7 +19,9 @@ export function requireUnneeded(
   folders: readonly Folder[],
 ): void {
   const children = formatOf(top).children?.(top, folders) ?? []
-  const disks = new Set([...children, ...overlaysOf(top.path, filesOf(top), folders)])
+  // A copy of its own descriptor names a disk's extents, too, and shows the same disk.
+  const options = { ignoresDescriptors: formatOf(top).children !== undefined }
+  const disks = new Set([...children, ...overlaysOf(top.path, filesOf(top), folders, options)])
   const names = [
     ...frozen.map(({ displayName }) => `the snapshot "${printable(displayName)}"`),
     ...[...disks].sort().map(name => `the disk "${printable(name)}"`),

@@ -5,8 +5,10 @@ import t, { type Test } from 'tap'
 import { closeChain } from '../../src/image/chain.js'
 import { openChain } from '../../src/image/open-chain.js'
 import { SHAPES } from '../../src/formats/cow/header.js'
+import { statLiving } from '../../src/image/living-paths.js'
 import { overlaysOf } from '../../src/image/overlays.js'
 import { buildImage } from '../fixtures/qcow2-builder.js'
+import { descriptor } from './vmdk/hostile-images.js'
 import { foldersOf, holding } from '../support/folders.js'
 import { needs, run, tempFolder } from '../support/run.js'
 
@@ -205,6 +207,58 @@ t.test('an image that was given by a link', async t => {
     t.strictSame(overlaysOf(image, [{ fd }], folders), [], 'its folder has gone')
     fs.closeSync(fd)
   })
+})
+
+t.test('a raw file that a vmdk descriptor names as its extent', async t => {
+  const { overlays, put, image } = place(t)
+  put('disk.vmdk', descriptor({ extents: ['RW 1 ZERO', 'RW 2 FLAT "base.raw" 0'] }))
+  put('other.vmdk', descriptor({ extents: ['RW 2 FLAT "other.raw" 0'] }))
+  t.same(overlays(), ['disk.vmdk'])
+  const warnings = (force: boolean) => {
+    const chain = openChain(image, { access: 'write if possible', format: 'raw', force })
+    closeChain(chain)
+    return { isWritable: chain.isWritable, warnings: chain.warnings.join() }
+  }
+  t.match(warnings(false), { isWritable: false, warnings: /the disk "disk.vmdk" would be broken/ })
+  t.match(warnings(true), { isWritable: true })
+})
+
+t.test('a copy of a descriptor does not keep its disk from being written', async t => {
+  const { folder, put } = place(t)
+  for (const name of ['disk.vmdk', 'copy.vmdk']) {
+    put(name, descriptor({ extents: ['RW 2 FLAT "base.raw" 0'] }))
+  }
+  const chain = openChain(join(folder, 'disk.vmdk'), { access: 'write' })
+  closeChain(chain)
+  t.ok(chain.isWritable)
+})
+
+t.test('what may hang is not looked at', async t => {
+  const { folder, image } = place(t)
+  const own = [fs.statSync(image, { bigint: true })]
+  const real = fs.realpathSync(folder)
+  fs.mkdirSync(join(folder, 'dead/sub'), { recursive: true })
+  fs.linkSync(image, join(folder, 'dead/sub/base.raw'))
+  fs.symlinkSync(join(real, 'dead'), join(folder, 'link'))
+  fs.symlinkSync('loop', join(folder, 'loop'))
+  const fd = fs.openSync(folder, 'r')
+  const mounts = [{ mountpoint: join(real, 'dead'), type: 'nfs4', device: '0:9999' }]
+  const found = (name: string, list = mounts) =>
+    statLiving(Buffer.from(name), fd, own, list)?.ino === own[0]?.ino
+  try {
+    for (const name of ['dead/sub/base.raw', 'link/sub/base.raw', `${real}/dead/sub/base.raw`]) {
+      t.notOk(found(name), name)
+      t.ok(found(name, []), `${name}, without such a mount`)
+    }
+    for (const name of ['base.raw', './base.raw', `${real}/base.raw`]) t.ok(found(name), name)
+    t.notOk(found('loop'), 'links without an end')
+    const stat = own[0] as fs.BigIntStats
+    const device = `${(stat.dev >> 8n) & 0xfffn}:${stat.dev & 0xffn}`
+    const alive = [...mounts, { mountpoint: join(real, 'dead/sub'), type: 'nfs4', device }]
+    t.ok(found('dead/sub/base.raw', alive), 'on the way to what is alive')
+  } finally {
+    fs.closeSync(fd)
+  }
 })
 
 t.test('obstacles', async t => {
