@@ -32,7 +32,7 @@ const CASES: Case[] = [
     title: 'no module at all',
     make: () => {},
     message:
-      /the package (koffi|pino), which vimgfs needs, is not installed; install what is missing with npm install --include=optional --prefix \/.*/,
+      /the package (koffi|pino|fzstd|lru-cache), which vimgfs needs, is not installed; install what is missing with npm install --include=optional --prefix \/.*/,
   },
   {
     title: 'koffi without binaries, as npm install --omit=optional leaves it',
@@ -100,7 +100,10 @@ for (const { title, make, message } of CASES) {
     const { main, modules, folder } = installation(t)
     make(modules)
     // Only koffi is looked at, unless nothing is there.
-    if (readdirSync(modules).length > 0) put(modules, 'pino', 'module.exports = {}')
+    if (readdirSync(modules).length > 0) {
+      put(modules, 'pino', 'module.exports = {}')
+      copyOf(modules, 'fzstd', 'lru-cache')
+    }
     const image = join(folder, 'disk.qcow2')
     cpSync(SAMPLE, image)
     const commands = COMMANDS(image, folder)

@@ -27,7 +27,7 @@ import { sized } from './size.js'
 
 const STEPS_FILE = fileURLToPath(new URL('fsx-steps.mjs', import.meta.url))
 const SEED = Number(process.env.FSX_SEED ?? sized(1, randomInt(2 ** 32)))
-const STEPS = Number(process.env.FSX_STEPS ?? sized(50_000, 2_000_000))
+const STEPS = Number(process.env.FSX_STEPS ?? sized(24_000, 2_000_000))
 /** Remounts cost as much as thousands of steps. */
 const STEPS_A_MOUNT = sized(4_000, 10_000)
 const FEW_STEPS = 25
