@@ -7,11 +7,6 @@ import { dirname, join, relative, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 const MAX_LINES = 400
-/** Files that are still to be split, and how many lines they may have until then. */
-const EXCEPTIONS = {
-  'formats/qcow/inspection.ts': 415,
-  'formats/qcow2/header.ts': 402,
-}
 /** Matches the names of modules in imports, exports and dynamic imports. */
 const IMPORTED = /\b(?:from|import)\s*\(?\s*'(\.[^']+)'/g
 
@@ -47,16 +42,13 @@ export function importsOf(folder) {
   )
 }
 
-/** Files with more lines than they may have, and exceptions that are needed no more. */
-export function lengthsOf(folder, exceptions = EXCEPTIONS) {
+/** Files with more than MAX_LINES lines. */
+export function lengthsOf(folder) {
   const problems = []
   for (const name of importsOf(folder).keys()) {
     const lines = readFileSync(join(folder, name), 'utf8').split('\n').length - 1
-    const most = exceptions[name] ?? MAX_LINES
-    if (lines > most) problems.push(`${name} has ${lines} lines; at most ${most} are allowed`)
-    else if (exceptions[name] && lines <= MAX_LINES) {
-      problems.push(`${name} has only ${lines} lines: remove its exception`)
-    }
+    if (lines <= MAX_LINES) continue
+    problems.push(`${name} has ${lines} lines; at most ${MAX_LINES} are allowed`)
   }
   return problems
 }

@@ -17,7 +17,8 @@ import { attempted, entriesOf, readAt } from '../formats/beside.js'
 import { cowNameAt } from '../formats/cow/header.js'
 import type { FileSpec } from '../io/file-spec.js'
 import { MAX_BACKING_NAME_BYTES, MAX_FILE_NAME_BYTES } from '../formats/limits.js'
-import { EXTENSION, MAGIC } from '../formats/qcow2/header.js'
+import { MAGIC } from '../formats/qcow2/header.js'
+import { EXTENSION } from '../formats/qcow2/header-extensions.js'
 
 /** The most files of a folder that are read: files whose names suggest an overlay, and others. */
 const MAX_LIKELY = 1024

@@ -11,7 +11,8 @@
 import type { Store } from '../../io/store.js'
 import { type CheckOptions, type CheckResult, Report } from '../check/report.js'
 import { clusterBytes, readQcowHeader } from './header.js'
-import { type InspectOptions, inspectTables, type TableSink } from './inspection.js'
+import { inspectTables } from './inspection.js'
+import type { InspectOptions, TableSink } from './table-sink.js'
 import { reclaimable } from './space.js'
 
 export interface QcowCheckOptions extends CheckOptions, InspectOptions {

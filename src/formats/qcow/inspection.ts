@@ -12,54 +12,15 @@ import { SectorMap, WINDOW_BYTES } from '../check/sector-map.js'
 import {
   clusterBytes,
   ENTRY_BYTES,
-  HEADER,
   isEncrypted,
   type QcowHeader,
   SECTOR_BYTES,
   tableBytes,
 } from './header.js'
+import { l1Place, type Region, regionsOf } from './regions.js'
+import type { InspectOptions, TableSink } from './table-sink.js'
 import { type EntryVisitor, TableWalk } from './table-walk.js'
 import { WindowPlan } from './window-plan.js'
-
-/** Places are bytes of the file. */
-export interface TableSink {
-  /**
-   * Reports damage that costs data, at a place of the file. `isOverlap`: two structures overlap, so that writing one changes the
-   * other. A compressed cluster that reaches from one window into the next may be reported twice.
-   */
-  corruption(at: number, message: () => string, isOverlap: boolean): void
-  /**
-   * Reports that the L1 entry at `at` names the end of the file: its table was never written. It reads as unallocated, but
-   * anything appended would lie there.
-   */
-  unwritten?(at: number, message: () => string): void
-  /**
-   * Reports `bytes` bytes at `at` that nothing uses, in ascending order and joined. Pieces without room for a cluster are left
-   * out.
-   */
-  unused?(at: number, bytes: number): void
-  /** Called once, at the end. */
-  totals?(totals: TableTotals): void
-}
-
-export interface TableTotals {
-  /** How many clusters of the disk have a place in the file. */
-  readonly allocated: number
-  /** How many of them do not follow the cluster before in the file; compressed ones never do. */
-  readonly fragmented: number
-  readonly compressed: number
-  /**
-   * The end of the last structure in use; past the end of the file if that cuts off a cluster, or if a table was never written.
-   */
-  readonly endBytes: number
-}
-
-export interface InspectOptions {
-  /** The memory of each of the two maps, a multiple of 4. */
-  readonly windowBytes?: number
-  /** Called with the part that is done, 0 to 1. */
-  readonly progress?: (part: number) => void
-}
 
 /**
  * Inspects all tables and entries. Throws SystemError; ImageError if so much of the file is in use, or said to be, that the
@@ -72,12 +33,6 @@ export function inspectTables(
   options: InspectOptions = {},
 ): void {
   new Inspection(store, header, sink, options).inspect()
-}
-
-interface Region {
-  readonly name: string
-  readonly offset: number
-  readonly end: number
 }
 
 const OTHERS = 'where another one, or a table, is'
@@ -391,20 +346,3 @@ class Inspection implements EntryVisitor {
 
 const BEYOND = 'beyond the end of the file'
 const CUT_OFF = 'which the end of the file cuts off'
-
-/** Returns the end of the L1 table, and the end of its space, in bytes of the file. */
-function l1Place({ l1Offset, l1Entries }: QcowHeader): { l1End: number; l1Room: number } {
-  const l1Bytes = l1Entries * ENTRY_BYTES
-  const roomBytes = Math.ceil(l1Bytes / SECTOR_BYTES) * SECTOR_BYTES
-  return { l1End: l1Offset + l1Bytes, l1Room: l1Offset + roomBytes }
-}
-
-function regionsOf(header: QcowHeader): Region[] {
-  const { backingNameOffset, backingNameBytes, l1Offset } = header
-  const name = "the backing file's name"
-  return [
-    { name: 'the header', offset: 0, end: HEADER.size },
-    { name, offset: backingNameOffset, end: backingNameOffset + backingNameBytes },
-    { name: 'the L1 table', offset: l1Offset, end: l1Place(header).l1End },
-  ].filter(({ offset, end }) => end > offset)
-}

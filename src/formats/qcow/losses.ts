@@ -9,8 +9,9 @@
  */
 import type { Store } from '../../io/store.js'
 import { clusterBytes, type QcowHeader } from './header.js'
-import { type InspectOptions, inspectTables } from './inspection.js'
+import { inspectTables } from './inspection.js'
 import { reclaimable } from './space.js'
+import type { InspectOptions } from './table-sink.js'
 import { TableWalk } from './table-walk.js'
 
 /** Clusters. */

@@ -8,13 +8,8 @@ import { readSnapshotTable } from './check/snapshot-table.js'
 import type { CountLedger } from './count-ledger.js'
 import { type Guard, KIND, type Kind } from './guard.js'
 import { BITMAP_FLAG, readDirectory } from './bitmaps.js'
-import {
-  AUTOCLEAR,
-  type BitmapsExtension,
-  CRYPT,
-  clusterBytes,
-  type Qcow2Header,
-} from './header.js'
+import { AUTOCLEAR, CRYPT, clusterBytes, type Qcow2Header } from './header.js'
+import type { BitmapsExtension } from './header-extensions.js'
 import { lossesOf } from './losses.js'
 import { blockOffset, hostOffset, readWords, wordBuffer } from './words.js'
 
