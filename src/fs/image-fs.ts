@@ -130,7 +130,8 @@ export class ImageFs {
     if (!node) return -ENOENT
     const a = this.nodes.attributes(node, askingHandle(request), request.pid)
     const attrValid = this.nodes.validity(node)
-    const isSnapshot = node.kind === 'image' && node.entry.table !== undefined
+    const kind = node.kind === 'image' ? node.entry.kind : undefined
+    const isSnapshot = kind === 'snapshot' || kind === 'vmstate'
     const time = { seconds: a.mtime, nanoseconds: a.mtimensec, reserved: 0 }
     STATX_OUT.put(request.payload, 0, {
       attrValid,
