@@ -1,5 +1,5 @@
 /**
- * Characters that a terminal interprets or hides: control and format characters, such as those that turn the direction of
+ * Characters that a terminal interprets or hides: control and format characters, such as those that change the direction of
  * text, have no width or separate lines. With them one name can look like another one.
  */
 

@@ -3,7 +3,7 @@
  * `disk@layer.raw`, and of a layer's snapshot `disk@layer@tag.raw`.
  *
  * A tag comes from an image and may contain anything. Bytes that a file name cannot contain are percent-encoded: `/`, `%`,
- * control and format characters (also those that turn the direction of text or have no width), and bytes that are not UTF-8.
+ * control and format characters (also those that change the direction of text or have no width), and bytes that are not UTF-8.
  * A tag that occurs twice gets `~ID` after it.
  */
 import path from 'node:path'

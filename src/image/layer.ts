@@ -1,6 +1,6 @@
 /** A layer of an image, and the files that it is made of. */
 import fs from 'node:fs'
-import { isTooLarge, tooLarge } from '../formats/disk-size.js'
+import { isTooLarge, SHRINK, tooLarge } from '../formats/disk-size.js'
 import type { LayerSpec, Reference } from '../formats/format.js'
 import { formatOf } from '../formats/registry.js'
 import type { FileSpec, Timestamp } from '../io/file-spec.js'
@@ -61,7 +61,7 @@ export const lastModified = (files: readonly FileSpec[]): Timestamp =>
 
 /** Throws ImageError for a file whose size a number does not represent exactly. */
 export function fileSpec({ path, fd, stat }: OpenedFile): FileSpec {
-  if (isTooLarge(stat.size)) throw tooLarge(path, stat.size, 'file')
+  if (isTooLarge(stat.size)) throw tooLarge(path, stat.size, { what: 'file', hint: SHRINK })
   const sizeBytes = stat.isBlockDevice() ? sizeOf(fd) : Number(stat.size)
   const hasName = stat.isFile() && stat.nlink > 0n
   const mode = Number(stat.mode & 0o777n)

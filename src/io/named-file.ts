@@ -131,7 +131,9 @@ export function openNamed(name: string, naming: Naming, access: Access = 'read')
     refuse(
       'UNSUPPORTED',
       'or its folder is not UTF-8',
-      'rename it, and name it with qemu-img rebase -u',
+      naming.role === 'backing file'
+        ? 'rename it; qemu-img rebase -u puts the new name into a qcow2 image'
+        : 'rename it',
     )
   }
   const context = `its ${naming.role} "${name}"`

@@ -52,6 +52,8 @@ for (const { name, file, put } of formats) {
         t.match(error, { code: 'UNSUPPORTED', context: { path: image } })
         t.match(oneLine(error as Error), /the disk is too large: .* 8 PiB/)
         t.notMatch(oneLine(error as Error), /damage|restore/)
+        const isResizable = /qemu-img resize/.test(oneLine(error as Error))
+        t.equal(isResizable, name === 'qcow2', 'QEMU resizes no other of these')
       }
     }
   })

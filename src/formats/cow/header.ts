@@ -111,6 +111,7 @@ const MAX_HEADER_BYTES = Math.max(...Object.values(SHAPES).map(({ bytes }) => by
 type Fail = (code: ErrorCode, message: string, hint: string) => never
 
 const RESTORE = 'restore it from a copy'
+const READ_BY_OLD_QEMU = 'read it with qemu-nbd of QEMU 2.1 or older'
 const MERGE = 'make a raw image of it with uml_moo of the UML utilities'
 const KNOWN = 'images of QEMU for x86-64 and i386 and of UML versions 2 and 3 are read'
 
@@ -187,7 +188,7 @@ function decode(
     fail('UNSUPPORTED', `its sectors have ${sectorBytes} bytes`, 'sectors of 512 bytes are read')
   }
   const size = head.readBigUInt64BE(shape.sizeAt)
-  if (isTooLarge(size)) throw tooLarge(path, size)
+  if (isTooLarge(size)) throw tooLarge(path, size, { hint: READ_BY_OLD_QEMU })
   if (size > MAX_SIZE_BYTES) {
     fail('CORRUPT', `the header gives a disk of ${size} bytes, above ${MAX_SIZE_BYTES}`, RESTORE)
   }

@@ -2,7 +2,7 @@
 import { bits64be, layout, rounded64be, u32be, u64be } from '../../binary.js'
 import { type ErrorCode, ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
-import { isTooLarge, tooLarge } from '../disk-size.js'
+import { isTooLarge, SHRINK, tooLarge } from '../disk-size.js'
 import { WRONG_FORMAT } from '../way-out.js'
 import { MAX_BACKING_NAME_BYTES, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS } from '../limits.js'
 import {
@@ -125,7 +125,7 @@ export function readHeader(store: Store): Qcow2Header {
       RESTORE,
     )
   }
-  if (isTooLarge(h.sizeBytes)) throw tooLarge(store.path, h.sizeBytes)
+  if (isTooLarge(h.sizeBytes)) throw tooLarge(store.path, h.sizeBytes, { hint: SHRINK })
   const cluster = 2 ** h.clusterBits
   if (version === 3 && (v3.headerBytes < 104 || v3.headerBytes > cluster || v3.headerBytes % 8)) {
     fail('CORRUPT', `the header says that it has ${v3.headerBytes} bytes`, RESTORE)

@@ -6,7 +6,7 @@
  * it all later extents would appear at the wrong place of the disk.
  */
 import { type ErrorCode, ImageError, printable } from '../../errors.js'
-import { SHRINK } from '../disk-size.js'
+import { READ_BY_QEMU } from '../disk-size.js'
 import {
   MAX_DDB_ENTRIES,
   MAX_VMDK_DESCRIPTOR_BYTES,
@@ -263,7 +263,7 @@ function ownExtent(line: string | undefined, own: OwnExtent, path: string): Exte
 
 /** Refuses a disk that is too large: that is not damage. */
 const refuseSize = (what: string, fail: Fail): never =>
-  fail(`the disk is too large: ${what} 2^53 bytes (8 PiB)`, 'UNSUPPORTED', SHRINK)
+  fail(`the disk is too large: ${what} 2^53 bytes (8 PiB)`, 'UNSUPPORTED', READ_BY_QEMU)
 
 const isAccess = (word: string): word is ExtentAccess => ACCESSES.some(access => access === word)
 const isType = (word: string): word is ExtentType => TYPES.some(type => type === word)
