@@ -1,7 +1,8 @@
 /** The base of writers whose disks never grow and whose tables all go through the pool. */
 import type { DirtySlice, TablePool } from '../cache/table-pool.js'
-import { ImageError, orEndWriting } from '../errors.js'
+import { orEndWriting } from '../errors.js'
 import type { WritableStore } from '../io/store.js'
+import { BaseWriter } from './base-writer.js'
 import type { Flush } from './writable.js'
 
 export interface PooledParts {
@@ -9,12 +10,14 @@ export interface PooledParts {
   readonly pool: TablePool
 }
 
-export abstract class PooledWriter {
+export abstract class PooledWriter extends BaseWriter {
   /** @param format the name of the format for users */
   protected constructor(
-    private readonly format: string,
+    format: string,
     private readonly pooled: PooledParts,
-  ) {}
+  ) {
+    super(format, pooled.store.path)
+  }
 
   /** Syncs what the tables name before it writes the tables. */
   collect(): Flush {
@@ -30,24 +33,4 @@ export abstract class PooledWriter {
   }
 
   protected abstract writeSlice(slice: DirtySlice): void
-
-  refresh(): void {}
-
-  /** Does nothing: these formats append, and punch freed space at once. */
-  lookEverywhere(): void {}
-
-  checkGrowth(): void {
-    const { path } = this.pooled.store
-    throw new ImageError('REFUSED', `${this.format} images cannot grow`, { path })
-  }
-
-  grow(): void {
-    this.checkGrowth()
-  }
-
-  keepSize(): void {}
-
-  close(): readonly string[] {
-    return []
-  }
 }

@@ -10,11 +10,10 @@
 import type { DiskMemory } from './disk-memory.js'
 import { DiskFailure } from './disk-failure.js'
 import { DiskLock } from './disk-lock.js'
+import { type DiskSteps, ReserveSteps, WriteSteps, ZeroSteps } from './disk-steps.js'
 import { isLackOfRoom } from './lack-of-room.js'
-import { takeDiskRoom } from './reserving.js'
 import type { DiskHooks, FirstChange, WritableDisk, WritableDriver } from '../formats/writable.js'
 import { Scratch, type WritableView } from './write-engine.js'
-import { writeStep, zeroStep } from './write-steps.js'
 import { areZeros, MIN_ZEROS_BYTES } from './zeros.js'
 
 /** Indexes of `DiskMemory.counters`. */
@@ -104,12 +103,7 @@ export class SharedDisk implements WritableDisk {
   }
 
   reserve(offset: number, length: number): void {
-    let done = 0
-    const step = () => {
-      done += takeDiskRoom(this.view, this.scratch, offset + done, length - done)
-      return done === length
-    }
-    this.counted(() => this.alone(() => step, { offset, isZeroing: false }))
+    this.counted(() => this.alone(new ReserveSteps(this.view, this.scratch, offset, length)))
   }
 
   flush(): void {
@@ -276,60 +270,35 @@ export class SharedDisk implements WritableDisk {
     return done
   }
 
-  /** Writes in steps that each need the disk alone. */
   private writeAlone(source: Buffer, start: number, length: number, offset: number): void {
-    this.alone(
-      () => {
-        const { driver, view, scratch } = this
-        let done = 0
-        driver.mark(offset, length)
-        return () => {
-          done += writeStep(view, scratch, source, start + done, length - done, offset + done)
-          return done === length
-        }
-      },
-      { offset, isZeroing: false },
-    )
+    this.alone(new WriteSteps(this.view, this.scratch, source, start, length, offset))
   }
 
   private zeroRange(offset: number, length: number): void {
-    this.alone(
-      () => {
-        const { driver, view, scratch } = this
-        let done = 0
-        driver.mark(offset, length)
-        return () => {
-          if (done < length) done += zeroStep(view, scratch, offset + done, length - done)
-          return done === length
-        }
-      },
-      { offset, isZeroing: true },
-    )
+    this.alone(new ZeroSteps(this.view, this.scratch, offset, length))
   }
 
   /**
-   * Runs the steps that `start` returns, with the disk alone, until one returns true. It releases the lock between steps if it
-   * has to flush to make room for the next one, and now and then for other threads: zeroing may go over a whole disk.
+   * Makes all steps with the disk alone. It releases the lock between steps if it has to flush to make room for the next one,
+   * and now and then for other threads: zeroing may go over a whole disk.
    */
-  private alone(start: () => () => boolean, first: FirstChange): void {
-    let step: (() => boolean) | undefined
-    const started = () => (step ??= start())
-    this.orAgain(() => this.stepAlone(started, first))
+  private alone(steps: DiskSteps): void {
+    this.orAgain(() => this.stepAlone(steps))
   }
 
-  private stepAlone(started: () => () => boolean, first: FirstChange): void {
+  private stepAlone(steps: DiskSteps): void {
     for (let flushes = 0; ; ) {
       let hasRoom = false
       this.lock.take()
       try {
         this.refresh()
         this.failed.requireSound()
-        this.begin(first)
-        const step = started()
+        this.begin(steps)
+        steps.begin()
         const until = performance.now() + HOLD_MS
         do {
           hasRoom = this.driver.hasRoom()
-          if (hasRoom && step()) return
+          if (hasRoom && steps.next()) return
         } while (hasRoom && performance.now() < until)
       } catch (error) {
         throw this.failed.judged(error)

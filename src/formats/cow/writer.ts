@@ -100,8 +100,6 @@ export class CowWriter extends PooledWriter implements WritableDriver {
     return this.parts.pool.hasRoom(STEP_SLICES)
   }
 
-  mark(): void {}
-
   reserve(offset: number, length: number): Reservation {
     this.requireBit(offset)
     const { header, store } = this.parts

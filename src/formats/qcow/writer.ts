@@ -117,8 +117,6 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
     return this.parts.pool.hasRoom(STEP_SLICES)
   }
 
-  mark(): void {}
-
   reserve(offset: number, length: number): Reservation {
     const { driver, store, dataStore, isEncrypted } = this.parts
     const { unitBytes } = this

@@ -1,13 +1,14 @@
 /** Writes a raw image: every byte in place. */
 import { orEndWriting } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
+import { BaseWriter } from '../base-writer.js'
 import type { Extent } from '../driver.js'
 import type { Flush, Reservation, WritableDriver } from '../writable.js'
 
 /** The block size for punching: file systems punch only whole blocks. */
 const BLOCK_BYTES = 4096
 
-export class RawWriter implements WritableDriver {
+export class RawWriter extends BaseWriter implements WritableDriver {
   readonly unitBytes = 1
   readonly fillBytes: number = 0
   readonly zeroUnitBytes = BLOCK_BYTES
@@ -17,6 +18,7 @@ export class RawWriter implements WritableDriver {
   placeAt = 0
 
   constructor(readonly dataStore: WritableStore) {
+    super('raw', dataStore.path)
     this.sizeBytes = dataStore.sizeBytes
   }
 
@@ -35,8 +37,6 @@ export class RawWriter implements WritableDriver {
     return true
   }
 
-  mark(): void {}
-
   reserve(_offset: number, _length: number): Reservation {
     throw new TypeError('a raw image has nothing to reserve')
   }
@@ -44,8 +44,6 @@ export class RawWriter implements WritableDriver {
   link(_reservation: Reservation): void {}
 
   cancel(): void {}
-
-  lookEverywhere(): void {}
 
   zeroUnits(offset: number, length: number): number {
     return this.dataStore.punch(offset, length) ? length : 0
@@ -59,20 +57,14 @@ export class RawWriter implements WritableDriver {
     }
   }
 
-  refresh(): void {
+  override refresh(): void {
     this.sizeBytes = this.dataStore.sizeBytes
   }
 
-  checkGrowth(): void {}
+  override checkGrowth(): void {}
 
-  grow(sizeBytes: number): void {
+  override grow(sizeBytes: number): void {
     this.dataStore.truncate(sizeBytes)
     this.refresh()
-  }
-
-  keepSize(): void {}
-
-  close(): readonly string[] {
-    return []
   }
 }

@@ -5,6 +5,7 @@
 import { type DirtySlice, STAGE, type TablePool } from '../../cache/table-pool.js'
 import { ImageError, orEndWriting } from '../../errors.js'
 import type { Store, WritableStore } from '../../io/store.js'
+import { BaseWriter } from '../base-writer.js'
 import type { Extent } from '../driver.js'
 import type { FirstChange, Flush, Reservation, WritableDriver } from '../writable.js'
 import { type DescriptorEdit, descriptorEdits } from './descriptor-edit.js'
@@ -52,7 +53,7 @@ interface VmdkReservation extends GrainReservation {
   readonly extent: Written
 }
 
-export class VmdkWriter implements WritableDriver {
+export class VmdkWriter extends BaseWriter implements WritableDriver {
   readonly unitBytes: number
   readonly fillBytes: number
   readonly zeroUnitBytes: number
@@ -66,6 +67,7 @@ export class VmdkWriter implements WritableDriver {
 
   constructor(private readonly parts: VmdkWriterParts) {
     const { driver, spec, memory, image } = parts
+    super('vmdk', image.path)
     this.unitBytes = driver.unitBytes
     this.sizeBytes = driver.sizeBytes
     this.dataStore = image
@@ -110,8 +112,6 @@ export class VmdkWriter implements WritableDriver {
     return this.parts.pool.hasRoom(STEP_SLICES)
   }
 
-  mark(): void {}
-
   reserve(offset: number, length: number): Reservation {
     const extent = this.extentAt(offset)
     if (!extent.grains) throw new TypeError('a flat extent has nothing to reserve')
@@ -132,9 +132,6 @@ export class VmdkWriter implements WritableDriver {
     const { extent, ...reserved } = reservation as VmdkReservation
     extent.grains?.cancel(reserved)
   }
-
-  /** Does nothing: grains are appended, and punched at once when they are freed. */
-  lookEverywhere(): void {}
 
   zeroUnits(offset: number, length: number): number {
     const { start, end, store, grains, index } = this.extentAt(offset)
@@ -172,19 +169,7 @@ export class VmdkWriter implements WritableDriver {
     }
   }
 
-  refresh(): void {}
-
-  checkGrowth(): void {
-    throw new ImageError('REFUSED', 'vmdk images cannot grow', { path: this.parts.image.path })
-  }
-
-  grow(): void {
-    this.checkGrowth()
-  }
-
-  keepSize(): void {}
-
-  close(): readonly string[] {
+  override close(): readonly string[] {
     const closed = this.written.filter(extent => extent?.grains?.isOpen) as Written[]
     for (const { grains } of closed) grains?.close()
     syncAll(closed.map(({ store }) => store))
