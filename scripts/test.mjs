@@ -154,10 +154,10 @@ async function runnerOf(isVerbose) {
     const isShared = group.length > 1
     const parser = new Parser()
     const errors = []
-    let begun = 0
+    const begun = new Set()
     let current
     const begin = (file, ofFile) => {
-      begun++
+      begun.add(file)
       current = { file, report: new FileReport(file, ofFile), started: Date.now() }
     }
     const end = how => {
@@ -168,7 +168,11 @@ async function runnerOf(isVerbose) {
     }
     if (isShared) {
       parser.on('child', child => begin(child.name, child))
-      parser.on('assert', () => end({ exitCode: 0, signal: null }))
+      parser.on('assert', ({ ok, name, diag }) => {
+        // A file that fails before its first test has no child, and runs again on its own.
+        if (current) end({ exitCode: 0, signal: null })
+        else if (!ok && !group.includes(name)) fail(`${name}: ${JSON.stringify(diag)}`)
+      })
     } else begin(group[0], parser)
 
     const test = new TestProcess(
@@ -187,7 +191,7 @@ async function runnerOf(isVerbose) {
     const { hangs, left } = test
     if (current) end({ ...how, hangs, left })
     else if (left.length > 0) fail(`${group.join(', ')}: left behind: ${left.join(', ')}`)
-    return group.slice(begun).map(file => [file])
+    return group.filter(file => !begun.has(file)).map(file => [file])
   }
 }
 

@@ -12,9 +12,38 @@ const testOfRoot = t.test.bind(t) as (
   act: (t: any) => Promise<void>,
 ) => Promise<unknown>
 
+/** What files call on the root. */
+const OF_ROOT = [
+  ...[
+    'test',
+    'comment',
+    'pass',
+    'fail',
+    'ok',
+    'notOk',
+    'equal',
+    'not',
+    'same',
+    'notSame',
+    'strictSame',
+  ],
+  ...[
+    'match',
+    'notMatch',
+    'throws',
+    'doesNotThrow',
+    'rejects',
+    'resolves',
+    'type',
+    'has',
+    'hasStrict',
+  ],
+]
+
 for (const file of process.env.VIMGFS_TEST_FILES?.split(',') ?? []) {
   await testOfRoot(file, async inner => {
-    t.test = inner.test.bind(inner)
+    const root = t as unknown as Record<string, unknown>
+    for (const name of OF_ROOT) root[name] = inner[name].bind(inner)
     await import(pathToFileURL(resolve(file)).href)
   })
 }
