@@ -130,8 +130,7 @@ export class ImageFs {
     if (!node) return -ENOENT
     const a = this.nodes.attributes(node, askingHandle(request), request.pid)
     const attrValid = this.nodes.validity(node)
-    const kind = node.kind === 'image' ? node.entry.kind : undefined
-    const isSnapshot = kind === 'snapshot' || kind === 'vmstate'
+    const isSnapshot = node.kind === 'image' && ['snapshot', 'vmstate'].includes(node.entry.kind)
     const time = { seconds: a.mtime, nanoseconds: a.mtimensec, reserved: 0 }
     STATX_OUT.put(request.payload, 0, {
       attrValid,
