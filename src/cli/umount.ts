@@ -4,7 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { MountError, printable } from '../errors.js'
 import { FS_TYPE, unmountFuse } from '../fs/mount.js'
 import { otherPlaces } from '../fs/mount-holders.js'
-import { findMount, type MountInfo } from '../fs/mountinfo.js'
+import { findMount, type MountInfo } from '../io/mountinfo.js'
 import {
   askServer,
   findServer,

@@ -1,6 +1,6 @@
 /** Finds the other places of a mount: bind mounts, and mount namespaces of other processes. */
 import { deviceOfServer, linkOf, processIds, processName } from '../io/processes.js'
-import { listMounts, type MountInfo } from './mountinfo.js'
+import { listMounts, type MountInfo } from '../io/mountinfo.js'
 
 export interface OtherPlace {
   /** Names the holder of the mount there, and how to remove it, for messages. */

@@ -2,7 +2,7 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import { linkOf, list, processIds, processName, textOf } from '../io/processes.js'
-import { listMounts, type MountInfo } from './mountinfo.js'
+import { listMounts, type MountInfo } from '../io/mountinfo.js'
 
 /** The largest number of users in a message. */
 const MAX_NAMED = 3

@@ -16,7 +16,7 @@ import {
   userOf,
 } from '../io/processes.js'
 import { FS_TYPE } from './mount.js'
-import { findMount, listMounts, type MountInfo, ownerOf } from './mountinfo.js'
+import { findMount, listMounts, type MountInfo, ownerOf } from '../io/mountinfo.js'
 import { askServer } from './running-server.js'
 
 /** How long a server may take to save what was written. */

@@ -4,7 +4,7 @@ import { once } from 'node:events'
 import path from 'node:path'
 import { text } from 'node:stream/consumers'
 import { serverOfDevice, startOf } from '../io/processes.js'
-import { type MountInfo, ownerOf, groupOf } from './mountinfo.js'
+import { type MountInfo, ownerOf, groupOf } from '../io/mountinfo.js'
 
 export interface ServerProcess {
   readonly pid: number

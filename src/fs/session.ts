@@ -5,7 +5,7 @@ import type { DiskMemory } from '../image/disk-memory.js'
 import type { CacheSizes, ImageSet } from '../image/image-set.js'
 import type { Logger } from '../log.js'
 import type { MountRequest } from './mount.js'
-import type { MountInfo } from './mountinfo.js'
+import type { MountInfo } from '../io/mountinfo.js'
 import type { WorkerStats } from './stats.js'
 import type { Appearance } from './tree.js'
 

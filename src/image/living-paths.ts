@@ -1,6 +1,5 @@
 /** Follows paths that others have chosen, without touching file systems whose server may be dead. */
 import fs from 'node:fs'
-import { listMounts } from '../fs/mountinfo.js'
 
 /** File systems that ask another machine or process: if that one is dead, whoever looks at them hangs. */
 const SERVED =
@@ -15,17 +14,16 @@ interface Mount {
 }
 
 /**
- * Returns what `target` leads to, unless the way there crosses the mount point of a served file system that has
- * none of `own`. Throws what the file system throws.
+ * Returns what `target` leads to, unless the way there crosses a mount point of `foreign`. Throws what the file system
+ * throws.
  * @param folder a descriptor of the folder that a relative path begins in
+ * @param foreign what `foreignMounts` returned
  */
 export function statLiving(
   target: Buffer,
   folder: number,
-  own: readonly fs.BigIntStats[],
-  mounts: readonly Mount[] = listMounts(),
+  foreign: ReadonlySet<string>,
 ): fs.BigIntStats | undefined {
-  const foreign = foreignMounts(own, mounts)
   const isAbsolute = target[0] === '/'.charCodeAt(0)
   // Names are bytes, and latin1 keeps each of them.
   let done = isAbsolute ? '' : bytesOf(fs.readlinkSync(`/proc/self/fd/${folder}`, 'buffer'))
@@ -52,8 +50,11 @@ export function statLiving(
   return fs.statSync(Buffer.from(done === '' ? '/' : done, 'latin1'), { bigint: true })
 }
 
-/** The mount points that no path to a file of `own` needs to cross. */
-function foreignMounts(own: readonly fs.BigIntStats[], mounts: readonly Mount[]): Set<string> {
+/** Returns the mount points of served file systems that no path to a file of `own` needs to cross. */
+export function foreignMounts(
+  own: readonly fs.BigIntStats[],
+  mounts: readonly Mount[],
+): Set<string> {
   const devices = new Set(own.map(({ dev }) => deviceName(dev)))
   const wanted = mounts.filter(({ device }) => devices.has(device))
   const isOnTheWay = (mountpoint: string) =>

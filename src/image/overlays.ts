@@ -1,7 +1,6 @@
 /**
- * Finds images that need other files unchanged: images that name a file as their backing file, data
- * file or extent. Writing such a
- * file breaks them.
+ * Finds images that need other files unchanged: images that name a file as their backing file, data file or extent. Writing
+ * such a file breaks them.
  *
  * Only the image's folder is searched. Only the headers of its files are read, and in them only the names: an overlay that is
  * damaged, encrypted or of an unsupported format needs its backing file, too. The named files are never opened; only stat is
@@ -12,7 +11,8 @@ import path from 'node:path'
 import { openPlain } from '../io/beneath.js'
 import type { Folder } from '../io/folders.js'
 import { isDescriptor } from '../formats/vmdk/descriptor.js'
-import { statLiving } from './living-paths.js'
+import { foreignMounts, statLiving } from './living-paths.js'
+import { listMounts } from '../io/mountinfo.js'
 import { attempted, entriesOf, readAt } from '../formats/beside.js'
 import { cowNameAt } from '../formats/cow/header.js'
 import type { FileSpec } from '../io/file-spec.js'
@@ -47,10 +47,11 @@ export function overlaysOf(
   options: OverlayOptions = {},
 ): string[] {
   const own = files.map(({ fd }) => fs.fstatSync(fd, { bigint: true }))
+  const foreign = foreignMounts(own, listMounts())
   const found = folders.flatMap(folder =>
     candidatesIn(folder, image).filter(name => {
       const named = attempted(() => namesIn(folder, name, own, options)) ?? []
-      return named.some(target => leadsTo(target, folder, own))
+      return named.some(target => leadsTo(target, folder, own, foreign))
     }),
   )
   return [...new Set(found.map(name => name.toString()))].sort()
@@ -195,9 +196,14 @@ function fileNames(options: unknown): string[] {
 }
 
 /** Reports whether a path leads to one of `own`. Relative paths start in the held folder, wherever that is by now. */
-function leadsTo(target: Buffer, folder: Folder, own: readonly fs.BigIntStats[]): boolean {
+function leadsTo(
+  target: Buffer,
+  folder: Folder,
+  own: readonly fs.BigIntStats[],
+  foreign: ReadonlySet<string>,
+): boolean {
   if (target.length === 0 || target.includes(0)) return false
-  const stat = attempted(() => statLiving(target, folder.fd, own))
+  const stat = attempted(() => statLiving(target, folder.fd, foreign))
   return stat !== undefined && isAmong(stat, own)
 }
 

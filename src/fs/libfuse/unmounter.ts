@@ -4,7 +4,7 @@
 import { parentPort, Worker, workerData } from 'node:worker_threads'
 import { MountError } from '../../errors.js'
 import { unmountFuse } from '../mount.js'
-import type { MountInfo } from '../mountinfo.js'
+import type { MountInfo } from '../../io/mountinfo.js'
 
 interface Job {
   readonly mount: MountInfo

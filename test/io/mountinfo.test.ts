@@ -1,16 +1,16 @@
 import fs, { mkdirSync, symlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { findMount, listMounts, realMountpoint } from '../../src/fs/mountinfo.js'
+import { findMount, listMounts, realMountpoint } from '../../src/io/mountinfo.js'
 import { tempFolder } from '../support/run.js'
 
 /** The module, told that this is /proc/self/mountinfo. */
 async function withMounts(
   t: Test,
   lines: string[],
-): Promise<typeof import('../../src/fs/mountinfo.js')> {
+): Promise<typeof import('../../src/io/mountinfo.js')> {
   const readFileSync = () => lines.map(line => `${line}\n`).join('')
-  return t.mockImport('../../src/fs/mountinfo.js', {
+  return t.mockImport('../../src/io/mountinfo.js', {
     'node:fs': { ...fs, default: { ...fs, readFileSync } },
   })
 }

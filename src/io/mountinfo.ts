@@ -1,7 +1,7 @@
 /** The kernel's list of mounts (proc(5), /proc/self/mountinfo). */
 import fs from 'node:fs'
 import path from 'node:path'
-import { textOf } from '../io/processes.js'
+import { textOf } from './processes.js'
 
 export interface MountInfo {
   readonly id: string
