@@ -11,7 +11,7 @@ import {
   truncateSync,
   writeFileSync,
 } from 'node:fs'
-import { basename, dirname, join } from 'node:path'
+import { dirname, join } from 'node:path'
 import t, { type Test } from 'tap'
 import { type Lack, LACKS, lackLines } from '../../src/fs/libfuse/lacks.js'
 import { loop, mountDevice } from '../support/loop.js'
@@ -36,9 +36,7 @@ import {
   type Place,
   READ_ONLY,
   runIn,
-  serversOf,
   sharedFolder,
-  until,
   vimgfs,
   sampleImage,
 } from '../support/mount.js'
@@ -337,41 +335,6 @@ t.test('seconds of small requests', { ...skip, ...needs('fio') }, async t => {
   await runIn(HERE, 'fio', ['--name=job', `--filename=${file('disk.raw')}`, ...how, ...time])
   t.ok(isRunning(pid))
 })
-
-t.test(
-  'its threads that have ended leave nothing behind',
-  { ...skip, ...needs('fio') },
-  async t => {
-    const folder = mountFolder(t)
-    const report = join(folder, '..', 'report.json')
-    const reporting = ['--report-on-signal', `--report-directory=${dirname(report)}`]
-    const node = [...reporting, `--report-filename=${basename(report)}`, MAIN]
-    const args = ['mount', '-f', '--transport', 'libfuse', ...READ_ONLY, SAMPLE, folder]
-    const ended = attemptIn(HERE, process.execPath, [...node, ...args])
-    t.ok(await until(() => isMounted(HERE, folder)))
-    // 32 at once, and often none: libfuse makes threads, and ends them again, some hundreds a second.
-    const how = ['--rw=randread', '--bs=4k', '--direct=1', '--numjobs=32', '--thinktime=2000']
-    const time = ['--time_based', '--runtime=5', '--allow_file_create=0']
-    const disk = join(folder, 'disk.raw')
-    await runIn(HERE, 'fio', ['--name=job', `--filename=${disk}`, ...how, ...time])
-    const [pid = -1] = serversOf(folder)
-    process.kill(pid, 'SIGUSR2')
-    let reported: { libuv: { type: string }[] } | undefined
-    const isReported = () => {
-      try {
-        reported = JSON.parse(readFileSync(report, 'utf8'))
-      } catch {
-        // Not yet, or not to its end.
-      }
-      return reported !== undefined
-    }
-    t.ok(await until(isReported))
-    const handles = reported!.libuv.filter(({ type }) => type === 'async').length
-    t.ok(handles < 120, `${handles} handles`)
-    process.kill(pid, 'SIGTERM')
-    t.equal((await ended).code, 0)
-  },
-)
 
 t.test('a connection that root aborts ends the server', { ...skip, ...needsRoot() }, async t => {
   const { folder, pid } = await mountSample(t)

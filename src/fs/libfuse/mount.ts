@@ -7,7 +7,6 @@ import { flagNames } from '../mount-flags.js'
 import { DEVICE, explain, flagsOf, MISSING_HELPER, type MountRequest, noDevice } from '../mount.js'
 import { VALID_SECONDS } from '../node-operations.js'
 import { type FuseOperations, loadFuseNative } from './package.js'
-import { ThreadMemory } from './threads.js'
 
 /**
  * How long the kernel may keep attributes if the disk is written: its size changes when a handle that truncated it is
@@ -36,15 +35,10 @@ export async function mountByLibfuse(
   const isRoot = process.geteuid?.() === 0
   check(mountpoint, isRoot)
   const options = libfuseOptions(request, isRoot)
-  const threads = new ThreadMemory()
   const fuse = new (class extends Fuse {
     // The package itself does not know most of these options.
     override _fuseOptions(): string {
       return options
-    }
-
-    override _malloc(bytes: number): Buffer {
-      return threads.allocate(this._thread, bytes)
     }
 
     override _op_fgetattr(signal: unknown, path: string, fh: number): void {

@@ -79,15 +79,11 @@ export interface FuseNative {
     operations: FuseOperations,
     options: { timeout: false },
   ): {
-    /** The state of a mount in its C code (fuse_thread_t), once `_malloc` is called. */
-    readonly _thread: Buffer
     mount(done: (error?: Error | null) => void): void
     /** libfuse's command line, `-oNAME,NAME=VALUE…`. */
     _fuseOptions(): string
     /** Answers a request for attributes by handle; calls `getattr`, which gets no handle. */
     _op_fgetattr(signal: unknown, path: string, fh: number): void
-    /** Returns zeroed memory for a thread of libfuse, which must outlive the thread. Must not throw. */
-    _malloc(bytes: number): Buffer
   }
 }
 
