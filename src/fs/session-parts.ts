@@ -1,0 +1,63 @@
+/** What a transport needs to serve an image. */
+import type { ServedImage } from './served-image.js'
+import { VERSION } from '../version.js'
+import type { Logger } from '../log.js'
+import { appearanceOf } from './appearance.js'
+import type { MountOptions } from './options.js'
+import type { SessionParts, Transport } from './session.js'
+
+export function sessionParts(
+  image: ServedImage,
+  options: MountOptions,
+  mountpoint: string,
+  transport: Transport,
+  logger: Logger,
+): SessionParts {
+  const { chain, entries, threads, caches, memory, stats } = image
+  const { allowOther, allowRoot, defaultPermissions, fsname, growable, flags } = options
+  const isShared = allowOther || allowRoot
+  const started = Date.now()
+  return {
+    ...{ chain, entries, mountpoint, threads, caches, memory, stats, started, logger },
+    appearance: appearanceOf(chain, options),
+    onlyUids: allowRoot ? [0, process.getuid?.() ?? 0] : undefined,
+    mountRequest: {
+      mountpoint,
+      fsname: fsname ?? chain.layers[0].path,
+      isWritable: chain.isWritable,
+      flags,
+      allowOther: isShared,
+      // With allow_other the image's own permission bits say who may read it.
+      defaultPermissions: defaultPermissions || isShared,
+    },
+    status: statusOf(image, transport, mountpoint, started),
+    isGrowable: growable,
+  }
+}
+
+/** Returns the fields of status.json that do not change. */
+function statusOf(
+  { chain, entries, threads }: ServedImage,
+  transport: Transport,
+  mountpoint: string,
+  started: number,
+): Record<string, unknown> {
+  return {
+    version: VERSION,
+    pid: process.pid,
+    started: new Date(started).toISOString(),
+    image: chain.layers[0].path,
+    mountpoint,
+    disk: entries[0]?.name,
+    transport,
+    threads: Math.max(1, threads),
+    snapshots: chain.snapshots.length + chain.externalSnapshots.length,
+    layers: chain.layers.map(layer => ({
+      path: layer.path,
+      format: layer.format,
+      ...(layer.encryption && { encryption: layer.encryption.method }),
+      ...(layer.dataFile && { dataFile: layer.dataFile.path }),
+      ...(layer.extents && { extents: layer.extents.map(({ path }) => path) }),
+    })),
+  }
+}
