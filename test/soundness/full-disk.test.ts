@@ -8,10 +8,10 @@ import { makeKind, RECIPES } from './kinds.js'
 import { subjectOf } from './scenario.js'
 import { Random, randomSteps } from './steps.js'
 
-const RUNS = process.env.VIMGFS_TEST_LONG === '1' ? 400 : 8
+const RUNS = process.env.VIMGFS_TEST_LONG === '1' ? 400 : 20
 const FIRST_SEED = Number(process.env.VIMGFS_TEST_SEED ?? 1)
 /** The most tries in all, if the disk was never full in the first ones. */
-const MAX_RUNS = RUNS + 56
+const MAX_RUNS = RUNS + 44
 const STEPS = 40
 
 /** A raw data file needs the same room as the others, and bits of maps are stored at the end. */

@@ -10,8 +10,10 @@ import { openVmdkWritable } from './vmdk-disk.js'
 import { makeVmdkKind, VMDK_RECIPES } from './vmdk-kinds.js'
 import { vmdkSubject } from './vmdk-scenario.js'
 
-const RUNS = process.env.VIMGFS_TEST_LONG === '1' ? 400 : 8
+const RUNS = process.env.VIMGFS_TEST_LONG === '1' ? 400 : 20
 const FIRST_SEED = Number(process.env.VIMGFS_TEST_SEED ?? 1)
+/** The most tries in all, if the disk was never full in the first ones. */
+const MAX_RUNS = RUNS + 44
 const STEPS = 40
 
 /** Flat extents have all their room, but where they are holes. */
@@ -21,7 +23,8 @@ for (const recipe of KINDS) {
   t.test(recipe.title, needs('qemu-img', 'qemu-io'), async t => {
     const subject = vmdkSubject(await makeVmdkKind(recipe, tempFolder(t)), openVmdkWritable)
     let refused = 0
-    for (let seed = FIRST_SEED; seed < FIRST_SEED + RUNS; seed++) {
+    for (let run = 0; run < RUNS || (refused === 0 && run < MAX_RUNS); run++) {
+      const seed = FIRST_SEED + run
       const random = new Random(seed)
       const outcome = runFull(subject, randomSteps(seed, STEPS, subject), {
         roomBytes: random.below(Math.min(24, subject.sizeBytes / 16384)) * 4096,
