@@ -6,6 +6,7 @@ import t from 'tap'
 import { FORMAT_NAMES, checkImage, describeImage, openImage, repairImage } from '../../src/index.js'
 import { buildCow } from '../fixtures/cow-builder.js'
 import { noise } from '../fixtures/model.js'
+import { creating } from '../peers/encrypted.js'
 import { qemuImg } from '../peers/qemu.js'
 import { needs, tempFolder } from '../support/run.js'
 import { MemoryStore } from '../support/stores.js'
@@ -83,7 +84,7 @@ t.test('a passphrase', tools, async t => {
   const image = join(tempFolder(t), 'disk.qcow2')
   const secret = ['--object', 'secret,id=s,data=hush']
   const options = ['-o', 'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10']
-  await qemuImg('create', '-q', ...secret, '-f', 'qcow2', ...options, image, '4M')
+  await creating(['create', '-q', ...secret, '-f', 'qcow2', ...options, image, '4M'])
   await t.rejects(openImage(image), { code: 'REFUSED', message: /no passphrase was given/ })
   await t.rejects(openImage(image, { passphrase: 'no' }), { message: /passphrase is wrong/ })
   const asked: string[] = []
