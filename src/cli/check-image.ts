@@ -7,21 +7,29 @@ import { complain } from './output.js'
 
 export type Checked = Found & { readonly format: Format }
 
-/** Returns undefined where the format has nothing to check. Throws ImageError, SystemError. */
+/** The format of an image that has nothing to check. */
+export interface Unchecked {
+  readonly format: Format
+  readonly after?: undefined
+}
+
+/** Throws ImageError, SystemError. */
 export async function checkImage(
   name: string,
   request: CheckRequest,
   options: CheckOptions,
-): Promise<Checked | undefined> {
-  const { ImageCheck } = await import('../image/check.js')
+): Promise<Checked | Unchecked> {
+  const { formatOfImage, ImageCheck } = await import('../image/check.js')
   const { whenReleased } = await import('../fs/release.js')
-  const image = await whenReleased(() => ImageCheck.open(name, request), say).catch(error => {
+  const format = formatOfImage(name, request.format)
+  const open = () => ImageCheck.open(name, { ...request, format: format.name })
+  const image = await whenReleased(open, say).catch(error => {
     throw onceItHasEnded(error)
   })
-  if (!image) return undefined
+  if (!image) return { format }
   try {
     for (const warning of image.warnings) say(warning)
-    return { format: image.format, ...(await image.run(options)) }
+    return { format, ...(await image.run(options)) }
   } finally {
     image.close()
   }

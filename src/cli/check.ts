@@ -33,8 +33,8 @@ export async function run(args: string[]): Promise<number> {
   const allowPaths = values['allow-path'] ?? []
   const checked = await checkImage(name, { format, repair, allowPaths }, options)
   if (isWatched) complain(CLEAR_LINE)
-  if (!checked) {
-    complain(`vimgfs: ${printable(name)}: raw images have no tables to check\n`)
+  if (!checked.after) {
+    complain(`vimgfs: ${printable(name)}: ${checked.format.name} images have no tables to check\n`)
     return EXIT.unsupported
   }
   if (output === 'json') {

@@ -59,7 +59,7 @@ export class ImageCheck {
    * Throws ImageError.
    */
   static open(name: string, request: CheckRequest): ImageCheck | undefined {
-    const format = formatOf(name, request.format)
+    const format = formatOfImage(name, request.format)
     const { checking } = format
     if (!checking) return undefined
     try {
@@ -111,7 +111,8 @@ export class ImageCheck {
   }
 }
 
-function formatOf(name: string, stated: string | undefined): Format {
+/** Returns the format of the image at `name`; `stated` where that is given. Throws ImageError. */
+export function formatOfImage(name: string, stated: string | undefined): Format {
   if (stated !== undefined) return findFormat(stated) as Format
   const file = openGiven(name)
   try {

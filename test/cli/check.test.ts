@@ -2,6 +2,7 @@
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
+import { buildDynamic } from '../fixtures/vpc-builder.js'
 import { buildCow } from '../fixtures/cow-builder.js'
 import { buildQcow } from '../fixtures/qcow-builder.js'
 import { buildImage, type Cluster, type ImageSpec } from '../fixtures/qcow2-builder.js'
@@ -273,6 +274,8 @@ t.test('what it refuses, in one line', async t => {
   const folder = tempFolder(t)
   const image = imageIn(folder)
   const raw = join(folder, 'disk.raw')
+  const vhd = join(folder, 'disk.vhd')
+  writeFileSync(vhd, buildDynamic({ sizeBytes: 65536, sectors: new Map() }))
   writeFileSync(raw, Buffer.alloc(1024))
   const sparse = join(folder, 'disk.vmdk')
   writeFileSync(sparse, SPARSE.bytes)
@@ -282,6 +285,7 @@ t.test('what it refuses, in one line', async t => {
   writeFileSync(cut, IMAGE.bytes().subarray(0, 80))
   const cases = [
     { args: [raw], code: 63, says: /disk\.raw: raw images have no tables/ },
+    { args: [vhd], code: 63, says: /disk\.vhd: vpc images have no tables/ },
     { args: ['--format', 'raw', image], code: 63, says: /no tables/ },
     { args: ['--format', 'vmdk', image], code: 1, says: /disk\.qcow2: / },
     { args: ['--format', 'qcow2', sparse], code: 1, says: /disk\.vmdk: this is no qcow2 image/ },
