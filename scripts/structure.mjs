@@ -28,7 +28,7 @@ export function cyclesOf(imports) {
   return cycles
 }
 
-/** What each source file in `folder` imports, by paths relative to it. */
+/** Returns the imports of each source file in `folder`, by paths relative to it. */
 export function importsOf(folder) {
   const names = readdirSync(folder, { recursive: true }).filter(name => name.endsWith('.ts'))
   return new Map(

@@ -1,4 +1,4 @@
-/** Which test files there are, which of them share a process, and in which order they run. */
+/** Lists the test files, says which of them share a process, and puts them in order. */
 import { readdirSync, readFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'

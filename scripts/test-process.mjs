@@ -31,7 +31,7 @@ const LIMITS = {
 const LAST_WORDS_MS = 15_000
 
 /**
- * What puts a process into a mount namespace of its own, where that is allowed: a test that looks at who else
+ * The command that puts a process into a mount namespace of its own, where that is allowed: a test that looks at who else
  * has a mount must not find the tests that run beside it.
  */
 let isolated
@@ -51,7 +51,7 @@ let count = 0
 export class TestProcess {
   /** Why it was ended; undefined if it was not. */
   hangs
-  /** What the test has left behind, for messages. */
+  /** The leftovers of the test, for messages. */
   left = []
   #mark
   #folder
@@ -104,7 +104,7 @@ export class TestProcess {
     await Promise.all([this.#watch(), this.#exited])
     await this.#settle()
     this.sweep()
-    // Whoever held these open has ended by now, unless the kernel does not let go of it.
+    // The processes that held these open have ended by now, unless the kernel does not let go of them.
     const timer = setTimeout(() => {
       child.stdout.destroy()
       child.stderr.destroy()

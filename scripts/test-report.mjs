@@ -44,7 +44,7 @@ export class FileReport {
     }
   }
 
-  /** What the file printed besides its results. */
+  /** The output of the file besides its results. */
   get output() {
     return this.#output
   }

@@ -1,5 +1,5 @@
 /**
- * What a cache counts: places in a Float64Array. Each thread's array lies in shared memory, so that the thread that shows
+ * The places of a cache's counts in a Float64Array. Each thread's array lies in shared memory, so that the thread that shows
  * the statistics can read it.
  */
 export const COUNT = { hits: 0, misses: 1, evictions: 2, bytes: 3 } as const

@@ -22,7 +22,7 @@ const START_TIMEOUT_MS = 45_000
 export interface Report {
   readonly runs?: true
   readonly ask?: Question
-  /** What the server waits for, in one line. */
+  /** One line that says why the server waits. */
   readonly wait?: string
   readonly error?: string
   /** The exit code that goes with `error`. */

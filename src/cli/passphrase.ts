@@ -162,7 +162,7 @@ function prompt(terminal: ReadStream, text: string, signal: AbortSignal): Promis
     const take = (typed: Buffer) => {
       for (const [i, byte] of typed.entries()) {
         if (byte === LINE_FEED || byte === CARRIAGE_RETURN || byte === KEY.end) {
-          // What follows the line answers the next question.
+          // The bytes after the line answer the next question.
           const rest = Buffer.from(typed.subarray(i + 1))
           typed.fill(0)
           finish(() => resolve(line.subarray(0, used)))

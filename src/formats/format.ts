@@ -135,7 +135,7 @@ export interface Reference {
   readonly statesFormat: boolean
   /** Returns what the user can do if there is no file at the absolute path `file`. */
   hint(file: string): string
-  /** What the user can do if the reference leads back to a layer above. */
+  /** The way out if the reference leads back to a layer above. */
   readonly loopHint: string
 }
 

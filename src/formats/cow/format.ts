@@ -1,6 +1,6 @@
 /** cow images of User-mode Linux and of QEMU up to 2.1; see header.ts. */
+import { fixedBackingFile } from '../backing-file.js'
 import type { Format, FormatChecking } from '../format.js'
-import { backInPlace } from '../way-out.js'
 import { writeBlankCow } from './blank.js'
 import { CowDriver } from './driver.js'
 import { type CowHeader, readCowHeader } from './header.js'
@@ -36,20 +36,8 @@ export const cowFormat: Format<CowHeader> = {
     return { spec }
   },
   sizeBytes: ({ spec }) => spec.sizeBytes,
-  reference: ({ spec }) => {
-    if (spec.backingName === undefined) return undefined
-    return {
-      role: 'backing file',
-      name: spec.backingName,
-      names: [spec.backingName],
-      skipsOpen: false,
-      // User-mode Linux knows no other format.
-      format: isUml(spec) ? 'raw' : undefined,
-      statesFormat: false,
-      hint: backInPlace,
-      loopHint: 'restore it from a copy',
-    }
-  },
+  // User-mode Linux knows no other format.
+  reference: ({ spec }) => fixedBackingFile(spec.backingName, isUml(spec) ? 'raw' : undefined),
   judgeBelow: ({ path, spec }, { modified, path: below }, { warn }) => {
     // User-mode Linux refuses a backing file that has been written since; QEMU did not look.
     if (!isUml(spec) || spec.backingSeconds === modified.seconds) return

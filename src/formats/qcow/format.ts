@@ -1,7 +1,7 @@
 /** qcow images, version 1 of QEMU's copy-on-write format; see header.ts. */
+import { fixedBackingFile } from '../backing-file.js'
 import type { Format, FormatChecking } from '../format.js'
 import { CRYPT, MAGIC } from '../qcow2/header.js'
-import { backInPlace } from '../way-out.js'
 import { writeBlankQcow } from './blank.js'
 import { QcowDriver } from './driver.js'
 import { coverageBytes, type QcowHeader, readQcowHeader, tableBytes } from './header.js'
@@ -32,19 +32,7 @@ export const qcowFormat: Format<QcowHeader> = {
     return spec.cryptMethod === CRYPT.aes ? { spec, encryption: { method: 'AES' } } : { spec }
   },
   sizeBytes: ({ spec }) => spec.sizeBytes,
-  reference: ({ spec }) => {
-    if (spec.backingName === undefined) return undefined
-    return {
-      role: 'backing file',
-      name: spec.backingName,
-      names: [spec.backingName],
-      skipsOpen: false,
-      format: undefined,
-      statesFormat: false,
-      hint: backInPlace,
-      loopHint: 'restore it from a copy',
-    }
-  },
+  reference: ({ spec }) => fixedBackingFile(spec.backingName),
   driver: ({ layer, store, dataStore, storeId, metadata, clusters }) =>
     new QcowDriver({ header: layer.spec, store, dataStore, storeId, metadata, clusters }),
   writing: {

@@ -3,6 +3,7 @@ import { layout, rounded64be, u16be, u32be } from '../../binary.js'
 import { ImageError, printable } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import { isTooLarge } from '../disk-size.js'
+import type { InternalSnapshot } from '../format.js'
 import { MAX_L1_BYTES, MAX_SNAPSHOT_EXTRA_BYTES, MAX_SNAPSHOT_TABLE_BYTES } from '../limits.js'
 import { clusterBytes, type Qcow2Header } from './header.js'
 
@@ -19,23 +20,10 @@ const ENTRY = layout({
   extraBytes: u32be,
 })
 
-export interface Qcow2Snapshot {
+/** `sizeBytes` is the header's where the entry is too old to contain it. */
+export interface Qcow2Snapshot extends InternalSnapshot {
   readonly l1Offset: number
   readonly l1Entries: number
-  /** Unique by the specification, but a damaged table may repeat it. */
-  readonly id: string
-  /** The name's bytes: usually without NUL, in an unknown encoding. */
-  readonly name: Buffer
-  /** Seconds since 1970. */
-  readonly dateSeconds: number
-  readonly dateNanoseconds: number
-  /** How long the guest had run, in nanoseconds. */
-  readonly guestNanoseconds: bigint
-  readonly vmStateBytes: number
-  /** The disk's size at that time; the header's size if the entry is too old to contain it. */
-  readonly sizeBytes: number
-  /** The number of executed instructions, for record and replay; undefined if the entry does not contain it. */
-  readonly icount: bigint | undefined
 }
 
 export interface FoundSnapshots {

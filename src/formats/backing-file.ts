@@ -1,0 +1,24 @@
+import type { Reference } from './format.js'
+import { backInPlace } from './way-out.js'
+
+/**
+ * Returns the reference to the backing file `name` of an image whose tools cannot change that name; undefined for an
+ * image without one.
+ * @param format the format that the image's programs take every backing file for, if there is such
+ */
+export const fixedBackingFile = (
+  name: string | undefined,
+  format?: string,
+): Reference | undefined =>
+  name === undefined
+    ? undefined
+    : {
+        role: 'backing file',
+        name,
+        names: [name],
+        skipsOpen: false,
+        format,
+        statesFormat: false,
+        hint: backInPlace,
+        loopHint: 'restore it from a copy',
+      }
