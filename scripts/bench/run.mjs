@@ -38,7 +38,7 @@ encrypted qcow2 images with LUKS, all others take qcow2.
   --quick           small images, short times and 2 rounds: does it work, not how fast is it
   --out DIR         where bench.md, bench.svg and bench.json go (bench-results)
   --only CASE       only this case; may be given again (--list names them)
-  --servers A,B     only these: vimgfs, vimgfs-libfuse, floor, qsd, qsd-given, qcowmount, vmdkmount, nbdfuse,
+  --servers A,B     only these: vimgfs, vimgfs-before, vimgfs-libfuse, floor, qsd, qsd-given, qcowmount, vmdkmount, nbdfuse,
                     fuse-native
   --qsd-setting S   do not look for qemu-storage-daemon's best setting, take this one
   --size MIB        size of the disk that is read (2048); those that are written are half as large
@@ -50,6 +50,7 @@ encrypted qcow2 images with LUKS, all others take qcow2.
 environment:
   QSD=/path         a newer qemu-storage-daemon, measured as one more server
   VIMGFS=/path      the main.js of another build of vimgfs, instead of this one
+  VIMGFS_BEFORE=/path  the same for a build that is measured beside it, as one more server: vimgfs-before
 
 example: QSD=/opt/qemu/bin/qemu-storage-daemon npm run bench -- read --only rand-1 --rounds 9
 `

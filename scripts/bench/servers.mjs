@@ -28,6 +28,7 @@ import {
 
 const HERE = path.dirname(fileURLToPath(import.meta.url))
 export const CLI = process.env.VIMGFS ?? path.resolve(HERE, '../../dist/cli/main.js')
+const CLI_BEFORE = process.env.VIMGFS_BEFORE
 const FLOOR_THREADS = '2'
 const FUSE_NATIVE = 'fuse-native@2.2.6'
 const ANSWER_TIMEOUT_MS = 60_000
@@ -37,12 +38,12 @@ const needs = async (...commands) => {
   for (const command of commands) if (!(await has(command))) return `${command} is not installed`
 }
 
-function launchVimgfs({ image, mountPoint, writable }, ...options) {
+function launchVimgfs(program, { image, mountPoint, writable }, ...options) {
   // It goes to the background by itself; its exit code says whether it has mounted.
   const secret = image.passphrase ? ['--passphrase-file', image.passphrase] : []
   const access = writable ? [] : ['-o', 'ro']
   const args = ['mount', ...options, ...secret, ...access, image.file, mountPoint]
-  return { command: run(process.execPath, [CLI, ...args]) }
+  return { command: run(process.execPath, [program, ...args]) }
 }
 
 export const vimgfs = {
@@ -51,11 +52,21 @@ export const vimgfs = {
   async find() {
     if (!fs.existsSync(CLI)) return 'it is not built (npm run build)'
   },
-  launch: job => launchVimgfs(job),
+  launch: job => launchVimgfs(CLI, job),
   file: ({ image, mountPoint }) => path.join(mountPoint, `${image.id}.raw`),
   async unmount({ mountPoint }) {
     await run(process.execPath, [CLI, 'umount', mountPoint], { timeoutMs: END_TIMEOUT_MS })
   },
+}
+
+const vimgfsBefore = {
+  ...vimgfs,
+  id: 'vimgfs-before',
+  title: 'vimgfs ($VIMGFS_BEFORE)',
+  async find() {
+    if (!fs.existsSync(CLI_BEFORE)) return `there is no ${CLI_BEFORE}`
+  },
+  launch: job => launchVimgfs(CLI_BEFORE, job),
 }
 
 const vimgfsByLibfuse = {
@@ -70,7 +81,7 @@ const vimgfsByLibfuse = {
     const { code } = await run(process.execPath, ['-e', test, CLI], { mayFail: true })
     if (code !== 0) return 'the package fuse-native is not installed'
   },
-  launch: job => launchVimgfs(job, '--transport', 'libfuse'),
+  launch: job => launchVimgfs(CLI, job, '--transport', 'libfuse'),
 }
 
 const floor = {
@@ -224,6 +235,7 @@ export async function findServers(context, skip) {
   const newer = process.env.QSD
   const all = [
     vimgfs,
+    ...(CLI_BEFORE ? [vimgfsBefore] : []),
     vimgfsByLibfuse,
     floor,
     ...storageDaemons('qsd', 'qemu-storage-daemon', 'qemu-storage-daemon'),
