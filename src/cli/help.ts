@@ -20,142 +20,25 @@ Example: vimgfs mount disk.qcow2 /mnt/x && ls -l /mnt/x && vimgfs umount /mnt/x
 `
 }
 
-const HELP: Record<string, string> = {
-  mount: `Usage: vimgfs mount [OPTION…] IMAGE MOUNTPOINT
-
-Shows the disk image IMAGE ({readable}) in the folder MOUNTPOINT:
-
-  disk.raw               the disk, with its virtual size; holes stay holes. What a program writes to
-                         it is in IMAGE after fsync, or after a few seconds.
-  disk@SNAPSHOT.raw      each snapshot, with its date; read-only, as all files below
-  disk@SNAPSHOT.vmstate  the memory that was saved with it, if any
-  disk@BACKING.raw       each backing file of its chain
-  disk@BACKING@SNAPSHOT.raw  each snapshot inside a backing file
-  .vimgfs/               not listed, opened by name: stats.json, status.json
-
-The server goes to the background once the mount answers. SIGINT and SIGTERM unmount it; so does
-SIGHUP to a server in front. SIGUSR1 switches the log to the next more detailed level, and back.
-SIGUSR2, and SIGHUP to a server in the background, open the log's file again.
-
-IMAGE is locked as QEMU does it: vimgfs refuses an image that a running machine has open, and QEMU
-refuses one that vimgfs has mounted. If you have just unmounted IMAGE, vimgfs waits until the old
-server has saved what was written.
-
-  -o OPTION[,OPTION…]    mount options:
-       ro                  read only; do not open IMAGE for writing
-       rw                  read and write, or fail; without ro and rw, a write-protected image is
-                           mounted read-only
-       force-share         with ro: mount also while others write IMAGE; reads may be torn
-       growable            truncate -s, or writing past the end, makes the disk larger
-       commit=SECONDS      how often to make durable what was written (5); 0: only when asked to
-       allow_root          root may use the mount, too (a loop mount needs this, for example)
-       allow_other         every user may use it, as far as the files' modes allow;
-                           for ordinary users both need user_allow_other in /etc/fuse.conf
-       default_permissions the kernel checks modes (it always does with the two above)
-       uid=N, gid=N        who owns the files (the user who mounts)
-       umask=OCTAL         the files' modes (the bits that all files of IMAGE have in common;
-                           only disk.raw has write bits)
-       sync, noexec, noatime, lazytime, … as for other file systems (mount(8))
-       suid, dev           for root; otherwise nosuid and nodev hold
-       fsname=NAME         what mount lists as the source (the path of IMAGE)
-  -f, --foreground       stay in front and log to standard error
-  -q, --quiet            print errors only
-  --format F             {formats} (found by its bytes); raw also shows
-                         and writes a file that does not look like a disk
-  --threads N            threads that serve requests (2, up to 4 with more processors)
-  --transport KIND       how requests come: direct (the kernel's protocol; the default) or libfuse
-                         (through the package fuse-native, if that is installed; slower)
-  --metadata-cache SIZE  how much of the tables to keep in memory, for all threads together
-                         (all tables that the disk can have, for each thread, but 48M at most)
-  --allow-path DIR       IMAGE may also name backing files, data files and extents below DIR
-                         (its own folder)
-  --ignore-cid           read a vmdk whose parent has changed since it was made
-  --drop-change-tracking write a vmdk whose changes are tracked for backups; the tracking ends
-  --force                write an image that another image in its folder, or a snapshot, needs;
-                         that breaks the other one
-  --passphrase-file FILE the file with the passphrase of an encrypted image; a newline at its end
-                         does not count; - is standard input. Give it again for the next encrypted
-                         layer below; the last one is for all that follow. Without it, vimgfs
-                         reads the file that VIMGFS_PASSPHRASE_FILE names, or asks the terminal.
-  --max-chain N          the most layers that a chain may have (200)
-  --log-level LEVEL      trace, debug, info, warn, error, fatal, silent (info)
-  --log-file FILE        log to FILE (syslog, or a file that the line after mounting names)
-
-Exit code: 0 mounted, 1 could not be mounted, 2 wrong usage, 3 you have mounted IMAGE already (the
-line says where).
-
-Root can use an ordinary user's mount (mount -o loop, for example) only with allow_root or
-allow_other; otherwise the kernel refuses it.
-
-Example:
-  vimgfs mount -o ro disk.qcow2 /mnt/x
-  mount -o loop,ro,noload,offset=1048576 /mnt/x/disk@before-upgrade.raw /mnt/old
-
-noload leaves an ext journal alone: it cannot be replayed in a read-only file. For xfs say
-norecovery,nouuid, for btrfs rescue=nologreplay.
-`,
-  umount: `Usage: vimgfs umount [--lazy] MOUNTPOINT
-
-Unmounts MOUNTPOINT, and returns when its server has ended and all that was written is in the image.
-It also removes a mount whose server was killed. It fails, and MOUNTPOINT stays mounted, if the
-server does not answer, or if another mount namespace (of a container, for example) has the mount,
-too; the line names the process.
-
-  -l, --lazy             take it away at once, also while it is in use, and do not wait: the server
-                         saves what was written when it ends; if that fails, only its log says so
-
-Example:
-  vimgfs umount /mnt/x
-`,
-  check: `Usage: vimgfs check [OPTION…] IMAGE
-
-Checks the tables of IMAGE ({checkable}): all that is used must be counted, and nothing
-may be used twice. Of a vmdk it checks all extents, but not the parents.
-
-  --output=human|json    for people (the default) or for programs, with the fields of qemu-img check
-  --repair=leaks|all     leaks: give back space that nothing uses; all: repair the rest, too. Nobody
-                         else may have IMAGE open. Have a copy of it. No byte of the disk or of a
-                         snapshot reads differently afterwards: what cannot be known stays.
-                         Snapshots whose tables are lost are dropped; what they may own is kept
-                         until --repair=leaks. Of a vmdk only sparse extents are repaired that
-                         are neither compressed nor seSparse.
-  --format F             {formats} (found by its bytes)
-  --allow-path DIR       a vmdk may also name extents below DIR (its own folder)
-
-Exit code: 0 sound, 1 could not be checked, 2 damaged, 3 only space is lost, 63 the format has
-nothing to check.
-
-Example:
-  vimgfs check disk.qcow2
-  vimgfs check --repair all disk.qcow2
-`,
-  info: `Usage: vimgfs info [OPTION…] IMAGE
-
-Describes IMAGE, with the fields and numbers of qemu-img info.
-
-  --output=human|json    for people (the default) or for programs
-  --backing-chain        describe all layers down to the last backing file
-  --format F             {formats} (found by its bytes)
-  --allow-path DIR       IMAGE may also name files below DIR (its own folder)
-
-Example:
-  vimgfs info --output=json disk.qcow2
-`,
-  help: `Usage: vimgfs help [COMMAND]
-
-Example:
-  vimgfs help mount
-`,
+/** A text may contain {formats}, {readable} and {checkable}: names of formats. */
+const HELP: Record<string, () => Promise<{ HELP: string }>> = {
+  mount: () => import('./help/mount.js'),
+  umount: () => import('./help/umount.js'),
+  check: () => import('./help/check.js'),
+  info: () => import('./help/info.js'),
+  help: () => import('./help/help.js'),
 }
 
 export async function run([command, more]: string[]): Promise<number> {
   if (more !== undefined) throw new UsageError(`"${more}" is one argument too many`)
-  const text =
-    command === undefined ? overview() : Object.hasOwn(HELP, command) ? HELP[command] : undefined
-  if (text === undefined)
-    throw new UsageError(`there is no command "${command}"; vimgfs --help lists them`)
-  print(await withFormats(text))
+  print(command === undefined ? overview() : await withFormats(await helpOf(command)))
   return 0
+}
+
+async function helpOf(command: string): Promise<string> {
+  const load = Object.hasOwn(HELP, command) ? HELP[command] : undefined
+  if (load) return (await load()).HELP
+  throw new UsageError(`there is no command "${command}"; vimgfs --help lists them`)
 }
 
 /** Fills in the names of formats, which the registry knows. */
