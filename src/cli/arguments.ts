@@ -18,15 +18,52 @@ export function parse<const O extends Options>(
 ): Parsed<O> {
   const parsed = parseOptions(args, options, command)
   const { positionals } = parsed
-  if (positionals.length !== names.length) {
-    const missing = names.slice(positionals.length)
-    const problem =
-      missing.length > 0
-        ? `${missing.join(' and ')} ${missing.length > 1 ? 'are' : 'is'} missing`
-        : `"${positionals[names.length]}" is one argument too many`
-    throw new UsageError(`${problem}; vimgfs help ${command} shows how to call it`)
-  }
+  if (positionals.length !== names.length) throw wrongCount(positionals, names, command)
   return parsed
+}
+
+function wrongCount(words: readonly string[], names: readonly string[], command: string) {
+  const missing = names.slice(words.length)
+  const problem =
+    missing.length > 0
+      ? `${missing.join(' and ')} ${missing.length > 1 ? 'are' : 'is'} missing`
+      : `"${words[names.length]}" is one argument too many`
+  return new UsageError(`${problem}; vimgfs help ${command} shows how to call it`)
+}
+
+/** How many words a command takes besides its options. */
+export interface Words {
+  /** The names of the words that must be there, in order. */
+  readonly required: readonly string[]
+  /** The names of words that may follow. */
+  readonly optional?: readonly string[]
+  /** Whether any number of words may follow. */
+  readonly hasMore?: boolean
+  /** Whether a word such as -5G is a number, not options. */
+  readonly takesNegative?: boolean
+}
+
+/**
+ * Does the same as `parse` for a command with optional words. A negative number counts as the last word. Throws UsageError.
+ */
+export function parseWords<const O extends Options>(
+  args: string[],
+  options: O,
+  command: string,
+  { required, optional = [], hasMore = false, takesNegative = false }: Words,
+): Parsed<O> {
+  const isNumber = (word: string) => takesNegative && /^-[0-9]/.test(word)
+  const words = args.filter(word => !isNumber(word))
+  const numbers = args.filter(isNumber)
+  const end = words.includes('--') ? [] : ['--']
+  const all = numbers.length > 0 ? [...words, ...end, ...numbers] : words
+  const parsed = parseOptions(all, options, command)
+  const { length } = parsed.positionals
+  if (hasMore ? length >= required.length : length <= required.length + optional.length) {
+    if (length >= required.length) return parsed
+  }
+  const names = length < required.length ? required : [...required, ...optional]
+  throw wrongCount(parsed.positionals, names, command)
 }
 
 function parseOptions<const O extends Options>(

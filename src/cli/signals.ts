@@ -1,5 +1,5 @@
 /**
- * The signals of the log: SIGUSR1 switches its level, SIGUSR2 opens its file again. Import this module before all others:
+ * The signals of the log: SIGUSR1 switches its level, or prints how far a command has come; SIGUSR2 opens its file again. Import this module before all others:
  * without a handler, SIGUSR1 makes Node listen for a debugger, which gives every local user the rights of this process,
  * and SIGUSR2 ends the process.
  */
@@ -10,12 +10,23 @@ let log: LogTarget | undefined
 /** The signals that end a server. SIGHUP is not one of them: it makes a server in the background open its log again. */
 export const ENDING_SIGNALS = ['SIGINT', 'SIGTERM'] as const
 
-process.on('SIGUSR1', () => log?.switchLevel())
+const progress = new Set<() => void>()
+
+process.on('SIGUSR1', () => {
+  log?.switchLevel()
+  for (const show of progress) show()
+})
 process.on('SIGUSR2', () => log?.reopen())
 
 /** Makes the signals act on `target`. Before this call they do nothing. */
 export function obeyLogSignals(target: LogTarget): void {
   log = target
+}
+
+/** Calls `show` for each SIGUSR1. Returns a function that ends this. */
+export function onProgressSignal(show: () => void): () => void {
+  progress.add(show)
+  return () => progress.delete(show)
 }
 
 /**

@@ -2,9 +2,9 @@
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { MountError, printable } from '../errors.js'
-import { FS_TYPE, unmountFuse } from '../fs/mount.js'
+import { unmountFuse } from '../fs/mount.js'
 import { otherPlaces } from '../fs/mount-holders.js'
-import { findMount, type MountInfo } from '../io/mountinfo.js'
+import { findMount, FS_TYPE, type MountInfo } from '../io/mountinfo.js'
 import {
   askServer,
   findServer,

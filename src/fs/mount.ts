@@ -8,12 +8,11 @@ import { errnoName, inWords, MountError, SystemError } from '../errors.js'
 import * as libc from '../io/libc.js'
 import { isText } from '../io/named-file.js'
 import { flagNames } from './mount-flags.js'
-import { findMount, ownerOf, type MountInfo } from '../io/mountinfo.js'
+import { findMount, FS_TYPE, ownerOf, type MountInfo } from '../io/mountinfo.js'
 import { usersOf } from './mount-users.js'
 import { MAX_READ_BYTES } from './protocol.js'
 import { whyNoProcess } from './rlimits.js'
 
-export const FS_TYPE = 'fuse.vimgfs'
 export const DEVICE = '/dev/fuse'
 /** The helper of libfuse 3 first; that of libfuse 2 does the same. */
 const HELPERS = ['fusermount3', 'fusermount']

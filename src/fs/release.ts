@@ -15,8 +15,7 @@ import {
   startOf,
   userOf,
 } from '../io/processes.js'
-import { FS_TYPE } from './mount.js'
-import { findMount, listMounts, type MountInfo, ownerOf } from '../io/mountinfo.js'
+import { findMount, FS_TYPE, listMounts, type MountInfo, ownerOf } from '../io/mountinfo.js'
 import { askServer } from './running-server.js'
 
 /** How long a server may take to save what was written. */

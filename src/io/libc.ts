@@ -101,6 +101,20 @@ export function memoryFile(name: string): number {
   return check(memfd_create(name, MFD_CLOEXEC), 'memfd_create')
 }
 
+const linkat = libc.func(
+  'int linkat(int fromFolder, const char *from, int toFolder, const char *to, int flags)',
+)
+const AT_SYMLINK_FOLLOW = 0x400
+
+/**
+ * Gives the file without a name that is open at `fd` (open(2), O_TMPFILE) the name `path`. Throws SystemError; EEXIST if there
+ * is such a name already.
+ */
+export function nameFile(fd: number, path: string): void {
+  const source = `/proc/self/fd/${fd}`
+  check(linkat(AT_FDCWD, source, AT_FDCWD, path, AT_SYMLINK_FOLLOW), 'linkat', path)
+}
+
 /** close(2), for descriptors that Node has not opened: `fs.closeSync` would warn about those. */
 export const closeFile: (fd: number) => number = libc.func('int close(int fd)')
 

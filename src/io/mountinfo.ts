@@ -3,6 +3,9 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { textOf } from './processes.js'
 
+/** The type of all mounts of this program. */
+export const FS_TYPE = 'fuse.vimgfs'
+
 export interface MountInfo {
   readonly id: string
   /** The id of the mount below it. */
