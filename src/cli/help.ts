@@ -12,6 +12,8 @@ Usage: vimgfs COMMAND [OPTION…] ARGUMENT…
   umount MOUNTPOINT        unmount it, and return when its server has ended
   check IMAGE              find leaks and damage in its tables, and repair them
   info IMAGE               show its format, sizes, snapshots and backing files
+  commit IMAGE             write what it holds into its backing file
+  rebase -b BASE IMAGE     make it stand on another backing file
   help COMMAND             show all options of a command, with an example
 
   --help, --version
@@ -26,6 +28,8 @@ const HELP: Record<string, () => Promise<{ HELP: string }>> = {
   umount: () => import('./help/umount.js'),
   check: () => import('./help/check.js'),
   info: () => import('./help/info.js'),
+  commit: () => import('./help/commit.js'),
+  rebase: () => import('./help/rebase.js'),
   help: () => import('./help/help.js'),
 }
 

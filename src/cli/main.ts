@@ -10,6 +10,8 @@ const COMMANDS: Record<string, () => Promise<{ run(args: string[]): Promise<numb
   umount: () => import('./umount.js'),
   info: () => import('./info.js'),
   check: () => import('./check.js'),
+  commit: () => import('./commit.js'),
+  rebase: () => import('./rebase.js'),
   help: () => import('./help.js'),
 }
 

@@ -270,6 +270,16 @@ export interface WriterParts<S> extends DriverParts<S> {
   readonly refusals: SharedArrayBuffer
 }
 
+/** Another backing file or parent for a layer. */
+export interface NewReference {
+  /** The name as the image is to have it. */
+  readonly name: string
+  /** The name of its format. */
+  readonly format: string
+  /** The layer, if it is open. */
+  readonly below: LayerSpec | undefined
+}
+
 export interface FormatWriting<S> {
   /** Whether writing changes tables of the image. */
   readonly hasTables: boolean
@@ -289,6 +299,20 @@ export interface FormatWriting<S> {
     diskBytes: number,
     file: FileSpec,
   ): Pick<LayerSpec<S>, 'spec' | 'extents'>
+  /**
+   * Makes `reference` the backing file or parent of an image that is not in use, and syncs it; undefined removes it. `store` is
+   * the image's own file. Undefined if the format's images cannot change it. Throws ImageError, SystemError.
+   */
+  changeReference?(
+    layer: LayerSpec<S>,
+    store: WritableStore,
+    reference: NewReference | undefined,
+  ): void
+  /**
+   * Makes the whole disk of an image that is not in use unallocated, and syncs it. The space is not given back yet: a repair of
+   * leaks does that. Undefined if the format cannot do that.
+   */
+  makeEmpty?(layer: LayerSpec<S>, store: WritableStore): void
   /** Makes a blank disk allocate from `at` on, in bytes, as in a file that has grown to there. */
   allocateFrom?(memory: unknown, at: number): void
 }

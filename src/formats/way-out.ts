@@ -5,7 +5,7 @@ import type { Reference } from './format.js'
 
 /** The hint for a file whose first bytes do not fit the format with which it was opened. */
 export const WRONG_FORMAT =
-  'leave out --format to have its format found; where the image above it states the format, correct that with qemu-img rebase -u -F'
+  'leave out --format to have its format found; where the image above it states the format, correct that with vimgfs rebase -u -F'
 
 /** The hint for the files of vmdk images, which are also searched beside the image. */
 export const besideImage = (): string => 'put it beside the image'

@@ -119,8 +119,8 @@ export class ImageSet {
     return { driver, parent: this.parentOf(entry.layer) }
   }
 
-  /** Returns the view of a layer. Builds it from the lowest layer up, without recursion: a chain may be deep. */
-  private layerView(index: number): View {
+  /** Returns the view of layer `index`. Builds it from the lowest layer up, without recursion: a chain may be deep. */
+  layerView(index: number): View {
     const path: number[] = []
     for (let i: number | undefined = index; i !== undefined; i = this.layers[i]?.spec.below) {
       path.push(i)

@@ -42,6 +42,16 @@ function isRemoved(fd: number): boolean {
   }
 }
 
+/** Returns the index of the layer among `layers` whose file is the one at `path`; -1 if there is none. */
+export function layerOfFile(layers: readonly LayerSpec[], path: string): number {
+  const named = fs.statSync(path, { bigint: true, throwIfNoEntry: false })
+  if (!named) return -1
+  return layers.findIndex(({ fd }) => {
+    const { dev, ino } = fs.fstatSync(fd, { bigint: true })
+    return dev === named.dev && ino === named.ino
+  })
+}
+
 /** Returns all files from which the bytes of layer `index` come: its own, and those of the layers below. */
 export function filesFrom(layers: readonly LayerSpec[], index: number): FileSpec[] {
   const files: FileSpec[] = []

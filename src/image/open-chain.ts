@@ -126,7 +126,7 @@ class ChainOpener {
         const what = `its chain of backing files is longer than ${maxDepth}`
         throw new ImageError('UNSUPPORTED', what, {
           path: (layers[first] as LayerSpec).path,
-          hint: 'raise --max-chain, or shorten it with qemu-img commit or rebase',
+          hint: 'raise --max-chain, or shorten it with vimgfs commit or vimgfs rebase',
         })
       }
       // Only the disk of a snapshot may join a chain that is open already.

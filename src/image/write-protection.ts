@@ -12,16 +12,19 @@ import { overlaysOf } from './overlays.js'
  * writes.
  * @param frozen the machine's snapshots that have frozen `top`
  * @param folders the folders of `top`
+ * @param except the names of images there that do not count
  */
 export function requireUnneeded(
   top: LayerSpec,
   frozen: readonly ExternalSnapshot[],
   folders: readonly Folder[],
+  except: readonly string[] = [],
 ): void {
   const children = formatOf(top).children?.(top, folders) ?? []
   // A copy of its own descriptor names a disk's extents, too, and shows the same disk.
   const options = { ignoresDescriptors: formatOf(top).children !== undefined }
   const disks = new Set([...children, ...overlaysOf(top.path, filesOf(top), folders, options)])
+  for (const name of except) disks.delete(name)
   const names = [
     ...frozen.map(({ displayName }) => `the snapshot "${printable(displayName)}"`),
     ...[...disks].sort().map(name => `the disk "${printable(name)}"`),

@@ -132,7 +132,7 @@ export function openNamed(name: string, naming: Naming, access: Access = 'read')
       'UNSUPPORTED',
       'or its folder is not UTF-8',
       naming.role === 'backing file'
-        ? 'rename it; qemu-img rebase -u puts the new name into a qcow2 image'
+        ? 'rename it; vimgfs rebase -u puts the new name into a qcow2 image'
         : 'rename it',
     )
   }

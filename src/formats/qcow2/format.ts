@@ -26,7 +26,9 @@ import {
   readHeader,
 } from './header.js'
 import { requireWhole } from './losses.js'
+import { makeEmpty } from './make-empty.js'
 import { recover, requireRecoverable } from './recovery.js'
+import { changeReference } from './reference-update.js'
 import { type Qcow2Snapshot, readSnapshots } from './snapshots.js'
 import { createQcow2Memory, type Qcow2Memory, STATE } from './write-memory.js'
 import { Qcow2Writer } from './writer.js'
@@ -126,6 +128,8 @@ const writing: FormatWriting<Qcow2Header> = {
     writeBlank(store, model.spec, diskBytes)
     return { spec: readHeader(store) }
   },
+  changeReference: ({ spec }, store, reference) => changeReference(store, spec, reference),
+  makeEmpty: ({ spec }, store) => makeEmpty(store, spec),
   allocateFrom: (memory, at) => {
     const state = new Float64Array((memory as Qcow2Memory).state)
     state[STATE.cursor] = Math.floor(at / BLANK_CLUSTER_BYTES)
@@ -165,8 +169,8 @@ export const qcow2Format: Format<Qcow2Header> = {
       skipsOpen: false,
       format: spec.backingFormat || undefined,
       statesFormat: Boolean(spec.backingFormat),
-      hint: () => 'restore it, or name it with qemu-img rebase -u',
-      loopHint: 'name the right file with qemu-img rebase -u',
+      hint: () => 'restore it, or name it with vimgfs rebase -u',
+      loopHint: 'name the right file with vimgfs rebase -u',
     }
   },
   namedFile: ({ spec }) =>

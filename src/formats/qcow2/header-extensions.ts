@@ -90,6 +90,32 @@ export function readExtensions(area: Buffer, from: number, unknownBits: bigint):
   return found
 }
 
+/** An extension as it is in the file: its own header, its data and the padding. */
+interface RawExtension {
+  readonly type: number
+  readonly bytes: Buffer
+}
+
+/**
+ * Returns all extensions between `from` and the end of `area`, also unknown ones, and where they end in bytes of the file, with
+ * the marker that ends them.
+ */
+export function rawExtensions(
+  area: Buffer,
+  from: number,
+): { readonly all: readonly RawExtension[]; readonly end: number } {
+  const all: RawExtension[] = []
+  let at = from
+  while (at + EXTENSION_HEADER.size <= area.length) {
+    const { type, length } = EXTENSION_HEADER.decode(area, at)
+    const end = at + EXTENSION_HEADER.size + Math.ceil(length / 8) * 8
+    if (type === EXTENSION.end || end > area.length) break
+    all.push({ type, bytes: area.subarray(at, end) })
+    at = end
+  }
+  return { all, end: Math.min(area.length, at + EXTENSION_HEADER.size) }
+}
+
 /** Decodes an extension that only writers and `info` need. Returns undefined for damage: these report it. */
 function lenient<T>(structure: Decoder<T>, data: Buffer): T | undefined {
   if (data.length !== structure.size) return undefined

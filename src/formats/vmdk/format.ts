@@ -27,6 +27,7 @@ import { checkCid, extentNames, parentLink, type ParentLink, parentNames } from 
 import { extentKind } from './parts.js'
 import { vmwareLocks } from './vmware-lock.js'
 import { requireWritable, requireWritableKind } from './writability.js'
+import { changeReference } from './reference-update.js'
 import { createVmdkMemory, type VmdkMemory } from './write-memory.js'
 import { VmdkWriter } from './writer.js'
 
@@ -106,6 +107,7 @@ const writing: FormatWriting<VmdkSpec> = {
       memory: memory as VmdkMemory,
       hasParent,
     }),
+  changeReference,
   blank: (model, store, diskBytes, file) => {
     store.truncate(diskBytes)
     const blankFile = { ...file, sizeBytes: store.sizeBytes }

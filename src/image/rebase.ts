@@ -1,0 +1,225 @@
+/** Makes an image stand on another backing file. */
+import fs from 'node:fs'
+import path from 'node:path'
+import { ImageError } from '../errors.js'
+import type { View } from '../formats/driver.js'
+import type { LayerSpec } from '../formats/format.js'
+import type { WritableDisk } from '../formats/writable.js'
+import { requireChangeable, rewriteReference } from './change-reference.js'
+import { type Chain, closeChain } from './chain.js'
+import { formatOfImage } from './check.js'
+import { type AskPassphrase, lockChain, unlockChain } from './encryption.js'
+import { readView } from './engine.js'
+import { ImageSet } from './image-set.js'
+import { layerOfFile } from './layer.js'
+import { namingItsMount } from './mounted.js'
+import { openChain } from './open-chain.js'
+import { openWrittenSet, SINGLE_THREAD_CACHES } from './written-set.js'
+import { areZeros } from './zeros.js'
+
+export interface RebaseOptions {
+  readonly format?: string | undefined
+  /** The new backing file, as the image is to name it; relative to the image's folder. Undefined for none. */
+  readonly backing: string | undefined
+  readonly backingFormat?: string | undefined
+  /** Whether to change the name only, although the disk may read differently then. */
+  readonly isUnsafe?: boolean
+  readonly allowPaths?: readonly string[]
+  /** Whether to change an image that others need, or that has snapshots. */
+  readonly force?: boolean
+  readonly ask: AskPassphrase
+  /** Called between pieces, in bytes of the disk. */
+  readonly progress?: (doneBytes: number, totalBytes: number) => Promise<void>
+}
+
+export interface Rebased {
+  /** Bytes of the disk that were copied into the image, zeros included. */
+  readonly bytes: number
+  readonly warnings: readonly string[]
+}
+
+const PIECE_BYTES = 2 ** 20
+/** qcow2 with subclusters allocates 1/32 of its unit. */
+const PARTS_OF_UNIT = 32
+
+/**
+ * Gives the image another backing file, or none. Where the old and the new one differ, the image first gets the old content, and
+ * the name changes when that is on the disk: at every moment the disk reads as before. Throws ImageError, SystemError.
+ */
+export async function rebaseImage(name: string, options: RebaseOptions): Promise<Rebased> {
+  try {
+    return options.isUnsafe ? renameOnly(name, options) : await rebaseSafely(name, options)
+  } catch (error) {
+    throw namingItsMount(error)
+  }
+}
+
+/** The locks of `opened` hold while its header is written through another descriptor of this process. */
+function renameOnly(name: string, options: RebaseOptions): Rebased {
+  const { format, allowPaths = [] } = options
+  const opened = openChain(name, { format, allowPaths, describe: 'image', takesLocks: true })
+  try {
+    const [top] = opened.layers
+    requireChangeable(top)
+    const below = options.backing === undefined ? undefined : openNew(top, options.backing, options)
+    try {
+      writeName(top, options, below)
+      const warnings = below ? outsideWarning(top, below.layers[0]) : []
+      return { bytes: 0, warnings: [...opened.warnings, ...warnings] }
+    } finally {
+      if (below) closeChain(below)
+    }
+  } finally {
+    closeChain(opened)
+  }
+}
+
+async function rebaseSafely(name: string, options: RebaseOptions): Promise<Rebased> {
+  const { ask, allowPaths = [], force = false } = options
+  const format = formatOfImage(name, options.format)
+  // Its disk reads as before, which only children that know a content ID take for a change.
+  const isForced = force || format.judgeBelow === undefined
+  const access = { format: format.name, allowPaths, access: 'write', takesLocks: true } as const
+  const opened = openChain(name, { ...access, force: isForced })
+  try {
+    const [top] = opened.layers
+    requireChangeable(top)
+    requireNoSnapshots(opened)
+    const below = options.backing === undefined ? undefined : openNew(top, options.backing, options)
+    try {
+      const chain = await unlockChain(opened, ask)
+      const lower = below && (await unlockChain(below, ask))
+      try {
+        const copied = await copyDifferences(chain, lower, options)
+        writeName(top, options, below)
+        const warnings = below ? outsideWarning(top, below.layers[0]) : []
+        return {
+          bytes: copied.bytes,
+          warnings: [
+            ...chain.warnings,
+            ...(lower?.warnings ?? []),
+            ...copied.warnings,
+            ...warnings,
+          ],
+        }
+      } finally {
+        lockChain(chain)
+        if (lower) lockChain(lower)
+      }
+    } finally {
+      if (below) closeChain(below)
+    }
+  } finally {
+    closeChain(opened)
+  }
+}
+
+/** Opens the new backing file with all that it stands on. */
+function openNew(top: LayerSpec, backing: string, options: RebaseOptions): Chain {
+  const { backingFormat: format, allowPaths = [] } = options
+  const file = path.resolve(path.dirname(top.path), backing)
+  const chain = openChain(file, { format, allowPaths, takesLocks: false })
+  if (layerOfFile(chain.layers, top.path) < 0) return chain
+  closeChain(chain)
+  throw new ImageError('REFUSED', 'it would stand on itself', {
+    path: top.path,
+    hint: 'name an image that does not need this one',
+  })
+}
+
+function requireNoSnapshots({ layers, snapshots }: Chain): void {
+  if (snapshots.length === 0) return
+  throw new ImageError('REFUSED', 'it has snapshots, which read from the old backing file', {
+    path: layers[0].path,
+    hint: 'delete them first; -u changes the name only, for a backing file that was moved',
+  })
+}
+
+/**
+ * Makes the image hold the old content wherever it is unallocated and the two backing files differ. It is written above the new
+ * backing file, in whole units: what a unit is filled up with is then the same in both.
+ */
+async function copyDifferences(
+  old: Chain,
+  lower: Chain | undefined,
+  { progress }: RebaseOptions,
+): Promise<Rebased> {
+  const [top] = old.layers
+  const { below: oldBelow, ...alone } = top
+  const shifted = (lower?.layers ?? []).map(layer =>
+    layer.below === undefined ? layer : { ...layer, below: layer.below + 1 },
+  )
+  const layers = [lower ? { ...alone, below: 1 } : alone, ...shifted] as const
+  const before =
+    oldBelow === undefined
+      ? undefined
+      : new ImageSet(old.layers, SINGLE_THREAD_CACHES).layerView(oldBelow)
+  const { set, disk, warnings } = openWrittenSet(layers as Parameters<typeof openWrittenSet>[0])
+  let lost: readonly string[] = []
+  let bytes = 0
+  try {
+    const view = set.layerView(0)
+    const { sizeBytes } = disk
+    for (let offset = 0; offset < sizeBytes; ) {
+      const wanted = Math.min(PIECE_BYTES, sizeBytes - offset)
+      const { kind, length } = view.driver.lookup(offset, sizeBytes - offset)
+      const piece = kind === 'parent' ? Math.min(length, wanted) : length
+      if (kind === 'parent') bytes += copyPiece(view, before, disk, offset, piece)
+      offset += piece
+      await progress?.(offset, sizeBytes)
+    }
+  } finally {
+    lost = disk.close()
+  }
+  return { bytes, warnings: [...warnings, ...lost] }
+}
+
+/** Copies what differs of an unallocated piece. Returns how many bytes those are. */
+function copyPiece(
+  view: View,
+  before: View | undefined,
+  disk: WritableDisk,
+  offset: number,
+  length: number,
+): number {
+  const wanted = contentOf(before, offset, length)
+  const found = contentOf(view.parent, offset, length)
+  if (wanted.equals(found)) return 0
+  const { unitBytes } = view.driver
+  const isWhole = offset % unitBytes === 0
+  const step = Math.max(512, isWhole ? unitBytes : unitBytes / PARTS_OF_UNIT)
+  let bytes = 0
+  for (let at = 0; at < length; at += step) {
+    const part = wanted.subarray(at, Math.min(at + step, length))
+    if (part.equals(found.subarray(at, at + part.length))) continue
+    if (areZeros(part, 0, part.length)) disk.zero(offset + at, part.length)
+    else disk.write(part, 0, part.length, offset + at)
+    bytes += part.length
+  }
+  return bytes
+}
+
+function contentOf(view: View | undefined, offset: number, length: number): Buffer {
+  const content = Buffer.alloc(length)
+  if (view) readView(view, content, 0, length, offset)
+  return content
+}
+
+function writeName(top: LayerSpec, options: RebaseOptions, below: Chain | undefined): void {
+  const [layer] = below?.layers ?? []
+  const { backing: name } = options
+  const reference =
+    layer && name !== undefined ? { name, format: layer.format, below: layer } : undefined
+  rewriteReference(top.path, reference, top.format)
+}
+
+/** A mount opens only files below the image's own folder by itself. */
+function outsideWarning(top: LayerSpec, below: LayerSpec): string[] {
+  const folder = fs.realpathSync(path.dirname(top.path))
+  const inside = path.relative(folder, fs.realpathSync(below.path))
+  if (!inside.startsWith('..') && !path.isAbsolute(inside)) return []
+  const allowed = path.dirname(below.path)
+  return [
+    `${top.path}: its backing file is outside of its folder: reading it will need --allow-path ${allowed}`,
+  ]
+}
