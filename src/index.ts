@@ -3,6 +3,8 @@ import type { CheckOptions, CheckResult, RepairResult } from './formats/check/re
 import type { RepairKind } from './formats/format.js'
 import { type CheckRequest, ImageCheck } from './image/check.js'
 import { describe, type ImageInfo } from './image/info.js'
+import { listSnapshots as list, type SnapshotList } from './image/snapshot-list.js'
+import { SnapshotImage, type SnapshotName, type SnapshotOptions } from './image/snapshots.js'
 
 export { ImageError, SystemError } from './errors.js'
 export type { CheckOptions, CheckResult, Finding, RepairResult } from './formats/check/report.js'
@@ -17,6 +19,8 @@ export {
   openImage,
   ReadableDisk,
 } from './image/open-image.js'
+export type { FrozenInfo, LayerInfo, SnapshotList } from './image/snapshot-list.js'
+export type { SnapshotName, SnapshotOptions } from './image/snapshots.js'
 export type { ImageStores } from './image/store-chain.js'
 export type { Store, WritableStore } from './io/store.js'
 
@@ -72,4 +76,78 @@ export function describeImage(
 ): ImageInfo[] {
   const { isChain = false, warn, ...open } = options
   return describe(path, open, isChain, warn)
+}
+
+/**
+ * Lists the snapshots of the image at `path`, in the words of `vimgfs snapshot list --output=json`. Throws ImageError,
+ * SystemError.
+ */
+export function listSnapshots(
+  path: string,
+  options: SnapshotOptions & {
+    readonly allowPaths?: readonly string[]
+    /** Whether to list the layers below, too. */
+    readonly withLayers?: boolean
+    /** Told what of the image is lost or odd, a line each. */
+    readonly warn?: (text: string) => void
+  } = {},
+): SnapshotList {
+  const { withLayers = false, warn = () => {}, ...open } = options
+  return list(path, open, withLayers, warn)
+}
+
+/**
+ * Takes a snapshot of the disk of the image at `path`. Nobody else may have the image open. After a power cut or an error there
+ * is a whole snapshot or none. Throws ImageError, SystemError.
+ */
+export async function createSnapshot(
+  path: string,
+  tag: string,
+  options: SnapshotOptions = {},
+): Promise<void> {
+  await withSnapshots(path, options, image => image.create(tag))
+}
+
+/** Deletes snapshots, all at once. Throws as `createSnapshot` does. */
+export async function deleteSnapshots(
+  path: string,
+  names: readonly SnapshotName[],
+  options: SnapshotOptions = {},
+): Promise<void> {
+  await withSnapshots(path, options, image => {
+    image.delete([...new Set(names.map(name => image.indexOf(name)))])
+  })
+}
+
+/**
+ * Makes the disk what a snapshot is. Takes a snapshot of the present state first and resolves to its tag; to undefined with
+ * `discard`, or if a snapshot shows the present state already. Throws as `createSnapshot` does.
+ */
+export async function revertToSnapshot(
+  path: string,
+  name: SnapshotName,
+  options: SnapshotOptions & {
+    /** Whether the present state may be lost. */
+    readonly discard?: boolean
+    /** Whether to change an image that other images stand on, which breaks them. */
+    readonly force?: boolean
+  } = {},
+): Promise<string | undefined> {
+  const { discard = false, ...open } = options
+  return withSnapshots(path, { ...open, changesDisk: true }, image =>
+    image.revert(image.indexOf(name), discard),
+  )
+}
+
+async function withSnapshots<T>(
+  path: string,
+  options: Parameters<typeof SnapshotImage.open>[1],
+  act: (image: SnapshotImage) => T,
+): Promise<T> {
+  const image = await SnapshotImage.open(path, options)
+  try {
+    return act(image)
+  } finally {
+    image.close()
+  }
 }

@@ -11,6 +11,7 @@ Usage: vimgfs COMMAND [OPTION…] ARGUMENT…
   mount IMAGE MOUNTPOINT   show IMAGE's disk and snapshots as files in the folder MOUNTPOINT
   umount MOUNTPOINT        unmount it, and return when its server has ended
   check IMAGE              find leaks and damage in its tables, and repair them
+  snapshot ACTION IMAGE    list, take and delete snapshots, and go back to one
   info IMAGE               show its format, sizes, snapshots and backing files
   commit IMAGE             write what it holds into its backing file
   rebase -b BASE IMAGE     make it stand on another backing file
@@ -27,6 +28,7 @@ const HELP: Record<string, () => Promise<{ HELP: string }>> = {
   mount: () => import('./help/mount.js'),
   umount: () => import('./help/umount.js'),
   check: () => import('./help/check.js'),
+  snapshot: () => import('./help/snapshot.js'),
   info: () => import('./help/info.js'),
   commit: () => import('./help/commit.js'),
   rebase: () => import('./help/rebase.js'),

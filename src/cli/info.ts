@@ -1,10 +1,11 @@
 /** `vimgfs info`: describes an image as `qemu-img info` does. */
 import { printable } from '../errors.js'
 import type { InfoFields, InfoValue } from '../formats/info-fields.js'
-import type { ImageInfo, SnapshotInfo } from '../image/info.js'
+import type { ImageInfo } from '../image/info.js'
 import { parse, parseChoice } from './arguments.js'
 import { humanSize } from './human.js'
 import { complain, print } from './output.js'
+import { snapshotTable } from './snapshot-table.js'
 
 const OPTIONS = {
   output: { type: 'string' },
@@ -38,7 +39,7 @@ export async function run(args: string[]): Promise<number> {
 }
 
 /** Returns JSON as QEMU writes it: ASCII, indented, with whole numbers of 64 bits. */
-function json(value: InfoValue, indent = ''): string {
+export function json(value: InfoValue, indent = ''): string {
   if (typeof value === 'string') return JSON.stringify(value).replace(/[\x7f-\uffff]/g, escaped)
   if (typeof value !== 'object') return String(value)
   const inner = `${indent}    `
@@ -76,7 +77,7 @@ function human(info: ImageInfo): string {
     ...(info['dirty-flag'] ? ['cleanly shut down: no'] : []),
     ...(backing === undefined ? [] : [`backing file: ${backing}${actual}`]),
     ...(format === undefined ? [] : [`backing file format: ${format}`]),
-    ...(info.snapshots ? ['Snapshot list:', TABLE_HEAD, ...info.snapshots.map(row)] : []),
+    ...(info.snapshots ? snapshotTable(info.snapshots) : []),
     ...(specific ? ['Format specific information:', ...dump(specific.data, '    ')] : []),
   ]
   return lines.map(printable).join('\n')
@@ -90,44 +91,4 @@ function dump(value: InfoFields | readonly InfoValue[], indent: string): string[
     if (typeof item !== 'object') return [`${label}: ${item}`]
     return [`${label}:`, ...dump(item, `${indent}    `)]
   })
-}
-
-const TABLE_HEAD = columns('ID', 'TAG', 'VM SIZE', 'DATE', 'VM CLOCK', 'ICOUNT')
-
-function row(snapshot: SnapshotInfo): string {
-  const date = new Date(snapshot['date-sec'] * 1000)
-  const day = [date.getFullYear(), two(date.getMonth() + 1), two(date.getDate())].join('-')
-  const time = [date.getHours(), date.getMinutes(), date.getSeconds()].map(two).join(':')
-  const seconds = snapshot['vm-clock-sec']
-  const clock = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, seconds % 60].map(two)
-  const milliseconds = Math.floor(snapshot['vm-clock-nsec'] / 1e6)
-  return columns(
-    printable(snapshot.id),
-    printable(snapshot.name),
-    humanSize(snapshot['vm-state-size']),
-    `${day} ${time}`,
-    `${clock.join(':')}.${String(milliseconds).padStart(3, '0')}`,
-    String(snapshot.icount ?? ''),
-  )
-}
-
-const two = (value: number): string => String(value).padStart(2, '0')
-
-/** Returns a line of the snapshot list. A space follows also a text that is too long for its column. */
-function columns(
-  id: string,
-  tag: string,
-  size: string,
-  date: string,
-  clock: string,
-  icount: string,
-) {
-  return [
-    id.padEnd(9),
-    tag.padEnd(16),
-    size.padStart(8),
-    date.padStart(19),
-    clock.padStart(12),
-    icount.padStart(10),
-  ].join(' ')
 }

@@ -12,6 +12,7 @@ const COMMANDS: Record<string, () => Promise<{ run(args: string[]): Promise<numb
   check: () => import('./check.js'),
   commit: () => import('./commit.js'),
   rebase: () => import('./rebase.js'),
+  snapshot: () => import('./snapshot.js'),
   help: () => import('./help.js'),
 }
 

@@ -23,6 +23,8 @@ export const MAX_LUKS_HEADER_BYTES = 16 * 2 ** 20
 export const MAX_SNAPSHOT_TABLE_BYTES = 64 * 2 ** 20
 /** Bytes of the extra data of one snapshot. */
 export const MAX_SNAPSHOT_EXTRA_BYTES = 1024
+/** Bytes of the name of a new snapshot: QEMU reads no more. */
+export const MAX_NEW_SNAPSHOT_NAME_BYTES = 255
 /** Bytes of a backing file's name. */
 export const MAX_BACKING_NAME_BYTES = 1023
 /** Bytes of the bitmap directory. */

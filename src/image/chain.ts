@@ -51,6 +51,8 @@ export interface OpenOptions {
    * chain with its backing files, while data files stay closed.
    */
   readonly describe?: 'file' | 'image' | 'chain' | undefined
+  /** Whether the disk of an image that is only described changes, so that no other image may need it. */
+  readonly changesDisk?: boolean
 }
 
 export function closeChain(chain: Pick<Chain, 'layers'>): void {

@@ -95,8 +95,8 @@ function describeLayer(
   }
 }
 
-/** Returns the size in whole sectors, as QEMU shows it: it rounds a raw file up, and an image down. */
-function virtualBytes(layer: LayerSpec): number {
+/** Returns the size of a layer's disk in whole sectors, as QEMU shows it: it rounds a raw file up, and an image down. */
+export function virtualBytes(layer: LayerSpec): number {
   const round = layer.format === 'raw' ? Math.ceil : Math.floor
   return round(diskBytes(layer) / SECTOR_BYTES) * SECTOR_BYTES
 }
@@ -104,7 +104,7 @@ function virtualBytes(layer: LayerSpec): number {
 const takenBytes = ({ fd }: FileSpec): number =>
   Number(fs.fstatSync(fd, { bigint: true }).blocks) * SECTOR_BYTES
 
-function describeSnapshot(snapshot: InternalSnapshot): SnapshotInfo {
+export function describeSnapshot(snapshot: InternalSnapshot): SnapshotInfo {
   const { icount, guestNanoseconds } = snapshot
   return {
     // In QEMU it is signed, and -1 means that there is none.
@@ -120,7 +120,11 @@ function describeSnapshot(snapshot: InternalSnapshot): SnapshotInfo {
 }
 
 /** Describes a snapshot that QEMU does not know, with the fields of QEMU's own snapshots. */
-function describeExternalSnapshot({ uid, displayName, created }: ExternalSnapshot): SnapshotInfo {
+export function describeExternalSnapshot({
+  uid,
+  displayName,
+  created,
+}: ExternalSnapshot): SnapshotInfo {
   return {
     icount: undefined,
     'vm-clock-nsec': 0,

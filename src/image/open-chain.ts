@@ -86,7 +86,8 @@ class ChainOpener {
     if (isWritable || !options.describe) {
       judgeForeignLocks(layers[0], this.allowed, access, this.warn)
     }
-    if (isWritable && !options.describe && !options.force && !file.stat.isBlockDevice()) {
+    const isProtected = isWritable && (!options.describe || options.changesDisk === true)
+    if (isProtected && !options.force && !file.stat.isBlockDevice()) {
       const frozen = externalSnapshots.filter(({ layer }) => layer === 0)
       requireUnneeded(layers[0], frozen, file.own)
     }

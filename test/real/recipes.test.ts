@@ -117,6 +117,7 @@ const RECIPES: readonly Recipe[] = [
     prints: /^note$/m,
   },
   { lead: /`partx` lists partitions/, content: PARTITIONED, prints: /^ 1 +2048 (.|\n)*^note$/m },
+  { lead: /a snapshot before an upgrade/, content: PARTITIONED, prints: /before-todays-upgrade/ },
   { lead: /how many bytes changed/, content: PARTITIONED, prints: /^[1-9][0-9]*$/m },
 ]
 

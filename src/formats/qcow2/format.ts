@@ -103,6 +103,9 @@ const snapshots: InternalSnapshots<Qcow2Header> = {
     return { table: { offset: l1Offset, entries: l1Entries, sizeBytes: endOffset }, startOffset }
   },
   driver: (parts, table) => new Qcow2Driver(partsOf(parts), table, table.sizeBytes),
+  writing: {
+    load: async () => (await import('./snapshot/snapshot-writer.js')).qcow2SnapshotWriter,
+  },
 }
 
 const writing: FormatWriting<Qcow2Header> = {

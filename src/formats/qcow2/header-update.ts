@@ -71,6 +71,41 @@ export function writeSnapshotTable(store: WritableStore, count: number, offset: 
   put(store, SNAPSHOTS_AT, SNAPSHOTS, { count, offset })
 }
 
+/** What decides which tables an image has. */
+export interface State {
+  readonly sizeBytes: number
+  readonly l1Entries: number
+  readonly l1Offset: number
+  readonly refcountTableOffset: number
+  readonly refcountTableClusters: number
+  readonly snapshotCount: number
+  readonly snapshotsOffset: number
+  /** Version 2 has none. */
+  readonly autoclear: bigint
+}
+
+/** Writes all of this in one write of at most 72 bytes of the first sector. */
+export function writeState(store: WritableStore, version: 2 | 3, state: State): void {
+  const end = version === 2 ? FEATURES_AT : FEATURES_AT + FEATURES.size
+  const fields = Buffer.alloc(end - DISK_SIZE_AT)
+  store.read(fields, 0, fields.length, DISK_SIZE_AT)
+  DISK_SIZE.put(fields, 0, state)
+  L1.put(fields, L1_AT - DISK_SIZE_AT, { entries: state.l1Entries, offset: state.l1Offset })
+  REFCOUNT_TABLE.put(fields, REFCOUNT_TABLE_AT - DISK_SIZE_AT, {
+    offset: state.refcountTableOffset,
+    clusters: state.refcountTableClusters,
+  })
+  SNAPSHOTS.put(fields, SNAPSHOTS_AT - DISK_SIZE_AT, {
+    count: state.snapshotCount,
+    offset: state.snapshotsOffset,
+  })
+  if (version === 3) {
+    const { at } = FEATURES
+    bits64be.put(fields, FEATURES_AT - DISK_SIZE_AT + at.autoclear, state.autoclear)
+  }
+  store.write(fields, 0, fields.length, DISK_SIZE_AT)
+}
+
 /** Writes all feature bits. The image must have version 3: version 2 has other bytes there. */
 export function writeFeatures(store: WritableStore, features: Features): void {
   const { incompatible, compatible, autoclear } = features

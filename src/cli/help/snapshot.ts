@@ -1,0 +1,40 @@
+/** The help of `vimgfs snapshot`. */
+export const HELP = `Usage: vimgfs snapshot list   [OPTION…] IMAGE
+       vimgfs snapshot create [OPTION…] IMAGE TAG
+       vimgfs snapshot delete [OPTION…] IMAGE TAG…
+       vimgfs snapshot revert [OPTION…] IMAGE TAG
+
+Lists, takes and deletes the snapshots within a qcow2 image, and makes its disk what one of them is.
+IMAGE must not be mounted or in use, except for the list. After a power cut, a full disk or an error,
+IMAGE is as it was before or as it is after, and nothing in between.
+
+list shows the table of qemu-img. It also shows the snapshots of a vmdk's machine (.vmsd), and the
+files that they have frozen.
+
+create refuses a TAG that exists. delete and revert refuse one that exists twice: then name it by ID.
+
+revert first takes the snapshot before-revert-DATE of the present state, unless a snapshot shows that
+state already. Delete it when you no longer need it. It refuses an image with persistent bitmaps.
+
+  -l IMAGE               the same as list
+  -c, -d, -a TAG IMAGE   the same as create, delete and revert
+  --id N                 instead of TAG: the snapshot with the ID N; delete takes several
+  --older-than AGE       delete: all that are older than AGE, such as 12h, 30d or 8w
+  --dry-run              delete: only say what would be deleted
+  --discard              revert: do not keep the present state
+  --force                revert: also if another image in its folder needs IMAGE, which breaks that
+  --layers               list: also the layers that IMAGE stands on, and their snapshots
+  --output=human|json    list: for people (the default) or for programs, with all layers
+  -f, --format F         {formats} (found by its bytes)
+  --allow-path DIR       list: IMAGE may also name files below DIR (its own folder)
+  -U, --force-share      list: changes nothing, since listing takes no locks
+  -q, --quiet            print errors only
+
+Exit code: 0 done, 1 not done, and IMAGE is as it was, 2 wrong usage.
+
+Example:
+  vimgfs snapshot create disk.qcow2 before-upgrade
+  vimgfs snapshot list disk.qcow2
+  vimgfs snapshot revert disk.qcow2 before-upgrade
+  vimgfs snapshot delete disk.qcow2 --older-than 30d
+`

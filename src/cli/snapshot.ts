@@ -1,0 +1,223 @@
+/** `vimgfs snapshot`: lists, takes and deletes snapshots, and goes back to one. */
+import { printable, UsageError } from '../errors.js'
+import { withoutHidden } from '../hidden-characters.js'
+import type { FrozenInfo, LayerInfo, SnapshotList } from '../image/snapshot-list.js'
+import type { SnapshotImage, SnapshotName } from '../image/snapshots.js'
+import { parseChoice, parseWords } from './arguments.js'
+import { humanSize } from './human.js'
+import { json } from './info.js'
+import { complain, print } from './output.js'
+import { snapshotTable } from './snapshot-table.js'
+
+const OPTIONS = {
+  list: { type: 'boolean', short: 'l' },
+  create: { type: 'string', short: 'c' },
+  delete: { type: 'string', short: 'd' },
+  apply: { type: 'string', short: 'a' },
+  id: { type: 'string', multiple: true },
+  'older-than': { type: 'string' },
+  'dry-run': { type: 'boolean' },
+  discard: { type: 'boolean' },
+  force: { type: 'boolean' },
+  layers: { type: 'boolean' },
+  output: { type: 'string' },
+  format: { type: 'string', short: 'f' },
+  'allow-path': { type: 'string', multiple: true },
+  quiet: { type: 'boolean', short: 'q' },
+  'force-share': { type: 'boolean', short: 'U' },
+} as const
+
+const ACTIONS = ['list', 'create', 'delete', 'revert'] as const
+type Action = (typeof ACTIONS)[number]
+
+/** Which options an action knows, besides those that all do. */
+const OWN_OPTIONS: Record<Action, readonly string[]> = {
+  list: ['layers', 'output', 'allow-path', 'force-share'],
+  create: [],
+  delete: ['id', 'older-than', 'dry-run'],
+  revert: ['id', 'discard', 'force'],
+}
+const LETTERS = ['list', 'create', 'delete', 'apply']
+const COMMON = [...LETTERS, 'format', 'quiet']
+
+interface Request {
+  readonly action: Action
+  readonly image: string
+  /** The snapshots that the words name. */
+  readonly tags: readonly string[]
+  /** The snapshots that are older than so many seconds. */
+  readonly olderThanSeconds: number | undefined
+}
+
+type Values = ReturnType<typeof parseWords<typeof OPTIONS>>['values']
+
+export async function run(args: string[]): Promise<number> {
+  const words = { required: [], hasMore: true }
+  const { values, positionals } = parseWords(args, OPTIONS, 'snapshot', words)
+  const request = requestOf(values, positionals)
+  const { action } = request
+  const foreign = Object.keys(values).find(
+    option => !COMMON.includes(option) && !OWN_OPTIONS[action].includes(option),
+  )
+  if (foreign !== undefined) throw usage(`snapshot ${action} has no option --${foreign}`)
+  const { FORMAT_NAMES } = await import('../formats/registry.js')
+  const format = values.format
+  const open = format === undefined ? {} : { format: parseChoice(format, '-f', FORMAT_NAMES) }
+  if (action === 'list') await list(request, values, open)
+  else await change(request, values, open)
+  return 0
+}
+
+/** Takes the action from a letter of qemu-img, or from the first word. */
+function requestOf(values: Values, positionals: readonly string[]): Request {
+  const letters = LETTERS.filter(letter => letter in values)
+  if (letters.length > 1) throw usage('-l, -c, -d and -a exclude each other')
+  const [letter] = letters
+  const action = letter === undefined ? positionals[0] : letter === 'apply' ? 'revert' : letter
+  if (!ACTIONS.includes(action as Action)) {
+    const what = action === undefined ? 'the action is missing' : `"${action}" is no action`
+    throw usage(`${what}: ${ACTIONS.join(', ')}`)
+  }
+  const [image, ...words] = letter === undefined ? positionals.slice(1) : positionals
+  if (image === undefined) throw usage('IMAGE is missing')
+  const named = values.create ?? values.delete ?? values.apply
+  const tags = [...(named === undefined ? [] : [named]), ...words]
+  const age = values['older-than']
+  const olderThanSeconds = age === undefined ? undefined : secondsOf(age)
+  const request = { action: action as Action, image, tags, olderThanSeconds }
+  requireTags(request, values)
+  return request
+}
+
+function requireTags({ action, tags, olderThanSeconds }: Request, values: Values): void {
+  const ids = values.id ?? []
+  const named = tags.length + ids.length
+  const byAge = olderThanSeconds !== undefined
+  if (byAge && named > 0) throw usage('name snapshots, or say --older-than, not both')
+  const [least, most] = {
+    list: [0, 0],
+    create: [1, 1],
+    delete: byAge ? [0, 0] : [1, Number.POSITIVE_INFINITY],
+    revert: [1, 1],
+  }[action] as [number, number]
+  if (named < least) throw usage('TAG is missing')
+  if (named > most) throw usage(`"${[...tags, ...ids][most]}" is one argument too many`)
+}
+
+const usage = (what: string) => new UsageError(`${what}; vimgfs help snapshot shows how to call it`)
+
+async function list(
+  { image }: Request,
+  values: Values,
+  options: { readonly format?: string },
+): Promise<void> {
+  const { listSnapshots } = await import('../image/snapshot-list.js')
+  const output = parseChoice(values.output ?? 'human', '--output', ['human', 'json'])
+  const open = { ...options, allowPaths: values['allow-path'] ?? [] }
+  const withLayers = values.layers === true || output === 'json'
+  const found = listSnapshots(image, open, withLayers, say)
+  print(output === 'json' ? `${json(found)}\n` : human(found))
+}
+
+/** QEMU's table alone, unless there is something that QEMU does not show. */
+function human({ snapshots, layers = [], ...found }: SnapshotList): string {
+  const machine = found['machine-snapshots'] ?? []
+  const lines = [
+    ...(snapshots.length > 0 ? snapshotTable(snapshots) : []),
+    ...(machine.length > 0 ? frozenLines(machine) : []),
+    ...layers.flatMap(layerLines),
+  ]
+  return lines.map(line => `${withoutHidden(line)}\n`).join('')
+}
+
+function frozenLines(snapshots: readonly FrozenInfo[]): string[] {
+  const [title = '', head = '', ...rows] = snapshotTable(snapshots)
+  const places = snapshots.map(({ parent, filename }) => {
+    const after = parent === undefined ? '' : `after ${parent}, `
+    return `${after}in ${printable(filename)}`
+  })
+  return [
+    `${title.slice(0, -1)} of the machine:`,
+    head,
+    ...rows.map((row, i) => `${row} ${places[i]}`),
+  ]
+}
+
+function layerLines(info: LayerInfo): string[] {
+  const { layer, filename, format, snapshots } = info
+  const what = `layer ${layer}: ${printable(filename)} (${format}, ${humanSize(info['virtual-size'])})`
+  // The table of the image itself stands above.
+  if (layer === 0 || snapshots.length === 0) return [what]
+  return [what, ...snapshotTable(snapshots)]
+}
+
+async function change(
+  request: Request,
+  values: Values,
+  options: { readonly format?: string },
+): Promise<void> {
+  const { SnapshotImage } = await import('../image/snapshots.js')
+  const { whenReleased } = await import('../fs/release.js')
+  const { action, tags } = request
+  const changesDisk = action === 'revert'
+  const open = { ...options, changesDisk, force: values.force === true }
+  const image = await whenReleased(() => SnapshotImage.open(request.image, open), say)
+  const tell = (line: string) => {
+    if (values.quiet !== true) print(`${printable(line)}\n`)
+  }
+  try {
+    for (const warning of image.warnings) say(warning)
+    if (action === 'create') image.create(tags[0] as string)
+    else if (action === 'delete') deleteFrom(image, request, values, tell)
+    else {
+      const [name] = namesOf(request, values) as [SnapshotName]
+      const kept = image.revert(image.indexOf(name), values.discard === true)
+      if (kept !== undefined) tell(`the state before is kept as snapshot "${kept}"`)
+    }
+  } finally {
+    image.close()
+  }
+}
+
+function deleteFrom(
+  image: SnapshotImage,
+  request: Request,
+  values: Values,
+  tell: (line: string) => void,
+): void {
+  const { olderThanSeconds: age } = request
+  const indexes =
+    age === undefined
+      ? namesOf(request, values).map(name => image.indexOf(name))
+      : olderThan(image, age)
+  const chosen = [...new Set(indexes)].sort((a, b) => a - b)
+  const isDryRun = values['dry-run'] === true
+  if (!isDryRun) image.delete(chosen)
+  if (!isDryRun && age === undefined) return
+  const verb = isDryRun ? 'would delete' : 'deleted'
+  for (const index of chosen) {
+    const { name, id, dateSeconds } = image.snapshots[index] as SnapshotImage['snapshots'][number]
+    const date = new Date(dateSeconds * 1000).toISOString().slice(0, 10)
+    tell(`${verb} snapshot "${name.toString()}" (ID ${id}, of ${date})`)
+  }
+}
+
+const namesOf = ({ tags }: Request, { id: ids = [] }: Values): SnapshotName[] => [
+  ...tags.map(tag => ({ tag })),
+  ...ids.map(id => ({ id })),
+]
+
+function olderThan({ snapshots }: SnapshotImage, seconds: number): number[] {
+  const limit = Date.now() / 1000 - seconds
+  return snapshots.flatMap(({ dateSeconds }, index) => (dateSeconds < limit ? [index] : []))
+}
+
+const UNIT_SECONDS: Record<string, number> = { h: 3600, d: 86400, w: 7 * 86400 }
+
+function secondsOf(age: string): number {
+  const [, digits = '', unit = ''] = /^([0-9]{1,6})([hdw])$/.exec(age) ?? []
+  if (digits !== '') return Number(digits) * (UNIT_SECONDS[unit] as number)
+  throw new UsageError(`--older-than takes an age such as 12h, 30d or 8w, not "${age}"`)
+}
+
+const say = (line: string) => complain(`vimgfs: ${printable(line)}\n`)

@@ -1,0 +1,150 @@
+/**
+ * Changes the snapshots of an image, so that a power cut at any moment leaves the old state or the new one.
+ *
+ *  (1) Nothing that the old state uses is written. What the new state needs lies in clusters with the count 0, or past the end
+ *      of the file: the snapshot table, L1 tables, L2 tables with other flags, changed refcount blocks and the refcount table.
+ *  (2) All of that is on the disk before the header names it. The header changes by one write within its first sector.
+ *  (3) What only the old state used is given back to the file system after the header is on the disk.
+ *
+ * So neither state has leaks. If something fails before the header changes, the file gets its old length.
+ */
+import { ImageError } from '../../../errors.js'
+import type { WritableStore } from '../../../io/store.js'
+import { loadBitmaps } from '../bitmap-memory.js'
+import { createGuardMemory, Guard } from '../guard.js'
+import { AUTOCLEAR, clusterBytes, INCOMPATIBLE, type Qcow2Header, readHeader } from '../header.js'
+import { type State, writeState } from '../header-update.js'
+import { inspectForWriting } from '../inspection.js'
+import { makeActiveTable } from './active-tables.js'
+import { type Entry, readEntries, tableOf } from './entries.js'
+import { FreeSpace } from './free-space.js'
+import { giveBack } from './give-back.js'
+import { NewCounts, type Row } from './new-counts.js'
+import { OldCounts } from './old-counts.js'
+import { type L1Place, References } from './references.js'
+
+export class Change {
+  readonly header: Qcow2Header
+  /** The snapshots of the old state. */
+  readonly snapshots: readonly Entry[]
+  readonly references: References
+  private readonly guard = new Guard(createGuardMemory())
+  private readonly old: OldCounts
+  private readonly counts: NewCounts
+  private readonly autoclear: bigint
+  private hasSwitched = false
+
+  /** Inspects the image. Throws ImageError if it must not be written, SystemError. */
+  private constructor(private readonly store: WritableStore) {
+    const header = readHeader(store)
+    this.header = header
+    requireChangeable(store, header)
+    this.snapshots = readEntries(store, header)
+    const old = new OldCounts(store, header)
+    this.old = old
+    const cluster = clusterBytes(header)
+    const bitmaps = loadBitmaps(store, header, at => old.get(at / cluster) === 1)
+    this.autoclear = header.autoclear & (bitmaps.areLost ? 0n : AUTOCLEAR.bitmaps)
+    inspectForWriting(this.guard, store, header, bitmaps)
+    this.references = new References(store, header)
+    const space = new FreeSpace(old, this.guard, cluster, store.path)
+    this.counts = new NewCounts(store, header, old, space)
+  }
+
+  /** Runs `change`, which has to call `commit`. Throws ImageError, SystemError. */
+  static run<T>(store: WritableStore, change: (change: Change) => T): T {
+    const { sizeBytes } = store
+    const one = new Change(store)
+    try {
+      return change(one)
+    } catch (error) {
+      if (!one.hasSwitched) cutBack(store, sizeBytes)
+      throw error
+    }
+  }
+
+  /** The active L1 table of the old state. */
+  get active(): L1Place {
+    return { at: this.header.l1Offset, entries: this.header.l1Entries }
+  }
+
+  /** Adds `change` to the counts of all that an L1 table refers to. Removing must come before adding: counts have limits. */
+  refer(l1: L1Place, change: 1 | -1): void {
+    this.references.each(l1, cluster => this.counts.add(cluster, change))
+  }
+
+  /** Forgets the clusters of a table itself. */
+  forget(at: number, bytes: number): void {
+    this.counts.addRow(this.rowOf(at, bytes), -1)
+  }
+
+  /** Makes the active L1 table; see `makeActiveTable`. */
+  makeActive(source: L1Place, entries: number, holders = 1): Buffer {
+    const { store, references, counts } = this
+    return makeActiveTable({ store, references, counts }, source, entries, holders)
+  }
+
+  /** Writes a table to a new place, which it returns; 0 for an empty one. */
+  place(table: Buffer): number {
+    const cluster = clusterBytes(this.header)
+    const row = this.counts.takeRow(table.length)
+    // Whole clusters, so that the table does not end in bytes of others, and the file does not end within it.
+    const whole = Buffer.alloc(row.clusters * cluster)
+    table.copy(whole)
+    const at = row.cluster * cluster
+    if (row.clusters > 0) this.store.write(whole, 0, whole.length, at)
+    return at
+  }
+
+  /** Makes the new state valid. Throws ImageError, SystemError; if the header was not written, the old state stays. */
+  commit(
+    snapshots: readonly Entry[],
+    active: Pick<State, 'sizeBytes' | 'l1Entries' | 'l1Offset'>,
+  ): void {
+    const { store, counts, header } = this
+    const cluster = clusterBytes(header)
+    const table = tableOf(snapshots, store.path)
+    const snapshotsOffset = this.place(table)
+    const oldBytes = this.snapshots.reduce((sum, entry) => sum + entry.bytes.length, 0)
+    this.forget(header.snapshotsOffset, oldBytes)
+    const refcounts = counts.write()
+    store.sync()
+    this.hasSwitched = true
+    writeState(store, header.version, {
+      ...active,
+      refcountTableOffset: refcounts.cluster * cluster,
+      refcountTableClusters: refcounts.clusters,
+      snapshotCount: snapshots.length,
+      snapshotsOffset,
+      autoclear: this.autoclear,
+    })
+    store.sync()
+    giveBack(store, header, this.old, counts, this.guard)
+  }
+
+  private rowOf(at: number, bytes: number): Row {
+    const cluster = clusterBytes(this.header)
+    return { cluster: at / cluster, clusters: Math.ceil(bytes / cluster) }
+  }
+}
+
+function requireChangeable({ path }: WritableStore, { incompatible }: Qcow2Header): void {
+  if ((incompatible & INCOMPATIBLE.externalData) !== 0n) {
+    const what = 'its data are in another file, and snapshots do not work with that'
+    throw new ImageError('UNSUPPORTED', what, {
+      path,
+      hint: 'convert it to an image without a data file',
+    })
+  }
+  if ((incompatible & INCOMPATIBLE.corrupt) !== 0n) {
+    const hint = 'repair a copy of it with vimgfs check --repair all'
+    throw new ImageError('CORRUPT', 'it is marked corrupt', { path, hint })
+  }
+}
+
+/** The file may be longer than before if this fails, which does no harm. */
+function cutBack(store: WritableStore, sizeBytes: number): void {
+  try {
+    if (store.sizeBytes > sizeBytes) store.truncate(sizeBytes)
+  } catch {}
+}
