@@ -1,24 +1,17 @@
-/** The snapshot table (QEMU docs/interop/qcow2.rst, "Snapshots"). */
-import { layout, rounded64be, u16be, u32be } from '../../binary.js'
-import { ImageError, printable } from '../../errors.js'
+/** Reads the snapshot table (QEMU docs/interop/qcow2.rst, "Snapshots"). */
+import { printable } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import { isTooLarge } from '../disk-size.js'
 import type { InternalSnapshot } from '../format.js'
 import { MAX_L1_BYTES, MAX_SNAPSHOT_EXTRA_BYTES, MAX_SNAPSHOT_TABLE_BYTES } from '../limits.js'
 import { clusterBytes, type Qcow2Header } from './header.js'
-
-const ENTRY = layout({
-  l1Offset: rounded64be,
-  l1Entries: u32be,
-  idBytes: u16be,
-  nameBytes: u16be,
-  dateSeconds: u32be,
-  dateNanoseconds: u32be,
-  guestNanosecondsHigh: u32be,
-  guestNanosecondsLow: u32be,
-  vmStateBytes: u32be,
-  extraBytes: u32be,
-})
+import {
+  decodeSnapshotEntry,
+  nextSnapshotEntry,
+  SNAPSHOT_FIXED_BYTES,
+  type SnapshotEntry,
+  snapshotLengths,
+} from './snapshot-entry.js'
 
 /** `sizeBytes` is the header's where the entry is too old to contain it. */
 export interface Qcow2Snapshot extends InternalSnapshot {
@@ -43,50 +36,104 @@ const MAX_PROBLEMS = 8
 export function readSnapshots(store: Store, header: Qcow2Header): FoundSnapshots {
   const snapshots: Qcow2Snapshot[] = []
   const problems: string[] = []
-  const reader = new TableReader(store, header.snapshotsOffset)
   const { snapshotCount: count } = header
-  const isSuspect = header.defects.some(({ part }) => part === 'snapshots')
-  for (let i = 0; i < count; i++) {
-    reader.align()
-    let snapshot: Qcow2Snapshot
-    try {
-      snapshot = readEntry(reader, header)
-    } catch (error) {
-      if (!(error instanceof ImageError)) throw error
-      problems.push(`${lostFrom(i, count)}: ${error.message}`)
-      break
-    }
-    const problem = problemOf(snapshot, header, store.sizeBytes)
-    if (problem !== undefined && isSuspect) {
-      // If the count is wrong, what follows the last entry is not an entry.
-      problems.push(`${lostFrom(i, count)}: its number ${i + 1} ${problem}`)
-      break
-    }
+  const { obstacle } = walkSnapshotTable(store, header, ({ number, entry, problem }) => {
+    const snapshot = snapshotOf(entry, header)
     const isShown = Number.isSafeInteger(snapshot.l1Offset) && !isTooLarge(snapshot.sizeBytes)
     if (isShown) snapshots.push(snapshot)
-    if (problem === undefined || problems.length > MAX_PROBLEMS) continue
+    if (problem === undefined || problems.length > MAX_PROBLEMS) return
     if (problems.length === MAX_PROBLEMS) problems.push('more of its snapshots are damaged')
     else {
       const name = printable(snapshot.name.toString('utf8'))
-      const what = `its snapshot ${i + 1} of ${count}, "${name}",`
+      const what = `its snapshot ${number} of ${count}, "${name}",`
       problems.push(`${what} ${isShown ? 'cannot be read' : 'is not shown'}: it ${problem}`)
     }
+  })
+  if (obstacle) {
+    const { number, why } = obstacle
+    problems.push(`${lostFrom(number, count)}: number ${number} ${why}`)
   }
   return { snapshots, problems }
 }
 
-const lostFrom = (index: number, count: number): string =>
-  index === 0
+const lostFrom = (number: number, count: number): string =>
+  number === 1
     ? `its snapshots (${count}) are not shown`
-    : `its snapshots from ${index + 1} of ${count} on are not shown`
+    : `its snapshots from ${number} of ${count} on are not shown`
 
-/** Returns why a snapshot cannot be read; undefined if it can. */
-export function problemOf(
-  snapshot: Pick<Qcow2Snapshot, 'l1Offset' | 'l1Entries' | 'sizeBytes'>,
+const snapshotOf = (entry: SnapshotEntry, header: Qcow2Header): Qcow2Snapshot => ({
+  l1Offset: entry.l1Offset,
+  l1Entries: entry.l1Entries,
+  id: entry.id.toString('utf8'),
+  name: Buffer.from(entry.name),
+  dateSeconds: entry.dateSeconds,
+  dateNanoseconds: entry.dateNanoseconds,
+  guestNanoseconds: entry.guestNanoseconds,
+  vmStateBytes: Number(entry.vmStateBytes),
+  sizeBytes: entry.sizeBytes ?? header.sizeBytes,
+  icount: entry.icount,
+})
+
+export interface FoundEntry {
+  /** 1 for the first entry. */
+  readonly number: number
+  /** The place of the entry in the file. */
+  readonly entryAt: number
+  /** Its buffers are valid only during the visit. */
+  readonly entry: SnapshotEntry
+  readonly extraBytes: number
+  /** Why the snapshot cannot be read; undefined if it can. */
+  readonly problem: string | undefined
+}
+
+export interface WalkedTable {
+  /** The size of the table, to the end of the last entry that was visited. */
+  readonly bytes: number
+  /** The entry that is damaged so that nobody knows where the next one begins, and why. */
+  readonly obstacle?: { readonly number: number; readonly why: string }
+}
+
+/** Calls `visit` for the entries of the table, in its order. Throws SystemError. */
+export function walkSnapshotTable(
+  store: Store,
+  header: Qcow2Header,
+  visit: (found: FoundEntry) => void,
+): WalkedTable {
+  const reader = new TableReader(store, header.snapshotsOffset)
+  const isSuspect = header.defects.some(({ part }) => part === 'snapshots')
+  let end = 0
+  for (let number = 1; number <= header.snapshotCount; number++) {
+    const start = nextSnapshotEntry(end)
+    const broken = (why: string) => ({ bytes: end, obstacle: { number, why } })
+    const fixed = reader.read(start, SNAPSHOT_FIXED_BYTES)
+    if (fixed === undefined) return broken(CUT_OFF)
+    if (fixed.every(byte => byte === 0)) return broken('is empty')
+    const { extraBytes, entryBytes } = snapshotLengths(fixed)
+    if (extraBytes > MAX_SNAPSHOT_EXTRA_BYTES)
+      return broken(`has ${extraBytes} bytes of extra data`)
+    const next = start + entryBytes
+    if (next > MAX_SNAPSHOT_TABLE_BYTES) {
+      return broken(`ends after more than ${MAX_SNAPSHOT_TABLE_BYTES} bytes of table`)
+    }
+    const bytes = reader.read(start, entryBytes)
+    if (bytes === undefined) return broken(CUT_OFF)
+    const entry = decodeSnapshotEntry(bytes)
+    const problem = problemOf(entry, header, store.sizeBytes)
+    // If the count is wrong, what follows the last entry is not an entry.
+    if (isSuspect && problem !== undefined) return broken(problem)
+    end = next
+    visit({ number, entryAt: header.snapshotsOffset + start, entry, extraBytes, problem })
+  }
+  return { bytes: end }
+}
+
+const CUT_OFF = 'is cut off by the end of the file'
+
+function problemOf(
+  { l1Offset, l1Entries, sizeBytes = 0 }: SnapshotEntry,
   header: Qcow2Header,
   fileBytes: number,
 ): string | undefined {
-  const { l1Offset, l1Entries, sizeBytes } = snapshot
   const table = `has its L1 table, of ${l1Entries} entries, at ${l1Offset}`
   const isEmpty = l1Entries === 0
   if (l1Offset % clusterBytes(header) !== 0) return `${table}, which is not aligned to a cluster`
@@ -95,67 +142,30 @@ export function problemOf(
   return isTooLarge(sizeBytes) ? `has a disk of about ${sizeBytes} bytes` : undefined
 }
 
-function readEntry(reader: TableReader, header: Qcow2Header): Qcow2Snapshot {
-  const bytes = reader.take(ENTRY.size)
-  if (bytes.every(byte => byte === 0)) throw new ImageError('CORRUPT', 'an entry is empty')
-  const entry = ENTRY.decode(bytes)
-  if (entry.extraBytes > MAX_SNAPSHOT_EXTRA_BYTES) {
-    throw new ImageError('CORRUPT', `its extra data have ${entry.extraBytes} bytes`)
-  }
-  const extra = reader.take(entry.extraBytes)
-  const u64 = (at: number) => Number(extra.readBigUInt64BE(at))
-  const vmStateBytes = extra.length >= 8 ? u64(0) : entry.vmStateBytes
-  const sizeBytes = extra.length >= 16 ? u64(8) : header.sizeBytes
-  const icount = extra.length >= 24 ? extra.readBigUInt64BE(16) : undefined
-  const id = reader.take(entry.idBytes).toString('utf8')
-  const name = Buffer.from(reader.take(entry.nameBytes))
-  return {
-    l1Offset: entry.l1Offset,
-    l1Entries: entry.l1Entries,
-    id,
-    name,
-    dateSeconds: entry.dateSeconds,
-    dateNanoseconds: entry.dateNanoseconds,
-    guestNanoseconds:
-      (BigInt(entry.guestNanosecondsHigh) << 32n) | BigInt(entry.guestNanosecondsLow),
-    vmStateBytes,
-    sizeBytes,
-    icount,
-  }
-}
-
 const CHUNK_BYTES = 64 * 1024
 
-/** Reads on from an offset, through a buffer: a thousand entries take a few reads. */
+/** Reads pieces of a table in ascending order, through a buffer: a thousand entries take a few reads. */
 class TableReader {
   private chunk = Buffer.alloc(0)
   private chunkAt = 0
-  private position = 0
 
   constructor(
     private readonly store: Store,
     private readonly start: number,
   ) {}
 
-  align(): void {
-    this.position = Math.ceil(this.position / 8) * 8
-  }
-
-  /** Returns the next `length` bytes, at most 128 KiB, valid until the next call. */
-  take(length: number): Buffer {
-    if (this.position + length > MAX_SNAPSHOT_TABLE_BYTES) {
-      throw new ImageError('CORRUPT', `the table has more than ${MAX_SNAPSHOT_TABLE_BYTES} bytes`)
-    }
-    if (this.position < this.chunkAt || this.position + length > this.chunkAt + this.chunk.length) {
+  /**
+   * Returns `length` bytes at `at` of the table, valid until the next call; undefined if the file ends before that. At most
+   * 130 KiB.
+   */
+  read(at: number, length: number): Buffer | undefined {
+    if (at < this.chunkAt || at + length > this.chunkAt + this.chunk.length) {
       const chunk = Buffer.alloc(Math.max(CHUNK_BYTES, length))
-      const got = this.store.read(chunk, 0, chunk.length, this.start + this.position)
-      if (got < length)
-        throw new ImageError('CORRUPT', 'the table is cut off by the end of the file')
+      const got = this.store.read(chunk, 0, chunk.length, this.start + at)
       this.chunk = chunk.subarray(0, got)
-      this.chunkAt = this.position
+      this.chunkAt = at
     }
-    const from = this.position - this.chunkAt
-    this.position += length
-    return this.chunk.subarray(from, from + length)
+    const from = at - this.chunkAt
+    return from + length <= this.chunk.length ? this.chunk.subarray(from, from + length) : undefined
   }
 }

@@ -93,7 +93,7 @@ const CASES: Case[] = [
     title: 'cut off in its snapshot table',
     damage: (bytes, image) =>
       cutInTable(bytes, image, entryAt(image, bytes, 2) - image.snapshotsAt + 20),
-    says: /snapshots from 2 of 2 on are not shown: the table is cut off/,
+    says: /snapshots from 2 of 2 on are not shown: number 2 is cut off/,
     shown: ['first'],
     keepsLeaks: true,
   },
@@ -133,7 +133,7 @@ const CASES: Case[] = [
   {
     title: 'a snapshot with absurd extra data',
     damage: (bytes, image) => bytes.writeUInt32BE(2 ** 31, entryAt(image, bytes, 2) + 36),
-    says: /from 2 of 2 on are not shown: its extra data/,
+    says: /from 2 of 2 on are not shown: number 2 has \d+ bytes of extra data/,
     shown: ['first'],
     keepsLeaks: true,
   },

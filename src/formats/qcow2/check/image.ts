@@ -10,6 +10,7 @@ import {
   readHeader,
 } from '../header.js'
 import { isPossibleLuks } from '../luks.js'
+import { SNAPSHOT_REQUIRED_EXTRA_BYTES } from '../snapshot-entry.js'
 import { type BitmapDirectory, readBitmapDirectory } from './bitmap-directory.js'
 import { readSnapshotTable, type SnapshotTable } from './snapshot-table.js'
 
@@ -31,7 +32,6 @@ export interface L1Table {
 }
 
 const SECTOR_BYTES = 512
-const V3_SNAPSHOT_EXTRA_BYTES = 16
 /** The most bytes of all L1 tables, as a multiple of the file's size: sound tables do not overlap. */
 const MAX_L1_OVERLAP = 16
 
@@ -116,7 +116,7 @@ export class CheckedImage {
 
   /** Reports whether a snapshot's entry has less extra data than version 3 requires. */
   isIncomplete(extraBytes: number): boolean {
-    return this.header.version === 3 && extraBytes < V3_SNAPSHOT_EXTRA_BYTES
+    return this.header.version === 3 && extraBytes < SNAPSHOT_REQUIRED_EXTRA_BYTES
   }
 
   private findL1Tables(): L1Table[] {

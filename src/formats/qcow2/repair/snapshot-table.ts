@@ -12,14 +12,9 @@ import type { SnapshotL1 } from '../check/snapshot-table.js'
 import type { CellMemory } from '../check/window.js'
 import { l2CoverageBytes } from '../header.js'
 import { writeSnapshotTable } from '../header-update.js'
+import { decodeSnapshotEntry, encodeSnapshotEntry } from '../snapshot-entry.js'
 import { makeRow } from './room.js'
 
-/** The size of an entry before its extra data. */
-const ENTRY_BYTES = 40
-/** The sizes of the VM state and of the disk, which version 3 requires. */
-const EXTRA_BYTES = 16
-const VM_STATE_BYTES_AT = 32
-const EXTRA_BYTES_AT = 36
 /** The table is held in memory, so a longer one stays as it is. */
 const MAX_TABLE_BYTES = 4 * 2 ** 20
 
@@ -89,30 +84,20 @@ const mustChange = ({ extraBytes, sizeBytes }: SnapshotL1, image: CheckedImage):
 
 /** Returns the corrected entry with the padding after it. */
 function completed(
-  { entryAt, extraBytes, sizeBytes, l1Entries }: SnapshotL1,
+  { entryAt, l1Entries }: SnapshotL1,
   { header }: CheckedImage,
   old: Buffer,
 ): Buffer {
-  const at = entryAt - header.snapshotsOffset
-  const nameBytes = old.readUInt16BE(at + 12) + old.readUInt16BE(at + 14)
-  const entry = Buffer.from(old.subarray(at, at + ENTRY_BYTES))
-  const isShort = header.version === 3 && extraBytes < EXTRA_BYTES
-  const extra = Buffer.alloc(isShort ? EXTRA_BYTES : extraBytes)
-  if (isShort) {
-    extra.writeBigUInt64BE(BigInt(entry.readUInt32BE(VM_STATE_BYTES_AT)), 0)
-    extra.writeBigUInt64BE(BigInt(header.sizeBytes), 8)
-  }
-  // A part may be there: a VM state size without a disk size.
-  const keptBytes = isShort ? extraBytes - (extraBytes % 8) : extraBytes
-  old.copy(extra, 0, at + ENTRY_BYTES, at + ENTRY_BYTES + keptBytes)
-  if (sizeBytes !== undefined && isTooLarge(sizeBytes)) {
-    const mapped = l1Entries * l2CoverageBytes(header)
-    extra.writeBigUInt64BE(BigInt(Math.min(header.sizeBytes, mapped)), 8)
-  }
-  entry.writeUInt32BE(extra.length, EXTRA_BYTES_AT)
-  const names = old.subarray(at + ENTRY_BYTES + extraBytes).subarray(0, nameBytes)
-  const padding = Buffer.alloc((8 - ((extra.length + nameBytes) % 8)) % 8)
-  return Buffer.concat([entry, extra, names, padding])
+  const entry = decodeSnapshotEntry(old, entryAt - header.snapshotsOffset)
+  const { l1Offset, sizeBytes = header.version === 3 ? header.sizeBytes : undefined } = entry
+  const mapped = l1Entries * l2CoverageBytes(header)
+  const isImpossible = sizeBytes !== undefined && isTooLarge(sizeBytes)
+  return encodeSnapshotEntry({
+    ...entry,
+    // A table without entries may have been said to be past the end of any file.
+    l1Offset: Number.isSafeInteger(l1Offset) ? l1Offset : 0,
+    sizeBytes: isImpossible ? Math.min(header.sizeBytes, mapped) : sizeBytes,
+  })
 }
 
 /** Drops the part of the table that cannot be read; the entries before it stay where they are. */
@@ -139,9 +124,7 @@ function noteLost(
   report: Report,
 ): void {
   const at = entryAt - header.snapshotsOffset
-  const idAt = at + ENTRY_BYTES + old.readUInt32BE(at + EXTRA_BYTES_AT)
-  const nameAt = idAt + old.readUInt16BE(at + 12)
-  const name = printable(old.toString('utf8', nameAt, nameAt + old.readUInt16BE(at + 14)))
+  const name = printable(decodeSnapshotEntry(old, at).name.toString('utf8'))
   report.note(
     'fix',
     entryAt,
