@@ -2,6 +2,7 @@
  * The entries of L2 tables, 64 bits each, big-endian (QEMU block/qcow.c). They are read as two halves. An offset that does not
  * fit into 53 bits lies past the end of any file.
  */
+import assert from 'node:assert'
 import { SECTOR_BYTES } from './header.js'
 
 /** A bit of the high half of an entry: the cluster is compressed. */
@@ -44,8 +45,28 @@ export function packedAt(
   low: number,
   clusterBits: number,
 ): { at: number; packedBytes: number } {
-  // The offset has 47 to 54 bits: all of the low half, and some of the high half.
-  const highOffsets = 2 ** (63 - clusterBits - 32)
+  const highOffsets = 2 ** highOffsetBits(clusterBits)
   const bits = high - COMPRESSED
   return { at: (bits % highOffsets) * 2 ** 32 + low, packedBytes: Math.floor(bits / highOffsets) }
 }
+
+/**
+ * Returns the entry for `packedBytes` compressed bytes at `at` of the file. There are fewer of them than a cluster has, and
+ * `at` is below `maxPackedOffset`.
+ */
+export function packedEntry(
+  at: number,
+  packedBytes: number,
+  clusterBits: number,
+): { readonly high: number; readonly low: number } {
+  assert(packedBytes > 0 && packedBytes < 2 ** clusterBits && at < maxPackedOffset(clusterBits))
+  const bits = packedBytes * 2 ** highOffsetBits(clusterBits) + Math.floor(at / 2 ** 32)
+  return { high: COMPRESSED + bits, low: at % 2 ** 32 }
+}
+
+/** Returns the end of the part of a file in which compressed bytes can begin. */
+export const maxPackedOffset = (clusterBits: number): number =>
+  2 ** Math.min(53, 32 + highOffsetBits(clusterBits))
+
+/** The offset has 47 to 54 bits: all of the low half, and so many of the high half. */
+const highOffsetBits = (clusterBits: number): number => 63 - clusterBits - 32

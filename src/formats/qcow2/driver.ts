@@ -23,6 +23,7 @@ import {
   l2EntryBytes,
   type Qcow2Header,
 } from './header.js'
+import { packedLength, packedOffset } from './packed-entry.js'
 import { COMPRESSED, COPIED, hostOffset, ZERO_FLAG } from './words.js'
 
 export interface Qcow2Parts {
@@ -314,7 +315,7 @@ export class Qcow2Driver implements FormatDriver {
     return 'data'
   }
 
-  /** Returns the extent of a compressed cluster ("Compressed Clusters Descriptor"): it begins at any byte and has whole sectors. */
+  /** Returns the extent of a compressed cluster. */
   private packed(
     slice: Buffer,
     inSlice: number,
@@ -324,15 +325,16 @@ export class Qcow2Driver implements FormatDriver {
   ): Extent {
     if (this.external) throw this.damage('a compressed cluster with an external data file', offset)
     const { header } = this.parts
-    const { at, packedBytes } = packedAt(slice, inSlice, header.clusterBits)
+    const { clusterBits, compression } = header
+    const high = slice.readUInt32BE(inSlice)
+    const low = slice.readUInt32BE(inSlice + 4)
     const { clusters, storeId, store } = this.parts
-    const { compression } = header
     const cluster = {
       store,
       storeId,
       clusters,
-      at,
-      packedBytes,
+      at: packedOffset(high, low, clusterBits),
+      packedBytes: packedLength(high, low, clusterBits),
       compression,
       clusterBytes: this.unitBytes,
     }
@@ -346,18 +348,4 @@ export class Qcow2Driver implements FormatDriver {
   damage(message: string, offset: number): ImageError {
     return damageAt(this.parts.store.path, offset, message)
   }
-}
-
-/** Returns where the compressed bytes of an entry are in the file ("Compressed Clusters Descriptor"). */
-export function packedAt(
-  slice: Buffer,
-  inSlice: number,
-  clusterBits: number,
-): { at: number; packedBytes: number } {
-  // The offset takes the lower 49 to 61 of the 62 low bits: all of the low half, and some of the high half.
-  const highOffsetBits = 62 - (clusterBits - 8) - 32
-  const high = slice.readUInt32BE(inSlice) & ~(COMPRESSED | COPIED)
-  const at = (high % 2 ** highOffsetBits) * 2 ** 32 + slice.readUInt32BE(inSlice + 4)
-  const moreSectors = Math.floor(high / 2 ** highOffsetBits)
-  return { at, packedBytes: (moreSectors + 1) * 512 - (at % 512) }
 }

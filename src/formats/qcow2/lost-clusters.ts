@@ -13,8 +13,8 @@
 import type { Store } from '../../io/store.js'
 import { readSnapshotTable } from './check/snapshot-table.js'
 import type { CountLedger } from './count-ledger.js'
-import { packedAt } from './driver.js'
 import { clusterBytes, INCOMPATIBLE, l2EntryBytes, type Qcow2Header } from './header.js'
+import { packedLength, packedOffset } from './packed-entry.js'
 import { COMPRESSED, COPIED, blockOffset, hostOffset, readWords, wordBuffer } from './words.js'
 
 /** The most bytes of L2 tables: those of 1 TiB in clusters of 64 KiB, which take some tenths of a second. */
@@ -132,7 +132,6 @@ function walkL2(
 ): number | undefined {
   const cluster = clusterBytes(header)
   const step = l2EntryBytes(header) / 4
-  const entry = Buffer.alloc(8)
   return find(store, at, cluster, (words, i) => {
     if (i % step !== 0) return undefined
     const high = words[i] as number
@@ -145,12 +144,10 @@ function walkL2(
       ledger.refer(host / cluster, times, isActive && (high & COPIED) !== 0)
       return undefined
     }
-    entry.writeUInt32BE(high)
-    entry.writeUInt32BE(low, 4)
-    const packed = packedAt(entry, 0, header.clusterBits)
-    if (packed.at >= end) return packed.at
-    const last = Math.floor((packed.at + packed.packedBytes - 1) / cluster)
-    for (let c = Math.floor(packed.at / cluster); c <= last; c++) {
+    const from = packedOffset(high, low, header.clusterBits)
+    if (from >= end) return from
+    const last = Math.floor((from + packedLength(high, low, header.clusterBits) - 1) / cluster)
+    for (let c = Math.floor(from / cluster); c <= last; c++) {
       if (c * cluster < end) ledger.refer(c, times, false)
     }
     return undefined

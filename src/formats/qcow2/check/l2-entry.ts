@@ -1,5 +1,6 @@
 /** Decodes L2 entries (QEMU docs/interop/qcow2.rst, "Cluster mapping", "Extended L2 Entries"). */
 import type { CheckedImage } from './image.js'
+import { packedLength, packedOffset } from '../packed-entry.js'
 import { COMPRESSED, COPIED, hostOffset, L2_RESERVED, ZERO_FLAG } from '../words.js'
 
 /** Decodes one entry at a time into its fields, without a new object: there are millions of entries. */
@@ -21,8 +22,7 @@ export class L2Entry {
   private readonly isExtended: boolean
   private readonly isExternal: boolean
   private readonly isV2: boolean
-  /** The bits of the high half that belong to a compressed cluster's offset. */
-  private readonly packedHighBits: number
+  private readonly clusterBits: number
 
   constructor(private readonly image: CheckedImage) {
     const { header } = image
@@ -30,7 +30,7 @@ export class L2Entry {
     this.isExtended = image.isExtended
     this.isExternal = image.isExternal
     this.isV2 = header.version === 2
-    this.packedHighBits = 62 - (header.clusterBits - 8) - 32
+    this.clusterBits = header.clusterBits
   }
 
   /** @param i the entry's first word */
@@ -43,7 +43,9 @@ export class L2Entry {
     this.dataBits = this.isExtended ? (words[i + 3] as number) : 0
     this.isCompressed = (high & COMPRESSED) !== 0
     if (this.isCompressed) {
-      this.decodePacked(high & ~(COMPRESSED | COPIED), low)
+      this.hasHost = true
+      this.at = packedOffset(high, low, this.clusterBits)
+      this.bytes = packedLength(high, low, this.clusterBits)
       return
     }
     this.at = hostOffset(high, low)
@@ -90,13 +92,5 @@ export class L2Entry {
 
   private get hasZeroFlag(): boolean {
     return !this.isExtended && (this.low & ZERO_FLAG) !== 0
-  }
-
-  private decodePacked(high: number, low: number): void {
-    const place = high % 2 ** this.packedHighBits
-    const moreSectors = Math.floor(high / 2 ** this.packedHighBits)
-    this.hasHost = true
-    this.at = place * 2 ** 32 + low
-    this.bytes = (moreSectors + 1) * 512 - (low % 512)
   }
 }

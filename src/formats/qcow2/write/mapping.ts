@@ -10,8 +10,8 @@
  */
 import { STAGE } from '../../../cache/table-pool.js'
 import { withRoom } from '../../room.js'
-import { packedAt } from '../driver.js'
 import { KIND } from '../guard.js'
+import { packedLength, packedOffset } from '../packed-entry.js'
 import { COMPRESSED, COPIED, isCopied, putEntry } from '../words.js'
 import { damage, type WriteContext } from './parts.js'
 
@@ -116,14 +116,16 @@ export class Mapping {
     const { driver, header } = this.context
     if (driver.external) return
     const high = slice.readUInt32BE(at)
+    const low = slice.readUInt32BE(at + 4)
     if (high & COMPRESSED) {
-      const { at: from, packedBytes } = packedAt(slice, at, header.clusterBits)
+      const from = packedOffset(high, low, header.clusterBits)
+      const to = from + packedLength(high, low, header.clusterBits)
       const first = Math.floor(from / this.unitBytes)
-      const last = Math.floor((from + packedBytes - 1) / this.unitBytes)
+      const last = Math.floor((to - 1) / this.unitBytes)
       this.free(first, last - first + 1, offset)
       return
     }
-    const host = driver.checkedHost(high, slice.readUInt32BE(at + 4), offset)
+    const host = driver.checkedHost(high, low, offset)
     if (host !== 0) this.free(host / this.unitBytes, 1, offset)
   }
 
