@@ -21,7 +21,7 @@ export type Extent =
       readonly skip: number
       /** The size of the result of `unpack`, in bytes: a cluster, or a grain. */
       readonly wholeBytes: number
-      /** Where the compressed bytes are, for decompressing in another thread; see unpack-crew.ts. */
+      /** Where the compressed bytes are, for decompressing in another thread; see decompress-queue.ts. */
       readonly packed: {
         readonly storeId: number
         readonly at: number

@@ -5,7 +5,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
 import type { Chain } from '../image/chain.js'
-import { type CrewMemory, crewMemories } from '../image/unpack-crew.js'
+import { type QueueMemory, queueMemories } from '../image/decompress-queue.js'
 import { MountError } from '../errors.js'
 import { errno, read, write } from '../io/libc.js'
 import type { Logger } from '../log.js'
@@ -21,7 +21,7 @@ import { MESSAGE_BYTES, REPLY_BYTES } from './protocol.js'
 import type { Session, SessionParts } from './session.js'
 import { DISK_ID } from './tree.js'
 import { Truncations } from './truncations.js'
-import type { HelperSetup } from './unpack-helper.js'
+import type { HelperSetup } from './decompress-helper.js'
 import type { SessionStart, WorkerMessage, WorkerSetup } from './worker.js'
 
 export class DirectSession implements Session {
@@ -95,7 +95,7 @@ function startWorkers(
     allocated: new SharedArrayBuffer(entries.length * 8),
     slots: new TextSlots().shared,
     polling: createPollMemory(),
-    crews: crewMemories(threads, REPLY_BYTES),
+    queues: queueMemories(threads, REPLY_BYTES),
     disk: memory,
     truncations: new Truncations().shared,
     ownership: new Ownership().shared,
@@ -131,7 +131,7 @@ function startWorkers(
     })
     worker.on('message', (message: WorkerMessage) => {
       if (message === 'help') {
-        if (!isHelped) startHelper(shared.crews, chain, logger)
+        if (!isHelped) startHelper(shared.queues, chain, logger)
         isHelped = true
       } else if (message === 'page drops') dropPages()
       else if (typeof message === 'object')
@@ -189,11 +189,11 @@ function untilReady(worker: Worker): Promise<void> {
 }
 
 /** Starts the helper. It runs until the process ends, and does not keep the process alive. */
-function startHelper(crews: readonly CrewMemory[], { layers }: Chain, logger: Logger): void {
-  const helper = new Worker(new URL('./unpack-helper.js', import.meta.url), {
+function startHelper(queues: readonly QueueMemory[], { layers }: Chain, logger: Logger): void {
+  const helper = new Worker(new URL('./decompress-helper.js', import.meta.url), {
     // Compressed clusters are not encrypted, so the helper needs no keys.
     workerData: {
-      crews,
+      queues,
       layers: layers.map(({ encryption: _, ...layer }) => layer),
     } satisfies HelperSetup,
     resourceLimits: { maxYoungGenerationSizeMb: 4 },

@@ -12,7 +12,7 @@ import type { LayerSpec } from '../formats/format.js'
 import { allocatedNow, filesOf } from '../image/layer.js'
 import type { Timestamp } from '../io/file-spec.js'
 import type { ImageSet } from '../image/image-set.js'
-import type { UnpackCrew } from '../image/unpack-crew.js'
+import type { DecompressQueue } from '../image/decompress-queue.js'
 import { SEEK_DATA, SEEK_HOLE } from '../io/libc.js'
 import { AllocatedBytes, writtenDisk } from './allocated-bytes.js'
 import type { TextSlots } from './control.js'
@@ -36,7 +36,7 @@ export interface FileSystemParts {
   /** With allow_root the kernel admits all users, and all but these are refused here. */
   readonly onlyUids?: readonly number[]
   /** Decompresses on two processors. All reads go to its target. */
-  readonly crew?: UnpackCrew
+  readonly queue?: DecompressQueue
   /** Whether writing past the disk's end makes it larger. */
   readonly isGrowable?: boolean
   /** Called whenever a request flushes the disk. */
@@ -327,7 +327,7 @@ export class NodeOperations {
   }
 
   private readImage(node: ImageNode, target: Buffer, length: number, offset: number): void {
-    const { images, crew } = this.parts
+    const { images, queue } = this.parts
     const { disk } = images
     // Data of snapshots and lower layers are never overwritten. The lock only keeps their place, so no stripe is needed.
     if (node.entry.kind === 'disk' && disk) {
@@ -335,13 +335,13 @@ export class NodeOperations {
       disk.beginRead(offset, length)
     } else disk?.beginRead(0, 0)
     try {
-      readView(this.view(node), target, 0, length, offset, crew)
+      readView(this.view(node), target, 0, length, offset, queue)
     } catch (error) {
       if (error instanceof ImageError) disk?.checkFiles()
       throw error
     } finally {
       // Also if the read failed: the helper must not write to the target any more.
-      crew?.finish()
+      queue?.finish()
       disk?.endRead()
     }
   }

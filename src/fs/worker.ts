@@ -10,7 +10,7 @@ import type { CatalogEntry } from '../image/catalog.js'
 import type { LayerSpec } from '../formats/format.js'
 import type { DiskMemory } from '../image/disk-memory.js'
 import { type CacheSizes, ImageSet } from '../image/image-set.js'
-import { type CrewMemory, UnpackCrew } from '../image/unpack-crew.js'
+import { type QueueMemory, DecompressQueue } from '../image/decompress-queue.js'
 import { cloneDevice, errno, read, write } from '../io/libc.js'
 import { TextSlots } from './control.js'
 import { ImageFs } from './image-fs.js'
@@ -43,7 +43,7 @@ export interface WorkerSetup {
     /** For Poller. */
     readonly polling: SharedArrayBuffer
     /** One for each worker, which writes its replies to the target. */
-    readonly crews: readonly CrewMemory[]
+    readonly queues: readonly QueueMemory[]
     /** Present if the disk is written. */
     readonly disk: DiskMemory | undefined
     /** For Truncations, Ownership and PageDropper. */
@@ -73,7 +73,7 @@ const ENODEV = 19
 const ECONNABORTED = 103
 
 function run(setup: WorkerSetup): void {
-  const crew = setup.shared.crews[setup.index] as CrewMemory
+  const queue = setup.shared.queues[setup.index] as QueueMemory
   const stats = new WorkerStats(setup.shared.stats, setup.index)
   const { disk: memory } = setup.shared
   const onStall = (seconds: number) => log({ level: 'warn', message: stallMessage(seconds) })
@@ -97,9 +97,9 @@ function run(setup: WorkerSetup): void {
     ownership: new Ownership(setup.shared.ownership),
     dropPages: dropPages(new PageDropper(setup.shared.pageDrops), PAGE_DROPPER_START_MS),
     ...(setup.onlyUids && { onlyUids: setup.onlyUids }),
-    ...(availableParallelism() > 1 && { crew: joinCrew(crew) }),
+    ...(availableParallelism() > 1 && { queue: decompressQueue(queue) }),
   })
-  const responder = new Responder(fileSystem, faultLogger(log), Buffer.from(crew.target))
+  const responder = new Responder(fileSystem, faultLogger(log), Buffer.from(queue.target))
   parentPort?.once('message', ({ device, minor }: SessionStart) => {
     fileSystem.speak(minor)
     serve(device, responder, stats, new Poller(setup.shared.polling, setup.index), warming)
@@ -146,9 +146,9 @@ class Warming {
 }
 
 /** Joins the helper, which starts with the first compressed cluster: most images have none. */
-function joinCrew(memory: CrewMemory): UnpackCrew {
+function decompressQueue(memory: QueueMemory): DecompressQueue {
   const payload = Buffer.from(memory.target).subarray(OUT_HEADER.size)
-  return new UnpackCrew(memory, payload, OUT_HEADER.size, () => tell('help'))
+  return new DecompressQueue(memory, payload, OUT_HEADER.size, () => tell('help'))
 }
 
 /**

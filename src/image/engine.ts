@@ -6,12 +6,12 @@ import assert from 'node:assert'
 import { ImageError } from '../errors.js'
 import { clear } from '../io/libc.js'
 import type { Extent, View } from '../formats/driver.js'
-import type { UnpackCrew } from './unpack-crew.js'
+import type { DecompressQueue } from './decompress-queue.js'
 
 /**
  * Reads `length` bytes of the disk from `offset` on into `target` from `start` on. Bytes past the end of the disk read as
  * zeros, because a parent may be shorter. Throws ImageError, SystemError.
- * @param crew takes over whole compressed clusters; `target` is complete when its `finish` returns
+ * @param queue takes over whole compressed clusters; `target` is complete when its `finish` returns
  */
 export function readView(
   view: View,
@@ -19,7 +19,7 @@ export function readView(
   start: number,
   length: number,
   offset: number,
-  crew?: UnpackCrew,
+  queue?: DecompressQueue,
 ): void {
   const { driver, parent } = view
   const inside = Math.max(0, Math.min(length, driver.sizeBytes - offset))
@@ -29,10 +29,10 @@ export function readView(
     const to = start + done
     if (extent.kind === 'data') readData(extent, driver.unitBytes, target, to, offset + done)
     else if (extent.kind === 'parent' && parent) {
-      readView(parent, target, to, extent.length, offset + done, crew)
+      readView(parent, target, to, extent.length, offset + done, queue)
     } else if (extent.kind === 'packed') {
       if (extent.length === extent.wholeBytes) {
-        if (!crew?.add(extent, to)) extent.unpackInto(target.subarray(to, to + extent.length))
+        if (!queue?.add(extent, to)) extent.unpackInto(target.subarray(to, to + extent.length))
       } else extent.unpack().copy(target, to, extent.skip, extent.skip + extent.length)
     } else clear(target, to, to + extent.length)
     done += extent.length

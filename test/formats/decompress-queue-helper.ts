@@ -1,9 +1,9 @@
-/** The helper thread of unpack-crew.test.ts. */
+/** The helper thread of decompress-queue.test.ts. */
 import fs from 'node:fs'
 import { workerData } from 'node:worker_threads'
-import { helpCrews } from '../../src/image/unpack-crew.js'
+import { serveQueues } from '../../src/image/decompress-queue.js'
 import { FileStore } from '../../src/io/store.js'
 
 const { memory, path } = workerData
 const fd = fs.openSync(path, 'r')
-helpCrews([memory], [new FileStore(path, fd, fs.fstatSync(fd).size)])
+serveQueues([memory], [new FileStore(path, fd, fs.fstatSync(fd).size)])

@@ -3,11 +3,11 @@ import zlib from 'node:zlib'
 import t from 'tap'
 import type { Extent } from '../../src/formats/driver.js'
 import {
-  type CrewMemory,
-  crewMemories,
+  type QueueMemory,
+  queueMemories,
   JOB_WORDS,
-  UnpackCrew,
-} from '../../src/image/unpack-crew.js'
+  DecompressQueue,
+} from '../../src/image/decompress-queue.js'
 import { ImageError } from '../../src/errors.js'
 
 const CLUSTER_BYTES = 64 * 1024
@@ -32,17 +32,17 @@ function extentOf(letter: string, unpacked: string[], failure?: Error): Packed {
   }
 }
 
-function crewOf(clusters: number): {
-  crew: UnpackCrew
-  memory: CrewMemory
+function queueOf(clusters: number): {
+  queue: DecompressQueue
+  memory: QueueMemory
   target: Buffer
   calls: number[]
 } {
-  const [memory] = crewMemories(1, OFFSET + clusters * CLUSTER_BYTES) as [CrewMemory]
+  const [memory] = queueMemories(1, OFFSET + clusters * CLUSTER_BYTES) as [QueueMemory]
   const target = Buffer.from(memory.target).subarray(OFFSET)
   const calls: number[] = []
   return {
-    crew: new UnpackCrew(memory, target, OFFSET, () => calls.push(1)),
+    queue: new DecompressQueue(memory, target, OFFSET, () => calls.push(1)),
     memory,
     target,
     calls,
@@ -50,12 +50,12 @@ function crewOf(clusters: number): {
 }
 
 t.test('a worker whose helper has not come yet does all of it', async t => {
-  const { crew, target, calls } = crewOf(3)
+  const { queue, target, calls } = queueOf(3)
   const unpacked: string[] = []
   for (const [index, letter] of ['a', 'b', 'c'].entries()) {
-    t.ok(crew.add(extentOf(letter, unpacked), index * CLUSTER_BYTES))
+    t.ok(queue.add(extentOf(letter, unpacked), index * CLUSTER_BYTES))
   }
-  crew.finish()
+  queue.finish()
   t.same(unpacked, ['a', 'b', 'c'])
   t.same(calls, [1], 'the helper is called once')
   for (const [index, letter] of ['a', 'b', 'c'].entries()) {
@@ -65,24 +65,24 @@ t.test('a worker whose helper has not come yet does all of it', async t => {
 })
 
 t.test('damage is thrown once no job runs, and the next read starts clean', async t => {
-  const { crew, target } = crewOf(2)
+  const { queue, target } = queueOf(2)
   const unpacked: string[] = []
   const damage = new ImageError('CORRUPT', 'damaged')
-  crew.add(extentOf('a', unpacked, damage), 0)
-  crew.add(extentOf('b', unpacked), CLUSTER_BYTES)
-  t.throws(() => crew.finish(), damage)
-  crew.add(extentOf('c', unpacked), 0)
-  crew.finish()
+  queue.add(extentOf('a', unpacked, damage), 0)
+  queue.add(extentOf('b', unpacked), CLUSTER_BYTES)
+  t.throws(() => queue.finish(), damage)
+  queue.add(extentOf('c', unpacked), 0)
+  queue.finish()
   t.ok(target.subarray(0, CLUSTER_BYTES).equals(Buffer.alloc(CLUSTER_BYTES, 'c')))
   t.notOk(target.includes('b'), 'after the damage nothing else was unpacked')
 })
 
 t.test('the caller unpacks small clusters, and those that find no room, itself', async t => {
-  const { crew } = crewOf(1)
-  t.notOk(crew.add({ ...extentOf('a', []), length: 4096 }, 0), 'a small cluster')
-  for (let job = 0; job < 64; job++) t.ok(crew.add(extentOf('a', []), 0))
-  t.notOk(crew.add(extentOf('a', []), 0), 'a job more than the board has')
-  crew.finish()
+  const { queue } = queueOf(1)
+  t.notOk(queue.add({ ...extentOf('a', []), length: 4096 }, 0), 'a small cluster')
+  for (let job = 0; job < 64; job++) t.ok(queue.add(extentOf('a', []), 0))
+  t.notOk(queue.add(extentOf('a', []), 0), 'a job more than the board has')
+  queue.finish()
 })
 
 /**
@@ -110,14 +110,14 @@ for (const { title, state, letter, milliseconds = 200 } of [
   { title: 'a cluster that the helper died with is, too', state: 0, letter: 'b' },
 ]) {
   t.test(title, async t => {
-    const { crew, memory, target } = crewOf(2)
+    const { queue, memory, target } = queueOf(2)
     const unpacked: string[] = []
-    crew.add(extentOf('a', unpacked), 0)
-    crew.add(extentOf('b', unpacked), CLUSTER_BYTES)
+    queue.add(extentOf('a', unpacked), 0)
+    queue.add(extentOf('b', unpacked), CLUSTER_BYTES)
     const workerData = { ...memory, job: JOB_WORDS, state, milliseconds }
     const other = new Worker(OTHER_SIDE, { eval: true, workerData })
     await new Promise(resolve => other.once('message', resolve))
-    crew.finish()
+    queue.finish()
     t.equal(target.subarray(0, CLUSTER_BYTES).toString('latin1', 0, 1), 'a')
     t.ok(target.subarray(CLUSTER_BYTES).equals(Buffer.alloc(CLUSTER_BYTES, letter)))
     await other.terminate()
@@ -145,12 +145,12 @@ for (const { compression, packed, grain } of [
   },
 ]) {
   t.test(`the helper unpacks the stream in the file: ${compression}`, async t => {
-    const { crew, memory, target } = crewOf(1)
+    const { queue, memory, target } = queueOf(1)
     const cluster = CLUSTER
     const folder = t.testdir({
       image: Buffer.concat([Buffer.alloc(4096), packed, Buffer.alloc(512)]),
     })
-    const helper = new Worker(new URL('./unpack-crew-helper.ts', import.meta.url), {
+    const helper = new Worker(new URL('./decompress-queue-helper.ts', import.meta.url), {
       workerData: { memory, path: `${folder}/image` },
     })
     t.teardown(() => helper.terminate())
@@ -169,9 +169,9 @@ for (const { compression, packed, grain } of [
     // It takes a while to come; until then the worker does the job itself.
     for (let round = 0; round < 1000; round++) {
       mine.length = 0
-      crew.add(packedExtent, 0)
+      queue.add(packedExtent, 0)
       await new Promise(resolve => setTimeout(resolve, 10))
-      crew.finish()
+      queue.finish()
       const expected = mine.length > 0 ? Buffer.alloc(CLUSTER_BYTES, 'w') : cluster
       if (!target.equals(expected))
         return t.fail("a cluster is neither the worker's nor the file's")

@@ -33,11 +33,11 @@ const COMPRESSIONS = ['zlib', 'zstd', 'grain'] as const
 const SECTOR_BYTES = 512
 /** How often a waiting worker looks whether the helper is alive. */
 const LOOK_MS = 1000
-/** Words of `CrewMemory.call`. */
+/** Words of `QueueMemory.call`. */
 const CALL = { jobs: 0, helper: 1 } as const
 
 /** The memory that a worker and the helper share. */
-export interface CrewMemory {
+export interface QueueMemory {
   /**
    * The same for all workers: a word that changes when one of them adds a job, and the kernel's id of the helper's thread.
    */
@@ -47,7 +47,7 @@ export interface CrewMemory {
 }
 
 /** @param targetBytes the size of each worker's target */
-export function crewMemories(workers: number, targetBytes: number): CrewMemory[] {
+export function queueMemories(workers: number, targetBytes: number): QueueMemory[] {
   const call = new SharedArrayBuffer(4 * Object.keys(CALL).length)
   return Array.from({ length: workers }, () => ({
     call,
@@ -57,7 +57,7 @@ export function crewMemories(workers: number, targetBytes: number): CrewMemory[]
 }
 
 /** The worker's side. */
-export class UnpackCrew {
+export class DecompressQueue {
   private readonly board: Int32Array
   private readonly call: Int32Array
   private readonly extents: Packed[] = []
@@ -69,7 +69,7 @@ export class UnpackCrew {
    * @param callHelper starts the helper thread; called once, with the first job
    */
   constructor(
-    memory: CrewMemory,
+    memory: QueueMemory,
     private readonly target: Buffer,
     private readonly targetOffset: number,
     private readonly callHelper: () => void,
@@ -149,16 +149,16 @@ export class UnpackCrew {
 }
 
 /** Runs the helper's side, for all workers. Never returns. */
-export function helpCrews(memories: readonly CrewMemory[], stores: readonly FileStore[]): never {
-  const crews = memories.map(({ board, target }) => ({
+export function serveQueues(memories: readonly QueueMemory[], stores: readonly FileStore[]): never {
+  const queues = memories.map(({ board, target }) => ({
     board: new Int32Array(board),
     target: Buffer.from(target),
   }))
-  const call = new Int32Array((memories[0] as CrewMemory).call)
+  const call = new Int32Array((memories[0] as QueueMemory).call)
   Atomics.store(call, CALL.helper, currentThread())
   for (;;) {
     const heard = Atomics.load(call, CALL.jobs)
-    for (const { board, target } of crews) helpOne(board, target, stores)
+    for (const { board, target } of queues) helpOne(board, target, stores)
     // If a job was added meanwhile, the word has changed, and this does not wait.
     Atomics.wait(call, CALL.jobs, heard)
   }
