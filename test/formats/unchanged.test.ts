@@ -37,7 +37,7 @@ function lagging(tables = 1): Buffer {
   return bytes
 }
 
-/** Two grains whose first tables are silent, and whose redundant ones name one place. */
+/** Two grains whose first tables are unallocated, and whose redundant ones name one place. */
 function undecided(): Buffer {
   const { bytes, entryAt, redundantEntryAt, placeOf } = unclean(1)
   bytes.writeUInt32LE(0, entryAt(0))

@@ -80,10 +80,10 @@ export function walkBitmap(
   const sectors = Math.ceil(mappedBytes(header) / SECTOR_BYTES)
   const chunk = Buffer.alloc(CHUNK_BYTES)
   for (let first = from; first < sectors; ) {
-    const silent = silentSectors(store, header, first, sectors)
-    if (silent > 0) {
-      if (!visit(false, first, first + silent)) return
-      first += silent
+    const unallocated = unallocatedSectors(store, header, first, sectors)
+    if (unallocated > 0) {
+      if (!visit(false, first, first + unallocated)) return
+      first += unallocated
       continue
     }
     const start = first - (first % 8)
@@ -100,7 +100,7 @@ export function walkBitmap(
 }
 
 /** Returns how many sectors from `first` on have their bits in a hole of the file. */
-function silentSectors(store: Store, header: CowHeader, first: number, sectors: number): number {
+function unallocatedSectors(store: Store, header: CowHeader, first: number, sectors: number): number {
   const byte = header.bitmapOffset + Math.floor(first / 8)
   const data = store.nextData(byte)
   if (data < 0) return sectors - first

@@ -64,8 +64,8 @@ export class QcowDriver implements FormatDriver {
     const inTable = offset - index * this.coverage
     const table = this.tableOf(index, offset)
     if (table !== 0) return this.clusters(table, inTable, offset, length)
-    const silent = this.silentTables(index, inTable + length) * this.coverage - inTable
-    return { kind: 'parent', length: Math.min(length, silent) }
+    const unallocated = this.unallocatedTables(index, inTable + length) * this.coverage - inTable
+    return { kind: 'parent', length: Math.min(length, unallocated) }
   }
 
   /** Returns the place of the L2 table of L1 entry `index` in the file; 0 if there is none. `offset` is for messages. */
@@ -114,15 +114,15 @@ export class QcowDriver implements FormatDriver {
   }
 
   /** Returns how many L1 entries from `index` on name no table, within `bytes` bytes of the disk. */
-  private silentTables(index: number, bytes: number): number {
+  private unallocatedTables(index: number, bytes: number): number {
     const wanted = Math.min(Math.ceil(bytes / this.coverage), this.parts.header.l1Entries - index)
     let count = 1
-    while (count < wanted && this.isSilent(index + count)) count++
+    while (count < wanted && this.isUnallocated(index + count)) count++
     return count
   }
 
   /** Reports whether the entry names no table. False also for a damaged entry: the read that gets there reports it. */
-  private isSilent(index: number): boolean {
+  private isUnallocated(index: number): boolean {
     try {
       return this.tableOf(index, index * this.coverage) === 0
     } catch (error) {

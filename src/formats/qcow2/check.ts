@@ -4,7 +4,7 @@
  *
  * The totals are those of `qemu-img check`, with these exceptions:
  *
- *  (1) All that makes `vimgfs mount` answer EIO is a corruption, also where QEMU's check is silent: the zero flag in version
+ *  (1) All that makes `vimgfs mount` answer EIO is a corruption, also where QEMU's check says nothing: the zero flag in version
  *      2, an entry that maps another place of an external data file, and a table that is cut off by the end of the file.
  *  (2) An L1 entry that has flags but names no table is one corruption. QEMU takes the header for its
  *      L2 table.

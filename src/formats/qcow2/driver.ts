@@ -93,8 +93,8 @@ export class Qcow2Driver implements FormatDriver {
     const inTable = offset - l1Index * this.coverage
     const table = this.l2Table(l1Index, offset)
     if (table === 0) {
-      const silent = this.silentTables(l1Index, inTable + length) * this.coverage - inTable
-      return { kind: 'parent', length: Math.min(length, silent) }
+      const unallocated = this.unallocatedTables(l1Index, inTable + length) * this.coverage - inTable
+      return { kind: 'parent', length: Math.min(length, unallocated) }
     }
     const entryAt = Math.floor(inTable / this.unitBytes) * this.entryBytes
     const inSlice = entryAt % this.sliceBytes
@@ -145,17 +145,17 @@ export class Qcow2Driver implements FormatDriver {
   }
 
   /** Returns how many L1 entries from `l1Index` on name no table, within `bytes` bytes of the disk. */
-  private silentTables(l1Index: number, bytes: number): number {
+  private unallocatedTables(l1Index: number, bytes: number): number {
     const wanted = Math.ceil(bytes / this.coverage)
     const listed = Math.min(wanted, this.disk.l1Entries - l1Index)
     let count = 1
-    while (count < listed && this.isSilent(l1Index + count)) count++
+    while (count < listed && this.isUnallocated(l1Index + count)) count++
     // Past the end of the table nothing is allocated, however large a snapshot says that its disk is.
     return count < listed ? count : wanted
   }
 
   /** Reports whether the L1 entry names no table. False also for a damaged entry: the read that gets there reports it. */
-  private isSilent(l1Index: number): boolean {
+  private isUnallocated(l1Index: number): boolean {
     try {
       return this.l2Table(l1Index, l1Index * this.coverage) === 0
     } catch (error) {

@@ -88,8 +88,8 @@ export abstract class GrainTables implements FormatDriver {
     const at = (index * this.entryBytes) % SLICE_BYTES
     const table = this.tableOf(directory, at, index, offset)
     if (table !== 0) return this.grains(table, inTable, offset, length)
-    const silent = this.silentTables(directory, at, index, inTable + length) * this.coverage
-    return { kind: 'parent', length: Math.min(length, silent - inTable) }
+    const unallocated = this.unallocatedTables(directory, at, index, inTable + length) * this.coverage
+    return { kind: 'parent', length: Math.min(length, unallocated - inTable) }
   }
 
   private directorySlice(index: number, offset: number): Buffer {
@@ -101,18 +101,18 @@ export abstract class GrainTables implements FormatDriver {
   }
 
   /** Returns how many entries of the slice from `at` on name no table, within `bytes` bytes of the disk. */
-  private silentTables(slice: Buffer, at: number, index: number, bytes: number): number {
+  private unallocatedTables(slice: Buffer, at: number, index: number, bytes: number): number {
     const listed = Math.floor((slice.length - at) / this.entryBytes)
     const wanted = Math.min(listed, Math.ceil(bytes / this.coverage))
     let count = 1
-    while (count < wanted && this.isSilent(slice, at + count * this.entryBytes, index + count)) {
+    while (count < wanted && this.isUnallocated(slice, at + count * this.entryBytes, index + count)) {
       count++
     }
     return count
   }
 
   /** Reports whether the entry names no table. False also for a damaged entry: the read that gets there reports it. */
-  private isSilent(slice: Buffer, at: number, index: number): boolean {
+  private isUnallocated(slice: Buffer, at: number, index: number): boolean {
     try {
       return this.tableOf(slice, at, index, index * this.coverage) === 0
     } catch (error) {

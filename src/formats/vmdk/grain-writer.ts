@@ -25,7 +25,7 @@ const ENTRY_BYTES = 4
 /** How much of a table is read, and kept in the pool, at once; the drivers use the same slices. */
 const SLICE_BYTES = 4096
 /** An entry is a sector's number, or one of these. */
-const SILENT = 0
+const UNALLOCATED = 0
 const ZERO = 1
 /** The most bytes of grains of one reservation. */
 const MAX_RUN_BYTES = 2 ** 21
@@ -206,7 +206,7 @@ export class GrainWriter {
   }
 
   private isGrain(entry: number): boolean {
-    return entry !== SILENT && !(entry === ZERO && this.parts.layout.hasZeroGrains)
+    return entry !== UNALLOCATED && !(entry === ZERO && this.parts.layout.hasZeroGrains)
   }
 
   /** Returns the place of the table of a directory's entry. Makes it, and its copy, if there is none. */

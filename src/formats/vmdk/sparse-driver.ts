@@ -13,7 +13,7 @@ const ENTRY_BYTES = 4
 /** How much of the directory is read at once. */
 const SLICE_BYTES = 4096
 /** Entries that name no sector: the grain is in the parent; or zeros, if the header allows that. */
-const SILENT = 0
+const UNALLOCATED = 0
 const ZERO = 1
 
 /** The kind of a grain: neighbours of one kind become one extent. */
@@ -54,8 +54,8 @@ export class SparseDriver implements FormatDriver {
     const inTable = offset - index * this.coverage
     const table = this.table(index, offset)
     if (table === undefined) {
-      const silent = this.silentTables(index) * this.coverage - inTable
-      return { kind: 'parent', length: Math.min(length, silent) }
+      const unallocated = this.unallocatedTables(index) * this.coverage - inTable
+      return { kind: 'parent', length: Math.min(length, unallocated) }
     }
     const entry = Math.floor(inTable / this.unitBytes)
     const inGrain = inTable % this.unitBytes
@@ -74,7 +74,7 @@ export class SparseDriver implements FormatDriver {
     const sector = this.directoryEntry(directoryAt, index, offset)
     const both = this.header.readsBoth ? this.bothTables(index, sector, offset) : undefined
     if (both) return both
-    if (sector === SILENT) return undefined
+    if (sector === UNALLOCATED) return undefined
     if (this.isTable(sector)) return this.read(sector * SECTOR_BYTES, this.tableBytes, offset)
     const spare = this.redundantTable(index, offset)
     if (spare) return spare
@@ -89,16 +89,16 @@ export class SparseDriver implements FormatDriver {
    * be trusted. Valid until the next call.
    */
   private bothTables(index: number, sector: number, offset: number): Buffer | undefined {
-    if (sector !== SILENT && !this.isTable(sector)) return undefined
+    if (sector !== UNALLOCATED && !this.isTable(sector)) return undefined
     const redundant = this.redundantTable(index, offset)
     if (!redundant || !this.isSound(redundant)) return undefined
     this.merged ??= Buffer.alloc(this.tableBytes)
     redundant.copy(this.merged, 0, 0, this.tableBytes)
-    if (sector === SILENT) return this.merged
+    if (sector === UNALLOCATED) return this.merged
     const first = this.read(sector * SECTOR_BYTES, this.tableBytes, offset)
     for (let at = 0; at < this.tableBytes; at += ENTRY_BYTES) {
       const said = first.readUInt32LE(at)
-      if (said !== SILENT) this.merged.writeUInt32LE(said, at)
+      if (said !== UNALLOCATED) this.merged.writeUInt32LE(said, at)
     }
     return this.merged
   }
@@ -139,20 +139,20 @@ export class SparseDriver implements FormatDriver {
   }
 
   /** Returns how many entries of the directory from `index` on name no table, within the slice of `index`. */
-  private silentTables(index: number): number {
+  private unallocatedTables(index: number): number {
     // The other directory may name each of these tables.
     if (this.header.readsBoth) return 1
     const slice = this.directorySlice(this.header.directoryAt, index, index * this.coverage)
     const first = (index * ENTRY_BYTES) % SLICE_BYTES
     const end = Math.min(SLICE_BYTES, first + this.directoryBytes - index * ENTRY_BYTES)
     let at = first + ENTRY_BYTES
-    while (at < end && slice.readUInt32LE(at) === SILENT) at += ENTRY_BYTES
+    while (at < end && slice.readUInt32LE(at) === UNALLOCATED) at += ENTRY_BYTES
     return (at - first) / ENTRY_BYTES
   }
 
   /** Sets `kind` and `at` from an entry of a grain table. */
   private decode(sector: number): void {
-    if (sector === SILENT) this.kind = 'parent'
+    if (sector === UNALLOCATED) this.kind = 'parent'
     else if (sector === ZERO && this.header.hasZeroGrains) this.kind = 'zero'
     else {
       this.at = sector * SECTOR_BYTES

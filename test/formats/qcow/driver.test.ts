@@ -115,8 +115,8 @@ t.test('tables that are not there are passed over at once', async t => {
     clusters: new Map([[4999 * entries, data(1, 512)]]),
   }
   const { driver } = viewOf(buildQcow(spec).bytes)
-  const silent = driver.lookup(700, spec.sizeBytes - 700)
-  t.match(silent, { kind: 'parent', length: 4999 * entries * 512 - 700 })
+  const unallocated = driver.lookup(700, spec.sizeBytes - 700)
+  t.match(unallocated, { kind: 'parent', length: 4999 * entries * 512 - 700 })
 })
 
 t.test('holes of the file are holes of the disk', async t => {

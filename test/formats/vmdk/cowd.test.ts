@@ -357,11 +357,11 @@ t.test('directory entries that cannot be', async t => {
     const error = thrownBy(() => readAt(view, 5000 * 512, 512))
     t.match(error, { code: 'CORRUPT', message, context: { offset: 5000 * 512 } })
   }
-  const silent = poked(built.bytes, [
+  const unallocated = poked(built.bytes, [
     [built.directoryEntryAt(0), 4, 0],
     [built.directoryEntryAt(1), 4, 1],
   ])
-  t.equal(driverOf(stored(silent)).lookup(0, 2 ** 22).length, 2 ** 21, 'silent up to the damage')
+  t.equal(driverOf(stored(unallocated)).lookup(0, 2 ** 22).length, 2 ** 21, 'unallocated up to the damage')
 })
 
 t.test('a grain that begins before its table or directory and ends in it', async t => {

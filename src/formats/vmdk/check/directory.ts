@@ -5,7 +5,7 @@ import { batchOf, TableReader } from './table-reader.js'
 
 const ENTRY_BYTES = 4
 /** An entry that names nothing. */
-const SILENT = 0
+const UNALLOCATED = 0
 /** How many entries are read from the file at once. */
 const CHUNK_ENTRIES = 16_384
 
@@ -77,7 +77,7 @@ export class Directory {
   /** Reads the tables to walk of these entries. Returns whether they may have an entry. */
   readTables(count: number): boolean {
     for (let i = 0; i < count; i++) {
-      this.wanted[i] = this.isSkipped(i) ? SILENT : (this.entries[i] as number)
+      this.wanted[i] = this.isSkipped(i) ? UNALLOCATED : (this.entries[i] as number)
     }
     return this.tables.read(this.wanted, count)
   }

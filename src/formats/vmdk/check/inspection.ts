@@ -21,7 +21,7 @@ import type { TableReader } from './table-reader.js'
 
 const ENTRY_BYTES = 4
 /** An entry that names nothing. */
-const SILENT = 0
+const UNALLOCATED = 0
 /** The field of a hosted extent's header with the number of sectors before the first grain, a u64. */
 const OVERHEAD_AT = 64
 
@@ -37,7 +37,7 @@ export class Inspection {
   /** The whole sectors of the file. */
   private readonly wholeFileSectors: number
   /** The highest entry that has a meaning without naming a grain. */
-  readonly silentMax: number
+  readonly noGrainMax: number
   /** The entries of the directory that map a part of the disk. */
   private readonly directoryEntries: number
   private readonly directoryBytes: number
@@ -83,7 +83,7 @@ export class Inspection {
     this.tableSectors = tableBytesOf(layout) / SECTOR_BYTES
     this.fileSectors = Math.ceil(store.sizeBytes / SECTOR_BYTES)
     this.wholeFileSectors = Math.floor(store.sizeBytes / SECTOR_BYTES)
-    this.silentMax = layout.hasZeroGrains ? 1 : 0
+    this.noGrainMax = layout.hasZeroGrains ? 1 : 0
     this.directoryEntries = Math.min(
       layout.directoryEntries,
       Math.ceil(capacityBytes / (grainBytes * tableEntries)),
@@ -200,7 +200,7 @@ export class Inspection {
       shared?.readEntries(at)
       for (let i = 0; i < count; i++) {
         const sector = directory.entries[i] as number
-        if (sector === SILENT) continue
+        if (sector === UNALLOCATED) continue
         if (sector === shared?.entries[i]) directory.passOver(i)
         else this.takeTable(directory, i, sector, isJudged)
       }
@@ -259,7 +259,7 @@ export class Inspection {
   }
 
   private walkTables({ words, stride }: TableReader, count: number): void {
-    const { grainSectors, silentMax } = this
+    const { grainSectors, noGrainMax } = this
     const { tableEntries } = this.layout
     for (let table = 0; table < count; table++) {
       const start = table * stride
@@ -271,7 +271,7 @@ export class Inspection {
         else {
           if (next >= 0) this.endRun(next)
           next = -1
-          if (sector <= silentMax) continue
+          if (sector <= noGrainMax) continue
           this.runStart = sector
           this.runGrain = grain + i
           next = sector + grainSectors

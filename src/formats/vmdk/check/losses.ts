@@ -13,7 +13,7 @@ import { type GrainLayout, tableBytesOf } from '../layout.js'
 import { SECTOR_BYTES } from '../parts.js'
 import { eachPair, type Table } from '../repair/table-pairs.js'
 
-const SILENT = 0
+const UNALLOCATED = 0
 const ENTRY_BYTES = 4
 /** The field of a hosted extent's header with the number of sectors before the first grain, a u64. */
 const OVERHEAD_AT = 64
@@ -71,7 +71,7 @@ export function findLosses(store: Store, layout: GrainLayout): Losses {
 function unnamedIn({ isBlank, words }: Table, count: number): number {
   if (isBlank) return count
   let unnamed = 0
-  for (let i = 0; i < count; i++) if (words[i] === SILENT) unnamed++
+  for (let i = 0; i < count; i++) if (words[i] === UNALLOCATED) unnamed++
   return unnamed
 }
 

@@ -5,14 +5,14 @@ import { SECTOR_BYTES } from '../parts.js'
 import type { Directory } from './directory.js'
 
 /** An entry that names nothing. */
-const SILENT = 0
+const UNALLOCATED = 0
 
 export interface Comparison {
   readonly layout: GrainLayout
   /** The sectors of the file. */
   readonly fileSectors: number
   /** The highest entry that has a meaning without naming a grain. */
-  readonly silentMax: number
+  readonly noGrainMax: number
   readonly sink: GrainSink
 }
 
@@ -25,9 +25,9 @@ export function compareTables(
 ): void {
   const { tableEntries } = comparison.layout
   for (let i = 0; i < count; i++) {
-    if (redundant.wanted[i] === SILENT || first.isSkipped(i)) continue
+    if (redundant.wanted[i] === UNALLOCATED || first.isSkipped(i)) continue
     if (first.tables.isEqual(redundant.tables, i, tableEntries)) continue
-    if (first.wanted[i] === SILENT) surplus(redundant, i, comparison)
+    if (first.wanted[i] === UNALLOCATED) surplus(redundant, i, comparison)
     else disagreement(first, redundant, i, comparison)
   }
 }
@@ -68,13 +68,13 @@ function disagreement(
 function isContradiction(
   said: number,
   other: number,
-  { silentMax, fileSectors, layout }: Comparison,
+  { noGrainMax, fileSectors, layout }: Comparison,
 ): boolean {
-  if (other === SILENT || other >= fileSectors) return false
+  if (other === UNALLOCATED || other >= fileSectors) return false
   // Instead of a damaged entry readers use the redundant one, also if it means "zeros".
   if (said >= fileSectors) return true
-  if (other <= silentMax) return false
-  return said > silentMax || (said === SILENT && !layout.isUnclean)
+  if (other <= noGrainMax) return false
+  return said > noGrainMax || (said === UNALLOCATED && !layout.isUnclean)
 }
 
 const placeOf = ({ wanted }: Directory, i: number): number => (wanted[i] as number) * SECTOR_BYTES

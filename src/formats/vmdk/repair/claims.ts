@@ -6,7 +6,7 @@ import { SECTOR_BYTES } from '../parts.js'
 import { isInFile } from '../sparse-header.js'
 
 const ENTRY_BYTES = 4
-const SILENT = 0
+const UNALLOCATED = 0
 
 /** The owner of a structure that is neither a grain nor a searched table. */
 const METADATA = -1
@@ -90,11 +90,11 @@ class Claims {
     if (!directory.readTables(count)) return
     const { tableEntries, hasZeroGrains } = this.layout
     const { words, stride } = directory.tables
-    const silentMax = hasZeroGrains ? 1 : SILENT
+    const noGrainMax = hasZeroGrains ? 1 : UNALLOCATED
     for (let table = 0; table < count; table++) {
       for (let k = 0; k < tableEntries; k++) {
         const sector = words[table * stride + k] as number
-        if (sector <= silentMax) continue
+        if (sector <= noGrainMax) continue
         this.claim(sector, this.grainSectors, (index + table) * tableEntries + k, isRedundant)
       }
     }

@@ -22,7 +22,7 @@ import { markTaken, Range } from './claims.js'
 import { Entries, eachPair, type Table } from './table-pairs.js'
 
 const ENTRY_BYTES = 4
-const SILENT = 0
+const UNALLOCATED = 0
 /** How many entries are handled in one round: the image decides their number. */
 const MAX_ENTRIES = 2 ** 18
 
@@ -114,7 +114,7 @@ function planDirectories(
     const old = new Range(-2 - index, at / SECTOR_BYTES, isBorneOut ? tableSectors : 0)
     lost.push({ entryAt, from, old })
   }
-  const isStray = ({ sector, isThere }: Table) => sector !== SILENT && !isThere
+  const isStray = ({ sector, isThere }: Table) => sector !== UNALLOCATED && !isThere
   eachPair(store, layout, (index, first, redundant) => {
     const areBlank = first.isBlank && redundant.isBlank
     if (areBlank && !isStray(first) && !isStray(redundant)) return true
@@ -126,11 +126,11 @@ function planDirectories(
     const isRedundantGood = isGood(redundant, first) && entries.isSound(redundant.words)
     if (!isFirstGood && isRedundantGood) {
       // An empty table counts as none.
-      if (first.sector !== SILENT || redundant.words.some(word => word !== SILENT))
+      if (first.sector !== UNALLOCATED || redundant.words.some(word => word !== UNALLOCATED))
         repoint(layout.directoryAt, index, first, redundant)
-    } else if (!isFirstGood && redundant.words.some(word => word !== SILENT)) {
+    } else if (!isFirstGood && redundant.words.some(word => word !== UNALLOCATED)) {
       kept.add(index * layout.tableEntries)
-    } else if (isFirstGood && !isRedundantGood && redundant.sector !== SILENT) {
+    } else if (isFirstGood && !isRedundantGood && redundant.sector !== UNALLOCATED) {
       const isLost = !redundant.isThere || entries.isJunk(redundant.words)
       if (isLost && entries.isSound(first.words))
         repoint(layout.redundantDirectoryAt as number, index, redundant, first)
@@ -175,11 +175,11 @@ function areTwins(one: Uint32Array, other: Uint32Array, entries: Entries): boole
   let equal = 0
   for (let k = 0; k < one.length; k++) {
     const [a, b] = [one[k] as number, other[k] as number]
-    if (a === b) equal += a === SILENT ? 0 : 1
-    else if (a !== SILENT && b !== SILENT) return false
+    if (a === b) equal += a === UNALLOCATED ? 0 : 1
+    else if (a !== UNALLOCATED && b !== UNALLOCATED) return false
     else if (entries.isPlace(a) && !entries.isInFile(a)) return false
   }
-  return equal > 0 || one.every(word => word === SILENT)
+  return equal > 0 || one.every(word => word === UNALLOCATED)
 }
 
 /** An entry for which it matters whether others name the same place. */
@@ -239,10 +239,10 @@ class EntryPlan {
       const at = table + k * ENTRY_BYTES
       const isLost = entries.isPlace(said) && !entries.isInFile(said)
       if (entries.isZero(other)) {
-        if (said !== SILENT && !isLost) continue
+        if (said !== UNALLOCATED && !isLost) continue
         if (isTrusted) this.patches.push({ at, value: other })
         else this.kept.add(grain)
-      } else if (other === SILENT || !entries.isInFile(other)) {
+      } else if (other === UNALLOCATED || !entries.isInFile(other)) {
         if (isLost) this.kept.add(grain)
       } else if (!entries.isWhole(other) || !isTrusted) this.kept.add(grain)
       else this.doubt(grain, at, said, other)

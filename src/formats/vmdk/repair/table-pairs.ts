@@ -5,7 +5,7 @@ import { type GrainLayout, tableBytesOf } from '../layout.js'
 import { SECTOR_BYTES } from '../parts.js'
 import { isInFile } from '../sparse-header.js'
 
-const SILENT = 0
+const UNALLOCATED = 0
 const ZERO = 1
 const ENTRY_BYTES = 4
 /** Fewer lost entries than this are judged one by one. */
@@ -30,21 +30,21 @@ export class Entries {
   readonly grainSectors: number
   private readonly fileSectors: number
   private readonly wholeFileSectors: number
-  private readonly silentMax: number
+  private readonly noGrainMax: number
 
   constructor(store: Store, layout: GrainLayout) {
     this.grainSectors = layout.grainBytes / SECTOR_BYTES
     this.fileSectors = Math.ceil(store.sizeBytes / SECTOR_BYTES)
     this.wholeFileSectors = Math.floor(store.sizeBytes / SECTOR_BYTES)
-    this.silentMax = layout.hasZeroGrains ? ZERO : SILENT
+    this.noGrainMax = layout.hasZeroGrains ? ZERO : UNALLOCATED
   }
 
   isPlace(entry: number): boolean {
-    return entry > this.silentMax
+    return entry > this.noGrainMax
   }
 
   isZero(entry: number): boolean {
-    return entry !== SILENT && !this.isPlace(entry)
+    return entry !== UNALLOCATED && !this.isPlace(entry)
   }
 
   /** Reports whether the entry names a grain that begins in the file. */
@@ -141,7 +141,7 @@ class PairedDirectory {
   }
 
   lacks(i: number): boolean {
-    return this.directory.entries[i] === SILENT
+    return this.directory.entries[i] === UNALLOCATED
   }
 
   table(i: number): Table {
