@@ -4,12 +4,11 @@ import { ImageError } from '../errors.js'
 import type { Store } from '../io/store.js'
 import { type Format, PROBED_BYTES } from './format.js'
 import { FOREIGN, FORMATS_READ, RAW, RECOGNISED } from './registry.js'
+import { SECTOR_BYTES } from '../sector.js'
 
 /** Suffixes that promise another format than raw. */
 const IMAGE_SUFFIXES = [...RECOGNISED, ...FOREIGN].flatMap(({ suffixes }) => suffixes)
 
-/** A disk has at least one sector. */
-const SECTOR_BYTES = 512
 
 /** Returns the format of `store`. Throws ImageError for a format that is known but not read. */
 export function probe(store: Store): Format {

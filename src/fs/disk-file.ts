@@ -8,12 +8,11 @@ import type { WritableDisk } from '../formats/writable.js'
 import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE } from '../io/libc.js'
 import { mayChange, type Owner, type Ownership } from './ownership.js'
 import type { GapActions, Truncations } from './truncations.js'
+import { SECTOR_BYTES } from '../sector.js'
 
 const { EAGAIN, EFBIG, ENFILE, ENOSPC, EOPNOTSUPP, EPERM } = constants.errno
 
 const PERMISSIONS = 0o777
-/** Disks grow by whole sectors: QEMU does not show a last sector that is not whole. */
-const SECTOR_BYTES = 512
 
 export interface DiskFileOptions {
   /** Whether writing past the end makes the disk larger. */
@@ -155,6 +154,7 @@ export class DiskFile {
     const end = offset + length
     if (end <= this.disk.sizeBytes || !this.options.isGrowable) return this.clip(offset, length)
     if (!Number.isSafeInteger(end)) return -EFBIG
+    // QEMU does not show a last sector that is not whole.
     this.disk.grow(Math.ceil(end / SECTOR_BYTES) * SECTOR_BYTES)
     return length
   }

@@ -31,6 +31,7 @@ import {
   WRITE_IN,
 } from './protocol.js'
 import { type Appearance, Tree } from './tree.js'
+import { SECTOR_BYTES } from '../sector.js'
 
 const SIZES_BYTES = [2 ** 30, 33 * 2 ** 30]
 /** The size of the larger requests: a few clusters. */
@@ -42,7 +43,6 @@ const ZEROS_BYTES = 4096
 const STEPS = 700
 /** After so many steps the space that they wrote is given back. */
 const STEPS_A_ROUND = 16
-const SECTOR_BYTES = 512
 
 /** @param top the image that is mounted for writing; only its header is used */
 export function warmUp(top: LayerSpec, caches: CacheSizes): Iterator<void> {

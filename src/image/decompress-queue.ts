@@ -13,6 +13,7 @@ import { currentThread, isThreadAlive } from '../io/threads.js'
 import type { Extent } from '../formats/driver.js'
 import { unpackFrom } from '../formats/qcow2/inflate.js'
 import { unpackGrain } from '../formats/vmdk/grain.js'
+import { SECTOR_BYTES } from '../sector.js'
 
 type Packed = Extent & { kind: 'packed' }
 
@@ -30,7 +31,6 @@ const MIN_CLUSTER_BYTES = 16 * 1024
  */
 export const JOB_WORDS = 11
 const COMPRESSIONS = ['zlib', 'zstd', 'grain'] as const
-const SECTOR_BYTES = 512
 /** How often a waiting worker looks whether the helper is alive. */
 const LOOK_MS = 1000
 /** Words of `QueueMemory.call`. */

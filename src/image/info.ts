@@ -10,6 +10,7 @@ import type { FileSpec } from '../io/file-spec.js'
 import { type Chain, closeChain, type OpenOptions } from './chain.js'
 import { diskBytes, filesOf, referenceOf, storeOf } from './layer.js'
 import { openChain } from './open-chain.js'
+import { SECTOR_BYTES } from '../sector.js'
 
 /** Sizes in bytes. */
 export type ImageInfo = {
@@ -62,7 +63,6 @@ export function describe(
   }
 }
 
-const SECTOR_BYTES = 512
 
 type Warn = (text: string) => void
 

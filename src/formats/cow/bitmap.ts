@@ -1,7 +1,8 @@
 /** The bitmap of a cow image: bit s % 8 of byte s / 8, lowest first, means that sector s is in the file. */
 import { SLICE_BYTES } from '../../cache/table-pool.js'
 import type { Store } from '../../io/store.js'
-import { type CowHeader, SECTOR_BYTES } from './header.js'
+import type { CowHeader } from './header.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 /** Returns how many bytes of the disk have a bit. Bytes after them are read from the backing file. */
 export const mappedBytes = ({ sizeBytes, bitmapBytes }: CowHeader): number =>

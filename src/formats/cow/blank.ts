@@ -1,6 +1,7 @@
 /** Makes empty images, for disks that are thrown away. */
 import type { WritableStore } from '../../io/store.js'
-import { type CowHeader, placesOf, SECTOR_BYTES, SHAPES } from './header.js'
+import { type CowHeader, placesOf, SHAPES } from './header.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 /** The alignment of the data. */
 const ALIGNMENT_BYTES = 4096

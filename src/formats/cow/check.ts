@@ -11,8 +11,9 @@
 import type { Store } from '../../io/store.js'
 import { type CheckOptions, type CheckResult, Report } from '../check/report.js'
 import { firstLostSector, mappedBytes, walkBitmap } from './bitmap.js'
-import { type CowHeader, readCowHeader, SECTOR_BYTES } from './header.js'
+import { type CowHeader, readCowHeader } from './header.js'
 import { UnusedSpace } from './space.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 /**
  * Checks the image, without its backing file. Throws ImageError if the header is damaged, SystemError if the file cannot be

@@ -8,7 +8,8 @@ import { ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import type { Extent, FormatDriver } from '../driver.js'
 import { type BitmapSlice, bitOf, endOfRun, isSet, mappedBytes, sliceOf } from './bitmap.js'
-import { type CowHeader, SECTOR_BYTES } from './header.js'
+import type { CowHeader } from './header.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 export interface CowParts {
   readonly header: CowHeader

@@ -9,6 +9,7 @@ import { type ErrorCode, ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import { isTooLarge, tooLarge } from '../disk-size.js'
 import { WRONG_FORMAT } from '../way-out.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 export const COW_LAYOUTS = ['qemu-x86-64', 'qemu-i386', 'uml-2', 'uml-3', 'uml-3-broken'] as const
 /** The program that wrote it. The structures differ, and magic and version do not tell all of them apart. */
@@ -34,7 +35,6 @@ export interface CowHeader {
   readonly warnings: readonly string[]
 }
 
-export const SECTOR_BYTES = 512
 
 const MAGIC = 'OOOM'
 /** Version 1 of UML has the byte order of its host. On little-endian hosts the magic is reversed. */

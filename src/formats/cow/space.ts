@@ -3,7 +3,8 @@
  * which take no space. What follows the last sector is not part of the image.
  */
 import type { Store } from '../../io/store.js'
-import { type CowHeader, SECTOR_BYTES } from './header.js'
+import type { CowHeader } from './header.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 /** The block size of most file systems; a smaller hole frees nothing. */
 const BLOCK_BYTES = 4096

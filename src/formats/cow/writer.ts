@@ -28,7 +28,8 @@ import {
   walkBitmap,
 } from './bitmap.js'
 import type { CowDriver } from './driver.js'
-import { type CowHeader, SECTOR_BYTES } from './header.js'
+import type { CowHeader } from './header.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 export interface CowWriterParts {
   readonly header: CowHeader

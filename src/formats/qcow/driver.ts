@@ -14,16 +14,9 @@ import type { Store } from '../../io/store.js'
 import { damageAt, located } from '../damage.js'
 import type { Extent, FormatDriver } from '../driver.js'
 import { packedExtent } from '../packed-cluster.js'
-import {
-  clusterBytes,
-  coverageBytes,
-  ENTRY_BYTES,
-  isEncrypted,
-  type QcowHeader,
-  SECTOR_BYTES,
-  tableBytes,
-} from './header.js'
+import { clusterBytes, coverageBytes, ENTRY_BYTES, isEncrypted, type QcowHeader, tableBytes } from './header.js'
 import { DAMAGED, PACKED, packedAt, readEntry, readWord } from './words.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 export interface QcowParts {
   readonly header: QcowHeader

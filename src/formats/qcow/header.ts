@@ -40,8 +40,6 @@ export interface QcowHeader {
 
 /** The size of an entry of an L1 or L2 table, in bytes. */
 export const ENTRY_BYTES = 8
-/** Clusters and L2 tables begin at multiples of this, in bytes. */
-export const SECTOR_BYTES = 512
 
 /** Cluster sizes, as powers of two: 512 bytes to 64 KiB. */
 const CLUSTER_BITS = { min: 9, max: 16 }

@@ -9,18 +9,12 @@
 import type { Store } from '../../io/store.js'
 import { FreeRuns } from '../check/free-runs.js'
 import { SectorMap, WINDOW_BYTES } from '../check/sector-map.js'
-import {
-  clusterBytes,
-  ENTRY_BYTES,
-  isEncrypted,
-  type QcowHeader,
-  SECTOR_BYTES,
-  tableBytes,
-} from './header.js'
+import { clusterBytes, ENTRY_BYTES, isEncrypted, type QcowHeader, tableBytes } from './header.js'
 import { l1Place, type Region, regionsOf } from './regions.js'
 import type { InspectOptions, TableSink } from './table-sink.js'
 import { type EntryVisitor, TableWalk } from './table-walk.js'
 import { WindowPlan } from './window-plan.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 /**
  * Inspects all tables and entries. Throws SystemError; ImageError if so much of the file is in use, or said to be, that the

@@ -1,5 +1,6 @@
 /** The structures of an image that are neither tables nor clusters of the disk, and may share a sector with neighbours. */
-import { ENTRY_BYTES, HEADER, type QcowHeader, SECTOR_BYTES } from './header.js'
+import { ENTRY_BYTES, HEADER, type QcowHeader } from './header.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 /** In bytes of the file. */
 export interface Region {

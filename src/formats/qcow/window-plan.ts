@@ -1,6 +1,6 @@
 /** Plans which parts of a file the maps have to cover: files may be sparse, and entries may name any place. */
 import { ImageError } from '../../errors.js'
-import { SECTOR_BYTES } from './header.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 /** The most windows: 16 TiB in windows of 128 GiB, if something lies in every one. */
 const MAX_WINDOWS = 128

@@ -3,7 +3,7 @@
  * fit into 53 bits lies past the end of any file.
  */
 import assert from 'node:assert'
-import { SECTOR_BYTES } from './header.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 /** A bit of the high half of an entry: the cluster is compressed. */
 export const COMPRESSED = 0x80000000

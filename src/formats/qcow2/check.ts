@@ -27,6 +27,7 @@ import { CheckedImage } from './check/image.js'
 import { inspectL1Tables } from './check/l1-inspect.js'
 import { Report } from './check/report.js'
 import type { CellMemory } from './check/window.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 /**
  * Checks the image. Throws ImageError if the header is damaged, SystemError if the file cannot be read.
@@ -37,7 +38,6 @@ export function checkQcow2(store: Store, options: CheckOptions = {}): CheckResul
   return report
 }
 
-const SECTOR_BYTES = 512
 
 /** Returns false if some structures are unknown: then clusters that nothing names may still be data. */
 export function checkImage(

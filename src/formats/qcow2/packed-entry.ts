@@ -5,9 +5,8 @@
  */
 import assert from 'node:assert'
 import { COMPRESSED, COPIED } from './words.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
-/** The unit in which the entry counts. */
-const SECTOR_BYTES = 512
 
 /** Returns how many bits of the high half belong to the offset; all 32 of the low half do. */
 const highOffsetBits = (clusterBits: number): number => 62 - (clusterBits - 8) - 32

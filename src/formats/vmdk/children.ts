@@ -17,8 +17,9 @@ import { MAX_VMDK_DESCRIPTOR_BYTES } from '../limits.js'
 import { isDescriptor } from './descriptor.js'
 import type { VmdkSpec } from './image.js'
 import { parentNames } from './parent.js'
-import { extentKind, SECTOR_BYTES } from './parts.js'
+import { extentKind } from './parts.js'
 import { keyValue, readText, textBytes } from './text.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 const { O_DIRECTORY, O_NOFOLLOW } = fs.constants
 

@@ -17,7 +17,8 @@ import {
   TABLE_ENTRIES,
   wholeSectors,
 } from './grain-tables.js'
-import { type ExtentParts, SECTOR_BYTES } from './parts.js'
+import type { ExtentParts } from './parts.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 const MAGIC = 'COWD'
 

@@ -14,9 +14,9 @@ import {
   MAX_EXTENT_LINES,
   MAX_FILE_NAME_BYTES,
 } from '../limits.js'
-import { SECTOR_BYTES } from './parts.js'
 import { isPadding, keyValue, readText, textBytes, trimBlanks } from './text.js'
 import { ENCRYPTION_KEYS, refuseEncrypted } from './encrypted.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 /** A parentCID that means "no parent". */
 export const NO_PARENT_CID = 0xffffffff

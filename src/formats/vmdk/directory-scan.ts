@@ -1,6 +1,6 @@
 /** Scans grain directories, as far as opening an extent needs it. */
 import type { Store } from '../../io/store.js'
-import { SECTOR_BYTES } from './parts.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 const ENTRY_BYTES = 4
 const SCAN_BYTES = 64 * 1024

@@ -9,7 +9,8 @@
 import { ImageError } from '../../errors.js'
 import { damageAt, located } from '../damage.js'
 import type { Extent, FormatDriver } from '../driver.js'
-import { type ExtentParts, SECTOR_BYTES } from './parts.js'
+import type { ExtentParts } from './parts.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 /** The number of entries of a grain table. */
 export const TABLE_ENTRIES = 4096

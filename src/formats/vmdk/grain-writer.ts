@@ -18,8 +18,9 @@ import { takeRoom } from '../room.js'
 import type { Reservation } from '../writable.js'
 import { wholeSectors } from './grain-tables.js'
 import { type GrainLayout, MAX_FILE_BYTES, tableBytesOf } from './layout.js'
-import { type ReadTable, SECTOR_BYTES } from './parts.js'
+import type { ReadTable } from './parts.js'
 import { cutBack, requireReach } from './repair/mend.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 const ENTRY_BYTES = 4
 /** How much of a table is read, and kept in the pool, at once; the drivers use the same slices. */

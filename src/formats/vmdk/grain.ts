@@ -9,7 +9,7 @@ import { ImageError } from '../../errors.js'
 import { inflateZlib } from '../../io/decompressors.js'
 import { clear } from '../../io/libc.js'
 import type { Store } from '../../io/store.js'
-import { SECTOR_BYTES } from './parts.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 /** The sector of the disk at which the grain begins, in two halves, and the size of the stream in bytes. */
 const MARKER = layout({ lowSector: u32le, highSector: u32le, packedBytes: u32le })

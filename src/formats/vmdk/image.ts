@@ -11,10 +11,11 @@ import { lonePart } from './lone-part.js'
 import { type CowdHeader, readCowdHeader } from './cowd.js'
 import { type Descriptor, type ExtentLine, isDescriptor, parseDescriptor } from './descriptor.js'
 import type { Region } from './grain-tables.js'
-import { extentKind, SECTOR_BYTES } from './parts.js'
+import { extentKind } from './parts.js'
 import { isPadding } from './text.js'
 import { readSesparseHeader, type SesparseHeader } from './sesparse.js'
 import { readEmbeddedDescriptor, readSparseHeader, type SparseHeader } from './sparse-header.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 /** Plain data, which can be sent to threads as a message. */
 export interface VmdkSpec {

@@ -2,8 +2,8 @@
 import type { CowdHeader } from './cowd.js'
 import { type Region, TABLE_ENTRIES, wholeSectors } from './grain-tables.js'
 import type { ExtentLayout } from './image.js'
-import { SECTOR_BYTES } from './parts.js'
 import { directoryEntries, type SparseHeader } from './sparse-header.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 /** Plain data; places and sizes are in bytes, entries of directories and tables are u32 counts of sectors. */
 export interface GrainLayout {

@@ -2,7 +2,6 @@
 import type { ClusterCache } from '../../cache/cluster-cache.js'
 import type { Store } from '../../io/store.js'
 
-export const SECTOR_BYTES = 512
 
 /**
  * Returns `length` bytes of the extent's file at `at`, through the cache. Both are multiples of 512, and `length` is at most

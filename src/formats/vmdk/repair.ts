@@ -27,7 +27,6 @@ import type { GrainSink } from './check/grain-sink.js'
 import { wholeSectors } from './grain-tables.js'
 import type { ExtentLayout } from './image.js'
 import { type GrainLayout, grainLayout, MAX_FILE_BYTES, tableBytesOf } from './layout.js'
-import { SECTOR_BYTES } from './parts.js'
 import {
   type Copy,
   type Plan,
@@ -38,6 +37,7 @@ import {
 } from './repair/reconcile.js'
 import { eachPair } from './repair/table-pairs.js'
 import { readSparseHeader } from './sparse-header.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 export interface RepairedExtent extends CheckedExtent {
   readonly store: WritableStore | undefined

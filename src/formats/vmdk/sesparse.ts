@@ -18,7 +18,8 @@ import {
   TABLE_ENTRIES,
   ZERO,
 } from './grain-tables.js'
-import { type ExtentParts, SECTOR_BYTES } from './parts.js'
+import type { ExtentParts } from './parts.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 const CONSTANT_MAGIC = 0xcafebaben
 const VOLATILE_MAGIC = 0xcafecafen

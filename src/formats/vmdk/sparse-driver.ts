@@ -6,8 +6,9 @@ import type { ImageError } from '../../errors.js'
 import { damageAt, located } from '../damage.js'
 import type { Extent, FormatDriver } from '../driver.js'
 import { maxPackedBytes, type PackedGrain, unpackGrain } from './grain.js'
-import { type ExtentParts, SECTOR_BYTES } from './parts.js'
+import type { ExtentParts } from './parts.js'
 import { directoryEntries, isInFile, type SparseHeader, tableBytes } from './sparse-header.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 const ENTRY_BYTES = 4
 /** How much of the directory is read at once. */

@@ -15,7 +15,7 @@ import {
   MAX_VMDK_DESCRIPTOR_BYTES,
 } from '../limits.js'
 import { countStrays, hasLostTables } from './directory-scan.js'
-import { SECTOR_BYTES } from './parts.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 /** A count of sectors with all its 64 bits: 2^64 - 1 has a meaning, and other large ones are damage. */
 const sectors = bits64le

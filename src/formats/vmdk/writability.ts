@@ -3,8 +3,9 @@ import { printable } from '../../errors.js'
 import { WriteProtected } from '../../io/named-file.js'
 import type { Store } from '../../io/store.js'
 import type { VmdkExtent, VmdkSpec } from './image.js'
-import { extentKind, SECTOR_BYTES } from './parts.js'
+import { extentKind } from './parts.js'
 import { saysCompressed } from './sparse-header.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 export interface WriteOptions {
   /** Whether the image gives up its change tracking: then programs that rely on it make a full backup next. */

@@ -10,13 +10,8 @@ import { ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import { located } from '../damage.js'
 import type { Extent, FormatDriver } from '../driver.js'
-import {
-  DYNAMIC_HEADER_BYTES,
-  SECTOR_BYTES,
-  type VpcBlocks,
-  type VpcHeader,
-  wholeSectors,
-} from './header.js'
+import { DYNAMIC_HEADER_BYTES, type VpcBlocks, type VpcHeader, wholeSectors } from './header.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
 export interface VpcParts {
   readonly header: VpcHeader

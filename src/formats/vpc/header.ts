@@ -10,8 +10,8 @@ import { type ErrorCode, ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import { isTooLarge, tooLarge } from '../disk-size.js'
 import { WRONG_FORMAT } from '../way-out.js'
+import { SECTOR_BYTES } from '../../sector.js'
 
-export const SECTOR_BYTES = 512
 export const COOKIE = 'conectix'
 const DYNAMIC_COOKIE = 'cxsparse'
 

@@ -13,6 +13,7 @@ import { isPossibleLuks } from '../luks.js'
 import { SNAPSHOT_REQUIRED_EXTRA_BYTES } from '../snapshot-entry.js'
 import { type BitmapDirectory, readBitmapDirectory } from './bitmap-directory.js'
 import { readSnapshotTable, type SnapshotTable } from './snapshot-table.js'
+import { SECTOR_BYTES } from '../../../sector.js'
 
 /** A structure that shares its clusters with nothing else. */
 export interface Region {
@@ -31,7 +32,6 @@ export interface L1Table {
   readonly isActive: boolean
 }
 
-const SECTOR_BYTES = 512
 /** The most bytes of all L1 tables, as a multiple of the file's size: sound tables do not overlap. */
 const MAX_L1_OVERLAP = 16
 

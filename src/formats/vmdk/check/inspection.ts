@@ -11,13 +11,13 @@ import type { Store } from '../../../io/store.js'
 import type { GrainSink, InspectOptions } from './grain-sink.js'
 import type { Region } from '../grain-tables.js'
 import { type GrainLayout, MAX_FILE_BYTES, tableBytesOf } from '../layout.js'
-import { SECTOR_BYTES } from '../parts.js'
 import { isInFile } from '../sparse-header.js'
 import { Directory } from './directory.js'
 import { FreeRuns } from '../../check/free-runs.js'
 import { compareTables } from './redundancy.js'
 import { SectorMap, WINDOW_BYTES } from '../../check/sector-map.js'
 import type { TableReader } from './table-reader.js'
+import { SECTOR_BYTES } from '../../../sector.js'
 
 const ENTRY_BYTES = 4
 /** An entry that names nothing. */

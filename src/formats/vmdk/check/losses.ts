@@ -10,8 +10,8 @@
 import type { Store } from '../../../io/store.js'
 import { wholeSectors } from '../grain-tables.js'
 import { type GrainLayout, tableBytesOf } from '../layout.js'
-import { SECTOR_BYTES } from '../parts.js'
 import { eachPair, type Table } from '../repair/table-pairs.js'
+import { SECTOR_BYTES } from '../../../sector.js'
 
 const UNALLOCATED = 0
 const ENTRY_BYTES = 4

@@ -3,8 +3,8 @@
  * Virtual Disk Format 5.0, "Stream-Optimized Compressed Sparse Extents").
  */
 import { maxPackedBytes } from '../grain.js'
-import { SECTOR_BYTES } from '../parts.js'
 import { Inspection, sectorsOf } from './inspection.js'
+import { SECTOR_BYTES } from '../../../sector.js'
 
 /** The marker: the grain's sector on the disk, a u64, and the size of the stream in bytes, a u32. */
 const MARKER_BYTES = 12

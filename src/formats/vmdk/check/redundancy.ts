@@ -1,8 +1,8 @@
 /** Compares redundant grain tables with the first ones, which count. */
 import type { GrainSink } from './grain-sink.js'
 import type { GrainLayout } from '../layout.js'
-import { SECTOR_BYTES } from '../parts.js'
 import type { Directory } from './directory.js'
+import { SECTOR_BYTES } from '../../../sector.js'
 
 /** An entry that names nothing. */
 const UNALLOCATED = 0

@@ -1,7 +1,7 @@
 /** Reads many grain tables at once: mostly they follow one another in the file, in the order of their directory. */
 import { ImageError } from '../../../errors.js'
 import type { Store } from '../../../io/store.js'
-import { SECTOR_BYTES } from '../parts.js'
+import { SECTOR_BYTES } from '../../../sector.js'
 
 const ENTRY_BYTES = 4
 /** How much of the tables is read at once. */

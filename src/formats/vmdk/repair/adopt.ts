@@ -4,8 +4,8 @@ import { orEndWriting } from '../../../errors.js'
 import type { Store, WritableStore } from '../../../io/store.js'
 import { wholeSectors } from '../grain-tables.js'
 import { type GrainLayout, tableBytesOf } from '../layout.js'
-import { SECTOR_BYTES } from '../parts.js'
 import { type Plan, planned, planTables } from './reconcile.js'
+import { SECTOR_BYTES } from '../../../sector.js'
 
 const ENTRY_BYTES = 4
 /** The size of a table's slice in the pool. */

@@ -6,7 +6,7 @@ import type { Store, WritableStore } from '../../../io/store.js'
 import { Directory } from '../check/directory.js'
 import { wholeSectors } from '../grain-tables.js'
 import { type GrainLayout, MAX_FILE_BYTES, tableBytesOf } from '../layout.js'
-import { SECTOR_BYTES } from '../parts.js'
+import { SECTOR_BYTES } from '../../../sector.js'
 
 const ENTRY_BYTES = 4
 /** The most tables that are repaired. A power cut leaves only a few that are out of date. */

@@ -15,11 +15,11 @@
 import type { Store } from '../../../io/store.js'
 import { type Patch, PatchedStore } from '../check/patched-store.js'
 import { type GrainLayout, tableBytesOf } from '../layout.js'
-import { SECTOR_BYTES } from '../parts.js'
 import { isInFile } from '../sparse-header.js'
 import { wholeSectors } from '../grain-tables.js'
 import { markTaken, Range } from './claims.js'
 import { Entries, eachPair, type Table } from './table-pairs.js'
+import { SECTOR_BYTES } from '../../../sector.js'
 
 const ENTRY_BYTES = 4
 const UNALLOCATED = 0

@@ -2,8 +2,8 @@
 import type { Store } from '../../../io/store.js'
 import { Directory } from '../check/directory.js'
 import { type GrainLayout, tableBytesOf } from '../layout.js'
-import { SECTOR_BYTES } from '../parts.js'
 import { isInFile } from '../sparse-header.js'
+import { SECTOR_BYTES } from '../../../sector.js'
 
 const UNALLOCATED = 0
 const ZERO = 1
