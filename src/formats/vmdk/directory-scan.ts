@@ -1,8 +1,8 @@
 /** Scans grain directories, as far as opening an extent needs it. */
 import type { Store } from '../../io/store.js'
 import { SECTOR_BYTES } from '../../sector.js'
+import { ENTRY_BYTES } from './entries.js'
 
-const ENTRY_BYTES = 4
 const SCAN_BYTES = 64 * 1024
 /** The most tables that are read to see whether they have entries. */
 const MAX_LOOKED_AT = 256

@@ -11,12 +11,10 @@ import { damageAt, located } from '../damage.js'
 import type { Extent, FormatDriver } from '../driver.js'
 import type { ExtentParts } from './parts.js'
 import { SECTOR_BYTES } from '../../sector.js'
+import { SLICE_BYTES } from '../../cache/table-pool.js'
 
 /** The number of entries of a grain table. */
 export const TABLE_ENTRIES = 4096
-
-/** How much of a table is read at once, in bytes. */
-const SLICE_BYTES = 4096
 
 /** A range of bytes of the file. */
 export interface Region {

@@ -11,7 +11,7 @@
  *  (5) A table has its space on the file system before a write that changes it returns: otherwise a flush that finds the file
  *      system full would lose many writes that had succeeded.
  */
-import { STAGE, type TablePool } from '../../cache/table-pool.js'
+import { STAGE, type TablePool, SLICE_BYTES } from '../../cache/table-pool.js'
 import { orEndWriting } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
 import { takeRoom } from '../room.js'
@@ -21,13 +21,8 @@ import { type GrainLayout, MAX_FILE_BYTES, tableBytesOf } from './layout.js'
 import type { ReadTable } from './parts.js'
 import { cutBack, requireReach } from './repair/mend.js'
 import { SECTOR_BYTES } from '../../sector.js'
+import { ENTRY_BYTES, UNALLOCATED, ZERO } from './entries.js'
 
-const ENTRY_BYTES = 4
-/** How much of a table is read, and kept in the pool, at once; the drivers use the same slices. */
-const SLICE_BYTES = 4096
-/** An entry is a sector's number, or one of these. */
-const UNALLOCATED = 0
-const ZERO = 1
 /** The most bytes of grains of one reservation. */
 const MAX_RUN_BYTES = 2 ** 21
 /** The most slices that one step changes: a table and its copy, their entries, and the header. */

@@ -38,6 +38,7 @@ import {
 import { eachPair } from './repair/table-pairs.js'
 import { readSparseHeader } from './sparse-header.js'
 import { SECTOR_BYTES } from '../../sector.js'
+import { ENTRY_BYTES } from './entries.js'
 
 export interface RepairedExtent extends CheckedExtent {
   readonly store: WritableStore | undefined
@@ -86,8 +87,6 @@ function layoutNow(store: Store, layout: ExtentLayout): ExtentLayout {
 }
 
 type Note = (kind: 'fix' | 'error', at: number, message: () => string) => void
-
-const ENTRY_BYTES = 4
 
 const OVERLAP =
   'nothing of it is changed: things lie over each other, and writing one would write the other'

@@ -20,6 +20,7 @@ import {
 } from './grain-tables.js'
 import type { ExtentParts } from './parts.js'
 import { SECTOR_BYTES } from '../../sector.js'
+import { GRAIN, grainIndex, grainKind, hexEntry, SESPARSE_ENTRY_BYTES, TABLE_IS_HERE } from './sesparse-entries.js'
 
 const CONSTANT_MAGIC = 0xcafebaben
 const VOLATILE_MAGIC = 0xcafecafen
@@ -213,28 +214,25 @@ function checkVolatileHeader(store: Store, { offset, bytes }: Region, fail: Fail
   }
 }
 
-/** The high half of a directory entry that names a table. The low half is the index of the table. */
-const TABLE_IS_HERE = 0x1000_0000
-
-/** The top 4 bits of a grain table entry. All 64 bits are 0 if the grain is in the parent. */
-const GRAIN = { unmapped: 1, zero: 2, data: 3 }
+/** Returns the start of the next structure after the grains, in bytes of the file; Infinity if there is none. */
+export const grainsEnd = ({ regions }: SesparseHeader): number =>
+  Object.values(regions)
+    .filter(({ offset, bytes }) => bytes > 0 && offset > regions.grains.offset)
+    .reduce((end, { offset }) => Math.min(end, offset), Number.POSITIVE_INFINITY)
 
 export class SesparseDriver extends GrainTables {
   private readonly tables: Region
   private readonly tableCount: number
   private readonly grainsOffset: number
-  /** The start of the next structure after the grains, if there is one. */
   private readonly grainsEnd: number
 
   constructor(parts: ExtentParts, header: SesparseHeader) {
     const { capacityBytes, grainBytes, regions } = header
-    super(parts, { capacityBytes, grainBytes, entryBytes: 8, directory: regions.directory })
+    super(parts, { capacityBytes, grainBytes, entryBytes: SESPARSE_ENTRY_BYTES, directory: regions.directory })
     this.tables = regions.tables
     this.tableCount = Math.floor(regions.tables.bytes / TABLE_BYTES)
     this.grainsOffset = regions.grains.offset
-    this.grainsEnd = Object.values(regions)
-      .filter(({ offset, bytes }) => bytes > 0 && offset > this.grainsOffset)
-      .reduce((end, { offset }) => Math.min(end, offset), Number.POSITIVE_INFINITY)
+    this.grainsEnd = grainsEnd(header)
   }
 
   /** Returns true: all grains must be whole in the file. */
@@ -247,7 +245,7 @@ export class SesparseDriver extends GrainTables {
     const high = slice.readUInt32LE(at + 4)
     if (high === 0 && low === 0) return 0
     if (high !== TABLE_IS_HERE) {
-      const what = `the directory entry ${index} is 0x${hexHalves(high, low)}, which names no grain table`
+      const what = `the directory entry ${index} is 0x${hexEntry(high, low)}, which names no grain table`
       throw this.damage(what, offset)
     }
     if (low >= this.tableCount) {
@@ -260,7 +258,7 @@ export class SesparseDriver extends GrainTables {
   protected entryOf(slice: Buffer, at: number): number {
     const low = slice.readUInt32LE(at)
     const high = slice.readUInt32LE(at + 4)
-    switch (high >>> 28) {
+    switch (grainKind(high)) {
       case GRAIN.data: {
         const place = this.placeOf(high, low)
         return this.taken(place) === undefined ? place : DAMAGED
@@ -276,20 +274,16 @@ export class SesparseDriver extends GrainTables {
   protected problemOf(slice: Buffer, at: number): string {
     const low = slice.readUInt32LE(at)
     const high = slice.readUInt32LE(at + 4)
-    if (high >>> 28 !== GRAIN.data) {
-      return `the grain table entry 0x${hexHalves(high, low)} means nothing`
+    if (grainKind(high) !== GRAIN.data) {
+      return `the grain table entry 0x${hexEntry(high, low)} means nothing`
     }
     const place = this.placeOf(high, low)
     return `a grain table entry maps a grain at ${place}, ${this.taken(place)}`
   }
 
-  /**
-   * Returns the place of a grain. The 12 bits below the top 4 are the low bits of the grain's index; the other 48 are its high
-   * bits. A place above 2^53 is rounded; it lies past the end of any file anyway.
-   */
+  /** Returns the place of a grain; rounded above 2^53, past the end of any file. */
   private placeOf(high: number, low: number): number {
-    const index = ((high & 0xffff) * 2 ** 32 + low) * 2 ** 12 + ((high >>> 16) & 0xfff)
-    return this.grainsOffset + index * GRAIN_BYTES
+    return this.grainsOffset + grainIndex(high, low) * GRAIN_BYTES
   }
 
   private taken(place: number): string | undefined {
@@ -297,6 +291,3 @@ export class SesparseDriver extends GrainTables {
     return place < this.fileBytes ? undefined : 'which is beyond the end of the file'
   }
 }
-
-const hexHalves = (high: number, low: number): string =>
-  high.toString(16).padStart(8, '0') + low.toString(16).padStart(8, '0')

@@ -9,13 +9,8 @@ import { maxPackedBytes, type PackedGrain, unpackGrain } from './grain.js'
 import type { ExtentParts } from './parts.js'
 import { directoryEntries, isInFile, type SparseHeader, tableBytes } from './sparse-header.js'
 import { SECTOR_BYTES } from '../../sector.js'
-
-const ENTRY_BYTES = 4
-/** How much of the directory is read at once. */
-const SLICE_BYTES = 4096
-/** Entries that name no sector: the grain is in the parent; or zeros, if the header allows that. */
-const UNALLOCATED = 0
-const ZERO = 1
+import { ENTRY_BYTES, UNALLOCATED, ZERO } from './entries.js'
+import { SLICE_BYTES } from '../../cache/table-pool.js'
 
 /** The kind of a grain: neighbours of one kind become one extent. */
 type Run = 'data' | 'zero' | 'parent'

@@ -16,6 +16,7 @@ import {
 } from '../limits.js'
 import { countStrays, hasLostTables } from './directory-scan.js'
 import { SECTOR_BYTES } from '../../sector.js'
+import { ENTRY_BYTES } from './entries.js'
 
 /** A count of sectors with all its 64 bits: 2^64 - 1 has a meaning, and other large ones are damage. */
 const sectors = bits64le
@@ -61,8 +62,6 @@ const DEFLATE = 1
 const AT_END = 2n ** 64n - 1n
 /** The end of a stream: the footer's marker, the footer, and the end marker. */
 const STREAM_END_BYTES = 3 * SECTOR_BYTES
-
-const ENTRY_BYTES = 4
 
 /** Plain data; places and sizes are in bytes. */
 export interface SparseHeader {

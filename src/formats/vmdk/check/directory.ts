@@ -2,10 +2,8 @@
 import type { Store } from '../../../io/store.js'
 import { Bits } from '../../check/bits.js'
 import { batchOf, TableReader } from './table-reader.js'
+import { ENTRY_BYTES, UNALLOCATED } from '../entries.js'
 
-const ENTRY_BYTES = 4
-/** An entry that names nothing. */
-const UNALLOCATED = 0
 /** How many entries are read from the file at once. */
 const CHUNK_ENTRIES = 16_384
 

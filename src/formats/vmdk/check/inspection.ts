@@ -18,10 +18,8 @@ import { compareTables } from './redundancy.js'
 import { SectorMap, WINDOW_BYTES } from '../../check/sector-map.js'
 import type { TableReader } from './table-reader.js'
 import { SECTOR_BYTES } from '../../../sector.js'
+import { ENTRY_BYTES, noGrainMax, UNALLOCATED } from '../entries.js'
 
-const ENTRY_BYTES = 4
-/** An entry that names nothing. */
-const UNALLOCATED = 0
 /** The field of a hosted extent's header with the number of sectors before the first grain, a u64. */
 const OVERHEAD_AT = 64
 
@@ -83,7 +81,7 @@ export class Inspection {
     this.tableSectors = tableBytesOf(layout) / SECTOR_BYTES
     this.fileSectors = Math.ceil(store.sizeBytes / SECTOR_BYTES)
     this.wholeFileSectors = Math.floor(store.sizeBytes / SECTOR_BYTES)
-    this.noGrainMax = layout.hasZeroGrains ? 1 : 0
+    this.noGrainMax = noGrainMax(layout)
     this.directoryEntries = Math.min(
       layout.directoryEntries,
       Math.ceil(capacityBytes / (grainBytes * tableEntries)),

@@ -12,9 +12,8 @@ import { wholeSectors } from '../grain-tables.js'
 import { type GrainLayout, tableBytesOf } from '../layout.js'
 import { eachPair, type Table } from '../repair/table-pairs.js'
 import { SECTOR_BYTES } from '../../../sector.js'
+import { ENTRY_BYTES, UNALLOCATED } from '../entries.js'
 
-const UNALLOCATED = 0
-const ENTRY_BYTES = 4
 /** The field of a hosted extent's header with the number of sectors before the first grain, a u64. */
 const OVERHEAD_AT = 64
 

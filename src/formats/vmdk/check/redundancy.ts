@@ -3,9 +3,7 @@ import type { GrainSink } from './grain-sink.js'
 import type { GrainLayout } from '../layout.js'
 import type { Directory } from './directory.js'
 import { SECTOR_BYTES } from '../../../sector.js'
-
-/** An entry that names nothing. */
-const UNALLOCATED = 0
+import { UNALLOCATED } from '../entries.js'
 
 export interface Comparison {
   readonly layout: GrainLayout

@@ -6,23 +6,23 @@ import { ImageError } from '../../../errors.js'
 import type { Store } from '../../../io/store.js'
 import type { GrainTotals } from './grain-sink.js'
 import { TABLE_ENTRIES } from '../grain-tables.js'
-import type { SesparseHeader } from '../sesparse.js'
+import { grainsEnd, type SesparseHeader } from '../sesparse.js'
+import {
+  GRAIN,
+  grainIndex,
+  grainKind,
+  hexEntry,
+  SESPARSE_ENTRY_BYTES,
+  TABLE_IS_HERE,
+} from '../sesparse-entries.js'
 import { Bits } from '../../check/bits.js'
 import { SectorMap } from '../../check/sector-map.js'
 
-const ENTRY_BYTES = 8
-const TABLE_BYTES = TABLE_ENTRIES * ENTRY_BYTES
+const TABLE_BYTES = TABLE_ENTRIES * SESPARSE_ENTRY_BYTES
 /** The most windows of the map of grains; each needs a walk over all tables. */
 const MAX_WINDOWS = 128
 /** How many entries of the directory are read at once. */
 const SLICE_ENTRIES = 4096
-
-/** The high half of a directory entry that names a table. */
-const TABLE_IS_HERE = 0x1000_0000
-/** The top 4 bits of a table entry. */
-const UNMAPPED = 1
-const ZERO = 2
-const DATA = 3
 
 /** Places are bytes of the file. */
 export interface SesparseSink {
@@ -55,12 +55,12 @@ class Words {
   private readonly bytes: Buffer
 
   constructor(entries: number) {
-    this.bytes = Buffer.from(new ArrayBuffer(entries * ENTRY_BYTES))
+    this.bytes = Buffer.from(new ArrayBuffer(entries * SESPARSE_ENTRY_BYTES))
     this.words = new Uint32Array(this.bytes.buffer)
   }
 
   read(store: Store, at: number, entries: number): void {
-    const length = entries * ENTRY_BYTES
+    const length = entries * SESPARSE_ENTRY_BYTES
     if (store.read(this.bytes, 0, length, at) === length) return
     throw new ImageError('CORRUPT', 'the file has become shorter since it was opened', {
       path: store.path,
@@ -98,10 +98,7 @@ class SesparseInspection {
     const { offset } = regions.grains
     const inFile = Math.max(0, store.sizeBytes - offset)
     this.fileGrains = Math.ceil(inFile / grainBytes)
-    const next = Object.values(regions)
-      .filter(region => region.bytes > 0 && region.offset > offset)
-      .reduce((end, region) => Math.min(end, region.offset), Number.POSITIVE_INFINITY)
-    this.roomGrains = Math.floor((next - offset) / grainBytes)
+    this.roomGrains = Math.floor((grainsEnd(header) - offset) / grainBytes)
     this.skipped = new Bits(this.directoryEntries)
   }
 
@@ -135,12 +132,12 @@ class SesparseInspection {
   private eachEntry(visit: (index: number, low: number, high: number) => void): void {
     const { offset } = this.header.regions.directory
     for (let first = 0; first < this.directoryEntries; first += SLICE_ENTRIES) {
-      const next = this.store.nextData(offset + first * ENTRY_BYTES)
+      const next = this.store.nextData(offset + first * SESPARSE_ENTRY_BYTES)
       if (next < 0) return
-      first = Math.max(first, Math.floor((next - offset) / ENTRY_BYTES))
+      first = Math.max(first, Math.floor((next - offset) / SESPARSE_ENTRY_BYTES))
       if (first >= this.directoryEntries) return
       const count = Math.min(SLICE_ENTRIES, this.directoryEntries - first)
-      this.slice.read(this.store, offset + first * ENTRY_BYTES, count)
+      this.slice.read(this.store, offset + first * SESPARSE_ENTRY_BYTES, count)
       for (let i = 0; i < count; i++) {
         const low = this.slice.words[2 * i] as number
         const high = this.slice.words[2 * i + 1] as number
@@ -155,7 +152,7 @@ class SesparseInspection {
       if (low < this.tableCount) this.tableWindows.add(map.windowOf(low))
       const problem =
         high !== TABLE_IS_HERE
-          ? `is 0x${hex(high, low)}, which names no grain table`
+          ? `is 0x${hexEntry(high, low)}, which names no grain table`
           : low >= this.tableCount
             ? `names the grain table ${low} of ${this.tableCount}`
             : map.isTaken(low, low + 1)
@@ -164,7 +161,7 @@ class SesparseInspection {
       if (problem === undefined) map.take(low, low + 1)
       else {
         this.skipped.set(index)
-        const at = this.header.regions.directory.offset + index * ENTRY_BYTES
+        const at = this.header.regions.directory.offset + index * SESPARSE_ENTRY_BYTES
         this.sink.corruption(at, () => `the directory entry ${index} ${problem}`)
       }
     })
@@ -187,19 +184,18 @@ class SesparseInspection {
     const low = this.table.words[2 * i] as number
     const high = this.table.words[2 * i + 1] as number
     const isFirst = map.first === 0
-    const kind = high >>> 28
-    if (kind === UNMAPPED || kind === ZERO || (high === 0 && low === 0)) return
+    const kind = grainKind(high)
+    if (kind === GRAIN.unmapped || kind === GRAIN.zero || (high === 0 && low === 0)) return
     const blame = (what: string) =>
       this.sink.corruption(
-        table + i * ENTRY_BYTES,
-        () => `the grain table entry 0x${hex(high, low)} ${what}`,
+        table + i * SESPARSE_ENTRY_BYTES,
+        () => `the grain table entry 0x${hexEntry(high, low)} ${what}`,
       )
-    if (kind !== DATA) {
+    if (kind !== GRAIN.data) {
       if (isFirst) blame('means nothing')
       return
     }
-    // The low 12 bits of the index are above the others. An index that does not fit in 53 bits lies past the end of any file.
-    const index = ((high & 0xffff) * 2 ** 32 + low) * 2 ** 12 + ((high >>> 16) & 0xfff)
+    const index = grainIndex(high, low)
     if (isFirst) {
       this.count(index)
       if (index < Math.min(this.roomGrains, this.fileGrains)) {
@@ -238,6 +234,3 @@ function eachWindow(
     act(i + 1, others.length + 1)
   })
 }
-
-const hex = (high: number, low: number): string =>
-  high.toString(16).padStart(8, '0') + low.toString(16).padStart(8, '0')

@@ -2,8 +2,8 @@
 import { ImageError } from '../../../errors.js'
 import type { Store } from '../../../io/store.js'
 import { SECTOR_BYTES } from '../../../sector.js'
+import { ENTRY_BYTES } from '../entries.js'
 
-const ENTRY_BYTES = 4
 /** How much of the tables is read at once. */
 const BATCH_BYTES = 256 * 1024
 

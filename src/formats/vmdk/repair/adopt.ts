@@ -6,10 +6,8 @@ import { wholeSectors } from '../grain-tables.js'
 import { type GrainLayout, tableBytesOf } from '../layout.js'
 import { type Plan, planned, planTables } from './reconcile.js'
 import { SECTOR_BYTES } from '../../../sector.js'
-
-const ENTRY_BYTES = 4
-/** The size of a table's slice in the pool. */
-const SLICE_BYTES = 4096
+import { ENTRY_BYTES } from '../entries.js'
+import { SLICE_BYTES } from '../../../cache/table-pool.js'
 
 /** The file of an extent, and its start in the space of the pool. */
 export interface AdoptedFile {

@@ -4,9 +4,7 @@ import { Directory } from '../check/directory.js'
 import { type GrainLayout, tableBytesOf } from '../layout.js'
 import { isInFile } from '../sparse-header.js'
 import { SECTOR_BYTES } from '../../../sector.js'
-
-const ENTRY_BYTES = 4
-const UNALLOCATED = 0
+import { ENTRY_BYTES, noGrainMax } from '../entries.js'
 
 /** The owner of a structure that is neither a grain nor a searched table. */
 const METADATA = -1
@@ -88,13 +86,13 @@ class Claims {
     isRedundant: boolean,
   ): void {
     if (!directory.readTables(count)) return
-    const { tableEntries, hasZeroGrains } = this.layout
+    const { tableEntries } = this.layout
     const { words, stride } = directory.tables
-    const noGrainMax = hasZeroGrains ? 1 : UNALLOCATED
+    const lowest = noGrainMax(this.layout) + 1
     for (let table = 0; table < count; table++) {
       for (let k = 0; k < tableEntries; k++) {
         const sector = words[table * stride + k] as number
-        if (sector <= noGrainMax) continue
+        if (sector < lowest) continue
         this.claim(sector, this.grainSectors, (index + table) * tableEntries + k, isRedundant)
       }
     }

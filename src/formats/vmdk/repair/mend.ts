@@ -7,8 +7,8 @@ import { Directory } from '../check/directory.js'
 import { wholeSectors } from '../grain-tables.js'
 import { type GrainLayout, MAX_FILE_BYTES, tableBytesOf } from '../layout.js'
 import { SECTOR_BYTES } from '../../../sector.js'
+import { ENTRY_BYTES } from '../entries.js'
 
-const ENTRY_BYTES = 4
 /** The most tables that are repaired. A power cut leaves only a few that are out of date. */
 const MAX_MENDED = 16_384
 

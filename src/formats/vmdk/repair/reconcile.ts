@@ -20,9 +20,8 @@ import { wholeSectors } from '../grain-tables.js'
 import { markTaken, Range } from './claims.js'
 import { Entries, eachPair, type Table } from './table-pairs.js'
 import { SECTOR_BYTES } from '../../../sector.js'
+import { ENTRY_BYTES, UNALLOCATED } from '../entries.js'
 
-const ENTRY_BYTES = 4
-const UNALLOCATED = 0
 /** How many entries are handled in one round: the image decides their number. */
 const MAX_ENTRIES = 2 ** 18
 

@@ -4,10 +4,8 @@ import { Directory } from '../check/directory.js'
 import { type GrainLayout, tableBytesOf } from '../layout.js'
 import { isInFile } from '../sparse-header.js'
 import { SECTOR_BYTES } from '../../../sector.js'
+import { ENTRY_BYTES, noGrainMax, UNALLOCATED } from '../entries.js'
 
-const UNALLOCATED = 0
-const ZERO = 1
-const ENTRY_BYTES = 4
 /** Fewer lost entries than this are judged one by one. */
 const MIN_JUNK = 8
 
@@ -36,7 +34,7 @@ export class Entries {
     this.grainSectors = layout.grainBytes / SECTOR_BYTES
     this.fileSectors = Math.ceil(store.sizeBytes / SECTOR_BYTES)
     this.wholeFileSectors = Math.floor(store.sizeBytes / SECTOR_BYTES)
-    this.noGrainMax = layout.hasZeroGrains ? ZERO : UNALLOCATED
+    this.noGrainMax = noGrainMax(layout)
   }
 
   isPlace(entry: number): boolean {

@@ -1,0 +1,14 @@
+/**
+ * The entries of the directories and tables of hosted sparse and COWD extents: u32, little-endian. An entry is the number of a
+ * sector of the file, or one of the values here.
+ */
+export const ENTRY_BYTES = 4
+
+/** The entry names nothing. */
+export const UNALLOCATED = 0
+/** The grain is zeros, if the extent's header allows that; see GrainLayout.hasZeroGrains. */
+export const ZERO = 1
+
+/** Returns the highest entry of a grain table that has a meaning without naming a grain. */
+export const noGrainMax = ({ hasZeroGrains }: { readonly hasZeroGrains: boolean }): number =>
+  hasZeroGrains ? ZERO : UNALLOCATED
