@@ -72,7 +72,7 @@ export class DiskLock {
   }
 
   /** Takes the shared side, for `length` bytes of the disk at `offset`. */
-  share(offset: number, length: number, writes: boolean): void {
+  acquireShared(offset: number, length: number, writes: boolean): void {
     const value = stripesOf(offset, length) | (writes ? WRITES : 0) | PRESENT
     const { words, slot } = this
     for (;;) {
@@ -81,19 +81,19 @@ export class DiskLock {
       if (owner === 0) {
         if (this.passes(value)) return
       } else {
-        this.unshare()
+        this.releaseShared()
         this.waitWhile(EXCLUSIVE, owner)
       }
     }
   }
 
-  unshare(): void {
-    this.release(this.slot)
+  releaseShared(): void {
+    this.releaseWord(this.slot)
   }
 
   /** Takes the exclusive side: waits until no thread holds the shared one. */
-  take(): void {
-    this.claim(EXCLUSIVE)
+  acquire(): void {
+    this.acquireWord(EXCLUSIVE)
     const { words, slot } = this
     for (let other = SLOTS; other < words.length; other++) {
       if (other === slot) continue
@@ -103,34 +103,34 @@ export class DiskLock {
     }
   }
 
-  untake(): void {
-    this.release(EXCLUSIVE)
+  release(): void {
+    this.releaseWord(EXCLUSIVE)
   }
 
   /** Lets waiting threads go first, after this one has released the lock and before it takes it again. */
-  giveWay(): void {
+  yieldToWaiting(): void {
     if (Atomics.load(this.words, WAITING) > 0) Atomics.wait(NEVER, 0, 0, 1)
   }
 
   /** Takes the right to flush, independent of both sides: one thread at a time. */
-  takeFlush(): void {
-    this.claim(FLUSHING)
+  acquireFlush(): void {
+    this.acquireWord(FLUSHING)
   }
 
-  untakeFlush(): void {
-    this.release(FLUSHING)
+  releaseFlush(): void {
+    this.releaseWord(FLUSHING)
   }
 
   /** Takes the right to make the disk larger, before all other rights. */
-  takeGrowth(): void {
-    this.claim(GROWING)
+  acquireGrowth(): void {
+    this.acquireWord(GROWING)
   }
 
-  untakeGrowth(): void {
-    this.release(GROWING)
+  releaseGrowth(): void {
+    this.releaseWord(GROWING)
   }
 
-  private claim(word: number): void {
+  private acquireWord(word: number): void {
     const { words, slot } = this
     for (;;) {
       const owner = Atomics.compareExchange(words, word, 0, slot)
@@ -139,7 +139,7 @@ export class DiskLock {
     }
   }
 
-  private release(word: number): void {
+  private releaseWord(word: number): void {
     Atomics.store(this.words, word, 0)
     if (Atomics.load(this.words, WAITING) > 0) Atomics.notify(this.words, word)
   }
@@ -155,7 +155,7 @@ export class DiskLock {
         held = Atomics.load(words, other)
       ) {
         if (other < slot) {
-          this.unshare()
+          this.releaseShared()
           this.waitWhile(other, held)
           return false
         }

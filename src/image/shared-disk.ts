@@ -73,12 +73,12 @@ export class SharedDisk implements WritableDisk {
   }
 
   beginRead(offset: number, length: number): void {
-    this.lock.share(offset, length, false)
+    this.lock.acquireShared(offset, length, false)
     this.refresh()
   }
 
   endRead(): void {
-    this.lock.unshare()
+    this.lock.releaseShared()
   }
 
   checkFiles(): void {
@@ -108,25 +108,25 @@ export class SharedDisk implements WritableDisk {
 
   flush(): void {
     const mine = Atomics.load(this.counters, COUNTER.writes)
-    this.lock.takeFlush()
+    this.lock.acquireFlush()
     try {
       // Skip it if a flush that began after our last write has covered that. The difference allows for counts that wrap around.
       if (((this.flushedWrites() - mine) | 0) < 0) this.flushOnce()
     } finally {
-      this.lock.untakeFlush()
+      this.lock.releaseFlush()
     }
   }
 
   grow(sizeBytes: number): void {
     this.failed.requireSound()
-    this.lock.takeGrowth()
+    this.lock.acquireGrowth()
     try {
       const before = this.sizeBytes
       if (sizeBytes <= before) return
       this.driver.checkGrowth(sizeBytes)
       this.growFrom(before, sizeBytes)
     } finally {
-      this.lock.untakeGrowth()
+      this.lock.releaseGrowth()
     }
   }
 
@@ -144,7 +144,7 @@ export class SharedDisk implements WritableDisk {
   }
 
   private resize(sizeBytes: number): void {
-    this.lock.takeFlush()
+    this.lock.acquireFlush()
     try {
       this.whileAlone(() => {
         this.begin()
@@ -152,31 +152,31 @@ export class SharedDisk implements WritableDisk {
         Atomics.add(this.counters, COUNTER.generation, 1)
       })
     } finally {
-      this.lock.untakeFlush()
+      this.lock.releaseFlush()
     }
   }
 
   /** Runs `act` under the exclusive side. Judges what it throws. */
   private whileAlone<T>(act: () => T): T {
-    this.lock.take()
+    this.lock.acquire()
     try {
       this.refresh()
       return act()
     } catch (error) {
       throw this.failed.judged(error)
     } finally {
-      this.lock.untake()
+      this.lock.release()
     }
   }
 
   close(): readonly string[] {
     if (Atomics.load(this.counters, COUNTER.begun) === 0) return []
-    this.lock.takeFlush()
+    this.lock.acquireFlush()
     try {
       this.flushAll()
       return this.whileAlone(() => this.driver.close())
     } finally {
-      this.lock.untakeFlush()
+      this.lock.releaseFlush()
     }
   }
 
@@ -251,7 +251,7 @@ export class SharedDisk implements WritableDisk {
     if (Atomics.load(this.counters, COUNTER.begun) === 0) return 0
     const { driver } = this
     let done = 0
-    this.lock.share(offset, length, true)
+    this.lock.acquireShared(offset, length, true)
     try {
       this.refresh()
       for (;;) {
@@ -265,7 +265,7 @@ export class SharedDisk implements WritableDisk {
     } catch (error) {
       throw this.failed.judged(error)
     } finally {
-      this.lock.unshare()
+      this.lock.releaseShared()
     }
     return done
   }
@@ -289,7 +289,7 @@ export class SharedDisk implements WritableDisk {
   private stepAlone(steps: DiskSteps): void {
     for (let flushes = 0; ; ) {
       let hasRoom = false
-      this.lock.take()
+      this.lock.acquire()
       try {
         this.refresh()
         this.failed.requireSound()
@@ -303,18 +303,18 @@ export class SharedDisk implements WritableDisk {
       } catch (error) {
         throw this.failed.judged(error)
       } finally {
-        this.lock.untake()
+        this.lock.release()
       }
       if (hasRoom) {
-        this.lock.giveWay()
+        this.lock.yieldToWaiting()
         continue
       }
       if (flushes++ > MAX_FLUSHES) throw new Error('flushing makes no room')
-      this.lock.takeFlush()
+      this.lock.acquireFlush()
       try {
         this.flushOnce()
       } finally {
-        this.lock.untakeFlush()
+        this.lock.releaseFlush()
       }
     }
   }
@@ -335,12 +335,12 @@ export class SharedDisk implements WritableDisk {
    */
   private makeRoom(error: unknown): void {
     if (!isLackOfRoom(error) || Atomics.load(this.counters, COUNTER.begun) === 0) throw error
-    this.lock.takeFlush()
+    this.lock.acquireFlush()
     try {
       this.flushAll()
       this.whileAlone(() => this.driver.lookEverywhere())
     } finally {
-      this.lock.untakeFlush()
+      this.lock.releaseFlush()
     }
   }
 

@@ -4,13 +4,13 @@ import { DiskLock } from '../../src/image/disk-lock.js'
 
 const { lock, thread, side, letGo } = workerData
 const disk = new DiskLock(lock, thread)
-if (side === 'exclusive') disk.take()
-else if (side === 'flush') disk.takeFlush()
-else disk.share(0, 512, true)
+if (side === 'exclusive') disk.acquire()
+else if (side === 'flush') disk.acquireFlush()
+else disk.acquireShared(0, 512, true)
 parentPort?.postMessage('held')
 if (letGo) {
   Atomics.wait(new Int32Array(letGo), 0, 0)
-  if (side === 'exclusive') disk.untake()
-  else if (side === 'flush') disk.untakeFlush()
-  else disk.unshare()
+  if (side === 'exclusive') disk.release()
+  else if (side === 'flush') disk.releaseFlush()
+  else disk.releaseShared()
 }

@@ -16,16 +16,16 @@ const faults: string[] = []
 for (let i = 0; i < rounds; i++) {
   const action = random(10)
   if (action === 0) {
-    disk.take()
+    disk.acquire()
     if (Atomics.add(words, ALONE, 1) !== 0) faults.push('two are alone')
     if (Atomics.load(words, BESIDE) !== 0) faults.push('somebody is beside who is alone')
     Atomics.sub(words, ALONE, 1)
-    disk.untake()
+    disk.release()
     continue
   }
   const block = random(BLOCKS)
   const writes = action < 5
-  disk.share(block * 16384 + 512, 4096, writes)
+  disk.acquireShared(block * 16384 + 512, 4096, writes)
   Atomics.add(words, BESIDE, 1)
   if (Atomics.load(words, ALONE) !== 0) faults.push('beside who is alone')
   // Writers leave their number and look for it; readers see no change.
@@ -35,6 +35,6 @@ for (let i = 0; i < rounds; i++) {
     if (Atomics.load(words, block) !== before) faults.push('written under a reader or a writer')
   }
   Atomics.sub(words, BESIDE, 1)
-  disk.unshare()
+  disk.releaseShared()
 }
 parentPort?.postMessage(faults.slice(0, 5))

@@ -27,16 +27,16 @@ t.test('a single thread never waits', async t => {
   const disk = new DiskLock(createLockMemory(3), 2)
   for (const length of [0, 1, 512, 16384, 2 ** 20, 2 ** 40]) {
     for (const offset of [0, 29 * 16384, 30 * 16384, 2 ** 52]) {
-      disk.share(offset, length, true)
-      disk.unshare()
-      disk.share(offset, length, false)
-      disk.unshare()
+      disk.acquireShared(offset, length, true)
+      disk.releaseShared()
+      disk.acquireShared(offset, length, false)
+      disk.releaseShared()
     }
   }
-  disk.takeFlush()
-  disk.take()
-  disk.untake()
-  disk.untakeFlush()
+  disk.acquireFlush()
+  disk.acquire()
+  disk.release()
+  disk.releaseFlush()
   t.pass()
 })
 
@@ -68,8 +68,8 @@ for (const side of SIDES) {
       },
     }
     const disk = new DiskLock(lock, 1, watch)
-    if (side === 'flush') disk.takeFlush()
-    else disk.share(0, 512, true)
+    if (side === 'flush') disk.acquireFlush()
+    else disk.acquireShared(0, 512, true)
     t.equal(stalls.length, 3, 'each report takes twice as long to come')
     await ended
   })
@@ -78,7 +78,7 @@ for (const side of SIDES) {
     const { lock, ended } = await held(side)
     await ended
     const disk = new DiskLock(lock, 1)
-    const act = () => (side === 'flush' ? disk.takeFlush() : disk.share(0, 512, true))
+    const act = () => (side === 'flush' ? disk.acquireFlush() : disk.acquireShared(0, 512, true))
     t.throws(act, { message: 'a thread that holds the disk has died' })
   })
 }
