@@ -99,7 +99,7 @@ export interface Luks1Slot {
 }
 
 /**
- * Reads the LUKS header at the start of `area`. It does not judge whether the cipher that the header describes is
+ * Reads the LUKS header at the start of `area`. It does not decide whether the cipher that the header describes is
  * supported. Throws ImageError if the header is missing or damaged.
  */
 export function readLuks1(store: Store, area: LuksArea): Luks1Header {

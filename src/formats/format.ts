@@ -46,8 +46,8 @@ export interface Format<S = unknown> {
   sizeBytes(layer: LayerSpec<S>): number
   /** Returns the reference to the backing file or parent. Throws ImageError if the header does not say where it is. */
   reference?(layer: LayerSpec<S>): Reference | undefined
-  /** Judges the layer below after it is opened. Throws ImageError if the two do not belong together. */
-  judgeBelow?(layer: LayerSpec<S>, below: LayerSpec, context: BelowContext): void
+  /** Checks the layer below after it is opened. Throws ImageError if the two do not belong together. */
+  checkBelow?(layer: LayerSpec<S>, below: LayerSpec, context: BelowContext): void
   /** Returns the role and the name of another file that the image names, for messages. */
   namedFile?(layer: LayerSpec<S>): { readonly role: string; readonly name: string } | undefined
   readonly internalSnapshots?: InternalSnapshots<S>

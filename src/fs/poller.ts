@@ -61,7 +61,7 @@ export class Poller {
     const hasWaited = length >= 0
     if (!hasWaited) length = this.spin(device, message)
     if (leader === 0) Atomics.store(words, TOKEN, 0)
-    this.judge(leader === me, length >= 0, hasWaited)
+    this.updateLeader(leader === me, length >= 0, hasWaited)
     return length
   }
 
@@ -75,7 +75,7 @@ export class Poller {
   }
 
   /** Applies rules (2) and (3). */
-  private judge(leads: boolean, isFound: boolean, hasWaited: boolean): void {
+  private updateLeader(leads: boolean, isFound: boolean, hasWaited: boolean): void {
     this.prompt = isFound && !hasWaited ? this.prompt + 1 : 0
     this.late = hasWaited ? this.late + 1 : 0
     if (leads) {

@@ -55,7 +55,7 @@ export class DiskFailure {
   }
 
   /** Decides whether an error ends writing: a failed sync, damage, or a bug of ours. Returns the error. */
-  judged(error: unknown, isFlush = false): unknown {
+  record(error: unknown, isFlush = false): unknown {
     if (error instanceof ImageError && error.code === 'CORRUPT' && error.context.endsWriting) {
       this.set(error.message, error.context.isCutOff)
     } else if (error instanceof SystemError) {

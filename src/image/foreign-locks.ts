@@ -7,7 +7,7 @@ import type { Access } from '../io/named-file.js'
 import { filesOf } from './layer.js'
 
 /** Throws ImageError if such a lock forbids `access`. Warns about the others. */
-export function judgeForeignLocks(
+export function checkForeignLocks(
   top: LayerSpec,
   allowed: readonly Folder[],
   access: Access,

@@ -20,7 +20,7 @@ import {
 } from '../io/named-file.js'
 import type { Chain, OpenOptions } from './chain.js'
 import { ExternalSnapshotFinder } from './external-snapshots.js'
-import { judgeForeignLocks } from './foreign-locks.js'
+import { checkForeignLocks } from './foreign-locks.js'
 import { fileSpec, referenceOf, storeOf } from './layer.js'
 import { snapshotsBelow } from './layer-snapshots.js'
 import { isSame, OpenFiles } from './open-files.js'
@@ -84,7 +84,7 @@ class ChainOpener {
     const externalSnapshots = this.externalSnapshots(layers, file.own)
     const isWritable = access === 'write'
     if (isWritable || !options.describe) {
-      judgeForeignLocks(layers[0], this.allowed, access, this.warn)
+      checkForeignLocks(layers[0], this.allowed, access, this.warn)
     }
     const isProtected = isWritable && (!options.describe || options.changesDisk === true)
     if (isProtected && !options.force && !file.stat.isBlockDevice()) {
@@ -147,7 +147,7 @@ class ChainOpener {
     if (!file) return -1
     const known = layers.findIndex(layer => isSame(file, layer))
     OpenFiles.close(file)
-    if (known >= 0) this.judgeBelow(above, layers[known] as LayerSpec)
+    if (known >= 0) this.checkBelow(above, layers[known] as LayerSpec)
     return known
   }
 
@@ -163,13 +163,13 @@ class ChainOpener {
     this.files.add(file)
     if (isLoop) throw loopAt(above, reference)
     const layer = this.layer(file, format, 'read')
-    this.judgeBelow(above, layer)
+    this.checkBelow(above, layer)
     return layer
   }
 
-  private judgeBelow(above: LayerSpec, below: LayerSpec): void {
+  private checkBelow(above: LayerSpec, below: LayerSpec): void {
     const ignoreCid = this.options.ignoreCid === true
-    formatOf(above).judgeBelow?.(above, below, { ignoreCid, warn: this.warn })
+    formatOf(above).checkBelow?.(above, below, { ignoreCid, warn: this.warn })
   }
 
   private externalSnapshots(layers: [LayerSpec, ...LayerSpec[]], own: readonly Folder[]) {

@@ -86,7 +86,7 @@ export class SharedDisk implements WritableDisk {
     try {
       for (const file of this.hooks.files ?? []) file.requireWhole?.(true)
     } catch (error) {
-      this.failed.judged(error)
+      this.failed.record(error)
     }
   }
 
@@ -156,14 +156,14 @@ export class SharedDisk implements WritableDisk {
     }
   }
 
-  /** Runs `act` under the exclusive side. Judges what it throws. */
+  /** Runs `act` under the exclusive side. Records what it throws. */
   private whileAlone<T>(act: () => T): T {
     this.lock.acquire()
     try {
       this.refresh()
       return act()
     } catch (error) {
-      throw this.failed.judged(error)
+      throw this.failed.record(error)
     } finally {
       this.lock.release()
     }
@@ -263,7 +263,7 @@ export class SharedDisk implements WritableDisk {
         if (done === length) break
       }
     } catch (error) {
-      throw this.failed.judged(error)
+      throw this.failed.record(error)
     } finally {
       this.lock.releaseShared()
     }
@@ -301,7 +301,7 @@ export class SharedDisk implements WritableDisk {
           if (hasRoom && steps.next()) return
         } while (hasRoom && performance.now() < until)
       } catch (error) {
-        throw this.failed.judged(error)
+        throw this.failed.record(error)
       } finally {
         this.lock.release()
       }
@@ -352,7 +352,7 @@ export class SharedDisk implements WritableDisk {
     try {
       flush.run()
     } catch (error) {
-      throw this.failed.judged(error, true)
+      throw this.failed.record(error, true)
     }
     this.whileAlone(() => flush.settle())
     Atomics.store(this.counters, COUNTER.flushed, upTo)

@@ -102,7 +102,7 @@ export function openStores(
       throw loopAt(last, reference)
     }
     const below = layerOf(store, formatNamed(store, stated), false, stated === undefined)
-    formatOf(last).judgeBelow?.(last, below, { ignoreCid: options.ignoreCid === true, warn })
+    formatOf(last).checkBelow?.(last, below, { ignoreCid: options.ignoreCid === true, warn })
     layers[layers.length - 1] = { ...last, below: layers.length }
     layers.push(below)
   }

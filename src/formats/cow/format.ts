@@ -38,7 +38,7 @@ export const cowFormat: Format<CowHeader> = {
   sizeBytes: ({ spec }) => spec.sizeBytes,
   // User-mode Linux knows no other format.
   reference: ({ spec }) => fixedBackingFile(spec.backingName, isUml(spec) ? 'raw' : undefined),
-  judgeBelow: ({ path, spec }, { modified, path: below }, { warn }) => {
+  checkBelow: ({ path, spec }, { modified, path: below }, { warn }) => {
     // User-mode Linux refuses a backing file that has been written since; QEMU did not look.
     if (!isUml(spec) || spec.backingSeconds === modified.seconds) return
     warn(

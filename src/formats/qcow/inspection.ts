@@ -3,7 +3,7 @@
  *
  * Maps find overlaps. The header, the backing file's name and the L1 table are entered first, then the L2 tables, then the
  * clusters in the order of the disk; of two that overlap, the later one is reported. A map covers a window of the file, so
- * that its size is bounded. Tables are judged in a first pass over all windows, and clusters in a second one. A damaged table
+ * that its size is bounded. Tables are checked in a first pass over all windows, and clusters in a second one. A damaged table
  * is not walked. Tables that are walked do not overlap, so there are no more of them than the file has room for.
  */
 import type { Store } from '../../io/store.js'
@@ -86,7 +86,7 @@ class Inspection implements EntryVisitor {
   }
 
   inspect(): void {
-    this.judgeRegions()
+    this.checkRegions()
     const plan = new WindowPlan(this.windowBytes, this.reach, this.store.path)
     for (const { offset, end } of this.regions) plan.add(offset, end)
     this.walk.eachTable((_, table) => plan.add(table, table + this.tableBytes))
@@ -145,7 +145,7 @@ class Inspection implements EntryVisitor {
     return new SectorMap(Math.ceil(this.reach / this.granule), this.windowBytes)
   }
 
-  private judgeRegions(): void {
+  private checkRegions(): void {
     const { sink } = this
     const sorted = [...this.regions].sort((a, b) => a.offset - b.offset)
     sorted.forEach(({ name, offset, end }, i) => {
@@ -215,14 +215,14 @@ class Inspection implements EntryVisitor {
     }
   }
 
-  private takeTables(isJudged: boolean): void {
+  private takeTables(isReported: boolean): void {
     this.walk.eachTable((index, table) => {
       const isSkipped = this.walk.isSkipped(index)
-      if (isJudged && !isSkipped && this.isMisplaced(index, table)) return
+      if (isReported && !isSkipped && this.isMisplaced(index, table)) return
       if (!this.hasPlace(table)) return
       const end = table + this.tableBytes
       const [from, to] = [table / this.granule, end / this.granule]
-      if (isJudged && !this.walk.isSkipped(index) && this.used.isTaken(from, to)) {
+      if (isReported && !this.walk.isSkipped(index) && this.used.isTaken(from, to)) {
         this.blameTable(index, table, OTHERS, true)
       }
       this.take(from, to)

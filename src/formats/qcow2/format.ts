@@ -36,9 +36,9 @@ import { Qcow2Writer } from './writer.js'
 function open(file: FileSpec, context: OpenContext): OpenedLayer<Qcow2Header> {
   const store = context.storeOf(file)
   const spec = readHeader(store)
-  judge(spec, store, context)
+  checkState(spec, store, context)
   const needsRecovery = isDirty(spec) && context.access === 'write'
-  if (needsRecovery) judgeRecovery(store)
+  if (needsRecovery) checkRecovery(store)
   const isExternal = (spec.incompatible & INCOMPATIBLE.externalData) !== 0n
   if (!isExternal || context.isDescribed) return { spec, needsRecovery, ...encryptionOf(spec) }
   const dataFile = context.openDataFile(spec.dataFileName as string)
@@ -48,7 +48,7 @@ function open(file: FileSpec, context: OpenContext): OpenedLayer<Qcow2Header> {
 const isDirty = ({ incompatible }: Qcow2Header): boolean =>
   (incompatible & INCOMPATIBLE.dirty) !== 0n
 
-function judge(header: Qcow2Header, store: Store, { access, warn }: OpenContext): void {
+function checkState(header: Qcow2Header, store: Store, { access, warn }: OpenContext): void {
   const { path } = store
   requireWhole(store, header, access, warn)
   const isCorrupt = (header.incompatible & INCOMPATIBLE.corrupt) !== 0n
@@ -66,7 +66,7 @@ function judge(header: Qcow2Header, store: Store, { access, warn }: OpenContext)
 }
 
 /** Throws WriteProtected if recovery would fail. Recovery itself runs after everything that can refuse the image. */
-function judgeRecovery(store: Store): void {
+function checkRecovery(store: Store): void {
   try {
     requireRecoverable(store)
   } catch (error) {

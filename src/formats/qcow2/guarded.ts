@@ -21,7 +21,7 @@ const CHUNK_BYTES = 2 ** 20
 /**
  * Fills `guard` from the file as it is. Throws ImageError where parts of the image are lost, or two structures claim one cluster: then
  * writing one would destroy the other. Also throws where a structure ends beyond the file, or where the
- * count of one of its clusters is too low; the counts of L2 tables are for `lostCluster` to judge.
+ * count of one of its clusters is too low; the counts of L2 tables are compared by `lostCluster`.
  */
 export function guardMetadata(
   guard: Guard,

@@ -155,21 +155,21 @@ function walkL2(
 }
 
 /**
- * Goes over a table of 64-bit entries until `judge` returns a value. `judge` gets a buffer of words, the index of the entry's
+ * Goes over a table of 64-bit entries until `visit` returns a value. `visit` gets a buffer of words, the index of the entry's
  * first word in it, and the number of the entry.
  */
 function find(
   store: Store,
   at: number,
   bytes: number,
-  judge: (words: Uint32Array, i: number, index: number) => number | undefined,
+  visit: (words: Uint32Array, i: number, index: number) => number | undefined,
 ): number | undefined {
   const buffer = wordBuffer(Math.min(CHUNK_BYTES, bytes))
   for (let done = 0; done < bytes && at + done < store.sizeBytes; done += CHUNK_BYTES) {
     const length = Math.min(CHUNK_BYTES, bytes - done)
     const words = readWords(store, buffer, length, at + done)
     for (let i = 0; i < words.length; i += 2) {
-      const found = judge(words, i, (done + i * 4) / 8)
+      const found = visit(words, i, (done + i * 4) / 8)
       if (found !== undefined) return found
     }
   }

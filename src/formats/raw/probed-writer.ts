@@ -3,7 +3,7 @@
  * give it the header of another format: that mount would open the files that the header names.
  *
  * Writes to the probed bytes become reservations, which the engine fills completely, with the disk alone. So the new bytes are
- * judged before they are in the file, in whatever pieces a header is written. All other writes are ordinary ones.
+ * checked before they are in the file, in whatever pieces a header is written. All other writes are ordinary ones.
  */
 import { ImageError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'

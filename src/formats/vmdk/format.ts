@@ -61,7 +61,7 @@ function reference({ path, spec }: LayerSpec<VmdkSpec>): Reference | undefined {
   )
 }
 
-function judgeBelow(
+function checkBelow(
   { path, spec }: LayerSpec<VmdkSpec>,
   below: LayerSpec,
   { ignoreCid, warn }: BelowContext,
@@ -155,7 +155,7 @@ export const vmdkFormat: Format<VmdkSpec> = {
   open,
   sizeBytes: ({ spec }) => spec.sizeBytes,
   reference,
-  judgeBelow,
+  checkBelow,
   namedFile: ({ fd, spec }) => {
     const extent = spec.extents.find(({ file }) => file && file.fd !== fd)
     return extent?.file && { role: 'extent', name: extent.file.path }

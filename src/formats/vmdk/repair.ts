@@ -142,7 +142,7 @@ class Repair {
     if (found.corruptions > 0) {
       if (unnamedBytes > 0) this.refuse(KEPT)
     } else if (unnamedBytes > 0) {
-      // Judge it as a closed extent: a state that a crash can leave in an open one is a loss in a closed one.
+      // Check it as a closed extent: a state that a crash can leave in an open one is a loss in a closed one.
       const losses = findLosses(this.store, { ...layout, isUnclean: false })
       if (losses.isPossible(unnamedBytes)) this.refuse(UNPROVEN)
       else this.giveBack(layout)

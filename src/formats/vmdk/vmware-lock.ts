@@ -9,7 +9,7 @@
  * the same number there.
  *
  *  (1) A lock of this machine is stale if its process has ended, or if a process with that id started at another time. A lock
- *      of another machine cannot be judged, so it is live.
+ *      of another machine may be alive as far as is known, so it is live.
  *  (2) In doubt a lock is live: a member that cannot be read or understood, a process whose start is unknown. VMware's
  *      programs treat damaged members in both ways: one that wants the lock deletes them, one that only asks takes them for
  *      locks.
@@ -170,7 +170,7 @@ const unknown = (file: string): ForeignLock => ({
   writes: true,
 })
 
-/** Judges a `D` by rule (4). A clock that is ahead of ours does not make it older. */
+/** Applies rule (4) to a `D`. A clock that is ahead of ours does not make it older. */
 function enteringAt(file: string, place: string): ForeignLock {
   const isLive = Date.now() - fs.lstatSync(place).mtimeMs < ENTRY_AGE
   return { ...unknown(file), isLive, owner: 'a program that began to take it' }
@@ -208,7 +208,7 @@ function ownerOf(process: LockProcess | undefined, machine: string | undefined):
 
 const shown = (text: string): string => printable(text).slice(0, MAX_OWNER_LENGTH)
 
-/** Judges a process of this machine by rule (1). */
+/** Applies rule (1) to a process of this machine. */
 function isRunning({ pid, start }: LockProcess): boolean {
   try {
     process.kill(pid, 0)

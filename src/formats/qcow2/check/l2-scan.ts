@@ -62,8 +62,8 @@ export class L2Scan {
         const at = tables.at[i] as number
         // As in QEMU, flags below a table whose count cannot be read are not reported.
         const isUnknown = copied && this.blocks.isUnknown(Math.floor(at / clusterBytes))
-        const judged = isUnknown ? undefined : copied
-        this.scanTable(words, at, tables.times[i] as number, report, judged, copied !== undefined)
+        const compared = isUnknown ? undefined : copied
+        this.scanTable(words, at, tables.times[i] as number, report, compared, copied !== undefined)
         tables.lowest[i] = this.lowest
         tables.highest[i] = this.highest
       },

@@ -3,7 +3,7 @@
  *
  * A map of sectors finds overlaps. The header, the descriptor and the directories are entered first, then the tables, then the
  * grains in the order of the disk; of two that overlap, the later one is reported. The map covers a window of the file, so that
- * its size is bounded. If there are several windows, tables are judged in a first pass over all of them, and their grains in a
+ * its size is bounded. If there are several windows, tables are checked in a first pass over all of them, and their grains in a
  * second one. A damaged table is not walked. Tables that are walked do not overlap, so there are no more of them than the file
  * has room for.
  */
@@ -179,18 +179,18 @@ export class Inspection {
     regions: readonly NamedRegion[],
     first: Directory,
     redundant: Directory | undefined,
-    isJudged: boolean,
+    isReported: boolean,
   ): void {
     for (const { offset, bytes } of regions) {
       this.map.take(offset / SECTOR_BYTES, sectorsOf(offset + bytes))
     }
     if (!this.tableWindows.has(this.map.windowOf(this.map.first))) return
-    this.takeTables(first, undefined, isJudged)
-    if (redundant) this.takeTables(redundant, first, isJudged)
+    this.takeTables(first, undefined, isReported)
+    if (redundant) this.takeTables(redundant, first, isReported)
   }
 
   /** @param shared the other directory, whose entries may name the same tables */
-  private takeTables(directory: Directory, shared: Directory | undefined, isJudged: boolean): void {
+  private takeTables(directory: Directory, shared: Directory | undefined, isReported: boolean): void {
     for (let at = 0; ; ) {
       at = directory.skipHole(at)
       if (at >= this.directoryEntries) return
@@ -200,17 +200,17 @@ export class Inspection {
         const sector = directory.entries[i] as number
         if (sector === UNALLOCATED) continue
         if (sector === shared?.entries[i]) directory.passOver(i)
-        else this.takeTable(directory, i, sector, isJudged)
+        else this.takeTable(directory, i, sector, isReported)
       }
       at += count
     }
   }
 
-  private takeTable(directory: Directory, i: number, sector: number, isJudged: boolean): void {
+  private takeTable(directory: Directory, i: number, sector: number, isReported: boolean): void {
     const at = sector * SECTOR_BYTES
     const end = sector + this.tableSectors
     if (!isInFile(at, end * SECTOR_BYTES - at, this.store.sizeBytes)) {
-      if (!isJudged || directory.isSkipped(i)) return
+      if (!isReported || directory.isSkipped(i)) return
       directory.passOver(i)
       this.sink.corruption(
         directory.entryAt(i),
@@ -219,7 +219,7 @@ export class Inspection {
       )
       return
     }
-    if (isJudged && !directory.isSkipped(i) && this.map.isTaken(sector, end)) {
+    if (isReported && !directory.isSkipped(i) && this.map.isTaken(sector, end)) {
       directory.passOver(i)
       this.sink.corruption(
         directory.entryAt(i),

@@ -40,7 +40,7 @@ export function findLosses(store: Store, layout: GrainLayout): Losses {
   let hasTables = false
   let lostAt: number | undefined
   const entriesOf = (index: number) => Math.min(tableEntries, grains - index * tableEntries)
-  const judge = (index: number, first: Table, redundant: Table) => {
+  const visitPair = (index: number, first: Table, redundant: Table) => {
     const count = entriesOf(index)
     if (count <= 0) return false
     const unnamed = unnamedIn(first, count)
@@ -53,7 +53,7 @@ export function findLosses(store: Store, layout: GrainLayout): Losses {
     const isLossKnown = lostAt !== undefined || !(isMadeOnDemand || isPreallocated)
     return !(isPossible && hasNames && isLossKnown)
   }
-  eachPair(store, layout, judge, index => {
+  eachPair(store, layout, visitPair, index => {
     if (entriesOf(index) <= 0) return false
     isPossible = true
     if (isPreallocated) lostAt ??= directoryAt + index * ENTRY_BYTES

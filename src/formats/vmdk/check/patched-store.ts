@@ -1,4 +1,4 @@
-/** A file as it will be after some words are written, to judge it before that. */
+/** A file as it will be after some words are written, to check it before that. */
 import type { Store } from '../../../io/store.js'
 
 const WORD_BYTES = 4

@@ -6,7 +6,7 @@ import { isInFile } from '../sparse-header.js'
 import { SECTOR_BYTES } from '../../../sector.js'
 import { ENTRY_BYTES, noGrainMax, UNALLOCATED } from '../entries.js'
 
-/** Fewer lost entries than this are judged one by one. */
+/** Fewer lost entries than this are examined one by one. */
 const MIN_JUNK = 8
 
 /** A table as a directory names it. */
