@@ -25,7 +25,7 @@ import { inspectGrains } from './grain-check.js'
 import type { GrainSink, GrainTotals } from './check/grain-sink.js'
 import type { ExtentLayout } from './image.js'
 import { type GrainLayout, grainLayout } from './layout.js'
-import type { SparseHeader } from './sparse-header.js'
+import { SPARSE_FIELD_AT, type SparseHeader } from './sparse-header.js'
 
 /** An open extent. Extents in one file share a store. */
 export interface CheckedExtent {
@@ -99,9 +99,6 @@ function checkFlat(store: Store, end: number, say: Say, report: Report): ExtentC
   report.corruption(store.sizeBytes, say(message))
   return { ...NONE, corruptions: 1 }
 }
-
-/** The header's field with the place of the directory in a hosted extent, a u64 in sectors. */
-const DIRECTORY_AT = 56
 
 class ExtentCheck implements GrainSink {
   private corruptions = 0
@@ -196,7 +193,7 @@ class ExtentCheck implements GrainSink {
       this.report.note('notice', 0, this.say(message))
     } else {
       this.corruption(
-        DIRECTORY_AT,
+        SPARSE_FIELD_AT.directory,
         () => 'its grain directory is damaged, and the redundant one is read instead',
       )
     }

@@ -20,6 +20,7 @@ import { parentNames } from './parent.js'
 import { extentKind } from './parts.js'
 import { keyValue, readText, textBytes } from './text.js'
 import { SECTOR_BYTES } from '../../sector.js'
+import { SPARSE_FIELD_AT } from './sparse-header.js'
 
 const { O_DIRECTORY, O_NOFOLLOW } = fs.constants
 
@@ -139,10 +140,6 @@ function isSame(file: string, { stat }: Image): boolean {
   return other?.dev === stat.dev && other.ino === stat.ino
 }
 
-/** The field of a hosted sparse extent's header with the place of its descriptor: u64, in sectors. */
-const DESCRIPTOR_OFFSET_AT = 28
-const DESCRIPTOR_SIZE_AT = 36
-
 /**
  * Returns the descriptor of a file that is one or contains one; undefined if there is none, or if the file is `image`. It does
  * not read tables: a disk with damaged tables is a child, too.
@@ -164,8 +161,8 @@ function readDescriptor(folder: Folder, name: Buffer, image: Image): Buffer | un
       return isText ? readAt(fd, 0, sizeBytes) : undefined
     }
     if (kind !== 'sparse' || head.length < SECTOR_BYTES) return undefined
-    const offset = Number(head.readBigUInt64LE(DESCRIPTOR_OFFSET_AT)) * SECTOR_BYTES
-    const bytes = Number(head.readBigUInt64LE(DESCRIPTOR_SIZE_AT)) * SECTOR_BYTES
+    const offset = Number(head.readBigUInt64LE(SPARSE_FIELD_AT.descriptorOffset)) * SECTOR_BYTES
+    const bytes = Number(head.readBigUInt64LE(SPARSE_FIELD_AT.descriptorSize)) * SECTOR_BYTES
     if (offset >= sizeBytes) return undefined
     return readAt(fd, offset, Math.min(bytes, sizeBytes - offset, MAX_VMDK_DESCRIPTOR_BYTES))
   } finally {

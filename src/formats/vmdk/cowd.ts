@@ -41,8 +41,10 @@ const HEADER = layout({
   reserved: bytes(8),
   unclean: u32le,
 })
+/** Where the header's fields begin, in bytes of the file. */
+export const COWD_FIELD_AT = HEADER.at
 /** The fields and their padding: four sectors. */
-const HEADER_BYTES = 2048
+export const COWD_HEADER_BYTES = 2048
 
 /**
  * The names are those of fox-it/dissect.hypervisor, c_vmdk.py. ESX also sets `root` in its snapshots, whose parents are named
@@ -76,7 +78,7 @@ export function readCowdHeader(store: Store): CowdHeader {
   const fail = (code: ErrorCode, message: string, hint: string): never => {
     throw new ImageError(code, message, { path: store.path, hint })
   }
-  const head = Buffer.alloc(HEADER_BYTES)
+  const head = Buffer.alloc(COWD_HEADER_BYTES)
   const got = store.read(head, 0, head.length, 0)
   if (head.toString('latin1', 0, MAGIC.length) !== MAGIC) {
     fail(
@@ -85,7 +87,7 @@ export function readCowdHeader(store: Store): CowdHeader {
       'give the format with --format, or leave it out to have it found',
     )
   }
-  if (got < HEADER_BYTES) {
+  if (got < COWD_HEADER_BYTES) {
     fail('NOT_AN_IMAGE', `the COWD header is cut off after ${got} bytes`, RESTORE)
   }
   const h = HEADER.decode(head)
@@ -136,7 +138,7 @@ function directoryProblem(header: CowdHeader, fileBytes: number): string | undef
     return `the grain directory has ${directoryEntries} entries and the disk needs ${needed}`
   }
   const { offset, bytes } = directoryOf(header)
-  if (offset < HEADER_BYTES) return `the grain directory at ${offset} lies over the header`
+  if (offset < COWD_HEADER_BYTES) return `the grain directory at ${offset} lies over the header`
   if (offset + bytes > fileBytes) {
     return `the grain directory at ${offset} lies beyond the end of the file (${fileBytes} bytes)`
   }
@@ -217,7 +219,7 @@ export class CowdDriver extends GrainTables {
 
   /** Returns why no table or grain of `length` bytes can lie at `at`; undefined if it can. */
   private taken(at: number, length: number): string | undefined {
-    if (at < HEADER_BYTES) return 'which lies over the header'
+    if (at < COWD_HEADER_BYTES) return 'which lies over the header'
     if (at < this.directoryEnd && at + length > this.directoryStart) {
       return 'which lies over the grain directory'
     }

@@ -1,8 +1,8 @@
 /** The structure of a sparse extent that can be written. Hosted and COWD extents have the same. */
-import type { CowdHeader } from './cowd.js'
+import { COWD_FIELD_AT, COWD_HEADER_BYTES, type CowdHeader } from './cowd.js'
 import { type Region, TABLE_ENTRIES, wholeSectors } from './grain-tables.js'
 import type { ExtentLayout } from './image.js'
-import { directoryEntries, type SparseHeader } from './sparse-header.js'
+import { directoryEntries, SPARSE_FIELD_AT, type SparseHeader } from './sparse-header.js'
 import { SECTOR_BYTES } from '../../sector.js'
 
 /** Plain data; places and sizes are in bytes, entries of directories and tables are u32 counts of sectors. */
@@ -52,7 +52,7 @@ function hosted(header: SparseHeader): GrainLayout {
       ...(header.descriptor ? [header.descriptor] : []),
     ],
     headerBytes: SECTOR_BYTES,
-    uncleanAt: 72,
+    uncleanAt: SPARSE_FIELD_AT.unclean,
     uncleanBytes: 1,
     freeSectorAt: undefined,
   }
@@ -71,13 +71,11 @@ function cowd(header: CowdHeader): GrainLayout {
     isUnclean: header.isUnclean,
     reserved: [{ offset: 0, bytes: COWD_HEADER_BYTES }],
     headerBytes: COWD_HEADER_BYTES,
-    uncleanAt: 1648,
+    uncleanAt: COWD_FIELD_AT.unclean,
     uncleanBytes: 4,
-    freeSectorAt: 28,
+    freeSectorAt: COWD_FIELD_AT.freeSector,
   }
 }
-
-const COWD_HEADER_BYTES = 2048
 
 /** Returns the size of a grain table, in bytes. */
 export const tableBytesOf = ({ tableEntries }: Pick<GrainLayout, 'tableEntries'>): number =>

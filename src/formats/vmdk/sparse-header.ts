@@ -38,6 +38,8 @@ const HEADER = layout({
   compression: u16le,
 })
 assert.equal(HEADER.size, 79)
+/** Where the header's fields begin, in bytes of the file. */
+export const SPARSE_FIELD_AT = HEADER.at
 type RawHeader = ReturnType<typeof HEADER.decode>
 
 /** The marker of a sector in a stream that is not a grain. Its `size` is 0, unlike a grain's. */

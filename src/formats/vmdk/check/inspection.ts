@@ -11,7 +11,7 @@ import type { Store } from '../../../io/store.js'
 import type { GrainSink, InspectOptions } from './grain-sink.js'
 import type { Region } from '../grain-tables.js'
 import { type GrainLayout, MAX_FILE_BYTES, tableBytesOf } from '../layout.js'
-import { isInFile } from '../sparse-header.js'
+import { isInFile, SPARSE_FIELD_AT } from '../sparse-header.js'
 import { Directory } from './directory.js'
 import { FreeRuns } from '../../check/free-runs.js'
 import { compareTables } from './redundancy.js'
@@ -20,8 +20,6 @@ import type { TableReader } from './table-reader.js'
 import { SECTOR_BYTES } from '../../../sector.js'
 import { ENTRY_BYTES, noGrainMax, UNALLOCATED } from '../entries.js'
 
-/** The field of a hosted extent's header with the number of sectors before the first grain, a u64. */
-const OVERHEAD_AT = 64
 
 interface NamedRegion extends Region {
   readonly name: string
@@ -91,7 +89,7 @@ export class Inspection {
     this.freeSector =
       freeSectorAt === undefined ? Number.POSITIVE_INFINITY : headerField(store, freeSectorAt, 4)
     const bounds = {
-      from: freeSectorAt === undefined ? headerField(store, OVERHEAD_AT, 8) : 0,
+      from: freeSectorAt === undefined ? headerField(store, SPARSE_FIELD_AT.overhead, 8) : 0,
       to: this.freeSector,
     }
     this.free = new FreeRuns(bounds, this.grainSectors, (from, to) => {

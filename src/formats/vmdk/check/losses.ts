@@ -13,9 +13,8 @@ import { type GrainLayout, tableBytesOf } from '../layout.js'
 import { eachPair, type Table } from '../repair/table-pairs.js'
 import { SECTOR_BYTES } from '../../../sector.js'
 import { ENTRY_BYTES, UNALLOCATED } from '../entries.js'
+import { SPARSE_FIELD_AT } from '../sparse-header.js'
 
-/** The field of a hosted extent's header with the number of sectors before the first grain, a u64. */
-const OVERHEAD_AT = 64
 
 const MAX_CRASHED_GRAINS = 64
 
@@ -78,7 +77,7 @@ function unnamedIn({ isBlank, words }: Table, count: number): number {
 function hasPreallocatedTables(store: Store, layout: GrainLayout, tables: number): boolean {
   if (layout.freeSectorAt !== undefined) return false
   const field = Buffer.alloc(8)
-  store.read(field, 0, field.length, OVERHEAD_AT)
+  store.read(field, 0, field.length, SPARSE_FIELD_AT.overhead)
   const overheadBytes = Number(field.readBigUInt64LE()) * SECTOR_BYTES
   const end = layout.directoryAt + wholeSectors(layout.directoryEntries * ENTRY_BYTES)
   return overheadBytes >= end + tables * tableBytesOf(layout)
