@@ -95,7 +95,7 @@ export class TablePool {
   }
 
   /** Reports whether `count` more slices can become dirty. Makes room by dropping clean ones. */
-  hasRoom(count: number): boolean {
+  hasCapacity(count: number): boolean {
     if (SLOTS - this.used >= count) return true
     if (SLOTS - this.dirty < count) return false
     this.dropClean()
@@ -110,7 +110,7 @@ export class TablePool {
     let slot = this.slotOf(at)
     if (slot < 0) {
       const bytes = load()
-      if (!this.hasRoom(1)) throw new Error('no room for another dirty table')
+      if (!this.hasCapacity(1)) throw new Error('no room for another dirty table')
       slot = this.add(at, bytes)
     }
     const word = slot * SLOT_WORDS

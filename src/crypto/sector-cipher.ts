@@ -133,11 +133,11 @@ function inPieces(
   from: number,
   work: (bytes: number, sector: number) => void,
 ): Run {
-  const room = WORKSPACE_SECTORS * CIPHER_SECTOR_BYTES
+  const capacity = WORKSPACE_SECTORS * CIPHER_SECTOR_BYTES
   return (source, start, length, target, at, sector) => {
     check(source, start, length, target, at, sector)
     for (let done = 0; done < length; ) {
-      const bytes = Math.min(room, length - done)
+      const bytes = Math.min(capacity, length - done)
       source.copy(memory, from, start + done, start + done + bytes)
       work(bytes, sector + done / CIPHER_SECTOR_BYTES)
       memory.copy(target, at + done, WORKSPACE.data, WORKSPACE.data + bytes)

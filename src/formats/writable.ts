@@ -44,7 +44,7 @@ export interface WritableDriver extends FormatDriver {
    */
   begin(first?: FirstChange): void
   /** Reports whether the table pool has room for one more step. If not, flush first. */
-  hasRoom(): boolean
+  hasCapacity(): boolean
   /** Records that a range is about to change, for dirty bitmaps. Several threads may call it at once. */
   mark(offset: number, length: number): void
   /**

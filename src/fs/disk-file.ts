@@ -69,7 +69,7 @@ export class DiskFile {
     let length = 0
     let back = offset
     try {
-      length = isAppending ? this.roomAtEnd(offset, size, handle) : this.room(offset, size)
+      length = isAppending ? this.fittingAtEnd(offset, size, handle) : this.fitting(offset, size)
       if (length > 0) {
         back = truncations.beforeWrite(handle, offset, offset + length, this.gapActions)
         this.disk.write(source, start, length, offset)
@@ -91,9 +91,9 @@ export class DiskFile {
     const isZeroing = kind !== 0
     // Past the end there is nothing to zero.
     if (!isZeroing || !keepsSize) {
-      const room = keepsSize ? this.clip(offset, length) : this.room(offset, length)
-      if (room < 0) return room
-      if (room < length) return -ENOSPC
+      const fit = keepsSize ? this.clip(offset, length) : this.fitting(offset, length)
+      if (fit < 0) return fit
+      if (fit < length) return -ENOSPC
     }
     const mark = keepsSize ? undefined : this.options.truncations.markOf(handle)
     if (mark !== undefined && mark < offset + length) this.extend(handle, offset + length)
@@ -133,8 +133,8 @@ export class DiskFile {
     if (sizeBytes === this.disk.sizeBytes) return 0
     // truncate(2) has no handle whose writes follow. It would promise an empty file, and nothing would empty it.
     if (sizeBytes < this.disk.sizeBytes || !isGrowable) return -EPERM
-    const room = Math.min(0, this.room(0, sizeBytes))
-    return room < 0 || handle === undefined ? room : this.extend(handle, sizeBytes)
+    const fit = Math.min(0, this.fitting(0, sizeBytes))
+    return fit < 0 || handle === undefined ? fit : this.extend(handle, sizeBytes)
   }
 
   /** Sets the end of the file for a handle that truncated; does nothing for other handles. */
@@ -150,7 +150,7 @@ export class DiskFile {
   }
 
   /** Returns how many of `length` bytes at `offset` fit, after growing the disk if that is allowed. */
-  private room(offset: number, length: number): number {
+  private fitting(offset: number, length: number): number {
     const end = offset + length
     if (end <= this.disk.sizeBytes || !this.options.isGrowable) return this.clip(offset, length)
     if (!Number.isSafeInteger(end)) return -EFBIG
@@ -163,10 +163,10 @@ export class DiskFile {
    * Does the same for a write with O_APPEND. The kernel appends where it believes the end to be: after another handle has
    * truncated, that may be before the disk's end.
    */
-  private roomAtEnd(offset: number, length: number, handle: number): number {
+  private fittingAtEnd(offset: number, length: number, handle: number): number {
     const { truncations, isGrowable } = this.options
     const isInside = offset <= this.disk.sizeBytes - (isGrowable ? SECTOR_BYTES : 1)
-    if (!isInside || truncations.markOf(handle) !== undefined) return this.room(offset, length)
+    if (!isInside || truncations.markOf(handle) !== undefined) return this.fitting(offset, length)
     return isGrowable ? -EAGAIN : -ENOSPC
   }
 

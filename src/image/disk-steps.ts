@@ -1,5 +1,5 @@
 /** Work on a range of the disk in steps that each need the disk alone, with what is done so far. */
-import { takeDiskRoom } from './reserving.js'
+import { reserveStep } from './reserving.js'
 import type { FirstChange } from '../formats/writable.js'
 import type { Scratch, WritableView } from './write-engine.js'
 import { writeStep, zeroStep } from './write-steps.js'
@@ -72,6 +72,6 @@ export class ReserveSteps extends DiskSteps {
   protected override announce(): void {}
 
   protected override step(offset: number, length: number): number {
-    return takeDiskRoom(this.view, this.scratch, offset, length)
+    return reserveStep(this.view, this.scratch, offset, length)
   }
 }

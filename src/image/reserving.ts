@@ -1,6 +1,6 @@
 /** Reserves space for a range of the disk that is written later: clusters with the bytes that the disk has there. */
 import { readView } from './engine.js'
-import { takeMuchRoom } from '../formats/room.js'
+import { preallocateRange } from '../formats/preallocate.js'
 import { isZero, type Scratch, useReserved, type WritableView } from './write-engine.js'
 import type { Reservation } from '../formats/writable.js'
 
@@ -13,7 +13,7 @@ const COPY_BYTES = 2 ** 20
  * Makes sure that the first bytes of the `length` bytes at `offset` can be overwritten in place, with space reserved on the
  * file system. Returns how many, above 0. Throws SystemError, also ENOSPC.
  */
-export function takeDiskRoom(
+export function reserveStep(
   view: WritableView,
   scratch: Scratch,
   offset: number,
@@ -23,7 +23,7 @@ export function takeDiskRoom(
   const bytes = Math.min(length, STEP_BYTES)
   const inPlace = driver.overwritable(offset, bytes)
   if (inPlace > 0) {
-    takeMuchRoom(driver.dataStore, driver.placeAt, inPlace)
+    preallocateRange(driver.dataStore, driver.placeAt, inPlace)
     return inPlace
   }
   return useReserved(view, offset, bytes, reservation => fillAsIs(view, scratch, reservation))
@@ -33,7 +33,7 @@ export function takeDiskRoom(
 function fillAsIs(view: WritableView, scratch: Scratch, reservation: Reservation): void {
   const { offset, length, store, at, isZeroed } = reservation
   if (isZeroed && isZero(view, offset, length)) {
-    takeMuchRoom(store, at, length)
+    preallocateRange(store, at, length)
     return
   }
   for (let done = 0; done < length; done += COPY_BYTES) {

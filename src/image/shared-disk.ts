@@ -11,7 +11,7 @@ import type { DiskMemory } from './disk-memory.js'
 import { DiskFailure } from './disk-failure.js'
 import { DiskLock } from './disk-lock.js'
 import { type DiskSteps, ReserveSteps, WriteSteps, ZeroSteps } from './disk-steps.js'
-import { isLackOfRoom } from './lack-of-room.js'
+import { isOutOfSpace } from './out-of-space.js'
 import type { DiskHooks, FirstChange, WritableDisk, WritableDriver } from '../formats/writable.js'
 import { Scratch, type WritableView } from './write-engine.js'
 import { areZeros, MIN_ZEROS_BYTES } from './zeros.js'
@@ -288,7 +288,7 @@ export class SharedDisk implements WritableDisk {
 
   private stepAlone(steps: DiskSteps): void {
     for (let flushes = 0; ; ) {
-      let hasRoom = false
+      let hasCapacity = false
       this.lock.acquire()
       try {
         this.refresh()
@@ -297,15 +297,15 @@ export class SharedDisk implements WritableDisk {
         steps.begin()
         const until = performance.now() + HOLD_MS
         do {
-          hasRoom = this.driver.hasRoom()
-          if (hasRoom && steps.next()) return
-        } while (hasRoom && performance.now() < until)
+          hasCapacity = this.driver.hasCapacity()
+          if (hasCapacity && steps.next()) return
+        } while (hasCapacity && performance.now() < until)
       } catch (error) {
         throw this.failed.record(error)
       } finally {
         this.lock.release()
       }
-      if (hasRoom) {
+      if (hasCapacity) {
         this.lock.yieldToWaiting()
         continue
       }
@@ -324,7 +324,7 @@ export class SharedDisk implements WritableDisk {
     try {
       return act()
     } catch (error) {
-      this.makeRoom(error)
+      this.reclaimSpace(error)
       return act()
     }
   }
@@ -333,8 +333,8 @@ export class SharedDisk implements WritableDisk {
    * After a write that found no room: gives back all freed space, and makes the driver search the whole file. Throws `error`
    * again if that cannot help.
    */
-  private makeRoom(error: unknown): void {
-    if (!isLackOfRoom(error) || Atomics.load(this.counters, COUNTER.begun) === 0) throw error
+  private reclaimSpace(error: unknown): void {
+    if (!isOutOfSpace(error) || Atomics.load(this.counters, COUNTER.begun) === 0) throw error
     this.lock.acquireFlush()
     try {
       this.flushAll()

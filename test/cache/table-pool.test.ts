@@ -50,13 +50,13 @@ t.test('room is made of clean slices, never of dirty ones', async t => {
   const pool = new TablePool(createPoolMemory())
   const load = () => Buffer.alloc(SLICE)
   let count = 0
-  while (pool.hasRoom(1)) pool.edit(SLICE * count++, STAGE.links, load)
+  while (pool.hasCapacity(1)) pool.edit(SLICE * count++, STAGE.links, load)
   t.equal(pool.dirty, count)
   t.throws(() => pool.edit(SLICE * count, STAGE.links, load), /no room/)
   const half = pool.collect().slice(0, count / 2)
   pool.flushed(half)
-  t.ok(pool.hasRoom(count / 2))
-  t.notOk(pool.hasRoom(count / 2 + 1))
+  t.ok(pool.hasCapacity(count / 2))
+  t.notOk(pool.hasCapacity(count / 2 + 1))
   t.equal(pool.find(0), undefined)
   t.equal(pool.collect().length, count - half.length)
 })
@@ -72,7 +72,7 @@ t.test('a cached slice is void when its table changed, went or was replaced', as
   const slices = pool.collect()
   for (const { bytes, at } of slices) store.write(bytes, 0, bytes.length, at)
   pool.flushed(slices)
-  t.ok(pool.hasRoom(1024), 'all are clean and go')
+  t.ok(pool.hasCapacity(1024), 'all are clean and go')
   t.equal(pool.find(SLICE), undefined)
   t.equal(read(), 2)
   store.write(Buffer.alloc(SLICE, 3), 0, SLICE, SLICE)
@@ -102,7 +102,7 @@ t.test('like a map of places, whatever is done in whatever order', async () => {
     for (const s of steps) {
       if (s === 'flush') flush()
       else if ('edit' in s) {
-        if (!pool.hasRoom(1)) flush()
+        if (!pool.hasCapacity(1)) flush()
         const at = s.edit * SLICE
         pool.edit(at, STAGE.links, () => Buffer.alloc(SLICE, file.get(at) ?? 0))[0] = s.value
         model.set(at, s.value)

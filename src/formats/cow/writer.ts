@@ -16,7 +16,7 @@ import { ImageError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
 import type { Extent } from '../driver.js'
 import { PooledWriter } from '../pooled-writer.js'
-import { takeRoom } from '../room.js'
+import { preallocate } from '../preallocate.js'
 import type { Reservation, WritableDriver } from '../writable.js'
 import {
   type BitmapSlice,
@@ -97,8 +97,8 @@ export class CowWriter extends PooledWriter implements WritableDriver {
     })
   }
 
-  hasRoom(): boolean {
-    return this.parts.pool.hasRoom(STEP_SLICES)
+  hasCapacity(): boolean {
+    return this.parts.pool.hasCapacity(STEP_SLICES)
   }
 
   reserve(offset: number, length: number): Reservation {
@@ -108,7 +108,7 @@ export class CowWriter extends PooledWriter implements WritableDriver {
     const wanted = Math.min(offset - start + length, MAX_RUN_BYTES)
     const end = Math.min(roundUp(start + wanted), this.mappedBytes)
     const found = this.lookup(start, end - start)
-    this.takeRoom(start, found.length)
+    this.preallocateSlices(start, found.length)
     const at = header.dataOffset + start
     return { offset: start, length: found.length, store, at, isZeroed: false }
   }
@@ -146,7 +146,7 @@ export class CowWriter extends PooledWriter implements WritableDriver {
     this.requireBit(offset)
     const { header, store } = this.parts
     const bytes = Math.min(length, MAX_HOLE_BYTES)
-    this.takeRoom(offset, bytes)
+    this.preallocateSlices(offset, bytes)
     const at = header.dataOffset + offset
     if (!store.punch(at, bytes)) return 0 // rule (2)
     if (store.sizeBytes < at + bytes) store.truncate(at + bytes)
@@ -170,12 +170,12 @@ export class CowWriter extends PooledWriter implements WritableDriver {
   }
 
   /** Applies rule (4). A slice that is in the pool has its space already. */
-  private takeRoom(offset: number, length: number): void {
+  private preallocateSlices(offset: number, length: number): void {
     const { store, pool } = this.parts
     for (const { slice } of this.slicesOf(offset, length)) {
       if (pool.find(slice.at) !== undefined) continue
       const { at, length } = this.bitsOf(slice)
-      takeRoom(store, at, length)
+      preallocate(store, at, length)
     }
   }
 

@@ -329,10 +329,10 @@ class Inspection implements EntryVisitor {
   }
 
   private tellUnused(from: number, to: number): void {
-    const { l1End, l1Room } = l1Place(this.header)
+    const { l1End, l1PaddedEnd } = l1Place(this.header)
     const start = from * this.granule
     // Programs write the L1 table in whole sectors, wherever it begins. So unused space begins after those.
-    const at = start >= l1End && start < l1Room ? l1Room : start
+    const at = start >= l1End && start < l1PaddedEnd ? l1PaddedEnd : start
     const bytes = Math.min(to * this.granule, this.fileBytes) - at
     if (bytes >= this.clusterBytes) this.sink.unused?.(at, bytes)
   }

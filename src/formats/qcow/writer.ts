@@ -21,7 +21,7 @@ import { placed } from '../../io/cipher-store.js'
 import type { WritableStore } from '../../io/store.js'
 import type { Extent } from '../driver.js'
 import { PooledWriter } from '../pooled-writer.js'
-import { takeRoom } from '../room.js'
+import { preallocate } from '../preallocate.js'
 import type { Reservation, WritableDriver } from '../writable.js'
 import type { QcowDriver } from './driver.js'
 import { ENTRY_BYTES, type QcowHeader } from './header.js'
@@ -113,8 +113,8 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
     if (usedEnd > store.sizeBytes) store.truncate(usedEnd)
   }
 
-  hasRoom(): boolean {
-    return this.parts.pool.hasRoom(STEP_SLICES)
+  hasCapacity(): boolean {
+    return this.parts.pool.hasCapacity(STEP_SLICES)
   }
 
   reserve(offset: number, length: number): Reservation {
@@ -126,9 +126,9 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
     const first = Math.floor((offset - table * driver.coverage) / unitBytes)
     const wanted = Math.min(inCluster + length, MAX_RUN_BYTES)
     const clusters = this.dataless(place, first, Math.ceil(wanted / unitBytes))
-    this.takeRoomFor(place, first, clusters)
+    this.preallocateEntries(place, first, clusters)
     const at = Math.ceil(store.sizeBytes / unitBytes) * unitBytes
-    this.requireRoom(at + clusters * unitBytes)
+    this.requireReachable(at + clusters * unitBytes)
     const start = offset - inCluster
     const reservation: QcowReservation = {
       offset: start,
@@ -198,7 +198,7 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
     const first = Math.floor((offset - table * driver.coverage) / unitBytes)
     const wanted = Math.ceil(Math.min(length, MAX_RUN_BYTES) / unitBytes)
     const clusters = this.dataless(place, first, wanted)
-    this.takeRoomFor(place, first, clusters)
+    this.preallocateEntries(place, first, clusters)
     this.setEntries(place, first, clusters, () => 0)
     return Math.min(clusters * unitBytes, length)
   }
@@ -245,9 +245,9 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
     const { store, driver, pool, header } = this.parts
     const { tableBytes } = driver
     const at = Math.ceil(store.sizeBytes / this.unitBytes) * this.unitBytes
-    this.requireRoom(at + tableBytes)
+    this.requireReachable(at + tableBytes)
     const slice = driver.l1SliceOf(index)
-    this.takeRoom(slice)
+    this.preallocateSlice(slice)
     try {
       store.write(Buffer.alloc(tableBytes), 0, tableBytes, at)
     } catch (error) {
@@ -260,19 +260,19 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
   }
 
   /** Applies rule (3) to entries of a table. */
-  private takeRoomFor(place: number, first: number, count: number): void {
+  private preallocateEntries(place: number, first: number, count: number): void {
     const { driver } = this.parts
     for (let index = first; index < first + count; index += SLICE_BYTES / ENTRY_BYTES) {
-      this.takeRoom(driver.l2SliceOf(place, index))
+      this.preallocateSlice(driver.l2SliceOf(place, index))
     }
-    this.takeRoom(driver.l2SliceOf(place, first + count - 1))
+    this.preallocateSlice(driver.l2SliceOf(place, first + count - 1))
   }
 
   /** Applies rule (3). A slice that is in the pool has its space already. */
-  private takeRoom({ at, length }: Slice): void {
+  private preallocateSlice({ at, length }: Slice): void {
     const { store, pool } = this.parts
     if (pool.find(at) !== undefined) return
-    takeRoom(store, at, length)
+    preallocate(store, at, length)
   }
 
   private setEntries(
@@ -291,7 +291,7 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
     }
   }
 
-  private requireRoom(end: number): void {
+  private requireReachable(end: number): void {
     if (Number.isSafeInteger(end)) return
     throw new SystemError('write', constants.errno.EFBIG, this.parts.store.path)
   }

@@ -127,9 +127,9 @@ class Loader {
       .filter(({ flags }) => (flags & BITMAP_FLAG.inUse) === 0)
       .map(entry => ({ entry, ...this.check(entry) }))
     const recording = checked.filter(({ entry, table }) => table && isAuto(entry))
-    const room = Math.floor((MAX_BITMAP_BYTES - this.bytes) / recording.length)
+    const spareBytes = Math.floor((MAX_BITMAP_BYTES - this.bytes) / recording.length)
     return checked.map(({ entry, table, problem }) =>
-      this.bitmapOf(entry, problem, table && isAuto(entry) ? { table, room } : undefined),
+      this.bitmapOf(entry, problem, table && isAuto(entry) ? { table, spareBytes } : undefined),
     )
   }
 
@@ -190,7 +190,7 @@ class Loader {
   private bitmapOf(
     entry: BitmapEntry,
     problem: string,
-    recording: { table: BitmapTable; room: number } | undefined,
+    recording: { table: BitmapTable; spareBytes: number } | undefined,
   ): ValidBitmap {
     const bitmap = {
       name: printable(entry.name.toString('utf8')),
@@ -213,12 +213,12 @@ class Loader {
 
   private recordOf(
     { granularityBits }: ValidBitmap,
-    { table, room }: { table: BitmapTable; room: number },
+    { table, spareBytes }: { table: BitmapTable; spareBytes: number },
   ): BitmapRecord {
     const { sizeBytes } = this.header
     const bytes = bitmapBytesFor(sizeBytes, granularityBits)
     const wanted = Math.max(MIN_ROOM_BYTES, bytes * (ROOM_FACTOR - 1))
-    const bits = new SharedArrayBuffer(bytes + Math.min(room, wanted))
+    const bits = new SharedArrayBuffer(bytes + Math.min(spareBytes, wanted))
     const changed = new SharedArrayBuffer(Math.ceil(bits.byteLength / this.clusterBytes))
     const count = bitsFor(sizeBytes, granularityBits)
     readBits(this.store, table, Buffer.from(bits), count, this.clusterBytes)

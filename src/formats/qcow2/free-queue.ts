@@ -36,14 +36,14 @@ export class FreeQueue {
     return this.values[HEAD] === this.values[TAIL]
   }
 
-  hasRoom(records: number): boolean {
+  hasCapacity(records: number): boolean {
     return RECORDS - (this.end - (this.values[HEAD] as number)) >= records
   }
 
   /** Notes that one reference to each of these clusters is gone. */
   put(cluster: number, clusters: number): void {
     for (let done = 0; done < clusters; done += MAX_CLUSTERS) {
-      if (!this.hasRoom(1)) throw new Error('the queue of freed clusters is full')
+      if (!this.hasCapacity(1)) throw new Error('the queue of freed clusters is full')
       const at = placeOf(this.end)
       this.values[at] = cluster + done
       this.values[at + 1] = Math.min(MAX_CLUSTERS, clusters - done)

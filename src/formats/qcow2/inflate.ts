@@ -107,20 +107,20 @@ export const unzstdCluster: Unpack = (packed, cluster) => {
 }
 
 /**
- * Unpacks `frame` to `room`. Returns the bytes written. A frame with more content is damage, and is not decoded further.
+ * Unpacks `frame` to `target`. Returns the bytes written. A frame with more content is damage, and is not decoded further.
  */
-function unzstd(frame: Buffer, room: Buffer): number {
-  const written = unzstdFrame ? unzstdFrame(frame, room) : unzstdWithoutLibrary(frame, room)
+function unzstd(frame: Buffer, target: Buffer): number {
+  const written = unzstdFrame ? unzstdFrame(frame, target) : unzstdWithoutLibrary(frame, target)
   if (written < 0) throw damaged()
   return written
 }
 
 /** Does the same without libzstd. Exported for the tests, because most systems have the library. */
-export function unzstdWithoutLibrary(frame: Buffer, room: Buffer): number {
+export function unzstdWithoutLibrary(frame: Buffer, target: Buffer): number {
   let written = 0
   const decoder = new Decompress(part => {
-    if (written + part.length > room.length) throw damaged()
-    room.set(part, written)
+    if (written + part.length > target.length) throw damaged()
+    target.set(part, written)
     written += part.length
   })
   try {

@@ -15,7 +15,7 @@ import { STAGE, type TablePool } from '../../cache/table-pool.js'
 import { ImageError, orEndWriting, SystemError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
 import { MAX_REFCOUNT_TABLE_BYTES } from '../limits.js'
-import { takeRoom, withRoom } from '../room.js'
+import { preallocate, preallocated } from '../preallocate.js'
 import { getCount, setCount } from './counts.js'
 import type { FreeQueue } from './free-queue.js'
 import { type Guard, KIND } from './guard.js'
@@ -82,7 +82,7 @@ export class Refcounts {
       let end = cluster + 1
       while (end < sliceEnd && end - cluster < wanted && this.isFree(slice, end)) end++
       if (end * clusterBytes > MAX_FILE_BYTES) throw new SystemError('write', EFBIG, store.path)
-      this.takeRoom(block, cluster)
+      this.preallocateSlice(block, cluster)
       this.set(block, cluster, end - cluster, 1)
       state[STATE.cursor] = end
       // Ask before anything is written there.
@@ -207,10 +207,10 @@ export class Refcounts {
   }
 
   /** Reserves the slice's space on the file system. A slice that is in the pool has it already. */
-  private takeRoom(block: number, cluster: number): void {
+  private preallocateSlice(block: number, cluster: number): void {
     const { pool, store, sliceBytes } = this.parts
     const place = this.place(block, cluster)
-    if (pool.find(place) === undefined) takeRoom(store, place, sliceBytes)
+    if (pool.find(place) === undefined) preallocate(store, place, sliceBytes)
   }
 
   private place(block: number, cluster: number): number {
@@ -252,7 +252,7 @@ export class Refcounts {
     setCount(block, cluster % this.perBlock, this.parts.refcountOrder, 1)
     store.write(block, 0, clusterBytes, at)
     const place = this.tablePlace(index)
-    const load = () => withRoom(store, place, this.tableSlice(index))
+    const load = () => preallocated(store, place, this.tableSlice(index))
     const entry = pool.edit(place, STAGE.refcountTable, load)
     putOffset(entry, (index * 8) % entry.length, at)
     guard.change(cluster, 1, KIND.refcountBlock)

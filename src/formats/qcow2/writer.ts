@@ -104,9 +104,9 @@ export class Qcow2Writer implements WritableDriver {
     this.features.open()
   }
 
-  hasRoom(): boolean {
+  hasCapacity(): boolean {
     const { pool, freed } = this.context
-    return pool.hasRoom(STEP_SLICES) && freed.hasRoom(STEP_RECORDS)
+    return pool.hasCapacity(STEP_SLICES) && freed.hasCapacity(STEP_RECORDS)
   }
 
   mark(offset: number, length: number): void {

@@ -33,7 +33,7 @@ export class RawWriter extends BaseWriter implements WritableDriver {
 
   begin(): void {}
 
-  hasRoom(): boolean {
+  hasCapacity(): boolean {
     return true
   }
 

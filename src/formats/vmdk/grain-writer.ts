@@ -14,7 +14,7 @@
 import { STAGE, type TablePool, SLICE_BYTES } from '../../cache/table-pool.js'
 import { orEndWriting } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
-import { takeRoom } from '../room.js'
+import { preallocate } from '../preallocate.js'
 import type { Reservation } from '../writable.js'
 import { wholeSectors } from './grain-tables.js'
 import { type GrainLayout, MAX_FILE_BYTES, tableBytesOf } from './layout.js'
@@ -79,9 +79,9 @@ export class GrainWriter {
     const first = Math.floor((offset - table * this.coverage) / grainBytes)
     const wanted = Math.min(inGrain + length, Math.max(MAX_RUN_BYTES, grainBytes))
     const grains = this.grainless(place, first, Math.ceil(wanted / grainBytes))
-    this.takeRoomFor(table, first, grains)
+    this.preallocateEntries(table, first, grains)
     const at = Math.ceil(store.sizeBytes / grainBytes) * grainBytes
-    this.requireRoom(at + grains * grainBytes)
+    this.requireReachable(at + grains * grainBytes)
     const start = offset - inGrain
     return {
       offset: start,
@@ -145,7 +145,7 @@ export class GrainWriter {
     const first = Math.floor((offset - table * this.coverage) / this.grainBytes)
     const place = this.ownTable(table)
     const grains = this.grainless(place, first, Math.ceil(whole / this.grainBytes))
-    this.takeRoomFor(table, first, grains)
+    this.preallocateEntries(table, first, grains)
     this.noteFree(0)
     this.setEntries(table, first, grains, () => ZERO)
     return Math.min(grains * this.grainBytes, whole)
@@ -220,10 +220,10 @@ export class GrainWriter {
     const { store, layout } = this.parts
     const at = wholeSectors(store.sizeBytes)
     const end = at + this.tableBytes * (Number(first) + Number(copy))
-    this.requireRoom(end)
+    this.requireReachable(end)
     const { directoryAt, redundantDirectoryAt } = layout
-    if (first) this.takeRoom(this.directorySlice(directoryAt, index))
-    if (copy) this.takeRoom(this.directorySlice(redundantDirectoryAt as number, index))
+    if (first) this.preallocateSlice(this.directorySlice(directoryAt, index))
+    if (copy) this.preallocateSlice(this.directorySlice(redundantDirectoryAt as number, index))
     this.appending(() => store.write(Buffer.alloc(end - at), 0, end - at, at))
     this.parts.pool.forget(this.parts.base + at, end - at)
     this.noteFree(end)
@@ -232,23 +232,23 @@ export class GrainWriter {
   }
 
   /** Applies rule (5) to entries of a table and of its copy. */
-  private takeRoomFor(table: number, first: number, count: number): void {
+  private preallocateEntries(table: number, first: number, count: number): void {
     const { directoryAt, redundantDirectoryAt } = this.parts.layout
     for (const directory of [directoryAt, redundantDirectoryAt]) {
       if (directory === undefined) continue
       const place = this.tableAt(directory, table)
       for (let index = first; index < first + count; index += SLICE_BYTES / ENTRY_BYTES) {
-        this.takeRoom(this.tableSlice(place, index))
+        this.preallocateSlice(this.tableSlice(place, index))
       }
-      this.takeRoom(this.tableSlice(place, first + count - 1))
+      this.preallocateSlice(this.tableSlice(place, first + count - 1))
     }
   }
 
   /** Applies rule (5). A slice that is in the pool has its space already. */
-  private takeRoom({ at, length }: Slice): void {
+  private preallocateSlice({ at, length }: Slice): void {
     const { store, pool, base } = this.parts
     if (pool.find(base + at) !== undefined) return
-    takeRoom(store, at, length)
+    preallocate(store, at, length)
   }
 
   private setDirectory(directoryAt: number, index: number, table: number): void {
@@ -300,7 +300,7 @@ export class GrainWriter {
     if (freeSectorAt !== undefined) header.writeUInt32LE(Math.max(free, sectors), freeSectorAt)
   }
 
-  private requireRoom(end: number): void {
+  private requireReachable(end: number): void {
     requireReach(this.parts.store, end, this.parts.spanBytes)
   }
 

@@ -108,8 +108,8 @@ export class VmdkWriter extends BaseWriter implements WritableDriver {
     this.writeContentId(edits)
   }
 
-  hasRoom(): boolean {
-    return this.parts.pool.hasRoom(STEP_SLICES)
+  hasCapacity(): boolean {
+    return this.parts.pool.hasCapacity(STEP_SLICES)
   }
 
   reserve(offset: number, length: number): Reservation {

@@ -77,7 +77,7 @@ t.test('the queue of freed clusters is bounded, and goes round', async t => {
   const queue = new FreeQueue(createFreeMemory())
   for (let round = 0; round < 3; round++) {
     let count = 0
-    while (queue.hasRoom(1)) queue.put(count++, 1)
+    while (queue.hasCapacity(1)) queue.put(count++, 1)
     t.throws(() => queue.put(0, 1), /full/)
     for (let i = 0; i < count; i++) {
       const run = queue.take(queue.end)

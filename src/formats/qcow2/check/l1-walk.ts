@@ -109,9 +109,9 @@ class Collector {
 
   private merge(): void {
     const added = this.pending.subarray(0, this.pendingLength).sort()
-    const room = Math.min(this.max, this.length + added.length)
-    const at = new Float64Array(room)
-    const times = new Uint32Array(room)
+    const capacity = Math.min(this.max, this.length + added.length)
+    const at = new Float64Array(capacity)
+    const times = new Uint32Array(capacity)
     let length = 0
     let kept = 0
     let i = 0

@@ -5,7 +5,7 @@
  * before:
  *
  *  (1) New refcount blocks, and a new refcount table, lie after the end of the file or in clusters that nothing uses
- *      (room.ts). They are filled, counted and synced before anything points at them.
+ *      (refcount-places.ts). They are filled, counted and synced before anything points at them.
  *  (2) Counts in sound blocks change in place: each is either the old, wrong one or the right one.
  *  (3) A block that shares its cluster with something else is not written: a new block replaces it.
  */
@@ -16,7 +16,7 @@ import type { Report } from '../check/report.js'
 import { clustersOf, type Run, Runs } from '../check/runs.js'
 import { type CellMemory, REFERENCES } from '../check/window.js'
 import { writeRefcounts, writeRefcountTable } from '../header-update.js'
-import { makeRoom, type Room } from './room.js'
+import { placeRefcounts, type RefcountPlaces } from './refcount-places.js'
 import { Survey } from './survey.js'
 
 export interface CountChanges {
@@ -46,8 +46,8 @@ export function fixCounts(
   const changes: CountChanges = { raised: 0, lowered: 0, newBlocks: 0 }
   let census = survey.census
   if (options.raise === 'all' && survey.isIncomplete) {
-    const room = makeRoom(store, survey, options.lower === 'all')
-    changes.newBlocks = new Completion(store, survey, room, options, report).run()
+    const places = placeRefcounts(store, survey, options.lower === 'all')
+    changes.newBlocks = new Completion(store, survey, places, options, report).run()
     census = new Census(new CheckedImage(store), memory)
   }
   changeInPlace(store, census, survey, options, changes, report)
@@ -63,7 +63,7 @@ class Completion {
   constructor(
     private readonly store: WritableStore,
     private readonly survey: Survey,
-    private readonly room: Room,
+    private readonly places: RefcountPlaces,
     private readonly options: CountOptions,
     private readonly report: Report | undefined,
   ) {
@@ -73,25 +73,25 @@ class Completion {
   }
 
   run(): number {
-    const { store, survey, image, report, room } = this
+    const { store, survey, image, report, places } = this
     const { census } = survey
     census.run(undefined, () => this.writeBlocks(census.window.first, census.window.end))
-    this.writeBlocks(image.clusters + 1, room.end)
+    this.writeBlocks(image.clusters + 1, places.end)
     const table = this.tableOf()
-    const tableAt = room.table * image.clusterBytes
-    if (room.tableClusters > 0) store.write(table, 0, table.length, tableAt)
+    const tableAt = places.table * image.clusterBytes
+    if (places.tableClusters > 0) store.write(table, 0, table.length, tableAt)
     // Rule (1).
     store.sync()
-    if (room.tableClusters > 0) {
+    if (places.tableClusters > 0) {
       const { version, refcountOrder } = image.header
-      if (version < 3) writeRefcountTable(store, tableAt, room.tableClusters)
+      if (version < 3) writeRefcountTable(store, tableAt, places.tableClusters)
       // Also write the width of the counts, which may be damaged.
-      else writeRefcounts(store, tableAt, room.tableClusters, refcountOrder)
+      else writeRefcounts(store, tableAt, places.tableClusters, refcountOrder)
       report?.note('fix', tableAt, () => 'a new refcount table lies here')
     } else {
       store.write(table, 0, table.length, image.header.refcountTableOffset)
     }
-    for (const [block, cluster] of room.blocks) {
+    for (const [block, cluster] of places.blocks) {
       const at = cluster * image.clusterBytes
       report?.note('fix', at, () => `a new refcount block ${block} lies here`)
     }
@@ -105,7 +105,7 @@ class Completion {
       )
     }
     store.sync()
-    return room.blocks.size
+    return places.blocks.size
   }
 
   /** Returns how many blocks the table names at impossible places that nothing needs. */
@@ -114,27 +114,27 @@ class Completion {
     let dropped = 0
     const { blocks } = census
     for (let block = blocks.next(0); block < blocks.entries; block = blocks.next(block + 1)) {
-      if (!isSound[block] && !this.room.blocks.has(block)) dropped++
+      if (!isSound[block] && !this.places.blocks.has(block)) dropped++
     }
     return dropped
   }
 
   /** Writes the counts of the clusters from `first` on, in new blocks and in old ones that count new blocks. */
   private writeBlocks(first: number, end: number): void {
-    const { survey, slice, store, room } = this
+    const { survey, slice, store, places } = this
     const { blocks, window } = survey.census
     const { maxCount } = this.image
     const start = Math.ceil(first / blocks.perSlice) * blocks.perSlice
     for (let cluster = start; cluster < end; cluster += blocks.perSlice) {
       const stop = cluster + blocks.perSlice
       const block = Math.floor(cluster / blocks.perBlock)
-      const own = room.blocks.get(block)
-      const hasNew = room.takesFrom(cluster, stop)
+      const own = places.blocks.get(block)
+      const hasNew = places.takesFrom(cluster, stop)
       if (own === undefined && !hasNew) continue
       if (own === undefined) blocks.slice(cluster)?.copy(slice)
       else slice.fill(0)
-      for (let i = cluster; i < Math.min(stop, Math.max(window.end, room.end)); i++) {
-        const isNew = hasNew && room.takesFrom(i, i + 1)
+      for (let i = cluster; i < Math.min(stop, Math.max(window.end, places.end)); i++) {
+        const isNew = hasNew && places.takesFrom(i, i + 1)
         if (own === undefined && !isNew) continue
         const references = i < window.end ? window.referencesTo(i) : 0
         const isKept = references === 0 && own !== undefined && this.mayBeOwned(block, i)
@@ -164,9 +164,9 @@ class Completion {
 
   /** Returns the table with the sound blocks and the new ones. */
   private tableOf(): Buffer {
-    const { survey, image, room } = this
+    const { survey, image, places } = this
     const { blocks } = survey.census
-    const clusters = room.tableClusters || image.header.refcountTableClusters
+    const clusters = places.tableClusters || image.header.refcountTableClusters
     const table = Buffer.alloc(clusters * image.clusterBytes)
     const put = (block: number, at: number) => {
       table.writeUInt32BE(Math.floor(at / 2 ** 32), block * 8)
@@ -175,7 +175,7 @@ class Completion {
     for (let block = blocks.next(0); block < blocks.entries; block = blocks.next(block + 1)) {
       if (survey.isSound[block]) put(block, blocks.offsetOf(block))
     }
-    for (const [block, cluster] of room.blocks) put(block, cluster * image.clusterBytes)
+    for (const [block, cluster] of places.blocks) put(block, cluster * image.clusterBytes)
     return table
   }
 }

@@ -13,7 +13,7 @@ import type { CellMemory } from '../check/window.js'
 import { l2CoverageBytes } from '../header.js'
 import { writeSnapshotTable } from '../header-update.js'
 import { decodeSnapshotEntry, encodeSnapshotEntry } from '../snapshot-entry.js'
-import { makeRow } from './room.js'
+import { allocateRow } from './refcount-places.js'
 
 /** The table is held in memory, so a longer one stays as it is. */
 const MAX_TABLE_BYTES = 4 * 2 ** 20
@@ -56,7 +56,7 @@ export function repairSnapshotTable(
   if (table.length > 0) {
     const census = new Census(image, memory)
     census.run(undefined, () => {})
-    const row = makeRow(store, census, table.length, isKnown && lost.length === 0)
+    const row = allocateRow(store, census, table.length, isKnown && lost.length === 0)
     if (row === undefined) return stays('there is no room for a new one')
     tableAt = row * image.clusterBytes
     store.write(table, 0, table.length, tableAt)

@@ -95,7 +95,7 @@ export class Flushing {
     const punch = () => {
       if (end > start) store.punch(start * this.unitBytes, (end - start) * this.unitBytes)
     }
-    while (pool.hasRoom(STEP_SLICES)) {
+    while (pool.hasCapacity(STEP_SLICES)) {
       const freed = queue.take(freedUntil)
       if (!freed) break
       for (let c = freed.cluster; c < freed.cluster + freed.clusters; c++) {

@@ -9,7 +9,7 @@
  * The caller holds the exclusive side of the disk's lock, except for `tableOf` and `ownHost`, which change nothing.
  */
 import { STAGE } from '../../../cache/table-pool.js'
-import { withRoom } from '../../room.js'
+import { preallocated } from '../../preallocate.js'
 import { KIND } from '../guard.js'
 import { packedLength, packedOffset } from '../packed-entry.js'
 import { COMPRESSED, COPIED, isCopied, putEntry } from '../words.js'
@@ -90,7 +90,7 @@ export class Mapping {
       pool.forget(place, unitBytes)
       store.write(table, 0, unitBytes, place) // rule (2)
       const sliceAt = driver.l1SliceAt(l1Index)
-      const load = () => withRoom(store, sliceAt, driver.l1Slice(l1Index, offset))
+      const load = () => preallocated(store, sliceAt, driver.l1Slice(l1Index, offset))
       putEntry(pool.edit(sliceAt, STAGE.links, load), inSlice, place, COPIED, 0)
     } catch (error) {
       refcounts.cancel(run)
@@ -107,7 +107,7 @@ export class Mapping {
   /** Returns the slice at `sliceAt` of an L2 table of `ownPlace`, in the pool, to be changed. */
   edit(sliceAt: number, offset: number): Buffer {
     const { store, driver, pool } = this.context
-    const load = () => withRoom(store, sliceAt, driver.slice(sliceAt, offset))
+    const load = () => preallocated(store, sliceAt, driver.slice(sliceAt, offset))
     return pool.edit(sliceAt, STAGE.links, load)
   }
 

@@ -73,7 +73,7 @@ class SesparseInspection {
   private readonly tableCount: number
   /** The number of grains that are at least partly in the file, and of grains that fit before the next structure. */
   private readonly fileGrains: number
-  private readonly roomGrains: number
+  private readonly maxGrains: number
   private readonly slice = new Words(SLICE_ENTRIES)
   private readonly table = new Words(TABLE_ENTRIES)
   /** The damaged entries of the directory. */
@@ -98,7 +98,7 @@ class SesparseInspection {
     const { offset } = regions.grains
     const inFile = Math.max(0, store.sizeBytes - offset)
     this.fileGrains = Math.ceil(inFile / grainBytes)
-    this.roomGrains = Math.floor((grainsEnd(header) - offset) / grainBytes)
+    this.maxGrains = Math.floor((grainsEnd(header) - offset) / grainBytes)
     this.skipped = new Bits(this.directoryEntries)
   }
 
@@ -106,7 +106,7 @@ class SesparseInspection {
     const { progress, windowBytes } = this.options
     const tables = new SectorMap(Math.min(this.tableCount, 2 ** 32), windowBytes)
     eachWindow(tables, this.tableWindows, () => this.takeTables(tables))
-    const grains = new SectorMap(Math.min(this.fileGrains, this.roomGrains), windowBytes)
+    const grains = new SectorMap(Math.min(this.fileGrains, this.maxGrains), windowBytes)
     eachWindow(grains, this.grainWindows, (done, windows) => {
       this.takeGrains(grains, part => progress?.((done + part) / windows))
       if (this.grainWindows.size > MAX_WINDOWS) throw this.beyondWalking()
@@ -198,10 +198,10 @@ class SesparseInspection {
     const index = grainIndex(high, low)
     if (isFirst) {
       this.count(index)
-      if (index < Math.min(this.roomGrains, this.fileGrains)) {
+      if (index < Math.min(this.maxGrains, this.fileGrains)) {
         this.grainWindows.add(map.windowOf(index))
       }
-      if (index >= this.roomGrains) blame('names a grain that is not among the grains')
+      if (index >= this.maxGrains) blame('names a grain that is not among the grains')
       else if (index >= this.fileGrains) blame('names a grain beyond the end of the file')
     }
     if (index < map.first || index >= map.end) return

@@ -2,7 +2,7 @@
 import type { WritableStore } from '../io/store.js'
 
 /** Makes sure that no part of `length` bytes at `at` is a hole of the file. Throws SystemError, also ENOSPC. */
-export function takeRoom(store: WritableStore, at: number, length: number): void {
+export function preallocate(store: WritableStore, at: number, length: number): void {
   if (store.nextData(at) === at && store.nextHole(at) >= at + length) return
   const bytes = Buffer.alloc(length)
   store.read(bytes, 0, length, at)
@@ -13,15 +13,15 @@ export function takeRoom(store: WritableStore, at: number, length: number): void
 const PIECE_BYTES = 64 * 1024
 
 /** Does the same for ranges of any length. The file grows as needed. */
-export function takeMuchRoom(store: WritableStore, at: number, length: number): void {
+export function preallocateRange(store: WritableStore, at: number, length: number): void {
   if (store.allocate?.(at, length)) return
   for (let done = 0; done < length; done += PIECE_BYTES) {
-    takeRoom(store, at + done, Math.min(PIECE_BYTES, length - done))
+    preallocate(store, at + done, Math.min(PIECE_BYTES, length - done))
   }
 }
 
 /** Makes sure that a table has its space on the file system before it changes. Returns `bytes`. Throws SystemError. */
-export function withRoom(store: WritableStore, at: number, bytes: Buffer): Buffer {
-  takeRoom(store, at, bytes.length)
+export function preallocated(store: WritableStore, at: number, bytes: Buffer): Buffer {
+  preallocate(store, at, bytes.length)
   return bytes
 }

@@ -10,7 +10,7 @@ import { FreeClusters, grow } from './free-clusters.js'
 import { MAX_BLOCKS, type Survey, tooLarge } from './survey.js'
 
 /** Clusters in the file that hold zeros, and to which nothing points yet. */
-export class Room {
+export class RefcountPlaces {
   private readonly sorted: Float64Array
 
   constructor(
@@ -50,16 +50,16 @@ export class Room {
  *
  * @param isKnown whether the tables name all clusters in use (see FreeClusters)
  */
-export function makeRoom(store: WritableStore, survey: Survey, isKnown: boolean): Room {
+export function placeRefcounts(store: WritableStore, survey: Survey, isKnown: boolean): RefcountPlaces {
   const { image } = survey.census
-  const appended = roomAtEnd(survey)
+  const appended = placesAtEnd(survey)
   // Even if nothing is appended, a file that ends within a cluster gets the rest of that cluster.
   const end = Math.max(appended.end, survey.end)
   const isClear = lowestDangling(survey.census) >= end
   if (isClear && grow(store, end * image.clusterBytes)) return appended
-  const inside = roomInside(survey, new FreeClusters(store, survey.census, isKnown))
+  const inside = placesInside(survey, new FreeClusters(store, survey.census, isKnown))
   if (inside) return inside
-  throw isClear ? noRoom(store.path) : isDangling(store.path)
+  throw isClear ? noSpace(store.path) : isDangling(store.path)
 }
 
 /**
@@ -69,7 +69,7 @@ export function makeRoom(store: WritableStore, survey: Survey, isKnown: boolean)
  * @param census a census that has run
  * @param isKnown whether the tables name all clusters in use (see FreeClusters)
  */
-export function makeRow(
+export function allocateRow(
   store: WritableStore,
   census: Census,
   bytes: number,
@@ -85,7 +85,7 @@ export function makeRow(
 }
 
 /** Returns what would be appended. The new clusters are counted, too: that may need more blocks, and these a longer table. */
-function roomAtEnd(survey: Survey): Room {
+function placesAtEnd(survey: Survey): RefcountPlaces {
   const { image, blocks } = survey.census
   const start = survey.end
   const missing = missingBlocks(survey)
@@ -106,11 +106,11 @@ function roomAtEnd(survey: Survey): Room {
     end = needed
   }
   const places = new Map(missing.map((block, i) => [block, start + i] as const))
-  return new Room(places, start + missing.length, tableClusters)
+  return new RefcountPlaces(places, start + missing.length, tableClusters)
 }
 
 /** Returns undefined if there are not enough free clusters. */
-function roomInside(survey: Survey, free: FreeClusters): Room | undefined {
+function placesInside(survey: Survey, free: FreeClusters): RefcountPlaces | undefined {
   const { image, blocks } = survey.census
   const missing = missingBlocks(survey)
   const needed = (missing.at(-1) ?? -1) + 1
@@ -144,7 +144,7 @@ function roomInside(survey: Survey, free: FreeClusters): Room | undefined {
     places.set(missing[i] as number, cluster)
     counted(cluster)
   }
-  return new Room(places, table, tableClusters)
+  return new RefcountPlaces(places, table, tableClusters)
 }
 
 /** Returns the blocks that are needed and missing, in ascending order. */
@@ -158,7 +158,7 @@ const isDangling = (path: string): ImageError =>
     { path, hint: 'save its data with qemu-img convert, or restore a copy' },
   )
 
-const noRoom = (path: string): ImageError =>
+const noSpace = (path: string): ImageError =>
   new ImageError(
     'UNSUPPORTED',
     'there is no room for new reference counts: the file cannot grow, and too few clusters in it are free',

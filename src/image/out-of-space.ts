@@ -5,7 +5,7 @@ import { SystemError } from '../errors.js'
 const { EDQUOT, EFBIG, ENOSPC } = constants.errno
 
 /** Reports whether a write failed for lack of room in the file or on its file system, and was undone. */
-export const isLackOfRoom = (error: unknown): boolean =>
+export const isOutOfSpace = (error: unknown): boolean =>
   error instanceof SystemError &&
   !error.endsWriting &&
   [ENOSPC, EDQUOT, EFBIG].includes(error.errno)
