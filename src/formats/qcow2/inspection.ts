@@ -3,24 +3,24 @@ import { ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import { type BitmapMemory, loadBitmaps } from './bitmap-memory.js'
 import { CountLedger } from './count-ledger.js'
-import { createGuardMemory, Guard } from './guard.js'
-import { guardMetadata } from './guarded.js'
+import { createMetadataMapMemory, MetadataMap } from './metadata-map.js'
+import { mapMetadata } from './map-metadata.js'
 import type { Qcow2Header } from './header.js'
 import { lostCluster } from './lost-clusters.js'
 
 /**
- * Fills `guard`, and walks all tables once. Throws ImageError if structures overlap, if counts are lower than references, or
+ * Fills the map, and walks all tables once. Throws ImageError if structures overlap, if counts are lower than references, or
  * if data lie past the end of the file; and SystemError.
  */
 export function inspectForWriting(
-  guard: Guard,
+  metadataMap: MetadataMap,
   store: Store,
   header: Qcow2Header,
   bitmaps: BitmapMemory,
   ledger = new CountLedger(store, header),
 ): void {
-  guard.clear()
-  guardMetadata(guard, store, header, bitmaps, ledger)
+  metadataMap.clear()
+  mapMetadata(metadataMap, store, header, bitmaps, ledger)
   const lost = lostCluster(store, header, ledger)
   if (lost === undefined) return
   const what = `there are data at ${lost}, beyond the end of the file: writing would make zeros of them`
@@ -34,5 +34,5 @@ export function inspectForWriting(
 export function inspectForRecovery(store: Store, header: Qcow2Header): void {
   const bitmaps = loadBitmaps(store, header, () => true)
   const ledger = new CountLedger(store, header, { areCountsRight: true })
-  inspectForWriting(new Guard(createGuardMemory()), store, header, bitmaps, ledger)
+  inspectForWriting(new MetadataMap(createMetadataMapMemory()), store, header, bitmaps, ledger)
 }

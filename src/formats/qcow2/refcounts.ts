@@ -18,7 +18,7 @@ import { MAX_REFCOUNT_TABLE_BYTES } from '../limits.js'
 import { preallocate, preallocated } from '../preallocate.js'
 import { getCount, setCount } from './counts.js'
 import type { FreeQueue } from './free-queue.js'
-import { type Guard, KIND } from './guard.js'
+import { type MetadataMap, KIND } from './metadata-map.js'
 import { writeRefcountTable } from './header-update.js'
 import { blockOffset } from './words.js'
 import { STATE } from './write-memory.js'
@@ -30,7 +30,7 @@ export interface RefcountParts {
   readonly storeId: number
   readonly metadata: MetadataCache
   readonly pool: TablePool
-  readonly guard: Guard
+  readonly metadataMap: MetadataMap
   readonly freed: FreeQueue
   readonly state: Float64Array
   readonly clusterBytes: number
@@ -163,12 +163,12 @@ export class Refcounts {
 
   private isFree(slice: Buffer, cluster: number): boolean {
     // Rule (1).
-    return this.countIn(slice, cluster) === 0 && this.parts.guard.kindOf(cluster) === 0
+    return this.countIn(slice, cluster) === 0 && this.parts.metadataMap.kindOf(cluster) === 0
   }
 
   /** Returns the place of the block with this index in the file; 0 if there is none. */
   private blockAt(index: number): number {
-    const { state, clusterBytes, guard, store } = this.parts
+    const { state, clusterBytes, metadataMap, store } = this.parts
     if (index >= this.tableEntries) return 0
     const slice = this.tableSlice(index)
     const at = (index * 8) % slice.length
@@ -177,7 +177,7 @@ export class Refcounts {
     if (
       block % clusterBytes !== 0 ||
       !Number.isSafeInteger(block) ||
-      guard.kindOf(block / clusterBytes) !== KIND.refcountBlock
+      metadataMap.kindOf(block / clusterBytes) !== KIND.refcountBlock
     ) {
       const what = `the refcount table at ${state[STATE.refcountTableOffset]} names a block at ${block}, which cannot be`
       throw new ImageError('CORRUPT', what, { path: store.path, endsWriting: true })
@@ -234,13 +234,13 @@ export class Refcounts {
 
   /** Makes the block with this index, and room in the table for it. Returns its place. Rule (2). */
   private addBlock(index: number): number {
-    const { pool, guard, store, clusterBytes } = this.parts
+    const { pool, metadataMap, store, clusterBytes } = this.parts
     if (index >= this.tableEntries) {
       this.growTable(index)
       const known = this.blockAt(index)
       if (known !== 0) return known
     }
-    const cluster = this.firstUnguarded(index * this.perBlock, 1)
+    const cluster = this.firstWithoutMetadata(index * this.perBlock, 1)
     const at = cluster * clusterBytes
     if (at + clusterBytes > MAX_FILE_BYTES) throw new SystemError('write', EFBIG, store.path)
     if (Math.floor(cluster / this.perBlock) !== index) {
@@ -255,14 +255,14 @@ export class Refcounts {
     const load = () => preallocated(store, place, this.tableSlice(index))
     const entry = pool.edit(place, STAGE.refcountTable, load)
     putOffset(entry, (index * 8) % entry.length, at)
-    guard.change(cluster, 1, KIND.refcountBlock)
+    metadataMap.change(cluster, 1, KIND.refcountBlock)
     return at
   }
 
   /** Returns the first of `clusters` clusters in a row, from `cluster` on, in which no known metadata lives. */
-  private firstUnguarded(cluster: number, clusters: number): number {
+  private firstWithoutMetadata(cluster: number, clusters: number): number {
     for (let first = cluster, c = cluster; ; c++) {
-      if (this.parts.guard.kindOf(c) !== 0) first = c + 1
+      if (this.parts.metadataMap.kindOf(c) !== 0) first = c + 1
       else if (c - first + 1 === clusters) return first
     }
   }
@@ -272,13 +272,13 @@ export class Refcounts {
    * with its own blocks. Rule (3).
    */
   private growTable(index: number): void {
-    const { pool, guard, freed, state, store, clusterBytes, refcountOrder } = this.parts
+    const { pool, metadataMap, freed, state, store, clusterBytes, refcountOrder } = this.parts
     const oldEntries = this.tableEntries
     const oldOffset = state[STATE.refcountTableOffset] as number
     const oldClusters = state[STATE.refcountTableClusters] as number
     const wanted = Math.max(index + 1, Math.ceil(oldEntries * 1.5)) + 2
     let tableClusters = Math.ceil((wanted * 8) / clusterBytes)
-    const first = this.firstUnguarded(oldEntries * this.perBlock, 2 * tableClusters + 2)
+    const first = this.firstWithoutMetadata(oldEntries * this.perBlock, 2 * tableClusters + 2)
     const firstBlock = Math.floor(first / this.perBlock)
     let blocks = 1
     // The blocks count themselves and the table, and the table has entries for the blocks.
@@ -319,9 +319,9 @@ export class Refcounts {
       store.sync()
     })
     pool.forget(oldOffset, oldClusters * clusterBytes)
-    guard.change(first, blocks, KIND.refcountBlock)
-    guard.change(first + blocks, tableClusters, KIND.refcountTable)
-    guard.change(oldOffset / clusterBytes, oldClusters, 0)
+    metadataMap.change(first, blocks, KIND.refcountBlock)
+    metadataMap.change(first + blocks, tableClusters, KIND.refcountTable)
+    metadataMap.change(oldOffset / clusterBytes, oldClusters, 0)
     state[STATE.refcountTableOffset] = offset
     state[STATE.refcountTableClusters] = tableClusters
     freed.put(oldOffset / clusterBytes, oldClusters)

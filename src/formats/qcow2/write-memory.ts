@@ -3,11 +3,11 @@ import type { Store } from '../../io/store.js'
 import { type BitmapMemory, loadBitmaps } from './bitmap-memory.js'
 import { readCount } from './counts.js'
 import { createFreeMemory } from './free-queue.js'
-import { createGuardMemory, type GuardMemory } from './guard.js'
+import { createMetadataMapMemory, type MetadataMapMemory } from './metadata-map.js'
 import { clusterBytes, type Qcow2Header } from './header.js'
 
 export interface Qcow2Memory {
-  readonly guard: GuardMemory
+  readonly metadataMap: MetadataMapMemory
   readonly freed: SharedArrayBuffer
   readonly state: SharedArrayBuffer
   readonly bitmaps: BitmapMemory
@@ -40,7 +40,7 @@ export function createQcow2Memory(header: Qcow2Header, store: Store): Qcow2Memor
   values[STATE.lowestFreed] = Number.POSITIVE_INFINITY
   const isSole = (at: number) => readCount(store, header, at / clusterBytes(header)) === 1
   return {
-    guard: createGuardMemory(),
+    metadataMap: createMetadataMapMemory(),
     freed: createFreeMemory(),
     state,
     bitmaps: loadBitmaps(store, header, isSole),

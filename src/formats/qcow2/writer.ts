@@ -7,7 +7,7 @@
  *  (2) A new table is whole in the file before its first entry changes.
  *  (3) A count goes down, and a cluster is used again, only after the flush that removed the last entry.
  *  (4) A table is written only where it is known to be, and no cluster is handed out in which another structure lives
- *      (guard.ts).
+ *      (metadata-map.ts).
  *  (5) Entries change in place only under an L1 entry with the COPIED flag. Otherwise the table is copied first. The same
  *      holds for clusters and the flag of their entries (write/mapping.ts).
  *
@@ -20,7 +20,7 @@ import type { Flush, Reservation, WritableDriver } from '../writable.js'
 import { holdBitmaps, storeBitmaps } from './bitmap-store.js'
 import { BitmapTracker } from './bitmap-tracker.js'
 import { FreeQueue } from './free-queue.js'
-import { Guard } from './guard.js'
+import { MetadataMap } from './metadata-map.js'
 import { AUTOCLEAR } from './header.js'
 import { inspectForWriting } from './inspection.js'
 import { Refcounts, type Run } from './refcounts.js'
@@ -98,8 +98,8 @@ export class Qcow2Writer implements WritableDriver {
   }
 
   begin(): void {
-    const { guard, header, store, memory } = this.context
-    inspectForWriting(guard, store, header, memory.bitmaps)
+    const { metadataMap, header, store, memory } = this.context
+    inspectForWriting(metadataMap, store, header, memory.bitmaps)
     holdBitmaps(store, memory.bitmaps, 'write', () => this.features.write(true))
     this.features.open()
   }
@@ -357,7 +357,7 @@ export class Qcow2Writer implements WritableDriver {
 
 function contextOf(parts: Qcow2WriterParts): WriteContext {
   const { driver, header, store, storeId, metadata, memory, pool } = parts
-  const guard = new Guard(memory.guard)
+  const metadataMap = new MetadataMap(memory.metadataMap)
   const freed = new FreeQueue(memory.freed)
   const state = new Float64Array(memory.state)
   const refcounts = new Refcounts({
@@ -365,12 +365,12 @@ function contextOf(parts: Qcow2WriterParts): WriteContext {
     storeId,
     metadata,
     pool,
-    guard,
+    metadataMap,
     freed,
     state,
     clusterBytes: driver.unitBytes,
     sliceBytes: driver.sliceBytes,
     refcountOrder: header.refcountOrder,
   })
-  return { ...parts, guard, freed, state, refcounts }
+  return { ...parts, metadataMap, freed, state, refcounts }
 }

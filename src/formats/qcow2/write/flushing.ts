@@ -5,14 +5,14 @@
  *      entries.
  *  (3) A count goes down, and a cluster is punched or used again, only after the flush that removed the last entry. The lower
  *      counts reach the file with the next flush.
- *  (4) A changed slice is written only where the guard knows a table of its kind.
+ *  (4) A changed slice is written only where the metadata map has a table of its kind.
  *
  * The caller holds the exclusive side of the disk's lock, except while `Flush.run` runs.
  */
 import { type DirtySlice, STAGE, STAGES } from '../../../cache/table-pool.js'
 import { orEndWriting } from '../../../errors.js'
 import type { Flush } from '../../writable.js'
-import { KIND } from '../guard.js'
+import { KIND } from '../metadata-map.js'
 import { damage, STEP_SLICES, type WriteContext } from './parts.js'
 
 export class Flushing {
@@ -77,7 +77,7 @@ export class Flushing {
 
   /** Rule (4). */
   private checkPlace(at: number, stage: number): void {
-    const kind = this.context.guard.kindOf(Math.floor(at / this.unitBytes))
+    const kind = this.context.metadataMap.kindOf(Math.floor(at / this.unitBytes))
     const isRight =
       stage === STAGE.links
         ? kind === KIND.l1 || kind === KIND.l2
@@ -89,7 +89,7 @@ export class Flushing {
 
   /** Counts down the clusters that were freed before this flush, as far as the pool has room. Rule (3). */
   private giveBack(freedUntil: number): void {
-    const { store, pool, freed: queue, guard, refcounts } = this.context
+    const { store, pool, freed: queue, metadataMap, refcounts } = this.context
     let start = 0
     let end = 0
     const punch = () => {
@@ -99,8 +99,8 @@ export class Flushing {
       const freed = queue.take(freedUntil)
       if (!freed) break
       for (let c = freed.cluster; c < freed.cluster + freed.clusters; c++) {
-        // A table that is still in the guard is not free, whatever its count says.
-        if (guard.kindOf(c) !== 0 && refcounts.count(c) <= 1) continue
+        // A table that is still in the metadata map is not free, whatever its count says.
+        if (metadataMap.kindOf(c) !== 0 && refcounts.count(c) <= 1) continue
         if (!refcounts.release(c)) continue
         if (c !== end) {
           punch()

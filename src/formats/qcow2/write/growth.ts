@@ -10,7 +10,7 @@
 import { ImageError, orEndWriting } from '../../../errors.js'
 import { MAX_L1_BYTES } from '../../limits.js'
 import { holdBitmaps } from '../bitmap-store.js'
-import { KIND } from '../guard.js'
+import { KIND } from '../metadata-map.js'
 import { writeDiskSize, writeL1 } from '../header-update.js'
 import { STATE } from '../write-memory.js'
 import type { Features } from './features.js'
@@ -67,7 +67,7 @@ export class Growth {
 
   /** Moves the L1 table to a larger place. Rule (1). */
   private growL1(entries: number): void {
-    const { driver, store, state, refcounts, pool, guard, freed } = this.context
+    const { driver, store, state, refcounts, pool, metadataMap, freed } = this.context
     const { unitBytes } = driver
     const oldOffset = stateOf(this.context, STATE.l1Offset)
     const oldEntries = stateOf(this.context, STATE.l1Entries)
@@ -94,8 +94,8 @@ export class Growth {
     })
     const oldClusters = Math.ceil((oldEntries * 8) / unitBytes)
     pool.forget(oldOffset, oldClusters * unitBytes)
-    guard.change(oldOffset / unitBytes, oldClusters, 0)
-    guard.change(run.cluster, clusters, KIND.l1)
+    metadataMap.change(oldOffset / unitBytes, oldClusters, 0)
+    metadataMap.change(run.cluster, clusters, KIND.l1)
     if (oldClusters > 0) freed.put(oldOffset / unitBytes, oldClusters)
     state[STATE.l1Offset] = run.cluster * unitBytes
     state[STATE.l1Entries] = entries

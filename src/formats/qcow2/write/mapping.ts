@@ -2,7 +2,7 @@
  * The L1 and L2 tables of the disk that is written. The rules are those of writer.ts:
  *
  *  (2) A new L2 table is whole in the file before the L1 entry names it.
- *  (4) A table changes only where the guard knows one of its kind. An entry of data that leads to metadata is damage: what it
+ *  (4) A table changes only where the metadata map has one of its kind. An entry of data that leads to metadata is damage: what it
  *      names is neither written nor freed.
  *  (5) A table to which a snapshot may point is copied before it changes; a cluster without COPIED is never written in place.
  *
@@ -10,7 +10,7 @@
  */
 import { STAGE } from '../../../cache/table-pool.js'
 import { preallocated } from '../../preallocate.js'
-import { KIND } from '../guard.js'
+import { KIND } from '../metadata-map.js'
 import { packedLength, packedOffset } from '../packed-entry.js'
 import { COMPRESSED, COPIED, isCopied, putEntry } from '../words.js'
 import { damage, type WriteContext } from './parts.js'
@@ -43,13 +43,13 @@ export class Mapping {
 
   /** Returns the cluster of the L2 entry at `at` if it is a normal one to which nothing else points; else -1. */
   ownHost(slice: Buffer, at: number, offset: number): number {
-    const { driver, guard } = this.context
+    const { driver, metadataMap } = this.context
     const high = slice.readUInt32BE(at)
     if (high & COMPRESSED || !(high & COPIED)) return -1
     const low = slice.readUInt32BE(at + 4)
     const host = driver.checkedHost(high, low, offset)
     if (!driver.isAllocated(high, offset, host)) return -1
-    if (!driver.external && guard.kindOf(host / this.unitBytes) !== 0) {
+    if (!driver.external && metadataMap.kindOf(host / this.unitBytes) !== 0) {
       const what = `an L2 entry maps the disk to ${host}, where the image has a table`
       throw damage(this.context, what, offset)
     }
@@ -71,12 +71,12 @@ export class Mapping {
 
   /** Returns the L2 table of an L1 entry, to which nothing else points. Makes a new one or a copy if needed. Rule (5). */
   private ownTable(l1Index: number, offset: number): number {
-    const { driver, store, guard, pool, refcounts, freed } = this.context
+    const { driver, store, metadataMap, pool, refcounts, freed } = this.context
     const { unitBytes } = this
     const old = driver.l2Table(l1Index, offset)
     const inSlice = (l1Index * 8) % driver.sliceBytes
     if (old !== 0 && isCopied(driver.l1Slice(l1Index, offset), inSlice)) {
-      if (guard.kindOf(old / unitBytes) === KIND.l2) return old
+      if (metadataMap.kindOf(old / unitBytes) === KIND.l2) return old
       const what = `an L2 table at ${old} lies where the image has something else`
       throw damage(this.context, what, offset)
     }
@@ -96,9 +96,9 @@ export class Mapping {
       refcounts.cancel(run)
       throw error
     }
-    guard.change(run.cluster, 1, KIND.l2)
+    metadataMap.change(run.cluster, 1, KIND.l2)
     if (old !== 0) {
-      guard.change(old / unitBytes, 1, KIND.snapshotL2)
+      metadataMap.change(old / unitBytes, 1, KIND.snapshotL2)
       freed.put(old / unitBytes, 1)
     }
     return place
@@ -131,9 +131,9 @@ export class Mapping {
 
   /** Queues clusters. Rule (4): an entry of data that names a table is damage, so never free that table. */
   private free(cluster: number, clusters: number, offset: number): void {
-    const { guard, freed } = this.context
+    const { metadataMap, freed } = this.context
     for (let c = cluster; c < cluster + clusters; c++) {
-      if (guard.kindOf(c) === 0) continue
+      if (metadataMap.kindOf(c) === 0) continue
       const what = `an L2 entry maps the disk to ${c * this.unitBytes}, where the image has a table`
       throw damage(this.context, what, offset)
     }

@@ -5,7 +5,7 @@ import { ImageError } from '../../../errors.js'
 import type { WritableStore } from '../../../io/store.js'
 import type { Qcow2Driver } from '../driver.js'
 import type { FreeQueue } from '../free-queue.js'
-import type { Guard } from '../guard.js'
+import type { MetadataMap } from '../metadata-map.js'
 import type { Qcow2Header } from '../header.js'
 import type { Refcounts } from '../refcounts.js'
 import type { Qcow2Memory, STATE } from '../write-memory.js'
@@ -28,7 +28,7 @@ export interface Qcow2WriterParts {
 
 /** These, and this thread's views of `memory`. */
 export interface WriteContext extends Qcow2WriterParts {
-  readonly guard: Guard
+  readonly metadataMap: MetadataMap
   readonly freed: FreeQueue
   readonly state: Float64Array
   readonly refcounts: Refcounts

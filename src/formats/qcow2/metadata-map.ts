@@ -26,7 +26,7 @@ const SIZES = [2 ** 12, 2 ** 16, 2 ** 20, 2 ** 23]
 const MAX_LOAD = 0.6
 const AT = { table: 0, used: 1 }
 
-export interface GuardMemory {
+export interface MetadataMapMemory {
   readonly head: SharedArrayBuffer
   readonly tables: readonly SharedArrayBuffer[]
 }
@@ -34,19 +34,19 @@ export interface GuardMemory {
 /** Each place has a number and a kind. */
 const BYTES_EACH = 9
 
-export function createGuardMemory(): GuardMemory {
+export function createMetadataMapMemory(): MetadataMapMemory {
   return {
     head: new SharedArrayBuffer(8),
     tables: SIZES.map(size => new SharedArrayBuffer(size * BYTES_EACH)),
   }
 }
 
-export class Guard {
+export class MetadataMap {
   private readonly head: Int32Array
   private readonly keys: Float64Array[]
   private readonly kinds: Uint8Array[]
 
-  constructor(memory: GuardMemory) {
+  constructor(memory: MetadataMapMemory) {
     this.head = new Int32Array(memory.head)
     this.keys = memory.tables.map((table, i) => new Float64Array(table, 0, SIZES[i]))
     this.kinds = memory.tables.map((table, i) => new Uint8Array(table, 8 * (SIZES[i] as number)))

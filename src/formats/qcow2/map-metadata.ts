@@ -1,4 +1,4 @@
-/** Collects all metadata of an image before it is written; see guard.ts. */
+/** Collects all metadata of an image before it is written; see metadata-map.ts. */
 import { ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import type { BitmapMemory, ValidBitmap } from './bitmap-memory.js'
@@ -6,7 +6,7 @@ import { type BitmapTable, isCluster, readTable } from './bitmap-table.js'
 import { MAX_BITMAP_DIRECTORY_BYTES } from '../limits.js'
 import { readSnapshotTable } from './check/snapshot-table.js'
 import type { CountLedger } from './count-ledger.js'
-import { type Guard, KIND, type Kind } from './guard.js'
+import { type MetadataMap, KIND, type Kind } from './metadata-map.js'
 import { BITMAP_FLAG, readDirectory } from './bitmaps.js'
 import { AUTOCLEAR, CRYPT, clusterBytes, type Qcow2Header } from './header.js'
 import type { BitmapsExtension } from './header-extensions.js'
@@ -19,12 +19,12 @@ const MAX_SNAPSHOT_L1_ENTRIES = 2 ** 22
 const CHUNK_BYTES = 2 ** 20
 
 /**
- * Fills `guard` from the file as it is. Throws ImageError where parts of the image are lost, or two structures claim one cluster: then
+ * Fills the map from the file as it is. Throws ImageError where parts of the image are lost, or two structures claim one cluster: then
  * writing one would destroy the other. Also throws where a structure ends beyond the file, or where the
  * count of one of its clusters is too low; the counts of L2 tables are compared by `lostCluster`.
  */
-export function guardMetadata(
-  guard: Guard,
+export function mapMetadata(
+  metadataMap: MetadataMap,
   store: Store,
   header: Qcow2Header,
   bitmaps: BitmapMemory,
@@ -43,7 +43,7 @@ export function guardMetadata(
     const end = first + Math.ceil(bytes / cluster)
     // Sizes come from the image. Compare them with the file before anything is done once for each cluster.
     if (end > fileClusters) throw damage(store, `${what} at ${at} ends beyond the end of the file`)
-    const taken = guard.add(first, end - first, kind)
+    const taken = metadataMap.add(first, end - first, kind)
     if (taken >= 0) {
       throw damage(store, `${what} at ${at} overlaps other metadata at ${taken * cluster}`)
     }
@@ -61,7 +61,7 @@ export function guardMetadata(
   forEachOffset(store, l1Offset, l1Bytes, hostOffset, at =>
     add('an L2 table', at, cluster, KIND.l2),
   )
-  guardSnapshots(guard, store, header, add)
+  mapSnapshots(metadataMap, store, header, add)
   const { encryption, cryptMethod } = header
   if (encryption && cryptMethod === CRYPT.luks)
     add('the LUKS header', encryption.offset, encryption.length, KIND.encryption)
@@ -69,9 +69,9 @@ export function guardMetadata(
   // Writing makes the bitmaps of an impossible directory void.
   if (!directory || !isPossible(directory, store.sizeBytes)) return
   add('the bitmap directory', directory.directoryOffset, directory.directoryBytes, KIND.bitmaps)
-  for (const bitmap of bitmaps.bitmaps) guardBitmap(guard, store, cluster, bitmap, add, ledger)
+  for (const bitmap of bitmaps.bitmaps) mapBitmap(metadataMap, store, cluster, bitmap, add, ledger)
   for (const bitmap of bitmaps.areLost ? [] : bitmapsInUse(store, header, bitmaps)) {
-    guardBitmap(guard, store, cluster, bitmap, add, ledger)
+    mapBitmap(metadataMap, store, cluster, bitmap, add, ledger)
   }
 }
 
@@ -81,7 +81,7 @@ const isPossible = (directory: BitmapsExtension, fileBytes: number): boolean =>
 
 type Add = (what: string, at: number, bytes: number, kind: Kind) => void
 
-function guardSnapshots(guard: Guard, store: Store, header: Qcow2Header, add: Add): void {
+function mapSnapshots(metadataMap: MetadataMap, store: Store, header: Qcow2Header, add: Add): void {
   const cluster = clusterBytes(header)
   const { snapshots, bytes, obstacle } = readSnapshotTable(store, header)
   if (obstacle !== undefined) throw damage(store, obstacle)
@@ -93,8 +93,8 @@ function guardSnapshots(guard: Guard, store: Store, header: Qcow2Header, add: Ad
     if (entries > MAX_SNAPSHOT_L1_ENTRIES) continue
     forEachOffset(store, l1At, l1Entries * 8, hostOffset, at => {
       // Tables that the disk shares count as its own.
-      if (at % cluster === 0 && guard.kindOf(at / cluster) === 0) {
-        guard.add(at / cluster, 1, KIND.snapshotL2)
+      if (at % cluster === 0 && metadataMap.kindOf(at / cluster) === 0) {
+        metadataMap.add(at / cluster, 1, KIND.snapshotL2)
       }
     })
   }
@@ -121,8 +121,8 @@ const bitmapsInUse = (
     }))
 
 /** Adds a bitmap's clusters. A bitmap that is not kept is protected, too, as far as its table can be read. */
-function guardBitmap(
-  guard: Guard,
+function mapBitmap(
+  metadataMap: MetadataMap,
   store: Store,
   cluster: number,
   { problem, name, tableAt, tableEntries }: BitmapPlace,
@@ -132,7 +132,7 @@ function guardBitmap(
   const tolerant: Add = (_what, at, bytes, kind) => {
     if (at % cluster !== 0) return
     const clusters = Math.ceil(bytes / cluster)
-    guard.add(at / cluster, clusters, kind)
+    metadataMap.add(at / cluster, clusters, kind)
     for (let i = 0; i < clusters; i++) ledger.refer(at / cluster + i, 1, false)
   }
   const put = problem === '' ? add : tolerant

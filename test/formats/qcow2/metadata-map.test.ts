@@ -2,7 +2,7 @@
 import fc from 'fast-check'
 import t from 'tap'
 import { createFreeMemory, FreeQueue } from '../../../src/formats/qcow2/free-queue.js'
-import { createGuardMemory, Guard, KIND, type Kind } from '../../../src/formats/qcow2/guard.js'
+import { createMetadataMapMemory, MetadataMap, KIND, type Kind } from '../../../src/formats/qcow2/metadata-map.js'
 import { holds } from '../../support/property.js'
 import { collectShared } from '../../support/writable.js'
 
@@ -21,33 +21,33 @@ const step = fc.record({
 t.test('like a map, for any sequence of changes', async () => {
   await holds(fc.array(step, { maxLength: 2000 }), 150, steps => {
     collectShared()
-    const guard = new Guard(createGuardMemory())
+    const metadataMap = new MetadataMap(createMetadataMapMemory())
     const model = new Map<number, Kind | 0>()
     for (const s of steps) {
-      guard.change(s.cluster, s.clusters, s.kind)
+      metadataMap.change(s.cluster, s.clusters, s.kind)
       for (let i = 0; i < s.clusters; i++) model.set(s.cluster + i, s.kind)
     }
     for (const [at, expected] of model) {
-      if (guard.kindOf(at) !== expected) throw new Error(`${at}: ${guard.kindOf(at)}`)
+      if (metadataMap.kindOf(at) !== expected) throw new Error(`${at}: ${metadataMap.kindOf(at)}`)
     }
-    if (guard.kindOf(2 ** 40 - 1) !== 0) throw new Error('one that was never added')
+    if (metadataMap.kindOf(2 ** 40 - 1) !== 0) throw new Error('one that was never added')
   })
 })
 
 t.test('two structures in one cluster are told', async t => {
-  const guard = new Guard(createGuardMemory())
-  t.equal(guard.add(10, 5, KIND.l1), -1)
-  t.equal(guard.add(14, 2, KIND.l2), 14)
-  t.equal(guard.kindOf(14), KIND.l1, 'the first one stays')
-  t.equal(guard.add(20, 1, KIND.snapshotL2), -1)
-  t.equal(guard.add(20, 1, KIND.snapshotL2), -1, 'snapshots share tables')
-  guard.clear()
-  t.equal(guard.kindOf(10), 0)
+  const metadataMap = new MetadataMap(createMetadataMapMemory())
+  t.equal(metadataMap.add(10, 5, KIND.l1), -1)
+  t.equal(metadataMap.add(14, 2, KIND.l2), 14)
+  t.equal(metadataMap.kindOf(14), KIND.l1, 'the first one stays')
+  t.equal(metadataMap.add(20, 1, KIND.snapshotL2), -1)
+  t.equal(metadataMap.add(20, 1, KIND.snapshotL2), -1, 'snapshots share tables')
+  metadataMap.clear()
+  t.equal(metadataMap.kindOf(10), 0)
 })
 
 t.test('a hundred thousand tables, and all threads know them', async t => {
-  const memory = createGuardMemory()
-  const [one, other] = [new Guard(memory), new Guard(memory)]
+  const memory = createMetadataMapMemory()
+  const [one, other] = [new MetadataMap(memory), new MetadataMap(memory)]
   for (let i = 0; i < 100_000; i++) one.change(i * 8192 + 3, 1, KIND.l2)
   let missing = 0
   for (let i = 0; i < 100_000; i++) if (other.kindOf(i * 8192 + 3) !== KIND.l2) missing++
