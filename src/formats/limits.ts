@@ -7,7 +7,7 @@
 export const MAX_CHAIN_DEPTH = { default: 200, highest: 500 }
 /** The most layers of a chain and of all branches of snapshots: the cache of tables can tell so many apart. */
 export const MAX_LAYERS = 512
-/** After so many snapshots of a machine whose disks cannot be opened, the rest is skipped. */
+/** After so many snapshots of a VM whose disks cannot be opened, the rest is skipped. */
 export const MAX_REFUSED_SNAPSHOTS = 16
 /** Cluster sizes of qcow2, as powers of two: 512 bytes to 2 MiB. */
 export const MIN_CLUSTER_BITS = 9

@@ -16,7 +16,7 @@ export interface Chain {
   readonly snapshots: readonly InternalSnapshot[]
   /** The snapshots of the lower layers, with the layer's index, from the nearest layer down. */
   readonly layerSnapshots: readonly LayerSnapshot[]
-  /** The snapshots of the disk's machine: each has frozen a disk file. */
+  /** The snapshots of the disk's VM: each has frozen a disk file. */
   readonly externalSnapshots: readonly ExternalSnapshot[]
   /** Warnings for the user, one line each. */
   readonly warnings: readonly string[]

@@ -1,4 +1,4 @@
-/** Finds a disk's snapshots in its machine's list, with the disk files that they froze. */
+/** Finds a disk's snapshots in its virtual machine's list, with the disk files that they froze. */
 import { ImageError, printable } from '../errors.js'
 import type { ExternalSnapshot, LayerSpec } from '../formats/format.js'
 import { MAX_LAYERS, MAX_REFUSED_SNAPSHOTS, MAX_VMSD_BYTES } from '../formats/limits.js'

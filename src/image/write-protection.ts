@@ -10,7 +10,7 @@ import { overlaysOf } from './overlays.js'
 /**
  * Throws WriteProtected, which names them, if images in `folders` or snapshots need `top`, or another file that a mount of it
  * writes.
- * @param frozen the machine's snapshots that have frozen `top`
+ * @param frozen the VM's snapshots that have frozen `top`
  * @param folders the folders of `top`
  * @param except the names of images there that do not count
  */

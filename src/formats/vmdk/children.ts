@@ -29,7 +29,7 @@ const MAX_FILES = 4096
 const MAX_OTHERS = 256
 /** The names of disks contain this. Redo logs have another suffix, as in `disk.vmdk.REDO_x`. */
 const DISK_NAME = /\.vmdk|redo/i
-/** The folder in which VirtualBox puts the children of a disk in the machine's folder. */
+/** The folder in which VirtualBox puts the children of a disk in the VM's folder. */
 const SNAPSHOTS = Buffer.from('Snapshots')
 
 /**

@@ -28,6 +28,6 @@ export function refuseEncrypted(
   if (!hasKey && !names.includes(FILTER)) return
   throw new ImageError('UNSUPPORTED', 'it is encrypted by VMware, and such disks are not read', {
     path,
-    hint: 'decrypt it where its key is, or export the machine from there',
+    hint: 'decrypt it where its key is, or export the VM from there',
   })
 }

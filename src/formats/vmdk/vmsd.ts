@@ -34,13 +34,13 @@ export interface VmsdDisk {
 }
 
 export interface VmsdSnapshots {
-  /** The snapshot on which the machine's disks are based; undefined if it is none of `snapshots`. */
+  /** The snapshot on which the VM's disks are based; undefined if it is none of `snapshots`. */
   readonly current: number | undefined
   /** Parents come before their children, siblings by uid. Snapshots that are their own ancestors come last. */
   readonly snapshots: readonly VmsdSnapshot[]
 }
 
-/** Throws ImageError if the file is not a .vmsd. An empty file belongs to a machine without snapshots. */
+/** Throws ImageError if the file is not a .vmsd. An empty file belongs to a VM without snapshots. */
 export function parseVmsd(bytes: Buffer, path: string): VmsdSnapshots {
   if (bytes.length > MAX_VMSD_BYTES) {
     throw new ImageError('CORRUPT', `the .vmsd file has more than ${MAX_VMSD_BYTES} bytes`, {

@@ -1,6 +1,6 @@
 /**
- * The snapshots of the machine that a disk belongs to. Each snapshot froze the disk file that was current at its time. Its
- * name is in the machine's .vmsd, beside the disk (see vmsd.ts).
+ * The snapshots of the virtual machine that a disk belongs to. Each snapshot froze the disk file that was current at its time. Its
+ * name is in the VM's .vmsd, beside the disk (see vmsd.ts).
  */
 import path from 'node:path'
 import { ImageError } from '../../errors.js'
@@ -12,8 +12,8 @@ import { parseVmsd, parseVmxDisks, type VmsdSnapshot } from './vmsd.js'
 
 /** The year 10000, in milliseconds: no real date is later. */
 const END_OF_TIME = Date.UTC(10_000)
-/** The most machines of one folder that are read. */
-const MAX_MACHINES = 64
+/** The most virtual machines of one folder that are read. */
+const MAX_VMS = 64
 
 /**
  * Returns the snapshots of the disk with these `layers`, parents first; none if no .vmsd among `names`, the files beside the
@@ -39,7 +39,7 @@ export function snapshotsOfDisk(
   return []
 }
 
-/** Returns the disk's device node, from a snapshot that froze one of its files, or from the machine's .vmx. */
+/** Returns the disk's device node, from a snapshot that froze one of its files, or from the VM's .vmx. */
 function nodeOf(
   vmsd: string,
   snapshots: readonly VmsdSnapshot[],
@@ -76,7 +76,7 @@ function named(snapshot: VmsdSnapshot, node: string, own: ReadonlySet<string>): 
 
 /**
  * Opens the disk file that a snapshot froze, also if its folder was moved: a linked clone's snapshot lies in the folder of
- * another machine. It prefers a layer of the disk to another file with the same name. Throws ImageError.
+ * another VM. It prefers a layer of the disk to another file with the same name. Throws ImageError.
  */
 export function openFrozen(
   fileName: string,
@@ -100,6 +100,6 @@ const listsOf = (names: readonly string[]): string[] =>
   names
     .filter(name => name.toLowerCase().endsWith('.vmsd'))
     .sort()
-    .slice(0, MAX_MACHINES)
+    .slice(0, MAX_VMS)
 
 const baseName = (name: string): string => name.replaceAll('\\', '/').split('/').at(-1) as string
