@@ -122,7 +122,7 @@ function ivMaker({ ivGenerator, ivHash, key }: CipherSpec, engine: CipherEngine)
   }
 }
 
-type Run = SectorCipher['encrypt']
+type CipherPass = SectorCipher['encrypt']
 
 /**
  * Makes a run that copies as many sectors as the workspace holds to `from` in it, calls `work`, and copies the result
@@ -132,7 +132,7 @@ function inPieces(
   { memory }: Workspace,
   from: number,
   work: (bytes: number, sector: number) => void,
-): Run {
+): CipherPass {
   const capacity = WORKSPACE_SECTORS * CIPHER_SECTOR_BYTES
   return (source, start, length, target, at, sector) => {
     check(source, start, length, target, at, sector)
@@ -177,7 +177,7 @@ function xts(
   const { data, ivs } = partsOf(workspace)
   const dataKey = key.subarray(0, key.length / 2)
   const encryptIvs = makeBlockCipher('ecb-encrypt', key.subarray(key.length / 2))
-  const run = (transform: BlockTransform): Run =>
+  const run = (transform: BlockTransform): CipherPass =>
     inPieces(workspace, WORKSPACE.data, (bytes, sector) => {
       const sectors = bytes / CIPHER_SECTOR_BYTES
       makeIvs(sector, sectors)
@@ -246,7 +246,7 @@ function cbc(
 
 function ecb(key: Buffer, { makeBlockCipher }: CipherEngine): SectorCipher {
   const run =
-    (transform: BlockTransform): Run =>
+    (transform: BlockTransform): CipherPass =>
     (source, start, length, target, at, sector) => {
       check(source, start, length, target, at, sector)
       transform(source.subarray(start, start + length), target.subarray(at, at + length), length)

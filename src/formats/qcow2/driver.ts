@@ -40,7 +40,7 @@ export interface Qcow2Parts {
 export const SUBCLUSTERS = 32
 
 /** The kind of a run of clusters: neighbours of one kind become one extent. */
-type Run = 'data' | 'zero' | 'parent'
+type RunKind = 'data' | 'zero' | 'parent'
 
 export class Qcow2Driver implements FormatDriver {
   readonly unitBytes: number
@@ -52,7 +52,7 @@ export class Qcow2Driver implements FormatDriver {
   readonly external: boolean
   private disk: { l1Offset: number; l1Entries: number; sizeBytes: number }
   /** The kind and the host offset of the last decoded entry. Fields, to avoid an object on the data path. */
-  private kind: Run | 'packed' = 'parent'
+  private kind: RunKind | 'packed' = 'parent'
   private host = 0
 
   /**
@@ -187,7 +187,7 @@ export class Qcow2Driver implements FormatDriver {
     slice: Buffer,
     at: number,
     offset: number,
-    kind: Run,
+    kind: RunKind,
     expected: number,
   ): boolean {
     try {
@@ -238,7 +238,7 @@ export class Qcow2Driver implements FormatDriver {
     return host
   }
 
-  private extent(kind: Run, offset: number, at: number, length: number): Extent {
+  private extent(kind: RunKind, offset: number, at: number, length: number): Extent {
     if (kind !== 'data') return { kind, length }
     return { kind, length, store: placed(this.parts.dataStore, offset, at), at }
   }
@@ -285,7 +285,7 @@ export class Qcow2Driver implements FormatDriver {
     at: number,
     subcluster: number,
     offset: number,
-    kind: Run,
+    kind: RunKind,
     expected: number,
   ): boolean {
     try {
@@ -298,7 +298,7 @@ export class Qcow2Driver implements FormatDriver {
   }
 
   /** Returns the kind of one subcluster; sets `host` to the place of its cluster. */
-  private decodeSubcluster(slice: Buffer, at: number, subcluster: number, offset: number): Run {
+  private decodeSubcluster(slice: Buffer, at: number, subcluster: number, offset: number): RunKind {
     const high = slice.readUInt32BE(at)
     const low = slice.readUInt32BE(at + 4)
     const isZero = (slice.readUInt32BE(at + 8) >>> subcluster) & 1

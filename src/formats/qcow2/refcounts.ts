@@ -39,7 +39,7 @@ export interface RefcountParts {
 }
 
 /** Clusters that are counted, and to which nothing points yet. */
-export interface Run {
+export interface ClusterRun {
   readonly cluster: number
   readonly clusters: number
   /** Whether the file was never written there, so that it reads as zeros. */
@@ -69,7 +69,7 @@ export class Refcounts {
   }
 
   /** Allocates up to `wanted` clusters in a row and sets their counts to 1. Throws SystemError if none is left. */
-  allocate(wanted: number): Run {
+  allocate(wanted: number): ClusterRun {
     const { state, clusterBytes, store } = this.parts
     this.goBack()
     for (let cluster = state[STATE.cursor] as number; ; ) {
@@ -92,7 +92,7 @@ export class Refcounts {
   }
 
   /** Allocates exactly `wanted` clusters in a row. */
-  allocateRun(wanted: number): Run {
+  allocateRun(wanted: number): ClusterRun {
     let run = this.allocate(wanted)
     while (run.clusters < wanted) {
       const more = this.allocate(wanted - run.clusters)
@@ -108,7 +108,7 @@ export class Refcounts {
   }
 
   /** Gives back clusters to which nothing has ever pointed. */
-  cancel({ cluster, clusters }: Run): void {
+  cancel({ cluster, clusters }: ClusterRun): void {
     const { state } = this.parts
     this.uncount(cluster, clusters)
     state[STATE.cursor] = Math.min(state[STATE.cursor] as number, cluster)

@@ -23,7 +23,7 @@ import { FreeQueue } from './free-queue.js'
 import { MetadataMap } from './metadata-map.js'
 import { AUTOCLEAR } from './header.js'
 import { inspectForWriting } from './inspection.js'
-import { Refcounts, type Run } from './refcounts.js'
+import { Refcounts, type ClusterRun } from './refcounts.js'
 import { COMPRESSED, COPIED, putEntry, ZERO_FLAG } from './words.js'
 import { Features } from './write/features.js'
 import { Flushing } from './write/flushing.js'
@@ -46,7 +46,7 @@ interface Qcow2Reservation extends Reservation, Place {
   readonly host: number
   readonly clusters: number
   /** The allocated clusters; undefined if the entry's own cluster is used. */
-  readonly run: Run | undefined
+  readonly run: ClusterRun | undefined
   /** The bits of the subclusters that become allocated, for each cluster. */
   readonly subclusters: number
 }

@@ -13,7 +13,7 @@ import { ENTRY_BYTES, UNALLOCATED, ZERO } from './entries.js'
 import { SLICE_BYTES } from '../../cache/table-pool.js'
 
 /** The kind of a grain: neighbours of one kind become one extent. */
-type Run = 'data' | 'zero' | 'parent'
+type RunKind = 'data' | 'zero' | 'parent'
 
 export class SparseDriver implements FormatDriver {
   readonly sizeBytes: number
@@ -25,7 +25,7 @@ export class SparseDriver implements FormatDriver {
   /** The places where no grain can be: the header, the descriptor and the directories. */
   private readonly reserved: readonly { readonly start: number; readonly end: number }[]
   /** The kind and the place of the last decoded entry. Fields, to avoid an object on the data path. */
-  private kind: Run | 'packed' | 'damaged' = 'parent'
+  private kind: RunKind | 'packed' | 'damaged' = 'parent'
   private at = 0
   /** The size of the file, for one lookup. */
   private fileBytes = 0
@@ -167,7 +167,7 @@ export class SparseDriver implements FormatDriver {
 
   /** Returns the run of grains from `entry` on, within the table, that continue the entry just decoded. */
   private run(table: Buffer, entry: number, inGrain: number, length: number): Extent {
-    const kind = this.kind as Run
+    const kind = this.kind as RunKind
     const start = this.at + inGrain
     let end = this.unitBytes - inGrain
     for (let next = entry + 1; end < length && next < this.header.tableEntries; next++) {
@@ -178,7 +178,7 @@ export class SparseDriver implements FormatDriver {
     return this.extent(kind, start, Math.min(length, end))
   }
 
-  private extent(kind: Run, at: number, length: number): Extent {
+  private extent(kind: RunKind, at: number, length: number): Extent {
     return kind === 'data' ? { kind, length, store: this.parts.store, at } : { kind, length }
   }
 

@@ -1,6 +1,6 @@
 /** Compares the counts of the image with the references that were found. */
 import type { Census } from './census.js'
-import { clustersOf, type Run, Runs } from './runs.js'
+import { clustersOf, type FindingRun, FindingRuns } from './finding-runs.js'
 import { DATA, EXCLUSIVE, REFERENCES, TABLE, UNKNOWN } from './window.js'
 import type { Report } from './report.js'
 
@@ -9,8 +9,8 @@ export function compareCounts(census: Census, report: Report): number {
   const { window, blocks, image } = census
   const { cells, first } = window
   const { maxCount } = image
-  const runs = new Runs<Fault>(run => describe(run, image.clusterBytes, report))
-  const overlaps = new Runs<'overlap'>(run => describeOverlap(run, image.clusterBytes, report))
+  const runs = new FindingRuns<Fault>(run => describe(run, image.clusterBytes, report))
+  const overlaps = new FindingRuns<'overlap'>(run => describeOverlap(run, image.clusterBytes, report))
   // The cluster after the end of the file counts if something names it.
   const end = Math.min(window.end, image.clusters + (census.reachesBeyond ? 1 : 0))
   let used = 0
@@ -55,7 +55,7 @@ const isOverlap = (cell: number, references: number): boolean =>
 
 type Fault = 'corruption' | 'leak' | 'error'
 
-function describe(run: Run<Fault>, clusterBytes: number, report: Report): void {
+function describe(run: FindingRun<Fault>, clusterBytes: number, report: Report): void {
   const { kind, length, counted, references } = run
   const at = run.start * clusterBytes
   const what = clustersOf(run)
@@ -65,7 +65,7 @@ function describe(run: Run<Fault>, clusterBytes: number, report: Report): void {
   else report.error(at, () => `${what}: count unreadable, references ${references}`, length)
 }
 
-function describeOverlap(run: Run<'overlap'>, clusterBytes: number, report: Report): void {
+function describeOverlap(run: FindingRun<'overlap'>, clusterBytes: number, report: Report): void {
   report.corruption(
     run.start * clusterBytes,
     () =>

@@ -13,7 +13,7 @@ import type { WritableStore } from '../../../io/store.js'
 import { Census } from '../check/census.js'
 import { CheckedImage } from '../check/image.js'
 import type { Report } from '../check/report.js'
-import { clustersOf, type Run, Runs } from '../check/runs.js'
+import { clustersOf, type FindingRun, FindingRuns } from '../check/finding-runs.js'
 import { type CellMemory, REFERENCES } from '../check/window.js'
 import { writeRefcounts, writeRefcountTable } from '../header-update.js'
 import { placeRefcounts, type RefcountPlaces } from './refcount-places.js'
@@ -194,7 +194,7 @@ function changeInPlace(
   const isSame = census === survey.census
   census.run(undefined, () => {
     const { cells, first } = window
-    const runs = new Runs<'fix'>(run => describe(run, image.clusterBytes, report))
+    const runs = new FindingRuns<'fix'>(run => describe(run, image.clusterBytes, report))
     for (let from = first; from < window.end; from += blocks.perSlice) {
       const at = blocks.placeOf(from)
       if (at === 0 || (isSame && !survey.isSound[Math.floor(from / blocks.perBlock)])) continue
@@ -225,7 +225,7 @@ function isAllowed(counted: number, expected: number, { raise, lower }: CountOpt
   return lower === 'all' || (lower === 'unused' && expected === 0)
 }
 
-function describe(run: Run<'fix'>, clusterBytes: number, report: Report | undefined): void {
+function describe(run: FindingRun<'fix'>, clusterBytes: number, report: Report | undefined): void {
   const { start, counted, references } = run
   report?.note(
     'fix',

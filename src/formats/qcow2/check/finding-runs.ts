@@ -1,6 +1,6 @@
 /** Joins neighbouring clusters with the same finding. */
 
-export interface Run<Kind> {
+export interface FindingRun<Kind> {
   readonly kind: Kind
   /** The first cluster. */
   readonly start: number
@@ -11,17 +11,17 @@ export interface Run<Kind> {
 }
 
 /** Returns a text such as "3 clusters from here on". */
-export const clustersOf = ({ length }: Run<unknown>): string =>
+export const clustersOf = ({ length }: FindingRun<unknown>): string =>
   length === 1 ? 'the cluster' : `${length} clusters from here on`
 
-export class Runs<Kind> {
+export class FindingRuns<Kind> {
   private start = 0
   private length = 0
   private kind: Kind | undefined
   private counted = 0
   private references = 0
 
-  constructor(private readonly emit: (run: Run<Kind>) => void) {}
+  constructor(private readonly emit: (run: FindingRun<Kind>) => void) {}
 
   /** Adds a cluster. Call it in ascending order. */
   add(cluster: number, kind: Kind, counted: number, references: number): void {
