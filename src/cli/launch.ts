@@ -19,7 +19,7 @@ const SERVER_THREADS = 16
 const START_TIMEOUT_MS = 45_000
 
 /** One line of the report. The first one says that the server runs; the last one asks nothing. */
-export interface Report {
+export interface StartReport {
   readonly runs?: true
   readonly ask?: Question
   /** One line that says why the server waits. */
@@ -81,7 +81,7 @@ export async function launch(
 }
 
 /** Returns the server's last report. Answers what it asks before. */
-async function reportOf(child: ChildProcess, source: AskPassphrase, said: Said): Promise<Report> {
+async function reportOf(child: ChildProcess, source: AskPassphrase, said: Said): Promise<StartReport> {
   const failed = once(child, 'error').then(([error]) => Promise.reject(error))
   const exit = once(child, 'close')
   exit.catch(() => {})
@@ -95,7 +95,7 @@ async function reportOf(child: ChildProcess, source: AskPassphrase, said: Said):
   const last = (async () => {
     for await (const line of readline.createInterface({ input: reports })) {
       clearTimeout(timer)
-      const report = JSON.parse(line) as Report
+      const report = JSON.parse(line) as StartReport
       if (report.runs) continue
       if (report.wait !== undefined) complain(`vimgfs: ${printable(report.wait)}\n`)
       if (report.wait !== undefined) continue

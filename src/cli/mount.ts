@@ -8,7 +8,7 @@ import type { AskPassphrase } from '../image/encryption.js'
 import type { LogLevel, LogTarget } from '../log.js'
 import { parse, parseChoice, parseCount, parseSize } from './arguments.js'
 import { humanSize } from './human.js'
-import { launch, type Report, REPORT_FD_VARIABLE } from './launch.js'
+import { launch, type StartReport, REPORT_FD_VARIABLE } from './launch.js'
 import { complain } from './output.js'
 import { closeDebugger, ENDING_SIGNALS, obeyLogSignals } from './signals.js'
 
@@ -172,7 +172,7 @@ async function end(server: Server): Promise<number> {
 
 async function serveInBackground(args: string[], reportFd: number): Promise<number> {
   delete process.env[REPORT_FD_VARIABLE]
-  const tell = (content: Report) => {
+  const tell = (content: StartReport) => {
     try {
       fs.writeSync(reportFd, `${JSON.stringify(content)}\n`)
     } catch {
@@ -182,7 +182,7 @@ async function serveInBackground(args: string[], reportFd: number): Promise<numb
   tell({ runs: true })
   const { PassphraseRelay } = await import('./passphrase-relay.js')
   const relay = new PassphraseRelay(reportFd + 1, ask => tell({ ask }))
-  const report = (content: Report) => {
+  const report = (content: StartReport) => {
     relay.close()
     tell(content)
     fs.closeSync(reportFd)

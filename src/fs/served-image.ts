@@ -8,7 +8,7 @@ import { type CacheSizes, ImageSet } from '../image/image-set.js'
 import { removedFiles, storeOf } from '../image/layer.js'
 import type { Logger } from '../log.js'
 import { DiskKeeper } from './disk-keeper.js'
-import { stallMessage } from './reports.js'
+import { stallMessage } from './diagnostics.js'
 import { sharedStats, WorkerStats } from './stats.js'
 
 const MAX_METADATA_BYTES = 48 * 2 ** 20

@@ -47,7 +47,7 @@ export interface CheckOptions {
 
 export const MAX_FINDINGS = 1000
 
-export class Report implements CheckResult {
+export class CheckReport implements CheckResult {
   corruptions = 0
   leaks = 0
   checkErrors = 0

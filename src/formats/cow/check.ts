@@ -9,7 +9,7 @@
  *  (3) Bits after the disk's last sector have no meaning: they are a notice.
  */
 import type { Store } from '../../io/store.js'
-import { type CheckOptions, type CheckResult, Report } from '../check/report.js'
+import { type CheckOptions, type CheckResult, CheckReport } from '../check/report.js'
 import { firstLostSector, mappedBytes, walkBitmap } from './bitmap.js'
 import { type CowHeader, readCowHeader } from './header.js'
 import { UnusedSpace } from './space.js'
@@ -20,7 +20,7 @@ import { SECTOR_BYTES } from '../../sector.js'
  * read.
  */
 export function checkCow(store: Store, options: CheckOptions = {}): CheckResult {
-  const report = new Report()
+  const report = new CheckReport()
   const header = readCowHeader(store)
   for (const warning of header.warnings) report.note('notice', 0, () => warning)
   checkSectors(store, header, report, options)
@@ -31,7 +31,7 @@ export function checkCow(store: Store, options: CheckOptions = {}): CheckResult 
 function checkSectors(
   store: Store,
   header: CowHeader,
-  report: Report,
+  report: CheckReport,
   { progress }: CheckOptions,
 ): void {
   const sectors = Math.ceil(header.sizeBytes / SECTOR_BYTES)
@@ -51,7 +51,7 @@ function checkSectors(
   })
 }
 
-function reportLost({ dataOffset }: CowHeader, first: number, end: number, report: Report): void {
+function reportLost({ dataOffset }: CowHeader, first: number, end: number, report: CheckReport): void {
   const at = dataOffset + first * SECTOR_BYTES
   report.corruption(
     at,
@@ -60,7 +60,7 @@ function reportLost({ dataOffset }: CowHeader, first: number, end: number, repor
   )
 }
 
-function reportUnused(unused: UnusedSpace, first: number, end: number, report: Report): void {
+function reportUnused(unused: UnusedSpace, first: number, end: number, report: CheckReport): void {
   const found = unused.of(first, end)
   if (found === undefined) return
   const { span, dataBytes } = found
@@ -71,7 +71,7 @@ function reportUnused(unused: UnusedSpace, first: number, end: number, report: R
 const sectorsOf = (first: number, end: number): string =>
   end - first === 1 ? `sector ${first} is` : `sectors ${first} to ${end - 1} are`
 
-function checkLastByte(store: Store, header: CowHeader, report: Report): void {
+function checkLastByte(store: Store, header: CowHeader, report: CheckReport): void {
   const sectors = Math.ceil(mappedBytes(header) / SECTOR_BYTES)
   if (sectors % 8 === 0) return
   const at = header.bitmapOffset + header.bitmapBytes - 1

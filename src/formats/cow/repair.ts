@@ -6,7 +6,7 @@
  * lost data.
  */
 import type { WritableStore } from '../../io/store.js'
-import { type CheckOptions, type RepairResult, Report } from '../check/report.js'
+import { type CheckOptions, type RepairResult, CheckReport } from '../check/report.js'
 import { walkBitmap } from './bitmap.js'
 import { checkCow } from './check.js'
 import { readCowHeader } from './header.js'
@@ -26,7 +26,7 @@ export function repairCow(
   options: CheckOptions = {},
 ): RepairResult {
   const before = checkCow(store, options)
-  const changes = new Report()
+  const changes = new CheckReport()
   if (before.corruptions > 0) changes.note('error', 0, () => (what === 'all' ? LOST : KEPT))
   else if (before.leaks > 0) giveBack(store, changes)
   const isChanged = changes.findings.some(({ kind }) => kind === 'fix')
@@ -34,7 +34,7 @@ export function repairCow(
   return { before, after, changes: changes.findings, changesLeftOut: changes.findingsLeftOut }
 }
 
-function giveBack(store: WritableStore, changes: Report): void {
+function giveBack(store: WritableStore, changes: CheckReport): void {
   const header = readCowHeader(store)
   const unused = new UnusedSpace(store, header)
   let isChanged = false

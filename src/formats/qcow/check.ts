@@ -9,7 +9,7 @@
  *  (3) Unused space counts as so many leaks as clusters would fit in it, if it can be given back (see space.ts).
  */
 import type { Store } from '../../io/store.js'
-import { type CheckOptions, type CheckResult, Report } from '../check/report.js'
+import { type CheckOptions, type CheckResult, CheckReport } from '../check/report.js'
 import { clusterBytes, readQcowHeader } from './header.js'
 import { inspectTables } from './inspection.js'
 import type { InspectOptions, TableSink } from './table-sink.js'
@@ -25,7 +25,7 @@ export interface QcowCheckOptions extends CheckOptions, InspectOptions {
  * file cannot be read.
  */
 export function checkQcow(store: Store, options: QcowCheckOptions = {}): CheckResult {
-  const report = new Report()
+  const report = new CheckReport()
   checkTables(store, report, options)
   return report
 }
@@ -39,7 +39,7 @@ export interface Damage {
 }
 
 /** Adds the findings to `report`. Throws what `checkQcow` throws. */
-export function checkTables(store: Store, report: Report, options: QcowCheckOptions): Damage {
+export function checkTables(store: Store, report: CheckReport, options: QcowCheckOptions): Damage {
   const header = readQcowHeader(store)
   const cluster = clusterBytes(header)
   let unwrittenAt: number | undefined

@@ -8,7 +8,7 @@
  *  (2) Unused space is given back, unless a lost table may have named it (see losses.ts).
  */
 import type { WritableStore } from '../../io/store.js'
-import { type RepairResult, Report } from '../check/report.js'
+import { type RepairResult, CheckReport } from '../check/report.js'
 import { checkTables, type QcowCheckOptions } from './check.js'
 import { ENTRY_BYTES, readQcowHeader } from './header.js'
 import { isLossPossible } from './losses.js'
@@ -30,8 +30,8 @@ export function repairQcow(
   what: 'leaks' | 'all',
   options: QcowCheckOptions = {},
 ): RepairResult {
-  const before = new Report()
-  const changes = new Report()
+  const before = new CheckReport()
+  const changes = new CheckReport()
   const { unwrittenAt, others } = checkTables(store, before, options)
   const refuse = (why: string) => changes.note('error', 0, () => why)
   if (others > 0) refuse(DAMAGED)
@@ -45,20 +45,20 @@ export function repairQcow(
     }
   }
   const isChanged = changes.findings.some(({ kind }) => kind === 'fix')
-  const after = isChanged ? new Report() : before
+  const after = isChanged ? new CheckReport() : before
   if (isChanged) checkTables(store, after, options)
   return { before, after, changes: changes.findings, changesLeftOut: changes.findingsLeftOut }
 }
 
 /** Step (1). */
-function forgetTable(store: WritableStore, entryAt: number, changes: Report): void {
+function forgetTable(store: WritableStore, entryAt: number, changes: CheckReport): void {
   store.write(Buffer.alloc(ENTRY_BYTES), 0, ENTRY_BYTES, entryAt)
   store.sync()
   changes.note('fix', entryAt, () => 'the L1 entry names no table any more')
 }
 
 /** Step (2). */
-function giveBack(store: WritableStore, changes: Report, options: QcowCheckOptions): void {
+function giveBack(store: WritableStore, changes: CheckReport, options: QcowCheckOptions): void {
   let end = store.sizeBytes
   inspectTables(
     store,

@@ -19,7 +19,7 @@ import type { CheckOptions, RepairResult } from '../check/report.js'
 import { checkImage } from './check.js'
 import { CheckedImage } from './check/image.js'
 import { L2Catalog } from './check/l1-walk.js'
-import { Report } from './check/report.js'
+import { Qcow2Report } from './check/report.js'
 import { CellMemory } from './check/window.js'
 import { INCOMPATIBLE } from './header.js'
 import { writeFeatures } from './header-update.js'
@@ -43,8 +43,8 @@ export function repairQcow2(
   what: 'leaks' | 'all',
   options: CheckOptions = {},
 ): RepairResult {
-  const before = new Report()
-  const changes = new Report()
+  const before = new Qcow2Report()
+  const changes = new Qcow2Report()
   const memory = new CellMemory()
   const image = new CheckedImage(store)
   const isKnown = checkImage(image, before, options, memory)
@@ -85,7 +85,7 @@ export function requireKnownCounts(
   options: CheckOptions = {},
   memory = new CellMemory(),
 ): void {
-  const report = new Report()
+  const report = new Qcow2Report()
   if (checkImage(new CheckedImage(store), report, options, memory)) return
   const [worst] = report.findings.filter(({ kind }) => kind !== 'leak' && kind !== 'notice')
   throw new ImageError(
@@ -105,18 +105,18 @@ function repairAll(
   store: WritableStore,
   isKnownBefore: boolean,
   options: CheckOptions,
-  changes: Report,
+  changes: Qcow2Report,
   memory: CellMemory,
-): Report {
+): Qcow2Report {
   let isKnown = isKnownBefore
   let hasDropped = false
   for (let round = 1; ; round++) {
-    const made = new Report()
+    const made = new Qcow2Report()
     if (!isKnown) made.note('error', 0, hasDropped ? lostOnesAreKept : leaksAreKept)
     const hasDroppedNow = repairOnce(store, isKnown, made, memory)
     if (hasDroppedNow && !hasDropped) changes.note('error', 0, lostOnesAreKept)
     hasDropped ||= hasDroppedNow
-    const after = new Report()
+    const after = new Qcow2Report()
     isKnown = checkImage(new CheckedImage(store), after, options, memory) && !hasDropped
     const isWhole = after.corruptions + after.leaks + after.checkErrors === 0
     const hasChanged = made.findingsLeftOut > 0 || made.findings.some(({ kind }) => kind === 'fix')
@@ -134,7 +134,7 @@ function repairAll(
 function repairOnce(
   store: WritableStore,
   isKnown: boolean,
-  changes: Report,
+  changes: Qcow2Report,
   memory: CellMemory,
 ): boolean {
   let image = new CheckedImage(store)
@@ -164,11 +164,11 @@ const lostOnesAreKept = () =>
 function giveBackLeaks(
   store: WritableStore,
   isKnown: boolean,
-  before: Report,
+  before: Qcow2Report,
   options: CheckOptions,
-  changes: Report,
+  changes: Qcow2Report,
   memory: CellMemory,
-): Report {
+): Qcow2Report {
   if (!isKnown) {
     changes.note('error', 0, leaksAreKept)
     return before
@@ -178,7 +178,7 @@ function giveBackLeaks(
   fixCounts(store, { raise: 'none', lower: isDamaged ? 'unused' : 'all' }, changes, memory)
   if (!isDamaged) fixCopiedFlags(new CheckedImage(store), store, changes, memory)
   store.sync()
-  const after = new Report()
+  const after = new Qcow2Report()
   checkImage(new CheckedImage(store), after, options, memory)
   return after
 }
@@ -186,7 +186,7 @@ function giveBackLeaks(
 function fixEntries(
   image: CheckedImage,
   store: WritableStore,
-  changes: Report,
+  changes: Qcow2Report,
   memory: CellMemory,
 ): void {
   const shared = findSharedTables(image, memory)

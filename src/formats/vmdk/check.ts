@@ -16,7 +16,7 @@
  */
 import path from 'node:path'
 import type { Store } from '../../io/store.js'
-import { type CheckOptions, type CheckResult, Report } from '../check/report.js'
+import { type CheckOptions, type CheckResult, CheckReport } from '../check/report.js'
 import { findLosses } from './check/losses.js'
 import { PackedInspection } from './check/packed-inspection.js'
 import { inspectSesparse } from './check/sesparse-inspection.js'
@@ -43,7 +43,7 @@ export function checkVmdk(
   extents: readonly CheckedExtent[],
   options: CheckOptions = {},
 ): CheckResult {
-  const report = new Report()
+  const report = new CheckReport()
   checkExtents(extents, report, options)
   return report
 }
@@ -59,7 +59,7 @@ const NONE: ExtentCounts = { corruptions: 0, leaks: 0 }
 /** Adds the findings to `report`. Returns the counts by extent; only once for a file of several extents. */
 export function checkExtents(
   extents: readonly CheckedExtent[],
-  report: Report,
+  report: CheckReport,
   { progress }: CheckOptions = {},
 ): ExtentCounts[] {
   const checked = new Set<Store>()
@@ -91,7 +91,7 @@ export function speaker(
 
 type Say = ReturnType<typeof speaker>
 
-function checkFlat(store: Store, end: number, say: Say, report: Report): ExtentCounts {
+function checkFlat(store: Store, end: number, say: Say, report: CheckReport): ExtentCounts {
   const missing = end - store.sizeBytes
   report.imageEndOffset += Math.max(0, Math.min(end, store.sizeBytes))
   if (missing <= 0) return NONE
@@ -110,7 +110,7 @@ class ExtentCheck implements GrainSink {
     private readonly extent: CheckedExtent,
     private readonly store: Store,
     private readonly say: Say,
-    private readonly report: Report,
+    private readonly report: CheckReport,
     private readonly progress: (part: number) => void,
   ) {}
 

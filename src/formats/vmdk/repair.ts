@@ -16,7 +16,7 @@
  *  (4) The mark that the extent is open is cleared if nothing is damaged or contradictory any more.
  */
 import type { Store, WritableStore } from '../../io/store.js'
-import { type CheckOptions, type RepairResult, Report } from '../check/report.js'
+import { type CheckOptions, type RepairResult, CheckReport } from '../check/report.js'
 import { type CheckedExtent, checkExtents, type ExtentCounts, speaker } from './check.js'
 import { findLosses } from './check/losses.js'
 import type { Patch } from './check/patched-store.js'
@@ -55,8 +55,8 @@ export function repairVmdk(
   what: 'leaks' | 'all',
   options: CheckOptions = {},
 ): RepairResult {
-  const before = new Report()
-  const changes = new Report()
+  const before = new CheckReport()
+  const changes = new CheckReport()
   const counts = checkExtents(extents, before, options)
   const repaired = new Set<Store>()
   extents.forEach((extent, i) => {
@@ -70,7 +70,7 @@ export function repairVmdk(
     repair.run(counts[i] as ExtentCounts)
   })
   const isChanged = changes.findings.some(({ kind }) => kind === 'fix')
-  const after = isChanged ? new Report() : before
+  const after = isChanged ? new CheckReport() : before
   if (isChanged) checkExtents(extents.map(readAgain), after, options)
   return { before, after, changes: changes.findings, changesLeftOut: changes.findingsLeftOut }
 }

@@ -4,7 +4,7 @@ import { MAX_FINDINGS } from '../../../src/formats/check/report.js'
 import { checkImage, checkQcow2 } from '../../../src/formats/qcow2/check.js'
 import { CheckedImage } from '../../../src/formats/qcow2/check/image.js'
 import { L2Catalog } from '../../../src/formats/qcow2/check/l1-walk.js'
-import { Report } from '../../../src/formats/qcow2/check/report.js'
+import { Qcow2Report } from '../../../src/formats/qcow2/check/report.js'
 import { CellMemory } from '../../../src/formats/qcow2/check/window.js'
 import { noise, prose } from '../../fixtures/model.js'
 import { deflated } from '../../fixtures/packers.js'
@@ -313,13 +313,13 @@ t.test('an image in many windows is the same as in one', async t => {
   bytes.writeBigUInt64BE(0n, image.l2EntryAt(300))
   const store = new MemoryStore('disk.qcow2', bytes)
   const checked = (memory: CellMemory) => {
-    const report = new Report()
+    const report = new Qcow2Report()
     checkImage(new CheckedImage(store), report, {}, memory)
     return report
   }
   const one = checked(new CellMemory())
   const many = checked(new CellMemory(256))
-  const byPlace = (report: Report) => report.findings.map(f => `${f.at} ${f.message}`).sort()
+  const byPlace = (report: Qcow2Report) => report.findings.map(f => `${f.at} ${f.message}`).sort()
   t.same(byPlace(many), byPlace(one))
   t.same({ ...many, findings: [] }, { ...one, findings: [] })
   t.ok(one.corruptions > 4 && one.leaks > 4)

@@ -8,7 +8,7 @@ import { L2Catalog } from './l1-walk.js'
 import { L2Reader } from './l2-read.js'
 import { L2Scan } from './l2-scan.js'
 import { RefcountBlocks } from './refcount-blocks.js'
-import type { Report } from './report.js'
+import type { Qcow2Report } from './report.js'
 import { CellMemory, COUNTED_ONCE, EXCLUSIVE, UNKNOWN, Window } from './window.js'
 
 export class Census {
@@ -59,7 +59,7 @@ export class Census {
    *
    * @param report gets the findings, if given
    */
-  run(report: Report | undefined, visit: () => void, progress?: (part: number) => void): void {
+  run(report: Qcow2Report | undefined, visit: () => void, progress?: (part: number) => void): void {
     const { window, image } = this
     for (let first = 0; first <= image.clusters; first += window.length) {
       window.begin(first)
@@ -96,7 +96,7 @@ export class Census {
     }
   }
 
-  private countRegions(report: Report | undefined): void {
+  private countRegions(report: Qcow2Report | undefined): void {
     const { image, window } = this
     for (const { name, at, bytes } of image.regions) {
       if (!image.isInFile(at, bytes)) {
@@ -110,7 +110,7 @@ export class Census {
     }
   }
 
-  private countBitmapClusters(report: Report | undefined): void {
+  private countBitmapClusters(report: Qcow2Report | undefined): void {
     const { image, window } = this
     for (const { entryAt, at, isSound } of bitmapClusters(image)) {
       if (!isSound) {
@@ -134,7 +134,7 @@ export class Census {
   }
 
   /** Counts the refcount blocks. They come last: a block that shares its cluster with anything cannot be trusted. */
-  private countBlocks(report: Report | undefined): void {
+  private countBlocks(report: Qcow2Report | undefined): void {
     const { blocks, image, window } = this
     const isFirst = window.first === 0
     const tableAt = image.header.refcountTableOffset

@@ -2,10 +2,10 @@
 import type { Census } from './census.js'
 import { clustersOf, type FindingRun, FindingRuns } from './finding-runs.js'
 import { DATA, EXCLUSIVE, REFERENCES, TABLE, UNKNOWN } from './window.js'
-import type { Report } from './report.js'
+import type { Qcow2Report } from './report.js'
 
 /** Compares the census's window. Returns the end of the last cluster in use, in clusters. */
-export function compareCounts(census: Census, report: Report): number {
+export function compareCounts(census: Census, report: Qcow2Report): number {
   const { window, blocks, image } = census
   const { cells, first } = window
   const { maxCount } = image
@@ -55,7 +55,7 @@ const isOverlap = (cell: number, references: number): boolean =>
 
 type Fault = 'corruption' | 'leak' | 'error'
 
-function describe(run: FindingRun<Fault>, clusterBytes: number, report: Report): void {
+function describe(run: FindingRun<Fault>, clusterBytes: number, report: Qcow2Report): void {
   const { kind, length, counted, references } = run
   const at = run.start * clusterBytes
   const what = clustersOf(run)
@@ -65,7 +65,7 @@ function describe(run: FindingRun<Fault>, clusterBytes: number, report: Report):
   else report.error(at, () => `${what}: count unreadable, references ${references}`, length)
 }
 
-function describeOverlap(run: FindingRun<'overlap'>, clusterBytes: number, report: Report): void {
+function describeOverlap(run: FindingRun<'overlap'>, clusterBytes: number, report: Qcow2Report): void {
   report.corruption(
     run.start * clusterBytes,
     () =>

@@ -2,14 +2,14 @@
 import type { CheckedImage, L1Table } from './image.js'
 import { walkL1 } from './l1-walk.js'
 import type { RefcountBlocks } from './refcount-blocks.js'
-import type { Report } from './report.js'
+import type { Qcow2Report } from './report.js'
 import { COPIED, hostOffset, L1_RESERVED } from '../words.js'
 
 /** Returns false if some tables cannot be read, so that what they name is unknown. */
 export function inspectL1Tables(
   image: CheckedImage,
   blocks: RefcountBlocks,
-  report: Report,
+  report: Qcow2Report,
 ): boolean {
   const { snapshots } = image.snapshots
   const named = image.l1Tables.filter(table => !table.isActive).length
@@ -31,7 +31,7 @@ function inspect(
   image: CheckedImage,
   table: L1Table,
   blocks: RefcountBlocks,
-  report: Report,
+  report: Qcow2Report,
 ): boolean {
   const { clusterBytes } = image
   let isReadable = true

@@ -8,7 +8,7 @@ import { L2Entry } from './l2-entry.js'
 import type { L2Tables } from './l1-walk.js'
 import type { L2Reader } from './l2-read.js'
 import type { RefcountBlocks } from './refcount-blocks.js'
-import type { Report } from './report.js'
+import type { Qcow2Report } from './report.js'
 import { COUNTED_ONCE, DATA, REFERENCES, TABLE, UNKNOWN, type Window } from './window.js'
 
 export class L2Scan {
@@ -40,7 +40,7 @@ export class L2Scan {
    * @param report gets the findings that do not depend on the window
    * @param copied gets wrong COPIED flags; those of the active tables must be right
    */
-  scan(tables: L2Tables, report: Report | undefined, copied: Report | undefined): void {
+  scan(tables: L2Tables, report: Qcow2Report | undefined, copied: Qcow2Report | undefined): void {
     const { window } = this
     const { clusterBytes } = this.image
     for (let i = 0; i < tables.length; i++) {
@@ -77,8 +77,8 @@ export class L2Scan {
     words: Uint32Array,
     tableAt: number,
     times: number,
-    report: Report | undefined,
-    copied: Report | undefined,
+    report: Qcow2Report | undefined,
+    copied: Qcow2Report | undefined,
     isActive: boolean,
   ): void {
     const { entry, image, window } = this
@@ -132,7 +132,7 @@ export class L2Scan {
   }
 
   private checkCopied(
-    copied: Report,
+    copied: Qcow2Report,
     place: number,
     cluster: number,
     times: number,
@@ -153,7 +153,7 @@ export class L2Scan {
     }
   }
 
-  private wrongCopied(copied: Report, place: number, count: number, times: number): void {
+  private wrongCopied(copied: Qcow2Report, place: number, count: number, times: number): void {
     const { at, isCopied } = this.entry
     copied.wrongFlag(
       place,
@@ -164,7 +164,7 @@ export class L2Scan {
   }
 
   /** Counts what the current entry names. */
-  private count(place: number, times: number, report: Report | undefined): void {
+  private count(place: number, times: number, report: Qcow2Report | undefined): void {
     const { at, bytes } = this.entry
     const { image } = this
     if (!image.isInFile(at, bytes)) {
@@ -190,7 +190,7 @@ export class L2Scan {
   }
 
   /** Reports what is wrong with the current entry, wherever it points. */
-  private inspect(report: Report, place: number, times: number): void {
+  private inspect(report: Qcow2Report, place: number, times: number): void {
     const { entry, image } = this
     const corruption = (message: string) => report.corruption(place, () => message, times)
     if (entry.isCompressed) {

@@ -1,7 +1,7 @@
 /** The findings of a check of a qcow2 image. */
-import { Report as CheckReport } from '../../check/report.js'
+import { CheckReport } from '../../check/report.js'
 
-export class Report extends CheckReport {
+export class Qcow2Report extends CheckReport {
   /** How many of the corruptions are COPIED flags that do not agree with their counts. */
   wrongFlags = 0
 

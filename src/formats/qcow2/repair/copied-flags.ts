@@ -4,7 +4,7 @@ import { Census } from '../check/census.js'
 import type { CheckedImage } from '../check/image.js'
 import type { L2Tables } from '../check/l1-walk.js'
 import { L2Entry } from '../check/l2-entry.js'
-import type { Report } from '../check/report.js'
+import type { Qcow2Report } from '../check/report.js'
 import { type CellMemory, COUNTED_ONCE, UNKNOWN } from '../check/window.js'
 import { COPIED, hostOffset } from '../words.js'
 import { findSharedTables } from './shared-tables.js'
@@ -14,7 +14,7 @@ import { TableEditor } from './table-editor.js'
 export function fixCopiedFlags(
   image: CheckedImage,
   store: WritableStore,
-  report: Report,
+  report: Qcow2Report,
   memory: CellMemory,
 ): number {
   const shared = findSharedTables(image, memory)

@@ -12,7 +12,7 @@
 import type { WritableStore } from '../../../io/store.js'
 import { Census } from '../check/census.js'
 import { CheckedImage } from '../check/image.js'
-import type { Report } from '../check/report.js'
+import type { Qcow2Report } from '../check/report.js'
 import { clustersOf, type FindingRun, FindingRuns } from '../check/finding-runs.js'
 import { type CellMemory, REFERENCES } from '../check/window.js'
 import { writeRefcounts, writeRefcountTable } from '../header-update.js'
@@ -39,7 +39,7 @@ export interface CountOptions {
 export function fixCounts(
   store: WritableStore,
   options: CountOptions,
-  report: Report | undefined,
+  report: Qcow2Report | undefined,
   memory: CellMemory,
 ): CountChanges {
   const survey = new Survey(new Census(new CheckedImage(store), memory))
@@ -65,7 +65,7 @@ class Completion {
     private readonly survey: Survey,
     private readonly places: RefcountPlaces,
     private readonly options: CountOptions,
-    private readonly report: Report | undefined,
+    private readonly report: Qcow2Report | undefined,
   ) {
     const { image, blocks } = survey.census
     this.image = image
@@ -187,7 +187,7 @@ function changeInPlace(
   survey: Survey,
   options: CountOptions,
   changes: CountChanges,
-  report: Report | undefined,
+  report: Qcow2Report | undefined,
 ): void {
   const { blocks, window, image } = census
   // After a completion every block in the table is sound.
@@ -225,7 +225,7 @@ function isAllowed(counted: number, expected: number, { raise, lower }: CountOpt
   return lower === 'all' || (lower === 'unused' && expected === 0)
 }
 
-function describe(run: FindingRun<'fix'>, clusterBytes: number, report: Report | undefined): void {
+function describe(run: FindingRun<'fix'>, clusterBytes: number, report: Qcow2Report | undefined): void {
   const { start, counted, references } = run
   report?.note(
     'fix',

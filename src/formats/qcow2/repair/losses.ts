@@ -1,7 +1,7 @@
 /** Drops an image's statements about lost parts, so that the rest of it can be used. */
 import type { WritableStore } from '../../../io/store.js'
 import type { CheckedImage } from '../check/image.js'
-import type { Report } from '../check/report.js'
+import type { Qcow2Report } from '../check/report.js'
 import { AUTOCLEAR, INCOMPATIBLE } from '../header.js'
 import { endExtensions, writeExtensionType, writeFeatures, writeL1 } from '../header-update.js'
 import type { Defect } from '../table-places.js'
@@ -13,7 +13,7 @@ const VOID_EXTENSION = 0x766f6964
  * Repairs header fields that only writers use, and gives up bitmaps that cannot be found. Other steps repair lost snapshots
  * and reference counts. Everything is synced when it returns.
  */
-export function dropLosses(image: CheckedImage, store: WritableStore, report: Report): void {
+export function dropLosses(image: CheckedImage, store: WritableStore, report: Qcow2Report): void {
   const { header, bitmaps } = image
   for (const defect of header.defects) repairHeader(image, defect, store, report)
   const isLost = bitmaps?.obstacle ?? header.defects.find(({ part }) => part === 'bitmaps')?.message
@@ -34,7 +34,7 @@ function repairHeader(
   { header }: CheckedImage,
   { part, at }: Defect,
   store: WritableStore,
-  report: Report,
+  report: Qcow2Report,
 ): void {
   const fix = (message: string) => report.note('fix', at, () => message)
   if (part === 'L1 size') {

@@ -7,7 +7,7 @@ import type { WritableStore } from '../../../io/store.js'
 import { isTooLarge } from '../../disk-size.js'
 import { Census } from '../check/census.js'
 import type { CheckedImage } from '../check/image.js'
-import type { Report } from '../check/report.js'
+import type { Qcow2Report } from '../check/report.js'
 import type { SnapshotL1 } from '../check/snapshot-table.js'
 import type { CellMemory } from '../check/window.js'
 import { l2CoverageBytes } from '../header.js'
@@ -28,7 +28,7 @@ const MAX_TABLE_BYTES = 4 * 2 ** 20
 export function repairSnapshotTable(
   image: CheckedImage,
   store: WritableStore,
-  report: Report,
+  report: Qcow2Report,
   memory: CellMemory,
   isKnown: boolean,
 ): boolean {
@@ -101,14 +101,14 @@ function completed(
 }
 
 /** Drops the part of the table that cannot be read; the entries before it stay where they are. */
-function dropRest(image: CheckedImage, store: WritableStore, report: Report): void {
+function dropRest(image: CheckedImage, store: WritableStore, report: Qcow2Report): void {
   const kept = image.snapshots.snapshots.length
   writeSnapshotTable(store, kept, kept > 0 ? image.header.snapshotsOffset : 0)
   store.sync()
   noteRest(image, report)
 }
 
-function noteRest({ header, snapshots }: CheckedImage, report: Report): void {
+function noteRest({ header, snapshots }: CheckedImage, report: Qcow2Report): void {
   const kept = snapshots.snapshots.length
   const found =
     snapshots.obstacle ?? header.defects.find(({ part }) => part === 'snapshots')?.message
@@ -121,7 +121,7 @@ function noteLost(
   { number, entryAt, l1At, l1Entries }: SnapshotL1,
   { header }: CheckedImage,
   old: Buffer,
-  report: Report,
+  report: Qcow2Report,
 ): void {
   const at = entryAt - header.snapshotsOffset
   const name = printable(decodeSnapshotEntry(old, at).name.toString('utf8'))

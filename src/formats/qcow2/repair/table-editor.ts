@@ -4,7 +4,7 @@ import type { CheckedImage, L1Table } from '../check/image.js'
 import { type L2Catalog, type L2Tables, walkL1 } from '../check/l1-walk.js'
 import { L2Entry } from '../check/l2-entry.js'
 import { L2Reader } from '../check/l2-read.js'
-import type { Report } from '../check/report.js'
+import type { Qcow2Report } from '../check/report.js'
 
 /** The corrected entry, and the message about it. */
 export interface Change {
@@ -23,7 +23,7 @@ export class TableEditor {
     private readonly store: WritableStore,
     /** The places of tables that share their clusters with something else. */
     private readonly shared: ReadonlySet<number>,
-    private readonly report: Report,
+    private readonly report: Qcow2Report,
   ) {
     this.reader = new L2Reader(image)
     this.entry = new L2Entry(image)
