@@ -13,7 +13,7 @@ const DIST = new URL('../../dist/', import.meta.url)
 const load = file => import(new URL(file, DIST))
 const { openChain, closeChain } = await load('image/chain.js')
 const { catalogOf } = await load('image/catalog.js')
-const { ImageSet } = await load('image/image-set.js')
+const { ViewSet } = await load('image/view-set.js')
 const { readView } = await load('image/engine.js')
 const { inflateCluster } = await load('formats/qcow2/inflate.js')
 const { pread } = await load('io/libc.js')
@@ -81,9 +81,9 @@ function readPacked({ view, fd, at, packed }) {
 
 function profile(folder, image, rows) {
   const chain = openChain(path.join(folder, image))
-  const images = new ImageSet(chain.layers, { metadataBytes: 32 * MIB, clusterBytes: MIB })
+  const views = new ViewSet(chain.layers, { metadataBytes: 32 * MIB, clusterBytes: MIB })
   const context = {
-    view: images.viewOf(catalogOf(chain).entries[0]),
+    view: views.viewOf(catalogOf(chain).entries[0]),
     fd: chain.layers[0].fd,
     target: Buffer.allocUnsafeSlow(MIB),
     cluster: Buffer.allocUnsafeSlow(CLUSTER),

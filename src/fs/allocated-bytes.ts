@@ -4,7 +4,7 @@ import type { LayerSpec } from '../formats/format.js'
 import { allocatedNow, filesOf } from '../image/layer.js'
 import type { View } from '../formats/driver.js'
 import { countAllocated } from '../image/holes.js'
-import type { ImageSet } from '../image/image-set.js'
+import type { ViewSet } from '../image/view-set.js'
 import type { WritableDisk } from '../formats/writable.js'
 import type { ImageNode } from './tree.js'
 
@@ -22,7 +22,7 @@ export class AllocatedBytes {
 
   /** @param counts by place in the catalog; -1 if not counted yet; shared by the workers */
   constructor(
-    private readonly images: ImageSet,
+    private readonly views: ViewSet,
     private readonly layers: readonly LayerSpec[],
     private readonly counts: Float64Array,
     private readonly viewOf: (node: ImageNode) => View,
@@ -34,7 +34,7 @@ export class AllocatedBytes {
 
   of(node: ImageNode): number {
     const known = this.counts[node.place] as number
-    const disk = writtenDisk(this.images, node)
+    const disk = writtenDisk(this.views, node)
     if (known >= 0 && (disk === undefined || !this.isDue(disk))) return known
     const startedAt = Date.now()
     const started = performance.now()
@@ -71,7 +71,7 @@ export class AllocatedBytes {
 
   /** Counts. A file with a damaged table, or on lost storage, still has attributes: only reading it fails. */
   private count(node: ImageNode, milliseconds: number): number {
-    const { disk } = this.images
+    const { disk } = this.views
     // Counting reads tables only, and these change only under the lock's exclusive side. So no bytes need a stripe.
     disk?.beginRead(0, 0)
     try {
@@ -90,7 +90,7 @@ export class AllocatedBytes {
     for (let at: number | undefined = layer; at !== undefined; ) {
       const spec: LayerSpec | undefined = this.layers[at]
       if (!spec) break
-      const isWritten = at === 0 && this.images.disk !== undefined
+      const isWritten = at === 0 && this.views.disk !== undefined
       for (const file of filesOf(spec)) sum += isWritten ? allocatedNow(file) : file.allocatedBytes
       at = spec.below
     }
@@ -99,5 +99,5 @@ export class AllocatedBytes {
 }
 
 /** Returns the disk if `node` is its file and it is mounted for writing. */
-export const writtenDisk = (images: ImageSet, node: ImageNode): WritableDisk | undefined =>
-  node.entry.kind === 'disk' ? images.disk : undefined
+export const writtenDisk = (views: ViewSet, node: ImageNode): WritableDisk | undefined =>
+  node.entry.kind === 'disk' ? views.disk : undefined

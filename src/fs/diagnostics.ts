@@ -1,6 +1,6 @@
 /** What the server reports about a mount: the texts of `.vimgfs`, and the log lines about faults. */
 import { type ErrorContext, ImageError, isExpected } from '../errors.js'
-import type { ImageSet } from '../image/image-set.js'
+import type { ViewSet } from '../image/view-set.js'
 import type { LayerSpec } from '../formats/format.js'
 import { removedFiles } from '../image/layer.js'
 import { jsonWithoutHidden } from '../hidden-characters.js'
@@ -45,7 +45,7 @@ export const stallMessage = (seconds: number): string =>
 /** @param status the fields that do not change */
 export function statusText(
   status: Readonly<Record<string, unknown>>,
-  { disk }: ImageSet,
+  { disk }: ViewSet,
   image: LayerSpec,
 ): string {
   disk?.checkFiles()

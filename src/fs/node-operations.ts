@@ -11,7 +11,7 @@ import { nextData, nextHole } from '../image/holes.js'
 import type { LayerSpec } from '../formats/format.js'
 import { allocatedNow, filesOf } from '../image/layer.js'
 import type { Timestamp } from '../io/file-spec.js'
-import type { ImageSet } from '../image/image-set.js'
+import type { ViewSet } from '../image/view-set.js'
 import type { DecompressQueue } from '../image/decompress-queue.js'
 import { SEEK_DATA, SEEK_HOLE } from '../io/libc.js'
 import { AllocatedBytes, writtenDisk } from './allocated-bytes.js'
@@ -27,7 +27,7 @@ const { O_APPEND, O_TRUNC } = fs.constants
 
 export interface FileSystemParts {
   readonly tree: Tree
-  readonly images: ImageSet
+  readonly views: ViewSet
   readonly layers: readonly LayerSpec[]
   /** Allocated bytes by place in the catalog; -1 if not counted yet; shared by the workers. */
   readonly allocated: Float64Array
@@ -72,14 +72,14 @@ export class NodeOperations {
   private readonly ownership: Ownership
 
   constructor(private readonly parts: FileSystemParts) {
-    const { images, layers, allocated, tree, isGrowable = false, onFlush = () => {} } = parts
+    const { views, layers, allocated, tree, isGrowable = false, onFlush = () => {} } = parts
     this.tree = tree
     this.truncations = parts.truncations ?? new Truncations()
     this.ownership = parts.ownership ?? new Ownership()
-    this.allocated = new AllocatedBytes(images, layers, allocated, node => this.view(node))
-    if (!images.disk) return
+    this.allocated = new AllocatedBytes(views, layers, allocated, node => this.view(node))
+    if (!views.disk) return
     const node = tree.disk
-    this.diskFile = new DiskFile(images.disk, {
+    this.diskFile = new DiskFile(views.disk, {
       isGrowable,
       onFlush,
       truncations: this.truncations,
@@ -97,7 +97,7 @@ export class NodeOperations {
   }
 
   sizeOf(node: ImageNode): number {
-    return writtenDisk(this.parts.images, node)?.sizeBytes ?? node.entry.sizeBytes
+    return writtenDisk(this.parts.views, node)?.sizeBytes ?? node.entry.sizeBytes
   }
 
   /** Sets attributes. Returns 0 or an errno. */
@@ -187,7 +187,7 @@ export class NodeOperations {
     if (node.kind !== 'image') return -EINVAL
     if (whence !== SEEK_DATA && whence !== SEEK_HOLE) return -EINVAL
     if (offset >= this.sizeOf(node)) return -ENXIO
-    const { disk } = this.parts.images
+    const { disk } = this.parts.views
     let found: number
     disk?.beginRead(0, 0)
     try {
@@ -327,8 +327,8 @@ export class NodeOperations {
   }
 
   private readImage(node: ImageNode, target: Buffer, length: number, offset: number): void {
-    const { images, queue } = this.parts
-    const { disk } = images
+    const { views, queue } = this.parts
+    const { disk } = views
     // Data of snapshots and lower layers are never overwritten. The lock only keeps their place, so no stripe is needed.
     if (node.entry.kind === 'disk' && disk) {
       this.truncations.noteRead()
@@ -349,7 +349,7 @@ export class NodeOperations {
   private view(node: ImageNode): View {
     let view = this.views.get(node.id)
     if (view === undefined) {
-      view = this.parts.images.viewOf(node.entry)
+      view = this.parts.views.viewOf(node.entry)
       this.views.set(node.id, view)
     }
     return view
@@ -366,7 +366,7 @@ export class NodeOperations {
   }
 
   private modified(node: ImageNode): Timestamp {
-    const milliseconds = writtenDisk(this.parts.images, node)?.modified ?? 0
+    const milliseconds = writtenDisk(this.parts.views, node)?.modified ?? 0
     if (milliseconds === 0) return node.entry.modified
     const seconds = Math.floor(milliseconds / 1000)
     return { seconds, nanoseconds: (milliseconds - seconds * 1000) * 1_000_000 }

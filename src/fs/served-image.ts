@@ -4,7 +4,7 @@ import { formatOf } from '../formats/registry.js'
 import { type CatalogEntry, catalogOf } from '../image/catalog.js'
 import type { Chain } from '../image/chain.js'
 import { createDiskMemory, type DiskMemory } from '../image/disk-memory.js'
-import { type CacheSizes, ImageSet } from '../image/image-set.js'
+import { type CacheSizes, ViewSet } from '../image/view-set.js'
 import { removedFiles, storeOf } from '../image/layer.js'
 import type { Logger } from '../log.js'
 import { DiskKeeper } from './disk-keeper.js'
@@ -24,7 +24,7 @@ export class ServedImage {
   readonly stats: SharedArrayBuffer
   readonly counts: WorkerStats
   readonly memory: DiskMemory | undefined
-  readonly images: ImageSet
+  readonly views: ViewSet
   /** Present where the disk is written. */
   readonly keeper: DiskKeeper | undefined
 
@@ -49,10 +49,10 @@ export class ServedImage {
     this.counts = counts
     const onStall = (seconds: number) => logger.warn(stallMessage(seconds))
     const writing = this.memory && { memory: this.memory, thread: threads, onStall }
-    this.images = new ImageSet(chain.layers, this.caches, counts, writing)
+    this.views = new ViewSet(chain.layers, this.caches, counts, writing)
     const countFlush = () => counts.countFlush()
     const removed = () => removedFiles(top)
-    const { disk } = this.images
+    const { disk } = this.views
     this.keeper = disk && new DiskKeeper(disk, countFlush, removed, logger)
   }
 }

@@ -114,9 +114,9 @@ async function serveChain(
   // The callbacks of libfuse run on the main thread.
   const threads = transport === 'direct' ? request.threads : 0
   const image = new ServedImage(chain, threads, request.metadataBytes, logger)
-  const { entries, warnings, keeper, images, counts } = image
+  const { entries, warnings, keeper, views, counts } = image
   const parts = sessionParts(image, request.options, mountpoint, transport, logger)
-  const session = await sessionOf(transport, parts, { images, counts })
+  const session = await sessionOf(transport, parts, { views, counts })
   const mount = await bringUp(session, mountpoint, threads, logger).catch(error => {
     keeper?.close()
     throw error

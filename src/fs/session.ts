@@ -2,7 +2,7 @@
 import type { CatalogEntry } from '../image/catalog.js'
 import type { Chain } from '../image/chain.js'
 import type { DiskMemory } from '../image/disk-memory.js'
-import type { CacheSizes, ImageSet } from '../image/image-set.js'
+import type { CacheSizes, ViewSet } from '../image/view-set.js'
 import type { Logger } from '../log.js'
 import type { MountRequest } from './mount.js'
 import type { MountInfo } from '../io/mountinfo.js'
@@ -38,7 +38,7 @@ export interface SessionParts {
 
 /** The main thread's part of the image, to flush it and perhaps to serve it. */
 export interface MainThread {
-  readonly images: ImageSet
+  readonly views: ViewSet
   readonly counts: WorkerStats
 }
 

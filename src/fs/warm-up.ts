@@ -14,7 +14,7 @@ import type { CatalogEntry } from '../image/catalog.js'
 import type { FormatWriting, LayerSpec } from '../formats/format.js'
 import { formatOf } from '../formats/registry.js'
 import { createDiskMemory, type DiskMemory } from '../image/disk-memory.js'
-import { type CacheSizes, ImageSet } from '../image/image-set.js'
+import { type CacheSizes, ViewSet } from '../image/view-set.js'
 import { closeFile, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, memoryFile } from '../io/libc.js'
 import { WritableFileStore } from '../io/store.js'
 import { TextSlots } from './control.js'
@@ -78,12 +78,12 @@ class ScratchDisk {
     this.layer = layer
     const store = storeOn(this.fd)
     this.memory = structuredClone(createDiskMemory(layer, 1, store))
-    const images = new ImageSet([layer], caches, undefined, { memory: this.memory, thread: 0 })
+    const views = new ViewSet([layer], caches, undefined, { memory: this.memory, thread: 0 })
     const tree = new Tree([structuredClone(entryOf(layer, sizeBytes))], APPEARANCE)
     this.node = tree.disk?.id ?? 0
     const fileSystem = new ImageFs({
       tree,
-      images,
+      views,
       layers: [layer],
       allocated: new Float64Array(new SharedArrayBuffer(8)),
       slots: new TextSlots(),

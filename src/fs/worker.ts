@@ -9,7 +9,7 @@ import { errnoName } from '../errors.js'
 import type { CatalogEntry } from '../image/catalog.js'
 import type { LayerSpec } from '../formats/format.js'
 import type { DiskMemory } from '../image/disk-memory.js'
-import { type CacheSizes, ImageSet } from '../image/image-set.js'
+import { type CacheSizes, ViewSet } from '../image/view-set.js'
 import { type QueueMemory, DecompressQueue } from '../image/decompress-queue.js'
 import { cloneDevice, errno, read, write } from '../io/libc.js'
 import { TextSlots } from './control.js'
@@ -80,15 +80,15 @@ function run(setup: WorkerSetup): void {
   const writing = memory && { memory, thread: setup.index, onStall }
   // Make this before any part of the real disk: see warm-up.ts.
   const warming = memory && new Warming(setup)
-  const images = new ImageSet(setup.layers, setup.caches, stats, writing)
+  const views = new ViewSet(setup.layers, setup.caches, stats, writing)
   const fileSystem = new ImageFs({
     tree: new Tree(setup.entries, setup.appearance),
-    images,
+    views,
     layers: setup.layers,
     allocated: new Float64Array(setup.shared.allocated),
     slots: new TextSlots(setup.shared.slots),
     controlText: {
-      status: () => statusText(setup.status, images, setup.layers[0] as LayerSpec),
+      status: () => statusText(setup.status, views, setup.layers[0] as LayerSpec),
       stats: () => statsText(setup.shared.stats, setup.started),
     },
     isGrowable: setup.isGrowable,

@@ -9,7 +9,7 @@ import { createDiskMemory } from './disk-memory.js'
 import { lockChain, unlockChain } from './encryption.js'
 import { readView } from './engine.js'
 import { nextData, nextHole } from './holes.js'
-import { type CacheSizes, ImageSet } from './image-set.js'
+import { type CacheSizes, ViewSet } from './view-set.js'
 import { openChain } from './open-chain.js'
 import { type ImageStores, openStores } from './store-chain.js'
 import { LOCAL_FILES, type StoreSource } from './store-source.js'
@@ -170,15 +170,15 @@ export class OpenImage {
   /** @param images the view of `chain`, with its disk where that is written */
   constructor(
     private readonly chain: Chain,
-    private readonly images: ImageSet,
+    private readonly views: ViewSet,
     private readonly closeFiles: () => void,
     warnings: readonly string[],
   ) {
     const { entries, warnings: more } = catalogOf(chain)
-    const { disk } = images
+    const { disk } = views
     this.written = disk
     const [first, ...others] = entries as [CatalogEntry, ...CatalogEntry[]]
-    this.disk = new ImageDisk(images.viewOf(first), first, disk, chain.layers[0].path)
+    this.disk = new ImageDisk(views.viewOf(first), first, disk, chain.layers[0].path)
     const readable = (entry: CatalogEntry) => new ReadableDisk(this.viewOf(entry), entry, disk)
     const isSnapshot = ({ kind }: CatalogEntry) => kind === 'snapshot' || kind === 'vmstate'
     this.snapshots = others.filter(isSnapshot).map(readable)
@@ -215,7 +215,7 @@ export class OpenImage {
   }
 
   private viewOf(entry: CatalogEntry): View {
-    return this.images.viewOf(entry)
+    return this.views.viewOf(entry)
   }
 }
 
@@ -247,8 +247,8 @@ export async function openImage(
     const memory = writable ? createDiskMemory(top, 1, source.readable(top)) : undefined
     const sizes = { ...CACHES, ...caches }
     const writing = memory && { memory, thread: 0 }
-    const images = new ImageSet(chain.layers, sizes, undefined, writing, source)
-    return new OpenImage(chain, images, closeFiles, memory?.warnings ?? [])
+    const views = new ViewSet(chain.layers, sizes, undefined, writing, source)
+    return new OpenImage(chain, views, closeFiles, memory?.warnings ?? [])
   } catch (error) {
     if (chain) lockChain(chain)
     closeFiles()

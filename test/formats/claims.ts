@@ -8,7 +8,7 @@ import { catalogOf } from '../../src/image/catalog.js'
 import { closeChain } from '../../src/image/chain.js'
 import { openChain } from '../../src/image/open-chain.js'
 import { createDiskMemory } from '../../src/image/disk-memory.js'
-import { ImageSet } from '../../src/image/image-set.js'
+import { ViewSet } from '../../src/image/view-set.js'
 import { describe } from '../../src/image/info.js'
 import { storeOf } from '../../src/image/layer.js'
 import type { WritableDisk } from '../../src/formats/writable.js'
@@ -78,11 +78,11 @@ async function use(path: string, access: 'read' | 'write'): Promise<void> {
     const [top] = chain.layers
     const writing =
       access === 'write' ? { memory: createDiskMemory(top, 1, storeOf(top)), thread: 0 } : undefined
-    const images = new ImageSet(chain.layers, CACHES, undefined, writing)
-    const view = images.viewOf(catalogOf(chain).entries[0] as never)
+    const views = new ViewSet(chain.layers, CACHES, undefined, writing)
+    const view = views.viewOf(catalogOf(chain).entries[0] as never)
     await attempt(() => readAt(view, 0, Math.min(8192, view.driver.sizeBytes)))
     if (access === 'read') return
-    const disk = images.disk as WritableDisk
+    const disk = views.disk as WritableDisk
     await attempt(() => disk.write(noise(100, 9), 0, 100, Math.min(8192, disk.sizeBytes - 100)))
     await attempt(() => disk.flush())
     await attempt(() => disk.close())

@@ -24,7 +24,7 @@ import { checkCow } from '../../src/formats/cow/check.js'
 import { createDiskMemory } from '../../src/image/disk-memory.js'
 import type { View } from '../../src/formats/driver.js'
 import { unlockChain } from '../../src/image/encryption.js'
-import { ImageSet } from '../../src/image/image-set.js'
+import { ViewSet } from '../../src/image/view-set.js'
 import { storeOf } from '../../src/image/layer.js'
 import { checkQcow } from '../../src/formats/qcow/check.js'
 import { checkQcow2 } from '../../src/formats/qcow2/check.js'
@@ -348,15 +348,15 @@ async function open(
     const [top] = unlocked.layers
     const memory = createDiskMemory(top, 1, storeOf(top))
     const writing = access === 'write' ? { memory, thread: 0 } : undefined
-    const images = new ImageSet(unlocked.layers, CACHES, undefined, writing)
+    const set = new ViewSet(unlocked.layers, CACHES, undefined, writing)
     const { entries } = catalogOf(unlocked)
     const views = entries.filter(({ kind }) => kind === 'snapshot').slice(0, 3)
-    const view = images.viewOf(entries[0] as (typeof entries)[0])
-    const disk = images.disk as WritableDisk
+    const view = set.viewOf(entries[0] as (typeof entries)[0])
+    const disk = set.disk as WritableDisk
     return {
       disk,
       read: disk ? bracketed(disk, view) : (offset, length) => readAt(view, offset, length),
-      snapshots: views.map(entry => images.viewOf(entry)),
+      snapshots: views.map(entry => set.viewOf(entry)),
       close: () => closeChain(chain),
     }
   } catch (error) {

@@ -7,7 +7,7 @@ import { type OpenOptions, closeChain } from '../../src/image/chain.js'
 import { openChain } from '../../src/image/open-chain.js'
 import { createDiskMemory } from '../../src/image/disk-memory.js'
 import { storeOf } from '../../src/image/layer.js'
-import { ImageSet } from '../../src/image/image-set.js'
+import { ViewSet } from '../../src/image/view-set.js'
 import { probedName } from '../../src/formats/probe.js'
 import type { WritableDisk } from '../../src/formats/writable.js'
 import { noise } from '../fixtures/model.js'
@@ -29,7 +29,7 @@ function rawDisk(t: Test, options: OpenOptions = {}) {
   const memory = createDiskMemory(top, 2, storeOf(top))
   const disks = [0, 1].map(
     thread =>
-      new ImageSet(chain.layers, CACHES, undefined, { memory, thread }).disk as WritableDisk,
+      new ViewSet(chain.layers, CACHES, undefined, { memory, thread }).disk as WritableDisk,
   )
   t.teardown(() => closeChain(chain))
   const write = (bytes: Buffer | string, offset: number, thread = 0) => {

@@ -29,7 +29,7 @@ const isZero = (disk: Buffer, from: number, to: number): boolean =>
 
 /** All views of an image in pairs with what they must show. */
 function* views(
-  { entries, images }: OpenImage,
+  { entries, views }: OpenImage,
   all: readonly Expected[],
 ): Generator<[View, Buffer]> {
   const [top, ...below] = all as [Expected, ...Expected[]]
@@ -43,7 +43,7 @@ function* views(
   ]
   if (entries.length !== expected.length) throw new Error(`${entries.length} files`)
   for (const [index, entry] of entries.entries()) {
-    yield [images.viewOf(entry), expected[index] as Buffer]
+    yield [views.viewOf(entry), expected[index] as Buffer]
   }
 }
 

@@ -3,7 +3,7 @@ import { constants } from 'node:os'
 import { ImageError } from '../../src/errors.js'
 import type { CatalogEntry } from '../../src/image/catalog.js'
 import type { FormatDriver, View } from '../../src/formats/driver.js'
-import type { ImageSet } from '../../src/image/image-set.js'
+import type { ViewSet } from '../../src/image/view-set.js'
 import type { WritableDisk } from '../../src/formats/writable.js'
 import { TextSlots } from '../../src/fs/control.js'
 import { ImageFs } from '../../src/fs/image-fs.js'
@@ -121,7 +121,7 @@ export function writtenParts(isGrowable = false, disk = new FakeDisk()): Written
     lookup: (offset, length) => ({ kind: 'data', length, store, at: offset }),
   }
   const view: View = { driver, parent: undefined }
-  const images = { disk, viewOf: () => view } as unknown as ImageSet
+  const views = { disk, viewOf: () => view } as unknown as ViewSet
   const modified = { seconds: 1000, nanoseconds: 5 }
   const rest = { layer: 0, startOffset: 0, sizeBytes: DISK_BYTES, modified, attributes: {} }
   const entries: CatalogEntry[] = [
@@ -133,7 +133,7 @@ export function writtenParts(isGrowable = false, disk = new FakeDisk()): Written
   let flushes = 0
   const parts: FileSystemParts = {
     tree: new Tree(entries, appearance),
-    images,
+    views,
     layers: [],
     allocated,
     slots: new TextSlots(),

@@ -11,7 +11,7 @@ import type { Test } from 'tap'
 import { type CatalogEntry, catalogOf } from '../../src/image/catalog.js'
 import { closeChain } from '../../src/image/chain.js'
 import { openChain } from '../../src/image/open-chain.js'
-import { ImageSet } from '../../src/image/image-set.js'
+import { ViewSet } from '../../src/image/view-set.js'
 import { TextSlots } from '../../src/fs/control.js'
 import { ImageFs } from '../../src/fs/image-fs.js'
 import type { FileSystemParts } from '../../src/fs/node-operations.js'
@@ -92,7 +92,7 @@ export function smallParts(t: Test): FileSystemParts {
   const { entries } = catalogOf(chain)
   return {
     tree: new Tree(entries, APPEARANCE),
-    images: new ImageSet(chain.layers, CACHES),
+    views: new ViewSet(chain.layers, CACHES),
     layers: chain.layers,
     allocated: new Float64Array(entries.length).fill(-1),
     slots: new TextSlots(),
@@ -110,7 +110,7 @@ export function listedFs(count: number, allocated: Float64Array): ImageFs {
   return new ImageFs({
     tree: new Tree(entries, APPEARANCE),
     // Nothing is read.
-    images: {} as ImageSet,
+    views: {} as ViewSet,
     layers: [],
     allocated,
     slots: new TextSlots(),

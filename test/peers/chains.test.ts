@@ -91,14 +91,14 @@ t.test('each layer of a chain is shown as it is', tools, async t => {
   const folder = tempFolder(t)
   const layers = [{ sizeBytes: 2 * M }, { sizeBytes: M }, { sizeBytes: 3 * M }]
   const image = await makeChain(folder, layers)
-  const { entries, images } = openedImage(t, image)
+  const { entries, views } = openedImage(t, image)
   t.same(
     entries.map(entry => entry.name),
     ['layer2.raw', 'layer2@layer1.raw', 'layer2@layer0.raw'],
   )
   for (const [index, entry] of entries.entries()) {
     const theirs = await convertedBy(join(folder, `layer${2 - index}.qcow2`))
-    t.equal(firstDifference(readAll(images.viewOf(entry)), theirs), -1, entry.name)
+    t.equal(firstDifference(readAll(views.viewOf(entry)), theirs), -1, entry.name)
   }
 })
 

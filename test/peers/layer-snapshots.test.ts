@@ -6,7 +6,7 @@ import { unlockChain } from '../../src/image/encryption.js'
 import { catalogOf } from '../../src/image/catalog.js'
 import { closeChain } from '../../src/image/chain.js'
 import { openChain } from '../../src/image/open-chain.js'
-import { ImageSet } from '../../src/image/image-set.js'
+import { ViewSet } from '../../src/image/view-set.js'
 import { firstDifference, openedImage, readAll } from '../support/image.js'
 import { needs, run, tempFolder } from '../support/run.js'
 import { makeEncrypted } from './encrypted.js'
@@ -111,10 +111,10 @@ t.test('an encrypted layer', tools, async t => {
   const opened = openChain(top)
   t.teardown(() => closeChain(opened))
   const chain = await unlockChain(opened, async () => [Buffer.from(passphrase)])
-  const images = new ImageSet(chain.layers, { metadataBytes: M, clusterBytes: M })
+  const views = new ViewSet(chain.layers, { metadataBytes: M, clusterBytes: M })
   const entry = catalogOf(chain).entries.find(({ name }) => name === 'top@base@then.raw')!
   const wanted = Buffer.alloc(M)
   wanted.fill(0x5a, 0, 200 * 1024)
-  t.equal(firstDifference(readAll(images.viewOf(entry)), wanted), -1)
+  t.equal(firstDifference(readAll(views.viewOf(entry)), wanted), -1)
   rmSync(top)
 })

@@ -109,7 +109,7 @@ export async function agreesWithQemu(t: Test, image: string, isFiner = false): P
       ({ kind, attributes }) => kind === 'snapshot' && attributes['snapshot-id'] === snapshot.id,
     )
     if (!entry) throw new Error(`snapshot ${snapshot.id} is not shown`)
-    const ours = readAll(open.images.viewOf(entry))
+    const ours = readAll(open.views.viewOf(entry))
     // QEMU gives it the size that the disk has today (formats.md, 6.3).
     const theirs = await convertedBy(image, snapshot.id)
     const common = Math.min(ours.length, theirs.length)

@@ -4,7 +4,7 @@ import { closeChain, type OpenOptions } from '../../src/image/chain.js'
 import { openChain } from '../../src/image/open-chain.js'
 import { createDiskMemory } from '../../src/image/disk-memory.js'
 import { unlockChain } from '../../src/image/encryption.js'
-import { ImageSet } from '../../src/image/image-set.js'
+import { ViewSet } from '../../src/image/view-set.js'
 import { storeOf } from '../../src/image/layer.js'
 import type { WritableDisk } from '../../src/formats/writable.js'
 import { Random } from '../soundness/steps.js'
@@ -31,10 +31,10 @@ export async function openForWriting(
   const chain = await unlockChain(locked, async () => [Buffer.from(passphrases[asked++] ?? '')])
   const [top] = chain.layers
   const memory = createDiskMemory(top, 1, storeOf(top))
-  const images = new ImageSet(chain.layers, CACHES, undefined, { memory, thread: 0 })
-  const disk = images.disk as WritableDisk
+  const views = new ViewSet(chain.layers, CACHES, undefined, { memory, thread: 0 })
+  const disk = views.disk as WritableDisk
   const entry = { name: '', kind: 'disk' as const, layer: 0, startOffset: 0, sizeBytes: 0 }
-  const view = images.viewOf({ ...entry, modified: top.modified, attributes: {} })
+  const view = views.viewOf({ ...entry, modified: top.modified, attributes: {} })
   const close = () => {
     const warnings = disk.close()
     closeChain(chain)

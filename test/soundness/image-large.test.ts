@@ -10,7 +10,7 @@ import { closeChain, type OpenOptions } from '../../src/image/chain.js'
 import { openChain } from '../../src/image/open-chain.js'
 import { createDiskMemory } from '../../src/image/disk-memory.js'
 import { unlockChain } from '../../src/image/encryption.js'
-import { ImageSet } from '../../src/image/image-set.js'
+import { ViewSet } from '../../src/image/view-set.js'
 import { storeOf } from '../../src/image/layer.js'
 import type { WritableDisk } from '../../src/formats/writable.js'
 import { asQemuNames, makeEncrypted } from '../peers/encrypted.js'
@@ -74,13 +74,13 @@ async function writeAndRead(
   const { layers, close } = await opened(path, { format, access: 'write' })
   const [top] = layers
   const memory = createDiskMemory(top, 1, storeOf(top))
-  const images = new ImageSet(layers, CACHES, undefined, { memory, thread: 0 })
-  const disk = images.disk as WritableDisk
+  const views = new ViewSet(layers, CACHES, undefined, { memory, thread: 0 })
+  const disk = views.disk as WritableDisk
   for (const [i, place] of places.entries()) disk.write(pieceOf(i), 0, PIECE, place)
   disk.close()
   close()
   const again = await opened(path, { format })
-  const view = new ImageSet(again.layers, CACHES).viewOf(again.entries[0] as never)
+  const view = new ViewSet(again.layers, CACHES).viewOf(again.entries[0] as never)
   const isSame = places.every((place, i) => {
     const around = readAt(view, place - 100, PIECE + 200)
     const expected = Buffer.concat([Buffer.alloc(100), pieceOf(i), Buffer.alloc(100)])

@@ -7,7 +7,7 @@ import { type Chain, closeChain, type OpenOptions } from '../../src/image/chain.
 import { openChain } from '../../src/image/open-chain.js'
 import { storeOf } from '../../src/image/layer.js'
 import { createDiskMemory } from '../../src/image/disk-memory.js'
-import { ImageSet } from '../../src/image/image-set.js'
+import { ViewSet } from '../../src/image/view-set.js'
 import { readAll } from '../support/image.js'
 import type { Encryption } from './reference-cipher.js'
 import { createStamps, Stamps } from './stamped.js'
@@ -81,14 +81,14 @@ export async function runThreads(
   for (const outcome of outcomes) t.equal(outcome.failure, '', JSON.stringify(outcome))
 
   const caches = { metadataBytes: 2 ** 20, clusterBytes: 2 ** 20 }
-  const images = new ImageSet(chain.layers, caches, undefined, { memory, thread: THREADS })
-  images.disk?.close()
+  const set = new ViewSet(chain.layers, caches, undefined, { memory, thread: THREADS })
+  set.disk?.close()
   closeChain(chain)
 
   const model = new Stamps(stamps)
   const again = unlocked(openChain(path, { format }), known)
   t.teardown(() => closeChain(again))
-  const read = new ImageSet(again.layers, caches)
+  const read = new ViewSet(again.layers, caches)
   const shownAgain = catalogOf(again).entries
   const bytesOf = (name: string | undefined): Buffer =>
     readAll(read.viewOf(shownAgain.find(entry => entry.name === name) as CatalogEntry))

@@ -3,7 +3,7 @@ import { parentPort } from 'node:worker_threads'
 import type { CatalogEntry } from '../../src/image/catalog.js'
 import type { LayerSpec } from '../../src/formats/format.js'
 import type { DiskMemory } from '../../src/image/disk-memory.js'
-import { ImageSet } from '../../src/image/image-set.js'
+import { ViewSet } from '../../src/image/view-set.js'
 import type { WritableDisk } from '../../src/formats/writable.js'
 import { bracketed } from '../support/writable.js'
 import { SECTOR, type StampMemory, Stamps } from './stamped.js'
@@ -34,9 +34,9 @@ const CACHES = { metadataBytes: 128 * 1024, clusterBytes: 256 * 1024 }
 
 function run(setup: ThreadSetup): ThreadOutcome {
   const { memory, thread, seed } = setup
-  const images = new ImageSet(setup.layers, CACHES, undefined, { memory, thread })
-  const disk = images.disk as WritableDisk
-  const views = setup.entries.map(entry => bracketed(disk, images.viewOf(entry)))
+  const set = new ViewSet(setup.layers, CACHES, undefined, { memory, thread })
+  const disk = set.disk as WritableDisk
+  const views = setup.entries.map(entry => bracketed(disk, set.viewOf(entry)))
   const read = views[0] as (offset: number, length: number) => Buffer
   const snapshots = setup.snapshots.map(shared => Buffer.from(shared))
   const stamps = new Stamps(setup.stamps)

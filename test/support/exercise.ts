@@ -7,7 +7,7 @@ import { openChain } from '../../src/image/open-chain.js'
 import type { View } from '../../src/formats/driver.js'
 import { unlockChain } from '../../src/image/encryption.js'
 import { countAllocated, nextData, nextHole } from '../../src/image/holes.js'
-import { ImageSet } from '../../src/image/image-set.js'
+import { ViewSet } from '../../src/image/view-set.js'
 import { storeOf } from '../../src/image/layer.js'
 import { readAt } from './image.js'
 
@@ -56,11 +56,11 @@ export async function exercise(path: string, options: HostileOptions = {}): Prom
     const line = refusal ? oneLine(refusal) : ''
     return { refusal: { code: refusal?.code ?? '', line }, damages: 0, unexpected, names: [] }
   }
-  const { entries, images } = image
+  const { entries, views } = image
   for (const entry of entries.slice(0, MAX_ENTRIES)) {
     let view: View | undefined
     guard('view', () => {
-      view = images.viewOf(entry)
+      view = views.viewOf(entry)
     })
     if (view) use(view, guard)
   }
@@ -70,7 +70,7 @@ export async function exercise(path: string, options: HostileOptions = {}): Prom
 
 interface Opened {
   readonly entries: readonly CatalogEntry[]
-  readonly images: ImageSet
+  readonly views: ViewSet
   close(): void
 }
 
@@ -88,8 +88,8 @@ async function open(path: string, { passphrase, ...options }: HostileOptions): P
       return [Buffer.from(passphrase)]
     })
     const { entries } = catalogOf(unlocked)
-    const images = new ImageSet(unlocked.layers, CACHES)
-    return { entries, images, close: () => closeChain(chain) }
+    const views = new ViewSet(unlocked.layers, CACHES)
+    return { entries, views, close: () => closeChain(chain) }
   } catch (error) {
     closeChain(chain)
     throw error

@@ -6,13 +6,13 @@ import { openChain } from '../../src/image/open-chain.js'
 import type { View } from '../../src/formats/driver.js'
 import { readView } from '../../src/image/engine.js'
 import { nextData, nextHole } from '../../src/image/holes.js'
-import { type CacheSizes, ImageSet } from '../../src/image/image-set.js'
+import { type CacheSizes, ViewSet } from '../../src/image/view-set.js'
 
 export interface OpenImage {
   readonly chain: Chain
   readonly entries: readonly CatalogEntry[]
   readonly warnings: readonly string[]
-  readonly images: ImageSet
+  readonly views: ViewSet
   /** Returns the view of the file with this name, by default of the disk. */
   view(name?: string): View
   close(): void
@@ -27,14 +27,14 @@ export function openImage(
   const chain = openChain(path, options)
   try {
     const { entries, warnings } = catalogOf(chain)
-    const images = new ImageSet(chain.layers, { ...CACHES, ...options })
+    const views = new ViewSet(chain.layers, { ...CACHES, ...options })
     const view = (name?: string) => {
       const entry = name === undefined ? entries[0] : entries.find(e => e.name === name)
       if (!entry) throw new Error(`no ${name} among ${entries.map(e => e.name).join(', ')}`)
-      return images.viewOf(entry)
+      return views.viewOf(entry)
     }
     const close = () => closeChain(chain)
-    return { chain, entries, warnings: [...chain.warnings, ...warnings], images, view, close }
+    return { chain, entries, warnings: [...chain.warnings, ...warnings], views, view, close }
   } catch (error) {
     closeChain(chain)
     throw error

@@ -1,4 +1,4 @@
-/** Images over stores, opened by the program's own ImageSet: the one place that tests open them. */
+/** Images over stores, opened by the program's own ViewSet: the one place that tests open them. */
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import type { View } from '../../src/formats/driver.js'
@@ -8,7 +8,7 @@ import type { WritableDisk } from '../../src/formats/writable.js'
 import type { CatalogEntry } from '../../src/image/catalog.js'
 import { createDiskMemory } from '../../src/image/disk-memory.js'
 import { readView } from '../../src/image/engine.js'
-import { type DiskChanges, ImageSet } from '../../src/image/image-set.js'
+import { type DiskChanges, ViewSet } from '../../src/image/view-set.js'
 import { StoreFiles } from '../../src/image/store-chain.js'
 import type { StoreCipher } from '../../src/io/cipher-store.js'
 import type { FileSpec } from '../../src/io/file-spec.js'
@@ -104,24 +104,24 @@ export function openWritten(
   const { layers, source } = layersOf(format, image)
   const memory = createDiskMemory(layers[0], 1, image.store)
   const writing = { memory, thread: 0, changes }
-  const images = new ImageSet(layers, CACHES, undefined, writing, source)
-  const disk = images.disk as WritableDisk
-  return { disk, read: bracketed(disk, images.viewOf(DISK)), layer: layers[0] }
+  const views = new ViewSet(layers, CACHES, undefined, writing, source)
+  const disk = views.disk as WritableDisk
+  return { disk, read: bracketed(disk, views.viewOf(DISK)), layer: layers[0] }
 }
 
 /** What the image shows to one who opens it for reading only. Throws what opening throws. */
 export function openRead(format: string, image: StoreImage<Store>) {
   const { layers, source, warnings } = layersOf(format, image)
-  const images = new ImageSet(layers, CACHES, undefined, undefined, source)
+  const views = new ViewSet(layers, CACHES, undefined, undefined, source)
   const { internalSnapshots } = formatOf(layers[0])
   const snapshots = (internalSnapshots?.read(image.store, layers[0].spec) ?? []).map(snapshot =>
-    images.viewOf({
+    views.viewOf({
       ...DISK,
       kind: 'snapshot',
       ...(internalSnapshots && { table: internalSnapshots.tableOf(snapshot) }),
     }),
   )
-  return { view: images.viewOf(DISK), snapshots, warnings, layer: layers[0] }
+  return { view: views.viewOf(DISK), snapshots, warnings, layer: layers[0] }
 }
 
 /** Brackets a read of `view` as requests do. */

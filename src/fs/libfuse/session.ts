@@ -28,7 +28,7 @@ export class LibfuseSession implements Session {
 
   constructor(
     private readonly parts: SessionParts,
-    { images, counts }: MainThread,
+    { views, counts }: MainThread,
   ) {
     this.finished = new Promise(resolve => {
       this.finish = resolve
@@ -39,12 +39,12 @@ export class LibfuseSession implements Session {
     this.fileSystem = new LibfuseFs(
       {
         tree: new Tree(entries, appearance),
-        images,
+        views,
         layers: chain.layers,
         allocated: new Float64Array(entries.length).fill(-1),
         slots: new TextSlots(),
         controlText: {
-          status: () => statusText(status, images, chain.layers[0]),
+          status: () => statusText(status, views, chain.layers[0]),
           stats: () => statsText(stats, started),
         },
         isGrowable,

@@ -12,7 +12,7 @@ import { openChain } from '../../../src/image/open-chain.js'
 import type { FileSpec } from '../../../src/io/file-spec.js'
 import { storeOf } from '../../../src/image/layer.js'
 import { createDiskMemory } from '../../../src/image/disk-memory.js'
-import { ImageSet } from '../../../src/image/image-set.js'
+import { ViewSet } from '../../../src/image/view-set.js'
 import type { SharedDisk } from '../../../src/image/shared-disk.js'
 import { inspectGrains } from '../../../src/formats/vmdk/grain-check.js'
 import type { VmdkSpec } from '../../../src/formats/vmdk/image.js'
@@ -323,10 +323,10 @@ function openWritable(path: string): Opened | undefined {
       writable: ({ path, fd }: FileSpec, size: BigInt64Array) => new UnsyncedStore(path, fd, size),
     }
     const writing = { memory, thread: 0 }
-    const images = new ImageSet(chain.layers, CACHES, undefined, writing, source)
-    const entry = { kind: 'disk', layer: 0 } as Parameters<ImageSet['viewOf']>[0]
-    const disk = images.disk as SharedDisk
-    return { spec, path: top.path, disk, read: bracketed(disk, images.viewOf(entry)), close }
+    const set = new ViewSet(chain.layers, CACHES, undefined, writing, source)
+    const entry = { kind: 'disk', layer: 0 } as Parameters<ViewSet['viewOf']>[0]
+    const disk = set.disk as SharedDisk
+    return { spec, path: top.path, disk, read: bracketed(disk, set.viewOf(entry)), close }
   } catch (error) {
     closeChain(chain)
     throw error

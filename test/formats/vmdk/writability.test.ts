@@ -6,7 +6,7 @@ import { ImageError, oneLine } from '../../../src/errors.js'
 import { closeChain, type OpenOptions } from '../../../src/image/chain.js'
 import { openChain } from '../../../src/image/open-chain.js'
 import { createDiskMemory } from '../../../src/image/disk-memory.js'
-import { ImageSet } from '../../../src/image/image-set.js'
+import { ViewSet } from '../../../src/image/view-set.js'
 import { storeOf } from '../../../src/image/layer.js'
 import { buildSesparse } from '../../fixtures/sesparse-builder.js'
 import { buildExtent, descriptorText, HEADER_AT, packed } from '../../fixtures/vmdk-builder.js'
@@ -137,7 +137,7 @@ function writeOnce(image: string, options: OpenOptions): readonly string[] {
   try {
     const [top] = chain.layers
     const memory = createDiskMemory(top, 1, storeOf(top))
-    const { disk } = new ImageSet(chain.layers, CACHES, undefined, { memory, thread: 0 })
+    const { disk } = new ViewSet(chain.layers, CACHES, undefined, { memory, thread: 0 })
     disk?.write(Buffer.alloc(SECTOR, 9), 0, SECTOR, 0)
     return disk?.close() ?? []
   } finally {
@@ -180,7 +180,7 @@ t.test('growing is refused before anything of the image changes', async t => {
   t.teardown(() => closeChain(chain))
   const [top] = chain.layers
   const memory = createDiskMemory(top, 1, storeOf(top))
-  const { disk } = new ImageSet(chain.layers, CACHES, undefined, { memory, thread: 0 })
+  const { disk } = new ViewSet(chain.layers, CACHES, undefined, { memory, thread: 0 })
   t.throws(() => disk?.grow(2 ** 30), { code: 'REFUSED', message: /cannot grow/ })
   t.same(disk?.close(), [])
   t.ok(readFileSync(image).equals(before))
@@ -195,7 +195,7 @@ t.test('a part of the disk that may not be written', async t => {
   t.teardown(() => closeChain(chain))
   const [top] = chain.layers
   const memory = createDiskMemory(top, 1, storeOf(top))
-  const { disk } = new ImageSet(chain.layers, CACHES, undefined, { memory, thread: 0 })
+  const { disk } = new ViewSet(chain.layers, CACHES, undefined, { memory, thread: 0 })
   const data = Buffer.alloc(4 * SECTOR, 3)
   disk?.write(data, 0, data.length, 0)
   for (const at of [half, SECTORS]) {

@@ -64,7 +64,7 @@ interface OpenLayer extends Stores<Store> {
   view?: View
 }
 
-export class ImageSet {
+export class ViewSet {
   private readonly metadata: MetadataCache
   private readonly clusters: ClusterCache
   private readonly layers: readonly OpenLayer[]
