@@ -1,5 +1,5 @@
 /** VMDK disks over stores, opened for reading or by the program's own writer. */
-import type { VmdkSpec } from '../../src/formats/vmdk/image.js'
+import type { VmdkSpec } from '../../src/formats/vmdk/open.js'
 import type { VmdkWriter } from '../../src/formats/vmdk/writer.js'
 import type { WritableDriver } from '../../src/formats/writable.js'
 import type { Store, WritableStore } from '../../src/io/store.js'

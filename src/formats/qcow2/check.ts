@@ -23,7 +23,7 @@ import { isTooLarge } from '../disk-size.js'
 import { Census } from './check/census.js'
 import { compareCounts } from './check/compare.js'
 import { checkDataPlaces } from './check/data-places.js'
-import { CheckedImage } from './check/image.js'
+import { Qcow2Structure } from './check/structure.js'
 import { inspectL1Tables } from './check/l1-inspect.js'
 import { Qcow2Report } from './check/report.js'
 import type { CellMemory } from './check/window.js'
@@ -34,14 +34,14 @@ import { SECTOR_BYTES } from '../../sector.js'
  */
 export function checkQcow2(store: Store, options: CheckOptions = {}): CheckResult {
   const report = new Qcow2Report()
-  checkImage(new CheckedImage(store), report, options)
+  checkImage(new Qcow2Structure(store), report, options)
   return report
 }
 
 
 /** Returns false if some structures are unknown: then clusters that nothing names may still be data. */
 export function checkImage(
-  image: CheckedImage,
+  image: Qcow2Structure,
   report: Qcow2Report,
   options: CheckOptions,
   memory?: CellMemory,
@@ -75,14 +75,14 @@ export function checkImage(
   return isReadable && !census.hasLost && image.hasPossibleLuks && !image.hasLostOwners
 }
 
-function inspectLuks({ header, hasPossibleLuks }: CheckedImage, report: Qcow2Report): void {
+function inspectLuks({ header, hasPossibleLuks }: Qcow2Structure, report: Qcow2Report): void {
   const { encryption } = header
   if (!encryption || hasPossibleLuks) return
   const { offset, length } = encryption
   report.corruption(0, () => `a LUKS header of ${length} bytes at ${offset} is impossible`)
 }
 
-function inspectSnapshots(image: CheckedImage, report: Qcow2Report): void {
+function inspectSnapshots(image: Qcow2Structure, report: Qcow2Report): void {
   const { snapshots } = image.snapshots
   for (const { number, entryAt, l1At, l1Entries, extraBytes, sizeBytes } of snapshots) {
     if (image.isIncomplete(extraBytes)) {
@@ -110,7 +110,7 @@ function inspectSnapshots(image: CheckedImage, report: Qcow2Report): void {
   }
 }
 
-function inspectBitmaps(image: CheckedImage, report: Qcow2Report): void {
+function inspectBitmaps(image: Qcow2Structure, report: Qcow2Report): void {
   for (const { number, entryAt, isInUse } of image.bitmaps?.tables ?? []) {
     if (!isInUse) continue
     report.note('notice', entryAt, () => `bitmap ${number} was not closed; what it says is void`)

@@ -17,7 +17,7 @@ import { ImageError } from '../../errors.js'
 import type { Store, WritableStore } from '../../io/store.js'
 import type { CheckOptions, RepairResult } from '../check/report.js'
 import { checkImage } from './check.js'
-import { CheckedImage } from './check/image.js'
+import { Qcow2Structure } from './check/structure.js'
 import { L2Catalog } from './check/l1-walk.js'
 import { Qcow2Report } from './check/report.js'
 import { CellMemory } from './check/window.js'
@@ -46,7 +46,7 @@ export function repairQcow2(
   const before = new Qcow2Report()
   const changes = new Qcow2Report()
   const memory = new CellMemory()
-  const image = new CheckedImage(store)
+  const image = new Qcow2Structure(store)
   const isKnown = checkImage(image, before, options, memory)
   const isDamaged = before.corruptions > 0 || before.checkErrors > 0
   const isMarked = (image.header.incompatible & (INCOMPATIBLE.dirty | INCOMPATIBLE.corrupt)) !== 0n
@@ -86,7 +86,7 @@ export function requireKnownCounts(
   memory = new CellMemory(),
 ): void {
   const report = new Qcow2Report()
-  if (checkImage(new CheckedImage(store), report, options, memory)) return
+  if (checkImage(new Qcow2Structure(store), report, options, memory)) return
   const [worst] = report.findings.filter(({ kind }) => kind !== 'leak' && kind !== 'notice')
   throw new ImageError(
     'CORRUPT',
@@ -98,7 +98,7 @@ export function requireKnownCounts(
 /**
  * Repairs until nothing is left to do: what kept one table from being repaired may be what another one
  * lost, as an entry that lay over it; and a file that ended within a cluster ends with a whole one
- * afterwards, so that tables are in it that were not (CheckedImage.isInFile). Returns what a check finds
+ * afterwards, so that tables are in it that were not (Qcow2Structure.isInFile). Returns what a check finds
  * in the end.
  */
 function repairAll(
@@ -117,7 +117,7 @@ function repairAll(
     if (hasDroppedNow && !hasDropped) changes.note('error', 0, lostOnesAreKept)
     hasDropped ||= hasDroppedNow
     const after = new Qcow2Report()
-    isKnown = checkImage(new CheckedImage(store), after, options, memory) && !hasDropped
+    isKnown = checkImage(new Qcow2Structure(store), after, options, memory) && !hasDropped
     const isWhole = after.corruptions + after.leaks + after.checkErrors === 0
     const hasChanged = made.findingsLeftOut > 0 || made.findings.some(({ kind }) => kind === 'fix')
     const isLast = isWhole || !hasChanged || round === MAX_ROUNDS
@@ -137,7 +137,7 @@ function repairOnce(
   changes: Qcow2Report,
   memory: CellMemory,
 ): boolean {
-  let image = new CheckedImage(store)
+  let image = new Qcow2Structure(store)
   writeMarks(store, image.header.incompatible | INCOMPATIBLE.dirty)
   store.sync()
   dropLosses(image, store, changes)
@@ -146,7 +146,7 @@ function repairOnce(
   store.sync()
   const lower = isKnown && !hasDropped ? 'all' : 'none'
   fixCounts(store, { raise: 'all', lower }, changes, memory)
-  image = new CheckedImage(store)
+  image = new Qcow2Structure(store)
   fixCopiedFlags(image, store, changes, memory)
   store.sync()
   return hasDropped
@@ -176,15 +176,15 @@ function giveBackLeaks(
   const { corruptions, wrongFlags, checkErrors } = before
   const isDamaged = corruptions > wrongFlags || checkErrors > 0
   fixCounts(store, { raise: 'none', lower: isDamaged ? 'unused' : 'all' }, changes, memory)
-  if (!isDamaged) fixCopiedFlags(new CheckedImage(store), store, changes, memory)
+  if (!isDamaged) fixCopiedFlags(new Qcow2Structure(store), store, changes, memory)
   store.sync()
   const after = new Qcow2Report()
-  checkImage(new CheckedImage(store), after, options, memory)
+  checkImage(new Qcow2Structure(store), after, options, memory)
   return after
 }
 
 function fixEntries(
-  image: CheckedImage,
+  image: Qcow2Structure,
   store: WritableStore,
   changes: Qcow2Report,
   memory: CellMemory,
@@ -201,13 +201,13 @@ function fixEntries(
 }
 
 function clearMarks(store: WritableStore): void {
-  const { incompatible } = new CheckedImage(store).header
+  const { incompatible } = new Qcow2Structure(store).header
   writeMarks(store, incompatible & ~(INCOMPATIBLE.dirty | INCOMPATIBLE.corrupt))
 }
 
 /** Sets the incompatible features; version 2 has none. */
 function writeMarks(store: WritableStore, incompatible: bigint): void {
-  const { version, compatible, autoclear, incompatible: old } = new CheckedImage(store).header
+  const { version, compatible, autoclear, incompatible: old } = new Qcow2Structure(store).header
   if (version < 3 || incompatible === old) return
   writeFeatures(store, { incompatible, compatible, autoclear })
   store.sync()

@@ -1,5 +1,5 @@
 /** Makes empty extents, for disks that are thrown away. */
-import type { ExtentLayout, VmdkSpec } from './image.js'
+import type { ExtentLayout, VmdkSpec } from './open.js'
 
 /** Where the directories begin. From there on a blank file is all zeros. */
 const DIRECTORY_AT = 64 * 1024

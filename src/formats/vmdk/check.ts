@@ -23,7 +23,7 @@ import { inspectSesparse } from './check/sesparse-inspection.js'
 import { reclaimable } from './check/space.js'
 import { inspectGrains } from './grain-check.js'
 import type { GrainSink, GrainTotals } from './check/grain-sink.js'
-import type { ExtentLayout } from './image.js'
+import type { ExtentLayout } from './open.js'
 import { type GrainLayout, grainLayout } from './layout.js'
 import { SPARSE_FIELD_AT, type SparseHeader } from './sparse-header.js'
 

@@ -1,7 +1,7 @@
 /** Describes a vmdk image for `info`, with the names and the order of qemu-img 7.2. */
 import type { DescribeContext, Description, LayerSpec } from '../format.js'
 import { beside, type InfoFields } from '../info-fields.js'
-import type { ExtentLayout, VmdkSpec } from './image.js'
+import type { ExtentLayout, VmdkSpec } from './open.js'
 
 export const describeVmdk = (
   layer: LayerSpec<VmdkSpec>,

@@ -1,7 +1,7 @@
 /** The structure of a sparse extent that can be written. Hosted and COWD extents have the same. */
 import { COWD_FIELD_AT, COWD_HEADER_BYTES, type CowdHeader } from './cowd.js'
 import { type Region, TABLE_ENTRIES, wholeSectors } from './grain-tables.js'
-import type { ExtentLayout } from './image.js'
+import type { ExtentLayout } from './open.js'
 import { directoryEntries, SPARSE_FIELD_AT, type SparseHeader } from './sparse-header.js'
 import { SECTOR_BYTES } from '../../sector.js'
 

@@ -1,7 +1,7 @@
 /** The parent of a VMDK image: the disk whose state a snapshot has frozen. */
 import { ImageError, printable } from '../../errors.js'
 import { NO_PARENT_CID } from './descriptor.js'
-import type { VmdkSpec } from './image.js'
+import type { VmdkSpec } from './open.js'
 
 const NO_UUID = /^[0{}-]*$/
 

@@ -25,7 +25,7 @@ import { readCowdHeader } from './cowd.js'
 import { inspectGrains } from './grain-check.js'
 import type { GrainSink } from './check/grain-sink.js'
 import { wholeSectors } from './grain-tables.js'
-import type { ExtentLayout } from './image.js'
+import type { ExtentLayout } from './open.js'
 import { type GrainLayout, grainLayout, MAX_FILE_BYTES, tableBytesOf } from './layout.js'
 import {
   type Copy,

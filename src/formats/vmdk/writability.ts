@@ -2,7 +2,7 @@
 import { printable } from '../../errors.js'
 import { WriteProtected } from '../../io/named-file.js'
 import type { Store } from '../../io/store.js'
-import type { VmdkExtent, VmdkSpec } from './image.js'
+import type { VmdkExtent, VmdkSpec } from './open.js'
 import { extentKind } from './parts.js'
 import { saysCompressed } from './sparse-header.js'
 import { SECTOR_BYTES } from '../../sector.js'

@@ -1,5 +1,5 @@
 /** The memory that the threads share that write a VMDK image; see disk-memory.ts. */
-import type { VmdkSpec } from './image.js'
+import type { VmdkSpec } from './open.js'
 
 export interface VmdkMemory {
   /** DISK_WORDS words, and one for each extent: whether it was written since it was last synced. */

@@ -2,7 +2,7 @@
 import t from 'tap'
 import { MAX_FINDINGS } from '../../../src/formats/check/report.js'
 import { checkImage, checkQcow2 } from '../../../src/formats/qcow2/check.js'
-import { CheckedImage } from '../../../src/formats/qcow2/check/image.js'
+import { Qcow2Structure } from '../../../src/formats/qcow2/check/structure.js'
 import { L2Catalog } from '../../../src/formats/qcow2/check/l1-walk.js'
 import { Qcow2Report } from '../../../src/formats/qcow2/check/report.js'
 import { CellMemory } from '../../../src/formats/qcow2/check/window.js'
@@ -314,7 +314,7 @@ t.test('an image in many windows is the same as in one', async t => {
   const store = new MemoryStore('disk.qcow2', bytes)
   const checked = (memory: CellMemory) => {
     const report = new Qcow2Report()
-    checkImage(new CheckedImage(store), report, {}, memory)
+    checkImage(new Qcow2Structure(store), report, {}, memory)
     return report
   }
   const one = checked(new CellMemory())

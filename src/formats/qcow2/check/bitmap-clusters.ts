@@ -1,5 +1,5 @@
 /** The clusters of bitmaps (QEMU docs/interop/qcow2.rst, "Bitmaps", "Bitmap table"). */
-import type { CheckedImage } from './image.js'
+import type { Qcow2Structure } from './structure.js'
 import { BITMAP_RESERVED, hostOffset, readWords, wordBuffer } from '../words.js'
 
 export interface BitmapCluster {
@@ -14,7 +14,7 @@ const CHUNK_BYTES = 64 * 1024
 const ALL_ONES = 1
 
 /** Yields the entries of all bitmap tables that are not 0, as far as the file contains them. */
-export function* bitmapClusters(image: CheckedImage): Generator<BitmapCluster> {
+export function* bitmapClusters(image: Qcow2Structure): Generator<BitmapCluster> {
   if (!image.bitmaps || image.bitmaps.tables.length === 0) return
   const buffer = wordBuffer(CHUNK_BYTES)
   for (const { tableAt, tableEntries } of image.bitmaps.tables) {

@@ -3,7 +3,7 @@
  * most), lists of L2 tables (7 MiB each) and buffers.
  */
 import { bitmapClusters } from './bitmap-clusters.js'
-import type { CheckedImage, L1Table } from './image.js'
+import type { Qcow2Structure, L1Table } from './structure.js'
 import { L2Catalog } from './l1-walk.js'
 import { L2Reader } from './l2-read.js'
 import { L2Scan } from './l2-scan.js'
@@ -22,7 +22,7 @@ export class Census {
   private dangling = Number.POSITIVE_INFINITY
 
   constructor(
-    readonly image: CheckedImage,
+    readonly image: Qcow2Structure,
     memory = new CellMemory(),
   ) {
     const { store, fileBytes, l1Tables } = image

@@ -1,13 +1,13 @@
 /** External data files (QEMU docs/interop/qcow2.rst, "external data file bit"). */
 import { l2CoverageBytes } from '../header.js'
-import type { CheckedImage } from './image.js'
+import type { Qcow2Structure } from './structure.js'
 import { walkL1 } from './l1-walk.js'
 import { L2Entry } from './l2-entry.js'
 import type { Qcow2Report } from './report.js'
 import { hostOffset, readWords, wordBuffer } from '../words.js'
 
 /** Checks that each cluster of the disk is at the same offset in the data file. */
-export function checkDataPlaces(image: CheckedImage, report: Qcow2Report): void {
+export function checkDataPlaces(image: Qcow2Structure, report: Qcow2Report): void {
   const { store, clusterBytes, l2EntryBytes } = image
   const coverage = l2CoverageBytes(image.header)
   const buffer = wordBuffer(clusterBytes)

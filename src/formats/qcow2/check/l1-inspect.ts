@@ -1,5 +1,5 @@
 /** Checks the entries of the L1 tables (QEMU docs/interop/qcow2.rst, "L1 table entry"). */
-import type { CheckedImage, L1Table } from './image.js'
+import type { Qcow2Structure, L1Table } from './structure.js'
 import { walkL1 } from './l1-walk.js'
 import type { RefcountBlocks } from './refcount-blocks.js'
 import type { Qcow2Report } from './report.js'
@@ -7,7 +7,7 @@ import { COPIED, hostOffset, L1_RESERVED } from '../words.js'
 
 /** Returns false if some tables cannot be read, so that what they name is unknown. */
 export function inspectL1Tables(
-  image: CheckedImage,
+  image: Qcow2Structure,
   blocks: RefcountBlocks,
   report: Qcow2Report,
 ): boolean {
@@ -28,7 +28,7 @@ export function inspectL1Tables(
 }
 
 function inspect(
-  image: CheckedImage,
+  image: Qcow2Structure,
   table: L1Table,
   blocks: RefcountBlocks,
   report: Qcow2Report,

@@ -1,6 +1,6 @@
 /** Walks L1 tables (QEMU docs/interop/qcow2.rst, "Cluster mapping"). */
 import type { Store } from '../../../io/store.js'
-import type { L1Table } from './image.js'
+import type { L1Table } from './structure.js'
 import { hostOffset, readWords, wordBuffer } from '../words.js'
 
 const CHUNK_BYTES = 2 ** 20

@@ -1,5 +1,5 @@
 /** Decodes L2 entries (QEMU docs/interop/qcow2.rst, "Cluster mapping", "Extended L2 Entries"). */
-import type { CheckedImage } from './image.js'
+import type { Qcow2Structure } from './structure.js'
 import { packedLength, packedOffset } from '../packed-entry.js'
 import { COMPRESSED, COPIED, hostOffset, L2_RESERVED, ZERO_FLAG } from '../words.js'
 
@@ -24,7 +24,7 @@ export class L2Entry {
   private readonly isV2: boolean
   private readonly clusterBits: number
 
-  constructor(private readonly image: CheckedImage) {
+  constructor(private readonly image: Qcow2Structure) {
     const { header } = image
     this.clusterBytes = image.clusterBytes
     this.isExtended = image.isExtended

@@ -1,5 +1,5 @@
 /** Reads L2 tables; neighbours in the file together. */
-import type { CheckedImage } from './image.js'
+import type { Qcow2Structure } from './structure.js'
 import type { L2Tables } from './l1-walk.js'
 import { readWords, wordBuffer } from '../words.js'
 
@@ -13,7 +13,7 @@ const MAX_UNALIGNED = 1024
 export class L2Reader {
   private readonly buffer: Buffer
 
-  constructor(private readonly image: CheckedImage) {
+  constructor(private readonly image: Qcow2Structure) {
     this.buffer = wordBuffer(Math.max(MAX_READ_BYTES, image.clusterBytes))
   }
 

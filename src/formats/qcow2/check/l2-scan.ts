@@ -3,7 +3,7 @@
  *
  * Every window needs a walk over the tables. Findings that do not depend on the window are reported only in the first walk.
  */
-import type { CheckedImage } from './image.js'
+import type { Qcow2Structure } from './structure.js'
 import { L2Entry } from './l2-entry.js'
 import type { L2Tables } from './l1-walk.js'
 import type { L2Reader } from './l2-read.js'
@@ -25,7 +25,7 @@ export class L2Scan {
   private highest = 0
 
   constructor(
-    private readonly image: CheckedImage,
+    private readonly image: Qcow2Structure,
     private readonly reader: L2Reader,
     private readonly window: Window,
     private readonly blocks: RefcountBlocks,

@@ -1,7 +1,7 @@
 /** Reads the reference counts of the image (QEMU docs/interop/qcow2.rst, "Reference counts"). */
 import { getCount, setCount } from '../counts.js'
 import { blockOffset, REFCOUNT_TABLE_RESERVED_LOW } from '../words.js'
-import type { CheckedImage } from './image.js'
+import type { Qcow2Structure } from './structure.js'
 
 /** The most counts that are read at a time. */
 const MAX_SLICE_COUNTS = 2 ** 20
@@ -19,7 +19,7 @@ export class RefcountBlocks {
   private readonly cached: Buffer
   private cachedSlice = -1
 
-  constructor(private readonly image: CheckedImage) {
+  constructor(private readonly image: Qcow2Structure) {
     const { header, clusterBytes, store } = image
     this.order = header.refcountOrder
     this.perBlock = (clusterBytes * 8) / 2 ** this.order

@@ -1,7 +1,7 @@
 /** Corrects the COPIED flags of the active tables: they are set exactly where the image's count is 1. */
 import type { WritableStore } from '../../../io/store.js'
 import { Census } from '../check/census.js'
-import type { CheckedImage } from '../check/image.js'
+import type { Qcow2Structure } from '../check/structure.js'
 import type { L2Tables } from '../check/l1-walk.js'
 import { L2Entry } from '../check/l2-entry.js'
 import type { Qcow2Report } from '../check/report.js'
@@ -12,7 +12,7 @@ import { TableEditor } from './table-editor.js'
 
 /** Returns how many flags it changed. The counts must be right. */
 export function fixCopiedFlags(
-  image: CheckedImage,
+  image: Qcow2Structure,
   store: WritableStore,
   report: Qcow2Report,
   memory: CellMemory,

@@ -11,7 +11,7 @@
  */
 import type { WritableStore } from '../../../io/store.js'
 import { Census } from '../check/census.js'
-import { CheckedImage } from '../check/image.js'
+import { Qcow2Structure } from '../check/structure.js'
 import type { Qcow2Report } from '../check/report.js'
 import { clustersOf, type FindingRun, FindingRuns } from '../check/finding-runs.js'
 import { type CellMemory, REFERENCES } from '../check/window.js'
@@ -42,13 +42,13 @@ export function fixCounts(
   report: Qcow2Report | undefined,
   memory: CellMemory,
 ): CountChanges {
-  const survey = new Survey(new Census(new CheckedImage(store), memory))
+  const survey = new Survey(new Census(new Qcow2Structure(store), memory))
   const changes: CountChanges = { raised: 0, lowered: 0, newBlocks: 0 }
   let census = survey.census
   if (options.raise === 'all' && survey.isIncomplete) {
     const places = placeRefcounts(store, survey, options.lower === 'all')
     changes.newBlocks = new Completion(store, survey, places, options, report).run()
-    census = new Census(new CheckedImage(store), memory)
+    census = new Census(new Qcow2Structure(store), memory)
   }
   changeInPlace(store, census, survey, options, changes, report)
   store.sync()
@@ -57,7 +57,7 @@ export function fixCounts(
 
 /** Makes the missing blocks, and a new table if the old one cannot name them. */
 class Completion {
-  private readonly image: CheckedImage
+  private readonly image: Qcow2Structure
   private readonly slice: Buffer
 
   constructor(

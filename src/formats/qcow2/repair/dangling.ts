@@ -8,7 +8,7 @@ import { hostOffset } from '../words.js'
 
 /**
  * Returns the lowest cluster past the end of the file that a structure reaches, or that an entry names; infinite if there is
- * none. Structures that end less than a cluster past the end do not count (CheckedImage.isInFile).
+ * none. Structures that end less than a cluster past the end do not count (Qcow2Structure.isInFile).
  *
  * @param census a census that has run
  */

@@ -2,7 +2,7 @@
  * Corrects impossible entries without changing what the disk reads as. It clears bits that no reader uses, and drops a host
  * cluster that cannot exist if no byte of the disk is read from it. An entry with data that cannot be understood stays.
  */
-import type { CheckedImage } from '../check/image.js'
+import type { Qcow2Structure } from '../check/structure.js'
 import { L2Entry } from '../check/l2-entry.js'
 import { COPIED, hostOffset, L1_RESERVED, L2_RESERVED, ZERO_FLAG } from '../words.js'
 import type { Change } from './table-editor.js'
@@ -19,7 +19,7 @@ export function soundL1Entry(high: number, low: number): Change | undefined {
 
 /** Returns a function that corrects the words of one L2 entry, and returns a description of the change. */
 export function soundL2Entries(
-  image: CheckedImage,
+  image: Qcow2Structure,
 ): (words: Uint32Array, i: number) => string | undefined {
   const entry = new L2Entry(image)
   return (words, i) => {

@@ -1,6 +1,6 @@
 /** Drops an image's statements about lost parts, so that the rest of it can be used. */
 import type { WritableStore } from '../../../io/store.js'
-import type { CheckedImage } from '../check/image.js'
+import type { Qcow2Structure } from '../check/structure.js'
 import type { Qcow2Report } from '../check/report.js'
 import { AUTOCLEAR, INCOMPATIBLE } from '../header.js'
 import { endExtensions, writeExtensionType, writeFeatures, writeL1 } from '../header-update.js'
@@ -13,7 +13,7 @@ const VOID_EXTENSION = 0x766f6964
  * Repairs header fields that only writers use, and gives up bitmaps that cannot be found. Other steps repair lost snapshots
  * and reference counts. Everything is synced when it returns.
  */
-export function dropLosses(image: CheckedImage, store: WritableStore, report: Qcow2Report): void {
+export function dropLosses(image: Qcow2Structure, store: WritableStore, report: Qcow2Report): void {
   const { header, bitmaps } = image
   for (const defect of header.defects) repairHeader(image, defect, store, report)
   const isLost = bitmaps?.obstacle ?? header.defects.find(({ part }) => part === 'bitmaps')?.message
@@ -31,7 +31,7 @@ export function dropLosses(image: CheckedImage, store: WritableStore, report: Qc
 }
 
 function repairHeader(
-  { header }: CheckedImage,
+  { header }: Qcow2Structure,
   { part, at }: Defect,
   store: WritableStore,
   report: Qcow2Report,

@@ -77,7 +77,7 @@ export function allocateRow(
 ): number | undefined {
   const { clusters, clusterBytes } = census.image
   const row = Math.ceil(bytes / clusterBytes)
-  // Skip one cluster: tables may end in the cluster after the file (CheckedImage.isInFile).
+  // Skip one cluster: tables may end in the cluster after the file (Qcow2Structure.isInFile).
   const start = clusters + 1
   const isClear = lowestDangling(census) >= start + row
   if (isClear && grow(store, (start + row) * clusterBytes)) return start

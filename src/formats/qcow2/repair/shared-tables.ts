@@ -4,14 +4,14 @@
  */
 import { ImageError } from '../../../errors.js'
 import { Census } from '../check/census.js'
-import type { CheckedImage } from '../check/image.js'
+import type { Qcow2Structure } from '../check/structure.js'
 import { type CellMemory, DATA, EXCLUSIVE } from '../check/window.js'
 
 /** An image with more shared tables is beyond repair. */
 const MAX_SHARED = 2 ** 18
 
 /** Returns the places of these tables in the file. */
-export function findSharedTables(image: CheckedImage, memory: CellMemory): ReadonlySet<number> {
+export function findSharedTables(image: Qcow2Structure, memory: CellMemory): ReadonlySet<number> {
   const census = new Census(image, memory)
   const { window } = census
   const { clusterBytes } = image

@@ -6,7 +6,7 @@ import { printable } from '../../../errors.js'
 import type { WritableStore } from '../../../io/store.js'
 import { isTooLarge } from '../../disk-size.js'
 import { Census } from '../check/census.js'
-import type { CheckedImage } from '../check/image.js'
+import type { Qcow2Structure } from '../check/structure.js'
 import type { Qcow2Report } from '../check/report.js'
 import type { SnapshotL1 } from '../check/snapshot-table.js'
 import type { CellMemory } from '../check/window.js'
@@ -26,7 +26,7 @@ const MAX_TABLE_BYTES = 4 * 2 ** 20
  * @returns whether snapshots were dropped; nothing names their clusters any more
  */
 export function repairSnapshotTable(
-  image: CheckedImage,
+  image: Qcow2Structure,
   store: WritableStore,
   report: Qcow2Report,
   memory: CellMemory,
@@ -75,17 +75,17 @@ export function repairSnapshotTable(
 }
 
 /** Reports whether nothing of a snapshot can be found. */
-const isLost = ({ l1At, l1Entries }: SnapshotL1, image: CheckedImage): boolean =>
+const isLost = ({ l1At, l1Entries }: SnapshotL1, image: Qcow2Structure): boolean =>
   !image.namesL1Table(l1At, l1Entries) ||
   (l1Entries > 0 && (l1At === 0 || l1At >= image.store.sizeBytes))
 
-const mustChange = ({ extraBytes, sizeBytes }: SnapshotL1, image: CheckedImage): boolean =>
+const mustChange = ({ extraBytes, sizeBytes }: SnapshotL1, image: Qcow2Structure): boolean =>
   image.isIncomplete(extraBytes) || (sizeBytes !== undefined && isTooLarge(sizeBytes))
 
 /** Returns the corrected entry with the padding after it. */
 function completed(
   { entryAt, l1Entries }: SnapshotL1,
-  { header }: CheckedImage,
+  { header }: Qcow2Structure,
   old: Buffer,
 ): Buffer {
   const entry = decodeSnapshotEntry(old, entryAt - header.snapshotsOffset)
@@ -101,14 +101,14 @@ function completed(
 }
 
 /** Drops the part of the table that cannot be read; the entries before it stay where they are. */
-function dropRest(image: CheckedImage, store: WritableStore, report: Qcow2Report): void {
+function dropRest(image: Qcow2Structure, store: WritableStore, report: Qcow2Report): void {
   const kept = image.snapshots.snapshots.length
   writeSnapshotTable(store, kept, kept > 0 ? image.header.snapshotsOffset : 0)
   store.sync()
   noteRest(image, report)
 }
 
-function noteRest({ header, snapshots }: CheckedImage, report: Qcow2Report): void {
+function noteRest({ header, snapshots }: Qcow2Structure, report: Qcow2Report): void {
   const kept = snapshots.snapshots.length
   const found =
     snapshots.obstacle ?? header.defects.find(({ part }) => part === 'snapshots')?.message
@@ -119,7 +119,7 @@ function noteRest({ header, snapshots }: CheckedImage, report: Qcow2Report): voi
 
 function noteLost(
   { number, entryAt, l1At, l1Entries }: SnapshotL1,
-  { header }: CheckedImage,
+  { header }: Qcow2Structure,
   old: Buffer,
   report: Qcow2Report,
 ): void {

@@ -2,7 +2,7 @@
 import { ImageError } from '../../../errors.js'
 import { MAX_REFCOUNT_TABLE_BYTES } from '../../limits.js'
 import type { Census } from '../check/census.js'
-import type { CheckedImage } from '../check/image.js'
+import type { Qcow2Structure } from '../check/structure.js'
 import { REFERENCES } from '../check/window.js'
 
 export const MAX_BLOCKS = MAX_REFCOUNT_TABLE_BYTES / 8
@@ -71,7 +71,7 @@ export class Survey {
   }
 }
 
-export function tooLarge(image: CheckedImage): ImageError {
+export function tooLarge(image: Qcow2Structure): ImageError {
   return new ImageError('UNSUPPORTED', 'its reference counts do not fit in a refcount table', {
     path: image.store.path,
     hint: 'convert it to larger clusters with qemu-img convert',

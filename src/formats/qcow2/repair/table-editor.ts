@@ -1,6 +1,6 @@
 /** Changes entries of L1 and L2 tables in place. */
 import type { WritableStore } from '../../../io/store.js'
-import type { CheckedImage, L1Table } from '../check/image.js'
+import type { Qcow2Structure, L1Table } from '../check/structure.js'
 import { type L2Catalog, type L2Tables, walkL1 } from '../check/l1-walk.js'
 import { L2Entry } from '../check/l2-entry.js'
 import { L2Reader } from '../check/l2-read.js'
@@ -19,7 +19,7 @@ export class TableEditor {
   private readonly entry: L2Entry
 
   constructor(
-    private readonly image: CheckedImage,
+    private readonly image: Qcow2Structure,
     private readonly store: WritableStore,
     /** The places of tables that share their clusters with something else. */
     private readonly shared: ReadonlySet<number>,

@@ -4,7 +4,7 @@
  * back.
  */
 import type { Store } from '../../../io/store.js'
-import type { ExtentLayout } from '../image.js'
+import type { ExtentLayout } from '../open.js'
 
 /** The extent with the space. */
 interface Place {

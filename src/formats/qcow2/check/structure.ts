@@ -35,7 +35,7 @@ export interface L1Table {
 /** The most bytes of all L1 tables, as a multiple of the file's size: sound tables do not overlap. */
 const MAX_L1_OVERLAP = 16
 
-export class CheckedImage {
+export class Qcow2Structure {
   readonly header: Qcow2Header
   readonly clusterBytes: number
   /** The size of the file, rounded up to sectors, as QEMU does it. */
