@@ -1,6 +1,6 @@
 /** A cache of decompressed clusters, bounded in bytes: consecutive reads of 4 KiB decompress a cluster once. */
 import { LRUCache } from 'lru-cache'
-import { COUNT } from './counts.js'
+import { STATISTIC } from './statistics.js'
 
 export class ClusterCache {
   private readonly clusters: LRUCache<string, Buffer>
@@ -14,7 +14,7 @@ export class ClusterCache {
       maxSize: maxBytes,
       sizeCalculation: cluster => cluster.length,
       dispose: (_cluster, _key, reason) => {
-        if (reason === 'evict') this.counts[COUNT.evictions]!++
+        if (reason === 'evict') this.counts[STATISTIC.evictions]!++
       },
     })
   }
@@ -22,7 +22,7 @@ export class ClusterCache {
   /** Returns the cluster that is packed at `at` of the store `storeId`, if it is cached. */
   find(storeId: number, at: number): Buffer | undefined {
     const cached = this.clusters.get(`${storeId}:${at}`)
-    this.counts[cached === undefined ? COUNT.misses : COUNT.hits]!++
+    this.counts[cached === undefined ? STATISTIC.misses : STATISTIC.hits]!++
     return cached
   }
 
@@ -32,7 +32,7 @@ export class ClusterCache {
     if (cached !== undefined) return cached
     const cluster = unpack()
     this.clusters.set(`${storeId}:${at}`, cluster)
-    this.counts[COUNT.bytes] = this.clusters.calculatedSize
+    this.counts[STATISTIC.bytes] = this.clusters.calculatedSize
     return cluster
   }
 }

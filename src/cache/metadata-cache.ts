@@ -7,7 +7,7 @@
 import { LRUCache } from 'lru-cache'
 import { ImageError } from '../errors.js'
 import type { Store } from '../io/store.js'
-import { COUNT } from './counts.js'
+import { STATISTIC } from './statistics.js'
 import { SLICE_BYTES, type TablePool } from './table-pool.js'
 
 /** The memory of a slice besides its bytes: its Buffer, its key and its place in the cache. */
@@ -35,7 +35,7 @@ export class MetadataCache {
       sizeCalculation: slice => slice.bytes.length + ENTRY_OVERHEAD_BYTES,
       dispose: (slice, _key, reason) => {
         if (reason !== 'evict') return
-        this.counts[COUNT.evictions]!++
+        this.counts[STATISTIC.evictions]!++
         if (slice.bytes.length === SLICE_BYTES && this.spare.length < MAX_SPARE)
           this.spare.push(slice)
       },
@@ -57,10 +57,10 @@ export class MetadataCache {
     const cached = this.slices.get(key)
     // An L1 table may be shorter than a slice, and a damaged image may name its place for another table, too.
     if (cached !== undefined && cached.bytes.length >= length && cached.version === version) {
-      this.counts[COUNT.hits]!++
+      this.counts[STATISTIC.hits]!++
       return cached.bytes
     }
-    this.counts[COUNT.misses]!++
+    this.counts[STATISTIC.misses]!++
     const slice = this.empty(length)
     slice.version = version
     if (store.read(slice.bytes, 0, length, at) < length) {
@@ -69,7 +69,7 @@ export class MetadataCache {
       })
     }
     this.slices.set(key, slice)
-    this.counts[COUNT.bytes] = this.slices.calculatedSize
+    this.counts[STATISTIC.bytes] = this.slices.calculatedSize
     return slice.bytes
   }
 

@@ -2,7 +2,7 @@
  * The counts of the threads, in shared memory. Each thread writes its own region; showing the statistics adds them up. The
  * stores are plain, so a count that is read while it rises may be one too low.
  */
-import { COUNT, COUNTS } from '../cache/counts.js'
+import { STATISTIC, STATISTICS } from '../cache/statistics.js'
 import { OPCODE } from './protocol.js'
 
 /** Opcodes are below this; others count as 0. */
@@ -15,7 +15,7 @@ const SMALLEST_US = 0.25
 const SAMPLED = 16
 
 const CACHES = OPCODES + 4
-const LATENCIES = CACHES + 2 * COUNTS
+const LATENCIES = CACHES + 2 * STATISTICS
 const AT = {
   requests: 0,
   bytesRead: OPCODES,
@@ -23,7 +23,7 @@ const AT = {
   errors: OPCODES + 2,
   flushes: OPCODES + 3,
   metadata: CACHES,
-  clusters: CACHES + COUNTS,
+  clusters: CACHES + STATISTICS,
   reads: LATENCIES,
   writes: LATENCIES + BUCKETS,
   others: LATENCIES + 2 * BUCKETS,
@@ -39,8 +39,8 @@ export class WorkerStats {
 
   constructor(shared: SharedArrayBuffer, worker: number) {
     this.region = regionOf(shared, worker)
-    this.metadata = this.region.subarray(AT.metadata, AT.metadata + COUNTS)
-    this.clusters = this.region.subarray(AT.clusters, AT.clusters + COUNTS)
+    this.metadata = this.region.subarray(AT.metadata, AT.metadata + STATISTICS)
+    this.clusters = this.region.subarray(AT.clusters, AT.clusters + STATISTICS)
   }
 
   /** Returns the time if this request is to be timed, else 0. */
@@ -87,7 +87,7 @@ export interface Stats {
   /** In microseconds, of one request in 16. */
   latency: { read: LatencyStats; write: LatencyStats; other: LatencyStats }
 }
-type CacheStats = Record<keyof typeof COUNT, number>
+type CacheStats = Record<keyof typeof STATISTIC, number>
 interface LatencyStats {
   samples: number
   p50: number
@@ -135,7 +135,7 @@ function bucketOf(microseconds: number): number {
 }
 
 function cacheStats(sum: Float64Array, at: number): CacheStats {
-  const value = (name: keyof typeof COUNT) => sum[at + COUNT[name]] as number
+  const value = (name: keyof typeof STATISTIC) => sum[at + STATISTIC[name]] as number
   return {
     hits: value('hits'),
     misses: value('misses'),

@@ -1,6 +1,6 @@
 /** The files of a mount, ready to read. Each thread has its own set. */
 import { ClusterCache } from '../cache/cluster-cache.js'
-import { COUNTS } from '../cache/counts.js'
+import { STATISTICS } from '../cache/statistics.js'
 import { MetadataCache } from '../cache/metadata-cache.js'
 import { TablePool } from '../cache/table-pool.js'
 import type { FormatDriver, View } from '../formats/driver.js'
@@ -74,7 +74,7 @@ export class ViewSet {
   readonly disk?: WritableDisk
 
   /**
-   * @param counts the counts of the caches, COUNTS each
+   * @param counts the counts of the caches, STATISTICS each
    * @param writing present if the first layer is written; it must be open for writing
    * @param source makes stores of the layers' files
    */
@@ -82,8 +82,8 @@ export class ViewSet {
     layers: readonly LayerSpec[],
     sizes: CacheSizes,
     counts: { metadata: Float64Array; clusters: Float64Array } = {
-      metadata: new Float64Array(COUNTS),
-      clusters: new Float64Array(COUNTS),
+      metadata: new Float64Array(STATISTICS),
+      clusters: new Float64Array(STATISTICS),
     },
     writing?: Writing,
     private readonly source: StoreSource = LOCAL_FILES,

@@ -1,10 +1,10 @@
 /** Decompressed clusters: each once, as long as there is room. */
 import t from 'tap'
 import { ClusterCache } from '../../src/cache/cluster-cache.js'
-import { COUNT, COUNTS } from '../../src/cache/counts.js'
+import { STATISTIC, STATISTICS } from '../../src/cache/statistics.js'
 
 function makeCache(maxBytes: number) {
-  const counts = new Float64Array(COUNTS)
+  const counts = new Float64Array(STATISTICS)
   return { counts, cache: new ClusterCache(maxBytes, counts) }
 }
 
@@ -25,15 +25,15 @@ t.test('a cluster is decompressed once', async t => {
     cluster,
     'another place',
   )
-  t.same([counts[COUNT.hits], counts[COUNT.misses], counts[COUNT.bytes]], [1, 3, 300])
+  t.same([counts[STATISTIC.hits], counts[STATISTIC.misses], counts[STATISTIC.bytes]], [1, 3, 300])
 })
 
 t.test('its bytes are bounded', async t => {
   const { cache, counts } = makeCache(1000)
   for (let at = 0; at < 100; at++) cache.get(0, at, () => Buffer.alloc(300))
-  t.same([counts[COUNT.bytes], counts[COUNT.evictions]], [900, 97])
+  t.same([counts[STATISTIC.bytes], counts[STATISTIC.evictions]], [900, 97])
   t.equal(cache.get(0, 500, () => Buffer.alloc(2000)).length, 2000, 'what is too large is given')
-  t.equal(counts[COUNT.bytes], 900, 'but not kept')
+  t.equal(counts[STATISTIC.bytes], 900, 'but not kept')
 })
 
 t.test('a failure is tried again', async t => {

@@ -1,6 +1,6 @@
 /** Tables in a bounded cache: which it keeps, which leave it, and which it never takes. */
 import t from 'tap'
-import { COUNT, COUNTS } from '../../src/cache/counts.js'
+import { STATISTIC, STATISTICS } from '../../src/cache/statistics.js'
 import { MetadataCache } from '../../src/cache/metadata-cache.js'
 import { SLICE_BYTES } from '../../src/cache/table-pool.js'
 import type { Store } from '../../src/io/store.js'
@@ -21,7 +21,7 @@ class Pattern implements Store {
 }
 
 function makeCache(maxBytes: number) {
-  const counts = new Float64Array(COUNTS)
+  const counts = new Float64Array(STATISTICS)
   return { counts, cache: new MetadataCache(maxBytes, counts) }
 }
 
@@ -32,8 +32,8 @@ t.test('a slice is read once', async t => {
   t.equal(first[0], 16)
   t.equal(cache.slice(store, 0, 8192, SLICE_BYTES), first)
   t.equal(store.reads, 1)
-  t.same([counts[COUNT.hits], counts[COUNT.misses], counts[COUNT.evictions]], [1, 1, 0])
-  t.ok((counts[COUNT.bytes] as number) >= SLICE_BYTES)
+  t.same([counts[STATISTIC.hits], counts[STATISTIC.misses], counts[STATISTIC.evictions]], [1, 1, 0])
+  t.ok((counts[STATISTIC.bytes] as number) >= SLICE_BYTES)
 })
 
 t.test('stores and places are told apart', async t => {
@@ -58,12 +58,12 @@ t.test('its bytes are bounded, and the least used goes first', async t => {
       const at = (i + 1) * SLICE_BYTES
       const slice = cache.slice(store, length === 512 ? 1 : 0, at, length)
       if (slice.length !== length || slice.at(-1) !== (at / 512) % 251) wrong++
-      most = Math.max(most, counts[COUNT.bytes] as number)
+      most = Math.max(most, counts[STATISTIC.bytes] as number)
     }
   }
   t.equal(wrong, 0, 'what is read into an evicted slice is what was asked for')
   t.ok(most <= maxBytes, `${most} bytes at most`)
-  t.ok((counts[COUNT.evictions] as number) > 5000)
+  t.ok((counts[STATISTIC.evictions] as number) > 5000)
   const { reads } = store
   cache.slice(store, 0, 0, SLICE_BYTES)
   t.equal(store.reads, reads, 'what is used all the time stays')

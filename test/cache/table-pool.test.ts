@@ -1,7 +1,7 @@
 /** Tables that change: one truth for all threads, and what a flush has to write of it. */
 import fc from 'fast-check'
 import t from 'tap'
-import { COUNTS } from '../../src/cache/counts.js'
+import { STATISTICS } from '../../src/cache/statistics.js'
 import { MetadataCache } from '../../src/cache/metadata-cache.js'
 import { createPoolMemory, STAGE, TablePool } from '../../src/cache/table-pool.js'
 import { holds } from '../support/property.js'
@@ -63,7 +63,7 @@ t.test('room is made of clean slices, never of dirty ones', async t => {
 
 t.test('a cached slice is void when its table changed, went or was replaced', async t => {
   const pool = new TablePool(createPoolMemory())
-  const cache = new MetadataCache(2 ** 20, new Float64Array(COUNTS), pool)
+  const cache = new MetadataCache(2 ** 20, new Float64Array(STATISTICS), pool)
   const store = new MemoryStore('/tables', Buffer.alloc(SLICE * 4, 1))
   const read = () => cache.slice(store, 0, SLICE, SLICE)[0]
   t.equal(read(), 1)

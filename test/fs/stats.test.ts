@@ -1,5 +1,5 @@
 import t from 'tap'
-import { COUNT } from '../../src/cache/counts.js'
+import { STATISTIC } from '../../src/cache/statistics.js'
 import { readStats, sharedStats, WorkerStats } from '../../src/fs/stats.js'
 
 const READ = 15
@@ -37,9 +37,9 @@ t.test('the workers are added up', async t => {
   second.count(WRITE, -28, 0, 0)
   first.countFlush()
   second.countFlush()
-  first.metadata[COUNT.hits]! += 3
-  second.metadata[COUNT.hits]! += 4
-  second.clusters[COUNT.evictions]! += 5
+  first.metadata[STATISTIC.hits]! += 3
+  second.metadata[STATISTIC.hits]! += 4
+  second.clusters[STATISTIC.evictions]! += 5
   t.match(readStats(shared, nameOf), {
     requests: { op0: 1, op1: 2, op2: 1, op15: 3, op16: 3 },
     errors: 4,

@@ -1,6 +1,6 @@
 /** Writes an empty image (QEMU docs/interop/qcow2.rst), for disks that are thrown away. */
 import type { WritableStore } from '../../io/store.js'
-import { setCount } from './counts.js'
+import { setCount } from './refcount-bits.js'
 import { encodeHeader, INCOMPATIBLE, l2CoverageBytes, type Qcow2Header } from './header.js'
 
 const CLUSTER_BITS = 12

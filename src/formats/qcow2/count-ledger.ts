@@ -8,7 +8,7 @@
  */
 import { ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
-import { getCount } from './counts.js'
+import { getCount } from './refcount-bits.js'
 import { clusterBytes, type Qcow2Header } from './header.js'
 import { blockOffset } from './words.js'
 

@@ -9,7 +9,7 @@
  *  (1) The dirty bit is set: until the end, counts cannot be trusted.
  *  (2) The header's statements about lost parts are dropped, and impossible table entries are corrected. If something was
  *      lost, no count gets lower from then on: the lost part may own any cluster.
- *  (3) Counts are corrected (repair/counts.ts), then the COPIED flags, which follow from the counts. Both are repeated as
+ *  (3) Counts are corrected (repair/fix-refcounts.ts), then the COPIED flags, which follow from the counts. Both are repeated as
  *      long as that changes something and a check still finds problems.
  *  (4) The dirty and the corrupt bit are cleared if a check finds no corruption.
  */
@@ -24,7 +24,7 @@ import { CellMemory } from './check/window.js'
 import { INCOMPATIBLE } from './header.js'
 import { writeFeatures } from './header-update.js'
 import { fixCopiedFlags } from './repair/copied-flags.js'
-import { type CountChanges, fixCounts } from './repair/counts.js'
+import { type CountChanges, fixCounts } from './repair/fix-refcounts.js'
 import { soundL1Entry, soundL2Entries } from './repair/entries.js'
 import { findSharedTables } from './repair/shared-tables.js'
 import { dropLosses } from './repair/losses.js'

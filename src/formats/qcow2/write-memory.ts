@@ -1,7 +1,7 @@
 /** The memory that the threads share that write a qcow2 image; see disk-memory.ts. */
 import type { Store } from '../../io/store.js'
 import { type BitmapMemory, loadBitmaps } from './bitmap-memory.js'
-import { readCount } from './counts.js'
+import { readCount } from './refcount-bits.js'
 import { createFreeMemory } from './free-queue.js'
 import { createMetadataMapMemory, type MetadataMapMemory } from './metadata-map.js'
 import { clusterBytes, type Qcow2Header } from './header.js'

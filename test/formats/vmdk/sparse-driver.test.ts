@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import zlib from 'node:zlib'
 import t, { type Test } from 'tap'
 import { ClusterCache } from '../../../src/cache/cluster-cache.js'
-import { COUNTS } from '../../../src/cache/counts.js'
+import { STATISTICS } from '../../../src/cache/statistics.js'
 import { ImageError, SystemError } from '../../../src/errors.js'
 import type { View } from '../../../src/formats/driver.js'
 import { inflateWithoutLibrary } from '../../../src/formats/vmdk/grain.js'
@@ -50,7 +50,7 @@ function readTableOf(store: Store): ReadTable {
 }
 
 function driverOf(store: Store, cacheBytes = 2 ** 20): SparseDriver {
-  const grains = new ClusterCache(cacheBytes, new Float64Array(COUNTS))
+  const grains = new ClusterCache(cacheBytes, new Float64Array(STATISTICS))
   const parts = { store, storeId: 3, readTable: readTableOf(store), grains }
   return new SparseDriver(parts, readSparseHeader(store))
 }

@@ -1,7 +1,7 @@
 import fc from 'fast-check'
 import t from 'tap'
 import { MetadataCache } from '../../../src/cache/metadata-cache.js'
-import { COUNTS } from '../../../src/cache/counts.js'
+import { STATISTICS } from '../../../src/cache/statistics.js'
 import type { FormatDriver } from '../../../src/formats/driver.js'
 import { DynamicVpcDriver, FixedVpcDriver } from '../../../src/formats/vpc/driver.js'
 import { readVpcHeader } from '../../../src/formats/vpc/header.js'
@@ -21,7 +21,7 @@ import { exercise, extentsOf, overRaw, thrownBy, wrongReads } from '../vmdk/grai
 function driverOf(store: Store): FormatDriver {
   const header = readVpcHeader(store)
   if (!header.blocks) return new FixedVpcDriver(header, store)
-  const metadata = new MetadataCache(2 ** 20, new Float64Array(COUNTS))
+  const metadata = new MetadataCache(2 ** 20, new Float64Array(STATISTICS))
   return new DynamicVpcDriver({ header, store, storeId: 0, metadata }, header.blocks)
 }
 

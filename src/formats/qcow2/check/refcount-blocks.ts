@@ -1,5 +1,5 @@
 /** Reads the reference counts of the image (QEMU docs/interop/qcow2.rst, "Reference counts"). */
-import { getCount, setCount } from '../counts.js'
+import { getCount, setCount } from '../refcount-bits.js'
 import { blockOffset, REFCOUNT_TABLE_RESERVED_LOW } from '../words.js'
 import type { Qcow2Structure } from './structure.js'
 
