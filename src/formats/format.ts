@@ -84,7 +84,7 @@ export interface LayerSpec<S = unknown> extends FileSpec {
   /** The file with all data, if that is not the layer's own file. */
   readonly dataFile?: FileSpec
   /** The files of the layer's extents, in order. The layer's own file may be among them. */
-  readonly extents?: readonly FileSpec[]
+  readonly extentFiles?: readonly FileSpec[]
   /** The index of the layer that is read where this one is unallocated. */
   readonly below?: number
 }
@@ -100,7 +100,7 @@ export interface LayerEncryption {
   readonly spec?: CipherSpec
 }
 
-export type OpenedLayer<S> = Pick<LayerSpec<S>, 'spec' | 'encryption' | 'dataFile' | 'extents'> & {
+export type OpenedLayer<S> = Pick<LayerSpec<S>, 'spec' | 'encryption' | 'dataFile' | 'extentFiles'> & {
   /** Whether `recover` has to run before the first write. */
   readonly needsRecovery?: boolean
 }
@@ -273,8 +273,8 @@ export interface DriverParts<S> extends NumberedStore {
   readonly layer: LayerSpec<S>
   /** The store of the data. It decrypts encrypted data. */
   readonly dataStore: Store
-  /** The stores of `layer.extents`. */
-  readonly extents: readonly NumberedStore[]
+  /** The stores of `layer.extentFiles`. */
+  readonly extentStores: readonly NumberedStore[]
   readonly metadata: MetadataCache
   readonly clusters: ClusterCache
   /** Whether the disk is written, so that its files may become longer. */
@@ -284,7 +284,7 @@ export interface DriverParts<S> extends NumberedStore {
 export interface WriterParts<S> extends DriverParts<S> {
   readonly store: WritableStore
   readonly dataStore: WritableStore
-  readonly extents: readonly NumberedStore<WritableStore>[]
+  readonly extentStores: readonly NumberedStore<WritableStore>[]
   /** The driver that `driver` made of the same parts. */
   readonly driver: FormatDriver
   /** The pool that `metadata` asks first; undefined if the format has no tables. */
@@ -328,7 +328,7 @@ export interface FormatWriting<S> {
     store: WritableStore,
     diskBytes: number,
     file: FileSpec,
-  ): Pick<LayerSpec<S>, 'spec' | 'extents'>
+  ): Pick<LayerSpec<S>, 'spec' | 'extentFiles'>
   /**
    * Makes `reference` the backing file or parent of an image that is not in use, and syncs it; undefined removes it. `store` is
    * the image's own file. Undefined if the format's images cannot change it. Throws ImageError, SystemError.

@@ -57,7 +57,7 @@ function statusOf(
       format: layer.format,
       ...(layer.encryption && { encryption: layer.encryption.method }),
       ...(layer.dataFile && { dataFile: layer.dataFile.path }),
-      ...(layer.extents && { extents: layer.extents.map(({ path }) => path) }),
+      ...(layer.extentFiles && { extents: layer.extentFiles.map(({ path }) => path) }),
     })),
   }
 }

@@ -28,7 +28,7 @@ export interface DiskMemory {
 /** The parts of a layer that decide how it is written. */
 export type WrittenLayer = Pick<
   LayerSpec,
-  'fd' | 'sizeBytes' | 'format' | 'spec' | 'dataFile' | 'extents'
+  'fd' | 'sizeBytes' | 'format' | 'spec' | 'dataFile' | 'extentFiles'
 >
 
 /** Words of 32 bits; shared-disk.ts says what they count. */

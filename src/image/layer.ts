@@ -17,10 +17,10 @@ export const referenceOf = (layer: LayerSpec): Reference | undefined =>
 
 /** Returns all files of a layer, each once, its own first. */
 export function filesOf<T extends Pick<FileSpec, 'fd' | 'sizeBytes'>>(
-  layer: T & Pick<LayerSpec, 'dataFile' | 'extents'>,
+  layer: T & Pick<LayerSpec, 'dataFile' | 'extentFiles'>,
 ): (T | FileSpec)[] {
-  const { dataFile, extents = [] } = layer
-  const files = [layer, ...(dataFile ? [dataFile] : []), ...extents]
+  const { dataFile, extentFiles = [] } = layer
+  const files = [layer, ...(dataFile ? [dataFile] : []), ...extentFiles]
   return [...new Map(files.map(file => [file.fd, file])).values()]
 }
 

@@ -83,7 +83,7 @@ export class OpenFiles {
 
 /** Opens the other files of one layer. */
 class LayerFiles {
-  private readonly extents: { file: OpenedFile; spec: FileSpec; access: Access }[] = []
+  private readonly extentFiles: { file: OpenedFile; spec: FileSpec; access: Access }[] = []
 
   constructor(
     private readonly files: OpenFiles,
@@ -124,7 +124,7 @@ class LayerFiles {
     // Many lines may name one file.
     const again = isSame(file, layer)
       ? { spec: layer, access: this.access }
-      : this.extents.find(({ file: { stat } }) => isSameStat(stat, file.stat))
+      : this.extentFiles.find(({ file: { stat } }) => isSameStat(stat, file.stat))
     if (again) {
       OpenFiles.close(file)
       if (again.access === access || again.access === 'write') return again.spec
@@ -134,7 +134,7 @@ class LayerFiles {
     if (this.access === 'read') this.files.requireUnwritten(file, name, layer.path)
     this.files.addExtent(file, access)
     const spec = fileSpec(file)
-    this.extents.push({ file, spec, access })
+    this.extentFiles.push({ file, spec, access })
     return spec
   }
 }

@@ -50,7 +50,7 @@ interface Stores<S extends Store> {
   readonly store: S
   /** The store of the data: the same file, or an external data file. It decrypts encrypted data. */
   readonly dataStore: S
-  readonly extents: readonly S[]
+  readonly extentStores: readonly S[]
 }
 interface WritableStores extends Stores<WritableStore> {
   readonly files: readonly WrittenStore[]
@@ -98,7 +98,7 @@ export class ViewSet {
     let extentId = layers.length
     const open = (spec: LayerSpec, stores: Stores<Store> = this.readableStores(spec)) => {
       const layer = { spec, extentId, ...stores }
-      extentId += (spec.extents ?? []).length
+      extentId += (spec.extentFiles ?? []).length
       return layer
     }
     this.layers = [open(top, written), ...below.map(spec => open(spec))]
@@ -153,7 +153,7 @@ export class ViewSet {
       ...parts,
       store: stores.store,
       dataStore: stores.dataStore,
-      extents: stores.extents.map((store, i) => ({ store, storeId: layer.extentId + i })),
+      extentStores: stores.extentStores.map((store, i) => ({ store, storeId: layer.extentId + i })),
       driver: this.driver(0),
       pool,
       memory: memory.format,
@@ -177,11 +177,11 @@ export class ViewSet {
   }
 
   private parts(index: number): DriverParts<unknown> {
-    const { spec, store, dataStore, extents, extentId } = this.layers[index] as OpenLayer
+    const { spec, store, dataStore, extentStores, extentId } = this.layers[index] as OpenLayer
     const { metadata, clusters } = this
-    const numbered: NumberedStore[] = extents.map((store, i) => ({ store, storeId: extentId + i }))
+    const numbered: NumberedStore[] = extentStores.map((store, i) => ({ store, storeId: extentId + i }))
     const isWritten = index === 0 && this.isWritten
-    const stores = { store, storeId: index, dataStore, extents: numbered }
+    const stores = { store, storeId: index, dataStore, extentStores: numbered }
     return { layer: spec, ...stores, metadata, clusters, isWritten }
   }
 
@@ -210,10 +210,10 @@ export class ViewSet {
 
 /** The stores that compressed bytes are read from, by the numbers that extents of the layers' views have. */
 export const packedStores = (layers: readonly LayerSpec[]): FileStore[] =>
-  [...layers, ...layers.flatMap(({ extents = [] }) => extents)].map(storeOf)
+  [...layers, ...layers.flatMap(({ extentFiles = [] }) => extentFiles)].map(storeOf)
 
 function storesOf<S extends Store>(spec: LayerSpec, open: (file: FileSpec) => S): Stores<S> {
-  const { dataFile, extents = [] } = spec
+  const { dataFile, extentFiles = [] } = spec
   const store = open(spec)
-  return { store, dataStore: dataFile ? open(dataFile) : store, extents: extents.map(open) }
+  return { store, dataStore: dataFile ? open(dataFile) : store, extentStores: extentFiles.map(open) }
 }

@@ -85,7 +85,7 @@ function layersOf(format: string, image: StoreImage<Store>) {
   const { spec } = opened
   const top: LayerSpec = {
     ...{ ...file, format, spec },
-    ...(opened.extents && { extents: opened.extents }),
+    ...(opened.extentFiles && { extentFiles: opened.extentFiles }),
     ...(dataFile && { dataFile }),
   }
   if (!parent) return { layers: [top] as [LayerSpec], source, warnings }

@@ -49,7 +49,7 @@ export class VmdkDriver implements FormatDriver {
 
   constructor(parts: VmdkParts) {
     this.sizeBytes = parts.spec.sizeBytes
-    this.extents = placed(parts)
+    this.extents = placeExtents(parts)
     this.last = this.extents[0] as Placed
   }
 
@@ -73,7 +73,7 @@ export class VmdkDriver implements FormatDriver {
   }
 }
 
-function placed(parts: VmdkParts): Placed[] {
+function placeExtents(parts: VmdkParts): Placed[] {
   let start = 0
   // Tables of all extents share one space of the cache, each file after the one before.
   let base = 0

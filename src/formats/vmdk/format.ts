@@ -39,10 +39,10 @@ function open(file: FileSpec, context: OpenContext): OpenedLayer<VmdkSpec> {
     open: (name, isWritable) => context.openExtent(name, extentNames(name), isWritable),
   })
   if (access === 'write') requireWritable(spec, file.path, { dropsChangeTracking, isDevice })
-  return { spec, extents: extentFiles(spec) }
+  return { spec, extentFiles: extentFilesOf(spec) }
 }
 
-const extentFiles = ({ extents }: VmdkSpec): FileSpec[] => extents.flatMap(({ file }) => file ?? [])
+const extentFilesOf = ({ extents }: VmdkSpec): FileSpec[] => extents.flatMap(({ file }) => file ?? [])
 
 function reference({ path, spec }: LayerSpec<VmdkSpec>): Reference | undefined {
   const link = parentLink(spec, path)
@@ -88,20 +88,20 @@ function storesOf<T extends NumberedStore>(
   return extents.map(({ file }) => file && files[next++])
 }
 
-function driver({ layer, storeId, extents, metadata, clusters, isWritten }: DriverParts<VmdkSpec>) {
+function driver({ layer, storeId, extentStores, metadata, clusters, isWritten }: DriverParts<VmdkSpec>) {
   const { spec } = layer
-  const stores = storesOf(spec, extents)
+  const stores = storesOf(spec, extentStores)
   return new VmdkDriver({ spec, stores, layerId: storeId, metadata, clusters, isWritten })
 }
 
 const writing: FormatWriting<VmdkSpec> = {
   hasTables: true,
   createMemory: spec => ({ memory: createVmdkMemory(spec), warnings: [] }),
-  writer: ({ layer, store, extents, driver, pool, memory, hasParent }) =>
+  writer: ({ layer, store, extentStores, driver, pool, memory, hasParent }) =>
     new VmdkWriter({
       spec: layer.spec,
       image: store,
-      stores: storesOf(layer.spec, extents).map(extent => extent?.store),
+      stores: storesOf(layer.spec, extentStores).map(extent => extent?.store),
       driver: driver as VmdkDriver,
       pool: pool as NonNullable<typeof pool>,
       memory: memory as VmdkMemory,
@@ -112,7 +112,7 @@ const writing: FormatWriting<VmdkSpec> = {
     store.truncate(diskBytes)
     const blankFile = { ...file, sizeBytes: store.sizeBytes }
     const spec = blankVmdk(model.spec, diskBytes, blankFile)
-    return { spec, extents: extentFiles(spec) }
+    return { spec, extentFiles: extentFilesOf(spec) }
   },
 }
 
