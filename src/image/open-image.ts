@@ -9,6 +9,7 @@ import { createDiskMemory } from './disk-memory.js'
 import { lockChain, unlockChain } from './encryption.js'
 import { readView } from './engine.js'
 import { nextData, nextHole } from './holes.js'
+import type { Access } from '../io/named-file.js'
 import { type CacheSizes, ViewSet } from './view-set.js'
 import { openChain } from './open-chain.js'
 import { type ImageStores, openStores } from './store-chain.js'
@@ -25,8 +26,8 @@ export interface OpenImageOptions
     | 'force'
     | 'takesLocks'
   > {
-  /** Whether the disk may be written. Reading is the default. */
-  readonly writable?: boolean
+  /** What the image is opened for; lower layers are only read. Reading is the default. */
+  readonly access?: Access
   /** Of each encrypted layer; a function is asked with the layer's path. */
   readonly passphrase?: string | ((path: string, method: EncryptionMethod) => Promise<string>)
   readonly caches?: Partial<CacheSizes>
@@ -150,7 +151,7 @@ export class ImageDisk extends ReadableDisk {
     if (this.written) return this.written
     throw new ImageError('READ_ONLY', 'it is not open for writing', {
       path: this.path,
-      hint: 'open it with writable: true',
+      hint: "open it with access: 'write'",
     })
   }
 }
@@ -227,8 +228,7 @@ export async function openImage(
   image: string | ImageStores,
   options: OpenImageOptions = {},
 ): Promise<OpenImage> {
-  const { writable = false, passphrase, takesLocks = true, caches } = options
-  const access = writable ? 'write' : 'read'
+  const { access = 'read', passphrase, takesLocks = true, caches } = options
   const opened =
     typeof image === 'string'
       ? { chain: openChain(image, { ...options, takesLocks, access }), source: LOCAL_FILES }
@@ -244,7 +244,7 @@ export async function openImage(
     ]
     chain = await unlockChain(opened.chain, ask, source)
     const [top] = chain.layers
-    const memory = writable ? createDiskMemory(top, 1, source.readable(top)) : undefined
+    const memory = access === 'write' ? createDiskMemory(top, 1, source.readable(top)) : undefined
     const sizes = { ...CACHES, ...caches }
     const writing = memory && { memory, thread: 0 }
     const views = new ViewSet(chain.layers, sizes, undefined, writing, source)

@@ -20,7 +20,7 @@ for (const format of ['raw', 'qcow2', 'qcow', 'vmdk']) {
     const image = join(tempFolder(t), `disk.${format}`)
     await qemuImg('create', '-q', '-f', format, image, '8M')
     const model = Buffer.alloc(8 * M)
-    const open = await openImage(image, { format, writable: true })
+    const open = await openImage(image, { format, access: 'write' })
     t.equal(open.format, format)
     t.equal(open.disk.sizeBytes, 8 * M)
     for (const [offset, length] of [
@@ -92,7 +92,7 @@ t.test('a passphrase', tools, async t => {
     asked.push(`${path} ${method}`)
     return 'hush'
   }
-  const open = await openImage(image, { writable: true, passphrase })
+  const open = await openImage(image, { access: 'write', passphrase })
   open.disk.write(Buffer.from('secret'), 1000)
   open.close()
   t.same(asked, [`${image} LUKS`])
@@ -107,7 +107,7 @@ t.test('a passphrase', tools, async t => {
 t.test('locks: two may read, one may write', async t => {
   const image = join(tempFolder(t), 'disk.raw')
   writeFileSync(image, Buffer.alloc(M))
-  const writer = await openImage(image, { writable: true, format: 'raw' })
+  const writer = await openImage(image, { access: 'write', format: 'raw' })
   const code = `import { openImage } from ${JSON.stringify(new URL('../../dist/index.js', import.meta.url).pathname)}
     try { (await openImage(process.argv[1], { format: 'raw' })).close(); console.log('open') } catch (e) { console.log(e.message) }`
   const ask = () =>
@@ -122,7 +122,7 @@ t.test('stores instead of files', async t => {
   const spec = { layout: 'qemu-x86-64', sizeBytes: 3 * M, backing: 'base.raw' } as const
   const store = new MemoryStore('disk.cow', buildCow(spec).bytes)
   const files = { 'base.raw': new MemoryStore('base.raw', parent) }
-  const open = await openImage({ image: store, files }, { writable: true })
+  const open = await openImage({ image: store, files }, { access: 'write' })
   open.disk.write(Buffer.from('top'), M)
   const bytes = Buffer.alloc(8)
   open.disk.read(bytes, M - 2)

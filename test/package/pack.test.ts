@@ -66,7 +66,7 @@ t.test('a tarball from a clean source installs globally and works', async t => {
     writeFileSync(
       join(project, 'use.mts'),
       `import { type OpenImage, openImage } from 'vimgfs'
-       const image: OpenImage = await openImage('x', { writable: true })
+       const image: OpenImage = await openImage('x', { access: 'write' })
        image.disk.write(Buffer.alloc(1), 0)
        const sizes: number[] = image.snapshots.map(({ sizeBytes }) => sizeBytes)
        // @ts-expect-error: it is no method

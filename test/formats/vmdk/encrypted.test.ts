@@ -52,7 +52,9 @@ function flatDisk(folder: string, name: string, lines: readonly string[], fill =
 
 async function refused(t: Test, image: string): Promise<void> {
   const refusal = { code: 'UNSUPPORTED', message: /encrypted/ }
-  for (const writable of [false, true]) await t.rejects(openImage(image, { writable }), refusal)
+  for (const access of ['read', 'write'] as const) {
+    await t.rejects(openImage(image, { access }), refusal)
+  }
   t.throws(() => describeImage(image), refusal)
   await t.rejects(checkImage(image), refusal)
   await t.rejects(repairImage(image, 'all'), refusal)
