@@ -81,3 +81,14 @@ export class CheckReport implements CheckResult {
     else this.findingsLeftOut++
   }
 }
+
+/** Returns the result of a repair. Calls `checkAgain` if something has changed. */
+export function repairResult(
+  before: CheckResult,
+  changes: CheckReport,
+  checkAgain: () => CheckResult,
+): RepairResult {
+  const isChanged = changes.findings.some(({ kind }) => kind === 'fix')
+  const after = isChanged ? checkAgain() : before
+  return { before, after, changes: changes.findings, changesLeftOut: changes.findingsLeftOut }
+}

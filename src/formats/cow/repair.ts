@@ -6,11 +6,12 @@
  * lost data.
  */
 import type { WritableStore } from '../../io/store.js'
-import { type CheckOptions, type RepairResult, CheckReport } from '../check/report.js'
+import { type CheckOptions, type RepairResult, repairResult, CheckReport } from '../check/report.js'
 import { walkBitmap } from './bitmap.js'
 import { checkCow } from './check.js'
 import { readCowHeader } from './header.js'
 import { UnusedSpace } from './space.js'
+import { Reclaiming } from '../check/reclaim.js'
 
 const LOST =
   'sectors that were lost stay marked, and nothing is changed: restore them, or all of the image, from a copy'
@@ -29,27 +30,17 @@ export function repairCow(
   const changes = new CheckReport()
   if (before.corruptions > 0) changes.note('error', 0, () => (what === 'all' ? LOST : KEPT))
   else if (before.leaks > 0) giveBack(store, changes)
-  const isChanged = changes.findings.some(({ kind }) => kind === 'fix')
-  const after = isChanged ? checkCow(store, options) : before
-  return { before, after, changes: changes.findings, changesLeftOut: changes.findingsLeftOut }
+  return repairResult(before, changes, () => checkCow(store, options))
 }
 
 function giveBack(store: WritableStore, changes: CheckReport): void {
   const header = readCowHeader(store)
   const unused = new UnusedSpace(store, header)
-  let isChanged = false
+  const space = new Reclaiming(store, (kind, at, message) => changes.note(kind, at, message))
   walkBitmap(store, header, 0, (isMarked, first, end) => {
     const found = isMarked ? undefined : unused.of(first, end)
-    if (found === undefined) return true
-    const { at, bytes } = found.span
-    if (store.punch(at, bytes)) {
-      isChanged = true
-      changes.note('fix', at, () => `${found.dataBytes} bytes that nothing uses are a hole`)
-    } else {
-      const message = `${found.dataBytes} bytes that nothing uses stay: the file system makes no holes`
-      changes.note('error', at, () => message)
-    }
+    if (found) space.punch(found.span.at, found.span.bytes, found.dataBytes)
     return true
   })
-  if (isChanged) store.sync()
+  space.finish()
 }

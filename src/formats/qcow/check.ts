@@ -6,14 +6,14 @@
  *      entries and are not unpacked: reading them does that.
  *  (2) An L1 entry that names the end of the file is a corruption, too: a program wrote it before the table, and stopped.
  *      Nothing is lost, but a program that goes on writing would put something else there.
- *  (3) Unused space counts as so many leaks as clusters would fit in it, if it can be given back (see space.ts).
+ *  (3) Unused space counts as so many leaks as clusters would fit in it, if it can be given back (see check/reclaim.ts).
  */
 import type { Store } from '../../io/store.js'
 import { type CheckOptions, type CheckResult, CheckReport } from '../check/report.js'
 import { clusterBytes, readQcowHeader } from './header.js'
 import { inspectTables } from './inspection.js'
 import type { InspectOptions, TableSink } from './table-sink.js'
-import { reclaimable } from './space.js'
+import { reclaimable } from '../check/reclaim.js'
 
 export interface QcowCheckOptions extends CheckOptions, InspectOptions {
   /** Whether the file is a device: then nothing can be given back. */

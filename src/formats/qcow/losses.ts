@@ -10,7 +10,7 @@
 import type { Store } from '../../io/store.js'
 import { clusterBytes, type QcowHeader } from './header.js'
 import { inspectTables } from './inspection.js'
-import { reclaimable } from './space.js'
+import { reclaimable } from '../check/reclaim.js'
 import type { InspectOptions } from './table-sink.js'
 import { TableWalk } from './table-walk.js'
 

@@ -8,12 +8,12 @@
  *  (2) Unused space is given back, unless a lost table may have named it (see losses.ts).
  */
 import type { WritableStore } from '../../io/store.js'
-import { type RepairResult, CheckReport } from '../check/report.js'
+import { type RepairResult, repairResult, CheckReport } from '../check/report.js'
 import { checkTables, type QcowCheckOptions } from './check.js'
 import { ENTRY_BYTES, readQcowHeader } from './header.js'
 import { isLossPossible } from './losses.js'
 import { inspectTables } from './inspection.js'
-import { reclaimable } from './space.js'
+import { Reclaiming } from '../check/reclaim.js'
 
 const DAMAGED =
   'nothing of it is changed: something is damaged that nobody can make right, and what nothing names may be what was lost'
@@ -44,10 +44,11 @@ export function repairQcow(
       else giveBack(store, changes, options)
     }
   }
-  const isChanged = changes.findings.some(({ kind }) => kind === 'fix')
-  const after = isChanged ? new CheckReport() : before
-  if (isChanged) checkTables(store, after, options)
-  return { before, after, changes: changes.findings, changesLeftOut: changes.findingsLeftOut }
+  return repairResult(before, changes, () => {
+    const after = new CheckReport()
+    checkTables(store, after, options)
+    return after
+  })
 }
 
 /** Step (1). */
@@ -59,29 +60,8 @@ function forgetTable(store: WritableStore, entryAt: number, changes: CheckReport
 
 /** Step (2). */
 function giveBack(store: WritableStore, changes: CheckReport, options: QcowCheckOptions): void {
-  let end = store.sizeBytes
-  inspectTables(
-    store,
-    readQcowHeader(store),
-    {
-      corruption: () => {},
-      unused: (at, bytes) => {
-        if (reclaimable(store, at, bytes) === 0) return
-        if (at + bytes >= store.sizeBytes) end = at
-        else if (store.punch(at, bytes)) {
-          changes.note('fix', at, () => `${bytes} bytes that nothing uses are a hole`)
-        } else {
-          const problem = `${bytes} bytes that nothing uses stay: the file system makes no holes`
-          changes.note('error', at, () => problem)
-        }
-      },
-    },
-    options,
-  )
-  if (end < store.sizeBytes) {
-    const bytes = store.sizeBytes - end
-    store.truncate(end)
-    changes.note('fix', end, () => `${bytes} bytes that nothing uses are cut off`)
-  }
-  store.sync()
+  const space = new Reclaiming(store, (kind, at, message) => changes.note(kind, at, message))
+  const unused = (at: number, bytes: number) => space.add(at, bytes)
+  inspectTables(store, readQcowHeader(store), { corruption: () => {}, unused }, options)
+  space.finish()
 }

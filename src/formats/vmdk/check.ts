@@ -9,7 +9,7 @@
  *      within the space in use, and damage that sparse-header.ts can work around.
  *  (2) A redundant table that is older than the first one is one leak: it is useless, but no data are at stake, since the first
  *      one counts. A redundant table that contradicts the first one is a corruption.
- *  (3) Unused space counts as so many leaks as grains would fit in it, if it can be given back (see check/space.ts).
+ *  (3) Unused space counts as so many leaks as grains would fit in it, if it can be given back (see formats/check/reclaim.ts).
  *  (4) Such space is also a corruption if a table reads as zeros that was certainly written: the space may be all that is left
  *      of that table's data (see check/losses.ts).
  *  (5) Compressed grains are found by their markers and are not unpacked: reading them does that.
@@ -20,7 +20,7 @@ import { type CheckOptions, type CheckResult, CheckReport } from '../check/repor
 import { findLosses } from './check/losses.js'
 import { PackedInspection } from './check/packed-inspection.js'
 import { inspectSesparse } from './check/sesparse-inspection.js'
-import { reclaimable } from './check/space.js'
+import { reclaimableIn } from './check/tail.js'
 import { inspectGrains } from './grain-check.js'
 import type { GrainSink, GrainTotals } from './check/grain-sink.js'
 import type { ExtentLayout } from './open.js'
@@ -152,7 +152,7 @@ class ExtentCheck implements GrainSink {
   unused(at: number, bytes: number): void {
     // In a stream only the grains are known.
     const grains = grainLayout(this.extent.layout)
-    const lost = grains ? reclaimable(this.extent, this.store, at, bytes) : 0
+    const lost = grains ? reclaimableIn(this.extent, this.store, at, bytes) : 0
     if (!grains || lost === 0) return
     this.unusedAt ??= at
     this.leak(at, () => `nothing uses ${bytes} bytes`, Math.ceil(lost / grains.grainBytes))

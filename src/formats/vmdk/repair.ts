@@ -16,11 +16,11 @@
  *  (4) The mark that the extent is open is cleared if nothing is damaged or contradictory any more.
  */
 import type { Store, WritableStore } from '../../io/store.js'
-import { type CheckOptions, type RepairResult, CheckReport } from '../check/report.js'
+import { type CheckOptions, type RepairResult, repairResult, CheckReport } from '../check/report.js'
 import { type CheckedExtent, checkExtents, type ExtentCounts, speaker } from './check.js'
 import { findLosses } from './check/losses.js'
 import type { Patch } from './check/patched-store.js'
-import { isTail, reclaimable } from './check/space.js'
+import { isTail, reclaimableIn } from './check/tail.js'
 import { readCowdHeader } from './cowd.js'
 import { inspectGrains } from './grain-check.js'
 import type { GrainSink } from './check/grain-sink.js'
@@ -39,6 +39,7 @@ import { eachPair } from './repair/table-pairs.js'
 import { readSparseHeader } from './sparse-header.js'
 import { SECTOR_BYTES } from '../../sector.js'
 import { ENTRY_BYTES } from './entries.js'
+import { Reclaiming } from '../check/reclaim.js'
 
 export interface RepairedExtent extends CheckedExtent {
   readonly store: WritableStore | undefined
@@ -69,10 +70,11 @@ export function repairVmdk(
     )
     repair.run(counts[i] as ExtentCounts)
   })
-  const isChanged = changes.findings.some(({ kind }) => kind === 'fix')
-  const after = isChanged ? new CheckReport() : before
-  if (isChanged) checkExtents(extents.map(readAgain), after, options)
-  return { before, after, changes: changes.findings, changesLeftOut: changes.findingsLeftOut }
+  return repairResult(before, changes, () => {
+    const after = new CheckReport()
+    checkExtents(extents.map(readAgain), after, options)
+    return after
+  })
 }
 
 /** Returns the extent with the current content of its header. */
@@ -265,7 +267,7 @@ class Repair {
     inspectGrains(store, layout, {
       ...IGNORE,
       unused: (at, length) => {
-        unnamedBytes += reclaimable(this.extent, store, at, length)
+        unnamedBytes += reclaimableIn(this.extent, store, at, length)
       },
     })
     return unnamedBytes
@@ -273,30 +275,14 @@ class Repair {
 
   /** Makes step (3). */
   private giveBack(layout: GrainLayout): void {
-    const { store } = this
-    let end = store.sizeBytes
-    let isChanged = false
+    const { store, extent } = this
+    if (extent.isDevice) return
+    const space = new Reclaiming(store, this.note)
     inspectGrains(store, layout, {
       ...IGNORE,
-      unused: (at, bytes) => {
-        if (reclaimable(this.extent, store, at, bytes) === 0) return
-        if (isTail(this.extent, store, at + bytes)) end = at
-        else if (store.punch(at, bytes)) {
-          isChanged = true
-          this.note('fix', at, () => `${bytes} bytes that nothing uses are a hole`)
-        } else {
-          const what = `${bytes} bytes that nothing uses stay: the file system makes no holes`
-          this.note('error', at, () => what)
-        }
-      },
+      unused: (at, bytes) => space.add(at, bytes, isTail(extent, store, at + bytes)),
     })
-    if (end < store.sizeBytes) {
-      const bytes = store.sizeBytes - end
-      store.truncate(end)
-      isChanged = true
-      this.note('fix', end, () => `${bytes} bytes that nothing uses are cut off`)
-    }
-    if (isChanged) store.sync()
+    space.finish()
   }
 
   /** Makes step (4). */
