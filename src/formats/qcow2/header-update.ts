@@ -3,20 +3,21 @@
  * makes one write of at most 24 bytes within the first sector, so a power cut leaves the old fields or the new ones. None of
  * them syncs: the caller decides the order.
  */
+import assert from 'node:assert'
 import { bits64be, type Layout, layout, u32be, u64be } from '../../binary.js'
 import type { WritableStore } from '../../io/store.js'
+import { FIELD_AT } from './header.js'
 
-const DISK_SIZE_AT = 24
+// Fields that change together follow one another.
 const DISK_SIZE = layout({ sizeBytes: u64be })
-const L1_AT = 36
 const L1 = layout({ entries: u32be, offset: u64be })
-const REFCOUNT_TABLE_AT = 48
+assert.equal(FIELD_AT.l1Offset, FIELD_AT.l1Entries + L1.at.offset)
 const REFCOUNT_TABLE = layout({ offset: u64be, clusters: u32be })
-const REFCOUNT_ORDER_AT = 96
-const SNAPSHOTS_AT = 60
+assert.equal(FIELD_AT.refcountTableClusters, FIELD_AT.refcountTableOffset + REFCOUNT_TABLE.at.clusters)
 const SNAPSHOTS = layout({ count: u32be, offset: u64be })
-const FEATURES_AT = 72
+assert.equal(FIELD_AT.snapshotsOffset, FIELD_AT.snapshotCount + SNAPSHOTS.at.offset)
 const FEATURES = layout({ incompatible: bits64be, compatible: bits64be, autoclear: bits64be })
+assert.equal(FIELD_AT.autoclear, FIELD_AT.incompatible + FEATURES.at.autoclear)
 
 export interface Features {
   readonly incompatible: bigint
@@ -26,17 +27,17 @@ export interface Features {
 
 /** Writes the disk's size, in bytes. */
 export function writeDiskSize(store: WritableStore, sizeBytes: number): void {
-  put(store, DISK_SIZE_AT, DISK_SIZE, { sizeBytes })
+  put(store, FIELD_AT.sizeBytes, DISK_SIZE, { sizeBytes })
 }
 
 /** Writes the active L1 table: the number of its entries, and its place in the file. */
 export function writeL1(store: WritableStore, entries: number, offset: number): void {
-  put(store, L1_AT, L1, { entries, offset })
+  put(store, FIELD_AT.l1Entries, L1, { entries, offset })
 }
 
 /** Writes the refcount table: its place in the file, and its length in clusters. */
 export function writeRefcountTable(store: WritableStore, offset: number, clusters: number): void {
-  put(store, REFCOUNT_TABLE_AT, REFCOUNT_TABLE, { offset, clusters })
+  put(store, FIELD_AT.refcountTableOffset, REFCOUNT_TABLE, { offset, clusters })
 }
 
 /**
@@ -49,11 +50,11 @@ export function writeRefcounts(
   clusters: number,
   order: number,
 ): void {
-  const fields = Buffer.alloc(REFCOUNT_ORDER_AT + u32be.size - REFCOUNT_TABLE_AT)
-  store.read(fields, 0, fields.length, REFCOUNT_TABLE_AT)
+  const fields = Buffer.alloc(FIELD_AT.refcountOrder + u32be.size - FIELD_AT.refcountTableOffset)
+  store.read(fields, 0, fields.length, FIELD_AT.refcountTableOffset)
   REFCOUNT_TABLE.put(fields, 0, { offset, clusters })
-  u32be.put(fields, REFCOUNT_ORDER_AT - REFCOUNT_TABLE_AT, order)
-  store.write(fields, 0, fields.length, REFCOUNT_TABLE_AT)
+  u32be.put(fields, FIELD_AT.refcountOrder - FIELD_AT.refcountTableOffset, order)
+  store.write(fields, 0, fields.length, FIELD_AT.refcountTableOffset)
 }
 
 /** Writes the type of the header extension at `at`; its length stays. */
@@ -68,7 +69,7 @@ export function endExtensions(store: WritableStore, at: number): void {
 
 /** Writes the snapshot table: the number of its entries, and its place in the file. */
 export function writeSnapshotTable(store: WritableStore, count: number, offset: number): void {
-  put(store, SNAPSHOTS_AT, SNAPSHOTS, { count, offset })
+  put(store, FIELD_AT.snapshotCount, SNAPSHOTS, { count, offset })
 }
 
 /** What decides which tables an image has. */
@@ -109,7 +110,7 @@ export function writeState(store: WritableStore, version: 2 | 3, state: State): 
 /** Writes all feature bits. The image must have version 3: version 2 has other bytes there. */
 export function writeFeatures(store: WritableStore, features: Features): void {
   const { incompatible, compatible, autoclear } = features
-  put(store, FEATURES_AT, FEATURES, { incompatible, compatible, autoclear })
+  put(store, FIELD_AT.incompatible, FEATURES, { incompatible, compatible, autoclear })
 }
 
 function put<F>(

@@ -38,6 +38,8 @@ const V3_FIELDS = layout({
   refcountOrder: u32be,
   headerBytes: u32be,
 })
+/** Where the fields begin, in bytes of the file. */
+export const FIELD_AT = { ...V2_HEADER.at, ...afterV2(V3_FIELDS.at) }
 const COMPRESSION_TYPE_AT = V2_HEADER.size + V3_FIELDS.size
 
 export const INCOMPATIBLE = {
@@ -252,6 +254,11 @@ const V2_DEFAULTS = {
   headerBytes: V2_HEADER.size,
 }
 type Fail = (code: ErrorCode, message: string, hint?: string) => never
+
+function afterV2<K extends string>(at: Readonly<Record<K, number>>): Readonly<Record<K, number>> {
+  const places = Object.entries<number>(at).map(([name, place]) => [name, V2_HEADER.size + place])
+  return Object.fromEntries(places)
+}
 
 /** Runs `read`, and adds the file's name to the errors that it throws. */
 function decode<T>(read: () => T, store: Store): T {
