@@ -5,12 +5,9 @@
 import { u64be } from '../../binary.js'
 import { ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
+import { BITMAP_RESERVED } from './words.js'
 
 const ENTRY_BYTES = 8
-/** Bits 56 to 63 of an entry, in its high half. */
-const RESERVED_HIGH = 0xff000000
-/** Bits 1 to 8, in its low half. */
-const RESERVED_LOW = 0x1fe
 
 /** The entries of chunks that have no cluster. */
 export const ALL_ZEROS = 0
@@ -54,8 +51,8 @@ export function readTable(
     const low = bytes.readUInt32BE(chunk * ENTRY_BYTES + 4)
     const entry = high * 2 ** 32 + low
     const isSound =
-      (high & RESERVED_HIGH) === 0 &&
-      (low & RESERVED_LOW) === 0 &&
+      (high & BITMAP_RESERVED.high) === 0 &&
+      (low & BITMAP_RESERVED.low) === 0 &&
       (entry <= ALL_ONES || (entry % clusterBytes === 0 && entry < store.sizeBytes))
     if (!isSound) throw damage(`entry ${chunk} of its table makes no sense`)
     return entry

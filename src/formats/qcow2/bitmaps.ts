@@ -9,6 +9,8 @@ import {
   MAX_BITMAPS,
 } from '../limits.js'
 import { AUTOCLEAR, clusterBytes, type Qcow2Header } from './header.js'
+import type { BitmapsExtension } from './header-extensions.js'
+import { TableReader } from './table-reader.js'
 
 /** A directory entry; extra data and the name follow. */
 export const BITMAP_ENTRY = layout({
@@ -52,7 +54,7 @@ export interface BitmapEntry {
 }
 
 /** Reports whether an entry has the only known type and a possible granularity. */
-export const isDirtyBitmap = (entry: { type: number; granularityBits: number }): boolean =>
+const isDirtyBitmap = (entry: { type: number; granularityBits: number }): boolean =>
   entry.type === DIRTY_TRACKING &&
   entry.granularityBits >= MIN_GRANULARITY_BITS &&
   entry.granularityBits <= MAX_GRANULARITY_BITS
@@ -113,40 +115,41 @@ export function readDirectory(store: Store, header: Qcow2Header): BitmapEntry[] 
       `the bitmap directory at ${directoryOffset} lies beyond the end of the file`,
     )
   }
-  const directory = Buffer.alloc(directoryBytes)
-  const got = store.read(directory, 0, directoryBytes, directoryOffset)
-  if (got < directoryBytes) throw damage(store, 'the bitmap directory is cut off')
   const entries: BitmapEntry[] = []
   const tables = new TableEntryCount(clusterBytes(header))
-  for (let at = 0; entries.length < count; ) {
-    const { entry, end } = readEntry(directory, at, directoryOffset)
-    if (!entry) throw damage(store, `bitmap ${entries.length + 1} of ${count} is damaged`)
+  for (const entry of bitmapEntries(store, header.bitmaps)) {
+    const which = `bitmap ${entries.length + 1} of ${count}`
+    if (!entry) throw damage(store, `${which} is damaged`)
     if (!tables.add(entry.tableEntries)) {
-      const what = `the table of bitmap ${entries.length + 1} of ${count} claims ${entry.tableEntries} entries`
+      const what = `the table of ${which} claims ${entry.tableEntries} entries`
       throw damage(store, `${what}, more than there can be`)
     }
-    entries.push(entry)
-    at = Math.ceil(end / 8) * 8
+    entries.push({ ...entry, name: Buffer.from(entry.name) })
   }
   return entries
 }
 
-/** Returns the entry at `at` and its end; undefined if it is cut off or makes no sense. */
-function readEntry(
-  directory: Buffer,
-  at: number,
-  directoryOffset: number,
-): { entry?: BitmapEntry; end: number } {
-  if (at + BITMAP_ENTRY.size > directory.length) return { end: at }
-  const { type, nameBytes, ...fields } = BITMAP_ENTRY.decode(directory, at)
-  const nameAt = at + BITMAP_ENTRY.size + fields.extraBytes
-  const end = nameAt + nameBytes
-  const isSound =
-    end <= directory.length && isDirtyBitmap({ type, granularityBits: fields.granularityBits })
-  if (!isSound) return { end }
-  return {
-    entry: { ...fields, at: directoryOffset + at, name: directory.subarray(nameAt, end) },
-    end,
+/**
+ * Yields the entries of a directory, whose size and number of bitmaps the caller has bounded. After an entry that is cut off, or
+ * makes no sense, it yields undefined and ends. A name is valid until the next entry.
+ */
+export function* bitmapEntries(
+  store: Store,
+  { count, directoryOffset, directoryBytes }: BitmapsExtension,
+): Generator<BitmapEntry | undefined> {
+  const reader = new TableReader(store, directoryOffset)
+  for (let number = 1, at = 0; number <= count; number++) {
+    const fixed = at + BITMAP_ENTRY.size <= directoryBytes && reader.read(at, BITMAP_ENTRY.size)
+    if (!fixed) return yield undefined
+    const { type, nameBytes, ...fields } = BITMAP_ENTRY.decode(fixed)
+    const nameAt = at + BITMAP_ENTRY.size + fields.extraBytes
+    const end = nameAt + nameBytes
+    const isSound =
+      end <= directoryBytes && isDirtyBitmap({ type, granularityBits: fields.granularityBits })
+    const name = isSound && reader.read(nameAt, nameBytes)
+    if (!name) return yield undefined
+    yield { ...fields, at: directoryOffset + at, name }
+    at = Math.ceil(end / 8) * 8
   }
 }
 

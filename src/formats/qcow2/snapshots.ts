@@ -12,6 +12,7 @@ import {
   type SnapshotEntry,
   snapshotLengths,
 } from './snapshot-entry.js'
+import { TableReader } from './table-reader.js'
 
 /** `sizeBytes` is the header's where the entry is too old to contain it. */
 export interface Qcow2Snapshot extends InternalSnapshot {
@@ -140,32 +141,4 @@ function problemOf(
   if (!isEmpty && (l1Offset === 0 || l1Offset >= fileBytes)) return `${table}, where none can be`
   if (l1Entries * 8 > MAX_L1_BYTES) return `${table}: more than ${MAX_L1_BYTES / 8}`
   return isTooLarge(sizeBytes) ? `has a disk of about ${sizeBytes} bytes` : undefined
-}
-
-const CHUNK_BYTES = 64 * 1024
-
-/** Reads pieces of a table in ascending order, through a buffer: a thousand entries take a few reads. */
-class TableReader {
-  private chunk = Buffer.alloc(0)
-  private chunkAt = 0
-
-  constructor(
-    private readonly store: Store,
-    private readonly start: number,
-  ) {}
-
-  /**
-   * Returns `length` bytes at `at` of the table, valid until the next call; undefined if the file ends before that. At most
-   * 130 KiB.
-   */
-  read(at: number, length: number): Buffer | undefined {
-    if (at < this.chunkAt || at + length > this.chunkAt + this.chunk.length) {
-      const chunk = Buffer.alloc(Math.max(CHUNK_BYTES, length))
-      const got = this.store.read(chunk, 0, chunk.length, this.start + at)
-      this.chunk = chunk.subarray(0, got)
-      this.chunkAt = at
-    }
-    const from = at - this.chunkAt
-    return from + length <= this.chunk.length ? this.chunk.subarray(from, from + length) : undefined
-  }
 }

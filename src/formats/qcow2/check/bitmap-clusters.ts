@@ -1,6 +1,7 @@
 /** The clusters of bitmaps (QEMU docs/interop/qcow2.rst, "Bitmaps", "Bitmap table"). */
 import type { Qcow2Structure } from './structure.js'
 import { BITMAP_RESERVED, hostOffset, readWords, wordBuffer } from '../words.js'
+import { ALL_ONES } from '../bitmap-table.js'
 
 export interface BitmapCluster {
   /** The place of the table's entry in the file. */
@@ -11,7 +12,6 @@ export interface BitmapCluster {
 }
 
 const CHUNK_BYTES = 64 * 1024
-const ALL_ONES = 1
 
 /** Yields the entries of all bitmap tables that are not 0, as far as the file contains them. */
 export function* bitmapClusters(image: Qcow2Structure): Generator<BitmapCluster> {

@@ -1,13 +1,7 @@
 /** Reads the bitmap directory (QEMU docs/interop/qcow2.rst, "Bitmaps"), as far as a check needs it. */
 import type { Store } from '../../../io/store.js'
 import { MAX_BITMAP_DIRECTORY_BYTES, MAX_BITMAPS } from '../../limits.js'
-import {
-  areBitmapsValid,
-  BITMAP_ENTRY,
-  BITMAP_FLAG,
-  isDirtyBitmap,
-  TableEntryCount,
-} from '../bitmaps.js'
+import { areBitmapsValid, BITMAP_FLAG, bitmapEntries, TableEntryCount } from '../bitmaps.js'
 import { clusterBytes, type Qcow2Header } from '../header.js'
 
 const KNOWN_FLAGS = Object.values(BITMAP_FLAG).reduce((all, flag) => all | flag, 0)
@@ -45,31 +39,23 @@ export function readBitmapDirectory(
   if (count > MAX_BITMAPS || bytes > MAX_BITMAP_DIRECTORY_BYTES) {
     return broken(`the bitmap directory claims ${count} bitmaps in ${bytes} bytes`)
   }
-  if (at % 2 ** header.clusterBits !== 0) return broken('the bitmap directory is not aligned')
-  const buffer = Buffer.alloc(BITMAP_ENTRY.size)
-  const entries = new TableEntryCount(clusterBytes(header))
-  let start = 0
-  for (let number = 1; number <= count; number++) {
-    const damaged = () => broken(`bitmap ${number} of ${count} is damaged in the directory`)
-    const entryAt = at + start
-    if (start + buffer.length > bytes) return damaged()
-    if (store.read(buffer, 0, buffer.length, entryAt) < buffer.length) return damaged()
-    const entry = BITMAP_ENTRY.decode(buffer)
-    const { tableEntries, flags } = entry
-    const tableAt = Number(entry.tableOffset)
-    const end = start + buffer.length + entry.extraBytes + entry.nameBytes
+  if (at % clusterBytes(header) !== 0) return broken('the bitmap directory is not aligned')
+  const cluster = clusterBytes(header)
+  const entries = new TableEntryCount(cluster)
+  for (const entry of bitmapEntries(store, bitmaps)) {
+    const number = tables.length + 1
+    const tableAt = Number(entry?.tableOffset)
     const isSound =
-      end <= bytes &&
-      entry.nameBytes <= MAX_NAME_BYTES &&
-      (flags & ~KNOWN_FLAGS) === 0 &&
-      isDirtyBitmap(entry) &&
+      entry !== undefined &&
+      entry.name.length <= MAX_NAME_BYTES &&
+      (entry.flags & ~KNOWN_FLAGS) === 0 &&
       tableAt > 0 &&
-      tableAt % 2 ** header.clusterBits === 0 &&
-      entries.add(tableEntries)
-    if (!isSound) return damaged()
+      tableAt % cluster === 0 &&
+      entries.add(entry.tableEntries)
+    if (!isSound) return broken(`bitmap ${number} of ${count} is damaged in the directory`)
+    const { at: entryAt, tableEntries, flags } = entry
     const isInUse = (flags & BITMAP_FLAG.inUse) !== 0
     tables.push({ number, entryAt, tableAt, tableEntries, isInUse })
-    start = Math.ceil(end / 8) * 8
   }
   return { at, bytes, tables }
 }
