@@ -105,13 +105,13 @@ export function readHeader(store: Store): Qcow2Header {
   }
   const first = Buffer.alloc(512)
   const got = store.read(first, 0, first.length, 0)
-  if (got < V2_HEADER.size || (first.readUInt32BE(4) >= 3 && got < COMPRESSION_TYPE_AT)) {
+  if (got < V2_HEADER.size || (first.readUInt32BE(FIELD_AT.version) >= 3 && got < COMPRESSION_TYPE_AT)) {
     fail('NOT_AN_IMAGE', `the qcow2 header is cut off after ${got} bytes`, RESTORE)
   }
-  if (first.readUInt32BE(0) !== MAGIC) {
+  if (first.readUInt32BE(FIELD_AT.magic) !== MAGIC) {
     fail('NOT_AN_IMAGE', 'this is no qcow2 image: its first bytes are not "QFI\\xfb"', WRONG_FORMAT)
   }
-  const version = first.readUInt32BE(4)
+  const version = first.readUInt32BE(FIELD_AT.version)
   if (version !== 2 && version !== 3) {
     if (version === 1) fail('UNSUPPORTED', 'this is qcow, version 1, and not qcow2', WRONG_FORMAT)
     const hint = 'versions 2 and 3 are read, and no others are known; restore it from a copy'
