@@ -293,7 +293,6 @@ export interface WriterParts<S> extends DriverParts<S> {
   readonly memory: unknown
   /** Whether there is a lower layer. */
   readonly hasParent: boolean
-  readonly isEncrypted: boolean
   /** Returns the name of the format that probing finds for these first bytes. */
   probedName(head: Buffer): string
   /** The threads' count of refused writes, 4 bytes. */

@@ -16,6 +16,14 @@ export interface Reservation {
   readonly isZeroed: boolean
 }
 
+/** The place of a piece of the disk that may be written in place, in bytes. */
+export interface InPlace {
+  readonly store: WritableStore
+  readonly at: number
+  /** Above 0. */
+  readonly length: number
+}
+
 /** The change that a mount begins with. */
 export interface FirstChange {
   /** Where on the disk it begins, in bytes. */
@@ -30,12 +38,10 @@ export interface FirstChange {
  */
 export interface WritableDriver extends FormatDriver {
   /**
-   * Returns how many bytes from `offset` on, at most `length`, may be written in place; 0 for none. They are then at `placeAt`
-   * of `dataStore`, in one run. Several threads may ask at once, each its own driver.
+   * Returns where bytes from `offset` on, at most `length`, may be written in place; undefined if the first one may not. Several
+   * threads may ask at once, each its own driver.
    */
-  overwritable(offset: number, length: number): number
-  readonly placeAt: number
-  readonly dataStore: WritableStore
+  overwritable(offset: number, length: number): InPlace | undefined
   /** Reservations of at most so many bytes are assembled in memory and written at once. */
   readonly fillBytes: number
   /**
@@ -49,7 +55,7 @@ export interface WritableDriver extends FormatDriver {
   mark(offset: number, length: number): void
   /**
    * Reserves space for a piece of the disk that begins at `offset`, or before it if that is not a unit's boundary. It may end
-   * before `offset + length`. Only called where `overwritable` returns 0.
+   * before `offset + length`. Only called where `overwritable` returns nothing.
    */
   reserve(offset: number, length: number): Reservation
   /** Makes the reserved and filled space the disk's content. */

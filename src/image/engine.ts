@@ -54,7 +54,7 @@ function readData(
   const { store, at, length } = extent
   // The size before the read: meanwhile other threads may make the file longer within its last cluster.
   const { sizeBytes } = store
-  const got = store.read(target, to, length, at)
+  const got = store.read(target, to, length, at, offset)
   if (got === length) return
   const end = at + got
   const problem =

@@ -22,9 +22,9 @@ export function reserveStep(
   const { driver } = view
   const bytes = Math.min(length, STEP_BYTES)
   const inPlace = driver.overwritable(offset, bytes)
-  if (inPlace > 0) {
-    preallocateRange(driver.dataStore, driver.placeAt, inPlace)
-    return inPlace
+  if (inPlace) {
+    preallocateRange(inPlace.store, inPlace.at, inPlace.length)
+    return inPlace.length
   }
   return useReserved(view, offset, bytes, reservation => fillAsIs(view, scratch, reservation))
 }
@@ -40,6 +40,6 @@ function fillAsIs(view: WritableView, scratch: Scratch, reservation: Reservation
     const bytes = Math.min(COPY_BYTES, length - done)
     const part = scratch.take(bytes)
     readView(view, part, 0, bytes, offset + done)
-    store.write(part, 0, bytes, at + done)
+    store.write(part, 0, bytes, at + done, offset + done)
   }
 }

@@ -255,11 +255,11 @@ export class SharedDisk implements WritableDisk {
     try {
       this.refresh()
       for (;;) {
-        const bytes = driver.overwritable(offset + done, length - done)
-        if (bytes === 0) break
+        const found = driver.overwritable(offset + done, length - done)
+        if (!found) break
         if (done === 0) driver.mark(offset, length)
-        driver.dataStore.write(source, start + done, bytes, driver.placeAt)
-        done += bytes
+        found.store.write(source, start + done, found.length, found.at, offset + done)
+        done += found.length
         if (done === length) break
       }
     } catch (error) {

@@ -54,7 +54,6 @@ interface Stores<S extends Store> {
 }
 interface WritableStores extends Stores<WritableStore> {
   readonly files: readonly WrittenStore[]
-  readonly isEncrypted: boolean
 }
 
 interface OpenLayer extends Stores<Store> {
@@ -158,7 +157,6 @@ export class ViewSet {
       pool,
       memory: memory.format,
       hasParent: parent !== undefined,
-      isEncrypted: stores.isEncrypted,
       probedName,
       refusals: memory.refusals,
     })
@@ -204,7 +202,7 @@ export class ViewSet {
     const cipher = this.source.cipher ? this.source.cipher(spec) : cipherOf(spec)
     const plain = cipher ? new WritableCipherStore(stores.dataStore, cipher) : stores.dataStore
     const dataStore = changes?.dataStore?.(plain) ?? plain
-    return { ...stores, files, dataStore, isEncrypted: cipher !== undefined }
+    return { ...stores, files, dataStore }
   }
 }
 

@@ -92,7 +92,7 @@ function fill(
     if (keepsHead) readView(view, unit, 0, head, offset)
     source.copy(unit, head, start, start + bytes)
     if (keepsTail) readView(view, unit, end, tail, offset + end)
-    store.write(unit, from, to - from, at + from)
+    store.write(unit, from, to - from, at + from, offset + from)
     return
   }
   const keep = (from: number, to: number) => {
@@ -100,12 +100,12 @@ function fill(
       const length = Math.min(COPY_BYTES, to - done)
       const part = scratch.take(length)
       readView(view, part, 0, length, offset + done)
-      store.write(part, 0, length, at + done)
+      store.write(part, 0, length, at + done, offset + done)
       done += length
     }
   }
   if (keepsHead) keep(0, head)
-  store.write(source, start, bytes, at + head)
+  store.write(source, start, bytes, at + head, offset + head)
   if (keepsTail) keep(end, length)
 }
 

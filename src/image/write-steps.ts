@@ -11,11 +11,10 @@ export function writeStep(
   length: number,
   offset: number,
 ): number {
-  const { driver } = view
-  const bytes = driver.overwritable(offset, length)
-  if (bytes === 0) return writeReserved(view, scratch, source, start, length, offset)
-  driver.dataStore.write(source, start, bytes, driver.placeAt)
-  return bytes
+  const found = view.driver.overwritable(offset, length)
+  if (!found) return writeReserved(view, scratch, source, start, length, offset)
+  found.store.write(source, start, found.length, found.at, offset)
+  return found.length
 }
 
 /** Zeroes bytes from `offset` of the disk on, by its tables or by writing. Returns how many. */

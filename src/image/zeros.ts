@@ -34,9 +34,9 @@ export function writeZeroBytes(
 ): number {
   const { driver, parent } = view
   const inPlace = driver.overwritable(offset, length)
-  if (inPlace > 0) {
-    driver.dataStore.write(ZEROS, 0, inPlace, driver.placeAt)
-    return inPlace
+  if (inPlace) {
+    inPlace.store.write(ZEROS, 0, inPlace.length, inPlace.at, offset)
+    return inPlace.length
   }
   const found = driver.lookup(offset, length)
   if (found.kind === 'parent' && parent && isHole(parent, offset, found.length)) return found.length

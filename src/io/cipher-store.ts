@@ -2,14 +2,15 @@
  * A store whose bytes are encrypted in its file, sector by sector. A write that is not aligned reads, changes and writes
  * the sectors at its ends. So threads that share a sector must exclude each other, as the stripes of a DiskLock do.
  */
+import assert from 'node:assert'
 import { CIPHER_SECTOR_BYTES as SECTOR_BYTES, type SectorCipher } from '../crypto/spec.js'
 import type { Store, WritableStore } from './store.js'
 
 export interface StoreCipher {
   readonly cipher: SectorCipher
   /**
-   * Which sector number makes an initialization vector: that of the disk, or that of the file. With 'disk' the store must
-   * be told where on the disk its bytes are: see `placed`.
+   * Which sector number makes an initialization vector: that of the disk, or that of the file. With 'disk' every read and
+   * write has to say where on the disk its bytes are.
    */
   readonly countsBy: 'disk' | 'file'
   /** The unit within which the file may end, in bytes: ciphertext that is missing there counts as zeros. */
@@ -28,11 +29,12 @@ function scratchOf(bytes: number): Buffer {
 }
 
 export class CipherStore implements Store {
-  /** @param shift what to add to a place in the file, in bytes, to get the place that sectors are counted by */
+  /** False: a hole does not decrypt to zeros. */
+  readonly holesReadAsZeros = false
+
   constructor(
     protected readonly base: Store,
     protected readonly how: StoreCipher,
-    protected readonly shift = 0,
   ) {}
 
   get path(): string {
@@ -43,20 +45,15 @@ export class CipherStore implements Store {
     return this.base.sizeBytes
   }
 
-  /** Returns a store of the same file, whose bytes lie `shift` further on the disk. */
-  shifted(shift: number): CipherStore {
-    if (this.how.countsBy === 'file' || shift === this.shift) return this
-    return new CipherStore(this.base, this.how, shift)
-  }
-
-  read(target: Buffer, start: number, length: number, at: number): number {
+  read(target: Buffer, start: number, length: number, at: number, offset?: number): number {
+    const counted = this.counted(at, offset)
     if (at % SECTOR_BYTES === 0 && length % SECTOR_BYTES === 0) {
-      return this.readSectors(target, start, length, at)
+      return this.readSectors(target, start, length, at, counted)
     }
     const head = at % SECTOR_BYTES
     const whole = Math.ceil((head + length) / SECTOR_BYTES) * SECTOR_BYTES
     const sectors = scratchOf(whole)
-    const got = this.readSectors(sectors, 0, whole, at - head)
+    const got = this.readSectors(sectors, 0, whole, at - head, counted - head)
     const bytes = Math.max(0, Math.min(length, got - head))
     sectors.copy(target, start, head, head + bytes)
     return bytes
@@ -71,8 +68,21 @@ export class CipherStore implements Store {
     return Number.MAX_SAFE_INTEGER
   }
 
-  /** Reads and decrypts whole sectors. */
-  protected readSectors(target: Buffer, start: number, length: number, at: number): number {
+  /** Returns the place that sectors are counted by, in bytes. */
+  protected counted(at: number, offset: number | undefined): number {
+    if (this.how.countsBy === 'file') return at
+    assert(offset !== undefined, 'an encrypted disk is read without a place on it')
+    return offset
+  }
+
+  /** Reads and decrypts whole sectors. `counted`: where they are counted, in bytes. */
+  protected readSectors(
+    target: Buffer,
+    start: number,
+    length: number,
+    at: number,
+    counted: number,
+  ): number {
     // The size before the read: meanwhile other threads may make the file longer within its last unit.
     const { sizeBytes } = this.base
     let got = this.base.read(target, start, length, at)
@@ -81,7 +91,9 @@ export class CipherStore implements Store {
       target.fill(0, start + got, start + filled)
       got = filled
     }
-    if (got > 0) this.how.cipher.decrypt(target, start, got, target, start, this.sectorAt(at))
+    if (got > 0) {
+      this.how.cipher.decrypt(target, start, got, target, start, counted / SECTOR_BYTES)
+    }
     return got
   }
 
@@ -92,56 +104,57 @@ export class CipherStore implements Store {
     const { unitBytes } = this.how
     return Math.max(got, Math.ceil(sizeBytes / unitBytes) * unitBytes - at)
   }
-
-  protected sectorAt(at: number): number {
-    return (at + this.shift) / SECTOR_BYTES
-  }
 }
 
 export class WritableCipherStore extends CipherStore implements WritableStore {
   constructor(
     protected override readonly base: WritableStore,
     how: StoreCipher,
-    shift = 0,
   ) {
-    super(base, how, shift)
+    super(base, how)
   }
 
-  override shifted(shift: number): WritableCipherStore {
-    if (this.how.countsBy === 'file' || shift === this.shift) return this
-    return new WritableCipherStore(this.base, this.how, shift)
-  }
-
-  write(source: Buffer, start: number, length: number, at: number): void {
+  write(source: Buffer, start: number, length: number, at: number, offset?: number): void {
+    const shift = this.counted(at, offset) - at
     for (let done = 0; done < length; ) {
       const head = (at + done) % SECTOR_BYTES
       const bytes = Math.min(length - done, PIECE_BYTES - head)
-      this.writePiece(source, start + done, bytes, at + done - head, head)
+      this.writePiece(source, start + done, bytes, at + done - head, head, shift)
       done += bytes
     }
   }
 
-  /** Writes `bytes` bytes, starting at byte `head` of the sector at `at`. */
-  private writePiece(source: Buffer, start: number, bytes: number, at: number, head: number): void {
+  /** Writes `bytes` bytes, starting at byte `head` of the sector at `at`, which is counted as the one at `at + shift`. */
+  private writePiece(
+    source: Buffer,
+    start: number,
+    bytes: number,
+    at: number,
+    head: number,
+    shift: number,
+  ): void {
     const whole = Math.ceil((head + bytes) / SECTOR_BYTES) * SECTOR_BYTES
     const sectors = scratchOf(Math.max(whole, PIECE_BYTES))
     const { cipher } = this.how
+    const sector = (at + shift) / SECTOR_BYTES
     if (whole === bytes) {
-      cipher.encrypt(source, start, whole, sectors, 0, this.sectorAt(at))
+      cipher.encrypt(source, start, whole, sectors, 0, sector)
     } else {
       const last = whole - SECTOR_BYTES
-      if (head > 0) this.readSector(sectors, 0, at)
+      if (head > 0) this.readSector(sectors, 0, at, shift)
       const isSplit = (head + bytes) % SECTOR_BYTES !== 0
-      if (isSplit && (last > 0 || head === 0)) this.readSector(sectors, last, at + last)
+      if (isSplit && (last > 0 || head === 0)) {
+        this.readSector(sectors, last, at + last, shift)
+      }
       source.copy(sectors, head, start, start + bytes)
-      cipher.encrypt(sectors, 0, whole, sectors, 0, this.sectorAt(at))
+      cipher.encrypt(sectors, 0, whole, sectors, 0, sector)
     }
     this.base.write(sectors, 0, whole, at)
   }
 
   /** Reads one sector as a reader sees it; zeros past the end. */
-  private readSector(target: Buffer, start: number, at: number): void {
-    const got = this.readSectors(target, start, SECTOR_BYTES, at)
+  private readSector(target: Buffer, start: number, at: number, shift: number): void {
+    const got = this.readSectors(target, start, SECTOR_BYTES, at, at + shift)
     target.fill(0, start + got, start + SECTOR_BYTES)
   }
 
@@ -161,9 +174,4 @@ export class WritableCipherStore extends CipherStore implements WritableStore {
   truncate(sizeBytes: number): void {
     this.base.truncate(sizeBytes)
   }
-}
-
-/** Returns `store` for a piece of the disk that begins at `offset`, and lies at `at` of the store. */
-export function placed<S extends Store>(store: S, offset: number, at: number): S {
-  return store instanceof CipherStore ? (store.shifted(offset - at) as Store as S) : store
 }

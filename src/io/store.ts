@@ -26,8 +26,10 @@ export interface Store {
   /**
    * Reads `length` bytes at `at` into `target` from `start` on. Returns the bytes read; fewer only at the end of the file.
    * Throws SystemError.
+   * @param offset where the bytes are on the disk. The data of a disk are always read and written with it: some ciphers
+   *   count sectors by it (cipher-store.ts).
    */
-  read(target: Buffer, start: number, length: number, at: number): number
+  read(target: Buffer, start: number, length: number, at: number, offset?: number): number
   /**
    * Returns where the next data begin, from `at` on; -1 if only a hole follows. On a file system without holes it returns
    * `at`.
@@ -35,15 +37,17 @@ export interface Store {
   nextData(at: number): number
   /** Returns where the next hole begins, from `at` on; the end of the file counts as a hole. */
   nextHole(at: number): number
+  /** False if holes of the file, and what was never written, do not read as zeros here; true by default. */
+  readonly holesReadAsZeros?: boolean
 }
 
 /** A file of bytes that formats also write. All methods throw SystemError with the errno. */
 export interface WritableStore extends Store {
   /**
    * Writes `length` bytes of `source` from `start` on to `at`. The file grows as needed; the space between its old end and
-   * `at` reads as zeros. After an error any part may have been written.
+   * `at` reads as zeros. After an error any part may have been written. For `offset` see `read`.
    */
-  write(source: Buffer, start: number, length: number, at: number): void
+  write(source: Buffer, start: number, length: number, at: number, offset?: number): void
   /** Returns when all that was written is on the disk. After an error any part of it may be lost. */
   sync(): void
   /**
@@ -59,6 +63,9 @@ export interface WritableStore extends Store {
    */
   allocate?(at: number, length: number): boolean
 }
+
+/** Reports whether holes of a file, and what was never written, read as zeros in `store`. */
+export const holesReadAsZeros = (store: Store): boolean => store.holesReadAsZeros !== false
 
 const EINTR = 4
 const EIO = 5

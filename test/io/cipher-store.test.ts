@@ -3,7 +3,7 @@ import { createCipheriv, randomBytes } from 'node:crypto'
 import t from 'tap'
 import { createSectorCipher } from '../../src/crypto/sector-cipher.js'
 import type { CipherSpec } from '../../src/crypto/spec.js'
-import { placed, WritableCipherStore } from '../../src/io/cipher-store.js'
+import { WritableCipherStore } from '../../src/io/cipher-store.js'
 import { MemoryStore } from '../support/stores.js'
 
 const SECTOR = 512
@@ -38,9 +38,9 @@ function sealedFile(plain: Buffer, first = 0): Buffer {
   return Buffer.concat(sectors)
 }
 
-function read(store: WritableCipherStore, at: number, length: number): Buffer {
+function read(store: WritableCipherStore, at: number, length: number, offset?: number): Buffer {
   const target = Buffer.alloc(length + 7, 0xee)
-  const got = store.read(target, 7, length, at)
+  const got = store.read(target, 7, length, at, offset)
   t.ok(target.subarray(0, 7).equals(Buffer.alloc(7, 0xee)), 'nothing before the start')
   t.ok(
     target.subarray(7 + got).every(byte => byte === 0xee),
@@ -110,19 +110,20 @@ t.test('sectors counted by the disk', async t => {
   const disk = 7 * 2 ** 40
   const { base, store } = opened(Buffer.alloc(2 * UNIT), 'disk')
   const plain = randomBytes(UNIT)
-  const there = placed(store, disk, UNIT)
-  there.write(plain, 0, UNIT, UNIT)
+  store.write(plain, 0, UNIT, UNIT, disk)
   t.ok(
     base
       .bytes()
       .subarray(UNIT)
       .equals(sealedFile(plain, disk / SECTOR)),
   )
-  t.ok(read(there, UNIT, UNIT).equals(plain))
-  t.notOk(read(store, UNIT, UNIT).equals(plain), 'elsewhere it is nonsense')
-  t.equal(placed(base, 5, 0), base, 'a store that encrypts nothing stays what it is')
-  const { store: byFile } = opened()
-  t.equal(placed(byFile, disk, UNIT), byFile, 'nor does one matter that counts by the file')
+  t.ok(read(store, UNIT, UNIT, disk).equals(plain))
+  t.ok(read(store, UNIT + 700, 900, disk + 700).equals(plain.subarray(700, 1600)), 'a part')
+  t.notOk(read(store, UNIT, UNIT, disk + UNIT).equals(plain), 'elsewhere it is nonsense')
+  t.throws(() => read(store, UNIT, UNIT), /without a place/)
+  store.write(Buffer.from('a part'), 0, 6, UNIT + 509, disk + 509)
+  plain.write('a part', 509)
+  t.ok(read(store, UNIT, UNIT, disk).equals(plain), 'the rest of both sectors stays')
 })
 
 t.test('the end of the file', async t => {

@@ -156,14 +156,10 @@ function flawedCipher(how: StoreCipher, flaw: ImageFlaw | undefined): StoreCiphe
 }
 
 class ForgetfulStore extends WritableCipherStore {
-  override shifted(shift: number): ForgetfulStore {
-    return new ForgetfulStore(this.base, this.how, this.how.countsBy === 'file' ? 0 : shift)
-  }
-
-  override write(source: Buffer, start: number, length: number, at: number): void {
+  override write(source: Buffer, start: number, length: number, at: number, offset = 0): void {
     const head = at % SECTOR
     const whole = Buffer.alloc(Math.ceil((head + length) / SECTOR) * SECTOR)
     source.copy(whole, head, start, start + length)
-    super.write(whole, 0, whole.length, at - head)
+    super.write(whole, 0, whole.length, at - head, offset - head)
   }
 }

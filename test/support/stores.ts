@@ -157,8 +157,11 @@ export class WrappedStore implements WritableStore {
   get sizeBytes(): number {
     return this.inner.sizeBytes
   }
-  read(target: Buffer, start: number, length: number, at: number): number {
-    return this.inner.read(target, start, length, at)
+  get holesReadAsZeros(): boolean {
+    return this.inner.holesReadAsZeros !== false
+  }
+  read(target: Buffer, start: number, length: number, at: number, offset?: number): number {
+    return this.inner.read(target, start, length, at, offset)
   }
   nextData(at: number): number {
     return this.inner.nextData(at)
@@ -166,8 +169,8 @@ export class WrappedStore implements WritableStore {
   nextHole(at: number): number {
     return this.inner.nextHole(at)
   }
-  write(source: Buffer, start: number, length: number, at: number): void {
-    this.inner.write(source, start, length, at)
+  write(source: Buffer, start: number, length: number, at: number, offset?: number): void {
+    this.inner.write(source, start, length, at, offset)
   }
   sync(): void {
     this.inner.sync()

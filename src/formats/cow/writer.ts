@@ -17,7 +17,7 @@ import type { WritableStore } from '../../io/store.js'
 import type { Extent } from '../driver.js'
 import { PooledWriter } from '../pooled-writer.js'
 import { preallocate } from '../preallocate.js'
-import type { Reservation, WritableDriver } from '../writable.js'
+import type { InPlace, Reservation, WritableDriver } from '../writable.js'
 import {
   type BitmapSlice,
   bitOf,
@@ -58,15 +58,12 @@ export class CowWriter extends PooledWriter implements WritableDriver {
   readonly fillBytes = MAX_RUN_BYTES
   readonly zeroUnitBytes = BLOCK_BYTES
   readonly detectsZeros = true
-  readonly dataStore: WritableStore
-  placeAt = 0
   private readonly mappedBytes: number
 
   constructor(private readonly parts: CowWriterParts) {
     super('cow', parts)
     this.unitBytes = parts.driver.unitBytes
     this.sizeBytes = parts.driver.sizeBytes
-    this.dataStore = parts.store
     this.mappedBytes = mappedBytes(parts.header)
   }
 
@@ -74,11 +71,10 @@ export class CowWriter extends PooledWriter implements WritableDriver {
     return this.parts.driver.lookup(offset, length)
   }
 
-  overwritable(offset: number, length: number): number {
+  overwritable(offset: number, length: number): InPlace | undefined {
     const found = this.lookup(offset, length)
-    if (found.kind !== 'data') return 0
-    this.placeAt = found.at
-    return found.length
+    if (found.kind !== 'data') return undefined
+    return { store: this.parts.store, at: found.at, length: found.length }
   }
 
   /**

@@ -9,12 +9,11 @@ import type { ClusterCache } from '../../cache/cluster-cache.js'
 import type { MetadataCache } from '../../cache/metadata-cache.js'
 import { SLICE_BYTES } from '../../cache/table-pool.js'
 import { ImageError } from '../../errors.js'
-import { placed } from '../../io/cipher-store.js'
-import type { Store } from '../../io/store.js'
+import { holesReadAsZeros, type Store } from '../../io/store.js'
 import { damageAt, located } from '../damage.js'
 import type { Extent, FormatDriver } from '../driver.js'
 import { packedExtent } from '../packed-cluster.js'
-import { clusterBytes, coverageBytes, ENTRY_BYTES, isEncrypted, type QcowHeader, tableBytes } from './header.js'
+import { clusterBytes, coverageBytes, ENTRY_BYTES, type QcowHeader, tableBytes } from './header.js'
 import { DAMAGED, PACKED, packedAt, readEntry, readWord } from './words.js'
 import { SECTOR_BYTES } from '../../sector.js'
 
@@ -37,7 +36,6 @@ export class QcowDriver implements FormatDriver {
   readonly coverage: number
   readonly tableBytes: number
   private readonly l1End: number
-  private readonly isEncrypted: boolean
   /** The size of the file, for one lookup. */
   private fileBytes = 0
 
@@ -48,7 +46,6 @@ export class QcowDriver implements FormatDriver {
     this.coverage = coverageBytes(header)
     this.tableBytes = tableBytes(header)
     this.l1End = header.l1Offset + header.l1Entries * ENTRY_BYTES
-    this.isEncrypted = isEncrypted(header)
   }
 
   lookup(offset: number, length: number): Extent {
@@ -140,7 +137,7 @@ export class QcowDriver implements FormatDriver {
     const wanted = from + Math.ceil((inCluster + length) / unitBytes) * ENTRY_BYTES
     const to = this.runEnd(slice, table, from, Math.min(wanted, this.tableBytes), first, offset)
     const found = Math.min(length, ((to - from) / ENTRY_BYTES) * unitBytes - inCluster)
-    if (first >= 0) return this.data(first + inCluster, found, offset)
+    if (first >= 0) return this.data(first + inCluster, found)
     return { kind: 'parent', length: found }
   }
 
@@ -183,10 +180,10 @@ export class QcowDriver implements FormatDriver {
   }
 
   /** Returns the extent of data at `at`. The file may end within its last cluster, whose rest reads as zeros. */
-  private data(at: number, length: number, offset: number): Extent {
-    const store = placed(this.parts.dataStore, offset, at)
-    // The cipher store handles the missing part of an encrypted cluster.
-    if (this.isEncrypted) return { kind: 'data', length, store, at }
+  private data(at: number, length: number): Extent {
+    const { dataStore: store } = this.parts
+    // A cipher store handles the missing part itself.
+    if (!holesReadAsZeros(store)) return { kind: 'data', length, store, at }
     const inFile = this.fileBytes - at
     if (inFile <= 0) return { kind: 'zero', length }
     return { kind: 'data', length: Math.min(length, inFile), store, at }

@@ -47,7 +47,6 @@ export const qcowFormat: Format<QcowHeader> = {
         storeId: parts.storeId,
         metadata: parts.metadata,
         hasParent: parts.hasParent,
-        isEncrypted: parts.isEncrypted,
       }),
     blank: (model, store, diskBytes) => {
       writeBlankQcow(store, model.spec, diskBytes)

@@ -17,12 +17,11 @@ import type { MetadataCache } from '../../cache/metadata-cache.js'
 import { SLICE_BYTES } from '../../cache/table-pool.js'
 import { type DirtySlice, STAGE, type TablePool } from '../../cache/table-pool.js'
 import { ImageError, SystemError } from '../../errors.js'
-import { placed } from '../../io/cipher-store.js'
-import type { WritableStore } from '../../io/store.js'
+import { holesReadAsZeros, type WritableStore } from '../../io/store.js'
 import type { Extent } from '../driver.js'
 import { PooledWriter } from '../pooled-writer.js'
 import { preallocate } from '../preallocate.js'
-import type { Reservation, WritableDriver } from '../writable.js'
+import type { InPlace, Reservation, WritableDriver } from '../writable.js'
 import type { QcowDriver } from './driver.js'
 import { ENTRY_BYTES, type QcowHeader } from './header.js'
 import { inspectTables } from './inspection.js'
@@ -40,7 +39,6 @@ export interface QcowWriterParts {
   readonly pool: TablePool
   /** Whether there is a layer below. */
   readonly hasParent: boolean
-  readonly isEncrypted: boolean
 }
 
 /** The block size for punching: file systems punch only whole blocks. */
@@ -69,31 +67,26 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
   readonly fillBytes: number
   readonly zeroUnitBytes: number
   readonly detectsZeros: boolean
-  placeAt = 0
-  dataStore: WritableStore
 
   constructor(private readonly parts: QcowWriterParts) {
     super('qcow', parts)
-    const { driver, dataStore, isEncrypted } = parts
+    const { driver, dataStore } = parts
     this.sizeBytes = driver.sizeBytes
     this.unitBytes = driver.unitBytes
-    this.dataStore = dataStore
     this.zeroUnitBytes = Math.max(BLOCK_BYTES, driver.unitBytes)
     this.fillBytes = this.zeroUnitBytes
-    this.detectsZeros = !isEncrypted
+    this.detectsZeros = holesReadAsZeros(dataStore)
   }
 
   lookup(offset: number, length: number): Extent {
     return this.parts.driver.lookup(offset, length)
   }
 
-  overwritable(offset: number, length: number): number {
+  overwritable(offset: number, length: number): InPlace | undefined {
     const { driver, dataStore } = this.parts
     const found = driver.lookup(offset, length)
-    if (found.kind !== 'data') return 0
-    this.placeAt = found.at
-    this.dataStore = placed(dataStore, offset, found.at)
-    return found.length
+    if (found.kind !== 'data') return undefined
+    return { store: dataStore, at: found.at, length: found.length }
   }
 
   begin(): void {
@@ -118,7 +111,7 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
   }
 
   reserve(offset: number, length: number): Reservation {
-    const { driver, store, dataStore, isEncrypted } = this.parts
+    const { driver, store, dataStore } = this.parts
     const { unitBytes } = this
     const table = Math.floor(offset / driver.coverage)
     const place = this.ownTable(table, offset)
@@ -133,9 +126,9 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
     const reservation: QcowReservation = {
       offset: start,
       length: Math.min(clusters * unitBytes, this.sizeBytes - start),
-      store: placed(dataStore, start, at),
+      store: dataStore,
       at,
-      isZeroed: !isEncrypted, // rule (1)
+      isZeroed: holesReadAsZeros(dataStore), // rule (1)
       table,
       first,
       clusters,
@@ -163,12 +156,12 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
   }
 
   zeroUnits(offset: number, length: number): number {
-    const { store, hasParent, isEncrypted } = this.parts
+    const { dataStore, hasParent } = this.parts
     let done = 0
     while (done < length) {
       const found = this.lookup(offset + done, length - done)
       if (found.kind === 'data') {
-        if (isEncrypted || !store.punch(found.at, found.length)) break
+        if (!dataStore.punch(found.at, found.length)) break
       } else if (found.kind === 'packed' || (found.kind === 'parent' && hasParent)) {
         // Each such piece takes room in the pool, so handle one in a step.
         return done > 0 ? done : this.zeroDataless(offset, length, found.kind)
@@ -180,8 +173,8 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
 
   /** Does what `zeroUnits` does for whole clusters from `offset` on without data in the file. */
   private zeroDataless(offset: number, length: number, kind: 'packed' | 'parent'): number {
-    const { hasParent, isEncrypted } = this.parts
-    if (hasParent && isEncrypted) return 0
+    const { hasParent, dataStore } = this.parts
+    if (hasParent && !holesReadAsZeros(dataStore)) return 0
     if (!hasParent && kind === 'packed') return this.forgetPacked(offset, length)
     // Reserve clusters and write nothing to them.
     const reservation = this.reserve(offset, length)

@@ -9,7 +9,6 @@ import type { ClusterCache } from '../../cache/cluster-cache.js'
 import type { MetadataCache } from '../../cache/metadata-cache.js'
 import { SLICE_BYTES } from '../../cache/table-pool.js'
 import { ImageError } from '../../errors.js'
-import { placed } from '../../io/cipher-store.js'
 import type { Store } from '../../io/store.js'
 import { damageAt, located } from '../damage.js'
 import type { Extent, FormatDriver } from '../driver.js'
@@ -179,7 +178,7 @@ export class Qcow2Driver implements FormatDriver {
       // Damage further on is reported by the read that gets there, after the good bytes are delivered.
       if (!this.continues(slice, at, offset + end, kind, host + inCluster + end)) break
     }
-    return this.extent(kind, offset, host + inCluster, Math.min(length, end))
+    return this.extent(kind, host + inCluster, Math.min(length, end))
   }
 
   /** Reports whether the entry at `at` has the same `kind` and, for data, the host offset `expected`. */
@@ -238,9 +237,9 @@ export class Qcow2Driver implements FormatDriver {
     return host
   }
 
-  private extent(kind: RunKind, offset: number, at: number, length: number): Extent {
+  private extent(kind: RunKind, at: number, length: number): Extent {
     if (kind !== 'data') return { kind, length }
-    return { kind, length, store: placed(this.parts.dataStore, offset, at), at }
+    return { kind, length, store: this.parts.dataStore, at }
   }
 
   /**
@@ -277,7 +276,7 @@ export class Qcow2Driver implements FormatDriver {
       }
       end += subclusterBytes
     }
-    return this.extent(kind, offset, host + inCluster, Math.min(length, end))
+    return this.extent(kind, host + inCluster, Math.min(length, end))
   }
 
   private continuesSubcluster(

@@ -125,7 +125,6 @@ const writing: FormatWriting<Qcow2Header> = {
       storeId: parts.storeId,
       metadata: parts.metadata,
       hasParent: parts.hasParent,
-      isEncrypted: parts.isEncrypted,
     }),
   blank: (model, store, diskBytes) => {
     writeBlank(store, model.spec, diskBytes)

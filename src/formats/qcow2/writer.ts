@@ -13,10 +13,9 @@
  *
  * This class decides what happens to each entry. The folder `write` has its parts.
  */
-import { placed } from '../../io/cipher-store.js'
-import type { WritableStore } from '../../io/store.js'
+import { holesReadAsZeros } from '../../io/store.js'
 import type { Extent } from '../driver.js'
-import type { Flush, Reservation, WritableDriver } from '../writable.js'
+import type { Flush, InPlace, Reservation, WritableDriver } from '../writable.js'
 import { holdBitmaps, storeBitmaps } from './bitmap-store.js'
 import { BitmapTracker } from './bitmap-tracker.js'
 import { FreeQueue } from './free-queue.js'
@@ -56,8 +55,6 @@ export class Qcow2Writer implements WritableDriver {
   readonly fillBytes: number
   readonly zeroUnitBytes: number
   readonly detectsZeros: boolean
-  dataStore: WritableStore
-  placeAt = 0
   private readonly context: WriteContext
   private readonly keepsRaw: boolean
   private readonly mapping: Mapping
@@ -72,9 +69,8 @@ export class Qcow2Writer implements WritableDriver {
     this.context = contextOf(parts)
     this.unitBytes = driver.unitBytes
     this.fillBytes = driver.unitBytes
-    this.dataStore = parts.dataStore
     // Do not punch zeros when encrypted: holes would reveal them.
-    this.detectsZeros = !parts.isEncrypted
+    this.detectsZeros = holesReadAsZeros(parts.dataStore)
     this.keepsRaw = driver.external && (header.autoclear & AUTOCLEAR.rawExternalData) !== 0n
     this.mapping = new Mapping(this.context)
     this.subclusters = new Subclusters(this.context, this.mapping)
@@ -113,21 +109,19 @@ export class Qcow2Writer implements WritableDriver {
     this.tracker.mark(offset, length)
   }
 
-  overwritable(offset: number, length: number): number {
+  overwritable(offset: number, length: number): InPlace | undefined {
     const { mapping } = this
     const { driver, dataStore } = this.context
     const table = mapping.tableOf(offset)
-    if (table === 0) return 0
+    if (table === 0) return undefined
     const entryAt = Math.floor((offset % driver.coverage) / this.unitBytes) * driver.entryBytes
     let at = entryAt % driver.sliceBytes
     const slice = driver.slice(table + entryAt - at, offset)
     const inCluster = offset % this.unitBytes
     const host = mapping.ownHost(slice, at, offset)
-    if (host < 0) return 0
+    if (host < 0) return undefined
     let done = this.allocatedIn(slice, at, inCluster, length, offset)
-    if (done === 0) return 0
-    this.placeAt = host + inCluster
-    this.dataStore = placed(dataStore, offset, this.placeAt)
+    if (done === 0) return undefined
     while (done < length && (inCluster + done) % this.unitBytes === 0) {
       at += driver.entryBytes
       if (
@@ -140,7 +134,7 @@ export class Qcow2Writer implements WritableDriver {
       if (more === 0) break
       done += more
     }
-    return done
+    return { store: dataStore, at: host + inCluster, length: done }
   }
 
   /** Returns how many bytes from `inCluster` on are data, up to the cluster's end and `length`. */
@@ -195,7 +189,7 @@ export class Qcow2Writer implements WritableDriver {
     length: number,
     host: number,
   ): Qcow2Reservation {
-    const base = { ...place, host, clusters: 1, run: undefined, store: this.storeFor(place, host) }
+    const base = { ...place, host, clusters: 1, run: undefined, store: this.context.dataStore }
     if (!this.context.driver.extended) {
       const whole = { length: this.unitBytes, at: host, isZeroed: false }
       return { ...base, ...whole, subclusters: ALL_SUBCLUSTERS }
@@ -225,33 +219,26 @@ export class Qcow2Writer implements WritableDriver {
   }
 
   private reserveClusters(place: Place, clusters: number, subclusters: number): Qcow2Reservation {
-    const { driver, refcounts, isEncrypted } = this.context
-    const base = { ...place, subclusters }
+    const { driver, refcounts, dataStore: store } = this.context
+    const base = { ...place, store, subclusters }
     if (driver.external) {
       // Every byte of the disk has a fixed place in the data file ("External data files").
       const host = place.offset
       const length = clusters * this.unitBytes
-      const store = this.storeFor(place, host)
-      return { ...base, store, host, at: host, clusters, length, run: undefined, isZeroed: false }
+      return { ...base, host, at: host, clusters, length, run: undefined, isZeroed: false }
     }
     const run = refcounts.allocate(clusters)
     const host = run.cluster * this.unitBytes
     const length = run.clusters * this.unitBytes
     return {
       ...base,
-      store: this.storeFor(place, host),
       host,
       at: host,
       clusters: run.clusters,
       length,
       run,
-      isZeroed: run.isZeroed && !isEncrypted,
+      isZeroed: run.isZeroed && holesReadAsZeros(store),
     }
-  }
-
-  /** Returns the store for writing clusters at `host` that map the disk from `place` on. */
-  private storeFor({ offset }: Place, host: number): WritableStore {
-    return placed(this.context.dataStore, offset, host)
   }
 
   private needsNew(slice: Buffer, inSlice: number, index: number, offset: number): boolean {

@@ -9,7 +9,7 @@ import { ImageError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
 import { PROBED_BYTES } from '../format.js'
 import { RawWriter } from './writer.js'
-import type { Reservation } from '../writable.js'
+import type { InPlace, Reservation } from '../writable.js'
 
 export class ProbedRawWriter extends RawWriter {
   override readonly fillBytes = PROBED_BYTES
@@ -30,8 +30,8 @@ export class ProbedRawWriter extends RawWriter {
     this.refusals = new Int32Array(refusals)
   }
 
-  override overwritable(offset: number, length: number): number {
-    return offset < PROBED_BYTES ? 0 : super.overwritable(offset, length)
+  override overwritable(offset: number, length: number): InPlace | undefined {
+    return offset < PROBED_BYTES ? undefined : super.overwritable(offset, length)
   }
 
   override reserve(): Reservation {

@@ -3,7 +3,7 @@ import { orEndWriting } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
 import { BaseWriter } from '../base-writer.js'
 import type { Extent } from '../driver.js'
-import type { Flush, Reservation, WritableDriver } from '../writable.js'
+import type { Flush, InPlace, Reservation, WritableDriver } from '../writable.js'
 
 /** The block size for punching: file systems punch only whole blocks. */
 const BLOCK_BYTES = 4096
@@ -15,9 +15,8 @@ export class RawWriter extends BaseWriter implements WritableDriver {
   /** False: a program that writes zeros to a raw image may want to allocate their space. */
   readonly detectsZeros = false
   sizeBytes: number
-  placeAt = 0
 
-  constructor(readonly dataStore: WritableStore) {
+  constructor(protected readonly dataStore: WritableStore) {
     super('raw', dataStore.path)
     this.sizeBytes = dataStore.sizeBytes
   }
@@ -26,9 +25,8 @@ export class RawWriter extends BaseWriter implements WritableDriver {
     return { kind: 'data', length, store: this.dataStore, at: offset }
   }
 
-  overwritable(offset: number, length: number): number {
-    this.placeAt = offset
-    return length
+  overwritable(offset: number, length: number): InPlace | undefined {
+    return { store: this.dataStore, at: offset, length }
   }
 
   begin(): void {}

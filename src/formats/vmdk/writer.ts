@@ -7,7 +7,7 @@ import { ImageError, orEndWriting } from '../../errors.js'
 import type { Store, WritableStore } from '../../io/store.js'
 import { BaseWriter } from '../base-writer.js'
 import type { Extent } from '../driver.js'
-import type { FirstChange, Flush, Reservation, WritableDriver } from '../writable.js'
+import type { FirstChange, Flush, InPlace, Reservation, WritableDriver } from '../writable.js'
 import { type DescriptorEdit, descriptorEdits } from './descriptor-edit.js'
 import type { Placed, VmdkDriver } from './driver.js'
 import { inspectGrains } from './grain-check.js'
@@ -59,8 +59,6 @@ export class VmdkWriter extends BaseWriter implements WritableDriver {
   readonly zeroUnitBytes: number
   readonly detectsZeros: boolean
   readonly sizeBytes: number
-  placeAt = 0
-  dataStore: WritableStore
   private readonly words: Int32Array
   /** By the extent's index in the descriptor. */
   private readonly written: readonly (Written | undefined)[]
@@ -70,7 +68,6 @@ export class VmdkWriter extends BaseWriter implements WritableDriver {
     super('vmdk', image.path)
     this.unitBytes = driver.unitBytes
     this.sizeBytes = driver.sizeBytes
-    this.dataStore = image
     this.words = new Int32Array(memory.words)
     const written: (Written | undefined)[] = spec.extents.map(() => undefined)
     for (const placed of driver.extents) written[placed.index] = this.writtenOf(placed)
@@ -86,17 +83,15 @@ export class VmdkWriter extends BaseWriter implements WritableDriver {
     return this.parts.driver.lookup(offset, length)
   }
 
-  overwritable(offset: number, length: number): number {
+  overwritable(offset: number, length: number): InPlace | undefined {
     const { driver } = this.parts
     const { index } = driver.extentAt(offset)
     const extent = this.written[index]
-    if (!extent) return 0
+    if (!extent) return undefined
     const found = driver.lookup(offset, length)
-    if (found.kind !== 'data') return 0
+    if (found.kind !== 'data') return undefined
     this.touch(index)
-    this.placeAt = found.at
-    this.dataStore = extent.store
-    return found.length
+    return { store: extent.store, at: found.at, length: found.length }
   }
 
   begin(first?: FirstChange): void {

@@ -22,8 +22,6 @@ export interface Qcow2WriterParts {
   readonly memory: Qcow2Memory
   /** Whether there is a layer below. */
   readonly hasParent: boolean
-  /** Whether `dataStore` encrypts. */
-  readonly isEncrypted: boolean
 }
 
 /** These, and this thread's views of `memory`. */
