@@ -2,7 +2,7 @@
 import type { ClusterCache } from '../cache/cluster-cache.js'
 import type { Store } from '../io/store.js'
 import type { Extent } from './driver.js'
-import { type Compression, unpackFrom } from './qcow2/inflate.js'
+import { type Compression, unpackFrom } from './inflate.js'
 
 export interface PackedCluster {
   readonly store: Store

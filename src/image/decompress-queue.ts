@@ -11,7 +11,7 @@
 import type { FileStore } from '../io/store.js'
 import { currentThread, isThreadAlive } from '../io/threads.js'
 import type { Extent } from '../formats/driver.js'
-import { unpackFrom } from '../formats/qcow2/inflate.js'
+import { unpackFrom } from '../formats/inflate.js'
 import { unpackGrain } from '../formats/vmdk/grain.js'
 import { SECTOR_BYTES } from '../sector.js'
 

@@ -4,9 +4,9 @@
  */
 import zlib from 'node:zlib'
 import { Decompress } from 'fzstd'
-import { ImageError } from '../../errors.js'
-import { inflateExactly, unzstdFrame } from '../../io/decompressors.js'
-import type { Store } from '../../io/store.js'
+import { ImageError } from '../errors.js'
+import { inflateExactly, unzstdFrame } from '../io/decompressors.js'
+import type { Store } from '../io/store.js'
 
 const { Z_SYNC_FLUSH } = zlib.constants
 

@@ -4,16 +4,16 @@ import {
   inflateCluster,
   unzstdCluster,
   unzstdWithoutLibrary,
-} from '../../../src/formats/qcow2/inflate.js'
-import { noise, prose } from '../../fixtures/model.js'
+} from '../../src/formats/inflate.js'
+import { noise, prose } from '../fixtures/model.js'
 import {
   deflate,
   deflateUnfinished,
   zstdByProgram,
   zstdFrame,
   zstdSkippable,
-} from '../../fixtures/packers.js'
-import { needs, tempFolder } from '../../support/run.js'
+} from '../fixtures/packers.js'
+import { needs, tempFolder } from '../support/run.js'
 
 const K = 1024
 const SIZE = 64 * K
