@@ -1,8 +1,15 @@
 /** The seam between formats and the engine: a driver says where bytes are and never moves them. */
 import type { Store } from '../io/store.js'
 
-/** zlib and zstd: clusters of qcow2. grain: grains of vmdk, after a marker. */
-export type Compression = 'zlib' | 'zstd' | 'grain'
+/** What another thread needs to decompress the bytes of a packed extent: the format's `unpack` does it there. */
+export interface PackedJob {
+  /** The name of the format. */
+  readonly format: string
+  /** The number of the store with the compressed bytes. */
+  readonly storeId: number
+  /** At most 4 whole numbers from 0 to 2^53 - 1, whose meaning the format knows. */
+  readonly numbers: readonly number[]
+}
 
 /**
  * The answer of `lookup`: what the bytes from an offset on are. `length` is in bytes, above 0 and never more than asked for.
@@ -21,15 +28,7 @@ export type Extent =
       readonly skip: number
       /** The size of the result of `unpack`, in bytes: a cluster, or a grain. */
       readonly wholeBytes: number
-      /** Where the compressed bytes are, for decompressing in another thread; see decompress-queue.ts. */
-      readonly packed: {
-        readonly storeId: number
-        readonly at: number
-        readonly packedBytes: number
-        readonly compression: Compression
-        /** For a grain: its place on its extent's disk, and how much of it must be there, in bytes. */
-        readonly grain?: { readonly offset: number; readonly neededBytes: number }
-      }
+      readonly job: PackedJob
       /** Returns the decompressed cluster. It belongs to the cache: do not change it. Throws ImageError. */
       unpack(): Buffer
       /** Decompresses into `target`, which must have the cluster's size, and bypasses the cache. */

@@ -57,6 +57,8 @@ export interface Format<S = unknown> {
   /** Returns the names of images in `folders` that need this one and say so in this format's own way. */
   children?(layer: LayerSpec<S>, folders: readonly Folder[]): string[]
   driver(parts: DriverParts<S>): FormatDriver
+  /** Decompresses a cluster of `store` into `target`, by a packed extent's `job.numbers`. Throws ImageError, SystemError. */
+  unpack?(store: Store, numbers: readonly number[], target: Buffer): void
   /** Undefined for formats that are only read. */
   readonly writing?: FormatWriting<S>
   /** Recovers the image for writing, if `open` said that it needs that. Throws ImageError. */

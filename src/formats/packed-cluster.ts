@@ -4,7 +4,11 @@ import type { Store } from '../io/store.js'
 import type { Extent } from './driver.js'
 import { type Compression, unpackFrom } from './inflate.js'
 
+const COMPRESSIONS: readonly Compression[] = ['zlib', 'zstd']
+
 export interface PackedCluster {
+  /** The name of the format. */
+  readonly format: string
   readonly store: Store
   readonly storeId: number
   readonly clusters: ClusterCache
@@ -21,7 +25,7 @@ export interface PackedCluster {
  * @param located runs a function that reads, and adds the place on the disk to its errors
  */
 export function packedExtent(
-  { store, storeId, clusters, at, packedBytes, compression, clusterBytes }: PackedCluster,
+  { format, store, storeId, clusters, at, packedBytes, compression, clusterBytes }: PackedCluster,
   skip: number,
   length: number,
   located: <T>(read: () => T) => T,
@@ -38,7 +42,7 @@ export function packedExtent(
     length: Math.min(length, clusterBytes - skip),
     skip,
     wholeBytes: clusterBytes,
-    packed: { storeId, at, packedBytes, compression },
+    job: { format, storeId, numbers: [at, packedBytes, COMPRESSIONS.indexOf(compression)] },
     unpack: () => located(unpack),
     unpackInto: target =>
       located(() => {
@@ -47,4 +51,10 @@ export function packedExtent(
         else unpackInto(target)
       }),
   }
+}
+
+/** Does the job of such an extent. Throws ImageError, SystemError. */
+export function unpackCluster(store: Store, numbers: readonly number[], target: Buffer): void {
+  const [at, packedBytes, compression] = numbers as [number, number, number]
+  unpackFrom(store, at, packedBytes, COMPRESSIONS[compression] as Compression, target)
 }

@@ -11,9 +11,7 @@
 import type { FileStore } from '../io/store.js'
 import { currentThread, isThreadAlive } from '../io/threads.js'
 import type { Extent } from '../formats/driver.js'
-import { unpackFrom } from '../formats/inflate.js'
-import { unpackGrain } from '../formats/vmdk/grain.js'
-import { SECTOR_BYTES } from '../sector.js'
+import { FORMAT_NAMES, findFormat } from '../formats/registry.js'
 
 type Packed = Extent & { kind: 'packed' }
 
@@ -25,12 +23,10 @@ const FAILED = 4
 /** The clusters of 16 KiB in a read of 1 MiB. Smaller clusters are not worth handing over. */
 const MAX_JOBS = 64
 const MIN_CLUSTER_BYTES = 16 * 1024
-/**
- * Words of 32 bits: state, store, place (low, high), bytes, target, cluster, compression; and for a grain its first sector
- * (low, high) and the bytes that it needs.
- */
-export const JOB_WORDS = 11
-const COMPRESSIONS = ['zlib', 'zstd', 'grain'] as const
+const NUMBERS = 4
+/** Words of 32 bits: state, store, target, cluster, format, and the numbers of the job (low, high). */
+const WORD = { state: 0, store: 1, target: 2, cluster: 3, format: 4, numbers: 5 } as const
+export const JOB_WORDS = WORD.numbers + 2 * NUMBERS
 /** How often a waiting worker looks whether the helper is alive. */
 const LOOK_MS = 1000
 /** Words of `QueueMemory.call`. */
@@ -80,21 +76,10 @@ export class DecompressQueue {
 
   /** Takes over unpacking `extent`'s cluster to `to` of the target. Returns false if that is not worth it. */
   add(extent: Packed, to: number): boolean {
-    const { storeId, at, packedBytes, compression, grain } = extent.packed
     if (extent.length < MIN_CLUSTER_BYTES || this.extents.length === MAX_JOBS) return false
-    const sector = (grain?.offset ?? 0) / SECTOR_BYTES
-    const words = [
-      storeId,
-      (at % 2 ** 32) | 0,
-      Math.floor(at / 2 ** 32),
-      packedBytes,
-      this.targetOffset + to,
-      extent.length,
-      COMPRESSIONS.indexOf(compression),
-      (sector % 2 ** 32) | 0,
-      Math.floor(sector / 2 ** 32),
-      grain?.neededBytes ?? 0,
-    ]
+    const { storeId, format, numbers } = extent.job
+    const words = [storeId, this.targetOffset + to, extent.length, FORMAT_NAMES.indexOf(format)]
+    for (const number of numbers) words.push((number % 2 ** 32) | 0, Math.floor(number / 2 ** 32))
     if (!this.isCalled) this.callHelper()
     this.isCalled = true
     const job = this.extents.length * JOB_WORDS
@@ -134,7 +119,7 @@ export class DecompressQueue {
   }
 
   private unpack(extent: Packed, job: number): void {
-    const to = (this.board[job + 5] as number) - this.targetOffset
+    const to = (this.board[job + WORD.target] as number) - this.targetOffset
     extent.unpackInto(this.target.subarray(to, to + extent.length))
   }
 
@@ -180,19 +165,16 @@ function help(
   stores: readonly FileStore[],
 ): boolean {
   const word = (index: number) => board[job + index] as number
-  const store = stores[word(1)]
-  const wide = (low: number) => (word(low) >>> 0) + word(low + 1) * 2 ** 32
-  const at = wide(2)
-  const packedBytes = word(4)
-  const cluster = target.subarray(word(5), word(5) + word(6))
+  const store = stores[word(WORD.store)]
+  const format = findFormat(FORMAT_NAMES[word(WORD.format)] ?? '')
+  const numbers = Array.from({ length: NUMBERS }, (_, i) => {
+    const low = WORD.numbers + 2 * i
+    return (word(low) >>> 0) + word(low + 1) * 2 ** 32
+  })
+  const to = word(WORD.target)
   try {
-    if (!store) return false
-    const compression = COMPRESSIONS[word(7)]
-    if (compression === 'grain') {
-      const [offset, neededBytes] = [wide(8) * SECTOR_BYTES, word(10)]
-      unpackGrain(store, { at, packedBytes, offset, neededBytes }, cluster)
-    } else if (compression) unpackFrom(store, at, packedBytes, compression, cluster)
-    else return false
+    if (!store || !format?.unpack) return false
+    format.unpack(store, numbers, target.subarray(to, to + word(WORD.cluster)))
     return true
   } catch {
     // The worker tries again and reports the error.

@@ -22,7 +22,7 @@ function extentOf(letter: string, unpacked: string[], failure?: Error): Packed {
     length: CLUSTER_BYTES,
     skip: 0,
     wholeBytes: CLUSTER_BYTES,
-    packed: { storeId: 0, at: 4096, packedBytes: 512, compression: 'zlib' },
+    job: { format: 'qcow2', storeId: 0, numbers: [4096, 512, 0] },
     unpack: () => Buffer.alloc(CLUSTER_BYTES, letter),
     unpackInto: target => {
       unpacked.push(letter)
@@ -98,7 +98,7 @@ const OTHER_SIDE = `
   Atomics.store(board, job, 2)
   parentPort.postMessage('taken')
   if (workerData.state !== 0) setTimeout(() => {
-    if (workerData.state === 3) Buffer.from(workerData.target).fill('h', board[job + 5], board[job + 5] + board[job + 6])
+    if (workerData.state === 3) Buffer.from(workerData.target).fill('h', board[job + 2], board[job + 2] + board[job + 3])
     Atomics.store(board, job, workerData.state)
     Atomics.notify(board, job)
   }, workerData.milliseconds)`
@@ -136,15 +136,11 @@ function grainAt(offset: number): Buffer {
 }
 
 const GRAIN_AT = 5 * 2 ** 40
-for (const { compression, packed, grain } of [
-  { compression: 'zlib' as const, packed: zlib.deflateRawSync(CLUSTER, { windowBits: 12 }) },
-  {
-    compression: 'grain' as const,
-    packed: grainAt(GRAIN_AT),
-    grain: { offset: GRAIN_AT, neededBytes: CLUSTER_BYTES },
-  },
+for (const { format, packed, more } of [
+  { format: 'qcow2', packed: zlib.deflateRawSync(CLUSTER, { windowBits: 12 }), more: [0] },
+  { format: 'vmdk', packed: grainAt(GRAIN_AT), more: [GRAIN_AT, CLUSTER_BYTES] },
 ]) {
-  t.test(`the helper unpacks the stream in the file: ${compression}`, async t => {
+  t.test(`the helper unpacks the stream in the file: ${format}`, async t => {
     const { queue, memory, target } = queueOf(1)
     const cluster = CLUSTER
     const folder = t.testdir({
@@ -158,13 +154,7 @@ for (const { compression, packed, grain } of [
     const mine: string[] = []
     const packedExtent = {
       ...extentOf('w', mine),
-      packed: {
-        storeId: 0,
-        at: 4096,
-        packedBytes: packed.length,
-        compression,
-        ...(grain && { grain }),
-      },
+      job: { format, storeId: 0, numbers: [4096, packed.length, ...more] },
     }
     // It takes a while to come; until then the worker does the job itself.
     for (let round = 0; round < 1000; round++) {

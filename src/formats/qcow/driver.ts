@@ -202,6 +202,7 @@ export class QcowDriver implements FormatDriver {
     const { at, packedBytes } = packedAt(high, low, this.parts.header.clusterBits)
     const { clusters, storeId, store } = this.parts
     const cluster = {
+      format: 'qcow',
       store,
       storeId,
       clusters,

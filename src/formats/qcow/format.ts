@@ -6,6 +6,7 @@ import { writeBlankQcow } from './blank.js'
 import { QcowDriver } from './driver.js'
 import { coverageBytes, type QcowHeader, readQcowHeader, tableBytes } from './header.js'
 import { QcowWriter } from './writer.js'
+import { unpackCluster } from '../packed-cluster.js'
 
 const checking: FormatChecking = {
   needsLayer: false,
@@ -35,6 +36,7 @@ export const qcowFormat: Format<QcowHeader> = {
   reference: ({ spec }) => fixedBackingFile(spec.backingName),
   driver: ({ layer, store, dataStore, storeId, metadata, clusters }) =>
     new QcowDriver({ header: layer.spec, store, dataStore, storeId, metadata, clusters }),
+  unpack: unpackCluster,
   writing: {
     hasTables: true,
     writer: ({ layer, driver, pool, ...parts }) =>

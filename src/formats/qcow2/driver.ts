@@ -329,6 +329,7 @@ export class Qcow2Driver implements FormatDriver {
     const low = slice.readUInt32BE(inSlice + 4)
     const { clusters, storeId, store } = this.parts
     const cluster = {
+      format: 'qcow2',
       store,
       storeId,
       clusters,

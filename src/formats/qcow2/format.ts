@@ -32,6 +32,7 @@ import { changeReference } from './reference-update.js'
 import { type Qcow2Snapshot, readSnapshots } from './snapshots.js'
 import { createQcow2Memory, type Qcow2Memory, STATE } from './write-memory.js'
 import { Qcow2Writer } from './writer.js'
+import { unpackCluster } from '../packed-cluster.js'
 
 function open(file: FileSpec, context: OpenContext): OpenedLayer<Qcow2Header> {
   const store = context.storeOf(file)
@@ -182,6 +183,7 @@ export const qcow2Format: Format<Qcow2Header> = {
     const { l1Offset, l1Entries, sizeBytes } = parts.layer.spec
     return new Qcow2Driver(partsOf(parts), { offset: l1Offset, entries: l1Entries }, sizeBytes)
   },
+  unpack: unpackCluster,
   writing,
   recover: store => {
     const warning = recover(store)

@@ -30,6 +30,7 @@ import { requireWritable, requireWritableKind } from './writability.js'
 import { changeReference } from './reference-update.js'
 import { createVmdkMemory, type VmdkMemory } from './write-memory.js'
 import { VmdkWriter } from './writer.js'
+import { unpackGrainJob } from './grain.js'
 
 function open(file: FileSpec, context: OpenContext): OpenedLayer<VmdkSpec> {
   const { access, storeOf, warn, isDevice, dropsChangeTracking } = context
@@ -164,6 +165,7 @@ export const vmdkFormat: Format<VmdkSpec> = {
   foreignLocks: vmwareLocks,
   children: (layer, folders) => childrenOf(layer, layer.spec, folders),
   driver,
+  unpack: unpackGrainJob,
   writing,
   checking,
   describe: describeVmdk,

@@ -39,6 +39,12 @@ export function unpackGrain(store: Store, grain: PackedGrain, target: Buffer): v
   clear(target, made, target.length)
 }
 
+/** Does the job of a compressed grain's extent: its numbers are the fields of PackedGrain. Throws ImageError, SystemError. */
+export function unpackGrainJob(store: Store, numbers: readonly number[], target: Buffer): void {
+  const [at, packedBytes, offset, neededBytes] = numbers as [number, number, number, number]
+  unpackGrain(store, { at, packedBytes, offset, neededBytes }, target)
+}
+
 /** Holds the compressed bytes; each thread has its own. */
 let scratch = Buffer.alloc(0)
 

@@ -229,7 +229,7 @@ export class SparseDriver implements FormatDriver {
       length: Math.min(length, this.unitBytes - inGrain),
       skip: inGrain,
       wholeBytes: this.unitBytes,
-      packed: { storeId, at, packedBytes, compression: 'grain', grain },
+      job: { format: 'vmdk', storeId, numbers: [at, packedBytes, grainStart, neededBytes] },
       unpack: () =>
         grains.get(storeId, grainStart, () => {
           const target = Buffer.allocUnsafeSlow(this.unitBytes)

@@ -261,15 +261,14 @@ t.test('where compressed grains are, for decompressing elsewhere', async t => {
     length: G - 10,
     skip: 10,
     wholeBytes: G,
-    packed: {
+    job: {
+      format: 'vmdk',
       storeId: 3,
-      at: built.placeOf(0),
-      packedBytes: built.placeOf(1) - built.placeOf(0),
-      compression: 'grain',
+      numbers: [built.placeOf(0), built.placeOf(1) - built.placeOf(0), 0, G],
     },
   })
   const last = driver.lookup(G, G)
-  t.match(last, { packed: { at: built.placeOf(1), packedBytes: G + SECTOR } }, 'nothing is next')
+  t.match(last, { job: { numbers: [built.placeOf(1), G + SECTOR] } }, 'nothing is next')
 })
 
 /** Four grains of 4 KiB in one table, and in the redundant one. */
