@@ -12,10 +12,6 @@
 /** The size of a slice, and its alignment in the file, in bytes; less if clusters are smaller. */
 export const SLICE_BYTES = 4096
 
-/** The order in which changes reach the file: each stage is on the disk before the next is written. */
-export const STAGE = { refcounts: 0, refcountTable: 1, links: 2 } as const
-export const STAGES = 3
-
 const SLOTS = 1024
 /** Buckets of the index, a power of two. Most are empty, so that chains are short. */
 const BUCKETS = 8192
@@ -104,7 +100,7 @@ export class TablePool {
 
   /**
    * Returns the slice at `at`, which the caller changes at once. `load` returns its bytes if it is not in the pool.
-   * @param stage the stage of a flush that writes it, see STAGE
+   * @param stage the stage of a flush that writes it, by the format's own count
    */
   edit(at: number, stage: number, load: () => Buffer): Buffer {
     let slot = this.slotOf(at)

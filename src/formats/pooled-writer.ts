@@ -5,6 +5,9 @@ import type { WritableStore } from '../io/store.js'
 import { BaseWriter } from './base-writer.js'
 import type { Flush } from './writable.js'
 
+/** The one stage in which the tables of such a writer reach the file. */
+export const TABLES = 0
+
 export interface PooledParts {
   readonly store: WritableStore
   readonly pool: TablePool

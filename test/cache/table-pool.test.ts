@@ -3,17 +3,20 @@ import fc from 'fast-check'
 import t from 'tap'
 import { STATISTICS } from '../../src/cache/statistics.js'
 import { MetadataCache } from '../../src/cache/metadata-cache.js'
-import { createPoolMemory, STAGE, TablePool } from '../../src/cache/table-pool.js'
+import { createPoolMemory, TablePool } from '../../src/cache/table-pool.js'
 import { holds } from '../support/property.js'
 import { MemoryStore } from '../support/stores.js'
 
+/** Stages. */
+const FIRST = 0
+const LAST = 2
 const SLICE = 4096
 
 t.test('the other threads see a change by one thread; the file is as before', async t => {
   const memory = createPoolMemory()
   const [one, other] = [new TablePool(memory), new TablePool(memory)]
   const load = () => Buffer.alloc(SLICE, 7)
-  one.edit(8192, STAGE.links, load)[5] = 1
+  one.edit(8192, LAST, load)[5] = 1
   t.equal(other.find(8192)?.[5], 1)
   t.equal(other.find(8192)?.[6], 7)
   t.equal(other.find(4096), undefined)
@@ -25,17 +28,17 @@ t.test(
   async t => {
     const pool = new TablePool(createPoolMemory())
     const load = () => Buffer.alloc(512)
-    pool.edit(1024, STAGE.refcounts, load)[0] = 1
-    pool.edit(512, STAGE.links, load)[0] = 2
+    pool.edit(1024, FIRST, load)[0] = 1
+    pool.edit(512, LAST, load)[0] = 2
     const slices = pool.collect()
     t.same(
       slices.map(({ at, stage, bytes }) => [at, stage, bytes[0]]),
       [
-        [512, STAGE.links, 2],
-        [1024, STAGE.refcounts, 1],
+        [512, LAST, 2],
+        [1024, FIRST, 1],
       ],
     )
-    pool.edit(512, STAGE.links, load)[0] = 3
+    pool.edit(512, LAST, load)[0] = 3
     t.equal(slices[0]?.bytes[0], 2)
     pool.flushed(slices)
     t.equal(pool.dirty, 1)
@@ -50,9 +53,9 @@ t.test('room is made of clean slices, never of dirty ones', async t => {
   const pool = new TablePool(createPoolMemory())
   const load = () => Buffer.alloc(SLICE)
   let count = 0
-  while (pool.hasCapacity(1)) pool.edit(SLICE * count++, STAGE.links, load)
+  while (pool.hasCapacity(1)) pool.edit(SLICE * count++, LAST, load)
   t.equal(pool.dirty, count)
-  t.throws(() => pool.edit(SLICE * count, STAGE.links, load), /no room/)
+  t.throws(() => pool.edit(SLICE * count, LAST, load), /no room/)
   const half = pool.collect().slice(0, count / 2)
   pool.flushed(half)
   t.ok(pool.hasCapacity(count / 2))
@@ -67,7 +70,7 @@ t.test('a cached slice is void when its table changed, went or was replaced', as
   const store = new MemoryStore('/tables', Buffer.alloc(SLICE * 4, 1))
   const read = () => cache.slice(store, 0, SLICE, SLICE)[0]
   t.equal(read(), 1)
-  pool.edit(SLICE, STAGE.links, () => cache.slice(store, 0, SLICE, SLICE))[0] = 2
+  pool.edit(SLICE, LAST, () => cache.slice(store, 0, SLICE, SLICE))[0] = 2
   t.equal(read(), 2)
   const slices = pool.collect()
   for (const { bytes, at } of slices) store.write(bytes, 0, bytes.length, at)
@@ -104,7 +107,7 @@ t.test('like a map of places, whatever is done in whatever order', async () => {
       else if ('edit' in s) {
         if (!pool.hasCapacity(1)) flush()
         const at = s.edit * SLICE
-        pool.edit(at, STAGE.links, () => Buffer.alloc(SLICE, file.get(at) ?? 0))[0] = s.value
+        pool.edit(at, LAST, () => Buffer.alloc(SLICE, file.get(at) ?? 0))[0] = s.value
         model.set(at, s.value)
       } else {
         // The table that was there has gone: a new one of zeros is in the file.

@@ -10,12 +10,12 @@
  *      file system full would lose many writes that had succeeded.
  *  (5) Only the bitmap and the sectors of the file are written.
  */
-import { type DirtySlice, STAGE, type TablePool } from '../../cache/table-pool.js'
+import type { DirtySlice, TablePool } from '../../cache/table-pool.js'
 import type { MetadataCache } from '../../cache/metadata-cache.js'
 import { ImageError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
 import type { Extent } from '../driver.js'
-import { PooledWriter } from '../pooled-writer.js'
+import { PooledWriter, TABLES } from '../pooled-writer.js'
 import { preallocate } from '../preallocate.js'
 import type { InPlace, Reservation, WritableDriver } from '../writable.js'
 import {
@@ -160,7 +160,7 @@ export class CowWriter extends PooledWriter implements WritableDriver {
     const { header, pool, driver } = this.parts
     for (const { slice, first, end } of this.slicesOf(offset, length)) {
       const load = () => driver.read(slice).subarray(0, slice.length)
-      const bytes = pool.edit(slice.at, STAGE.links, load)
+      const bytes = pool.edit(slice.at, TABLES, load)
       setBits(bytes, bitOf(header, slice.at, first), bitOf(header, slice.at, end))
     }
   }

@@ -15,11 +15,11 @@
 import { constants } from 'node:os'
 import type { MetadataCache } from '../../cache/metadata-cache.js'
 import { SLICE_BYTES } from '../../cache/table-pool.js'
-import { type DirtySlice, STAGE, type TablePool } from '../../cache/table-pool.js'
+import type { DirtySlice, TablePool } from '../../cache/table-pool.js'
 import { ImageError, SystemError } from '../../errors.js'
 import { holesReadAsZeros, type WritableStore } from '../../io/store.js'
 import type { Extent } from '../driver.js'
-import { PooledWriter } from '../pooled-writer.js'
+import { PooledWriter, TABLES } from '../pooled-writer.js'
 import { preallocate } from '../preallocate.js'
 import type { InPlace, Reservation, WritableDriver } from '../writable.js'
 import type { QcowDriver } from './driver.js'
@@ -296,7 +296,7 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
 
   private edit(slice: Slice): Buffer {
     const load = () => this.read(slice).subarray(0, slice.length)
-    return this.parts.pool.edit(slice.at, STAGE.links, load)
+    return this.parts.pool.edit(slice.at, TABLES, load)
   }
 
   protected override writeSlice({ at, bytes }: DirtySlice): void {

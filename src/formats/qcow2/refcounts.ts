@@ -11,7 +11,7 @@
  */
 import { constants } from 'node:os'
 import type { MetadataCache } from '../../cache/metadata-cache.js'
-import { STAGE, type TablePool } from '../../cache/table-pool.js'
+import { type TablePool } from '../../cache/table-pool.js'
 import { ImageError, orEndWriting, SystemError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
 import { MAX_REFCOUNT_TABLE_BYTES } from '../limits.js'
@@ -22,6 +22,7 @@ import { type MetadataMap, KIND } from './metadata-map.js'
 import { writeRefcountTable } from './header-update.js'
 import { blockOffset } from './words.js'
 import { STATE } from './write-memory.js'
+import { STAGE } from './write/stages.js'
 
 const { EFBIG } = constants.errno
 

@@ -12,3 +12,6 @@ export const ZERO = 1
 /** Returns the highest entry of a grain table that has a meaning without naming a grain. */
 export const noGrainMax = ({ hasZeroGrains }: { readonly hasZeroGrains: boolean }): number =>
   hasZeroGrains ? ZERO : UNALLOCATED
+
+/** The order in which a flush writes changed slices: headers, with the data, and then the tables that name it. */
+export const STAGE = { headers: 0, entries: 1 } as const

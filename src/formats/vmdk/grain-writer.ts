@@ -11,7 +11,7 @@
  *  (5) A table has its space on the file system before a write that changes it returns: otherwise a flush that finds the file
  *      system full would lose many writes that had succeeded.
  */
-import { STAGE, type TablePool, SLICE_BYTES } from '../../cache/table-pool.js'
+import { type TablePool, SLICE_BYTES } from '../../cache/table-pool.js'
 import { orEndWriting } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
 import { preallocate } from '../preallocate.js'
@@ -21,7 +21,7 @@ import { type GrainLayout, MAX_FILE_BYTES, tableBytesOf } from './layout.js'
 import type { ReadTable } from './parts.js'
 import { cutBack, requireReach } from './repair/mend.js'
 import { SECTOR_BYTES } from '../../sector.js'
-import { ENTRY_BYTES, UNALLOCATED, ZERO } from './entries.js'
+import { ENTRY_BYTES, UNALLOCATED, ZERO, STAGE } from './entries.js'
 
 /** The most bytes of grains of one reservation. */
 const MAX_RUN_BYTES = 2 ** 21
@@ -254,7 +254,7 @@ export class GrainWriter {
   private setDirectory(directoryAt: number, index: number, table: number): void {
     const slice = this.directorySlice(directoryAt, index)
     const at = (index * ENTRY_BYTES) % SLICE_BYTES
-    this.edit(slice, STAGE.links).writeUInt32LE(table / SECTOR_BYTES, at)
+    this.edit(slice, STAGE.entries).writeUInt32LE(table / SECTOR_BYTES, at)
   }
 
   /** Returns the place of the table that an entry of the directory at `directoryAt` names; 0 for none. */
@@ -275,14 +275,14 @@ export class GrainWriter {
     const copy = redundantDirectoryAt && this.tableAt(redundantDirectoryAt, table)
     for (let i = 0; i < count; ) {
       const slice = this.tableSlice(place, first + i)
-      const bytes = this.edit(slice, STAGE.links)
+      const bytes = this.edit(slice, STAGE.entries)
       let at = ((first + i) * ENTRY_BYTES) % SLICE_BYTES
       for (; i < count && at < slice.length; i++, at += ENTRY_BYTES) {
         bytes.writeUInt32LE(valueOf(i), at)
       }
       if (!copy) continue
       const twin = { at: copy + slice.at - place, length: slice.length }
-      this.edit(twin, STAGE.links).set(bytes)
+      this.edit(twin, STAGE.entries).set(bytes)
     }
   }
 
@@ -295,7 +295,7 @@ export class GrainWriter {
     const free = freeSectorAt === undefined ? 0 : known.readUInt32LE(freeSectorAt)
     const sectors = end / SECTOR_BYTES
     if (this.saysOpen(known) && (freeSectorAt === undefined || free >= sectors)) return
-    const header = this.edit(slice, STAGE.refcounts)
+    const header = this.edit(slice, STAGE.headers)
     header[uncleanAt] = 1
     if (freeSectorAt !== undefined) header.writeUInt32LE(Math.max(free, sectors), freeSectorAt)
   }

@@ -2,7 +2,7 @@
  * Writes a VMDK disk: its extents, and its descriptor, whose content ID shows that the disk has changed (VMware, Virtual Disk
  * Format 5.0). grain-writer.ts says how an extent stays sound.
  */
-import { type DirtySlice, STAGE, type TablePool } from '../../cache/table-pool.js'
+import type { DirtySlice, TablePool } from '../../cache/table-pool.js'
 import { ImageError, orEndWriting } from '../../errors.js'
 import type { Store, WritableStore } from '../../io/store.js'
 import { BaseWriter } from '../base-writer.js'
@@ -19,6 +19,7 @@ import { adopt, appendedBytes, planAdoption } from './repair/adopt.js'
 import { BehindList, mend, planMending, requireReach } from './repair/mend.js'
 import { NOTHING, planned } from './repair/reconcile.js'
 import { DISK, DISK_WORDS, type VmdkMemory } from './write-memory.js'
+import { STAGE } from './entries.js'
 
 export interface VmdkWriterParts {
   readonly spec: VmdkSpec
@@ -296,9 +297,9 @@ export class VmdkWriter extends BaseWriter implements WritableDriver {
 
   /** Writes slices by rules (2) and (4) of grain-writer.ts: grains and tables are on the disk before an entry names them. */
   private writeSlices(slices: readonly DirtySlice[], touched: readonly number[]): void {
-    const headers = this.write(slices.filter(({ stage }) => stage !== STAGE.links))
+    const headers = this.write(slices.filter(({ stage }) => stage !== STAGE.entries))
     syncAll([...touched.map(index => this.storeOf(index)), ...headers])
-    syncAll(this.write(slices.filter(({ stage }) => stage === STAGE.links)))
+    syncAll(this.write(slices.filter(({ stage }) => stage === STAGE.entries)))
   }
 
   /** Returns the stores that it has written to. */

@@ -9,11 +9,12 @@
  *
  * The caller holds the exclusive side of the disk's lock, except while `Flush.run` runs.
  */
-import { type DirtySlice, STAGE, STAGES } from '../../../cache/table-pool.js'
+import { type DirtySlice } from '../../../cache/table-pool.js'
 import { orEndWriting } from '../../../errors.js'
 import type { Flush } from '../../writable.js'
 import { KIND } from '../metadata-map.js'
 import { damage, STEP_SLICES, type WriteContext } from './parts.js'
+import { STAGE, STAGES } from './stages.js'
 
 export class Flushing {
   private readonly unitBytes: number

@@ -8,12 +8,12 @@
  *
  * The caller holds the exclusive side of the disk's lock, except for `tableOf` and `ownHost`, which change nothing.
  */
-import { STAGE } from '../../../cache/table-pool.js'
 import { preallocated } from '../../preallocate.js'
 import { KIND } from '../metadata-map.js'
 import { packedLength, packedOffset } from '../packed-entry.js'
 import { COMPRESSED, COPIED, isCopied, putEntry } from '../words.js'
 import { damage, type WriteContext } from './parts.js'
+import { STAGE } from './stages.js'
 
 /** An L2 entry, and the place on the disk that it maps. */
 export interface Place {
