@@ -11,7 +11,7 @@
  */
 import { constants } from 'node:os'
 import type { MetadataCache } from '../../cache/metadata-cache.js'
-import { type TablePool } from '../../cache/table-pool.js'
+import type { TablePool } from '../../cache/table-pool.js'
 import { ImageError, orEndWriting, SystemError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
 import { MAX_REFCOUNT_TABLE_BYTES } from '../limits.js'

@@ -9,7 +9,7 @@
  *
  * The caller holds the exclusive side of the disk's lock, except while `Flush.run` runs.
  */
-import { type DirtySlice } from '../../../cache/table-pool.js'
+import type { DirtySlice } from '../../../cache/table-pool.js'
 import { orEndWriting } from '../../../errors.js'
 import type { Flush } from '../../writable.js'
 import { KIND } from '../metadata-map.js'
