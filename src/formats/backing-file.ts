@@ -1,4 +1,5 @@
-import type { Reference } from './format.js'
+import type { ReadPart, Reference } from './format.js'
+import { MAX_BACKING_NAME_BYTES } from './limits.js'
 import { backInPlace } from './way-out.js'
 
 /**
@@ -22,3 +23,7 @@ export const fixedBackingFile = (
         hint: backInPlace,
         loopHint: 'restore it from a copy',
       }
+
+/** Returns the name of `length` bytes at `at` of a header that may be damaged; empty if the header has none. */
+export const backingNameAt = (read: ReadPart, at: number | bigint, length: number): Buffer =>
+  at > 0 ? read(at, Math.min(length, MAX_BACKING_NAME_BYTES)) : Buffer.alloc(0)

@@ -54,6 +54,13 @@ export interface Format<S = unknown> {
   readonly externalSnapshots?: ExternalSnapshots
   /** Returns the locks beside the file at `path` of programs that do not know QEMU's locks. */
   foreignLocks?(path: string, allowed: readonly Folder[]): ForeignLock[]
+  /**
+   * Returns the names of the files that an image of this format says it needs as they are: backing file, data file, extents. The
+   * names are as they are in the file; they may go on after a NUL. The image may be damaged, encrypted or of an unknown version.
+   * None if the first bytes are not of this format.
+   * @param head the first bytes, at most 8192
+   */
+  filesNeeded?(head: Buffer, read: ReadPart): Buffer[]
   /** Returns the names of images in `folders` that need this one and say so in this format's own way. */
   children?(layer: LayerSpec<S>, folders: readonly Folder[]): string[]
   driver(parts: DriverParts<S>): FormatDriver
@@ -73,6 +80,9 @@ export interface Format<S = unknown> {
   /** Returns the unit within which a file of the image may end, in bytes; 1 if it may not. Used for encrypted data. */
   unitBytes(spec: S): number
 }
+
+/** Reads `length` bytes of a file at `at`; fewer, or none, at its end. Throws SystemError. */
+export type ReadPart = (at: number | bigint, length: number) => Buffer
 
 /** A layer of an image as it was opened: plain data. */
 export interface LayerSpec<S = unknown> extends FileSpec {

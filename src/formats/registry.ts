@@ -1,8 +1,9 @@
 /** All formats. A new one is a folder and a row here. */
 import { cowFormat } from './cow/format.js'
-import type { Format, LayerSpec } from './format.js'
+import type { Format, LayerSpec, ReadPart } from './format.js'
 import { qcowFormat } from './qcow/format.js'
 import { qcow2Format } from './qcow2/format.js'
+import { filesNeededByQed, isQed } from './qed.js'
 import { rawFormat } from './raw/format.js'
 import { vmdkFormat } from './vmdk/format.js'
 import { vpcFormat } from './vpc/format.js'
@@ -23,8 +24,9 @@ export const FOREIGN: readonly {
   readonly name: string
   readonly suffixes: readonly string[]
   matches(head: Buffer): boolean
+  readonly filesNeeded?: Format['filesNeeded']
 }[] = [
-  { name: 'qed', suffixes: ['.qed'], matches: b => startsWith(b, 'QED\0') },
+  { name: 'qed', suffixes: ['.qed'], matches: isQed, filesNeeded: filesNeededByQed },
   {
     name: 'vdi',
     suffixes: ['.vdi'],
@@ -42,6 +44,15 @@ const startsWith = (b: Buffer, text: string): boolean =>
   b.toString('latin1', 0, text.length) === text
 
 const FORMATS: readonly Format[] = [RAW, ...RECOGNISED]
+
+/**
+ * Returns the names of the files that an image says it needs as they are; see Format.filesNeeded.
+ * @param except the name of a format that does not count
+ */
+export const filesNeededBy = (head: Buffer, read: ReadPart, except?: string): Buffer[] =>
+  [...FORMATS, ...FOREIGN]
+    .filter(({ name }) => name !== except)
+    .flatMap(format => format.filesNeeded?.(head, read) ?? [])
 
 /** The names for `--format`. */
 export const FORMAT_NAMES: readonly string[] = FORMATS.map(({ name }) => name)

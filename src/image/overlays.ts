@@ -10,15 +10,11 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { openPlain } from '../io/beneath.js'
 import type { Folder } from '../io/folders.js'
-import { isDescriptor } from '../formats/vmdk/descriptor.js'
 import { foreignMounts, statLiving } from './living-paths.js'
 import { listMounts } from '../io/mountinfo.js'
 import { attempted, entriesOf, readAt } from '../formats/beside.js'
-import { cowNameAt } from '../formats/cow/header.js'
 import type { FileSpec } from '../io/file-spec.js'
-import { MAX_BACKING_NAME_BYTES, MAX_FILE_NAME_BYTES } from '../formats/limits.js'
-import { MAGIC } from '../formats/qcow2/header.js'
-import { EXTENSION } from '../formats/qcow2/header-extensions.js'
+import { filesNeededBy } from '../formats/registry.js'
 
 /** The most files of a folder that are read: files whose names suggest an overlay, and others. */
 const MAX_LIKELY = 1024
@@ -26,12 +22,12 @@ const MAX_OTHERS = 256
 /** Usual suffixes of overlays. Cloud images and libvirt's images are qcow2 with any of these suffixes. */
 const LIKELY_NAME = /\.(qcow|qc2|qed|cow|vmdk|img|image|raw|dd\b)|overlay|snap/i
 
-/** The largest header with a name at a fixed place is that of a cow image. */
+/** How many of a file's first bytes are read: the largest header with a name at a fixed place is that of a cow image. */
 const HEAD_BYTES = 8192
 
 export interface OverlayOptions {
-  /** Whether extents of vmdk descriptors do not count. */
-  readonly ignoresDescriptors?: boolean
+  /** The name of a format that does not count: it finds its images by itself. */
+  readonly except?: string | undefined
 }
 
 /**
@@ -87,83 +83,16 @@ function namesIn(
   }
 }
 
-/** Reads `length` bytes of a header at `at`; fewer, or none, at the end of the file. */
-type Read = (at: number | bigint, length: number) => Buffer
-
-/** Up to 20 bytes qcow and qcow2 headers of all versions are alike. */
-const QCOW_NAME = { offsetAt: 8, bytesAt: 16, headerBytes: 20 }
-/** QEMU docs/interop/qed_spec: little-endian, both are u32. */
-const QED_NAME = { offsetAt: 56, bytesAt: 60, headerBytes: 64 }
-
-function namesOf(
-  fd: number,
-  sizeBytes: bigint,
-  { ignoresDescriptors = false }: OverlayOptions,
-): Buffer[] {
+/** Returns the names in a header, as they are there. Throws SystemError. */
+function namesOf(fd: number, sizeBytes: bigint, { except }: OverlayOptions): Buffer[] {
   const head = readAt(fd, 0, HEAD_BYTES)
-  const read: Read = (at, length) => {
+  const read = (at: number | bigint, length: number) => {
     if (at >= sizeBytes) return Buffer.alloc(0)
     const from = Number(at)
     const isInHead = from + length <= head.length
     return isInHead ? head.subarray(from, from + length) : readAt(fd, from, length)
   }
-  const magic = head.toString('latin1', 0, 4)
-  if (magic === 'OOOM' || magic === 'MOOO') {
-    return [read(cowNameAt(head), MAX_FILE_NAME_BYTES)]
-  }
-  if (magic === 'QED\0' && head.length >= QED_NAME.headerBytes) {
-    const { offsetAt, bytesAt } = QED_NAME
-    return [backingName(read, head.readUInt32LE(offsetAt), head.readUInt32LE(bytesAt))]
-  }
-  if (isDescriptor(head)) {
-    return ignoresDescriptors ? [] : extentNames(read(0, MAX_DESCRIPTOR_BYTES))
-  }
-  if (head.length < QCOW_NAME.headerBytes || head.readUInt32BE(0) !== MAGIC) return []
-  const { offsetAt, bytesAt } = QCOW_NAME
-  const backing = backingName(read, head.readBigUInt64BE(offsetAt), head.readUInt32BE(bytesAt))
-  return [backing, ...dataFileNames(head, read)]
-}
-
-const backingName = (read: Read, at: number | bigint, length: number): Buffer =>
-  at > 0 ? read(at, Math.min(length, MAX_BACKING_NAME_BYTES)) : Buffer.alloc(0)
-
-/** Of a descriptor that is searched for extent lines: more than VMware's programs write. */
-const MAX_DESCRIPTOR_BYTES = 256 * 1024
-
-/** The names in the extent lines of a vmdk descriptor; nobody escapes quotes. */
-function extentNames(descriptor: Buffer): Buffer[] {
-  const lines = descriptor
-    .toString('latin1')
-    .matchAll(/^[ \t]*(?:RW|RDONLY)[ \t]+\d+[ \t]+\w+[ \t]+"(.+)"/gim)
-  return [...lines].slice(0, MAX_EXTENTS).map(([, name]) => Buffer.from(name as string, 'latin1'))
-}
-
-const V2_HEADER_BYTES = 72
-/** The place of the header's length in version 3. */
-const HEADER_LENGTH_AT = 100
-const EXTENSION_HEADER_BYTES = 8
-/** Extents of a descriptor that are looked at. */
-const MAX_EXTENTS = 1024
-/** QEMU writes seven kinds of extensions, once each. */
-const MAX_EXTENSIONS = 32
-
-/** Returns the name of the data file from its header extension in qcow2. */
-function dataFileNames(head: Buffer, read: Read): Buffer[] {
-  const version = head.readUInt32BE(4)
-  if (version < 2 || head.length < HEADER_LENGTH_AT + 4) return []
-  let at = version === 2 ? V2_HEADER_BYTES : head.readUInt32BE(HEADER_LENGTH_AT)
-  const names: Buffer[] = []
-  for (let i = 0; i < MAX_EXTENSIONS; i++) {
-    const extension = read(at, EXTENSION_HEADER_BYTES)
-    if (extension.length < EXTENSION_HEADER_BYTES) break
-    const type = extension.readUInt32BE(0)
-    const length = extension.readUInt32BE(4)
-    if (type === EXTENSION.end) break
-    at += EXTENSION_HEADER_BYTES
-    if (type === EXTENSION.dataFile) names.push(read(at, Math.min(length, MAX_FILE_NAME_BYTES)))
-    at += Math.ceil(length / 8) * 8
-  }
-  return names
+  return filesNeededBy(head, read, except)
 }
 
 const FILE = 'file:'

@@ -22,7 +22,7 @@ export function requireUnneeded(
 ): void {
   const children = formatOf(top).children?.(top, folders) ?? []
   // A copy of its own descriptor names a disk's extents, too, and shows the same disk.
-  const options = { ignoresDescriptors: formatOf(top).children !== undefined }
+  const options = { except: formatOf(top).children && top.format }
   const disks = new Set([...children, ...overlaysOf(top.path, filesOf(top), folders, options)])
   for (const name of except) disks.delete(name)
   const names = [

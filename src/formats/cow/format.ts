@@ -3,10 +3,13 @@ import { fixedBackingFile } from '../backing-file.js'
 import type { Format, FormatChecking } from '../format.js'
 import { writeBlankCow } from './blank.js'
 import { CowDriver } from './driver.js'
-import { type CowHeader, readCowHeader } from './header.js'
+import { type CowHeader, cowNameAt, readCowHeader } from './header.js'
 import { CowWriter } from './writer.js'
+import { MAX_FILE_NAME_BYTES } from '../limits.js'
 
 const MAGICS = ['OOOM', 'MOOO']
+
+const isCow = (head: Buffer): boolean => MAGICS.includes(head.toString('latin1', 0, 4))
 
 const isUml = ({ layout }: CowHeader): boolean => layout.startsWith('uml')
 
@@ -29,7 +32,7 @@ export const cowFormat: Format<CowHeader> = {
   suffixes: ['.cow'],
   unit: 'sector',
   // Version 1 has the byte order of the host that wrote it.
-  matches: head => MAGICS.includes(head.toString('latin1', 0, 4)),
+  matches: isCow,
   open: (file, { storeOf, warn }) => {
     const spec = readCowHeader(storeOf(file))
     for (const warning of spec.warnings) warn(`${file.path}: ${warning}`)
@@ -38,6 +41,7 @@ export const cowFormat: Format<CowHeader> = {
   sizeBytes: ({ spec }) => spec.sizeBytes,
   // User-mode Linux knows no other format.
   reference: ({ spec }) => fixedBackingFile(spec.backingName, isUml(spec) ? 'raw' : undefined),
+  filesNeeded: (head, read) => (isCow(head) ? [read(cowNameAt(head), MAX_FILE_NAME_BYTES)] : []),
   checkBelow: ({ path, spec }, { modified, path: below }, { warn }) => {
     // User-mode Linux refuses a backing file that has been written since; QEMU did not look.
     if (!isUml(spec) || spec.backingSeconds === modified.seconds) return

@@ -4,7 +4,7 @@ import type { Format, FormatChecking } from '../format.js'
 import { CRYPT, MAGIC } from '../qcow2/header.js'
 import { writeBlankQcow } from './blank.js'
 import { QcowDriver } from './driver.js'
-import { coverageBytes, type QcowHeader, readQcowHeader, tableBytes } from './header.js'
+import { coverageBytes, type QcowHeader, readQcowHeader, tableBytes, filesNeededByQcow } from './header.js'
 import { QcowWriter } from './writer.js'
 import { unpackCluster } from '../packed-cluster.js'
 
@@ -34,6 +34,7 @@ export const qcowFormat: Format<QcowHeader> = {
   },
   sizeBytes: ({ spec }) => spec.sizeBytes,
   reference: ({ spec }) => fixedBackingFile(spec.backingName),
+  filesNeeded: filesNeededByQcow,
   driver: ({ layer, store, dataStore, storeId, metadata, clusters }) =>
     new QcowDriver({ header: layer.spec, store, dataStore, storeId, metadata, clusters }),
   unpack: unpackCluster,

@@ -2,7 +2,9 @@
 import { layout, rounded64be, u8, u16be, u32be, u64be } from '../../binary.js'
 import { type ErrorCode, ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
+import { backingNameAt } from '../backing-file.js'
 import { isTooLarge, tooLarge } from '../disk-size.js'
+import type { ReadPart } from '../format.js'
 import { WRONG_FORMAT } from '../way-out.js'
 import { MAX_BACKING_NAME_BYTES } from '../limits.js'
 import { MAGIC } from '../qcow2/header.js'
@@ -64,6 +66,18 @@ export const coverageBytes = ({ clusterBits, l2Bits }: Shape): number => 2 ** (c
 
 export const isEncrypted = ({ cryptMethod }: Pick<QcowHeader, 'cryptMethod'>): boolean =>
   cryptMethod !== 0
+
+/** Returns the name of the backing file, by a header that may be damaged; see Format.filesNeeded. */
+export function filesNeededByQcow(head: Buffer, read: ReadPart): Buffer[] {
+  const { at } = HEADER
+  const isQcow =
+    head.length >= at.mtime &&
+    head.readUInt32BE(at.magic) === MAGIC &&
+    head.readUInt32BE(at.version) === 1
+  if (!isQcow) return []
+  const offset = head.readBigUInt64BE(at.backingNameOffset)
+  return [backingNameAt(read, offset, head.readUInt32BE(at.backingNameBytes))]
+}
 
 /** Reads and checks the whole header. Throws ImageError, which names the file. */
 export function readQcowHeader(store: Store): QcowHeader {

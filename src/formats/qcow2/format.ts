@@ -33,6 +33,7 @@ import { type Qcow2Snapshot, readSnapshots } from './snapshots.js'
 import { createQcow2Memory, type Qcow2Memory, STATE } from './write-memory.js'
 import { Qcow2Writer } from './writer.js'
 import { unpackCluster } from '../packed-cluster.js'
+import { filesNeededByQcow2 } from './files-needed.js'
 
 function open(file: FileSpec, context: OpenContext): OpenedLayer<Qcow2Header> {
   const store = context.storeOf(file)
@@ -178,6 +179,7 @@ export const qcow2Format: Format<Qcow2Header> = {
   },
   namedFile: ({ spec }) =>
     spec.dataFileName === undefined ? undefined : { role: 'data file', name: spec.dataFileName },
+  filesNeeded: filesNeededByQcow2,
   internalSnapshots: snapshots,
   driver: parts => {
     const { l1Offset, l1Entries, sizeBytes } = parts.layer.spec

@@ -17,7 +17,7 @@ export const READ_THROUGH = new Set([
   EXTENSION.dataFile,
   EXTENSION.encryption,
 ])
-const EXTENSION_HEADER = layout({ type: u32be, length: u32be })
+export const EXTENSION_HEADER = layout({ type: u32be, length: u32be })
 const BITMAPS_EXTENSION = layout({
   count: u32be,
   reserved: u32be,
@@ -47,7 +47,6 @@ export interface Extensions {
   encryption: EncryptionExtension | undefined
   /** The names of incompatible features, by bit. */
   featureNames: Map<number, string>
-  unknown: number[]
   defects: Defect[]
   /** The extension that is longer than the header cluster. None can be found after it. */
   broken: { readonly type: number; readonly at: number } | undefined
@@ -64,7 +63,6 @@ export function readExtensions(area: Buffer, from: number, unknownBits: bigint):
     bitmaps: undefined,
     encryption: undefined,
     featureNames: new Map(),
-    unknown: [],
     defects: [],
     broken: undefined,
   }
@@ -84,7 +82,6 @@ export function readExtensions(area: Buffer, from: number, unknownBits: bigint):
       found.bitmaps = lenient(BITMAPS_EXTENSION, data)
       if (!found.bitmaps) found.defects.push(brokenBitmaps(at))
     } else if (type === EXTENSION.encryption) found.encryption = lenient(ENCRYPTION_EXTENSION, data)
-    else found.unknown.push(type)
     at = start + Math.ceil(length / 8) * 8
   }
   return found

@@ -38,6 +38,8 @@ const V3_FIELDS = layout({
   refcountOrder: u32be,
   headerBytes: u32be,
 })
+/** The size of the header of version 2. */
+export const V2_HEADER_BYTES = V2_HEADER.size
 /** Where the fields begin, in bytes of the file. */
 export const FIELD_AT = { ...V2_HEADER.at, ...afterV2(V3_FIELDS.at) }
 const COMPRESSION_TYPE_AT = V2_HEADER.size + V3_FIELDS.size
@@ -77,8 +79,6 @@ export interface Qcow2Header {
   readonly dataFileName: string | undefined
   readonly bitmaps: BitmapsExtension | undefined
   readonly encryption: EncryptionExtension | undefined
-  /** The types of unknown extensions, in the order of the file. */
-  readonly unknownExtensions: readonly number[]
   /** Damaged parts without which the disk can still be read. */
   readonly defects: readonly Defect[]
 }
@@ -205,7 +205,6 @@ export function readHeader(store: Store): Qcow2Header {
     dataFileName: extensions.dataFileName,
     bitmaps: extensions.bitmaps,
     encryption: extensions.encryption,
-    unknownExtensions: extensions.unknown,
     defects: [],
   }
   const { places, defects } = usablePlaces(

@@ -31,6 +31,7 @@ import { changeReference } from './reference-update.js'
 import { createVmdkMemory, type VmdkMemory } from './write-memory.js'
 import { VmdkWriter } from './writer.js'
 import { unpackGrainJob } from './grain.js'
+import { filesNeededByVmdk } from './files-needed.js'
 
 function open(file: FileSpec, context: OpenContext): OpenedLayer<VmdkSpec> {
   const { access, storeOf, warn, isDevice, dropsChangeTracking } = context
@@ -164,6 +165,7 @@ export const vmdkFormat: Format<VmdkSpec> = {
   externalSnapshots: { list: snapshotsOfDisk, open: openFrozen },
   foreignLocks: vmwareLocks,
   children: (layer, folders) => childrenOf(layer, layer.spec, folders),
+  filesNeeded: filesNeededByVmdk,
   driver,
   unpack: unpackGrainJob,
   writing,
