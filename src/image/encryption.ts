@@ -7,7 +7,7 @@ import type { StoreCipher } from '../io/cipher-store.js'
 import type { EncryptionMethod, LayerEncryption, LayerSpec } from '../formats/format.js'
 import { formatOf } from '../formats/registry.js'
 import type { Chain } from './chain.js'
-import { isPossibleLuks } from '../formats/qcow2/luks.js'
+import { isPossibleLuks } from '../formats/luks-area.js'
 import { recoverChain } from './recovery.js'
 import { LOCAL_FILES, type StoreSource } from './store-source.js'
 

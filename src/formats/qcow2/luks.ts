@@ -1,7 +1,6 @@
-import { type Luks1Header, type LuksArea, readLuks1 } from '../../crypto/luks1.js'
+import { type Luks1Header, readLuks1 } from '../../crypto/luks1.js'
 import { ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
-import { MAX_LUKS_HEADER_BYTES } from '../limits.js'
 import type { Qcow2Header } from './header.js'
 
 /**
@@ -18,14 +17,4 @@ export function readLuks(store: Store, { encryption }: Qcow2Header): Luks1Header
       hint: 'restore it from a copy; without this header its data cannot be decrypted',
     },
   )
-}
-
-/** Reports whether a LUKS header can be where the image says; a file may end within its last cluster. */
-export function isPossibleLuks(
-  { offset, length }: LuksArea,
-  fileBytes: number,
-  clusterBytes: number,
-): boolean {
-  const end = Math.ceil(fileBytes / clusterBytes) * clusterBytes
-  return length <= MAX_LUKS_HEADER_BYTES && offset + length <= end
 }

@@ -9,7 +9,7 @@ import {
   type Qcow2Header,
   readHeader,
 } from '../header.js'
-import { isPossibleLuks } from '../luks.js'
+import { isPossibleLuks } from '../../luks-area.js'
 import { SNAPSHOT_REQUIRED_EXTRA_BYTES } from '../snapshot-entry.js'
 import { type BitmapDirectory, readBitmapDirectory } from './bitmap-directory.js'
 import { readSnapshotTable, type SnapshotTable } from './snapshot-table.js'
