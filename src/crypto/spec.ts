@@ -3,7 +3,7 @@
 export const CIPHER_MODES = ['xts', 'cbc', 'ecb'] as const
 export type CipherMode = (typeof CIPHER_MODES)[number]
 /** How the initialization vector of a sector is made from its number; 'none' for ecb. */
-export const IV_GENERATORS = ['none', 'plain', 'plain64', 'essiv'] as const
+const IV_GENERATORS = ['none', 'plain', 'plain64', 'essiv'] as const
 export type IvGenerator = (typeof IV_GENERATORS)[number]
 
 /** AES in one mode, with its key. */

@@ -64,7 +64,6 @@ export interface CowdHeader {
   /** Undefined for a root. */
   readonly parent: { readonly name: string; readonly generation: number } | undefined
   readonly generation: number
-  readonly savedGeneration: number
   readonly name: string
   readonly description: string
   readonly isUnclean: boolean
@@ -114,7 +113,6 @@ export function readCowdHeader(store: Store): CowdHeader {
         ? undefined
         : { name: text(h.parentName), generation: h.parentGeneration },
     generation: h.generation,
-    savedGeneration: h.savedGeneration,
     name: text(h.name),
     description: text(h.description),
     isUnclean: h.unclean !== 0,

@@ -60,7 +60,6 @@ export interface Descriptor {
   readonly createType: string
   readonly parentHint: string | undefined
   readonly changeTrackPath: string | undefined
-  readonly isNativeSnapshot: boolean
   readonly longContentId: string | undefined
   /** The values by key, in lower case and without `ddb.`. The object has no prototype. */
   readonly ddb: Readonly<Record<string, string>>
@@ -121,7 +120,6 @@ export function parseDescriptor(bytes: Buffer, path: string, own?: OwnExtent): D
     createType: keys.get('createtype') ?? '',
     parentHint: pathOf(keys, 'parentFileNameHint', fail),
     changeTrackPath: pathOf(keys, 'changeTrackPath', fail),
-    isNativeSnapshot: keys.get('isnativesnapshot')?.toLowerCase() === 'yes',
     longContentId: ddb.longcontentid,
     ddb,
     extents: readExtents(lines, path, own, fail),

@@ -206,7 +206,6 @@ t.test('the header as it is read', async t => {
     freeOffset: built.bytes.length,
     parent: undefined,
     generation: 7,
-    savedGeneration: 6,
     name: 'a disk',
     description: 'of a test',
     isUnclean: false,

@@ -145,7 +145,6 @@ const whole: { title: string; text: string; expected: object; extents: object[] 
       createType: 'twoGbMaxExtentSparse',
       parentHint: 'C:\\VMs\\Old one\\disk.vmdk',
       changeTrackPath: undefined,
-      isNativeSnapshot: false,
       longContentId: undefined,
       ddb: { toolsinstalltype: '1', toolsversion: '10346' },
     },
@@ -166,7 +165,6 @@ const whole: { title: string; text: string; expected: object; extents: object[] 
       createType: 'vmfs',
       parentHint: undefined,
       changeTrackPath: 'web-ctk.vmdk',
-      isNativeSnapshot: false,
       longContentId: '0b0c5d3e9a2f4c1e8d7b6a5f7d1c5ee6',
       ddb: {
         adaptertype: 'lsilogic',
@@ -189,7 +187,6 @@ const whole: { title: string; text: string; expected: object; extents: object[] 
       createType: 'seSparse',
       parentHint: 'web.vmdk',
       changeTrackPath: undefined,
-      isNativeSnapshot: false,
       longContentId: undefined,
       ddb: {},
     },
@@ -206,7 +203,6 @@ const whole: { title: string; text: string; expected: object; extents: object[] 
       createType: 'partitionedDevice',
       parentHint: undefined,
       changeTrackPath: undefined,
-      isNativeSnapshot: false,
       longContentId: undefined,
       ddb: {
         virtualhwversion: '4',
@@ -234,7 +230,6 @@ const whole: { title: string; text: string; expected: object; extents: object[] 
       createType: 'streamOptimized',
       parentHint: undefined,
       changeTrackPath: undefined,
-      isNativeSnapshot: false,
       longContentId: 'dd3e0cd5d1ea6f2a6d0f9a90e8b8d11a',
       ddb: {
         deletable: 'true',
@@ -329,16 +324,6 @@ t.test('keys', async t => {
       title: 'an empty name',
       text: 'parentFileNameHint=""\nchangeTrackPath=',
       expected: { parentHint: undefined, changeTrackPath: undefined },
-    },
-    {
-      title: 'a native snapshot',
-      text: 'isNativeSnapshot="YES"',
-      expected: { isNativeSnapshot: true },
-    },
-    {
-      title: 'no native snapshot',
-      text: 'isNativeSnapshot=0',
-      expected: { isNativeSnapshot: false },
     },
     {
       title: 'unknown text',
