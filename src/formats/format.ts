@@ -12,7 +12,7 @@ import type { CipherSpec } from '../crypto/spec.js'
 import type { ImageError } from '../errors.js'
 import type { FileSpec, Timestamp } from '../io/file-spec.js'
 import type { Folder } from '../io/folders.js'
-import type { Access, Naming, OpenedFile } from '../io/named-file.js'
+import type { Access, Naming, OpenedFile, ReadersProblem } from '../io/named-file.js'
 import type { Store, WritableStore } from '../io/store.js'
 import type { CheckOptions, CheckResult, RepairResult } from './check/report.js'
 import type { FormatDriver } from './driver.js'
@@ -124,6 +124,8 @@ export interface OpenContext {
   readonly isDevice: boolean
   /** Whether to write an image whose changes are tracked, and give the tracking up. */
   readonly dropsChangeTracking: boolean
+  /** The problem that keeps the image from being written. The user knows it already: do not warn again. */
+  readonly known: ReadersProblem | undefined
   warn(text: string): void
   storeOf(file: FileSpec): Store
   /** Opens the file with all data. Throws ImageError. */

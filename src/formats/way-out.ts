@@ -20,17 +20,6 @@ export function loopAt(above: FileSpec, { role, name, loopHint }: Reference): Im
   return new ImageError('CORRUPT', problem, { path: above.path, hint: loopHint })
 }
 
-/**
- * Returns `warnings` and one that says why the image is read-only. It joins a reader's warning about the same problem to it, so
- * that the user sees one line for each problem.
- */
-export function withReadOnlyWarning(
-  at: string,
-  problem: string,
-  warnings: readonly string[],
-): string[] {
-  const told = `${at}: ${problem}`
-  const same = warnings.find(warning => warning.startsWith(`${told};`))
-  const joined = `${told}, mounted read-only${same?.slice(told.length) ?? ''}`
-  return [joined, ...warnings.filter(warning => warning !== same)]
-}
+/** Returns the warning that a problem of the image at `path` makes it read-only. */
+export const readOnlyWarning = (path: string, problem: string): string =>
+  `${path}: ${problem}, mounted read-only`

@@ -8,7 +8,7 @@ import { MAX_CHAIN_DEPTH, MAX_LAYERS } from '../formats/limits.js'
 import { probe } from '../formats/probe.js'
 import { guessFormat, requireWritableFormat } from '../formats/raw/guess.js'
 import { findFormat, formatOf } from '../formats/registry.js'
-import { loopAt, withReadOnlyWarning } from '../formats/way-out.js'
+import { loopAt, readOnlyWarning } from '../formats/way-out.js'
 import { closeFolders, type Folder } from '../io/folders.js'
 import {
   type Access,
@@ -16,6 +16,7 @@ import {
   openFirst,
   openImage,
   openNamed,
+  type ReadersProblem,
   WriteProtected,
 } from '../io/named-file.js'
 import type { Chain, OpenOptions } from './chain.js'
@@ -36,15 +37,21 @@ export function openChain(image: string, options: OpenOptions = {}): Chain {
     return openFor('write', image, options)
   } catch (error) {
     if (!(error instanceof WriteProtected)) throw error
-    const chain = openFor('read', image, options)
-    const { context, message } = error
-    const warnings = withReadOnlyWarning(context.path ?? image, message, chain.warnings)
-    return { ...chain, warnings }
+    const { context, message, forReaders } = error
+    const chain = openFor('read', image, options, forReaders?.problem)
+    const reading = forReaders && `; ${forReaders.reading}`
+    const readOnly = `${readOnlyWarning(context.path ?? image, message)}${reading ?? ''}`
+    return { ...chain, warnings: [readOnly, ...chain.warnings] }
   }
 }
 
-function openFor(access: Access, image: string, options: OpenOptions): Chain {
-  const opener = new ChainOpener(image, options, access)
+function openFor(
+  access: Access,
+  image: string,
+  options: OpenOptions,
+  known?: ReadersProblem,
+): Chain {
+  const opener = new ChainOpener(image, options, access, known)
   try {
     return opener.open()
   } catch (error) {
@@ -66,6 +73,7 @@ class ChainOpener {
     private readonly image: string,
     private readonly options: OpenOptions,
     private readonly access: Access,
+    private readonly known: ReadersProblem | undefined,
   ) {
     this.files = new OpenFiles(options.takesLocks === true, this.warn)
   }
@@ -220,6 +228,7 @@ class ChainOpener {
       isDescribed: describe !== undefined,
       isDevice: file.stat.isBlockDevice(),
       dropsChangeTracking,
+      known: this.files.count === 1 ? this.known : undefined,
       warn: this.warn,
       storeOf,
       openDataFile: name => parts.openDataFile(name),

@@ -4,7 +4,7 @@ import { WriteProtected } from '../io/named-file.js'
 import type { Chain } from './chain.js'
 import { LOCAL_FILES, type StoreSource } from './store-source.js'
 import { formatOf } from '../formats/registry.js'
-import { withReadOnlyWarning } from '../formats/way-out.js'
+import { readOnlyWarning } from '../formats/way-out.js'
 
 /**
  * Corrects the counts of an image that was not closed cleanly. Everything that can refuse the image must come before. If it
@@ -28,7 +28,7 @@ export function recoverChain(chain: Chain, source: StoreSource = LOCAL_FILES): C
     if (recovery === 'required') {
       throw new WriteProtected(top.path, error.message, 'mount it with -o ro, or repair a copy')
     }
-    const warnings = withReadOnlyWarning(top.path, error.message, chain.warnings)
-    return { ...rest, isWritable: false, warnings }
+    const readOnly = readOnlyWarning(top.path, error.message)
+    return { ...rest, isWritable: false, warnings: [readOnly, ...chain.warnings] }
   }
 }

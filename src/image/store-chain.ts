@@ -72,6 +72,7 @@ export function openStores(
       isDescribed: false,
       isDevice: false,
       dropsChangeTracking: options.dropsChangeTracking === true,
+      known: undefined,
       warn,
       storeOf: spec => source.readable(spec),
       openDataFile: name => source.add(named([name], store.path, 'data file')),

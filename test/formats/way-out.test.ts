@@ -5,7 +5,6 @@ import t, { type Test } from 'tap'
 import { oneLine } from '../../src/errors.js'
 import { closeChain, type OpenOptions } from '../../src/image/chain.js'
 import { openChain } from '../../src/image/open-chain.js'
-import { withReadOnlyWarning } from '../../src/formats/way-out.js'
 import { checkMountpoint } from '../../src/fs/mount.js'
 import { buildQcow } from '../fixtures/qcow-builder.js'
 import { buildImage, type ImageSpec } from '../fixtures/qcow2-builder.js'
@@ -98,15 +97,25 @@ t.test('files that an image names and that are not there', async t => {
 })
 
 t.test('a problem that makes an image read-only takes one line', async t => {
-  const warnings = ['a: other; x', 'a: it is damaged; it is read without that']
-  t.same(withReadOnlyWarning('a', 'it is damaged', warnings), [
-    'a: it is damaged, mounted read-only; it is read without that',
-    'a: other; x',
-  ])
-  t.same(withReadOnlyWarning('a', 'it is', ['a: it is damaged; y']), [
-    'a: it is, mounted read-only',
-    'a: it is damaged; y',
-  ])
+  const lossy = qcow2()
+  // A snapshot in a table that does not begin with a cluster.
+  lossy.writeUInt32BE(1, 60)
+  lossy.writeBigUInt64BE(8n, 64)
+  const corrupt = qcow2()
+  corrupt.writeBigUInt64BE(2n, 72)
+  const both = Buffer.from(lossy)
+  both.writeBigUInt64BE(2n, 72)
+  for (const [bytes, ...lines] of [
+    [lossy, /the table at 8 .*, mounted read-only; the disk is read without that/],
+    [corrupt, /marked corrupt, mounted read-only; what is readable is shown/],
+    [both, /the table at 8 .*, mounted read-only; the disk/, /marked corrupt; what is readable/],
+  ] as const) {
+    const folder = t.testdir({ 'disk.qcow2': bytes })
+    const chain = openChain(join(folder, 'disk.qcow2'), { access: 'write if possible' })
+    closeChain(chain)
+    t.match(chain.warnings, lines)
+    t.equal(chain.warnings.length, lines.length)
+  }
 })
 
 t.test('the root as a mount point', async t => {

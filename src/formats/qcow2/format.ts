@@ -50,22 +50,26 @@ function open(file: FileSpec, context: OpenContext): OpenedLayer<Qcow2Header> {
 const isDirty = ({ incompatible }: Qcow2Header): boolean =>
   (incompatible & INCOMPATIBLE.dirty) !== 0n
 
-function checkState(header: Qcow2Header, store: Store, { access, warn }: OpenContext): void {
+function checkState(header: Qcow2Header, store: Store, context: OpenContext): void {
   const { path } = store
-  requireWhole(store, header, access, warn)
+  const { access, known, warn } = context
+  requireWhole(store, header, context)
   const isCorrupt = (header.incompatible & INCOMPATIBLE.corrupt) !== 0n
   if (isCorrupt && access === 'write') {
     const hint = 'repair a copy of it with vimgfs check --repair all, or mount it with -o ro'
-    throw new WriteProtected(path, 'it is marked corrupt', hint)
+    const forReaders = { problem: 'MARKED_CORRUPT', reading: READ_AS_IT_IS } as const
+    throw new WriteProtected(path, 'it is marked corrupt', hint, forReaders)
   }
   // An image that is opened for writing is recovered.
   if (isDirty(header) && access === 'read') {
     warn(`${path}: it was not closed cleanly (its dirty bit is set); its data read as they are`)
   }
-  if (isCorrupt) {
-    warn(`${path}: it is marked corrupt; what is readable is shown, check it with vimgfs check`)
+  if (isCorrupt && known !== 'MARKED_CORRUPT') {
+    warn(`${path}: it is marked corrupt; ${READ_AS_IT_IS}`)
   }
 }
+
+const READ_AS_IT_IS = 'what is readable is shown, check it with vimgfs check'
 
 /** Throws WriteProtected if recovery would fail. Recovery itself runs after everything that can refuse the image. */
 function checkRecovery(store: Store): void {

@@ -1,6 +1,7 @@
 /** Finds the parts that an image has lost and that reading the disk does not need. */
-import { type Access, WriteProtected } from '../../io/named-file.js'
+import { WriteProtected } from '../../io/named-file.js'
 import type { Store } from '../../io/store.js'
+import type { OpenContext } from '../format.js'
 import { clusterBytes, type Qcow2Header } from './header.js'
 import type { Defect } from './table-places.js'
 import { readSnapshots } from './snapshots.js'
@@ -31,19 +32,23 @@ export function warningsOf(store: Store, header: Qcow2Header): string[] {
   return [...lossesOf(store, header), ...harmless.map(({ message }) => message)]
 }
 
-/** Throws WriteProtected if the image has lost parts and is to be written. Otherwise warns about each part. */
+/**
+ * Throws WriteProtected if the image has lost parts and is to be written. Otherwise warns about each part; if losses are
+ * known, only about the others.
+ */
 export function requireWhole(
   store: Store,
   header: Qcow2Header,
-  access: Access,
-  warn: (text: string) => void,
+  { access, known, warn }: Pick<OpenContext, 'access' | 'known' | 'warn'>,
 ): void {
   if (access === 'read') {
-    for (const loss of warningsOf(store, header)) warn(`${store.path}: ${loss}; ${READ_WITHOUT}`)
+    const lost = warningsOf(store, header).slice(known === 'LOSSES' ? 1 : 0)
+    for (const loss of lost) warn(`${store.path}: ${loss}; ${READ_WITHOUT}`)
     return
   }
   const [loss] = lossesOf(store, header)
-  if (loss !== undefined) throw new WriteProtected(store.path, loss, REPAIR)
+  if (loss === undefined) return
+  throw new WriteProtected(store.path, loss, REPAIR, { problem: 'LOSSES', reading: READ_WITHOUT })
 }
 
 const READ_WITHOUT =
