@@ -2,8 +2,9 @@
 import { backingNameAt } from '../backing-file.js'
 import type { ReadPart } from '../format.js'
 import { MAX_FILE_NAME_BYTES } from '../limits.js'
-import { FIELD_AT, MAGIC, V2_HEADER_BYTES } from './header.js'
+import { MAGIC } from './header.js'
 import { EXTENSION, EXTENSION_HEADER } from './header-extensions.js'
+import { FIELD_AT, V2_HEADER } from './header-layout.js'
 
 /** QEMU writes seven kinds of extensions, once each. */
 const MAX_EXTENSIONS = 32
@@ -24,7 +25,7 @@ export function filesNeededByQcow2(head: Buffer, read: ReadPart): Buffer[] {
 function dataFiles(head: Buffer, read: ReadPart): Buffer[] {
   if (head.length < FIELD_AT.headerBytes + 4) return []
   const version = head.readUInt32BE(FIELD_AT.version)
-  let at = version === 2 ? V2_HEADER_BYTES : head.readUInt32BE(FIELD_AT.headerBytes)
+  let at = version === 2 ? V2_HEADER.size : head.readUInt32BE(FIELD_AT.headerBytes)
   const names: Buffer[] = []
   for (let i = 0; i < MAX_EXTENSIONS; i++) {
     const bytes = read(at, EXTENSION_HEADER.size)

@@ -6,7 +6,7 @@
 import assert from 'node:assert'
 import { bits64be, type Layout, layout, u32be, u64be } from '../../binary.js'
 import type { WritableStore } from '../../io/store.js'
-import { FIELD_AT } from './header.js'
+import { FIELD_AT } from './header-layout.js'
 
 // Fields that change together follow one another.
 const DISK_SIZE = layout({ sizeBytes: u64be })

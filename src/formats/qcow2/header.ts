@@ -1,5 +1,4 @@
 /** The qcow2 header (QEMU docs/interop/qcow2.rst, "Header"). */
-import { bits64be, layout, rounded64be, u32be, u64be } from '../../binary.js'
 import { type ErrorCode, ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import { isTooLarge, SHRINK, tooLarge } from '../disk-size.js'
@@ -11,38 +10,11 @@ import {
   READ_THROUGH,
   readExtensions,
 } from './header-extensions.js'
+import { COMPRESSION_TYPE_AT, FIELD_AT, V2_HEADER, V3_FIELDS } from './header-layout.js'
 import { type Defect, usablePlaces } from './table-places.js'
 
 /** "QFI" and 0xfb; qcow version 1 has the same. */
 export const MAGIC = 0x514649fb
-
-const V2_HEADER = layout({
-  magic: u32be,
-  version: u32be,
-  backingNameOffset: u64be,
-  backingNameBytes: u32be,
-  clusterBits: u32be,
-  sizeBytes: rounded64be,
-  cryptMethod: u32be,
-  l1Entries: u32be,
-  l1Offset: u64be,
-  refcountTableOffset: rounded64be,
-  refcountTableClusters: u32be,
-  snapshotCount: u32be,
-  snapshotsOffset: rounded64be,
-})
-const V3_FIELDS = layout({
-  incompatible: bits64be,
-  compatible: bits64be,
-  autoclear: bits64be,
-  refcountOrder: u32be,
-  headerBytes: u32be,
-})
-/** The size of the header of version 2. */
-export const V2_HEADER_BYTES = V2_HEADER.size
-/** Where the fields begin, in bytes of the file. */
-export const FIELD_AT = { ...V2_HEADER.at, ...afterV2(V3_FIELDS.at) }
-const COMPRESSION_TYPE_AT = V2_HEADER.size + V3_FIELDS.size
 
 export const INCOMPATIBLE = {
   dirty: 1n << 0n,
@@ -253,11 +225,6 @@ const V2_DEFAULTS = {
   headerBytes: V2_HEADER.size,
 }
 type Fail = (code: ErrorCode, message: string, hint?: string) => never
-
-function afterV2<K extends string>(at: Readonly<Record<K, number>>): Readonly<Record<K, number>> {
-  const places = Object.entries<number>(at).map(([name, place]) => [name, V2_HEADER.size + place])
-  return Object.fromEntries(places)
-}
 
 /** Runs `read`, and adds the file's name to the errors that it throws. */
 function decode<T>(read: () => T, store: Store): T {

@@ -4,6 +4,7 @@
  */
 import type { ErrorCode } from '../../errors.js'
 import { MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS } from '../limits.js'
+import { FIELD_AT } from './header-layout.js'
 
 /** A lost part without which the disk can still be read. */
 export interface Defect {
@@ -38,8 +39,6 @@ type Fail = (code: ErrorCode, message: string) => never
 const MAX_REFCOUNT_ORDER = 6
 /** 16 bits, the only width in version 2, and QEMU's default. */
 const USUAL_REFCOUNT_ORDER = 4
-/** The places of the fields in the header. */
-const AT = { l1Entries: 36, refcountTable: 48, snapshots: 60, refcountOrder: 96 }
 
 /**
  * Returns the usable places, with no clusters or entries for a lost table, and the defects of the others. Calls `fail` if the
@@ -82,19 +81,19 @@ export function usablePlaces<P extends TablePlaces>(
   if (lostSnapshots !== undefined) {
     const { snapshotCount, snapshotsOffset } = said
     const message = `its snapshots (${snapshotCount}) are lost: the table at ${snapshotsOffset} ${lostSnapshots}`
-    defects.push({ part: 'snapshots', message, at: AT.snapshots })
+    defects.push({ part: 'snapshots', message, at: FIELD_AT.snapshotCount })
     places = { ...places, snapshotCount: 0, snapshotsOffset: 0 }
   } else {
     const usable = lostCounts === undefined ? [header, l1, refcounts] : [header, l1]
     const message = wrongCount(said, usable, bounds)
     if (message !== undefined) {
-      defects.push({ part: 'snapshots', message, at: AT.snapshots })
+      defects.push({ part: 'snapshots', message, at: FIELD_AT.snapshotCount })
       places = { ...places, snapshotCount: Math.min(said.snapshotCount, MAX_SNAPSHOTS) }
     }
   }
   if (lostCounts !== undefined) {
     const isOrder = said.refcountOrder > MAX_REFCOUNT_ORDER
-    const at = isOrder ? AT.refcountOrder : AT.refcountTable
+    const at = isOrder ? FIELD_AT.refcountOrder : FIELD_AT.refcountTableOffset
     defects.push({ part: 'reference counts', message: lostCounts, at })
     const refcountOrder = isOrder ? USUAL_REFCOUNT_ORDER : said.refcountOrder
     places = { ...places, refcountTableOffset: 0, refcountTableClusters: 0, refcountOrder }
@@ -125,7 +124,7 @@ function usableL1(
   }
   if (l1Entries * 8 <= MAX_L1_BYTES && isInFile(l1Entries)) return l1Entries
   const message = `the L1 table has ${l1Entries} entries, more than there can be; the disk needs ${l1Needed}`
-  defects.push({ part: 'L1 size', message, at: AT.l1Entries })
+  defects.push({ part: 'L1 size', message, at: FIELD_AT.l1Entries })
   return l1Needed
 }
 
