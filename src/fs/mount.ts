@@ -4,6 +4,7 @@
  */
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
+import { constants } from 'node:os'
 import { errnoName, inWords, MountError, SystemError } from '../errors.js'
 import * as libc from '../io/libc.js'
 import { isText } from '../io/named-file.js'
@@ -204,7 +205,7 @@ export function unmountFuse(mount: MountInfo, detach: boolean): void {
   )
 }
 
-const EBUSY = 16
+const { EBUSY } = constants.errno
 
 function unmountFailure(mount: MountInfo, errno: number): string {
   const { mountpoint } = mount

@@ -11,6 +11,7 @@
  *  (3) It stops leading if it finds nothing in time, if requests have waited for it, or if it has been busy with one for
  *      LONG_MS. Then the others are back.
  */
+import { constants } from 'node:os'
 import { errno, read } from '../io/libc.js'
 
 const TOKEN = 0
@@ -25,7 +26,7 @@ const LONG_MS = 20
 const TO_LEAD = 4
 const TO_RESIGN = 2
 
-const EAGAIN = 11
+const { EAGAIN } = constants.errno
 
 export const createPollMemory = (): SharedArrayBuffer => new SharedArrayBuffer(4 * WORDS)
 

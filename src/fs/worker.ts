@@ -3,7 +3,7 @@
  * and no event loop, since each would cost more than the request.
  */
 import fs from 'node:fs'
-import { availableParallelism } from 'node:os'
+import { availableParallelism, constants } from 'node:os'
 import { parentPort, workerData } from 'node:worker_threads'
 import { errnoName } from '../errors.js'
 import type { CatalogEntry } from '../image/catalog.js'
@@ -66,11 +66,7 @@ export type WorkerMessage = { readonly log: LogEntry } | 'ready' | 'help' | 'pag
 
 /** How long the page dropper may take to start: the main thread starts it, and the machine may be busy. */
 const PAGE_DROPPER_START_MS = 3_000
-const ENOENT = 2
-const EINTR = 4
-const EAGAIN = 11
-const ENODEV = 19
-const ECONNABORTED = 103
+const { EAGAIN, ECONNABORTED, EINTR, ENODEV, ENOENT } = constants.errno
 
 function run(setup: WorkerSetup): void {
   const queue = setup.shared.queues[setup.index] as QueueMemory

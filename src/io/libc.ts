@@ -5,6 +5,7 @@
  * adds, and report EAGAIN without building an exception. Buffers are passed as `void *`: koffi would copy a typed pointer
  * element by element.
  */
+import { constants } from 'node:os'
 import { SystemError } from '../errors.js'
 import { koffi, loadLibc } from './native.js'
 
@@ -308,7 +309,7 @@ const CMSGHDR_BYTES = 16
 const SOL_SOCKET = 1
 const SCM_RIGHTS = 1
 const MSG_CMSG_CLOEXEC = 0x40000000
-const EINTR = 4
+const { EINTR } = constants.errno
 
 /**
  * Returns the descriptor that the other end of `socket` sends with its next byte (unix(7), SCM_RIGHTS), or -1 if that end

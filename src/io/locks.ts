@@ -7,6 +7,7 @@
  * the opposite of one of them: if two come at once, both see it. The locks belong to the open file description and end
  * with its last descriptor, however the process ends.
  */
+import { constants } from 'node:os'
 import { errnoName, ImageInUse } from '../errors.js'
 import { errno, isLockedByOthers, lockShared } from './libc.js'
 import { list, processIds, processName, textOf } from './processes.js'
@@ -26,8 +27,7 @@ const HOLDS = {
 /** Reports whether another program may write the file, so that it may change while it is read. */
 export const isWrittenByOthers = (fd: number): boolean => isLockedByOthers(fd, DOES_AT + WRITE)
 
-const EACCES = 13
-const EAGAIN = 11
+const { EACCES, EAGAIN } = constants.errno
 
 /**
  * Locks the file for as long as `fd` is open. Returns a warning for the user if its file system has no such locks. Throws

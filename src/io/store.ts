@@ -2,6 +2,7 @@
  * A file of bytes that formats read from. Tests wrap a Store (to count, fail, delay) and leave all code above it
  * unchanged.
  */
+import { constants } from 'node:os'
 import { ImageError, SystemError } from '../errors.js'
 import {
   errno,
@@ -67,11 +68,9 @@ export interface WritableStore extends Store {
 /** Reports whether holes of a file, and what was never written, read as zeros in `store`. */
 export const holesReadAsZeros = (store: Store): boolean => store.holesReadAsZeros !== false
 
-const EINTR = 4
-const EIO = 5
-const ENXIO = 6
-/** The errors of fallocate(2) for files that cannot allocate space: ENODEV, ENOSYS, EOPNOTSUPP. */
-const CANNOT_ALLOCATE: readonly number[] = [19, 38, 95]
+const { EINTR, EIO, ENODEV, ENOSYS, ENXIO, EOPNOTSUPP } = constants.errno
+/** The errors of fallocate(2) for files that cannot allocate space. */
+const CANNOT_ALLOCATE: readonly number[] = [ENODEV, ENOSYS, EOPNOTSUPP]
 
 /** A regular file or a block device. It does not own its descriptor: the caller closes that. */
 export class FileStore implements Store {
