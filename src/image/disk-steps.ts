@@ -1,8 +1,7 @@
 /** Work on a range of the disk in steps that each need the disk alone, with what is done so far. */
-import { reserveStep } from './reserving.js'
 import type { FirstChange } from '../formats/writable.js'
 import type { Scratch, WritableView } from './write-engine.js'
-import { writeStep, zeroStep } from './write-steps.js'
+import { reserveStep, writeStep, zeroStep } from './write-steps.js'
 
 export abstract class DiskSteps implements FirstChange {
   readonly isZeroing: boolean = false

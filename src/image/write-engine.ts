@@ -1,4 +1,4 @@
-/** The engine for writing: it fills the space that drivers reserve, and cuts ranges into pieces that formats can handle. */
+/** The engine for writing: it fills the space that drivers reserve. */
 import assert from 'node:assert'
 import type { View } from '../formats/driver.js'
 import { readView, walkView } from './engine.js'
@@ -107,45 +107,4 @@ function fill(
   if (keepsHead) keep(0, head)
   store.write(source, start, bytes, at + head, offset + head)
   if (keepsTail) keep(end, length)
-}
-
-/** The most pieces of nonzero data that one step scans. */
-const STEP_PIECES = 64
-
-/** The next step to make a range read as zeros. */
-export interface ZeroStep {
-  readonly kind: 'done' | 'units' | 'bytes'
-  readonly length: number
-}
-
-/**
- * Returns how the range at `offset` begins: with bytes that already read as zeros ('done'), with whole units that tables can
- * mark as zeros ('units'), or with bytes to which zeros must be written ('bytes').
- */
-export function nextZeroStep(view: WritableView, offset: number, length: number): ZeroStep {
-  const unit = view.driver.zeroUnitBytes
-  let zeros = 0
-  let others = 0
-  let pieces = 0
-  walkView(view, offset, length, extent => {
-    if (extent.kind === 'zero') {
-      if (others > 0) return false
-      zeros += extent.length
-      return true
-    }
-    if (zeros > 0) return false
-    others += extent.length
-    // Bound the scan: each step would rescan the whole range.
-    return ++pieces < STEP_PIECES || others < unit
-  })
-  if (zeros > 0) return { kind: 'done', length: zeros }
-  const inUnit = offset % unit
-  const toBorder = inUnit === 0 ? 0 : unit - inUnit
-  if (toBorder > 0) return { kind: 'bytes', length: Math.min(toBorder, length) }
-  // Units that are zeros only in part are zeroed as a whole, too: that keeps less space.
-  const whole = Math.ceil(others / unit) * unit
-  const isEnd = offset + length === view.driver.sizeBytes
-  const covered = isEnd ? length : Math.floor(length / unit) * unit
-  const units = Math.min(whole, covered)
-  return units > 0 ? { kind: 'units', length: units } : { kind: 'bytes', length }
 }

@@ -1,6 +1,7 @@
 /** How a range that shall read as zeros is cut into steps. */
 import t from 'tap'
-import { nextZeroStep, type WritableView } from '../../src/image/write-engine.js'
+import type { WritableView } from '../../src/image/write-engine.js'
+import { nextZeroStep } from '../../src/image/write-steps.js'
 
 const UNIT = 4096
 
