@@ -1,11 +1,13 @@
 /** cow images of User-mode Linux and of QEMU up to 2.1; see header.ts. */
 import { fixedBackingFile } from '../backing-file.js'
-import type { Format, FormatChecking } from '../format.js'
+import type { Format } from '../format.js'
 import { writeBlankCow } from './blank.js'
 import { CowDriver } from './driver.js'
 import { type CowHeader, cowNameAt, readCowHeader } from './header.js'
 import { CowWriter } from './writer.js'
 import { MAX_FILE_NAME_BYTES } from '../limits.js'
+import { oneFileChecking } from '../check/one-file.js'
+import { tableWriterParts } from '../table-writer.js'
 
 const MAGICS = ['OOOM', 'MOOO']
 
@@ -13,19 +15,10 @@ const isCow = (head: Buffer): boolean => MAGICS.includes(head.toString('latin1',
 
 const isUml = ({ layout }: CowHeader): boolean => layout.startsWith('uml')
 
-const checking: FormatChecking = {
-  needsLayer: false,
-  load: async () => {
-    const [{ checkCow }, { repairCow }] = await Promise.all([
-      import('./check.js'),
-      import('./repair.js'),
-    ])
-    return {
-      check: ({ store }, options) => checkCow(store, options),
-      repair: ({ store }, what, options) => repairCow(store, what, options),
-    }
-  },
-}
+const checking = oneFileChecking(async () => ({
+  check: (await import('./check.js')).checkCow,
+  repair: (await import('./repair.js')).repairCow,
+}))
 
 export const cowFormat: Format<CowHeader> = {
   name: 'cow',
@@ -53,12 +46,7 @@ export const cowFormat: Format<CowHeader> = {
     new CowDriver({ header: layer.spec, store, storeId, metadata, isWritten }),
   writing: {
     hasTables: true,
-    writer: ({ layer, store, storeId, metadata, driver, pool, hasParent }) =>
-      new CowWriter({
-        ...{ header: layer.spec, store, storeId, metadata, hasParent },
-        driver: driver as CowDriver,
-        pool: pool as NonNullable<typeof pool>,
-      }),
+    writer: parts => new CowWriter(tableWriterParts(parts)),
     blank: (model, store, diskBytes) => {
       writeBlankCow(store, model.spec, diskBytes)
       return { spec: readCowHeader(store) }

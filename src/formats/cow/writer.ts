@@ -11,12 +11,12 @@
  *  (5) Only the bitmap and the sectors of the file are written.
  */
 import type { DirtySlice, TablePool } from '../../cache/table-pool.js'
-import type { MetadataCache } from '../../cache/metadata-cache.js'
 import { ImageError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
 import type { Extent } from '../driver.js'
 import { PooledWriter, TABLES } from '../pooled-writer.js'
 import { preallocate } from '../preallocate.js'
+import type { TableWriterParts } from '../table-writer.js'
 import type { InPlace, Reservation, WritableDriver } from '../writable.js'
 import {
   type BitmapSlice,
@@ -31,17 +31,7 @@ import type { CowDriver } from './driver.js'
 import type { CowHeader } from './header.js'
 import { SECTOR_BYTES } from '../../sector.js'
 
-export interface CowWriterParts {
-  readonly header: CowHeader
-  /** The disk's driver, on the same store. It reads slices through a cache that asks `pool` first. */
-  readonly driver: CowDriver
-  readonly store: WritableStore
-  readonly storeId: number
-  readonly metadata: MetadataCache
-  readonly pool: TablePool
-  /** Whether there is a layer below. */
-  readonly hasParent: boolean
-}
+export type CowWriterParts = TableWriterParts<CowHeader, CowDriver>
 
 /** The block size for punching: file systems punch only whole blocks. */
 const BLOCK_BYTES = 4096

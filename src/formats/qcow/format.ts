@@ -1,27 +1,19 @@
 /** qcow images, version 1 of QEMU's copy-on-write format; see header.ts. */
 import { fixedBackingFile } from '../backing-file.js'
-import type { Format, FormatChecking } from '../format.js'
+import type { Format } from '../format.js'
 import { CRYPT, MAGIC } from '../qcow2/header.js'
 import { writeBlankQcow } from './blank.js'
 import { QcowDriver } from './driver.js'
 import { coverageBytes, type QcowHeader, readQcowHeader, tableBytes, filesNeededByQcow } from './header.js'
 import { QcowWriter } from './writer.js'
 import { unpackCluster } from '../packed-cluster.js'
+import { oneFileChecking } from '../check/one-file.js'
+import { tableWriterParts } from '../table-writer.js'
 
-const checking: FormatChecking = {
-  needsLayer: false,
-  load: async () => {
-    const [{ checkQcow }, { repairQcow }] = await Promise.all([
-      import('./check.js'),
-      import('./repair.js'),
-    ])
-    return {
-      check: ({ store, isDevice }, options) => checkQcow(store, { ...options, isDevice }),
-      repair: ({ store, isDevice }, what, options) =>
-        repairQcow(store, what, { ...options, isDevice }),
-    }
-  },
-}
+const checking = oneFileChecking(async () => ({
+  check: (await import('./check.js')).checkQcow,
+  repair: (await import('./repair.js')).repairQcow,
+}))
 
 export const qcowFormat: Format<QcowHeader> = {
   name: 'qcow',
@@ -40,17 +32,7 @@ export const qcowFormat: Format<QcowHeader> = {
   unpack: unpackCluster,
   writing: {
     hasTables: true,
-    writer: ({ layer, driver, pool, ...parts }) =>
-      new QcowWriter({
-        header: layer.spec,
-        driver: driver as QcowDriver,
-        pool: pool as NonNullable<typeof pool>,
-        store: parts.store,
-        dataStore: parts.dataStore,
-        storeId: parts.storeId,
-        metadata: parts.metadata,
-        hasParent: parts.hasParent,
-      }),
+    writer: parts => new QcowWriter(tableWriterParts(parts)),
     blank: (model, store, diskBytes) => {
       writeBlankQcow(store, model.spec, diskBytes)
       return { spec: readQcowHeader(store) }

@@ -13,7 +13,6 @@
  * On an encrypted disk a hole does not decrypt to zeros, so there rule (1) gives no zeros.
  */
 import { constants } from 'node:os'
-import type { MetadataCache } from '../../cache/metadata-cache.js'
 import { SLICE_BYTES } from '../../cache/table-pool.js'
 import type { DirtySlice, TablePool } from '../../cache/table-pool.js'
 import { ImageError, SystemError } from '../../errors.js'
@@ -21,25 +20,14 @@ import { holesReadAsZeros, type WritableStore } from '../../io/store.js'
 import type { Extent } from '../driver.js'
 import { PooledWriter, TABLES } from '../pooled-writer.js'
 import { preallocate } from '../preallocate.js'
+import type { TableWriterParts } from '../table-writer.js'
 import type { InPlace, Reservation, WritableDriver } from '../writable.js'
 import type { QcowDriver } from './driver.js'
 import { ENTRY_BYTES, type QcowHeader } from './header.js'
 import { inspectTables } from './inspection.js'
 import { PACKED, PARENT, readEntry, writeWord } from './words.js'
 
-export interface QcowWriterParts {
-  readonly header: QcowHeader
-  /** The disk's driver, on the same stores. It reads tables through a cache that asks `pool` first. */
-  readonly driver: QcowDriver
-  readonly store: WritableStore
-  /** The same file, for data clusters; it encrypts them if the image is encrypted. */
-  readonly dataStore: WritableStore
-  readonly storeId: number
-  readonly metadata: MetadataCache
-  readonly pool: TablePool
-  /** Whether there is a layer below. */
-  readonly hasParent: boolean
-}
+export type QcowWriterParts = TableWriterParts<QcowHeader, QcowDriver>
 
 /** The block size for punching: file systems punch only whole blocks. */
 const BLOCK_BYTES = 4096

@@ -3,16 +3,7 @@ import { ImageError } from '../../errors.js'
 import { WriteProtected } from '../../io/named-file.js'
 import type { FileSpec } from '../../io/file-spec.js'
 import type { Store } from '../../io/store.js'
-import type {
-  DriverParts,
-  Format,
-  FormatChecking,
-  FormatWriting,
-  InternalSnapshots,
-  LayerSpec,
-  OpenContext,
-  OpenedLayer,
-} from '../format.js'
+import type { DriverParts, Format, FormatWriting, InternalSnapshots, LayerSpec, OpenContext, OpenedLayer } from '../format.js'
 import { BLANK_CLUSTER_BYTES, writeBlank } from './blank.js'
 import { describeQcow2 } from './describe.js'
 import { Qcow2Driver, type Qcow2Parts } from './driver.js'
@@ -34,6 +25,8 @@ import { createQcow2Memory, type Qcow2Memory, STATE } from './write-memory.js'
 import { Qcow2Writer } from './writer.js'
 import { unpackCluster } from '../packed-cluster.js'
 import { filesNeededByQcow2 } from './files-needed.js'
+import { oneFileChecking } from '../check/one-file.js'
+import { tableWriterParts } from '../table-writer.js'
 
 function open(file: FileSpec, context: OpenContext): OpenedLayer<Qcow2Header> {
   const store = context.storeOf(file)
@@ -120,18 +113,8 @@ const writing: FormatWriting<Qcow2Header> = {
     const memory = createQcow2Memory(header, store)
     return { memory, warnings: memory.bitmaps.warnings }
   },
-  writer: ({ layer, driver, pool, memory, ...parts }) =>
-    new Qcow2Writer({
-      header: layer.spec,
-      driver: driver as Qcow2Driver,
-      pool: pool as NonNullable<typeof pool>,
-      memory: memory as Qcow2Memory,
-      store: parts.store,
-      dataStore: parts.dataStore,
-      storeId: parts.storeId,
-      metadata: parts.metadata,
-      hasParent: parts.hasParent,
-    }),
+  writer: parts =>
+    new Qcow2Writer({ ...tableWriterParts(parts), memory: parts.memory as Qcow2Memory }),
   blank: (model, store, diskBytes) => {
     writeBlank(store, model.spec, diskBytes)
     return { spec: readHeader(store) }
@@ -144,19 +127,10 @@ const writing: FormatWriting<Qcow2Header> = {
   },
 }
 
-const checking: FormatChecking = {
-  needsLayer: false,
-  load: async () => {
-    const [{ checkQcow2 }, { repairQcow2 }] = await Promise.all([
-      import('./check.js'),
-      import('./repair.js'),
-    ])
-    return {
-      check: ({ store }, options) => checkQcow2(store, options),
-      repair: ({ store }, what, options) => repairQcow2(store, what, options),
-    }
-  },
-}
+const checking = oneFileChecking(async () => ({
+  check: (await import('./check.js')).checkQcow2,
+  repair: (await import('./repair.js')).repairQcow2,
+}))
 
 export const qcow2Format: Format<Qcow2Header> = {
   name: 'qcow2',

@@ -1,27 +1,15 @@
 /** What the parts of a qcow2 writer share. */
-import type { MetadataCache } from '../../../cache/metadata-cache.js'
-import type { TablePool } from '../../../cache/table-pool.js'
 import { ImageError } from '../../../errors.js'
-import type { WritableStore } from '../../../io/store.js'
 import type { Qcow2Driver } from '../driver.js'
 import type { FreeQueue } from '../free-queue.js'
 import type { MetadataMap } from '../metadata-map.js'
 import type { Qcow2Header } from '../header.js'
 import type { Refcounts } from '../refcounts.js'
 import type { Qcow2Memory, STATE } from '../write-memory.js'
+import type { TableWriterParts } from '../../table-writer.js'
 
-export interface Qcow2WriterParts {
-  readonly header: Qcow2Header
-  /** The disk's driver. It reads tables through `metadata`, which asks the pool first. */
-  readonly driver: Qcow2Driver
-  readonly store: WritableStore
-  readonly dataStore: WritableStore
-  readonly storeId: number
-  readonly metadata: MetadataCache
-  readonly pool: TablePool
+export interface Qcow2WriterParts extends TableWriterParts<Qcow2Header, Qcow2Driver> {
   readonly memory: Qcow2Memory
-  /** Whether there is a layer below. */
-  readonly hasParent: boolean
 }
 
 /** These, and this thread's views of `memory`. */
