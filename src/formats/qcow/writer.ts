@@ -12,11 +12,11 @@
  *
  * On an encrypted disk a hole does not decrypt to zeros, so there rule (1) gives no zeros.
  */
-import { constants } from 'node:os'
 import { SLICE_BYTES } from '../../cache/table-pool.js'
 import type { DirtySlice, TablePool } from '../../cache/table-pool.js'
-import { ImageError, SystemError } from '../../errors.js'
+import { ImageError } from '../../errors.js'
 import { holesReadAsZeros, type WritableStore } from '../../io/store.js'
+import { appending, cutBack, endAppended, requireReachable } from '../appending.js'
 import type { Extent } from '../driver.js'
 import { PooledWriter, TABLES } from '../pooled-writer.js'
 import { preallocate } from '../preallocate.js'
@@ -109,7 +109,7 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
     const clusters = this.dataless(place, first, Math.ceil(wanted / unitBytes))
     this.preallocateEntries(place, first, clusters)
     const at = Math.ceil(store.sizeBytes / unitBytes) * unitBytes
-    this.requireReachable(at + clusters * unitBytes)
+    requireReachable(store, at + clusters * unitBytes, Number.MAX_SAFE_INTEGER)
     const start = offset - inCluster
     const reservation: QcowReservation = {
       offset: start,
@@ -128,19 +128,13 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
     const { store } = this.parts
     const { table, first, clusters, at, offset } = reservation as QcowReservation
     const end = at + clusters * this.unitBytes
-    try {
-      // The part of the last cluster that was not written becomes a hole of the file.
-      if (store.sizeBytes < end) store.truncate(end)
-    } catch (error) {
-      this.cutBack(at)
-      throw error
-    }
+    endAppended(store, at, end)
     const place = this.parts.driver.l2Table(table, offset)
     this.setEntries(place, first, clusters, i => at + i * this.unitBytes)
   }
 
   cancel({ at }: Reservation): void {
-    this.cutBack(at)
+    cutBack(this.parts.store, at)
   }
 
   zeroUnits(offset: number, length: number): number {
@@ -184,18 +178,6 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
     return Math.min(clusters * unitBytes, length)
   }
 
-  /** Cuts off what was appended from `at` on. */
-  private cutBack(at: number): void {
-    const { store } = this.parts
-    if (store.sizeBytes <= at) return
-    try {
-      store.truncate(at)
-    } catch (error) {
-      // If that fails, it becomes unused space.
-      if (!(error instanceof SystemError)) throw error
-    }
-  }
-
   /** Returns how many entries from `first` on name no data cluster; at least 1, at most `wanted`. */
   private dataless(place: number, first: number, wanted: number): number {
     const { driver } = this.parts
@@ -226,15 +208,10 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
     const { store, driver, pool, header } = this.parts
     const { tableBytes } = driver
     const at = Math.ceil(store.sizeBytes / this.unitBytes) * this.unitBytes
-    this.requireReachable(at + tableBytes)
+    requireReachable(store, at + tableBytes, Number.MAX_SAFE_INTEGER)
     const slice = driver.l1SliceOf(index)
     this.preallocateSlice(slice)
-    try {
-      store.write(Buffer.alloc(tableBytes), 0, tableBytes, at)
-    } catch (error) {
-      this.cutBack(at)
-      throw error
-    }
+    appending(store, () => store.write(Buffer.alloc(tableBytes), 0, tableBytes, at), at)
     pool.forget(at, tableBytes)
     const entryAt = header.l1Offset + index * ENTRY_BYTES
     writeWord(this.edit(slice), entryAt - slice.at, at)
@@ -270,11 +247,6 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
         writeWord(bytes, at, valueOf(i))
       }
     }
-  }
-
-  private requireReachable(end: number): void {
-    if (Number.isSafeInteger(end)) return
-    throw new SystemError('write', constants.errno.EFBIG, this.parts.store.path)
   }
 
   private read({ at, length }: Slice): Buffer {

@@ -14,12 +14,13 @@
 import { type TablePool, SLICE_BYTES } from '../../cache/table-pool.js'
 import { orEndWriting } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
+import { appending, cutBack, endAppended } from '../appending.js'
 import { preallocate } from '../preallocate.js'
 import type { Reservation } from '../writable.js'
 import { wholeSectors } from './grain-tables.js'
 import { type GrainLayout, MAX_FILE_BYTES, tableBytesOf } from './layout.js'
 import type { ReadTable } from './parts.js'
-import { cutBack, requireReach } from './repair/mend.js'
+import { requireReach } from './repair/mend.js'
 import { SECTOR_BYTES } from '../../sector.js'
 import { ENTRY_BYTES, UNALLOCATED, ZERO, STAGE } from './entries.js'
 
@@ -98,13 +99,7 @@ export class GrainWriter {
   link({ table, first, grains, at }: GrainReservation): void {
     const { store } = this.parts
     const end = at + grains * this.grainBytes
-    try {
-      // The part of the last grain that was not written becomes a hole of the file.
-      if (store.sizeBytes < end) store.truncate(end)
-    } catch (error) {
-      cutBack(this.parts.store, at)
-      throw error
-    }
+    endAppended(store, at, end)
     this.noteFree(end)
     const perGrain = this.grainBytes / SECTOR_BYTES
     this.setEntries(table, first, grains, i => at / SECTOR_BYTES + i * perGrain)
@@ -112,17 +107,6 @@ export class GrainWriter {
 
   cancel({ at }: GrainReservation): void {
     cutBack(this.parts.store, at)
-  }
-
-  /** Runs `act`, which appends to the file. If it fails, the file gets its old length. */
-  private appending<T>(act: () => T): T {
-    const at = this.parts.store.sizeBytes
-    try {
-      return act()
-    } catch (error) {
-      cutBack(this.parts.store, at)
-      throw error
-    }
   }
 
   /**
@@ -224,7 +208,7 @@ export class GrainWriter {
     const { directoryAt, redundantDirectoryAt } = layout
     if (first) this.preallocateSlice(this.directorySlice(directoryAt, index))
     if (copy) this.preallocateSlice(this.directorySlice(redundantDirectoryAt as number, index))
-    this.appending(() => store.write(Buffer.alloc(end - at), 0, end - at, at))
+    appending(store, () => store.write(Buffer.alloc(end - at), 0, end - at, at))
     this.parts.pool.forget(this.parts.base + at, end - at)
     this.noteFree(end)
     if (first) this.setDirectory(directoryAt, index, at)

@@ -1,13 +1,13 @@
 /** Makes redundant grain tables equal to the first ones, before the first write of a mount. */
-import { constants } from 'node:os'
 import type { TablePool } from '../../../cache/table-pool.js'
-import { ImageError, orEndWriting, SystemError } from '../../../errors.js'
+import { ImageError, orEndWriting } from '../../../errors.js'
 import type { Store, WritableStore } from '../../../io/store.js'
 import { Directory } from '../check/directory.js'
 import { wholeSectors } from '../grain-tables.js'
 import { type GrainLayout, MAX_FILE_BYTES, tableBytesOf } from '../layout.js'
 import { SECTOR_BYTES } from '../../../sector.js'
 import { ENTRY_BYTES } from '../entries.js'
+import { appending, requireReachable } from '../../appending.js'
 
 /** The most tables that are repaired. A power cut leaves only a few that are out of date. */
 const MAX_MENDED = 16_384
@@ -53,10 +53,8 @@ export function planMending(store: Store, layout: GrainLayout, behind: readonly 
 }
 
 /** Throws SystemError EFBIG if a file that ends at `end` is too long, since it may still grow. */
-export function requireReach(store: Store, end: number, spanBytes: number): void {
-  if (end <= Math.min(spanBytes, MAX_FILE_BYTES)) return
-  throw new SystemError('write', constants.errno.EFBIG, store.path)
-}
+export const requireReach = (store: Store, end: number, spanBytes: number): void =>
+  requireReachable(store, end, Math.min(spanBytes, MAX_FILE_BYTES))
 
 function unevenEntries(store: Store, layout: GrainLayout, tableBytes: number): Uneven[] {
   const { directoryAt, redundantDirectoryAt, directoryEntries } = layout
@@ -113,8 +111,7 @@ export function mend({ behind, uneven }: Mending, file: MendedFile): number {
 function addTables(uneven: readonly Uneven[], file: MendedFile): number[] {
   const { store } = file
   if (uneven.length === 0) return []
-  const end = store.sizeBytes
-  try {
+  return appending(store, () => {
     const places = uneven.map(({ from }) => {
       if (from === 0) return 0
       const at = wholeSectors(store.sizeBytes)
@@ -123,20 +120,7 @@ function addTables(uneven: readonly Uneven[], file: MendedFile): number[] {
     })
     orEndWriting(() => store.sync())
     return places
-  } catch (error) {
-    cutBack(store, end)
-    throw error
-  }
-}
-
-/** Cuts off what was appended from `at` on. If that fails, it becomes unused space. */
-export function cutBack(store: WritableStore, at: number): void {
-  if (store.sizeBytes <= at) return
-  try {
-    store.truncate(at)
-  } catch (error) {
-    if (!(error instanceof SystemError)) throw error
-  }
+  })
 }
 
 function copyTable({ store, layout, pool, base }: MendedFile, from: number, at: number): void {
