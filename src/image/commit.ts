@@ -12,7 +12,7 @@ import { type Chain, closeChain } from './chain.js'
 import { ImageCheck } from './check.js'
 import { type AskPassphrase, lockChain, unlockChain } from './encryption.js'
 import { readView } from './engine.js'
-import { ImageSet } from './image-set.js'
+import { ViewSet } from './view-set.js'
 import { diskBytes, filesOf, layerOfFile, referenceOf } from './layer.js'
 import { namingItsMount, unlessMounted } from './mounted.js'
 import { openChain } from './open-chain.js'
@@ -169,7 +169,7 @@ async function copy(
 ): Promise<number> {
   const sizeBytes = diskBytes(layers[0])
   if (sizeBytes > disk.sizeBytes) disk.grow(sizeBytes)
-  const view = new ImageSet(layers, SINGLE_THREAD_CACHES).layerView(0)
+  const view = new ViewSet(layers, SINGLE_THREAD_CACHES).layerView(0)
   const buffer = Buffer.alloc(PIECE_BYTES)
   let bytes = 0
   for (let offset = 0; offset < sizeBytes; ) {
@@ -213,7 +213,7 @@ function followBase(layers: Layers, index: number): void {
   const above = layers[index - 1] as LayerSpec
   const base = layers[index] as LayerSpec
   const reference = referenceOf(above)
-  if (!formatOf(above).judgeBelow || !reference) return
+  if (!formatOf(above).checkBelow || !reference) return
   const now = openChain(base.path, { format: base.format, describe: 'image' })
   try {
     const [below] = now.layers

@@ -10,7 +10,7 @@ import { type Chain, closeChain } from './chain.js'
 import { formatOfImage } from './check.js'
 import { type AskPassphrase, lockChain, unlockChain } from './encryption.js'
 import { readView } from './engine.js'
-import { ImageSet } from './image-set.js'
+import { ViewSet } from './view-set.js'
 import { layerOfFile } from './layer.js'
 import { namingItsMount } from './mounted.js'
 import { openChain } from './open-chain.js'
@@ -78,7 +78,7 @@ async function rebaseSafely(name: string, options: RebaseOptions): Promise<Rebas
   const { ask, allowPaths = [], force = false } = options
   const format = formatOfImage(name, options.format)
   // Its disk reads as before, which only children that know a content ID take for a change.
-  const isForced = force || format.judgeBelow === undefined
+  const isForced = force || format.checkBelow === undefined
   const access = { format: format.name, allowPaths, access: 'write', takesLocks: true } as const
   const opened = openChain(name, { ...access, force: isForced })
   try {
@@ -153,7 +153,7 @@ async function copyDifferences(
   const before =
     oldBelow === undefined
       ? undefined
-      : new ImageSet(old.layers, SINGLE_THREAD_CACHES).layerView(oldBelow)
+      : new ViewSet(old.layers, SINGLE_THREAD_CACHES).layerView(oldBelow)
   const { set, disk, warnings } = openWrittenSet(layers as Parameters<typeof openWrittenSet>[0])
   let lost: readonly string[] = []
   let bytes = 0

@@ -2,13 +2,13 @@
 import type { LayerSpec } from '../formats/format.js'
 import type { WritableDisk } from '../formats/writable.js'
 import { createDiskMemory } from './disk-memory.js'
-import { ImageSet } from './image-set.js'
+import { ViewSet } from './view-set.js'
 import { LOCAL_FILES } from './store-source.js'
 
 export const SINGLE_THREAD_CACHES = { metadataBytes: 4 * 2 ** 20, clusterBytes: 8 * 2 ** 20 }
 
 export interface WrittenSet {
-  readonly set: ImageSet
+  readonly set: ViewSet
   /** Close it: that flushes. */
   readonly disk: WritableDisk
   readonly warnings: readonly string[]
@@ -18,6 +18,6 @@ export interface WrittenSet {
 export function openWrittenSet(layers: readonly [LayerSpec, ...LayerSpec[]]): WrittenSet {
   const [top] = layers
   const memory = createDiskMemory(top, 1, LOCAL_FILES.readable(top))
-  const set = new ImageSet(layers, SINGLE_THREAD_CACHES, undefined, { memory, thread: 0 })
+  const set = new ViewSet(layers, SINGLE_THREAD_CACHES, undefined, { memory, thread: 0 })
   return { set, disk: set.disk as WritableDisk, warnings: memory.warnings }
 }

@@ -147,7 +147,7 @@ t.test('commit', tools, async t => {
     const image = join(folder, 'top')
     const passphrase = async (file: string) => (file === image ? 'two' : 'one')
     const write = async (name: string, seed: number, offset: number) => {
-      const open = await openImage(join(folder, name), { writable: true, passphrase, force: true })
+      const open = await openImage(join(folder, name), { access: 'write', passphrase, force: true })
       open.disk.write(noise(100_000, seed), offset)
       open.close()
     }

@@ -10,12 +10,10 @@ import type { WritableStore } from '../../io/store.js'
 import type { NewReference } from '../format.js'
 import { MAX_BACKING_NAME_BYTES } from '../limits.js'
 import { clusterBytes, type Qcow2Header } from './header.js'
-import { EXTENSION, rawExtensions } from './header-extensions.js'
+import { EXTENSION, EXTENSION_HEADER, rawExtensions } from './header-extensions.js'
+import { FIELD_AT } from './header-layout.js'
 
-const NAME_OFFSET_AT = 8
-const NAME_BYTES_AT = 16
 const EXTENSION_ALIGNMENT = 8
-const EXTENSION_HEADER_BYTES = 8
 
 /** Makes `reference` the backing file; undefined removes it. Throws ImageError if the header has no room for the name. */
 export function changeReference(
@@ -25,14 +23,14 @@ export function changeReference(
 ): void {
   const head = Buffer.alloc(clusterBytes(header))
   store.read(head, 0, head.length, 0)
-  const oldAt = Number(head.readBigUInt64BE(NAME_OFFSET_AT))
-  const oldBytes = head.readUInt32BE(NAME_BYTES_AT)
+  const oldAt = Number(head.readBigUInt64BE(FIELD_AT.backingNameOffset))
+  const oldBytes = head.readUInt32BE(FIELD_AT.backingNameBytes)
   const area = head.subarray(0, oldAt > 0 ? oldAt : head.length)
   const extensions = rawExtensions(area, header.headerBytes)
   const kept = extensions.all.filter(({ type }) => type !== EXTENSION.backingFormat)
   const format = reference && encoded(EXTENSION.backingFormat, Buffer.from(reference.format))
   const parts = [...(format ? [format] : []), ...kept.map(({ bytes }) => bytes)]
-  const end = Buffer.alloc(EXTENSION_HEADER_BYTES)
+  const end = Buffer.alloc(EXTENSION_HEADER.size)
   const changed = Buffer.concat([head.subarray(0, header.headerBytes), ...parts, end])
   const name = Buffer.from(reference?.name ?? '')
   const at = reference ? freePlace(changed.length, extensions.end, oldAt, oldBytes, name.length) : 0
@@ -50,8 +48,8 @@ export function changeReference(
     store.write(name, 0, name.length, at)
     store.sync()
   }
-  u64be.put(changed, NAME_OFFSET_AT, at)
-  u32be.put(changed, NAME_BYTES_AT, name.length)
+  u64be.put(changed, FIELD_AT.backingNameOffset, at)
+  u32be.put(changed, FIELD_AT.backingNameBytes, name.length)
   store.write(changed, 0, changed.length, 0)
   store.sync()
   clearOld(store, oldAt, oldBytes, [
@@ -85,10 +83,9 @@ function clearOld(
 }
 
 function encoded(type: number, data: Buffer): Buffer {
-  const bytes = Buffer.alloc(EXTENSION_HEADER_BYTES + aligned(data.length))
-  u32be.put(bytes, 0, type)
-  u32be.put(bytes, 4, data.length)
-  data.copy(bytes, EXTENSION_HEADER_BYTES)
+  const bytes = Buffer.alloc(EXTENSION_HEADER.size + aligned(data.length))
+  EXTENSION_HEADER.put(bytes, 0, { type, length: data.length })
+  data.copy(bytes, EXTENSION_HEADER.size)
   return bytes
 }
 

@@ -6,7 +6,7 @@ import { ImageError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
 import type { LayerSpec, NewReference } from '../format.js'
 import { NO_PARENT_CID } from './descriptor.js'
-import type { VmdkSpec } from './image.js'
+import type { VmdkSpec } from './open.js'
 
 const CID_LINE = /^([ \t]*parentCID[ \t]*=[ \t]*)(\S*)([ \t]*)$/im
 const HINT_LINE = /^[ \t]*parentFileNameHint[ \t]*=.*(?:\r?\n|$)/gim
