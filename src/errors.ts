@@ -27,7 +27,7 @@ export interface ErrorContext {
   isCutOff?: boolean
   /** Whether another thread has reported the same error already, so that the log gets one line only. */
   isRepeated?: boolean
-  /** What the user can do about it, as the end of a sentence. */
+  /** The way out for the user, as the end of a sentence. */
   hint?: string
 }
 

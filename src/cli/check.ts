@@ -78,7 +78,7 @@ function fields(
 
 const fixed = (before = 0, after: number): number => Math.max(0, before - after)
 
-/** What was changed and what is still wrong, a line each. */
+/** Returns the changes and the remaining findings, one line each. */
 function details({ changes = [], changesLeftOut = 0, after }: Found): string[] {
   const more = (count: number) => (count > 0 ? [`… and ${count} more`] : [])
   return [
@@ -124,7 +124,7 @@ function summary(name: string, checked: Checked, repair: RepairKind | undefined)
 
 function advice({ corruptions, leaks, checkErrors }: CheckResult, repair = '', file: string) {
   if (checkErrors > 0)
-    return ['The check is not complete: what is used and what is not is unknown.']
+    return ['The check is not complete: it is unknown which space is in use.']
   if (corruptions > 0 && repair !== 'all') {
     return [`Data may be at stake. Copy it, then: vimgfs check --repair all ${file}`]
   }

@@ -110,7 +110,7 @@ async function reportOf(child: ChildProcess, source: AskPassphrase, said: Said):
   return Promise.race([last, failed])
 }
 
-/** What the server prints on standard error while it starts. */
+/** The lines that the server prints on standard error while it starts. */
 class Said {
   text = ''
 

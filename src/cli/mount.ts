@@ -251,7 +251,7 @@ async function serve(
   return server
 }
 
-/** Returns the lines after mounting: what is mounted, who may use it, and how to unmount it. */
+/** Returns the lines that are printed after mounting: the mount, its users, and how to unmount it. */
 function hints(
   request: Settings['request'],
   server: Server,

@@ -21,7 +21,7 @@ const MAX_PASSPHRASE_BYTES = 8 * 2 ** 20
 
 export interface PassphraseSource {
   readonly ask: AskPassphrase
-  /** Wipes what is kept for the next layer. Call it when no more passphrases are needed. */
+  /** Wipes the passphrases that are kept for the next layer. Call it when no more are needed. */
   close(): void
 }
 

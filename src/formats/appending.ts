@@ -1,4 +1,4 @@
-/** What writers share that only append to their file, and never give space back. */
+/** Functions of writers that only append to their file, and never give space back. */
 import { constants } from 'node:os'
 import { SystemError } from '../errors.js'
 import type { Store, WritableStore } from '../io/store.js'

@@ -1,7 +1,7 @@
 /** The seam between formats and the engine: a driver says where bytes are and never moves them. */
 import type { Store } from '../io/store.js'
 
-/** What another thread needs to decompress the bytes of a packed extent: the format's `unpack` does it there. */
+/** A packed extent as another thread decompresses it, with the format's `unpack`. */
 export interface PackedJob {
   /** The name of the format. */
   readonly format: string

@@ -1,4 +1,4 @@
-/** What the server reports about a mount: the texts of `.vimgfs`, and the log lines about faults. */
+/** Diagnostics of a mount: the texts of `.vimgfs`, and the log lines about faults. */
 import { type ErrorContext, ImageError, isExpected } from '../errors.js'
 import type { ViewSet } from '../image/view-set.js'
 import type { LayerSpec } from '../formats/format.js'

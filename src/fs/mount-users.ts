@@ -31,7 +31,7 @@ interface User {
   readonly commands: readonly string[]
 }
 
-/** Finds what is mounted on files of the mount, or on top of it. */
+/** Finds mounts on files of the mount, or on top of it. */
 function submounts({ mountpoint, id }: MountInfo): User[] {
   return listMounts()
     .filter(other => other.id !== id && isBelow(other.mountpoint, mountpoint))

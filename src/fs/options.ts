@@ -3,7 +3,7 @@ import { UsageError } from '../errors.js'
 import { changeFlags, DEFAULT_FLAGS } from './mount-flags.js'
 
 export interface MountOptions {
-  /** What the user asked for; undefined means to write if the image can be written. */
+  /** The access that the user asked for; undefined means to write if the image can be written. */
   readonly access: 'ro' | 'rw' | undefined
   /** Read also while others write the image. */
   readonly forceShare: boolean

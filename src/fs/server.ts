@@ -62,7 +62,7 @@ export interface Server {
  */
 export async function startServer(request: ServeRequest, logger: Logger): Promise<Server> {
   const { access, forceShare } = request.options
-  // Whoever lacks the package need not be asked for passphrases first.
+  // Check this first: without the package no passphrase is needed.
   if (request.transport === 'libfuse') (await import('./libfuse/package.js')).loadFuseNative()
   const open = () =>
     openChain(request.image, {
@@ -150,7 +150,7 @@ async function sessionOf(
   main: MainThread,
 ): Promise<Session> {
   if (transport === 'direct') return new DirectSession(parts, mount => abandon(mount, parts.logger))
-  // What most mounts never need.
+  // Most mounts never need these.
   const { LibfuseSession } = await import('./libfuse/session.js')
   return new LibfuseSession(parts, main)
 }

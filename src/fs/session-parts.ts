@@ -1,4 +1,4 @@
-/** What a transport needs to serve an image. */
+/** The parts that a transport needs to serve an image. */
 import type { ServedImage } from './served-image.js'
 import { VERSION } from '../version.js'
 import type { Logger } from '../log.js'

@@ -34,7 +34,7 @@ export interface OpenOptions {
   /** The most layers, 1 to MAX_CHAIN_DEPTH.highest. */
   readonly maxDepth?: number
   /**
-   * What the image is opened for; lower layers are only read. 'write if possible' falls back to reading, with a warning, if
+   * The access to the image; lower layers are only read. 'write if possible' falls back to reading, with a warning, if
    * the image is write-protected or marked corrupt. The default is reading.
    */
   readonly access?: Access | 'write if possible'

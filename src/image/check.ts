@@ -21,7 +21,7 @@ import { LOCAL_FILES } from './store-source.js'
 export interface CheckRequest {
   /** By default it is found by the image's first bytes. */
   readonly format?: string | undefined
-  /** What to repair; by default nothing. */
+  /** The kind of repair; none by default. */
   readonly repair?: RepairKind | undefined
   /** Folders besides the image's own in which its extents may be. */
   readonly allowPaths?: readonly string[]

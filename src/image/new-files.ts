@@ -42,9 +42,9 @@ interface Pending extends NewFile {
 const { O_RDWR, O_CREAT, O_EXCL, O_DIRECTORY } = fs.constants
 /** A file without a name (open(2)). Node does not know the flag. */
 const O_TMPFILE = 0o20000000 | O_DIRECTORY
-/** What file systems answer that cannot make such files; ENOENT comes from old kernels. */
+/** The errors of file systems that cannot make such files; old kernels answer ENOENT. */
 const NO_TMPFILE = new Set(['EOPNOTSUPP', 'ENOTSUP', 'EISDIR', 'EINVAL', 'ENOENT'])
-/** What they answer if they have no hard links; ENOENT comes where /proc is missing. */
+/** The errors of file systems without hard links; ENOENT means that /proc is missing. */
 const NO_LINK = new Set(['EPERM', 'EOPNOTSUPP', 'ENOTSUP', 'EMLINK', 'ENOSYS', 'ENOENT'])
 
 export class NewFiles {

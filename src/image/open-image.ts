@@ -26,7 +26,7 @@ export interface OpenImageOptions
     | 'force'
     | 'takesLocks'
   > {
-  /** What the image is opened for; lower layers are only read. Reading is the default. */
+  /** The access to the disk; lower layers are only read. Reading is the default. */
   readonly access?: Access
   /** Of each encrypted layer; a function is asked with the layer's path. */
   readonly passphrase?: string | ((path: string, method: EncryptionMethod) => Promise<string>)
@@ -56,12 +56,12 @@ export class ReadableDisk {
     return this.entry.name
   }
 
-  /** What it is: 'disk', 'snapshot', 'vmstate' or 'layer'. */
+  /** Its kind: 'disk', 'snapshot', 'vmstate' or 'layer'. */
   get kind(): CatalogEntry['kind'] {
     return this.entry.kind
   }
 
-  /** What the format says of it, such as the id and the date of a snapshot. */
+  /** Facts of the format, such as the ID and the date of a snapshot. */
   get attributes(): Readonly<Record<string, string>> {
     return this.entry.attributes
   }
@@ -161,9 +161,9 @@ export class OpenImage {
   readonly disk: ImageDisk
   /** Internal and external ones, and VM states; of layers below, too. */
   readonly snapshots: readonly ReadableDisk[]
-  /** What the image stands on, from the nearest down. */
+  /** The layers below the image, the nearest first. */
   readonly layers: readonly ReadableDisk[]
-  /** What the user should know, a line each. */
+  /** Warnings for the user, one line each. */
   readonly warnings: readonly string[]
   private readonly written: WritableDisk | undefined
   private isOpen = true

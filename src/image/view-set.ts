@@ -34,14 +34,14 @@ export interface Writing {
   readonly thread: number
   /** See DiskHooks. */
   readonly onStall?: (seconds: number) => void
-  /** What tests change of the disk, to see that its faults are noticed. */
+  /** Changes that tests make to the disk, to see that its faults are noticed. */
   readonly changes?: DiskChanges
 }
 
 export interface DiskChanges {
-  /** Of what the disk is written by. */
+  /** Replaces the view by which the disk is written. */
   view?(view: WritableView): WritableView
-  /** Of the store that data are written to. */
+  /** Replaces the store of the data. */
   dataStore?(store: WritableStore): WritableStore
 }
 

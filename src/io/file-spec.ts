@@ -5,7 +5,7 @@ export interface FileSpec {
   /** The descriptor; of a store that is no local file, a number that tells it apart. */
   readonly fd: number
   readonly sizeBytes: number
-  /** What the file takes on its own disk, in bytes: no more than this of it can be data. */
+  /** The space that the file takes on its own disk, in bytes: no more than this of it can be data. */
   readonly allocatedBytes: number
   /** Whether it was a regular file with a name when it was opened; some file systems tell of none. */
   readonly hasName?: boolean

@@ -18,7 +18,7 @@ const RESIZE = 3
 const DOES_AT = 100
 const FORBIDS_AT = 200
 
-/** What a program does with an image, and what no other one may do meanwhile. */
+/** The actions of a program on an image, and those that it forbids to others meanwhile. */
 const HOLDS = {
   read: { does: [READ], forbids: [WRITE, RESIZE] },
   write: { does: [READ, WRITE, RESIZE], forbids: [WRITE, RESIZE] },

@@ -108,7 +108,7 @@ const NOT_TEXT = 'this name, or its folder, is not UTF-8'
 export interface Naming {
   /** The path of the file that contains the name. */
   readonly by: string
-  /** What the named file is: "backing file", "data file". */
+  /** The role of the named file: "backing file", "data file". */
   readonly role: string
   /** Folders below which files may be opened. */
   readonly allowed: readonly Folder[]

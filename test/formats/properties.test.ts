@@ -97,7 +97,7 @@ t.test('holes', async t => {
       if (!isZero(disk, at, start)) throw new Error(`bytes of ${at}-${start} are in a hole`)
       at = end
     }
-    if (!isZero(disk, at, disk.length)) throw new Error(`bytes behind ${at} are in a hole`)
+    if (!isZero(disk, at, disk.length)) throw new Error(`bytes after ${at} are in a hole`)
     const allocated = countAllocated(view, Number.MAX_SAFE_INTEGER, 1000)
     if (allocated < 0 || allocated > disk.length) throw new Error(`${allocated} allocated`)
   })

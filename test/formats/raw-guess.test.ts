@@ -131,7 +131,7 @@ t.test('what begins with zeros is a fresh disk', async t => {
   t.equal(judged(Buffer.alloc(3 * MIB)), 'raw, written')
   const late = Buffer.alloc(3 * MIB)
   late[MIB] = 1
-  t.equal(judged(late), 'raw, written', 'a byte behind the first MiB')
+  t.equal(judged(late), 'raw, written', 'a byte past the first MiB')
   late[MIB - 1] = 1
   t.equal(judged(late), 'read-only', 'a byte within it')
 })

@@ -17,7 +17,7 @@ t.test('a file of any size', async t => {
     t.equal(entries[0]?.sizeBytes, sizeBytes)
     t.ok(readAll(view()).equals(content))
     const over = Buffer.concat([content.subarray(-10), Buffer.alloc(20)])
-    t.ok(readAt(view(), sizeBytes - 10, 30).equals(over), 'zeros behind its end')
+    t.ok(readAt(view(), sizeBytes - 10, 30).equals(over), 'zeros past its end')
   }
 })
 

@@ -1,4 +1,4 @@
-/** Who waits for requests: a leader while they come one by one, all workers while they do not. */
+/** The workers that wait for requests: one leader while they come one by one, else all of them. */
 import { Worker } from 'node:worker_threads'
 import t from 'tap'
 import { createPollMemory, Poller } from '../../src/fs/poller.js'

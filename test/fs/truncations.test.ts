@@ -123,7 +123,7 @@ t.test('a clock that is set back makes no thread wait', async t => {
   t.teardown(() => {
     Date.now = now
   })
-  // Who waited for it would wait for a day.
+  // A thread that waited for it would wait for a day.
   Date.now = () => now() - 86_400_000
   t.equal(truncations.lastMark(), 0)
 })

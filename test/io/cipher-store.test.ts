@@ -44,7 +44,7 @@ function read(store: WritableCipherStore, at: number, length: number, offset?: n
   t.ok(target.subarray(0, 7).equals(Buffer.alloc(7, 0xee)), 'nothing before the start')
   t.ok(
     target.subarray(7 + got).every(byte => byte === 0xee),
-    'nothing behind what was read',
+    'nothing after what was read',
   )
   return target.subarray(7, 7 + got)
 }

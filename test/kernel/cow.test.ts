@@ -1,4 +1,4 @@
-/** Images that no other program reads any more, mounted: the bytes are compared with the format itself. */
+/** Mounts cow images, which no other program reads any more, and compares their bytes with the format. */
 import { chmodSync, readFileSync, statSync, utimesSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
@@ -23,7 +23,7 @@ const SECTOR = 512
 const SIZE = 4 * M
 const SECONDS = 1_000_000_000
 
-/** What is at the places of an image's sectors where its bitmap says so, else what lies below. */
+/** Returns the disk by the format: an image's sectors where its bitmap marks them, and the backing file's elsewhere. */
 function diskOf(file: string, built: ReturnType<typeof buildCow>, below: Buffer): Buffer {
   const bytes = readFileSync(file)
   const disk = Buffer.from(below)
@@ -38,7 +38,7 @@ function diskOf(file: string, built: ReturnType<typeof buildCow>, below: Buffer)
 
 for (const layout of LAYOUTS) {
   t.test(`${layout}: read, written, read again`, noFuse(), async t => {
-    // Rights are the same for all layouts.
+    // Permissions do not depend on the layout.
     const withUser = isRoot && layout === LAYOUTS[0]
     for (const place of withUser ? [HERE, await ordinaryUser(t)] : [HERE]) {
       await t.test(place.name, async t => {
@@ -57,7 +57,7 @@ for (const layout of LAYOUTS) {
         const built = buildCow({ layout, sizeBytes: SIZE, backing, seconds: SECONDS, sectors })
         const file = join(folder, 'disk.cow')
         writeFileSync(file, built.bytes)
-        // What its programs never wrote to is a hole.
+        // Sectors that were never written are holes.
         await run('fallocate', ['--dig-holes', file])
         chmodSync(file, 0o666)
 
@@ -99,7 +99,7 @@ for (const layout of LAYOUTS) {
   })
 }
 
-/** Copied by another process, holes and all. */
+/** Copies a file in another process, with its holes. */
 const contentOf = async (place: Place, file: string): Promise<Buffer> => {
   const copy = `${file.replace(/\/mnt\/.*/, '')}/copy`
   await runIn(place, 'cp', ['--sparse=auto', file, copy])

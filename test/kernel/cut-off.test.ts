@@ -1,4 +1,4 @@
-/** A file of the image that somebody makes shorter while it is mounted: what is lost must not come back as zeros. */
+/** Cuts off a file of a mounted image: the lost bytes must not come back as zeros. */
 import { readdirSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
@@ -65,7 +65,7 @@ const dd = (place: Place, words: string[]) => attemptIn(place, 'dd', [...words, 
 const isLong = process.env.VIMGFS_TEST_LONG === '1'
 const FINDERS = ['read', 'write', 'clock'] as const
 
-/** A written disk whose file has lost its second half. */
+/** Mounts an image, writes to it, and cuts its file in half. */
 async function cutDisk(t: Test, place: Place, kind: Kind) {
   const folder = sharedFolder(t)
   const { image, cut } = await kind.make(folder)
@@ -78,7 +78,7 @@ async function cutDisk(t: Test, place: Place, kind: Kind) {
   t.equal(filled.code, 0, filled.stderr)
   const sizeBytes = Math.floor(statSync(cut).size / 2)
   truncateSync(cut, sizeBytes)
-  /** Overwrites cluster `index` in place, and has that made durable. */
+  /** Overwrites cluster `index` in place, and syncs it. */
   const write = (index: number) =>
     dd(place, [
       `if=${noise}`,
@@ -94,8 +94,8 @@ async function cutDisk(t: Test, place: Place, kind: Kind) {
   return { mounted, cut, sizeBytes, write, read }
 }
 
-t.test('nothing is written any more, and umount says so', skip, async t => {
-  // One kind is found in every way, the others in turns.
+t.test('writing ends, and umount reports it', skip, async t => {
+  // Try every way to notice it with one kind of image, and one way with each other kind.
   let turn = 0
   for (const place of await everyPlace(t)) {
     for (const [index, kind] of (place === HERE ? KINDS : KINDS.slice(0, 1)).entries()) {
@@ -106,7 +106,7 @@ t.test('nothing is written any more, and umount says so', skip, async t => {
           const last = SIZE / CLUSTER - 1
           if (finder === 'read') t.match((await read(last)).stderr, /Input\/output error/)
           if (finder !== 'clock') {
-            // The last one would give the file its old size back, one in the lost part a part of it.
+            // Writing the last cluster would restore the file's size; writing another lost one, a part of it.
             for (const index of [last, last - 3, 0, last]) {
               t.match((await write(index)).stderr, /Input\/output error/, `cluster ${index}`)
             }
@@ -125,7 +125,7 @@ t.test('nothing is written any more, and umount says so', skip, async t => {
   }
 })
 
-t.test('what was cut off is no hole', skip, async t => {
+t.test('the lost part does not count as a hole', skip, async t => {
   const folder = sharedFolder(t)
   const image = join(folder, 'disk.raw')
   writeFileSync(image, Buffer.alloc(SIZE, 1))

@@ -1,4 +1,4 @@
-/** Encrypted images, mounted: what QEMU decrypts, passphrases from everywhere, and no trace of them. */
+/** Mounts encrypted images: the bytes as QEMU decrypts them, all sources of passphrases, and no trace of a passphrase. */
 import { spawn } from 'node:child_process'
 import {
   chmodSync,
@@ -92,7 +92,7 @@ for (const [format, method] of [
 ] as const) {
   t.test(`${format}, ${method}: read, written, read again`, skip, async t => {
     const image = await makeImage(t, format, method)
-    // Rights do not depend on the format.
+    // Permissions do not depend on the format.
     const withUser = isRoot && method === 'luks'
     for (const place of withUser ? [HERE, await ordinaryUser(t)] : [HERE]) {
       await t.test(place.name, async t => {
@@ -107,7 +107,7 @@ for (const [format, method] of [
             ...['if=/dev/urandom', `of=${disk}`, 'conv=notrunc', 'oflag=seek_bytes'],
             ...[`bs=${bytes}`, 'count=1', `seek=${seek}`],
           ])
-        // New clusters and old, whole sectors and parts of them, and the disk's ragged end.
+        // Cover new and old clusters, whole sectors and parts of them, and a disk that ends within a cluster.
         for (const [bytes, seek] of [
           [200_000, 5 * M],
           [65536, 65536],
@@ -132,7 +132,7 @@ for (const [format, method] of [
   })
 }
 
-t.test('a chain asks for each layer in its turn', skip, async t => {
+t.test('each encrypted layer of a chain asks for its passphrase', skip, async t => {
   const folder = sharedFolder(t)
   const base = {
     file: join(folder, 'base.qcow'),
@@ -191,7 +191,7 @@ async function refused(
   options: { input?: string; env?: NodeJS.ProcessEnv } = {},
 ): Promise<void> {
   const mnt = mountFolder(t)
-  // In the background and in front, in turns.
+  // Alternate between background and foreground.
   for (const front of [mounts++ % 2 === 0 ? [] : ['--foreground']]) {
     const { code, stderr } = await vimgfs(
       HERE,
@@ -265,7 +265,7 @@ t.test('from the terminal, without echo', skip, async t => {
     [[], 'nonsense\r', 1],
     [['--foreground'], '\r', 1],
     [[], '\x03', 1],
-    // What is typed wrong can be taken back, by characters and all of it.
+    // Erase mistyped characters, one by one and all at once.
     [[], `wrong\x15corr\u00e9\x7fect-horse-7\r`, 0],
   ] as const) {
     const { code: ended, shown } = await onTerminal([...front, file, mnt], [typed]).ended
@@ -302,7 +302,7 @@ t.test('a command that asks can be interrupted', skip, async t => {
         plain,
       )
       t.ok(await until(() => serversOf(mnt).some(waits)), title)
-      // Whoever reads it is whom the user has started.
+      // The process that reads the terminal is the one that the user started.
       kill(serversOf(mnt).find(waits) as number, signal)
       const { code, stderr } = await waiting
       t.same([code, stderr], [1, 'vimgfs: interrupted; nothing is mounted\n'], title)
@@ -318,7 +318,7 @@ t.test('a command that asks can be interrupted', skip, async t => {
   t.notOk(await isMounted(HERE, mnt))
 })
 
-t.test('a passphrase that nothing can prove is asked for twice', skip, async t => {
+t.test('legacy AES, which cannot check a passphrase, asks for it twice', skip, async t => {
   const image = await makeImage(t, 'qcow', 'aes')
   const mnt = mountFolder(t)
   const differing = await onTerminal([image.file, mnt], [`${PASSPHRASE}\r`, 'other\r']).ended
@@ -330,7 +330,7 @@ t.test('a passphrase that nothing can prove is asked for twice', skip, async t =
   await sameFiles(t, image, mnt, HERE)
 })
 
-t.test('no trace of the passphrase', skip, async t => {
+t.test('the passphrase leaves no trace', skip, async t => {
   const { file, passphraseFile } = await makeImage(t)
   const args = ['--passphrase-file', passphraseFile, '--log-level', 'trace']
   const mounted = await mount(t, file, { args })
@@ -351,7 +351,7 @@ t.test('no trace of the passphrase', skip, async t => {
   t.match(places.status, /"encryption": ?"LUKS"/)
 })
 
-t.test('a LUKS container is shown as what it is', skip, async t => {
+t.test('a raw LUKS container is shown undecrypted', skip, async t => {
   const folder = sharedFolder(t)
   const file = join(folder, 'disk.img')
   await creating([

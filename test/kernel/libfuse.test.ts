@@ -1,4 +1,4 @@
-/** The libfuse transport: what it lacks, what is in its way, and disks above 4 GiB. */
+/** The libfuse transport: missing features, obstacles to a mount, and disks above 4 GiB. */
 import { randomFillSync } from 'node:crypto'
 import {
   copyFileSync,
@@ -62,7 +62,7 @@ async function onlyError(t: Test, { place, file }: Mount, kind: string) {
   return errors[0]
 }
 
-/** What shows that each thing is lacking: the errno of who asks for it, or nothing and an assertion. */
+/** Shows that each feature is missing: returns the errno of a program that asks for it, or asserts and returns nothing. */
 const SHOWN: Record<keyof typeof LACKS, (t: Test, m: Mount) => Promise<string | undefined>> = {
   fallocate: (t, mounted) => onlyError(t, mounted, 'fallocate'),
   xattr: (t, mounted) => onlyError(t, mounted, 'xattr'),
@@ -124,7 +124,7 @@ const SHOWN: Record<keyof typeof LACKS, (t: Test, m: Mount) => Promise<string | 
   },
 }
 
-t.test('each thing that it lacks fails as is said', skip, async t => {
+t.test('each missing feature fails with the documented errno', skip, async t => {
   const mounted = await mountSample(t)
   for (const [name, lack] of Object.entries<Lack>(LACKS)) {
     await t.test(lack.what, async t => {
@@ -156,7 +156,7 @@ t.test('a disk of 6 GiB: bytes below, across and above 4 GiB', skip, async t => 
     const how = ['bs=1M', 'conv=notrunc', 'status=none', ...direct]
     await runIn(HERE, 'dd', [`if=${source}`, `of=${disk}`, `seek=${seek}`, ...how])
   }
-  // Of the two places that lie over each other the later one counts.
+  // Where two writes overlap, the later one counts.
   pieces[1]!.copy(pieces[0]!, MIB, 0, 2 * MIB)
   const areThere = async (file: string, title: string) => {
     for (const [index, skip] of places.entries()) {
@@ -179,7 +179,7 @@ let mounts = 0
 
 /** Mounts the sample, which must fail with one line that matches. */
 async function refused(t: Test, place: Place, folder: string, message: RegExp, main = MAIN) {
-  // In the background and in front, in turns.
+  // Alternate between background and foreground.
   for (const how of [mounts++ % 2 === 0 ? [] : ['-f']]) {
     const words = ['mount', '--transport', 'libfuse', ...NO_LOG, ...how, ...READ_ONLY]
     const args = [main, ...words, SAMPLE, folder]
@@ -190,7 +190,7 @@ async function refused(t: Test, place: Place, folder: string, message: RegExp, m
   }
 }
 
-/** A copy of the program, with or without the package; its main.js. A link would lead to all packages. */
+/** Copies the program, with or without the package, and returns its main.js. A link would lead to all packages. */
 function copyOf(t: Test, hasPackage: boolean): { main: string; dist: string } {
   const folder = sharedFolder(t)
   const dist = join(folder, 'dist')
@@ -277,7 +277,7 @@ t.test('root mounts on a folder that is not empty', { ...skip, ...needsRoot() },
   await mount(t, SAMPLE, { place: LIBFUSE, folder, args: READ_ONLY })
 })
 
-t.test('what is closed to ordinary users', { ...skip, ...needsRoot() }, async t => {
+t.test('permissions that ordinary users may lack', { ...skip, ...needsRoot() }, async t => {
   await t.test('/dev/fuse is missing', async t => {
     const { root } = await namespace(t, { deviceMode: 'missing' })
     await refused(
@@ -301,7 +301,7 @@ t.test('what is closed to ordinary users', { ...skip, ...needsRoot() }, async t 
   })
 })
 
-t.test('who may use it', { ...skip, ...needsRoot() }, async t => {
+t.test('users that may use the mount', { ...skip, ...needsRoot() }, async t => {
   const { root, user } = await namespace(t, { fuseConf: 'user_allow_other\n' })
   const reading = async (place: Place, folder: string) =>
     (await attemptIn(place, 'head', ['-c2', join(folder, 'disk.raw')])).code === 0

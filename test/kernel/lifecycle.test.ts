@@ -34,10 +34,10 @@ import { needsRoot } from '../support/run.js'
 
 const SAMPLE = sampleImage(t)
 const skip = noFuse()
-/** To a server in the background SIGHUP means something else: see reporting.test.ts. */
+/** Signals that end a server. In the background SIGHUP does something else: see reporting.test.ts. */
 const SIGNALS = ['SIGINT', 'SIGTERM'] as const
 
-/** A process with `file` open until its standard input ends; then it prints what it reads of it. */
+/** Starts a process that keeps `file` open until its standard input ends, and then prints what it reads from the file. */
 async function holder(t: Test, place: Place, file: string, cwd = '/') {
   const script = `cd ${cwd}; exec 3<${file}; echo open; read _; dd bs=64k count=1 status=none <&3 2>/dev/null | wc -c`
   const [command, ...args] = [...place.prefix, 'sh', '-c', script]
@@ -66,7 +66,7 @@ t.test('by root and by an ordinary user', skip, async t => {
 })
 
 async function lifecycle(t: Test, place: Place): Promise<void> {
-  // Signals are the same for all users; each transport gets all of them.
+  // Signals do not depend on the user, so each transport gets all of them as one user.
   const signals = isRoot && place.uid !== 0 && !place.transport ? SIGNALS.slice(0, 1) : SIGNALS
   for (const signal of signals) {
     await t.test(`${signal} unmounts and ends the server`, async t => {
@@ -130,7 +130,7 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
     t.ok(await hasEnded(t, pid))
   })
 
-  await t.test('killed: what is left can be removed', async t => {
+  await t.test('killed: the dead mount can be removed', async t => {
     const { folder, pid, file } = await mount(t, SAMPLE, { place, args: READ_ONLY })
     kill(pid, 'SIGKILL')
     t.ok(await hasEnded(t, pid))
@@ -162,7 +162,7 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
     t.equal(await finish(), '0', 'the reader got an error')
   })
 
-  await t.test('stopped: umount does not wait for its word forever', async t => {
+  await t.test('stopped: umount does not wait for its answer forever', async t => {
     const { folder, pid } = await mount(t, SAMPLE, { place, args: READ_ONLY })
     process.kill(pid, 'SIGSTOP')
     const ended = vimgfs(place, ['umount', folder])
@@ -172,7 +172,7 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
     t.ok(await hasEnded(t, pid))
   })
 
-  await t.test('no descriptor is left: it goes on, and ends when there are some', async t => {
+  await t.test('out of descriptors: the server goes on, and ends when there are some', async t => {
     const { pid, log } = await mount(t, SAMPLE, { place, args: READ_ONLY })
     const limit = (files: number) => runIn(place, 'prlimit', [`--pid=${pid}`, `--nofile=${files}:`])
     await limit(3)
@@ -211,7 +211,7 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
         ...wordsOf(place, ['mount', ...NO_LOG, ...READ_ONLY, SAMPLE, folder]),
       ]
       const { stdout } = await attemptIn(place, 'timeout', command)
-      // The signal may have come too late, when all had been said.
+      // The signal may have come after the report.
       if (stdout.includes('Unmount it with')) await vimgfs(place, ['umount', folder])
       t.ok(await until(() => serversOf(folder).length === 0), `after ${seconds} s`)
       t.notOk(await isMounted(place, folder))
@@ -293,7 +293,7 @@ t.test("umount of another user's mount", needsRoot(), async t => {
   t.ok(await isMounted(root, folder))
 })
 
-t.test('umount of what vimgfs did not mount', async t => {
+t.test('umount refuses a mount of another program', async t => {
   const cases = [
     {
       folder: '/',

@@ -67,13 +67,13 @@ t.test('descriptors, by libfuse', noLibfuse(), async t => {
 
 t.test('threads', skip, async t => {
   const user = await ordinaryUser(t)
-  // What else runs as this user would make the number of its threads uncertain.
+  // Other processes of this user would make its number of threads uncertain.
   if (user === HERE) return
   for (const missing of [1, 4, 12]) {
-    // What others run as this user counts, too.
+    // Processes that others run as this user count, too.
     const uid = await runIn(user, 'sh', ['-c', 'ps -L --no-headers -u "$(id -u)" | wc -l'])
     const { code, stderr } = await tryWith(t, `-u ${Number(uid) + 24 - missing}`, [], user)
-    // What other processes of this user begin and end meanwhile decides where it is met.
+    // Other processes of this user may start and end meanwhile, which decides where the limit is met.
     if (code !== 0) t.match(stderr, /the limit of processes is \d+.*raise it with ulimit -u/)
   }
 })

@@ -1,4 +1,4 @@
-/** Nobody writes an image that another uses: QEMU and vimgfs in all orders. */
+/** No program writes an image that another one uses: QEMU and vimgfs in all orders. */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { chownSync, readFileSync, statSync } from 'node:fs'
@@ -41,7 +41,7 @@ async function refused(
   place: Place = HERE,
   expected = 1,
 ): Promise<void> {
-  // In the background and in front, in turns.
+  // Alternate between background and foreground.
   for (const how of [mounts++ % 2 === 0 ? [] : ['-f']]) {
     const folder = mountFolder(t, place)
     const { code, stdout, stderr } = await vimgfs(place, [
@@ -71,10 +71,10 @@ async function holder(t: Test, command: string, args: string[], isReady: () => P
   return { pid: child.pid as number, end }
 }
 
-/** QEMU's lock of who writes: byte 100 and the number of the permission (block/file-posix.c). */
+/** The byte that QEMU locks to write: 100 and the number of the permission (block/file-posix.c). */
 const WRITE_LOCK_AT = 101
 
-/** By the kernel's list: a program that tried to open it could be in the way of the one that is waited for. */
+/** Asks the kernel's list of locks: opening the image instead could disturb the program that this waits for. */
 const isLocked = (file: string) => async () => {
   const inode = `:${statSync(file).ino}`
   return readFileSync('/proc/locks', 'utf8')
@@ -160,7 +160,7 @@ t.test('mounted for reading: others may read, but not write', skip, async t => {
   await umount(t, shared.folder)
 })
 
-t.test('layers below are kept from being written, and may be read by many', skip, async t => {
+t.test('lower layers cannot be written, and can be read by many', skip, async t => {
   const folder = sharedFolder(t)
   const base = await makeImage(folder, 'raw')
   const [one, two] = ['one', 'two'].map(name => join(folder, `${name}.qcow2`)) as [string, string]

@@ -1,4 +1,4 @@
-/** What others may do with a mount that is open to them: what all files that it is made of let them do. */
+/** Permissions of other users in a mount with allow_other: those that all files of the image give them. */
 import { chmodSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
@@ -79,7 +79,7 @@ for (const { title, make } of KINDS) {
   })
 }
 
-t.test('the file of a layer has its own modes, and those of what is below', skip, async t => {
+t.test('the file of a layer has the modes of its image and of the layers below', skip, async t => {
   const folder = sharedFolder(t)
   writeFileSync(join(folder, 'low.raw'), Buffer.alloc(SIZE))
   const create = (below: string, format: string, name: string) =>

@@ -1,4 +1,4 @@
-/** What programs set on the disk's file beside its content: owner, group, mode. */
+/** Programs set the owner, group and mode of the disk's file. */
 import { chmodSync, chownSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'

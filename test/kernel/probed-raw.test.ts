@@ -1,4 +1,4 @@
-/** What a guest may not write to a raw image that nobody called raw, by both transports. */
+/** Writes that are refused because a raw image was only guessed to be raw, by both transports. */
 import fs from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'

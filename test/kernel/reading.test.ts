@@ -1,4 +1,4 @@
-/** What programs do to read a mount, compared with what qemu-img makes of the same image. */
+/** Programs read a mount, and get what qemu-img makes of the same image. */
 import { closeSync, fstatSync, openSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'

@@ -1,4 +1,4 @@
-/** Programs that replace a file's content, on the disk's file: they see to it that it equals the source. */
+/** Programs that replace the content of a file, applied to the disk's file: it must equal the source afterwards. */
 import { readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { constants } from 'node:os'
@@ -25,7 +25,7 @@ const { EPERM } = constants.errno
 const skip = { ...needs('qemu-img', 'qemu-io'), ...noFuse() }
 const places: readonly Place[] = noLibfuse().skip ? [HERE] : [HERE, overLibfuse(HERE)]
 
-/** A mount of a disk that is full of nines. */
+/** Mounts a disk that is full of nines. */
 async function fullDisk(t: Test, place: Place): Promise<Mount & { image: string; disk: string }> {
   const image = join(sharedFolder(t), 'disk.qcow2')
   await run('qemu-img', ['create', '-q', '-f', 'qcow2', image, String(SIZE)])
@@ -34,7 +34,7 @@ async function fullDisk(t: Test, place: Place): Promise<Mount & { image: string;
   return { ...mounted, image, disk: mounted.file('disk.raw') }
 }
 
-/** Data here and there, not in whole pages, and a hole at the end; or nothing but holes. */
+/** Makes a source with data between holes, not in whole pages, and a hole at its end; or one hole. */
 async function sources(t: Test): Promise<{ folder: string; names: readonly string[] }> {
   const folder = sharedFolder(t)
   const bytes = Buffer.alloc(SIZE)
@@ -52,7 +52,7 @@ async function sources(t: Test): Promise<{ folder: string; names: readonly strin
   return { folder, names: ['holes', 'zeros'] }
 }
 
-/** What is run with `$S` for the source and `$D` for the disk; the first word is the program. */
+/** Shell commands, with `$S` for the source and `$D` for the disk; the first word is the program. */
 const COMMANDS: readonly string[] = [
   ...['auto', 'always', 'never'].map(how => `cp --sparse=${how} $S $D`),
   'cat $S > $D',
@@ -73,7 +73,7 @@ const COMMANDS: readonly string[] = [
 ]
 
 for (const place of places) {
-  t.test(`${place.name}: programs that replace all of it`, skip, async t => {
+  t.test(`${place.name}: programs that replace all bytes`, skip, async t => {
     const { folder, names } = await sources(t)
     for (const name of place === HERE ? names : names.slice(0, 1)) {
       const { disk, image, folder: mountpoint } = await fullDisk(t, place)
@@ -94,7 +94,7 @@ for (const place of places) {
     }
   })
 
-  t.test(`${place.name}: what lies past the last byte that was written stays`, skip, async t => {
+  t.test(`${place.name}: bytes past the last written one stay`, skip, async t => {
     const { disk } = await fullDisk(t, place)
     await runIn(place, 'dd', ['if=/dev/zero', `of=${disk}`, 'bs=512', 'count=1'])
     t.equal(statSync(disk).size, SIZE, 'its size is what it was')

@@ -1,4 +1,4 @@
-/** What vimgfs has written, and what QEMU has, as libvmdk reads it: another reader that is not QEMU's. */
+/** libvmdk, a reader independent of QEMU, reads what vimgfs and QEMU have written. */
 import { mkdirSync, readdirSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import t, { type Test } from 'tap'

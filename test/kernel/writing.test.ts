@@ -41,7 +41,7 @@ interface Image {
   readonly file: string
   /** In the mount. */
   readonly name: string
-  /** What QEMU takes the disk for. */
+  /** The name of the disk for QEMU. */
   content(): Promise<Buffer>
 }
 
@@ -74,7 +74,7 @@ const bytes = (length: number): Buffer => randomFillSync(Buffer.alloc(length))
 
 t.test('by root and by an ordinary user', skip, async t => {
   for (const place of await everyPlace(t)) {
-    // Who mounts matters to files and rights, not to formats.
+    // The user matters to files and permissions, not to formats.
     for (const format of place === HERE ? FORMATS : (['qcow2'] as const)) {
       await t.test(`${format} by ${place.name}`, t => writing(t, place, format))
     }
@@ -281,7 +281,7 @@ async function keeping(t: Test, place: Place): Promise<void> {
       const image = await makeImage(HERE, sharedFolder(t), 'qcow2')
       const mounted = await mount(t, image.file, { place, args })
       await act(mounted, mounted.file(image.name))
-      // What the server had not flushed is lost with it.
+      // Writes that the server had not flushed are lost with it.
       kill(mounted.pid, 'SIGKILL')
       await hasEnded(t, mounted.pid)
       t.equal((await image.content()).toString('latin1', 0, 512), 'A'.repeat(512))

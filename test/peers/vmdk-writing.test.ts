@@ -162,7 +162,7 @@ for (const [name, kind] of Object.entries(KINDS)) {
 }
 
 t.test(
-  'what QEMU leaves behind a descriptor that it has made shorter',
+  'what QEMU leaves after a descriptor that it has made shorter',
   needs('qemu-img'),
   async t => {
     const image = join(tempFolder(t), 'disk.vmdk')

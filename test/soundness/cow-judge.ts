@@ -82,9 +82,9 @@ export function judgeCow(store: Store, layout: Layout, parent: Buffer | undefine
   const last = sectors % 8 === 0 ? 0 : (bitmap[bitmapBytes - 1] as number) >> (sectors % 8)
   const fixed = new Map([
     ['what stands in front of the bitmap', take(store, 0, bitmapAt)],
-    ['the bits behind the disk', Buffer.of(last)],
+    ['the bits past the disk', Buffer.of(last)],
     [
-      'what stands behind the bitmap',
+      'the space after the bitmap',
       take(store, bitmapAt + bitmapBytes, dataAt - bitmapAt - bitmapBytes),
     ],
   ])

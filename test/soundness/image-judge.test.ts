@@ -79,13 +79,13 @@ const QCOW_DAMAGE: Record<string, [(bytes: Buffer) => void, RegExp]> = {
     },
     /lies over/,
   ],
-  'a cluster behind the end of the file': [
+  'a cluster past the end of the file': [
     b => point(b, entryAt(b, 9), Math.ceil(b.length / 4096) * 4096),
     /beyond the end/,
   ],
   'a cluster at no sector': [b => point(b, entryAt(b, 1), u64(b, entryAt(b, 1)) + 1), /no sector/],
   'tables that share a place': [b => point(b, l1At(b) + 8, u64(b, l1At(b))), /lies over/],
-  'a table behind the end of the file': [
+  'a table past the end of the file': [
     b => point(b, l1At(b) + 16, Math.ceil(b.length / 4096) * 4096),
     /not there/,
   ],
@@ -95,7 +95,7 @@ const QCOW_DAMAGE: Record<string, [(bytes: Buffer) => void, RegExp]> = {
       point(b, l1At(b) + 8, 0)
       point(b, entryAt(b, 128) + 8, u64(b, entryAt(b, 134)))
     },
-    /behind the disk's end/,
+    /past the disk's end/,
   ],
   'compressed bytes that are none': [
     b => {
@@ -135,7 +135,7 @@ t.test(
     const last = bitmapAt + bitmapBytes - 1
     const extra = damaged(kind, bytes => void bytes.writeUInt8(bytes.readUInt8(last) | 0x80, last))
     t.same(extra.corruptions, [])
-    t.not(extra.fixed.get('the bits behind the disk')?.[0], 0)
+    t.not(extra.fixed.get('the bits past the disk')?.[0], 0)
     t.ok(extra.disk.equals(kind.disk))
   },
 )

@@ -94,7 +94,7 @@ class Judge {
       if (entry === 0n) continue
       const number = index * this.l2Entries + i
       if (number * this.cluster >= this.disk.length) {
-        this.corrupt(`cluster ${number} lies behind the disk's end, and has an entry`)
+        this.corrupt(`cluster ${number} lies past the disk's end, and has an entry`)
       } else if (entry & COMPRESSED) this.packed(entry, number)
       else this.data(Number(entry), number)
     }

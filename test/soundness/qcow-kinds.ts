@@ -159,7 +159,7 @@ export const QCOW_RECIPES: readonly QcowRecipe[] = [
     missingBytes: 1500,
   },
   {
-    title: 'the L1 table behind the clusters',
+    title: 'the L1 table after the clusters',
     clusterBits: 9,
     l2Bits: 6,
     sizeBytes: 300 * K,

@@ -103,7 +103,7 @@ const CORRUPT: readonly {
       both(copy, image, 300, bytes.length / SECTOR)
       return copy
     },
-    expected: /behind the disk's end/,
+    expected: /past the disk's end/,
   },
   {
     title: 'tables that share a place',

@@ -117,7 +117,7 @@ class Judge {
     const text = take(image, u64(head, 28) * SECTOR, u64(head, 36) * SECTOR).toString('latin1')
     const end = text.indexOf('\0')
     // Bytes after the text are part of the descriptor's room, and stay.
-    this.fixed.set('the room behind the descriptor', Buffer.from(text.slice(end), 'latin1'))
+    this.fixed.set('the space after the descriptor', Buffer.from(text.slice(end), 'latin1'))
     return text.slice(0, end)
   }
 
@@ -266,7 +266,7 @@ class ExtentJudge {
       const number = index * this.tableEntries + i
       const other = redundant[i] as number
       if ((entry !== 0 || other !== 0) && number * this.grain >= this.capacity) {
-        this.corrupt(`grain ${number} lies behind the disk's end, and has an entry`)
+        this.corrupt(`grain ${number} lies past the disk's end, and has an entry`)
       }
       if (entry !== other) this.disagree(number * grain, grain)
       if (this.isPlace(entry)) this.useGrain(entry, number)

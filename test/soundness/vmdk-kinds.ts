@@ -460,7 +460,7 @@ export const VMDK_RECIPES: readonly VmdkRecipe[] = [
     make: () => monolithic({ ...SMALL, grains: smallGrains, isUnclean: true, patch: disagreeing }),
   },
   {
-    title: 'found unclean, with remains behind its last grain',
+    title: 'found unclean, with remains after its last grain',
     grainSectors: 8,
     make: () =>
       monolithic({

@@ -1,4 +1,4 @@
-/** What an inspection of an image's tables reports (see inspection.ts). */
+/** The findings of an inspection of an image's tables (see inspection.ts). */
 
 /** Places are bytes of the file. */
 export interface TableSink {

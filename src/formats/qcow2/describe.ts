@@ -1,4 +1,4 @@
-/** What `info` says of a qcow2 image, in the names and the order of qemu-img 7.2. */
+/** Describes a qcow2 image for `info`, with the names and the order of qemu-img 7.2. */
 import { ImageError } from '../../errors.js'
 import type { DescribeContext, Description, LayerSpec } from '../format.js'
 import { cText, type InfoFields } from '../info-fields.js'

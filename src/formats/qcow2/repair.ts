@@ -122,7 +122,7 @@ function repairAll(
     const hasChanged = made.findingsLeftOut > 0 || made.findings.some(({ kind }) => kind === 'fix')
     const isLast = isWhole || !hasChanged || round === MAX_ROUNDS
     for (const { kind, at, message } of made.findings) {
-      // What could not be repaired is for the last round to say.
+      // Only the last round reports what could not be repaired.
       if (isLast || kind === 'fix') changes.note(kind, at, () => message)
     }
     changes.findingsLeftOut += made.findingsLeftOut

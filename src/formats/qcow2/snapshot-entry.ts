@@ -1,7 +1,7 @@
 /** The layout of an entry of the snapshot table (QEMU docs/interop/qcow2.rst, "Snapshots"). */
 import { bits64be, layout, rounded64be, u16be, u32be } from '../../binary.js'
 
-/** What every entry begins with. Extra data, the ID and the name follow. */
+/** The first part of every entry. Extra data, the ID and the name follow. */
 const FIXED = layout({
   l1Offset: rounded64be,
   l1Entries: u32be,

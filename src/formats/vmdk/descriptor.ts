@@ -324,10 +324,10 @@ function parseFile(
 /** Returns the quotes from `from` on that can end a name: an offset, a comment, or nothing follows. */
 function nameEnds(line: string, from: number): { at: number; offset: number | undefined }[] {
   const ends: { at: number; offset: number | undefined }[] = []
-  const behind = /"[ \t]*(?:(?<=[ \t])([0-9]+)(?=[ \t#]|$)|#|$)/y
+  const rest = /"[ \t]*(?:(?<=[ \t])([0-9]+)(?=[ \t#]|$)|#|$)/y
   for (let at = line.indexOf('"', from); at >= 0; at = line.indexOf('"', at + 1)) {
-    behind.lastIndex = at
-    const match = behind.exec(line)
+    rest.lastIndex = at
+    const match = rest.exec(line)
     if (match) ends.push({ at, offset: match[1] === undefined ? undefined : Number(match[1]) })
   }
   return ends

@@ -16,7 +16,7 @@ import type { VmdkSpec } from './open.js'
 import { wholeSectors } from './grain-tables.js'
 import { type GrainLayout, grainLayout } from './layout.js'
 import { adopt, appendedBytes, planAdoption } from './repair/adopt.js'
-import { BehindList, mend, planMending, requireReach } from './repair/mend.js'
+import { StaleTables, mend, planMending, requireReach } from './repair/mend.js'
 import { NOTHING, planned } from './repair/reconcile.js'
 import { DISK, DISK_WORDS, type VmdkMemory } from './write-memory.js'
 import { STAGE } from './entries.js'
@@ -219,14 +219,14 @@ export class VmdkWriter extends BaseWriter implements WritableDriver {
       // The tables show what is free, and the field is corrected below.
       if (at !== layout.freeSectorAt) refuse(at, message)
     }
-    const behind = new BehindList()
+    const stale = new StaleTables()
     let isEqual = true
     let grainEnd = 0
     inspectGrains(store, layout, {
       corruption,
       disagreement: (at, from, isContradiction, message) => {
         if (isContradiction) refuse(at, message)
-        behind.add({ at, from })
+        stale.add({ at, from })
         isEqual = false
       },
       surplusTable: () => {
@@ -241,7 +241,7 @@ export class VmdkWriter extends BaseWriter implements WritableDriver {
     const plan = isEqual
       ? NOTHING
       : planAdoption({ store, layout, spanBytes, refuse, inspect: inspectPlanned })
-    const mending = planMending(planned(store, plan), layout, behind.tables)
+    const mending = planMending(planned(store, plan), layout, stale.tables)
     const appended = appendedBytes(plan, layout) + mending.bytes
     if (appended > 0) {
       const end = wholeSectors(Math.max(store.sizeBytes, grainEnd))

@@ -70,7 +70,7 @@ export interface VpcBlocks {
   readonly tableAt: number
   /** Entries of the table that the disk needs, each of 4 bytes. */
   readonly tableEntries: number
-  /** What an entry maps of the disk, in bytes: a power of two, 512 at least. */
+  /** The size of the part of the disk that an entry maps, in bytes: a power of two, 512 at least. */
   readonly blockBytes: number
   /** The bitmap before each block, one bit for each sector, in whole sectors. */
   readonly bitmapBytes: number

@@ -1,12 +1,12 @@
 /**
- * What the libfuse transport lacks, because libfuse 2.9.9 and fuse-native 2.2.6 lack it. The log lists it at
+ * The features that the libfuse transport lacks, because libfuse 2.9.9 and fuse-native 2.2.6 lack them. The log lists it at
  * each mount, and docs/libfuse.md has the same table: a test compares them.
  */
 export interface Lack {
   readonly what: string
   /** The error that a program gets which asks for it; undefined where nothing fails. */
   readonly errno?: 'EOPNOTSUPP' | 'EINVAL'
-  /** What happens instead. */
+  /** The behaviour without the feature. */
   readonly instead: string
 }
 

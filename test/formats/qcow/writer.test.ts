@@ -189,7 +189,7 @@ t.test('new clusters lie where QEMU would put them', async t => {
   const { disk } = openQcow(store)
   disk.write(noise(100, 1), 0, 100, 0)
   disk.close()
-  t.equal(store.sizeBytes, 4 * CLUSTER, 'a whole cluster behind the compressed one')
+  t.equal(store.sizeBytes, 4 * CLUSTER, 'a whole cluster after the compressed one')
 })
 
 t.test('more tables change than the pool has room for', async t => {

@@ -133,7 +133,7 @@ t.test('an external data file', async t => {
   const { view } = opened(t, spec)
   t.ok(readAt(view, 0, 4 * K).equals(noise(4 * K, 1)), 'a cluster at offset 0')
   t.ok(readAt(view, 12 * K, 1000).equals(noise(1000, 2)))
-  t.ok(readAt(view, 13 * K, 3 * K).equals(Buffer.alloc(3 * K)), 'behind the end of the file')
+  t.ok(readAt(view, 13 * K, 3 * K).equals(Buffer.alloc(3 * K)), 'past the end of the file')
   t.ok(
     readAt(view, 20 * K, 4 * K).equals(Buffer.alloc(4 * K)),
     'offset 0 without its bit is nowhere',
@@ -190,7 +190,7 @@ for (const { title, entry, bitmap, isExtended = false, version = 3 } of damages)
     const spec: ImageSpec = { version, clusterBits: 14, isExtended, sizeBytes: 64 * K, clusters }
     const { view, image } = opened(t, spec)
     t.ok(readAt(view, 0, size).equals(noise(size, 1)), 'before it')
-    t.ok(readAt(view, 2 * size, size).equals(noise(size, 2)), 'behind it')
+    t.ok(readAt(view, 2 * size, size).equals(noise(size, 2)), 'after it')
     const where = { code: 'CORRUPT', context: { path: image, offset: size } }
     t.throws(() => readAt(view, size, 512), where, 'in it')
     t.throws(() => readAt(view, size - 512, 1024), where, 'over its border')

@@ -331,10 +331,10 @@ t.test('entries that cannot be', async t => {
   for (const { title, sector, message } of cases) {
     const driver = driverOf(stored(poked(built.bytes, [[built.entryAt(1), 4, sector]])))
     const view = overRaw(driver)
-    t.ok(readAt(view, 0, 512).equals(noise(512, 1)), `${title}: what is before it reads`)
-    t.ok(readAt(view, 1024, 512).equals(noise(512, 3)), `${title}: what is behind it reads`)
+    t.ok(readAt(view, 0, 512).equals(noise(512, 1)), `${title}: the part before it reads`)
+    t.ok(readAt(view, 1024, 512).equals(noise(512, 3)), `${title}: the part after it reads`)
     t.same(extentsOf(driver, 0, 512).length, 1)
-    t.equal(driver.lookup(0, 4096).length, 512, `${title}: what is before it comes first`)
+    t.equal(driver.lookup(0, 4096).length, 512, `${title}: the part before it comes first`)
     const error = thrownBy(() => readAt(view, 512, 512))
     t.match(error, { code: 'CORRUPT', message, context: { offset: 512, path: 'disk-delta.vmdk' } })
   }

@@ -257,7 +257,7 @@ for (const { title, text, expected, extents } of whole) {
       t.equal(isDescriptor(Buffer.from(other)), true)
     }
     const stale = Buffer.concat([Buffer.from(`${text}\0`), Buffer.from('RW 5 ZERO\n\xff\xfe')])
-    t.strictSame(plain(parse(stale)), { ...expected, extents }, 'with something behind its NUL')
+    t.strictSame(plain(parse(stale)), { ...expected, extents }, 'with something after its NUL')
     t.strictSame(plain(parse(`\ufeff${text}`)), { ...expected, extents }, 'with a mark in front')
   })
 }

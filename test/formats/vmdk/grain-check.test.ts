@@ -353,13 +353,13 @@ const CASES: readonly Case[] = [
   },
   { title: 'less than a grain past the end', pokes: [], grow: 7, finds: {} },
   {
-    title: 'a redundant table that lags behind a written grain',
+    title: 'a redundant table that is older than a written grain',
     pokes: [[redundantEntryAt(1), 4, 0]],
     finds: { disagreements: [[...tables, false]] },
-    says: /lags behind the first one, at \d+, in 1 entry/,
+    says: /is older than the first one, at \d+, in 1 entry/,
   },
   {
-    title: 'a redundant table that lags behind a zeroed grain',
+    title: 'a redundant table that is older than a zeroed grain',
     pokes: [[entryAt(1), 4, 1]],
     finds: { disagreements: [[...tables, false]], unused: [[sparse.placeOf(1), 8 * SECTOR]] },
   },

@@ -414,9 +414,9 @@ t.test('entries that cannot be', async t => {
     const bytes = poked(honest.bytes, [[honest.entryAt(1), 8, entry]])
     const driver = driverOf(stored(bytes))
     const view = overRaw(driver)
-    t.ok(readAt(view, 0, GRAIN).equals(noise(GRAIN, 1)), `${title}: what is before it reads`)
-    t.ok(readAt(view, 2 * GRAIN, GRAIN).equals(noise(GRAIN, 3)), `${title}: what is behind it`)
-    t.equal(driver.lookup(0, 3 * GRAIN).length, GRAIN, `${title}: what is before it comes first`)
+    t.ok(readAt(view, 0, GRAIN).equals(noise(GRAIN, 1)), `${title}: the part before it reads`)
+    t.ok(readAt(view, 2 * GRAIN, GRAIN).equals(noise(GRAIN, 3)), `${title}: the part after it`)
+    t.equal(driver.lookup(0, 3 * GRAIN).length, GRAIN, `${title}: the part before it comes first`)
     const error = thrownBy(() => readAt(view, GRAIN + 9, 512))
     const context = { offset: GRAIN + 9, path: 'disk-sesparse.vmdk' }
     t.match(error, { code: 'CORRUPT', message, context })

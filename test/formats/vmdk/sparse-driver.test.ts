@@ -304,7 +304,7 @@ t.test('entries that cannot be', async t => {
     t.throws(() => readAt(view, 2 * G, G), error, title)
     t.throws(() => readAt(view, 0, 4 * G), error, `${title}, in a longer read`)
     t.ok(readAt(view, 0, 2 * G).equals(Buffer.concat([noise(G, 1), noise(G, 2)])), 'before it')
-    t.ok(readAt(view, 3 * G, G).equals(noise(G, 4)), 'behind it')
+    t.ok(readAt(view, 3 * G, G).equals(noise(G, 4)), 'after it')
   }
   t.ok(readAt(bytesView(built(1, { hasZeroGrains: true }).bytes), 2 * G, G).equals(Buffer.alloc(G)))
 })

@@ -1,4 +1,4 @@
-/** What the parts of a qcow2 writer share. */
+/** The state that the parts of a qcow2 writer share. */
 import { ImageError } from '../../../errors.js'
 import type { Qcow2Driver } from '../driver.js'
 import type { FreeQueue } from '../free-queue.js'

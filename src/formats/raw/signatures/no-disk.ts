@@ -11,7 +11,7 @@ import { has, type Sample } from './sample.js'
 export interface NoDisk {
   /** The name for messages, with its article. */
   readonly name: string
-  /** What the user can do with it, as the end of a sentence. */
+  /** The way out for the user, as the end of a sentence. */
   readonly hint: string
 }
 

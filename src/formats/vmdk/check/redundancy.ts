@@ -59,7 +59,7 @@ function disagreement(
   const message = () =>
     contradictions > 0
       ? `a redundant table contradicts the first one, at ${from}, in ${entries(contradictions)}`
-      : `a redundant table lags behind the first one, at ${from}, in ${entries(differing)}`
+      : `a redundant table is older than the first one, at ${from}, in ${entries(differing)}`
   comparison.sink.disagreement(placeOf(redundant, i), from, contradictions > 0, message)
 }
 

@@ -13,7 +13,7 @@ import { appending, requireReachable } from '../../appending.js'
 const MAX_MENDED = 16_384
 
 /** A redundant table at `at` that differs from the first one at `from`. Both are places in the file. */
-export interface Behind {
+export interface StaleTable {
   readonly at: number
   readonly from: number
 }
@@ -25,17 +25,17 @@ interface Uneven {
 }
 
 export interface Mending {
-  readonly behind: readonly Behind[]
+  readonly stale: readonly StaleTable[]
   readonly uneven: readonly Uneven[]
   /** How many bytes it appends to the file. */
   readonly bytes: number
 }
 
 /** Collects tables that are out of date; it keeps only so many that it notices if there are too many. */
-export class BehindList {
-  readonly tables: Behind[] = []
+export class StaleTables {
+  readonly tables: StaleTable[] = []
 
-  add(table: Behind): void {
+  add(table: StaleTable): void {
     if (this.tables.length <= MAX_MENDED) this.tables.push(table)
   }
 }
@@ -44,12 +44,12 @@ export class BehindList {
  * Plans the repairs of redundant tables. Writes nothing. Throws ImageError if there are too many.
  * @param store the file as it will be after the first tables have adopted what they lack
  */
-export function planMending(store: Store, layout: GrainLayout, behind: readonly Behind[]): Mending {
-  if (behind.length > MAX_MENDED) throw beyondMending(store)
+export function planMending(store: Store, layout: GrainLayout, stale: readonly StaleTable[]): Mending {
+  if (stale.length > MAX_MENDED) throw beyondMending(store)
   const tableBytes = tableBytesOf(layout)
   const uneven = unevenEntries(store, layout, tableBytes)
   const added = uneven.filter(({ from }) => from !== 0).length
-  return { behind, uneven, bytes: added * tableBytes }
+  return { stale, uneven, bytes: added * tableBytes }
 }
 
 /** Throws SystemError EFBIG if a file that ends at `end` is too long, since it may still grow. */
@@ -90,11 +90,11 @@ export interface MendedFile {
 }
 
 /** Carries out the plan. Returns how many tables it has repaired. Throws SystemError. */
-export function mend({ behind, uneven }: Mending, file: MendedFile): number {
+export function mend({ stale, uneven }: Mending, file: MendedFile): number {
   const { store, layout, pool, base } = file
-  for (const { at, from } of behind) copyTable(file, from, at)
+  for (const { at, from } of stale) copyTable(file, from, at)
   const { redundantDirectoryAt } = layout
-  if (redundantDirectoryAt === undefined) return behind.length
+  if (redundantDirectoryAt === undefined) return stale.length
   const places = addTables(uneven, file)
   if (uneven.length > 0) {
     pool.forget(base + redundantDirectoryAt, wholeSectors(layout.directoryEntries * ENTRY_BYTES))
@@ -104,7 +104,7 @@ export function mend({ behind, uneven }: Mending, file: MendedFile): number {
     entry.writeUInt32LE((places[i] as number) / SECTOR_BYTES)
     store.write(entry, 0, ENTRY_BYTES, redundantDirectoryAt + index * ENTRY_BYTES)
   })
-  return behind.length + uneven.length
+  return stale.length + uneven.length
 }
 
 /** Appends copies of the first tables and syncs them: a directory names only what is on the disk. */
