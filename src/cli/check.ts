@@ -123,8 +123,7 @@ function summary(name: string, checked: Checked, repair: RepairKind | undefined)
 }
 
 function advice({ corruptions, leaks, checkErrors }: CheckResult, repair = '', file: string) {
-  if (checkErrors > 0)
-    return ['The check is not complete: it is unknown which space is in use.']
+  if (checkErrors > 0) return ['The check is not complete: it is unknown which space is in use.']
   if (corruptions > 0 && repair !== 'all') {
     return [`Data may be at stake. Copy it, then: vimgfs check --repair all ${file}`]
   }

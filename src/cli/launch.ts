@@ -81,7 +81,11 @@ export async function launch(
 }
 
 /** Returns the server's last report. Answers what it asks before. */
-async function reportOf(child: ChildProcess, source: AskPassphrase, said: Said): Promise<StartReport> {
+async function reportOf(
+  child: ChildProcess,
+  source: AskPassphrase,
+  said: Said,
+): Promise<StartReport> {
   const failed = once(child, 'error').then(([error]) => Promise.reject(error))
   const exit = once(child, 'close')
   exit.catch(() => {})

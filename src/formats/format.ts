@@ -112,7 +112,10 @@ export interface LayerEncryption {
   readonly spec?: CipherSpec
 }
 
-export type OpenedLayer<S> = Pick<LayerSpec<S>, 'spec' | 'encryption' | 'dataFile' | 'extentFiles'> & {
+export type OpenedLayer<S> = Pick<
+  LayerSpec<S>,
+  'spec' | 'encryption' | 'dataFile' | 'extentFiles'
+> & {
   /** Whether `recover` has to run before the first write. */
   readonly needsRecovery?: boolean
 }

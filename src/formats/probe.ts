@@ -9,7 +9,6 @@ import { SECTOR_BYTES } from '../sector.js'
 /** Suffixes that promise another format than raw. */
 const IMAGE_SUFFIXES = [...RECOGNISED, ...FOREIGN].flatMap(({ suffixes }) => suffixes)
 
-
 /** Returns the format of `store`. Throws ImageError for a format that is known but not read. */
 export function probe(store: Store): Format {
   const buffer = Buffer.alloc(PROBED_BYTES)

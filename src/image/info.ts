@@ -63,7 +63,6 @@ export function describe(
   }
 }
 
-
 type Warn = (text: string) => void
 
 function describeLayer(

@@ -177,7 +177,10 @@ export class ViewSet {
   private parts(index: number): DriverParts<unknown> {
     const { spec, store, dataStore, extentStores, extentId } = this.layers[index] as OpenLayer
     const { metadata, clusters } = this
-    const numbered: NumberedStore[] = extentStores.map((store, i) => ({ store, storeId: extentId + i }))
+    const numbered: NumberedStore[] = extentStores.map((store, i) => ({
+      store,
+      storeId: extentId + i,
+    }))
     const isWritten = index === 0 && this.isWritten
     const stores = { store, storeId: index, dataStore, extentStores: numbered }
     return { layer: spec, ...stores, metadata, clusters, isWritten }
@@ -213,5 +216,9 @@ export const packedStores = (layers: readonly LayerSpec[]): FileStore[] =>
 function storesOf<S extends Store>(spec: LayerSpec, open: (file: FileSpec) => S): Stores<S> {
   const { dataFile, extentFiles = [] } = spec
   const store = open(spec)
-  return { store, dataStore: dataFile ? open(dataFile) : store, extentStores: extentFiles.map(open) }
+  return {
+    store,
+    dataStore: dataFile ? open(dataFile) : store,
+    extentStores: extentFiles.map(open),
+  }
 }

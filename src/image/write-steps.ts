@@ -2,7 +2,13 @@
 import { preallocateRange } from '../formats/preallocate.js'
 import type { Reservation } from '../formats/writable.js'
 import { readView, walkView } from './engine.js'
-import { isZero, type Scratch, useReserved, type WritableView, writeReserved } from './write-engine.js'
+import {
+  isZero,
+  type Scratch,
+  useReserved,
+  type WritableView,
+  writeReserved,
+} from './write-engine.js'
 import { writeZeroBytes, ZEROS } from './zeros.js'
 
 /** Writes from `start` of `source` to `offset` of the disk, in place or into new space. Returns how many bytes. */

@@ -1,10 +1,6 @@
 /** Compressed clusters as they lie in their sectors: other bytes after them, ends missing. */
 import t from 'tap'
-import {
-  inflateCluster,
-  unzstdCluster,
-  unzstdWithoutLibrary,
-} from '../../src/formats/inflate.js'
+import { inflateCluster, unzstdCluster, unzstdWithoutLibrary } from '../../src/formats/inflate.js'
 import { noise, prose } from '../fixtures/model.js'
 import {
   deflate,

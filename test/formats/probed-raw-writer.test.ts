@@ -28,8 +28,7 @@ function rawDisk(t: Test, options: OpenOptions = {}) {
   const [top] = chain.layers
   const memory = createDiskMemory(top, 2, storeOf(top))
   const disks = [0, 1].map(
-    thread =>
-      new ViewSet(chain.layers, CACHES, undefined, { memory, thread }).disk as WritableDisk,
+    thread => new ViewSet(chain.layers, CACHES, undefined, { memory, thread }).disk as WritableDisk,
   )
   t.teardown(() => closeChain(chain))
   const write = (bytes: Buffer | string, offset: number, thread = 0) => {

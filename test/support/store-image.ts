@@ -72,6 +72,7 @@ function layersOf(format: string, image: StoreImage<Store>) {
     isDescribed: true,
     isDevice: false,
     dropsChangeTracking: true,
+    known: undefined,
     warn: text => warnings.push(text),
     storeOf: spec => source.readable(spec),
     openDataFile: () => source.add(dataStore as Store),

@@ -101,7 +101,12 @@ export function walkBitmap(
 }
 
 /** Returns how many sectors from `first` on have their bits in a hole of the file. */
-function unallocatedSectors(store: Store, header: CowHeader, first: number, sectors: number): number {
+function unallocatedSectors(
+  store: Store,
+  header: CowHeader,
+  first: number,
+  sectors: number,
+): number {
   const byte = header.bitmapOffset + Math.floor(first / 8)
   const data = store.nextData(byte)
   if (data < 0) return sectors - first

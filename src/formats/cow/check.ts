@@ -51,7 +51,12 @@ function checkSectors(
   })
 }
 
-function reportLost({ dataOffset }: CowHeader, first: number, end: number, report: CheckReport): void {
+function reportLost(
+  { dataOffset }: CowHeader,
+  first: number,
+  end: number,
+  report: CheckReport,
+): void {
   const at = dataOffset + first * SECTOR_BYTES
   report.corruption(
     at,

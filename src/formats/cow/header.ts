@@ -35,7 +35,6 @@ export interface CowHeader {
   readonly warnings: readonly string[]
 }
 
-
 const MAGIC = 'OOOM'
 /** Version 1 of UML has the byte order of its host. On little-endian hosts the magic is reversed. */
 const SWAPPED_MAGIC = 'MOOO'

@@ -10,9 +10,8 @@
  *      file system full would lose many writes that had succeeded.
  *  (5) Only the bitmap and the sectors of the file are written.
  */
-import type { DirtySlice, TablePool } from '../../cache/table-pool.js'
+import type { DirtySlice } from '../../cache/table-pool.js'
 import { ImageError } from '../../errors.js'
-import type { WritableStore } from '../../io/store.js'
 import type { Extent } from '../driver.js'
 import { PooledWriter, TABLES } from '../pooled-writer.js'
 import { preallocate } from '../preallocate.js'

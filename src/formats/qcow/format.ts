@@ -4,7 +4,13 @@ import type { Format } from '../format.js'
 import { CRYPT, MAGIC } from '../qcow2/header.js'
 import { writeBlankQcow } from './blank.js'
 import { QcowDriver } from './driver.js'
-import { coverageBytes, type QcowHeader, readQcowHeader, tableBytes, filesNeededByQcow } from './header.js'
+import {
+  coverageBytes,
+  type QcowHeader,
+  readQcowHeader,
+  tableBytes,
+  filesNeededByQcow,
+} from './header.js'
 import { QcowWriter } from './writer.js'
 import { unpackCluster } from '../packed-cluster.js'
 import { oneFileChecking } from '../check/one-file.js'

@@ -10,7 +10,10 @@ export interface Region {
 }
 
 /** Returns the end of the L1 table, and the end of its space, in bytes of the file. */
-export function l1Place({ l1Offset, l1Entries }: QcowHeader): { l1End: number; l1PaddedEnd: number } {
+export function l1Place({ l1Offset, l1Entries }: QcowHeader): {
+  l1End: number
+  l1PaddedEnd: number
+} {
   const l1Bytes = l1Entries * ENTRY_BYTES
   const paddedBytes = Math.ceil(l1Bytes / SECTOR_BYTES) * SECTOR_BYTES
   return { l1End: l1Offset + l1Bytes, l1PaddedEnd: l1Offset + paddedBytes }

@@ -13,9 +13,9 @@
  * On an encrypted disk a hole does not decrypt to zeros, so there rule (1) gives no zeros.
  */
 import { SLICE_BYTES } from '../../cache/table-pool.js'
-import type { DirtySlice, TablePool } from '../../cache/table-pool.js'
+import type { DirtySlice } from '../../cache/table-pool.js'
 import { ImageError } from '../../errors.js'
-import { holesReadAsZeros, type WritableStore } from '../../io/store.js'
+import { holesReadAsZeros } from '../../io/store.js'
 import { appending, cutBack, endAppended, requireReachable } from '../appending.js'
 import type { Extent } from '../driver.js'
 import { PooledWriter, TABLES } from '../pooled-writer.js'

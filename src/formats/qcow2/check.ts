@@ -38,7 +38,6 @@ export function checkQcow2(store: Store, options: CheckOptions = {}): CheckResul
   return report
 }
 
-
 /** Returns false if some structures are unknown: then clusters that nothing names may still be data. */
 export function checkImage(
   image: Qcow2Structure,

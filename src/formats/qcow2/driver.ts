@@ -92,7 +92,8 @@ export class Qcow2Driver implements FormatDriver {
     const inTable = offset - l1Index * this.coverage
     const table = this.l2Table(l1Index, offset)
     if (table === 0) {
-      const unallocated = this.unallocatedTables(l1Index, inTable + length) * this.coverage - inTable
+      const unallocated =
+        this.unallocatedTables(l1Index, inTable + length) * this.coverage - inTable
       return { kind: 'parent', length: Math.min(length, unallocated) }
     }
     const entryAt = Math.floor(inTable / this.unitBytes) * this.entryBytes

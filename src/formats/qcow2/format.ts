@@ -3,7 +3,15 @@ import { ImageError } from '../../errors.js'
 import { WriteProtected } from '../../io/named-file.js'
 import type { FileSpec } from '../../io/file-spec.js'
 import type { Store } from '../../io/store.js'
-import type { DriverParts, Format, FormatWriting, InternalSnapshots, LayerSpec, OpenContext, OpenedLayer } from '../format.js'
+import type {
+  DriverParts,
+  Format,
+  FormatWriting,
+  InternalSnapshots,
+  LayerSpec,
+  OpenContext,
+  OpenedLayer,
+} from '../format.js'
 import { BLANK_CLUSTER_BYTES, writeBlank } from './blank.js'
 import { describeQcow2 } from './describe.js'
 import { Qcow2Driver, type Qcow2Parts } from './driver.js'

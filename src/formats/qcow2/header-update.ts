@@ -13,7 +13,10 @@ const DISK_SIZE = layout({ sizeBytes: u64be })
 const L1 = layout({ entries: u32be, offset: u64be })
 assert.equal(FIELD_AT.l1Offset, FIELD_AT.l1Entries + L1.at.offset)
 const REFCOUNT_TABLE = layout({ offset: u64be, clusters: u32be })
-assert.equal(FIELD_AT.refcountTableClusters, FIELD_AT.refcountTableOffset + REFCOUNT_TABLE.at.clusters)
+assert.equal(
+  FIELD_AT.refcountTableClusters,
+  FIELD_AT.refcountTableOffset + REFCOUNT_TABLE.at.clusters,
+)
 const SNAPSHOTS = layout({ count: u32be, offset: u64be })
 assert.equal(FIELD_AT.snapshotsOffset, FIELD_AT.snapshotCount + SNAPSHOTS.at.offset)
 const FEATURES = layout({ incompatible: bits64be, compatible: bits64be, autoclear: bits64be })

@@ -77,7 +77,10 @@ export function readHeader(store: Store): Qcow2Header {
   }
   const first = Buffer.alloc(512)
   const got = store.read(first, 0, first.length, 0)
-  if (got < V2_HEADER.size || (first.readUInt32BE(FIELD_AT.version) >= 3 && got < COMPRESSION_TYPE_AT)) {
+  if (
+    got < V2_HEADER.size ||
+    (first.readUInt32BE(FIELD_AT.version) >= 3 && got < COMPRESSION_TYPE_AT)
+  ) {
     fail('NOT_AN_IMAGE', `the qcow2 header is cut off after ${got} bytes`, RESTORE)
   }
   if (first.readUInt32BE(FIELD_AT.magic) !== MAGIC) {

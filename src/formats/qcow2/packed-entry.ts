@@ -7,7 +7,6 @@ import assert from 'node:assert'
 import { COMPRESSED, COPIED } from './words.js'
 import { SECTOR_BYTES } from '../../sector.js'
 
-
 /** Returns how many bits of the high half belong to the offset; all 32 of the low half do. */
 const highOffsetBits = (clusterBits: number): number => 62 - (clusterBits - 8) - 32
 

@@ -44,7 +44,8 @@ function open(file: FileSpec, context: OpenContext): OpenedLayer<VmdkSpec> {
   return { spec, extentFiles: extentFilesOf(spec) }
 }
 
-const extentFilesOf = ({ extents }: VmdkSpec): FileSpec[] => extents.flatMap(({ file }) => file ?? [])
+const extentFilesOf = ({ extents }: VmdkSpec): FileSpec[] =>
+  extents.flatMap(({ file }) => file ?? [])
 
 function reference({ path, spec }: LayerSpec<VmdkSpec>): Reference | undefined {
   const link = parentLink(spec, path)
@@ -90,7 +91,14 @@ function storesOf<T extends NumberedStore>(
   return extents.map(({ file }) => file && files[next++])
 }
 
-function driver({ layer, storeId, extentStores, metadata, clusters, isWritten }: DriverParts<VmdkSpec>) {
+function driver({
+  layer,
+  storeId,
+  extentStores,
+  metadata,
+  clusters,
+  isWritten,
+}: DriverParts<VmdkSpec>) {
   const { spec } = layer
   const stores = storesOf(spec, extentStores)
   return new VmdkDriver({ spec, stores, layerId: storeId, metadata, clusters, isWritten })

@@ -87,7 +87,8 @@ export abstract class GrainTables implements FormatDriver {
     const at = (index * this.entryBytes) % SLICE_BYTES
     const table = this.tableOf(directory, at, index, offset)
     if (table !== 0) return this.grains(table, inTable, offset, length)
-    const unallocated = this.unallocatedTables(directory, at, index, inTable + length) * this.coverage
+    const unallocated =
+      this.unallocatedTables(directory, at, index, inTable + length) * this.coverage
     return { kind: 'parent', length: Math.min(length, unallocated - inTable) }
   }
 
@@ -104,7 +105,10 @@ export abstract class GrainTables implements FormatDriver {
     const listed = Math.floor((slice.length - at) / this.entryBytes)
     const wanted = Math.min(listed, Math.ceil(bytes / this.coverage))
     let count = 1
-    while (count < wanted && this.isUnallocated(slice, at + count * this.entryBytes, index + count)) {
+    while (
+      count < wanted &&
+      this.isUnallocated(slice, at + count * this.entryBytes, index + count)
+    ) {
       count++
     }
     return count

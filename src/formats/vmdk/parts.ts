@@ -2,7 +2,6 @@
 import type { ClusterCache } from '../../cache/cluster-cache.js'
 import type { Store } from '../../io/store.js'
 
-
 /**
  * Returns `length` bytes of the extent's file at `at`, through the cache. Both are multiples of 512, and `length` is at most
  * 4096. Valid until the next call. Throws ImageError if the file ends earlier, SystemError.

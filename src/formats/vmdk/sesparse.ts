@@ -20,7 +20,14 @@ import {
 } from './grain-tables.js'
 import type { ExtentParts } from './parts.js'
 import { SECTOR_BYTES } from '../../sector.js'
-import { GRAIN, grainIndex, grainKind, hexEntry, SESPARSE_ENTRY_BYTES, TABLE_IS_HERE } from './sesparse-entries.js'
+import {
+  GRAIN,
+  grainIndex,
+  grainKind,
+  hexEntry,
+  SESPARSE_ENTRY_BYTES,
+  TABLE_IS_HERE,
+} from './sesparse-entries.js'
 
 const CONSTANT_MAGIC = 0xcafebaben
 const VOLATILE_MAGIC = 0xcafecafen
@@ -228,7 +235,12 @@ export class SesparseDriver extends GrainTables {
 
   constructor(parts: ExtentParts, header: SesparseHeader) {
     const { capacityBytes, grainBytes, regions } = header
-    super(parts, { capacityBytes, grainBytes, entryBytes: SESPARSE_ENTRY_BYTES, directory: regions.directory })
+    super(parts, {
+      capacityBytes,
+      grainBytes,
+      entryBytes: SESPARSE_ENTRY_BYTES,
+      directory: regions.directory,
+    })
     this.tables = regions.tables
     this.tableCount = Math.floor(regions.tables.bytes / TABLE_BYTES)
     this.grainsOffset = regions.grains.offset

@@ -2,7 +2,12 @@
 import fc from 'fast-check'
 import t from 'tap'
 import { createFreeMemory, FreeQueue } from '../../../src/formats/qcow2/free-queue.js'
-import { createMetadataMapMemory, MetadataMap, KIND, type Kind } from '../../../src/formats/qcow2/metadata-map.js'
+import {
+  createMetadataMapMemory,
+  MetadataMap,
+  KIND,
+  type Kind,
+} from '../../../src/formats/qcow2/metadata-map.js'
 import { holds } from '../../support/property.js'
 import { collectShared } from '../../support/writable.js'
 

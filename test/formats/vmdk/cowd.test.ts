@@ -360,7 +360,11 @@ t.test('directory entries that cannot be', async t => {
     [built.directoryEntryAt(0), 4, 0],
     [built.directoryEntryAt(1), 4, 1],
   ])
-  t.equal(driverOf(stored(unallocated)).lookup(0, 2 ** 22).length, 2 ** 21, 'unallocated up to the damage')
+  t.equal(
+    driverOf(stored(unallocated)).lookup(0, 2 ** 22).length,
+    2 ** 21,
+    'unallocated up to the damage',
+  )
 })
 
 t.test('a grain that begins before its table or directory and ends in it', async t => {

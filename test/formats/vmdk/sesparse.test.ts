@@ -463,7 +463,11 @@ t.test('directory entries that cannot be', async t => {
     [honest.directoryEntryAt(0), 8, 0],
     [honest.directoryEntryAt(1), 8, 1],
   ])
-  t.equal(driverOf(stored(unallocated)).lookup(0, 32 * M).length, 16 * M, 'unallocated up to the damage')
+  t.equal(
+    driverOf(stored(unallocated)).lookup(0, 32 * M).length,
+    16 * M,
+    'unallocated up to the damage',
+  )
 })
 
 t.test('any bytes changed', async t => {

@@ -10,7 +10,9 @@ export function compareCounts(census: Census, report: Qcow2Report): number {
   const { cells, first } = window
   const { maxCount } = image
   const runs = new FindingRuns<Fault>(run => describe(run, image.clusterBytes, report))
-  const overlaps = new FindingRuns<'overlap'>(run => describeOverlap(run, image.clusterBytes, report))
+  const overlaps = new FindingRuns<'overlap'>(run =>
+    describeOverlap(run, image.clusterBytes, report),
+  )
   // The cluster after the end of the file counts if something names it.
   const end = Math.min(window.end, image.clusters + (census.reachesBeyond ? 1 : 0))
   let used = 0
@@ -65,7 +67,11 @@ function describe(run: FindingRun<Fault>, clusterBytes: number, report: Qcow2Rep
   else report.error(at, () => `${what}: count unreadable, references ${references}`, length)
 }
 
-function describeOverlap(run: FindingRun<'overlap'>, clusterBytes: number, report: Qcow2Report): void {
+function describeOverlap(
+  run: FindingRun<'overlap'>,
+  clusterBytes: number,
+  report: Qcow2Report,
+): void {
   report.corruption(
     run.start * clusterBytes,
     () =>

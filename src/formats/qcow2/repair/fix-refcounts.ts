@@ -225,7 +225,11 @@ function isAllowed(counted: number, expected: number, { raise, lower }: CountOpt
   return lower === 'all' || (lower === 'unused' && expected === 0)
 }
 
-function describe(run: FindingRun<'fix'>, clusterBytes: number, report: Qcow2Report | undefined): void {
+function describe(
+  run: FindingRun<'fix'>,
+  clusterBytes: number,
+  report: Qcow2Report | undefined,
+): void {
   const { start, counted, references } = run
   report?.note(
     'fix',

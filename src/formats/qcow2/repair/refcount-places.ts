@@ -50,7 +50,11 @@ export class RefcountPlaces {
  *
  * @param isKnown whether the tables name all clusters in use (see FreeClusters)
  */
-export function placeRefcounts(store: WritableStore, survey: Survey, isKnown: boolean): RefcountPlaces {
+export function placeRefcounts(
+  store: WritableStore,
+  survey: Survey,
+  isKnown: boolean,
+): RefcountPlaces {
   const { image } = survey.census
   const appended = placesAtEnd(survey)
   // Even if nothing is appended, a file that ends within a cluster gets the rest of that cluster.

@@ -20,7 +20,6 @@ import type { TableReader } from './table-reader.js'
 import { SECTOR_BYTES } from '../../../sector.js'
 import { ENTRY_BYTES, noGrainMax, UNALLOCATED } from '../entries.js'
 
-
 interface NamedRegion extends Region {
   readonly name: string
 }
@@ -188,7 +187,11 @@ export class Inspection {
   }
 
   /** @param shared the other directory, whose entries may name the same tables */
-  private takeTables(directory: Directory, shared: Directory | undefined, isReported: boolean): void {
+  private takeTables(
+    directory: Directory,
+    shared: Directory | undefined,
+    isReported: boolean,
+  ): void {
     for (let at = 0; ; ) {
       at = directory.skipHole(at)
       if (at >= this.directoryEntries) return

@@ -15,7 +15,6 @@ import { SECTOR_BYTES } from '../../../sector.js'
 import { ENTRY_BYTES, UNALLOCATED } from '../entries.js'
 import { SPARSE_FIELD_AT } from '../sparse-header.js'
 
-
 const MAX_CRASHED_GRAINS = 64
 
 export interface Losses {

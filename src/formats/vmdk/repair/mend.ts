@@ -44,7 +44,11 @@ export class StaleTables {
  * Plans the repairs of redundant tables. Writes nothing. Throws ImageError if there are too many.
  * @param store the file as it will be after the first tables have adopted what they lack
  */
-export function planMending(store: Store, layout: GrainLayout, stale: readonly StaleTable[]): Mending {
+export function planMending(
+  store: Store,
+  layout: GrainLayout,
+  stale: readonly StaleTable[],
+): Mending {
   if (stale.length > MAX_MENDED) throw beyondMending(store)
   const tableBytes = tableBytesOf(layout)
   const uneven = unevenEntries(store, layout, tableBytes)
