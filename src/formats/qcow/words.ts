@@ -64,9 +64,9 @@ export function packedEntry(
   return { high: COMPRESSED + bits, low: at % 2 ** 32 }
 }
 
-/** Returns the end of the part of a file in which compressed bytes can begin. */
+/** Returns the end of the part of a file in which compressed bytes can begin; sums of places stay below 2^53. */
 export const maxPackedOffset = (clusterBits: number): number =>
-  2 ** Math.min(53, 32 + highOffsetBits(clusterBits))
+  2 ** Math.min(52, 32 + highOffsetBits(clusterBits))
 
 /** The offset has 47 to 54 bits: all of the low half, and so many of the high half. */
 const highOffsetBits = (clusterBits: number): number => 63 - clusterBits - 32

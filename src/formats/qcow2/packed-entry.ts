@@ -37,6 +37,6 @@ export function packedEntry(
   return { high, low: at % 2 ** 32 }
 }
 
-/** Returns the end of the part of a file in which compressed bytes can begin. */
+/** Returns the end of the part of a file in which compressed bytes can begin; sums of places stay below 2^53. */
 export const maxPackedOffset = (clusterBits: number): number =>
-  2 ** Math.min(53, 32 + highOffsetBits(clusterBits))
+  2 ** Math.min(52, 32 + highOffsetBits(clusterBits))
