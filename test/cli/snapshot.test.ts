@@ -43,13 +43,13 @@ async function firstByte(image: string): Promise<number> {
   return byte[0] as number
 }
 
-async function opened(image: string, writable = false) {
-  const one = await openImage(image, { writable })
+async function opened(image: string, access: 'read' | 'write' = 'read') {
+  const one = await openImage(image, { access })
   return { disk: one.disk, close: () => one.close() }
 }
 
 async function put(image: string, value: number): Promise<void> {
-  const { disk, close } = await opened(image, true)
+  const { disk, close } = await opened(image, 'write')
   disk.write(Buffer.alloc(CLUSTER, value), 0)
   close()
 }

@@ -90,24 +90,27 @@ export interface State {
 
 /** Writes all of this in one write of at most 72 bytes of the first sector. */
 export function writeState(store: WritableStore, version: 2 | 3, state: State): void {
-  const end = version === 2 ? FEATURES_AT : FEATURES_AT + FEATURES.size
-  const fields = Buffer.alloc(end - DISK_SIZE_AT)
-  store.read(fields, 0, fields.length, DISK_SIZE_AT)
+  const end = version === 2 ? FIELD_AT.incompatible : FIELD_AT.incompatible + FEATURES.size
+  const fields = Buffer.alloc(end - FIELD_AT.sizeBytes)
+  store.read(fields, 0, fields.length, FIELD_AT.sizeBytes)
   DISK_SIZE.put(fields, 0, state)
-  L1.put(fields, L1_AT - DISK_SIZE_AT, { entries: state.l1Entries, offset: state.l1Offset })
-  REFCOUNT_TABLE.put(fields, REFCOUNT_TABLE_AT - DISK_SIZE_AT, {
+  L1.put(fields, FIELD_AT.l1Entries - FIELD_AT.sizeBytes, {
+    entries: state.l1Entries,
+    offset: state.l1Offset,
+  })
+  REFCOUNT_TABLE.put(fields, FIELD_AT.refcountTableOffset - FIELD_AT.sizeBytes, {
     offset: state.refcountTableOffset,
     clusters: state.refcountTableClusters,
   })
-  SNAPSHOTS.put(fields, SNAPSHOTS_AT - DISK_SIZE_AT, {
+  SNAPSHOTS.put(fields, FIELD_AT.snapshotCount - FIELD_AT.sizeBytes, {
     count: state.snapshotCount,
     offset: state.snapshotsOffset,
   })
   if (version === 3) {
     const { at } = FEATURES
-    bits64be.put(fields, FEATURES_AT - DISK_SIZE_AT + at.autoclear, state.autoclear)
+    bits64be.put(fields, FIELD_AT.incompatible - FIELD_AT.sizeBytes + at.autoclear, state.autoclear)
   }
-  store.write(fields, 0, fields.length, DISK_SIZE_AT)
+  store.write(fields, 0, fields.length, FIELD_AT.sizeBytes)
 }
 
 /** Writes all feature bits. The image must have version 3: version 2 has other bytes there. */

@@ -11,7 +11,7 @@
 import { ImageError } from '../../../errors.js'
 import type { WritableStore } from '../../../io/store.js'
 import { loadBitmaps } from '../bitmap-memory.js'
-import { createGuardMemory, Guard } from '../guard.js'
+import { createMetadataMapMemory, MetadataMap } from '../metadata-map.js'
 import { AUTOCLEAR, clusterBytes, INCOMPATIBLE, type Qcow2Header, readHeader } from '../header.js'
 import { type State, writeState } from '../header-update.js'
 import { inspectForWriting } from '../inspection.js'
@@ -22,13 +22,14 @@ import { giveBack } from './give-back.js'
 import { NewCounts, type Row } from './new-counts.js'
 import { OldCounts } from './old-counts.js'
 import { type L1Place, References } from './references.js'
+import { cutBack } from '../../appending.js'
 
 export class Change {
   readonly header: Qcow2Header
   /** The snapshots of the old state. */
   readonly snapshots: readonly Entry[]
   readonly references: References
-  private readonly guard = new Guard(createGuardMemory())
+  private readonly metadataMap = new MetadataMap(createMetadataMapMemory())
   private readonly old: OldCounts
   private readonly counts: NewCounts
   private readonly autoclear: bigint
@@ -45,9 +46,9 @@ export class Change {
     const cluster = clusterBytes(header)
     const bitmaps = loadBitmaps(store, header, at => old.get(at / cluster) === 1)
     this.autoclear = header.autoclear & (bitmaps.areLost ? 0n : AUTOCLEAR.bitmaps)
-    inspectForWriting(this.guard, store, header, bitmaps)
+    inspectForWriting(this.metadataMap, store, header, bitmaps)
     this.references = new References(store, header)
-    const space = new FreeSpace(old, this.guard, cluster, store.path)
+    const space = new FreeSpace(old, this.metadataMap, cluster, store.path)
     this.counts = new NewCounts(store, header, old, space)
   }
 
@@ -119,7 +120,7 @@ export class Change {
       autoclear: this.autoclear,
     })
     store.sync()
-    giveBack(store, header, this.old, counts, this.guard)
+    giveBack(store, header, this.old, counts, this.metadataMap)
   }
 
   private rowOf(at: number, bytes: number): Row {
@@ -140,11 +141,4 @@ function requireChangeable({ path }: WritableStore, { incompatible }: Qcow2Heade
     const hint = 'repair a copy of it with vimgfs check --repair all'
     throw new ImageError('CORRUPT', 'it is marked corrupt', { path, hint })
   }
-}
-
-/** The file may be longer than before if this fails, which does no harm. */
-function cutBack(store: WritableStore, sizeBytes: number): void {
-  try {
-    if (store.sizeBytes > sizeBytes) store.truncate(sizeBytes)
-  } catch {}
 }

@@ -4,7 +4,7 @@
  */
 import { constants } from 'node:os'
 import { SystemError } from '../../../errors.js'
-import type { Guard } from '../guard.js'
+import type { MetadataMap } from '../metadata-map.js'
 import type { OldCounts } from './old-counts.js'
 
 const { EFBIG } = constants.errno
@@ -19,7 +19,7 @@ export class FreeSpace {
 
   constructor(
     private readonly counts: OldCounts,
-    private readonly guard: Guard,
+    private readonly metadataMap: MetadataMap,
     private readonly clusterBytes: number,
     private readonly path: string,
   ) {}
@@ -55,6 +55,6 @@ export class FreeSpace {
     if ((cluster + 1) * this.clusterBytes > MAX_FILE_BYTES) {
       throw new SystemError('write', EFBIG, this.path)
     }
-    return this.counts.get(cluster) === 0 && this.guard.kindOf(cluster) === 0
+    return this.counts.get(cluster) === 0 && this.metadataMap.kindOf(cluster) === 0
   }
 }

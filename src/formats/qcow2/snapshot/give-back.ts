@@ -1,7 +1,7 @@
 /** Gives back to the file system what an image no longer uses. */
 import type { WritableStore } from '../../../io/store.js'
-import { getCount } from '../counts.js'
-import { type Guard, KIND } from '../guard.js'
+import { getCount } from '../refcount-bits.js'
+import { type MetadataMap, KIND } from '../metadata-map.js'
 import { clusterBytes, type Qcow2Header } from '../header.js'
 import type { NewCounts } from './new-counts.js'
 import { type OldCounts, readWhole } from './old-counts.js'
@@ -15,7 +15,7 @@ export function giveBack(
   header: Qcow2Header,
   old: OldCounts,
   counts: NewCounts,
-  guard: Guard,
+  metadataMap: MetadataMap,
 ): void {
   const cluster = clusterBytes(header)
   const order = header.refcountOrder
@@ -30,7 +30,7 @@ export function giveBack(
     for (let i = 0; i < old.perBlock; i++) {
       if (getCount(before, i, order) === 0 || getCount(after, i, order) !== 0) continue
       // Later blocks are still read.
-      if (guard.kindOf(first + i) !== KIND.refcountBlock) runs.add(first + i)
+      if (metadataMap.kindOf(first + i) !== KIND.refcountBlock) runs.add(first + i)
     }
   }
   old.places.forEach((at, index) => {

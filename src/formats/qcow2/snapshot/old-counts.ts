@@ -1,6 +1,6 @@
 /** The reference counts of an image as its file has them (QEMU docs/interop/qcow2.rst, "Reference counts"). */
 import type { Store } from '../../../io/store.js'
-import { getCount } from '../counts.js'
+import { getCount } from '../refcount-bits.js'
 import { clusterBytes, type Qcow2Header } from '../header.js'
 import { blockOffset, readWords, wordBuffer } from '../words.js'
 

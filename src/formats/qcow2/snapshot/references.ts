@@ -2,10 +2,10 @@
 import { ImageError } from '../../../errors.js'
 import type { Store } from '../../../io/store.js'
 import { walkL1 } from '../check/l1-walk.js'
-import { packedAt } from '../driver.js'
 import { clusterBytes, l2EntryBytes, type Qcow2Header } from '../header.js'
 import { COMPRESSED, hostOffset } from '../words.js'
 import { readWhole } from './old-counts.js'
+import { packedOffset, packedLength } from '../packed-entry.js'
 
 /** An L1 table, or its first entries. */
 export interface L1Place {
@@ -79,8 +79,10 @@ export class References {
       visit(host / clusterBytes)
       return
     }
-    const { at, packedBytes } = packedAt(table, i, this.header.clusterBits)
-    const last = Math.floor((at + packedBytes - 1) / clusterBytes)
+    const { clusterBits } = this.header
+    const low = table.readUInt32BE(i + 4)
+    const at = packedOffset(high, low, clusterBits)
+    const last = Math.floor((at + packedLength(high, low, clusterBits) - 1) / clusterBytes)
     for (let cluster = Math.floor(at / clusterBytes); cluster <= last; cluster++) {
       // The compressed bytes may end before their last sector, and the file with them.
       if (cluster * clusterBytes < this.fileEnd) visit(cluster)
