@@ -17,6 +17,7 @@ import type { Store, WritableStore } from '../io/store.js'
 import type { CheckOptions, CheckResult, RepairResult } from './check/report.js'
 import type { FormatDriver } from './driver.js'
 import type { InfoFields } from './info-fields.js'
+import type { SnapshotWriter } from './snapshot-writer.js'
 import type { WritableDriver } from './writable.js'
 
 /** How many of an image's first bytes decide its format. */
@@ -203,34 +204,6 @@ export interface InternalSnapshots<S> {
   readonly writing?: { load(): Promise<SnapshotWriter> }
 }
 
-/** A snapshot that is to be taken. */
-export interface NewSnapshot {
-  /** 1 to MAX_NEW_SNAPSHOT_NAME_BYTES bytes without NUL. */
-  readonly name: Buffer
-  /** Seconds since 1970. */
-  readonly dateSeconds: number
-  readonly dateNanoseconds: number
-}
-
-/**
- * Changes the snapshots of an image that nobody else has open. Indexes are those of the image's table. After a power cut or an
- * error the image has its old state or the new one. All methods throw ImageError, SystemError.
- */
-export interface SnapshotWriter {
-  create(store: WritableStore, snapshot: NewSnapshot): void
-  /** Deletes several at once. */
-  delete(store: WritableStore, indexes: readonly number[]): void
-  /**
-   * Makes the disk what a snapshot is. It takes the snapshot `keep` of the present state first, unless an existing one shows the
-   * same. Without `keep` the present state is lost.
-   */
-  revert(
-    store: WritableStore,
-    index: number,
-    keep: NewSnapshot | undefined,
-  ): { readonly hasKept: boolean }
-}
-
 /** A snapshot that has frozen a disk file: plain data. */
 export interface ExternalSnapshot {
   readonly uid: number
@@ -355,10 +328,10 @@ export interface FormatWriting<S> {
     reference: NewReference | undefined,
   ): void
   /**
-   * Makes the whole disk of an image that is not in use unallocated, and syncs it. The space is not given back yet: a repair of
-   * leaks does that. Undefined if the format cannot do that.
+   * Makes the whole disk of an image that is not in use unallocated, and syncs it. It may leave leaks, for a repair to give
+   * back. Undefined if the format cannot do that.
    */
-  makeEmpty?(layer: LayerSpec<S>, store: WritableStore): void
+  makeEmpty?(layer: LayerSpec<S>, store: WritableStore): Promise<void>
   /** Makes a blank disk allocate from `at` on, in bytes, as in a file that has grown to there. */
   allocateFrom?(memory: unknown, at: number): void
 }

@@ -77,7 +77,7 @@ async function commitLocked(name: string, options: CommitOptions): Promise<Commi
     try {
       const written = await writeBase(chain, index, options)
       followBase(chain.layers, index)
-      const isEmptied = index === 1 && !options.keep && makeEmpty(chain.layers)
+      const isEmptied = index === 1 && !options.keep && (await makeEmpty(chain.layers))
       const warnings = [...chain.warnings, ...written.warnings]
       return { base: written.path, bytes: written.bytes, isEmptied, warnings }
     } finally {
@@ -226,13 +226,13 @@ function followBase(layers: Layers, index: number): void {
 /**
  * Makes the image hold nothing, where its format can. A repair gives its space back later, when the image is not locked any more.
  */
-function makeEmpty([top]: Layers): boolean {
+async function makeEmpty([top]: Layers): Promise<boolean> {
   const { writing } = formatOf(top)
   if (!writing?.makeEmpty) return false
   const opened = openChain(top.path, { format: top.format, describe: 'image', access: 'write' })
   try {
     const size = BigInt64Array.of(BigInt(top.sizeBytes))
-    writing.makeEmpty(opened.layers[0], LOCAL_FILES.writable(opened.layers[0], size))
+    await writing.makeEmpty(opened.layers[0], LOCAL_FILES.writable(opened.layers[0], size))
   } finally {
     closeChain(opened)
   }

@@ -1,9 +1,10 @@
 /** The internal snapshots of an image: listing, taking and deleting them, and going back to one. */
 import { ImageError, printable } from '../errors.js'
-import type { InternalSnapshot, NewSnapshot, SnapshotWriter } from '../formats/format.js'
+import type { InternalSnapshot } from '../formats/format.js'
 import { MAX_NEW_SNAPSHOT_NAME_BYTES } from '../formats/limits.js'
 import { formatOf } from '../formats/registry.js'
 import { SnapshotLimit } from '../formats/snapshot-limit.js'
+import type { NewSnapshot, SnapshotWriter } from '../formats/snapshot-writer.js'
 import type { WritableStore } from '../io/store.js'
 import { type Chain, closeChain, type OpenOptions } from './chain.js'
 import { unlessMounted } from './mounted.js'

@@ -1,5 +1,6 @@
 /** Changes of an image's snapshots, and what the image shows before and after each. */
 import { readHeader } from '../../src/formats/qcow2/header.js'
+import { makeEmpty } from '../../src/formats/qcow2/make-empty.js'
 import { recover } from '../../src/formats/qcow2/recovery.js'
 import { qcow2SnapshotWriter } from '../../src/formats/qcow2/snapshot/snapshot-writer.js'
 import type { WritableStore } from '../../src/io/store.js'
@@ -63,6 +64,13 @@ export function changesOf(kind: Kind): SnapshotChange[] {
         store,
         snapshots.map((_, index) => index),
       ),
+    ),
+  )
+  const beneath = Buffer.alloc(disk.length)
+  kind.parent?.copy(beneath)
+  changes.push(
+    change(kind, 'make it empty', base, { disk: beneath, snapshots }, store =>
+      makeEmpty(store, readHeader(store)),
     ),
   )
   if (readHeader(base).bitmaps) return changes

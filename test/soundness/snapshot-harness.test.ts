@@ -85,6 +85,8 @@ t.test('every flaw is found, in every change', needs('qemu-img', 'qemu-io'), asy
   for (const change of changesOf(kind)) {
     t.doesNotThrow(() => cutSnapshots(kind, change, options), `${change.title}: the right writer`)
     for (const [title, flaw] of Object.entries(FLAWS)) {
+      // This one writes a table of zeros first, to space that reads as zeros.
+      if (change.title === 'make it empty' && title === 'the first write is lost') continue
       t.throws(() => cutSnapshots(kind, change, { ...options, flaw }), `${change.title}: ${title}`)
     }
   }

@@ -25,7 +25,6 @@ import {
   readHeader,
 } from './header.js'
 import { requireWhole } from './losses.js'
-import { makeEmpty } from './make-empty.js'
 import { recover, requireRecoverable } from './recovery.js'
 import { changeReference } from './reference-update.js'
 import { type Qcow2Snapshot, readSnapshots } from './snapshots.js'
@@ -128,7 +127,7 @@ const writing: FormatWriting<Qcow2Header> = {
     return { spec: readHeader(store) }
   },
   changeReference: ({ spec }, store, reference) => changeReference(store, spec, reference),
-  makeEmpty: ({ spec }, store) => makeEmpty(store, spec),
+  makeEmpty: async ({ spec }, store) => (await import('./make-empty.js')).makeEmpty(store, spec),
   allocateFrom: (memory, at) => {
     const state = new Float64Array((memory as Qcow2Memory).state)
     state[STATE.cursor] = Math.floor(at / BLANK_CLUSTER_BYTES)

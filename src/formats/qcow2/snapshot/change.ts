@@ -1,5 +1,5 @@
 /**
- * Changes the snapshots of an image, so that a power cut at any moment leaves the old state or the new one.
+ * Changes which tables an image has, so that a power cut at any moment leaves the old state or the new one.
  *
  *  (1) Nothing that the old state uses is written. What the new state needs lies in clusters with the count 0, or past the end
  *      of the file: the snapshot table, L1 tables, L2 tables with other flags, changed refcount blocks and the refcount table.

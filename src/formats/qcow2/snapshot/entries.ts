@@ -1,7 +1,7 @@
 /** The entries of the snapshot table while it is written anew. Those that stay keep their bytes, unknown extra data included. */
 import { ImageError } from '../../../errors.js'
 import type { Store } from '../../../io/store.js'
-import type { NewSnapshot } from '../../format.js'
+import type { NewSnapshot } from '../../snapshot-writer.js'
 import { MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS } from '../../limits.js'
 import { SnapshotLimit } from '../../snapshot-limit.js'
 import { readSnapshotTable } from '../check/snapshot-table.js'

@@ -1,7 +1,7 @@
 /** Takes, deletes and goes back to snapshots within a qcow2 image (QEMU docs/interop/qcow2.rst, "Snapshots"). */
 import { ImageError } from '../../../errors.js'
 import type { WritableStore } from '../../../io/store.js'
-import type { NewSnapshot, SnapshotWriter } from '../../format.js'
+import type { NewSnapshot, SnapshotWriter } from '../../snapshot-writer.js'
 import { AUTOCLEAR, l2CoverageBytes, type Qcow2Header } from '../header.js'
 import { withoutFlags } from './active-tables.js'
 import { Change } from './change.js'
