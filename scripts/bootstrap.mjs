@@ -114,10 +114,11 @@ export function ensureBuilt() {
   const built = statSync(CLI, { throwIfNoEntry: false })?.mtimeMs ?? 0
   // Folders count, too: removing a file changes its folder's time.
   const sources = readdirSync(join(ROOT, 'src'), { recursive: true }).map(name => `src/${name}`)
-  sources.push('src', 'tsconfig.json', 'tsconfig.build.json', 'package-lock.json')
+  sources.push('src', 'scripts/build.mjs', 'package-lock.json')
   if (sources.every(path => statSync(join(ROOT, path)).mtimeMs <= built)) return
   step('Building')
-  const build = quiet('npm', 'run', '--silent', 'build')
+  // The types are for other packages.
+  const build = quiet(process.execPath, 'scripts/build.mjs', '--code')
   if (!build.ok) throw new Stop(`${build.output}\nThe build failed: see above.`)
 }
 

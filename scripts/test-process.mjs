@@ -65,10 +65,7 @@ export class TestProcess {
 
   constructor(activity, args, env, limits = LIMITS) {
     this.#limits = limits
-    folders ??= mkdtempSync(join(tmpdir(), 'vimgfs-tests-'))
-    chmodSync(folders, 0o711)
-    this.#folder = join(folders, `${++count}`)
-    mkdirSync(this.#folder)
+    this.#folder = temporaryFolder(`${++count}`)
     // Some tests run as an ordinary user.
     chmodSync(this.#folder, 0o1777)
     this.#activity = activity
@@ -192,7 +189,16 @@ export function sweepAll() {
   removeFolders()
 }
 
-/** The folder of all temporary folders; what is still in use stays. */
+/** Makes a folder for files of this run; `removeFolders` removes it. */
+export function temporaryFolder(name) {
+  folders ??= mkdtempSync(join(tmpdir(), 'vimgfs-tests-'))
+  chmodSync(folders, 0o711)
+  const folder = join(folders, name)
+  mkdirSync(folder)
+  return folder
+}
+
+/** Removes the folders of this run; what is still in use stays. */
 export function removeFolders() {
   if (folders === undefined) return
   remove(folders)

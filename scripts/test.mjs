@@ -8,11 +8,12 @@
  *  (2) CI runs as root and has all that a test may need, so a test that is skipped there has failed.
  *  (3) The last line is the count, in a form that a program can read.
  *
- * Files run in processes with tap's loaders, those that only compute several in one. tap's own runner is not
- * used, because it drops a file from its report when another one takes too long, against rule (1).
+ * Files run in processes of their own, those that only compute several in one. tap's own runner is not used, because it
+ * drops a file from its report when another one takes too long, against rule (1).
  */
-import { execFileSync, spawnSync } from 'node:child_process'
+import { spawnSync } from 'node:child_process'
 import { randomInt } from 'node:crypto'
+import { readFileSync } from 'node:fs'
 import { join, relative, resolve } from 'node:path'
 import {
   ensureBuilt,
@@ -23,7 +24,7 @@ import {
   run,
 } from './bootstrap.mjs'
 import { allFiles, JOBS, planOf, quickFiles } from './test-plan.mjs'
-import { removeFolders, sweepAll, TestProcess } from './test-process.mjs'
+import { removeFolders, sweepAll, temporaryFolder, TestProcess } from './test-process.mjs'
 import { FileReport } from './test-report.mjs'
 
 const PEERS = [
@@ -139,16 +140,15 @@ function takeFreshSeeds() {
 /** Runs a group of files in one process; resolves to the groups that have yet to run because of a crash. */
 async function runnerOf(isVerbose) {
   const { Parser } = await import('tap-parser')
-  const { register } = await import('tsx/esm/api')
-  const unregister = register()
-  const activity = await import('../test/support/activity.ts')
-  await unregister()
-  const loaders = execFileSync(tool('tap'), ['node-options'], { cwd: ROOT, encoding: 'utf8' })
-  // tap's loader for processinfo only serves coverage. Its compiler for TypeScript takes two seconds for a test that
-  // imports half of the sources; tsx, which caches its results, takes a quarter of that.
-  const options = loaders.trim().split(' ').map(JSON.parse)
-  const needed = options.filter(option => !/\/(processinfo|typescript)\//.test(option))
-  needed.unshift(`--import=${new URL('typescript.mjs', import.meta.url)}`)
+  const { CompiledSources } = await import('./compiled-sources.mjs')
+  const code = new CompiledSources(temporaryFolder('code'))
+  await code.compile()
+  const activity = await import(code.moduleOf('test/support/activity.ts'))
+  // Of tap's loaders only that for t.mockImport is needed, and it is asked about each import.
+  const loadersOf = group => {
+    const mocks = group.some(file => readFileSync(join(ROOT, file), 'utf8').includes('mockImport'))
+    return mocks ? [`--import=${import.meta.resolve('@tapjs/mock/import')}`] : []
+  }
 
   return async group => {
     const isShared = group.length > 1
@@ -164,7 +164,7 @@ async function runnerOf(isVerbose) {
       const { file, report, started } = current
       current = undefined
       report.end(how)
-      tell(file, report, Date.now() - started, errors.splice(0), isVerbose)
+      tell(file, report, Date.now() - started, errors.splice(0), isVerbose, code)
     }
     if (isShared) {
       parser.on('child', child => begin(child.name, child))
@@ -177,7 +177,7 @@ async function runnerOf(isVerbose) {
 
     const test = new TestProcess(
       activity,
-      [...needed, isShared ? SHARED : group[0]],
+      [...loadersOf(group), code.moduleOf(isShared ? SHARED : group[0])],
       // tap makes names of files out of the words of a process.
       { ...TAP_ENV, ...(isShared && { VIMGFS_TEST_FILES: group.join(',') }) },
     )
@@ -200,13 +200,14 @@ function fail(line) {
   console.log(line)
 }
 
-function tell(file, report, milliseconds, errors, isVerbose) {
+function tell(file, report, milliseconds, errors, isVerbose, code) {
   const { passed, failed, skipped } = report
   total.passed += passed
   total.failed += failed
   total.skipped.push(...skipped)
-  if (failed > 0 || isVerbose) process.stdout.write(`${report.output}${Buffer.concat(errors)}`)
-  if (failed > 0) process.stdout.write(report.text)
+  const print = text => process.stdout.write(code.inSources(text))
+  if (failed > 0 || isVerbose) print(`${report.output}${Buffer.concat(errors)}`)
+  if (failed > 0) print(report.text)
   const seconds = (milliseconds / 1000).toFixed(1)
   console.log(`${failed > 0 ? 'FAIL' : 'ok  '} ${file}: ${passed + failed} tests, ${seconds} s`)
 }

@@ -3,7 +3,7 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 /** The folder of package.json. */
-const FOLDER = path.resolve(fileURLToPath(new URL('..', import.meta.url)))
+export const FOLDER = path.resolve(fileURLToPath(new URL('..', import.meta.url)))
 
 /**
  * Returns what the user can do, as the end of a sentence. koffi's binaries are optional dependencies of it.

@@ -6,17 +6,22 @@
 import { execFileSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import fs from 'node:fs'
+import os from 'node:os'
 import path from 'node:path'
+import { CompiledSources } from '../compiled-sources.mjs'
 import { profileWrites } from './profile-writes.mjs'
 
-const DIST = new URL('../../dist/', import.meta.url)
-const load = file => import(new URL(file, DIST))
-const { openChain, closeChain } = await load('image/chain.js')
-const { catalogOf } = await load('image/catalog.js')
-const { ViewSet } = await load('image/view-set.js')
-const { readView } = await load('image/engine.js')
-const { inflateCluster } = await load('formats/qcow2/inflate.js')
-const { pread } = await load('io/libc.js')
+const code = new CompiledSources(fs.mkdtempSync(path.join(os.tmpdir(), 'vimgfs-code-')))
+process.on('exit', () => code.remove())
+await code.compile()
+const load = name => import(code.moduleOf(`src/${name}`))
+const { openChain } = await load('image/open-chain.ts')
+const { closeChain } = await load('image/chain.ts')
+const { catalogOf } = await load('image/catalog.ts')
+const { ViewSet } = await load('image/view-set.ts')
+const { readView } = await load('image/engine.ts')
+const { inflateCluster } = await load('formats/inflate.ts')
+const { pread } = await load('io/libc.ts')
 
 const MIB = 2 ** 20
 const CLUSTER = 64 * 1024

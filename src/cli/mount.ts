@@ -94,7 +94,6 @@ interface Settings {
 async function requestOf(args: string[]): Promise<Settings> {
   const { parseMountOptions } = await import('../fs/options.js')
   const { checkFlags } = await import('../fs/mount-flags.js')
-  const { FORMAT_NAMES } = await import('../formats/registry.js')
   const { DEFAULT_THREADS, MAX_THREADS } = await import('../fs/limits.js')
   const { TRANSPORTS } = await import('../fs/session.js')
   const { MAX_CHAIN_DEPTH } = await import('../formats/limits.js')
@@ -105,13 +104,15 @@ async function requestOf(args: string[]): Promise<Settings> {
   const { threads, format, transport } = values
   const metadata = values['metadata-cache']
   const depth = values['max-chain']
+  // Most of the code, which the process that only starts a server does without.
+  const formats = format === undefined ? [] : (await import('../formats/registry.js')).FORMAT_NAMES
   return {
     request: {
       image,
       mountpoint,
       options,
       open: {
-        ...(format !== undefined && { format: parseChoice(format, '--format', FORMAT_NAMES) }),
+        ...(format !== undefined && { format: parseChoice(format, '--format', formats) }),
         ...(depth !== undefined && {
           maxDepth: parseCount(depth, '--max-chain', 1, MAX_CHAIN_DEPTH.highest),
         }),

@@ -2,8 +2,9 @@
  * Unpacks compressed clusters: raw deflate and zstd, both leniently but with bounds (QEMU docs/interop/qcow2.rst, "Compressed
  * Clusters Descriptor").
  */
+import { createRequire } from 'node:module'
 import zlib from 'node:zlib'
-import { Decompress } from 'fzstd'
+import type * as fzstd from 'fzstd'
 import { ImageError } from '../errors.js'
 import { inflateExactly, unzstdFrame } from '../io/decompressors.js'
 import type { Store } from '../io/store.js'
@@ -115,9 +116,14 @@ function unzstd(frame: Buffer, target: Buffer): number {
   return written
 }
 
+/** Loads fzstd. A mount must not find out later that it is missing. */
+const loadFzstd = (): typeof fzstd => createRequire(import.meta.url)('fzstd')
+if (!unzstdFrame) loadFzstd()
+
 /** Does the same without libzstd. Exported for the tests, because most systems have the library. */
 export function unzstdWithoutLibrary(frame: Buffer, target: Buffer): number {
   let written = 0
+  const { Decompress } = loadFzstd()
   const decoder = new Decompress(part => {
     if (written + part.length > target.length) throw damaged()
     target.set(part, written)

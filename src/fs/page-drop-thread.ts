@@ -1,5 +1,5 @@
 /** The thread that tells the kernel to drop pages; see page-dropper.ts. */
-import { parentPort, Worker, workerData } from 'node:worker_threads'
+import { workerData } from 'node:worker_threads'
 import { nodeOf, write } from '../io/libc.js'
 import { PageDropper } from './page-dropper.js'
 import { INVAL_INODE_OUT, NOTIFY_INVAL_INODE, OUT_HEADER } from './protocol.js'
@@ -12,30 +12,16 @@ export interface PageDropSetup {
   readonly node: number | string
 }
 
-/** Starts the thread. It does not keep the process alive. */
-export function startPageDropper(setup: PageDropSetup, onError: (error: Error) => void): void {
-  const thread = new Worker(new URL(import.meta.url), {
-    workerData: setup,
-    resourceLimits: { maxYoungGenerationSizeMb: 2 },
-  })
-  thread.unref()
-  // Without it writers wait for a bounded time and go on.
-  thread.on('error', onError)
-}
-
-function run({ shared, device, node }: PageDropSetup): void {
-  const id = typeof node === 'number' ? node : nodeOf(node)
-  const message = Buffer.alloc(OUT_HEADER.size + INVAL_INODE_OUT.size)
-  OUT_HEADER.put(message, 0, {
-    length: message.length,
-    error: NOTIFY_INVAL_INODE,
-    unique: Buffer.alloc(8),
-  })
-  new PageDropper(shared).serve((offset, length) => {
-    INVAL_INODE_OUT.put(message, OUT_HEADER.size, { ino: id, offset, length })
-    // This fails if the kernel does not know the file any more. Then it has no pages of it.
-    write(device, message, message.length)
-  })
-}
-
-if (parentPort) run(workerData as PageDropSetup)
+const { shared, device, node } = workerData as PageDropSetup
+const id = typeof node === 'number' ? node : nodeOf(node)
+const message = Buffer.alloc(OUT_HEADER.size + INVAL_INODE_OUT.size)
+OUT_HEADER.put(message, 0, {
+  length: message.length,
+  error: NOTIFY_INVAL_INODE,
+  unique: Buffer.alloc(8),
+})
+new PageDropper(shared).serve((offset, length) => {
+  INVAL_INODE_OUT.put(message, OUT_HEADER.size, { ino: id, offset, length })
+  // This fails if the kernel does not know the file any more. Then it has no pages of it.
+  write(device, message, message.length)
+})

@@ -219,9 +219,11 @@ t.test('without the package: one line with the command that installs it', noFuse
 t.test('a kernel that is too old for the direct transport', skip, async t => {
   const mountOld = async (hasPackage: boolean, ...options: string[]) => {
     const { main, dist } = copyOf(t, hasPackage)
-    const protocol = join(dist, 'fs', 'protocol.js')
-    const text = readFileSync(protocol, 'utf8')
-    writeFileSync(protocol, text.replace(/(OLDEST_MINOR_VERSION =) \d+/, '$1 999'))
+    const oldest = /(\bOLDEST_MINOR_VERSION =) \d+/
+    for (const name of readdirSync(dist).filter(name => name.endsWith('.js'))) {
+      const text = readFileSync(join(dist, name), 'utf8')
+      if (oldest.test(text)) writeFileSync(join(dist, name), text.replace(oldest, '$1 999'))
+    }
     const folder = mountFolder(t)
     const log = join(folder, '..', 'log')
     const words = ['mount', '--log-file', log, ...options, ...READ_ONLY, SAMPLE, folder]

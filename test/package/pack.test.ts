@@ -19,7 +19,8 @@ t.test('a tarball from a clean source installs globally and works', async t => {
   mkdirSync(source)
   const documents = ['ARCHITECTURE.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'LICENSE', 'README.md']
   const parts = ['src', 'docs', 'package.json', 'tsconfig.json', 'tsconfig.build.json']
-  for (const part of [...parts, ...documents])
+  const build = 'scripts/build.mjs'
+  for (const part of [...parts, build, ...documents])
     cpSync(join(ROOT, part), join(source, part), { recursive: true })
   symlinkSync(join(ROOT, 'node_modules'), join(source, 'node_modules'))
 

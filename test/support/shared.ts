@@ -2,8 +2,6 @@
  * Runs several test files in one process, one after the other: those in VIMGFS_TEST_FILES. Each file is a test of the
  * root's by its path, and what the file tests with the root of tap lies inside that.
  */
-import { resolve } from 'node:path'
-import { pathToFileURL } from 'node:url'
 import t from 'tap'
 
 // Files are imported one after the other, so what calls this is the file that is running.
@@ -44,6 +42,6 @@ for (const file of process.env.VIMGFS_TEST_FILES?.split(',') ?? []) {
   await testOfRoot(file, async inner => {
     const root = t as unknown as Record<string, unknown>
     for (const name of OF_ROOT) root[name] = inner[name].bind(inner)
-    await import(pathToFileURL(resolve(file)).href)
+    await import(`../../${file.replace(/\.ts$/, '.js')}`)
   })
 }

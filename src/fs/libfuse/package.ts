@@ -1,8 +1,8 @@
 /** The npm package fuse-native: loads it, declares the part that is used, and reports if it is missing. */
 import { createRequire } from 'node:module'
 import path from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { MountError } from '../../errors.js'
+import { FOLDER } from '../../packages.js'
 
 /** The version. The optional dependency in package.json names the same. */
 export const FUSE_NATIVE = 'fuse-native@2.2.6'
@@ -95,7 +95,7 @@ export function loadFuseNative(): FuseNative {
     const { code, message } = error as NodeJS.ErrnoException
     throw new MountError(
       code === 'MODULE_NOT_FOUND' && message.includes("'fuse-native'")
-        ? `the package fuse-native, which --transport libfuse needs, is not installed; install it with ${installCommand(packageFolder())}`
+        ? `the package fuse-native, which --transport libfuse needs, is not installed; install it with ${installCommand(FOLDER)}`
         : `the package fuse-native cannot be loaded on this machine (${message.split('\n')[0]}); mount without --transport libfuse`,
     )
   }
@@ -109,9 +109,6 @@ export function hasFuseNative(): boolean {
     return false
   }
 }
-
-/** The folder of package.json. */
-const packageFolder = (): string => fileURLToPath(new URL('../../..', import.meta.url))
 
 /** @param folder the folder of this package: a clone, or in a node_modules */
 export function installCommand(folder: string): string {

@@ -4,16 +4,16 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { closeFile, hasHungUp } from '../../io/libc.js'
 import { TextSlots } from '../control.js'
 import { type MountInfo, mountAt } from '../../io/mountinfo.js'
-import { startPageDropper } from '../page-drop-thread.js'
 import { dropPages, PageDropper } from '../page-dropper.js'
 import { faultLogger, type LogEntry, statsText, statusText } from '../diagnostics.js'
 import type { MainThread, Session, SessionParts } from '../session.js'
+import { startPageDropper } from '../start-page-dropper.js'
 import { Tree } from '../tree.js'
 import { Truncations } from '../truncations.js'
 import { LibfuseFs } from './adapter.js'
 import { lackLines } from './lacks.js'
 import { mountByLibfuse } from './mount.js'
-import { unmountApart } from './unmounter.js'
+import { unmountApart } from './unmount-apart.js'
 
 /** The time between looks whether the connection is over: unmounted and no longer used, or aborted. */
 const LOOK_MS = 50

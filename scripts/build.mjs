@@ -1,0 +1,78 @@
+/**
+ * npm run build: compiles src to dist. With `--code` it leaves out the types, which only other packages need.
+ *
+ * esbuild bundles what is started: the command, the library and each thread. Opening two hundred modules takes Node longer
+ * than running them. npm packages stay outside.
+ *
+ *  (1) The bundles lie in dist itself, so names that are relative to a module hold in all of them: `./worker.js` for a
+ *      module beside worker.ts, `../package.json` for a module of src. The command, which lies deeper, uses no such name.
+ *  (2) What starts a thread says `new Worker(new URL('./NAME.js', import.meta.url)`, and lies beside NAME.ts. These words
+ *      tell which bundles to make.
+ */
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { readdirSync, readFileSync, rmSync } from 'node:fs'
+import { basename, dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { build } from 'esbuild'
+
+const ROOT = fileURLToPath(new URL('..', import.meta.url))
+const DIST = join(ROOT, 'dist')
+const COMMAND = 'cli/main'
+const LIBRARY = 'index'
+const STARTS_THREAD = /new Worker\(\s*new URL\('\.\/([^']+)\.js', import\.meta\.url\)/g
+
+/** Returns the modules that are run as threads, relative to src and without a suffix. */
+function threads() {
+  const sources = readdirSync(join(ROOT, 'src'), { recursive: true }).filter(name =>
+    name.endsWith('.ts'),
+  )
+  return sources.flatMap(name => {
+    const text = readFileSync(join(ROOT, 'src', name), 'utf8')
+    return [...text.matchAll(STARTS_THREAD)].map(([, thread]) => join(dirname(name), thread))
+  })
+}
+
+async function writeCode() {
+  const entries = [LIBRARY, ...threads()].map(name => [basename(name), name])
+  const { metafile } = await build({
+    absWorkingDir: ROOT,
+    entryPoints: Object.fromEntries(
+      [[COMMAND, COMMAND], ...entries].map(([out, name]) => [out, `src/${name}.ts`]),
+    ),
+    outdir: DIST,
+    bundle: true,
+    splitting: true,
+    format: 'esm',
+    platform: 'node',
+    target: 'node20.19',
+    packages: 'external',
+    charset: 'utf8',
+    logLevel: 'warning',
+    metafile: true,
+  })
+  const inCommand = metafile.outputs[`dist/${COMMAND}.js`].inputs
+  for (const name of Object.keys(inCommand)) {
+    if (readFileSync(join(ROOT, name), 'utf8').includes('import.meta')) {
+      throw new Error(`${name} uses import.meta, but its code is part of ${COMMAND}.js: rule (1)`)
+    }
+  }
+}
+
+async function writeTypes() {
+  const tsc = join(ROOT, 'node_modules/typescript/bin/tsc')
+  const args = [tsc, '-p', join(ROOT, 'tsconfig.build.json')]
+  const [code] = await once(spawn(process.execPath, args, { stdio: 'inherit' }), 'exit')
+  if (code !== 0) throw new Error('tsc has found errors')
+}
+
+rmSync(DIST, { recursive: true, force: true })
+const hasTypes = !process.argv.includes('--code')
+const results = await Promise.allSettled([writeCode(), ...(hasTypes ? [writeTypes()] : [])])
+for (const { reason } of results.filter(({ status }) => status === 'rejected')) {
+  // esbuild has printed its errors.
+  if (!reason.errors) console.error(reason.message)
+  process.exitCode = 1
+}
+// What failed to build must not look built.
+if (process.exitCode) rmSync(DIST, { recursive: true, force: true })
