@@ -158,7 +158,7 @@ function vmdk(name: string, options: string, below?: string): Kind {
 
 /** Beside the image. */
 export const PASSPHRASE_FILE = 'passphrase'
-const PASSPHRASE = 'correct-horse-7'
+export const PASSPHRASE = 'correct-horse-7'
 
 function encrypted(name: string, method: 'luks' | 'aes', more: Partial<Kind> = {}): Kind {
   const format = more.format === 'qcow' ? 'qcow' : 'qcow2'

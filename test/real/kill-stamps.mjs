@@ -1,11 +1,13 @@
 /**
- * What kill.test.ts writes, and how it knows later what must be there: `node kill-stamps.mjs COMMAND JSON`.
+ * What kill.test.ts writes, and how it knows later what must be there. Each line of its input is a job in JSON, with the
+ * name of its command; each line of its output is what came of one.
  *
  * Each sector holds one stamp over and over: its place and a number that grows; number 0 stands for
  * zeros. A writer notes what it is about to do before it does it, and that it has synced after that:
  * what a sector may hold is then the last number before the last sync, or any one since.
  */
 import fs from 'node:fs'
+import { createInterface } from 'node:readline'
 import koffi from 'koffi'
 
 const SECTOR = 512
@@ -35,6 +37,13 @@ function stamp(target, at, sector, number) {
     target.copy(target, at + bytes, at, at + bytes)
 }
 
+/** A file whose server is gone is closed, too, though closing it fails. */
+function close(fd) {
+  try {
+    if (fd !== undefined) fs.closeSync(fd)
+  } catch {}
+}
+
 const COMMANDS = {
   /** A disk of which every other block has number 1, and the numbers of its sectors. */
   prepare({ file, numbers: numbersFile, sectors }) {
@@ -57,8 +66,9 @@ const COMMANDS = {
     const note = text => fs.writeSync(notes, `${text}\n`)
     const buffer = Buffer.alloc(64 * BLOCK)
     let number = start
+    let fd
     try {
-      const fd = fs.openSync(file, O_RDWR | (direct ? O_DIRECT : 0))
+      fd = fs.openSync(file, O_RDWR | (direct ? O_DIRECT : 0))
       for (;;) {
         for (let batch = random(16); batch >= 0; batch--) {
           const count = 1 + random(random(8) === 0 ? 64 : 4)
@@ -83,14 +93,17 @@ const COMMANDS = {
     } catch (error) {
       note(`ended: ${error.message}`)
     }
+    close(fd)
+    fs.closeSync(notes)
   },
 
   /** Large writes that nobody looks at, so that a kill finds the server at all sorts of work. */
   noise({ file, first, blocks }) {
     const buffer = Buffer.alloc(2 ** 20, 'noise ')
     const end = (first + blocks) * BLOCK
+    let fd
     try {
-      const fd = fs.openSync(file, O_RDWR)
+      fd = fs.openSync(file, O_RDWR)
       for (
         let at = first * BLOCK;
         ;
@@ -99,6 +112,7 @@ const COMMANDS = {
         fs.writeSync(fd, buffer, 0, Math.min(buffer.length, end - at), at)
       }
     } catch {}
+    close(fd)
   },
 
   /** Looks for each number that the logs allow; stores the numbers it finds in `numbers`, and deletes the logs. */
@@ -145,13 +159,14 @@ const COMMANDS = {
       }
       numbers[sector] = number
     }
+    fs.closeSync(fd)
     fs.writeFileSync(numbersFile, numbers)
     const first = wrong.slice(0, 10)
-    process.stdout.write(
-      JSON.stringify({ syncs, open: open.size, wrongs: wrong.length, first, errors }),
-    )
+    return { syncs, open: open.size, wrongs: wrong.length, first, errors }
   },
 }
 
-const [command, json] = process.argv.slice(2)
-COMMANDS[command](JSON.parse(json))
+for await (const line of createInterface({ input: process.stdin })) {
+  const { command, ...job } = JSON.parse(line)
+  fs.writeSync(1, `${JSON.stringify(COMMANDS[command](job) ?? {})}\n`)
+}

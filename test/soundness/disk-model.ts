@@ -160,15 +160,22 @@ export class DiskModel {
   }
 }
 
-/** Where two buffers first differ from `from` on; -1 where they do not. */
+/** Where two buffers first differ from `from` on; -1 where they do not. Halves what differs: compare() is fast. */
 function differs(a: Buffer, b: Buffer, from: number, to: number): number {
-  const step = 64 * 1024
-  for (let at = from; at < to; at += step) {
-    const end = Math.min(at + step, to)
-    if (a.compare(b, at, end, at, end) === 0) continue
-    for (let i = at; i < end; i++) if (a[i] !== b[i]) return i
+  if (a.compare(b, from, to, from, to) === 0) return -1
+  let [first, end] = [from, to]
+  for (let step = SECTOR; end - first > SECTOR; ) {
+    const middle = Math.min(first + step, end)
+    if (a.compare(b, first, middle, first, middle) === 0) {
+      first = middle
+      step *= 2
+    } else {
+      end = middle
+      step = Math.max(SECTOR, Math.floor((end - first) / 2))
+    }
   }
-  return -1
+  while (a[first] === b[first]) first++
+  return first
 }
 
 /** A disk that grew may have had a shorter last sector. */

@@ -41,6 +41,8 @@ export interface OpenDisk {
 }
 
 const CACHES = { metadataBytes: 2 ** 20, clusterBytes: 2 ** 20 }
+/** Reading all of a disk once finds nothing in a cache that it would need again. */
+const SMALL_CACHES = { metadataBytes: 2 ** 16, clusterBytes: 2 ** 20 }
 const DISK: CatalogEntry = {
   name: 'disk.raw',
   kind: 'disk',
@@ -113,7 +115,7 @@ export function openWritten(
 /** What the image shows to one who opens it for reading only. Throws what opening throws. */
 export function openRead(format: string, image: StoreImage<Store>) {
   const { layers, source, warnings } = layersOf(format, image)
-  const views = new ViewSet(layers, CACHES, undefined, undefined, source)
+  const views = new ViewSet(layers, SMALL_CACHES, undefined, undefined, source)
   const { internalSnapshots } = formatOf(layers[0])
   const snapshots = (internalSnapshots?.read(image.store, layers[0].spec) ?? []).map(snapshot =>
     views.viewOf({
@@ -140,15 +142,15 @@ export function bracketed(disk: WritableDisk, view: View): OpenDisk['read'] {
 }
 
 /**
- * What a disk's threads share is much address space, of which little is used; the collector does not
- * know what it costs, and a process with too much of it cannot start others.
+ * What a disk's threads share is some MiB; the collector does not know what it costs, and a process with too much
+ * of it cannot start others.
  */
 export const collectShared = (() => {
   setFlagsFromString('--expose-gc')
   const collect = runInNewContext('gc') as () => void
   let opened = 0
   return () => {
-    if (++opened % 16 === 0) collect()
+    if (++opened % 128 === 0) collect()
   }
 })()
 

@@ -2,8 +2,8 @@
  * Knows which clusters of the file hold live metadata, so that none is handed out again or overwritten by the wrong table.
  * Correct reference counts say the same. But a writer that believes wrong counts destroys the image.
  *
- * It is a hash table of cluster numbers in shared memory. It starts small; the memory of the larger ones costs nothing until
- * they are used.
+ * It is a hash table of cluster numbers in shared memory. It starts small, and gives way to a larger one when it is full: the
+ * memory grows then, in its place, so that all threads go on with it.
  */
 import { ImageError } from '../../errors.js'
 
@@ -26,44 +26,59 @@ const SIZES = [2 ** 12, 2 ** 16, 2 ** 20, 2 ** 23]
 const MAX_LOAD = 0.6
 const AT = { table: 0, used: 1 }
 
-export interface MetadataMapMemory {
-  readonly head: SharedArrayBuffer
-  readonly tables: readonly SharedArrayBuffer[]
-}
-
 /** Each place has a number and a kind. */
 const BYTES_EACH = 9
+const HEAD_BYTES = 8
 
-export function createMetadataMapMemory(): MetadataMapMemory {
-  return {
-    head: new SharedArrayBuffer(8),
-    tables: SIZES.map(size => new SharedArrayBuffer(size * BYTES_EACH)),
-  }
+/** Where each table begins in the memory, in bytes; at last the end of all. The kinds of a table follow its numbers. */
+const STARTS = [HEAD_BYTES]
+for (const size of SIZES) STARTS.push((STARTS.at(-1) as number) + size * BYTES_EACH)
+
+/** Returns memory for a map. It takes only what the tables in use need, and can grow to `STARTS.at(-1)` bytes. */
+export const createMetadataMapMemory = (): SharedArrayBuffer =>
+  new SharedArrayBuffer(STARTS[1] as number, { maxByteLength: STARTS.at(-1) as number })
+
+/** The numbers of a table's clusters, each plus 1, and their kinds. */
+interface Table {
+  readonly keys: Float64Array
+  readonly kinds: Uint8Array
 }
 
 export class MetadataMap {
   private readonly head: Int32Array
-  private readonly keys: Float64Array[]
-  private readonly kinds: Uint8Array[]
+  /** Of the tables that this thread has come to. */
+  private readonly tables: Table[] = []
 
-  constructor(memory: MetadataMapMemory) {
-    this.head = new Int32Array(memory.head)
-    this.keys = memory.tables.map((table, i) => new Float64Array(table, 0, SIZES[i]))
-    this.kinds = memory.tables.map((table, i) => new Uint8Array(table, 8 * (SIZES[i] as number)))
+  constructor(private readonly memory: SharedArrayBuffer) {
+    this.head = new Int32Array(memory, 0, 2)
+  }
+
+  /** Returns a table up to the one in use: another thread may have begun with it. */
+  private table(index: number): Table {
+    this.tables[index] ??= {
+      keys: new Float64Array(this.memory, STARTS[index], SIZES[index]),
+      kinds: new Uint8Array(
+        this.memory,
+        (STARTS[index] as number) + 8 * (SIZES[index] as number),
+        SIZES[index],
+      ),
+    }
+    return this.tables[index] as Table
   }
 
   clear(): void {
-    for (let table = 0; table <= (this.head[AT.table] as number); table++) {
-      this.keys[table]!.fill(0)
-      this.kinds[table]!.fill(0)
+    for (let index = 0; index <= (this.head[AT.table] as number); index++) {
+      const { keys, kinds } = this.table(index)
+      keys.fill(0)
+      kinds.fill(0)
     }
     this.head.fill(0)
   }
 
   /** Returns the kind of metadata in this cluster; 0 if there is none. */
   kindOf(cluster: number): Kind | 0 {
-    const table = this.head[AT.table] as number
-    return this.kinds[table]![this.placeOf(table, cluster)] as Kind | 0
+    const { keys, kinds } = this.table(this.head[AT.table] as number)
+    return kinds[placeOf(keys, cluster)] as Kind | 0
   }
 
   /** Adds clusters. Returns -1, or the first one that holds something else, which it does not change. */
@@ -80,10 +95,10 @@ export class MetadataMap {
   /** Changes the kind of these clusters; 0 removes them. */
   change(cluster: number, clusters: number, kind: Kind | 0): void {
     for (let i = 0; i < clusters; i++) {
-      const table = this.head[AT.table] as number
-      const place = this.placeOf(table, cluster + i)
+      const { keys, kinds } = this.table(this.head[AT.table] as number)
+      const place = placeOf(keys, cluster + i)
       // The number keeps its place with kind 0, because the probing of other numbers may pass it.
-      if (this.keys[table]![place] !== 0) this.kinds[table]![place] = kind
+      if (keys[place] !== 0) kinds[place] = kind
       else if (kind !== 0) this.put(cluster + i, kind)
     }
   }
@@ -95,11 +110,11 @@ export class MetadataMap {
     ) {
       this.enlarge()
     }
-    const table = this.head[AT.table] as number
-    const place = this.placeOf(table, cluster)
-    if (this.keys[table]![place] === 0) this.head[AT.used]!++
-    this.keys[table]![place] = cluster + 1
-    this.kinds[table]![place] = kind
+    const { keys, kinds } = this.table(this.head[AT.table] as number)
+    const place = placeOf(keys, cluster)
+    if (keys[place] === 0) this.head[AT.used]!++
+    keys[place] = cluster + 1
+    kinds[place] = kind
   }
 
   private enlarge(): void {
@@ -108,23 +123,26 @@ export class MetadataMap {
       const what = 'its tables take more clusters than vimgfs can keep apart'
       throw new ImageError('UNSUPPORTED', what, { endsWriting: true })
     }
+    // A map that was cleared may have grown before.
+    const end = STARTS[from + 2] as number
+    if (this.memory.byteLength < end) this.memory.grow(end)
     this.head[AT.table] = from + 1
     this.head[AT.used] = 0
-    this.keys[from]!.forEach((key, place) => {
-      const kind = this.kinds[from]![place] as Kind | 0
+    const { keys, kinds } = this.table(from)
+    keys.forEach((key, place) => {
+      const kind = kinds[place] as Kind | 0
       if (key !== 0 && kind !== 0) this.put(key - 1, kind)
     })
   }
+}
 
-  /** Returns the place of `cluster` in a table, or the place to put it. */
-  private placeOf(table: number, cluster: number): number {
-    const keys = this.keys[table] as Float64Array
-    const mask = keys.length - 1
-    const mixed = Math.imul((cluster % 2 ** 32) ^ Math.floor(cluster / 2 ** 32), 0x9e3779b1)
-    for (let place = (mixed ^ (mixed >>> 15)) & mask; ; place = (place + 1) & mask) {
-      const key = keys[place]
-      if (key === 0 || key === cluster + 1) return place
-    }
+/** Returns the place of `cluster` in a table, or the place to put it. */
+function placeOf(keys: Float64Array, cluster: number): number {
+  const mask = keys.length - 1
+  const mixed = Math.imul((cluster % 2 ** 32) ^ Math.floor(cluster / 2 ** 32), 0x9e3779b1)
+  for (let place = (mixed ^ (mixed >>> 15)) & mask; ; place = (place + 1) & mask) {
+    const key = keys[place]
+    if (key === 0 || key === cluster + 1) return place
   }
 }
 

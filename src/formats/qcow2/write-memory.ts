@@ -3,11 +3,11 @@ import type { Store } from '../../io/store.js'
 import { type BitmapMemory, loadBitmaps } from './bitmap-memory.js'
 import { readCount } from './refcount-bits.js'
 import { createFreeMemory } from './free-queue.js'
-import { createMetadataMapMemory, type MetadataMapMemory } from './metadata-map.js'
+import { createMetadataMapMemory } from './metadata-map.js'
 import { clusterBytes, type Qcow2Header } from './header.js'
 
 export interface Qcow2Memory {
-  readonly metadataMap: MetadataMapMemory
+  readonly metadataMap: SharedArrayBuffer
   readonly freed: SharedArrayBuffer
   readonly state: SharedArrayBuffer
   readonly bitmaps: BitmapMemory

@@ -40,7 +40,7 @@ export interface L2Tables {
   readonly highest: Float64Array
 }
 
-/** How many tables are in memory at a time. */
+/** The most tables that are in memory at a time. */
 const MAX_TABLES = 2 ** 18
 
 /** Lists the L2 tables that L1 tables name, in parts that fit in memory, ascending by place. */
@@ -60,8 +60,10 @@ export class L2Catalog {
       yield this.whole
       return
     }
+    const entries = this.l1Tables.reduce((sum, { entriesInFile }) => sum + entriesInFile, 0)
+    const max = Math.max(1, Math.min(this.maxTables, entries))
     for (let from = 0; from < this.fileBytes; ) {
-      const collector = new Collector(from, this.fileBytes, this.maxTables)
+      const collector = new Collector(from, this.fileBytes, max)
       for (const table of this.l1Tables) {
         walkL1(this.store, table, (high, low) => collector.add(hostOffset(high, low)))
       }
