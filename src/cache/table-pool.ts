@@ -27,14 +27,18 @@ const SLOT_WORDS = 3
 export interface PoolMemory {
   readonly words: SharedArrayBuffer
   readonly keys: SharedArrayBuffer
+  /** Grows with the slots in use: most images never change so many tables at once. */
   readonly bytes: SharedArrayBuffer
 }
+
+/** How many slots have bytes at first. */
+const FIRST_SLOTS = 32
 
 export function createPoolMemory(): PoolMemory {
   return {
     words: new SharedArrayBuffer(4 * (HEAD_WORDS + SLOTS * SLOT_WORDS + BUCKETS + VERSIONS)),
     keys: new SharedArrayBuffer(8 * SLOTS),
-    bytes: new SharedArrayBuffer(SLOTS * SLICE_BYTES),
+    bytes: new SharedArrayBuffer(FIRST_SLOTS * SLICE_BYTES, { maxByteLength: SLOTS * SLICE_BYTES }),
   }
 }
 
@@ -196,6 +200,10 @@ export class TablePool {
 
   private add(at: number, content: Buffer): number {
     const slot = this.used
+    const { memory } = this
+    if ((slot + 1) * SLICE_BYTES > memory.byteLength) {
+      memory.grow(Math.min(2 * memory.byteLength, memory.maxByteLength))
+    }
     this.keys[slot] = at
     this.slots[slot * SLOT_WORDS] = content.length
     this.slots[slot * SLOT_WORDS + 2] = 0

@@ -4,7 +4,7 @@ import { needs, tempFolder } from '../support/run.js'
 import type { MemoryStore } from '../support/stores.js'
 import { openWritable } from '../support/writable.js'
 import { makeKind, type Recipe } from './kinds.js'
-import { cutPower } from './power-cut.js'
+import { type CutOptions, cutPower } from './power-cut.js'
 import { qemuChecks, qemuReads } from './qemu-check.js'
 import { type Subject, subjectOf } from './scenario.js'
 import { Random, randomSteps } from './steps.js'
@@ -19,11 +19,22 @@ const FIRST_SEED = Number(process.env.VIMGFS_TEST_SEED ?? 1)
 export const seedOf = (title: string, seed: number): number =>
   [...title].reduce((sum, char) => (sum * 31 + char.charCodeAt(0)) % 9973, 7) * 1000 + seed
 
-/** Of a kind, in the short form. */
-const USUAL = { scenarios: 2, steps: 24, cuts: 180, allUpTo: 5, qemuChecks: 30 }
+/**
+ * Of a kind, in the short form. The harness tests cut flawed writers by the same figures, so they show that these find all
+ * flaws that were made on purpose.
+ */
+export const USUAL = {
+  scenarios: 2,
+  steps: 24,
+  cuts: 30,
+  allUpTo: 2,
+  single: 6,
+  recoverEvery: 8,
+  qemuChecks: 16,
+}
 /** Of kinds whose writers others share. */
-export const BRIEF = { scenarios: 2, steps: 24, cuts: 80, allUpTo: 4, qemuChecks: 12 }
-const HEAVY = { scenarios: 2, steps: 12, cuts: 40, allUpTo: 3, qemuChecks: 16 }
+export const BRIEF = { ...USUAL, qemuChecks: 12 }
+const HEAVY = { ...USUAL, steps: 12, cuts: 20, single: 4 }
 
 /** Only kinds whose names have this in them. */
 export const ONLY = process.env.VIMGFS_TEST_KIND ?? ''
@@ -48,20 +59,25 @@ export function cutRandom(
   judged: number
   sampled: (readonly MemoryStore[])[]
 } {
-  const { scenarios, steps, cuts, allUpTo, qemuChecks } = subject.isHeavy ? HEAVY : usual
+  const { qemuChecks } = subject.isHeavy ? HEAVY : usual
   const sample = new Sample(qemuChecks * LONG)
+  const judged = cutScenarios(subject, { sample: files => sample.offer(files) }, usual)
+  return { judged, sampled: sample.kept }
+}
+
+/** Returns how many cuts were judged. Throws for the first wrong one. */
+export function cutScenarios(
+  subject: Subject,
+  more: Pick<CutOptions, 'sample' | 'isExpected'> = {},
+  usual = USUAL,
+): number {
+  const { scenarios, steps, qemuChecks: _, ...options } = subject.isHeavy ? HEAVY : usual
   let judged = 0
   for (let i = 0; i < scenarios * LONG; i++) {
     const seed = seedOf(subject.title, FIRST_SEED + i)
-    judged += cutPower(subject, randomSteps(seed, steps, subject), {
-      seed,
-      cuts,
-      allUpTo,
-      recoverEvery: 12,
-      sample: files => sample.offer(files),
-    })
+    judged += cutPower(subject, randomSteps(seed, steps, subject), { seed, ...options, ...more })
   }
-  return { judged, sampled: sample.kept }
+  return judged
 }
 
 /** So many of all that is offered, each as likely as any other. */

@@ -1,6 +1,7 @@
 /** Runs steps against a disk and its model at once, over stores that tests see into. */
 import { checkQcow2 } from '../../src/formats/qcow2/check.js'
 import type { WritableStore } from '../../src/io/store.js'
+import { ReusedBuffers } from '../support/image.js'
 import type { MemoryStore } from '../support/stores.js'
 import { type OpenDisk, type Opener, readDisk, readImage } from '../support/writable.js'
 import { DiskModel, type Strictness } from './disk-model.js'
@@ -85,6 +86,8 @@ export function checkReads(open: OpenDisk, model: DiskModel, step?: Step): void 
   model.checkNow(readDisk(open), `read back after ${step?.kind ?? 'all'}`)
 }
 
+const shown = new ReusedBuffers()
+
 /** What the files must show after a power cut or an error, whatever it was. */
 export function checkFiles(
   kind: Kind,
@@ -93,7 +96,7 @@ export function checkFiles(
   strictness: Strictness,
 ): Verdict {
   const [store, dataStore] = files as [MemoryStore, MemoryStore | undefined]
-  const { disk, snapshots } = readImage(diskFiles(kind, files))
+  const { disk, snapshots } = readImage(diskFiles(kind, files), shown)
   model.check(disk, strictness)
   if (kind.isRawData && dataStore) {
     model.check(rawOf(dataStore, disk.length), strictness, 'the raw data file')

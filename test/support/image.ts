@@ -49,12 +49,32 @@ export function openedImage(t: Test, path: string, options?: OpenOptions & Parti
 }
 
 export function readAt(view: View, offset: number, length: number): Buffer {
-  const target = Buffer.alloc(length, 0xee)
-  readView(view, target, 0, length, offset)
+  const target = Buffer.allocUnsafe(length)
+  return readInto(view, target, offset)
+}
+
+/** Fills `target`, which no byte of before shows in. */
+function readInto(view: View, target: Buffer, offset: number): Buffer {
+  target.fill(0xee)
+  readView(view, target, 0, target.length, offset)
   return target
 }
 
 export const readAll = (view: View): Buffer => readAt(view, 0, view.driver.sizeBytes)
+
+/** Buffers for what is read again and again, and only looked at until the next time. */
+export class ReusedBuffers {
+  private readonly buffers: Buffer[] = []
+
+  /** Returns all of `view`, in the buffer with this number. */
+  readAll(view: View, number: number): Buffer {
+    const { sizeBytes } = view.driver
+    const known = this.buffers[number]
+    const buffer = known && known.length >= sizeBytes ? known : Buffer.allocUnsafeSlow(sizeBytes)
+    this.buffers[number] = buffer
+    return readInto(view, buffer.subarray(0, sizeBytes), 0)
+  }
+}
 
 /** Returns where two buffers first differ; -1 if they do not. */
 export function firstDifference(a: Buffer, b: Buffer): number {

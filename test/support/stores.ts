@@ -5,6 +5,17 @@ import { SystemError } from '../../src/errors.js'
 import type { WritableStore } from '../../src/io/store.js'
 
 const CHUNK_BYTES = 4096
+/** Chunks are parts of larger buffers: the collector's work grows with their number. */
+const SLAB_BYTES = 32 * CHUNK_BYTES
+let slab = Buffer.alloc(0)
+
+/** Returns a chunk of zeros. */
+function newChunk(): Buffer {
+  if (slab.length === 0) slab = Buffer.alloc(SLAB_BYTES)
+  const chunk = slab.subarray(0, CHUNK_BYTES)
+  slab = slab.subarray(CHUNK_BYTES)
+  return chunk
+}
 
 /** A file in memory, with holes. A clone shares all chunks that neither of the two has written since. */
 export class MemoryStore implements WritableStore {
@@ -127,7 +138,8 @@ export class MemoryStore implements WritableStore {
   private own(index: number): Buffer {
     const chunk = this.chunks[index]
     if (chunk && this.owned[index]) return chunk
-    const mine = chunk ? Buffer.from(chunk) : Buffer.alloc(CHUNK_BYTES)
+    const mine = newChunk()
+    chunk?.copy(mine)
     this.chunks[index] = mine
     this.owned[index] = true
     return mine

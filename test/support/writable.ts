@@ -5,7 +5,7 @@ import { RawDriver } from '../../src/formats/raw/driver.js'
 import type { WritableDriver } from '../../src/formats/writable.js'
 import type { DiskChanges } from '../../src/image/view-set.js'
 import type { Store, WritableStore } from '../../src/io/store.js'
-import { readAll } from './image.js'
+import { ReusedBuffers } from './image.js'
 import {
   type OpenDisk,
   openRead,
@@ -55,10 +55,19 @@ export function openWritableWith(files: DiskFiles, changes: Changes = {}): OpenD
 
 export const readDisk = ({ disk, read }: OpenDisk): Buffer => read(0, disk.sizeBytes)
 
-/** What the files show to one who opens them for reading only. Throws what opening or reading throws. */
-export function readImage(files: DiskFiles<Store>): { disk: Buffer; snapshots: Buffer[] } {
+/**
+ * What the files show to one who opens them for reading only. Throws what opening or reading throws.
+ * @param reused holds the result until the next call with it; by default the result is the caller's to keep
+ */
+export function readImage(
+  files: DiskFiles<Store>,
+  reused = new ReusedBuffers(),
+): { disk: Buffer; snapshots: Buffer[] } {
   const { view, snapshots } = openRead('qcow2', files)
-  return { disk: readAll(view), snapshots: snapshots.map(readAll) }
+  return {
+    disk: reused.readAll(view, 0),
+    snapshots: snapshots.map((snapshot, i) => reused.readAll(snapshot, 1 + i)),
+  }
 }
 
 export const parentView = (parent: Buffer): View => ({
