@@ -1,5 +1,5 @@
 /** The layout of an entry of the snapshot table (QEMU docs/interop/qcow2.rst, "Snapshots"). */
-import { bits64be, layout, rounded64be, u16be, u32be } from '../../binary.js'
+import { bits64be, type Field, layout, rounded64be, u16be, u32be } from '../../binary.js'
 
 /** The first part of every entry. Extra data, the ID and the name follow. */
 const FIXED = layout({
@@ -56,28 +56,38 @@ export const nextSnapshotEntry = (end: number): number => Math.ceil(end / ALIGNM
 
 /** Decodes the lengths of the entry at `at` of `bytes`, which contains its fixed part. */
 export function snapshotLengths(bytes: Buffer, at = 0): SnapshotLengths {
-  const { extraBytes, idBytes, nameBytes } = FIXED.decode(bytes, at)
+  const extraBytes = u32be.get(bytes, at + FIXED.at.extraBytes)
+  const idBytes = u16be.get(bytes, at + FIXED.at.idBytes)
+  const nameBytes = u16be.get(bytes, at + FIXED.at.nameBytes)
   return { extraBytes, entryBytes: FIXED.size + extraBytes + idBytes + nameBytes }
 }
 
+const NO_BYTES = Buffer.alloc(0)
+
 /** Decodes the entry at `at` of `bytes`, which contains all of it. Its buffers are parts of `bytes`. */
 export function decodeSnapshotEntry(bytes: Buffer, at = 0): SnapshotEntry {
-  const { idBytes, nameBytes, shortVmStateBytes, extraBytes, ...fixed } = FIXED.decode(bytes, at)
+  const fixed = FIXED.decode(bytes, at)
+  const { idBytes, nameBytes, extraBytes } = fixed
   const extraAt = at + FIXED.size
   const idAt = extraAt + extraBytes
   const nameAt = idAt + idBytes
-  const extra = bytes.subarray(extraAt, idAt)
-  const has = (field: keyof typeof EXTRA.at) => extraBytes >= EXTRA.at[field] + bits64be.size
+  // There may be 65536 entries: make no views of what is not there.
+  const extra = <T>(name: keyof typeof EXTRA.at, field: Field<T>): T | undefined =>
+    extraBytes >= EXTRA.at[name] + field.size
+      ? field.get(bytes, extraAt + EXTRA.at[name])
+      : undefined
   return {
-    ...fixed,
+    l1Offset: fixed.l1Offset,
+    l1Entries: fixed.l1Entries,
     id: bytes.subarray(idAt, nameAt),
     name: bytes.subarray(nameAt, nameAt + nameBytes),
-    vmStateBytes: has('vmStateBytes')
-      ? bits64be.get(extra, EXTRA.at.vmStateBytes)
-      : BigInt(shortVmStateBytes),
-    sizeBytes: has('sizeBytes') ? rounded64be.get(extra, EXTRA.at.sizeBytes) : undefined,
-    icount: has('icount') ? bits64be.get(extra, EXTRA.at.icount) : undefined,
-    unknownExtra: extra.subarray(EXTRA.size),
+    dateSeconds: fixed.dateSeconds,
+    dateNanoseconds: fixed.dateNanoseconds,
+    guestNanoseconds: fixed.guestNanoseconds,
+    vmStateBytes: extra('vmStateBytes', bits64be) ?? BigInt(fixed.shortVmStateBytes),
+    sizeBytes: extra('sizeBytes', rounded64be),
+    icount: extra('icount', bits64be),
+    unknownExtra: extraBytes > EXTRA.size ? bytes.subarray(extraAt + EXTRA.size, idAt) : NO_BYTES,
   }
 }
 
