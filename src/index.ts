@@ -6,10 +6,12 @@ import { describe, type ImageInfo } from './image/info.js'
 import { listSnapshots as list, type SnapshotList } from './image/snapshot-list.js'
 import { SnapshotImage, type SnapshotName, type SnapshotOptions } from './image/snapshots.js'
 
-export { ImageError, SystemError } from './errors.js'
+export { ImageError, SystemError, UsageError } from './errors.js'
 export type { CheckOptions, CheckResult, Finding, RepairResult } from './formats/check/report.js'
 export type { RepairKind } from './formats/format.js'
 export { FORMAT_NAMES } from './formats/registry.js'
+export { createImage, type CreateImageOptions, type NewBacking } from './image/create-image.js'
+export type { CreateOption, OptionValues } from './formats/creating.js'
 export type { ImageInfo, SnapshotInfo } from './image/info.js'
 export {
   type DiskExtent,

@@ -15,6 +15,7 @@ Usage: vimgfs COMMAND [OPTION…] ARGUMENT…
   info IMAGE               show its format, sizes, snapshots and backing files
   commit IMAGE             write what it holds into its backing file
   rebase -b BASE IMAGE     make it stand on another backing file
+  create FILE SIZE         make a new image, or one that stands on another
   help COMMAND             show all options of a command, with an example
 
   --help, --version
@@ -23,7 +24,7 @@ Example: vimgfs mount disk.qcow2 /mnt/x && ls -l /mnt/x && vimgfs umount /mnt/x
 `
 }
 
-/** A text may contain {formats}, {readable} and {checkable}: names of formats. */
+/** A text may contain {formats}, {readable}, {checkable} and {creatable}: names of formats. */
 const HELP: Record<string, () => Promise<{ HELP: string }>> = {
   mount: () => import('./help/mount.js'),
   umount: () => import('./help/umount.js'),
@@ -32,6 +33,7 @@ const HELP: Record<string, () => Promise<{ HELP: string }>> = {
   info: () => import('./help/info.js'),
   commit: () => import('./help/commit.js'),
   rebase: () => import('./help/rebase.js'),
+  create: () => import('./help/create.js'),
   help: () => import('./help/help.js'),
 }
 
@@ -50,9 +52,12 @@ async function helpOf(command: string): Promise<string> {
 /** Fills in the names of formats, which the registry knows. */
 async function withFormats(text: string): Promise<string> {
   if (!text.includes('{')) return text
-  const { CHECKABLE_NAMES, FORMAT_NAMES, listed } = await import('../formats/registry.js')
+  const { CHECKABLE_NAMES, CREATABLE_NAMES, FORMAT_NAMES, listed } = await import(
+    '../formats/registry.js'
+  )
   return text
     .replaceAll('{formats}', listed(FORMAT_NAMES, 'or'))
     .replaceAll('{readable}', FORMAT_NAMES.join(', '))
+    .replaceAll('{creatable}', listed(CREATABLE_NAMES, 'or'))
     .replaceAll('{checkable}', CHECKABLE_NAMES.join(', '))
 }

@@ -13,6 +13,7 @@ const COMMANDS: Record<string, () => Promise<{ run(args: string[]): Promise<numb
   commit: () => import('./commit.js'),
   rebase: () => import('./rebase.js'),
   snapshot: () => import('./snapshot.js'),
+  create: () => import('./create.js'),
   help: () => import('./help.js'),
 }
 

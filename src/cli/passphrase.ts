@@ -8,7 +8,6 @@ import type { ReadStream } from 'node:tty'
 import { promisify } from 'node:util'
 import { inWords, MountError, printable } from '../errors.js'
 import type { AskPassphrase } from '../image/encryption.js'
-import type { EncryptionMethod } from '../formats/format.js'
 import { Interrupted, orInterrupted } from '../interruption.js'
 
 /** Names the file with the passphrase if no option does. */
@@ -21,6 +20,8 @@ const MAX_PASSPHRASE_BYTES = 8 * 2 ** 20
 
 export interface PassphraseSource {
   readonly ask: AskPassphrase
+  /** Gets the passphrase of a new image; on a terminal it is asked for twice. Throws Interrupted, MountError. */
+  askNew(path: string): Promise<Buffer>
   /** Wipes the passphrases that are kept for the next layer. Call it when no more are needed. */
   close(): void
 }
@@ -35,20 +36,27 @@ export function passphraseSource(files: readonly string[], signal: AbortSignal):
   const named = files.length > 0 ? files : variable === '' ? [] : [variable]
   let asked = 0
   let input: Buffer | undefined
-  const ask: AskPassphrase = async (path, method) => {
+  // Legacy AES cannot tell a typing error, and neither can a new image.
+  const ask: AskPassphrase = (path, method) => get(path, method === 'AES')
+  const get = async (path: string, isTwice: boolean): Promise<Buffer[]> => {
     if (signal.aborted) throw new Interrupted()
     const name = named[Math.min(asked++, named.length - 1)]
     const isInput = name === STDIN && !process.stdin.isTTY
     if (name === undefined || (name === STDIN && !isInput)) {
-      return askOnTerminal(path, method, signal)
+      return askOnTerminal(path, isTwice, signal)
     }
     if (!isInput) return candidates(await orInterrupted(readNamed(name), signal))
     // Standard input can be read only once, and several layers may need it.
     input ??= await orInterrupted(readAll(STDIN_FD, 'standard input'), signal)
     return candidates(Buffer.from(input))
   }
+  const askNew = async (path: string) => {
+    const [line, content] = (await get(path, true)) as [Buffer, Buffer?]
+    content?.fill(0)
+    return line
+  }
   const close = () => input?.fill(0)
-  return { ask, close }
+  return { ask, askNew, close }
 }
 
 /** Most files end with a newline from an editor or echo. A few are keys whose last byte happens to be a newline. */
@@ -111,7 +119,7 @@ async function readAll(fd: number, what: string): Promise<Buffer> {
 
 async function askOnTerminal(
   path: string,
-  method: EncryptionMethod,
+  isTwice: boolean,
   signal: AbortSignal,
 ): Promise<Buffer[]> {
   const { stdin } = process
@@ -122,8 +130,7 @@ async function askOnTerminal(
   }
   const typed = await prompt(stdin, `Passphrase of ${printable(path)}: `, signal)
   if (typed.length === 0) throw new MountError('the passphrase is empty')
-  if (method === 'AES') {
-    // Legacy AES cannot tell a typing error, so ask twice.
+  if (isTwice) {
     const again = await prompt(stdin, 'The same again: ', signal)
     const isSame = again.equals(typed)
     again.fill(0)

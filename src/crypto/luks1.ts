@@ -12,7 +12,7 @@ import { createSectorCipher, fastEngine } from './sector-cipher.js'
 import { CIPHER_MODES, CIPHER_SECTOR_BYTES, type CipherMode, type CipherSpec } from './spec.js'
 
 // Section 4, figures 1 and 3.
-const HEADER = layout({
+export const HEADER = layout({
   magic: bytes(6),
   version: u16be,
   cipherName: bytes(32),
@@ -25,31 +25,31 @@ const HEADER = layout({
   keyIterations: u32be,
   uuid: bytes(40),
 })
-const SLOT = layout({
+export const SLOT = layout({
   state: u32be,
   iterations: u32be,
   salt: bytes(32),
   keySectors: u32be,
   stripes: u32be,
 })
-const SLOTS = 8
-const SLOT_ACTIVE = 0x00ac71f3
-const SLOT_INACTIVE = 0x0000dead
-const HEADER_BYTES = HEADER.size + SLOTS * SLOT.size
-const MAGIC = Buffer.from('LUKS\xba\xbe', 'latin1')
+export const SLOTS = 8
+export const SLOT_ACTIVE = 0x00ac71f3
+export const SLOT_INACTIVE = 0x0000dead
+export const HEADER_BYTES = HEADER.size + SLOTS * SLOT.size
+export const MAGIC = Buffer.from('LUKS\xba\xbe', 'latin1')
 
 /** The number that every writer uses; QEMU and cryptsetup refuse all others. */
-const STRIPES = 4000
+export const STRIPES = 4000
 /**
  * The largest number of hash rounds that trying all key slots may take. cryptsetup and QEMU choose the iterations so
  * that a slot takes two seconds on the machine that makes it: 10 to 20 million on fast processors, twice as many if the
  * key is longer than a digest. 2^30 allows eight such slots with a factor of three to spare, and takes about ten minutes
  * of one processor at worst, outside the event loop.
  */
-const MAX_ROUNDS = 2 ** 30
+export const MAX_ROUNDS = 2 ** 30
 
 /** The hashes that QEMU knows, by names that node:crypto uses, too. cryptsetup knows more. */
-const HASHES: readonly string[] = [
+export const HASHES: readonly string[] = [
   'md5',
   'sha1',
   'sha224',
@@ -194,7 +194,7 @@ export function checkLuks1(store: Store, area: LuksArea, header: Luks1Header): v
   }
 }
 
-const derive = promisify(pbkdf2)
+export const derive = promisify(pbkdf2)
 
 /**
  * Returns the cipher with the master key if `passphrase` opens one of the key slots, else undefined. It tries the slots
@@ -313,7 +313,7 @@ function isHash(name: string): boolean {
   }
 }
 
-const digestBytes = (hash: string): number => createHash(hash).digest().length
+export const digestBytes = (hash: string): number => createHash(hash).digest().length
 
 const IF_DAMAGED = 'restore it from a copy; without this header its data cannot be decrypted'
 const IF_UNSUPPORTED = 'copy its disk with qemu-img convert to an image that is encrypted as usual'

@@ -15,6 +15,7 @@ import type { Folder } from '../io/folders.js'
 import type { Access, Naming, OpenedFile, ReadersProblem } from '../io/named-file.js'
 import type { Store, WritableStore } from '../io/store.js'
 import type { CheckOptions, CheckResult, RepairResult } from './check/report.js'
+import type { FormatCreating } from './creating.js'
 import type { FormatDriver } from './driver.js'
 import type { InfoFields } from './info-fields.js'
 import type { SnapshotWriter } from './snapshot-writer.js'
@@ -49,6 +50,8 @@ export interface Format<S = unknown> {
   reference?(layer: LayerSpec<S>): Reference | undefined
   /** Checks the layer below after it is opened. Throws ImageError if the two do not belong together. */
   checkBelow?(layer: LayerSpec<S>, below: LayerSpec, context: BelowContext): void
+  /** Returns the number by which images that stand on this one know its content; undefined if it has none. */
+  contentId?(layer: LayerSpec<S>): number | undefined
   /** Returns the role and the name of another file that the image names, for messages. */
   namedFile?(layer: LayerSpec<S>): { readonly role: string; readonly name: string } | undefined
   readonly internalSnapshots?: InternalSnapshots<S>
@@ -69,6 +72,8 @@ export interface Format<S = unknown> {
   unpack?(store: Store, numbers: readonly number[], target: Buffer): void
   /** Undefined for formats that are only read. */
   readonly writing?: FormatWriting<S>
+  /** Undefined if no new images are made. */
+  readonly creating?: FormatCreating
   /** Recovers the image for writing, if `open` said that it needs that. Throws ImageError. */
   recover?(store: WritableStore): { readonly spec: S; readonly warning: string | undefined }
   /** Undefined if there is nothing to check. */

@@ -62,6 +62,11 @@ export const CHECKABLE_NAMES: readonly string[] = FORMATS.filter(({ checking }) 
   ({ name }) => name,
 )
 
+/** The names of the formats that new images can have. */
+export const CREATABLE_NAMES: readonly string[] = FORMATS.filter(({ creating }) => creating).map(
+  ({ name }) => name,
+)
+
 /** Returns "a, b and c", with `last` for the "and". */
 export const listed = (names: readonly string[], last: 'and' | 'or'): string =>
   `${names.slice(0, -1).join(', ')} ${last} ${names.at(-1)}`

@@ -52,6 +52,7 @@ export const cowFormat: Format<CowHeader> = {
       return { spec: readCowHeader(store) }
     },
   },
+  creating: { load: async () => (await import('./create.js')).cowCreator },
   checking,
   describe: ({ spec }) => ({
     unitBytes: spec.sectorBytes,

@@ -44,6 +44,7 @@ export const qcowFormat: Format<QcowHeader> = {
       return { spec: readQcowHeader(store) }
     },
   },
+  creating: { load: async () => (await import('./create.js')).qcowCreator },
   checking,
   // QEMU shows no information specific to this format.
   describe: ({ spec }) => ({ unitBytes: 2 ** spec.clusterBits }),

@@ -48,7 +48,7 @@ const CLUSTER_BITS = { min: 9, max: 16 }
 /** Entries of an L2 table, as powers of two: tables have 512 bytes to 64 KiB. */
 const L2_BITS = { min: 6, max: 13 }
 /** The most entries of an L1 table. */
-const MAX_L1_ENTRIES = Math.floor((2 ** 31 - 1) / ENTRY_BYTES)
+export const MAX_L1_ENTRIES = Math.floor((2 ** 31 - 1) / ENTRY_BYTES)
 /** The smallest disk. */
 const MIN_SIZE_BYTES = 2
 const MAX_CRYPT_METHOD = 1
@@ -125,16 +125,12 @@ export function readQcowHeader(store: Store): QcowHeader {
   return { ...backing, sizeBytes, clusterBits, l2Bits, cryptMethod, l1Offset, l1Entries }
 }
 
-/** Returns the header of an image without backing file. */
-export const encodeQcowHeader = (
-  header: Pick<QcowHeader, 'sizeBytes' | 'clusterBits' | 'l2Bits' | 'cryptMethod' | 'l1Offset'>,
-): Buffer =>
+/** Returns the header of a new image. The backing file's name, if there is one, is not a part of it. */
+export const encodeQcowHeader = (header: Omit<QcowHeader, 'backingName' | 'l1Entries'>): Buffer =>
   HEADER.encode({
     ...header,
     magic: MAGIC,
     version: 1,
-    backingNameOffset: 0,
-    backingNameBytes: 0,
     mtime: 0,
     padding: 0,
   })

@@ -172,6 +172,7 @@ export const qcow2Format: Format<Qcow2Header> = {
   },
   unpack: unpackCluster,
   writing,
+  creating: { load: async () => (await import('./create.js')).qcow2Creator },
   recover: store => {
     const warning = recover(store)
     return { spec: readHeader(store), warning }

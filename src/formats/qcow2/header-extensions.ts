@@ -24,9 +24,9 @@ const BITMAPS_EXTENSION = layout({
   directoryBytes: u64be,
   directoryOffset: u64be,
 })
-const ENCRYPTION_EXTENSION = layout({ offset: u64be, length: u64be })
-const FEATURE_NAME = layout({ type: u8, bit: u8 })
-const FEATURE_NAME_BYTES = 48
+export const ENCRYPTION_EXTENSION = layout({ offset: u64be, length: u64be })
+export const FEATURE_NAME = layout({ type: u8, bit: u8 })
+export const FEATURE_NAME_BYTES = 48
 
 export interface BitmapsExtension {
   readonly count: number

@@ -22,6 +22,7 @@ export const rawFormat: Format<undefined> = {
       return { spec: undefined }
     },
   },
+  creating: { load: async () => (await import('./create.js')).rawCreator },
   describe: () => ({ unitBytes: undefined }),
   tableBytes: () => 0,
   unitBytes: () => 1,

@@ -20,9 +20,9 @@ import {
 import type { ExtentParts } from './parts.js'
 import { SECTOR_BYTES } from '../../sector.js'
 
-const MAGIC = 'COWD'
+export const MAGIC = 'COWD'
 
-const HEADER = layout({
+export const HEADER = layout({
   magic: bytes(4),
   version: u32le,
   flags: u32le,

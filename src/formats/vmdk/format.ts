@@ -177,6 +177,8 @@ export const vmdkFormat: Format<VmdkSpec> = {
   driver,
   unpack: unpackGrainJob,
   writing,
+  creating: { load: async () => (await import('./create.js')).vmdkCreator },
+  contentId: ({ spec }) => spec.descriptor?.cid,
   checking,
   describe: describeVmdk,
   attributes: ({ spec: { descriptor } }) =>

@@ -21,7 +21,7 @@ import { ENTRY_BYTES } from './entries.js'
 /** A count of sectors with all its 64 bits: 2^64 - 1 has a meaning, and other large ones are damage. */
 const sectors = bits64le
 
-const HEADER = layout({
+export const HEADER = layout({
   magic: u32le,
   version: u32le,
   flags: u32le,
@@ -43,14 +43,14 @@ export const SPARSE_FIELD_AT = HEADER.at
 type RawHeader = ReturnType<typeof HEADER.decode>
 
 /** The marker of a sector in a stream that is not a grain. Its `size` is 0, unlike a grain's. */
-const MARKER = layout({ sectors, size: u32le, type: u32le })
-const MARKER_TYPE = { endOfStream: 0, footer: 3 }
+export const MARKER = layout({ sectors, size: u32le, type: u32le })
+export const MARKER_TYPE = { endOfStream: 0, table: 1, directory: 2, footer: 3 }
 
 /** "KDMV" */
-const MAGIC = 0x564d444b
+export const MAGIC = 0x564d444b
 /** Bytes that a transfer as text would have changed. */
-const NEWLINES = Buffer.from('\n \r\n', 'latin1')
-const FLAG = {
+export const NEWLINES = Buffer.from('\n \r\n', 'latin1')
+export const FLAG = {
   newlines: 1 << 0,
   redundant: 1 << 1,
   zeroGrains: 1 << 2,
@@ -59,9 +59,9 @@ const FLAG = {
 }
 /** Unknown flags of the upper half change the meaning of the file. Those of the lower half may be ignored. */
 const UNKNOWN_FLAGS = 0xfffc0000
-const DEFLATE = 1
+export const DEFLATE = 1
 /** The header's directory place if only the footer has the real one. */
-const AT_END = 2n ** 64n - 1n
+export const AT_END = 2n ** 64n - 1n
 /** The end of a stream: the footer's marker, the footer, and the end marker. */
 const STREAM_END_BYTES = 3 * SECTOR_BYTES
 

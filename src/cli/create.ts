@@ -1,0 +1,128 @@
+/** `vimgfs create`: makes a new image. */
+import path from 'node:path'
+import { printable, UsageError } from '../errors.js'
+import type { OptionValues } from '../formats/creating.js'
+import { parseWords } from './arguments.js'
+import { humanSize } from './human.js'
+import { print } from './output.js'
+
+const OPTIONS = {
+  format: { type: 'string', short: 'f' },
+  options: { type: 'string', short: 'o', multiple: true },
+  backing: { type: 'string', short: 'b' },
+  'backing-format': { type: 'string', short: 'F' },
+  unsafe: { type: 'boolean', short: 'u' },
+  force: { type: 'boolean' },
+  quiet: { type: 'boolean', short: 'q' },
+  progress: { type: 'boolean', short: 'p' },
+  output: { type: 'string' },
+  'passphrase-file': { type: 'string' },
+  'allow-path': { type: 'string', multiple: true },
+} as const
+
+export async function run(args: string[]): Promise<number> {
+  const [{ creatorOf }, { createImage }, texts, { parseDiskSize }] = await Promise.all([
+    import('../image/new-image.js'),
+    import('../image/create-image.js'),
+    import('./create-options.js'),
+    import('./sizes.js'),
+  ])
+  const isList = args.some(
+    (arg, i) => /^(?:-o|--options)$/.test(args[i - 1] ?? '') && arg === 'help',
+  )
+  const words = isList
+    ? { required: [], optional: ['FILE', 'SIZE'] }
+    : { required: ['FILE'], optional: ['SIZE'] }
+  const { values, positionals } = parseWords(args, OPTIONS, 'create', words)
+  const { format = 'raw', options: optionTexts = [] } = values
+  const creator = await creatorOf(format)
+  const known = [...texts.COMMON_OPTIONS, ...creator.options].sort((a, b) =>
+    a.name < b.name ? -1 : 1,
+  )
+  if (texts.wantsList(optionTexts)) {
+    print(`Options of ${format} images, with their defaults:\n${texts.listOptions(known)}`)
+    return 0
+  }
+  const [file, sizeText] = positionals as [string, string?]
+  const { size, backing_file, backing_fmt, ...options } = texts.parseCreateOptions(
+    known,
+    optionTexts,
+    format,
+  )
+  const output = outputOf(values.output)
+  const sizeBytes =
+    sizeText === undefined ? (size as number | undefined) : parseDiskSize(sizeText, 'SIZE')
+  const backing = backingOf(
+    values.backing ?? (backing_file as string | undefined),
+    values['backing-format'] ?? (backing_fmt as string | undefined),
+    values.unsafe === true,
+    sizeBytes,
+  )
+  const isEncrypted = creator.isEncrypted?.(options) === true
+  if (!isEncrypted && values['passphrase-file'] !== undefined) {
+    throw new UsageError('--passphrase-file is for encrypted images: -o encrypt.format=luks')
+  }
+  const passphrase = isEncrypted ? await passphraseOf(file, values['passphrase-file']) : undefined
+  const { Progress } = await import('./progress.js')
+  const progress = new Progress(0, { force: values.progress, quiet: values.quiet })
+  try {
+    await createImage(file, {
+      ...{ format, sizeBytes, options: options as OptionValues, backing, passphrase },
+      force: values.force === true,
+      allowPaths: values['allow-path'] ?? [],
+      onProgress: (done, total) => progress.update(done, total),
+    })
+  } finally {
+    progress.end()
+    passphrase?.fill(0)
+  }
+  await report(file, format, output, values.quiet === true)
+  return 0
+}
+
+const outputOf = (text = 'human'): 'human' | 'json' => {
+  if (text === 'human' || text === 'json') return text
+  throw new UsageError(`--output takes human, json, not "${text}"`)
+}
+
+function backingOf(
+  name: string | undefined,
+  format: string | undefined,
+  isUnseen: boolean,
+  sizeBytes: number | undefined,
+) {
+  if (name === undefined || name === '') {
+    if (format !== undefined) throw new UsageError('-F needs -b, the backing file')
+    if (isUnseen) throw new UsageError('-u needs -b, the backing file')
+    return undefined
+  }
+  if (isUnseen && sizeBytes === undefined)
+    throw new UsageError('-u needs SIZE, the size of the disk')
+  return { name, format, isUnseen }
+}
+
+async function passphraseOf(file: string, name: string | undefined): Promise<Buffer> {
+  const { passphraseSource } = await import('./passphrase.js')
+  const source = passphraseSource(name === undefined ? [] : [name], new AbortController().signal)
+  try {
+    return await source.askNew(path.resolve(file))
+  } finally {
+    source.close()
+  }
+}
+
+async function report(
+  file: string,
+  format: string,
+  output: 'human' | 'json',
+  isQuiet: boolean,
+): Promise<void> {
+  if (output === 'json') {
+    await (await import('./info.js')).run(['--output=json', `--format=${format}`, '--', file])
+    return
+  }
+  if (isQuiet) return
+  const { describe } = await import('../image/info.js')
+  const [info] = describe(file, { format }, false)
+  if (info) print(`${printable(file)}: ${format}, ${humanSize(info['virtual-size'])}\n`)
+}
