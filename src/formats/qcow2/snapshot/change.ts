@@ -16,7 +16,7 @@ import { AUTOCLEAR, clusterBytes, INCOMPATIBLE, type Qcow2Header, readHeader } f
 import { type State, writeState } from '../header-update.js'
 import { inspectForWriting } from '../inspection.js'
 import { makeActiveTable } from './active-tables.js'
-import { type Entry, readEntries, tableOf } from './entries.js'
+import { type Entry, readEntries } from './entries.js'
 import { FreeSpace } from './free-space.js'
 import { giveBack } from './give-back.js'
 import { NewCounts, type Row } from './new-counts.js'
@@ -104,8 +104,7 @@ export class Change {
   ): void {
     const { store, counts, header } = this
     const cluster = clusterBytes(header)
-    const table = tableOf(snapshots, store.path)
-    const snapshotsOffset = this.place(table)
+    const snapshotsOffset = this.place(Buffer.concat(snapshots.map(entry => entry.bytes)))
     const oldBytes = this.snapshots.reduce((sum, entry) => sum + entry.bytes.length, 0)
     this.forget(header.snapshotsOffset, oldBytes)
     const refcounts = counts.write()

@@ -65,14 +65,12 @@ export function newEntry(
   return { ...l1, bytes, id, sizeBytes }
 }
 
-/** Returns the bytes of the table. Throws ImageError if there are too many snapshots. */
-export function tableOf(entries: readonly Entry[], path: string): Buffer {
+/** Throws SnapshotLimit if the table of these entries would be too long. */
+export function requireRoom(entries: readonly Entry[], path: string): void {
   const bytes = entries.reduce((sum, entry) => sum + entry.bytes.length, 0)
-  if (entries.length > MAX_SNAPSHOTS || bytes > MAX_SNAPSHOT_TABLE_BYTES) {
-    const what = `it has ${entries.length - 1} snapshots, and there is no room for more`
-    throw new SnapshotLimit(what, { path, hint: 'delete one first' })
-  }
-  return Buffer.concat(entries.map(entry => entry.bytes))
+  if (entries.length <= MAX_SNAPSHOTS && bytes <= MAX_SNAPSHOT_TABLE_BYTES) return
+  const what = `it has ${entries.length - 1} snapshots, and there is no room for more`
+  throw new SnapshotLimit(what, { path, hint: 'delete one first' })
 }
 
 /** Returns the highest number with which an ID begins. */

@@ -5,12 +5,12 @@ import type { NewSnapshot, SnapshotWriter } from '../../snapshot-writer.js'
 import { AUTOCLEAR, l2CoverageBytes, type Qcow2Header } from '../header.js'
 import { withoutFlags } from './active-tables.js'
 import { Change } from './change.js'
-import { type Entry, newEntry } from './entries.js'
+import { type Entry, newEntry, requireRoom } from './entries.js'
 import { showsTheSame } from './same-disk.js'
 import type { L1Place } from './references.js'
 
 export const qcow2SnapshotWriter: SnapshotWriter = {
-  create: (store, snapshot) => Change.run(store, change => create(change, snapshot)),
+  create: (store, snapshot) => Change.run(store, change => create(store, change, snapshot)),
   delete: (store, indexes) => {
     if (indexes.length > 0) Change.run(store, change => deleteAll(change, new Set(indexes)))
   },
@@ -18,13 +18,15 @@ export const qcow2SnapshotWriter: SnapshotWriter = {
 }
 
 /** The new snapshot and the disk share all L2 tables. */
-function create(change: Change, snapshot: NewSnapshot): void {
+function create({ path }: WritableStore, change: Change, snapshot: NewSnapshot): void {
   const { header, active, snapshots } = change
+  const entryAt = (at: number) =>
+    newEntry(snapshot, snapshots, { at, entries: active.entries }, header.sizeBytes)
+  requireRoom([...snapshots, entryAt(0)], path)
   change.refer(active, 1)
   const l1 = change.makeActive(active, active.entries, 2)
   change.forget(active.at, active.entries * 8)
-  const at = change.place(withoutFlags(l1))
-  const entry = newEntry(snapshot, snapshots, { at, entries: active.entries }, header.sizeBytes)
+  const entry = entryAt(change.place(withoutFlags(l1)))
   const { sizeBytes, l1Entries } = header
   const l1Offset = change.place(l1) || header.l1Offset
   change.commit([...snapshots, entry], { sizeBytes, l1Entries, l1Offset })
@@ -67,6 +69,7 @@ function revert(
     )
   const hasKept = keep !== undefined && !snapshots.some(isKept)
   const kept = hasKept ? [newEntry(keep, snapshots, active, header.sizeBytes)] : []
+  requireRoom([...snapshots, ...kept], store.path)
   if (!hasKept) change.refer(active, -1)
   change.refer(source, 1)
   const l1Entries = Math.max(source.entries, header.l1Entries)
