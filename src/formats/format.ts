@@ -217,12 +217,14 @@ export interface ExternalSnapshot {
   readonly displayName: string
   readonly description: string
   readonly created: Timestamp | undefined
-  /** The index of the layer that it has frozen. */
+  /** The file that it has frozen, as the list of snapshots names it. */
+  readonly fileName: string
+  /** The index of that file's layer. */
   readonly layer: number
 }
 
 /** The same, before its file is searched. */
-export type NamedSnapshot = Omit<ExternalSnapshot, 'layer'> & { readonly fileName: string }
+export type NamedSnapshot = Omit<ExternalSnapshot, 'layer'>
 
 export interface ExternalSnapshots {
   /**

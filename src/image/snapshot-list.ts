@@ -16,7 +16,7 @@ export type FrozenInfo = SnapshotInfo & {
   /** The ID of the snapshot before it. */
   readonly parent: string | undefined
   readonly description: string
-  /** The file that it has frozen. */
+  /** The file that it has frozen, as the machine's list names it. */
   readonly filename: string
 }
 
@@ -63,12 +63,12 @@ export function listSnapshots(
   }
 }
 
-const frozenBy = ({ externalSnapshots, layers }: Chain): FrozenInfo[] =>
+const frozenBy = ({ externalSnapshots }: Chain): FrozenInfo[] =>
   externalSnapshots.map(snapshot => ({
     ...describeExternalSnapshot(snapshot),
     parent: snapshot.parent === undefined ? undefined : String(snapshot.parent),
     description: snapshot.description,
-    filename: (layers[snapshot.layer] as LayerSpec).path,
+    filename: snapshot.fileName,
   }))
 
 function describeLayer(layer: LayerSpec, place: number): LayerInfo {

@@ -12,6 +12,8 @@ import {
 } from '../../src/index.js'
 import { buildImage, type Cluster, type ImageSpec } from '../fixtures/qcow2-builder.js'
 import { noise } from '../fixtures/model.js'
+import { buildExtent, descriptorText } from '../fixtures/vmdk-builder.js'
+import { vmsdOf } from '../fixtures/vmsd.js'
 import { runHere } from '../support/command.js'
 import { tempFolder } from '../support/run.js'
 
@@ -202,6 +204,45 @@ t.test('a base that another image needs', async t => {
   t.match(await here('create', base, 'two'), { code: 0 }, 'the disk stays as it is')
   t.match(await here('delete', base, 'two'), { code: 0 })
   t.match(await here('revert', base, 'one', '--force'), { code: 0 })
+})
+
+t.test('an image in use', async t => {
+  const image = imageIn(t)
+  const { disk, close } = await opened(image, 'write')
+  disk.write(Buffer.alloc(CLUSTER, 1), 0)
+  for (const args of [
+    ['create', image, 'x'],
+    ['-d', 'x', image],
+    ['revert', image, 'x'],
+  ]) {
+    t.match(await here(...args), { code: 1, stderr: /in use/ }, args.join(' '))
+  }
+  t.match(await here('list', image), { code: 0 }, 'the list only reads')
+  close()
+  t.match(await here('create', image, 'x'), { code: 0 })
+})
+
+t.test("the snapshots of a vmdk's machine", async t => {
+  const folder = tempFolder(t)
+  const image = join(folder, 'disk.vmdk')
+  const descriptor = descriptorText('monolithicSparse', 2048, 'disk.vmdk')
+  writeFileSync(image, buildExtent({ capacitySectors: 2048, descriptor }).bytes)
+  const disks = { 'scsi0:0': 'disk.vmdk' }
+  const list = [
+    { uid: 1, name: 'first', description: 'before all', disks },
+    { uid: 2, parent: 1, name: 'second', disks },
+  ]
+  writeFileSync(join(folder, 'machine.vmsd'), vmsdOf(list, 2))
+  const { stdout } = await here('list', image)
+  t.match(
+    stdout,
+    /^Snapshot list of the machine:\nID.*\n1 +first .* in disk\.vmdk\n2 +second .* after 1, in/,
+  )
+  const found = JSON.parse((await here('list', '--output=json', image)).stdout)
+  t.match(found['machine-snapshots'], [
+    { id: '1', name: 'first', description: 'before all', filename: 'disk.vmdk' },
+    { id: '2', parent: '1' },
+  ])
 })
 
 t.test('wrong usage', async t => {
