@@ -8,12 +8,15 @@ import type { Found } from '../image/check.js'
 import { type Checked, checkImage } from './check-image.js'
 import { humanSize } from './human.js'
 import { complain, print } from './output.js'
+import { Progress } from './progress.js'
 
 const OPTIONS = {
   output: { type: 'string' },
   repair: { type: 'string' },
   format: { type: 'string' },
   'allow-path': { type: 'string', multiple: true },
+  progress: { type: 'boolean', short: 'p' },
+  quiet: { type: 'boolean', short: 'q' },
 } as const
 
 /** Those of qemu-img check. */
@@ -28,11 +31,12 @@ export async function run(args: string[]): Promise<number> {
     values.format === undefined ? undefined : parseChoice(values.format, '--format', FORMAT_NAMES)
   const repair =
     values.repair === undefined ? undefined : parseChoice(values.repair, '--repair', REPAIRS)
-  const isWatched = output === 'human' && process.stderr.isTTY
-  const options = isWatched ? { progress: showProgress } : {}
+  const { progress: force, quiet } = values
+  const shown = new Progress(1, { force, quiet, isPart: true })
+  const options = { progress: (part: number) => shown.update(part) }
   const allowPaths = values['allow-path'] ?? []
-  const checked = await checkImage(name, { format, repair, allowPaths }, options)
-  if (isWatched) complain(CLEAR_LINE)
+  const checking = checkImage(name, { format, repair, allowPaths }, options)
+  const checked = await checking.finally(() => shown.end())
   if (!checked.after) {
     complain(`vimgfs: ${printable(name)}: ${checked.format.name} images have no tables to check\n`)
     return EXIT.unsupported
@@ -150,9 +154,3 @@ const count = (number: number, name: string, names = `${name}s`): string =>
   number === 0 ? '' : `${number} ${number === 1 ? name : names}`
 
 const lines = (all: readonly string[]): string => all.map(text => `${text}\n`).join('')
-
-const CLEAR_LINE = '\r\x1b[K'
-
-function showProgress(part: number): void {
-  complain(`${CLEAR_LINE}${Math.floor(part * 100)} %`)
-}

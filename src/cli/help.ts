@@ -16,6 +16,9 @@ Usage: vimgfs COMMAND [OPTION…] ARGUMENT…
   commit IMAGE             write what it holds into its backing file
   rebase -b BASE IMAGE     make it stand on another backing file
   create FILE SIZE         make a new image, or one that stands on another
+  map IMAGE                show which parts are data, and where they are
+  compare IMAGE IMAGE      tell whether two disks have the same content
+  diff IMAGE TAG           show what has changed since a snapshot
   help COMMAND             show all options of a command, with an example
 
   --help, --version
@@ -34,6 +37,9 @@ const HELP: Record<string, () => Promise<{ HELP: string }>> = {
   commit: () => import('./help/commit.js'),
   rebase: () => import('./help/rebase.js'),
   create: () => import('./help/create.js'),
+  map: () => import('./help/map.js'),
+  compare: () => import('./help/compare.js'),
+  diff: () => import('./help/diff.js'),
   help: () => import('./help/help.js'),
 }
 

@@ -8,6 +8,8 @@ export interface ProgressOptions {
   readonly force?: boolean | undefined
   /** -q: never show it. */
   readonly quiet?: boolean | undefined
+  /** Whether it is known only what part of all work is done, from 0 to 1, not how many bytes. */
+  readonly isPart?: boolean | undefined
 }
 
 const CLEAR_LINE = '\r\x1b[K'
@@ -20,6 +22,7 @@ const EVERY_MS = 200
 export class Progress {
   private readonly begun = performance.now()
   private readonly isShown: boolean
+  private readonly isPart: boolean
   private readonly isTerminal = process.stderr.isTTY === true
   private shownAt = Number.NEGATIVE_INFINITY
   private hasLine = false
@@ -28,9 +31,10 @@ export class Progress {
 
   constructor(
     private totalBytes: number,
-    { force = false, quiet = false }: ProgressOptions = {},
+    { force = false, quiet = false, isPart = false }: ProgressOptions = {},
     private readonly say: (text: string) => void = complain,
   ) {
+    this.isPart = isPart
     this.isShown = !quiet && (force || this.isTerminal)
     this.stopListening = onProgressSignal(() => this.say(`${this.clear()}${this.line()}\n`))
   }
@@ -77,8 +81,9 @@ export class Progress {
     const percent = `${(part * 100).toFixed(1)} %`.padStart(7)
     const rate = seconds > 0 ? this.done / seconds : 0
     const left = rate > 0 ? (this.totalBytes - this.done) / rate : 0
-    const speed = rate > 0 ? `, ${humanSize(rate)}/s` : ''
     const time = part < 1 && rate > 0 ? `, ${duration(left)} left` : ''
+    if (this.isPart) return `${percent}${time}`
+    const speed = rate > 0 ? `, ${humanSize(rate)}/s` : ''
     return `${percent}  ${humanSize(this.done)} of ${humanSize(this.totalBytes)}${speed}${time}`
   }
 }

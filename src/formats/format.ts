@@ -19,6 +19,7 @@ import type { FormatCreating } from './creating.js'
 import type { FormatDriver } from './driver.js'
 import type { InfoFields } from './info-fields.js'
 import type { SnapshotWriter } from './snapshot-writer.js'
+import type { Mapping } from './mapping.js'
 import type { WritableDriver } from './writable.js'
 
 /** How many of an image's first bytes decide its format. */
@@ -70,6 +71,11 @@ export interface Format<S = unknown> {
   driver(parts: DriverParts<S>): FormatDriver
   /** Decompresses a cluster of `store` into `target`, by a packed extent's `job.numbers`. Throws ImageError, SystemError. */
   unpack?(store: Store, numbers: readonly number[], target: Buffer): void
+  /**
+   * Returns what `map` shows besides the answers of `driver`, which reads the layer, or a snapshot in it; by default nothing.
+   * @param store the layer's own file
+   */
+  mapping?(layer: LayerSpec<S>, driver: FormatDriver, store: Store): Mapping
   /** Undefined for formats that are only read. */
   readonly writing?: FormatWriting<S>
   /** Undefined if no new images are made. */

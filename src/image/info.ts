@@ -143,7 +143,7 @@ const MAX_NAME_BYTES = 255
 const MAX_ID_BYTES = 127
 
 /** Returns the path of the backing file relative to the folder from which `file` was named. After `file:` all is a path. */
-const besideFile = (file: string, name: string): string => {
+export const besideFile = (file: string, name: string): string => {
   const plain = name.replace(/^file:/, '')
   const isPath = plain !== name && !plain.startsWith('/')
   return isPath ? file.slice(0, file.lastIndexOf('/') + 1) + plain : beside(file, plain)

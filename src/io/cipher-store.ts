@@ -33,7 +33,8 @@ export class CipherStore implements Store {
   readonly holesReadAsZeros = false
 
   constructor(
-    protected readonly base: Store,
+    /** The file, with encrypted bytes. */
+    readonly base: Store,
     protected readonly how: StoreCipher,
   ) {}
 
@@ -108,7 +109,7 @@ export class CipherStore implements Store {
 
 export class WritableCipherStore extends CipherStore implements WritableStore {
   constructor(
-    protected override readonly base: WritableStore,
+    override readonly base: WritableStore,
     how: StoreCipher,
   ) {
     super(base, how)

@@ -523,6 +523,27 @@ t.test('vmdk', needs('qemu-img'), async t => {
   t.match((await vimgfs(cwd, 'child.vmdk')).stdout, /^7 +one +0 B 2020-09-13/m)
 })
 
+t.test('a raw image that is a LUKS container', async t => {
+  const cwd = tempFolder(t)
+  for (const version of [1, 2]) {
+    const bytes = Buffer.alloc(2 ** 20)
+    bytes.write('LUKS\xba\xbe', 'latin1')
+    bytes.writeUInt16BE(version, 6)
+    writeFileSync(join(cwd, 'disk'), bytes)
+    const specific = `Format specific information:\n    content: LUKS container\n    luks version: ${version}\n`
+    t.ok((await vimgfs(cwd, 'disk')).stdout.endsWith(specific))
+    const { 'format-specific': found } = JSON.parse(
+      (await vimgfs(cwd, '--output=json', 'disk')).stdout,
+    )
+    t.same(found, { type: 'raw', data: { content: 'LUKS container', 'luks-version': version } })
+  }
+  for (const content of ['', 'LUKS', 'LUKS\xba\xbf\0\x01']) {
+    writeFileSync(join(cwd, 'disk'), Buffer.from(content, 'latin1'))
+    const { stdout } = await vimgfs(cwd, '--format', 'raw', 'disk')
+    t.notMatch(stdout, /LUKS container/)
+  }
+})
+
 t.test('launched: a result, and a refusal', async t => {
   const cwd = tempFolder(t)
   writeFileSync(

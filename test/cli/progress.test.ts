@@ -19,6 +19,15 @@ t.test('progress is shown by force, in one line', async t => {
   t.notMatch(text.trimEnd(), /\n/)
 })
 
+t.test('progress through work that is not counted in bytes', async t => {
+  const said: string[] = []
+  const progress = new Progress(1, { force: true, isPart: true }, text => said.push(text))
+  progress.update(0.25)
+  progress.end()
+  t.match(said.join(''), / 25\.0 %, \d.* left\s*$/)
+  t.notMatch(said.join(''), / of /)
+})
+
 t.test('a signal prints it once, also where it is not shown', async t => {
   const said: string[] = []
   const progress = new Progress(2 * GiB, { quiet: true }, text => said.push(text))

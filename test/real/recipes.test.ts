@@ -119,6 +119,11 @@ const RECIPES: readonly Recipe[] = [
   { lead: /`partx` lists partitions/, content: PARTITIONED, prints: /^ 1 +2048 (.|\n)*^note$/m },
   { lead: /a snapshot before an upgrade/, content: PARTITIONED, prints: /before-todays-upgrade/ },
   { lead: /how many bytes changed/, content: PARTITIONED, prints: /^[1-9][0-9]*$/m },
+  {
+    lead: /which parts of the disk have changed/,
+    content: PARTITIONED,
+    prints: /^.* changed, in [0-9]+ ranges?$(.|\n)*^Images are identical\.$/m,
+  },
 ]
 
 /** All blocks of commands: those of the section "Recipes" in README.md, then those of docs/recipes.md. */

@@ -13,6 +13,8 @@ may be used twice. Of a vmdk it checks all extents, but not the parents.
                          are neither compressed nor seSparse.
   --format F             {formats} (found by its bytes)
   --allow-path DIR       a vmdk may also name extents below DIR (its own folder)
+  -p, --progress         show progress also if standard error is no terminal
+  -q, --quiet            show no progress
 
 Exit code: 0 sound, 1 could not be checked, 2 damaged, 3 only space is lost, 63 the format has
 nothing to check.

@@ -25,6 +25,7 @@ import {
   readHeader,
 } from './header.js'
 import { requireWhole } from './losses.js'
+import { Qcow2Mapping } from './mapping.js'
 import { recover, requireRecoverable } from './recovery.js'
 import { changeReference } from './reference-update.js'
 import { type Qcow2Snapshot, readSnapshots } from './snapshots.js'
@@ -171,6 +172,8 @@ export const qcow2Format: Format<Qcow2Header> = {
     return new Qcow2Driver(partsOf(parts), { offset: l1Offset, entries: l1Entries }, sizeBytes)
   },
   unpack: unpackCluster,
+  mapping: (layer, driver, store) =>
+    new Qcow2Mapping(layer.spec, driver as Qcow2Driver, store, layer.allocatedBytes),
   writing,
   creating: { load: async () => (await import('./create.js')).qcow2Creator },
   recover: store => {

@@ -1,6 +1,8 @@
 /** A raw image: the file is the disk. */
 import type { Format } from '../format.js'
+import { mappingWithHoles } from '../mapping.js'
 import { RawDriver } from './driver.js'
+import { luksContainer } from './luks-container.js'
 import { ProbedRawWriter } from './probed-writer.js'
 import { RawWriter } from './writer.js'
 
@@ -13,6 +15,7 @@ export const rawFormat: Format<undefined> = {
   open: () => ({ spec: undefined }),
   sizeBytes: ({ sizeBytes }) => sizeBytes,
   driver: ({ store }) => new RawDriver(store),
+  mapping: () => mappingWithHoles(() => 'zero'),
   writing: {
     hasTables: false,
     writer: ({ store, layer, probedName, refusals }) =>
@@ -23,7 +26,7 @@ export const rawFormat: Format<undefined> = {
     },
   },
   creating: { load: async () => (await import('./create.js')).rawCreator },
-  describe: () => ({ unitBytes: undefined }),
+  describe: (_, { store }) => ({ unitBytes: undefined, specific: luksContainer(store) }),
   tableBytes: () => 0,
   unitBytes: () => 1,
 }

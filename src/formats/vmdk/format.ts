@@ -23,6 +23,7 @@ import { VmdkDriver } from './driver.js'
 import { openVmdk, tableBytes, type VmdkSpec } from './open.js'
 import { lonePart } from './lone-part.js'
 import { openFrozen, snapshotsOfDisk } from './vm-snapshots.js'
+import { vmdkMapping } from './mapping.js'
 import { checkCid, extentNames, parentLink, type ParentLink, parentNames } from './parent.js'
 import { extentKind } from './parts.js'
 import { vmwareLocks } from './vmware-lock.js'
@@ -176,6 +177,7 @@ export const vmdkFormat: Format<VmdkSpec> = {
   filesNeeded: filesNeededByVmdk,
   driver,
   unpack: unpackGrainJob,
+  mapping: ({ spec }, driver) => vmdkMapping(spec, driver as VmdkDriver),
   writing,
   creating: { load: async () => (await import('./create.js')).vmdkCreator },
   contentId: ({ spec }) => spec.descriptor?.cid,

@@ -1,6 +1,7 @@
 /** VHD images of Virtual PC, Hyper-V and Azure, fixed and dynamic; see header.ts. They are read only. */
 import { WriteProtected } from '../../io/named-file.js'
 import type { Format } from '../format.js'
+import { mappingWithHoles } from '../mapping.js'
 import { DynamicVpcDriver, FixedVpcDriver } from './driver.js'
 import { hasVpcFooter, isVpcHead, readVpcHeader, type VpcHeader } from './header.js'
 
@@ -25,6 +26,7 @@ export const vpcFormat: Format<VpcHeader> = {
     if (!header.blocks) return new FixedVpcDriver(header, store)
     return new DynamicVpcDriver({ header, store, storeId, metadata }, header.blocks)
   },
+  mapping: ({ spec }) => mappingWithHoles(() => (spec.blocks ? undefined : 'both')),
   describe: ({ spec }) => ({ unitBytes: spec.blocks?.blockBytes }),
   attributes: ({ spec }) => ({
     'disk-type': spec.blocks ? 'dynamic' : 'fixed',
