@@ -2,6 +2,7 @@
 import type { CheckOptions, CheckResult, RepairResult } from './formats/check/report.js'
 import type { RepairKind } from './formats/format.js'
 import { type CheckRequest, ImageCheck } from './image/check.js'
+import { createChild } from './image/child-snapshot.js'
 import { describe, type ImageInfo } from './image/info.js'
 import { listSnapshots as list, type SnapshotList } from './image/snapshot-list.js'
 import { SnapshotImage, type SnapshotName, type SnapshotOptions } from './image/snapshots.js'
@@ -99,15 +100,18 @@ export function listSnapshots(
 }
 
 /**
- * Takes a snapshot of the disk of the image at `path`. Nobody else may have the image open. After a power cut or an error there
- * is a whole snapshot or none. Throws ImageError, SystemError.
+ * Takes a snapshot of the disk of the image at `path`. Nobody else may write the image meanwhile. After a power cut or an error
+ * there is a whole snapshot or none. For a vmdk, it resolves to the path of the child disk that holds what is written from now
+ * on; otherwise to undefined. Throws ImageError, SystemError.
  */
 export async function createSnapshot(
   path: string,
   tag: string,
   options: SnapshotOptions = {},
-): Promise<void> {
-  await withSnapshots(path, options, image => image.create(tag))
+): Promise<string | undefined> {
+  const child = await createChild(path, tag, options)
+  if (child === undefined) await withSnapshots(path, options, image => image.create(tag))
+  return child
 }
 
 /** Deletes snapshots, all at once. Throws as `createSnapshot` does. */

@@ -33,7 +33,7 @@ type Action = (typeof ACTIONS)[number]
 /** Which options an action knows, besides those that all do. */
 const OWN_OPTIONS: Record<Action, readonly string[]> = {
   list: ['layers', 'output', 'allow-path', 'force-share'],
-  create: [],
+  create: ['allow-path'],
   delete: ['id', 'older-than', 'dry-run'],
   revert: ['id', 'discard', 'force'],
 }
@@ -64,7 +64,9 @@ export async function run(args: string[]): Promise<number> {
   const format = values.format
   const open = format === undefined ? {} : { format: parseChoice(format, '-f', FORMAT_NAMES) }
   if (action === 'list') await list(request, values, open)
-  else await change(request, values, open)
+  else if (action !== 'create' || !(await createChild(request, values, open))) {
+    await change(request, values, open)
+  }
   return 0
 }
 
@@ -149,6 +151,25 @@ function layerLines(info: LayerInfo): string[] {
   // The table of the image itself stands above.
   if (layer === 0 || snapshots.length === 0) return [what]
   return [what, ...snapshotTable(snapshots)]
+}
+
+/** Takes a snapshot that is a child disk. Returns false if the format has none. */
+async function createChild(
+  { image, tags: [tag = ''] }: Request,
+  values: Values,
+  options: { readonly format?: string },
+): Promise<boolean> {
+  const { createChild } = await import('../image/child-snapshot.js')
+  const allowPaths = values['allow-path'] ?? []
+  const child = await createChild(image, tag, { ...options, allowPaths })
+  if (child === undefined) return false
+  if (values.quiet !== true) {
+    print(
+      `${printable(child)} holds what is written from now on: use it instead of ${printable(image)}\n` +
+        "VMware does not list this snapshot: the machine's .vmx and .vmsd are as they were\n",
+    )
+  }
+  return true
 }
 
 async function change(

@@ -15,7 +15,7 @@ import type { Folder } from '../io/folders.js'
 import type { Access, Naming, OpenedFile, ReadersProblem } from '../io/named-file.js'
 import type { Store, WritableStore } from '../io/store.js'
 import type { CheckOptions, CheckResult, RepairResult } from './check/report.js'
-import type { FormatCreating } from './creating.js'
+import type { FormatCreating, OptionValues } from './creating.js'
 import type { FormatDriver } from './driver.js'
 import type { InfoFields } from './info-fields.js'
 import type { SnapshotWriter } from './snapshot-writer.js'
@@ -233,6 +233,8 @@ export interface ExternalSnapshot {
 export type NamedSnapshot = Omit<ExternalSnapshot, 'layer'>
 
 export interface ExternalSnapshots {
+  /** Returns the options for the new disk that a snapshot of `layer` makes, to hold what is written after it. */
+  childOptions(layer: LayerSpec): OptionValues
   /**
    * Returns the snapshots of the disk with these `layers`, parents first.
    * @param names the names of the files beside the disk

@@ -151,9 +151,12 @@ function writerOf(name: string, options: SnapshotOptions) {
   const [{ path, format }] = chain.layers
   const writing = formatOf(chain.layers[0]).internalSnapshots?.writing
   if (writing) return writing
+  const areChildren = formatOf(chain.layers[0]).externalSnapshots !== undefined
   throw new ImageError('UNSUPPORTED', `${format} images have no snapshots in them`, {
     path,
-    hint: 'convert it to qcow2, or copy it',
+    hint: areChildren
+      ? 'snapshots of it are child disks: commit merges a child into it, and without the child it is as it was'
+      : 'convert it to qcow2, or copy it',
   })
 }
 

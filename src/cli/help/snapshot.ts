@@ -8,6 +8,10 @@ Lists, takes and deletes the snapshots within a qcow2 image, and makes its disk 
 IMAGE must not be mounted or in use, except for the list. After a power cut, a full disk or an error,
 IMAGE is as it was before or as it is after, and nothing in between.
 
+A snapshot of a vmdk is a child disk: create makes disk-TAG.vmdk beside disk.vmdk. From then on, use
+the child: it holds what is written, and disk.vmdk stays as it is. VMware does not list the snapshot.
+vimgfs commit disk-TAG.vmdk merges it back; to go back, delete the child.
+
 list shows the table of qemu-img. It also shows the snapshots of a vmdk's machine (.vmsd), and the
 files that they have frozen.
 
@@ -26,7 +30,7 @@ state already. Delete it when you no longer need it. It refuses an image with pe
   --layers               list: also the layers that IMAGE stands on, and their snapshots
   --output=human|json    list: for people (the default) or for programs, with all layers
   -f, --format F         {formats} (found by its bytes)
-  --allow-path DIR       list: IMAGE may also name files below DIR (its own folder)
+  --allow-path DIR       list, create: IMAGE may also name files below DIR (its own folder)
   -U, --force-share      list: changes nothing, since listing takes no locks
   -q, --quiet            print errors only
 
@@ -37,4 +41,5 @@ Example:
   vimgfs snapshot list disk.qcow2
   vimgfs snapshot revert disk.qcow2 before-upgrade
   vimgfs snapshot delete disk.qcow2 --older-than 30d
+  vimgfs snapshot create disk.vmdk before-upgrade
 `

@@ -1,6 +1,7 @@
 /** VMDK images of VMware and VirtualBox; see image.ts. */
 import { ImageError } from '../../errors.js'
 import type { FileSpec } from '../../io/file-spec.js'
+import type { OptionValues } from '../creating.js'
 import type {
   BelowContext,
   CheckedImage,
@@ -105,6 +106,15 @@ function driver({
   return new VmdkDriver({ spec, stores, layerId: storeId, metadata, clusters, isWritten })
 }
 
+/** VMware's servers take children of their own kind only. */
+function childOptions(layer: LayerSpec): OptionValues {
+  const { descriptor, extents } = layer.spec as VmdkSpec
+  const isServers =
+    /^(?:vmfs|seSparse)/i.test(descriptor?.createType ?? '') ||
+    extents.some(({ layout }) => layout.kind === 'cowd' || layout.kind === 'sesparse')
+  return { subformat: isServers ? 'vmfsSparse' : 'monolithicSparse' }
+}
+
 const writing: FormatWriting<VmdkSpec> = {
   hasTables: true,
   createMemory: spec => ({ memory: createVmdkMemory(spec), warnings: [] }),
@@ -171,7 +181,7 @@ export const vmdkFormat: Format<VmdkSpec> = {
     const extent = spec.extents.find(({ file }) => file && file.fd !== fd)
     return extent?.file && { role: 'extent', name: extent.file.path }
   },
-  externalSnapshots: { list: snapshotsOfDisk, open: openFrozen },
+  externalSnapshots: { childOptions, list: snapshotsOfDisk, open: openFrozen },
   foreignLocks: vmwareLocks,
   children: (layer, folders) => childrenOf(layer, layer.spec, folders),
   filesNeeded: filesNeededByVmdk,
