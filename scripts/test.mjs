@@ -71,6 +71,8 @@ const PEERS = [
   'xz',
   'zip',
 ]
+/** These call npm. The others do without certificates, which Node reads whenever it starts: longer than the rest takes. */
+const usesNetwork = file => file.startsWith('test/package/')
 const IS_QUICK = process.argv[2] === '--quick'
 /** The entry of a process that runs several files. */
 const SHARED = 'test/support/shared.ts'
@@ -178,8 +180,12 @@ async function runnerOf(isVerbose) {
     const test = new TestProcess(
       activity,
       [...loadersOf(group), code.moduleOf(isShared ? SHARED : group[0])],
-      // tap makes names of files out of the words of a process.
-      { ...TAP_ENV, ...(isShared && { VIMGFS_TEST_FILES: group.join(',') }) },
+      {
+        ...TAP_ENV,
+        // tap makes names of files out of the words of a process.
+        ...(isShared && { VIMGFS_TEST_FILES: group.join(',') }),
+        ...(!group.some(usesNetwork) && { NODE_EXTRA_CA_CERTS: undefined }),
+      },
     )
     const how = await test.run({
       stdout: data => parser.write(data),
