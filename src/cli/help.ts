@@ -19,6 +19,7 @@ Usage: vimgfs COMMAND [OPTION…] ARGUMENT…
   map IMAGE                show which parts are data, and where they are
   compare IMAGE IMAGE      tell whether two disks have the same content
   diff IMAGE TAG           show what has changed since a snapshot
+  resize IMAGE SIZE        make its disk larger or smaller
   help COMMAND             show all options of a command, with an example
 
   --help, --version
@@ -27,7 +28,7 @@ Example: vimgfs mount disk.qcow2 /mnt/x && ls -l /mnt/x && vimgfs umount /mnt/x
 `
 }
 
-/** A text may contain {formats}, {readable}, {checkable} and {creatable}: names of formats. */
+/** A text may contain {formats}, {readable}, {checkable}, {creatable} and {resizable}: names of formats. */
 const HELP: Record<string, () => Promise<{ HELP: string }>> = {
   mount: () => import('./help/mount.js'),
   umount: () => import('./help/umount.js'),
@@ -40,6 +41,7 @@ const HELP: Record<string, () => Promise<{ HELP: string }>> = {
   map: () => import('./help/map.js'),
   compare: () => import('./help/compare.js'),
   diff: () => import('./help/diff.js'),
+  resize: () => import('./help/resize.js'),
   help: () => import('./help/help.js'),
 }
 
@@ -58,12 +60,13 @@ async function helpOf(command: string): Promise<string> {
 /** Fills in the names of formats, which the registry knows. */
 async function withFormats(text: string): Promise<string> {
   if (!text.includes('{')) return text
-  const { CHECKABLE_NAMES, CREATABLE_NAMES, FORMAT_NAMES, listed } = await import(
+  const { CHECKABLE_NAMES, CREATABLE_NAMES, FORMAT_NAMES, RESIZABLE_NAMES, listed } = await import(
     '../formats/registry.js'
   )
   return text
     .replaceAll('{formats}', listed(FORMAT_NAMES, 'or'))
     .replaceAll('{readable}', FORMAT_NAMES.join(', '))
+    .replaceAll('{resizable}', listed(RESIZABLE_NAMES, 'and'))
     .replaceAll('{creatable}', listed(CREATABLE_NAMES, 'or'))
     .replaceAll('{checkable}', CHECKABLE_NAMES.join(', '))
 }

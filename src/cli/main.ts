@@ -17,6 +17,7 @@ const COMMANDS: Record<string, () => Promise<{ run(args: string[]): Promise<numb
   map: () => import('./map.js'),
   compare: () => import('./compare.js'),
   diff: () => import('./diff.js'),
+  resize: () => import('./resize.js'),
   help: () => import('./help.js'),
 }
 

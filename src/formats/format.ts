@@ -18,6 +18,7 @@ import type { CheckOptions, CheckResult, RepairResult } from './check/report.js'
 import type { FormatCreating, OptionValues } from './creating.js'
 import type { FormatDriver } from './driver.js'
 import type { InfoFields } from './info-fields.js'
+import type { FormatResizing } from './resizing.js'
 import type { SnapshotWriter } from './snapshot-writer.js'
 import type { Mapping } from './mapping.js'
 import type { WritableDriver } from './writable.js'
@@ -78,6 +79,8 @@ export interface Format<S = unknown> {
   mapping?(layer: LayerSpec<S>, driver: FormatDriver, store: Store): Mapping
   /** Undefined for formats that are only read. */
   readonly writing?: FormatWriting<S>
+  /** Undefined if the disk's size never changes. */
+  readonly resizing?: FormatResizing
   /** Undefined if no new images are made. */
   readonly creating?: FormatCreating
   /** Recovers the image for writing, if `open` said that it needs that. Throws ImageError. */

@@ -67,6 +67,11 @@ export const CREATABLE_NAMES: readonly string[] = FORMATS.filter(({ creating }) 
   ({ name }) => name,
 )
 
+/** The names of the formats whose disks change their size. */
+export const RESIZABLE_NAMES: readonly string[] = FORMATS.filter(({ resizing }) => resizing).map(
+  ({ name }) => name,
+)
+
 /** Returns "a, b and c", with `last` for the "and". */
 export const listed = (names: readonly string[], last: 'and' | 'or'): string =>
   `${names.slice(0, -1).join(', ')} ${last} ${names.at(-1)}`

@@ -1,29 +1,37 @@
 /** The seam for changing the size of an image's disk, beyond what its writer can do while the disk is in use. */
 import type { FileSpec } from '../io/file-spec.js'
 import type { WritableStore } from '../io/store.js'
-import type { LayerSpec } from './format.js'
 
-/** An image that nobody else has open, and whose own changes are all flushed. */
-export interface ResizedImage<S = unknown> {
-  readonly layer: LayerSpec<S>
+/** The parts of a layer that decide its size. */
+export interface ResizedLayer {
+  readonly path: string
+  /** The result of the format's `open`. */
+  readonly spec: unknown
+  readonly dataFile?: FileSpec
+}
+
+/** An image that nobody else has open, and whose changes are all flushed. */
+export interface ResizedImage {
+  readonly layer: ResizedLayer
   readonly store: WritableStore
   storeOf(file: FileSpec): WritableStore
 }
 
-export interface FormatResizer<S = unknown> {
+/** What of the new part of a disk is allocated at once. */
+export type Preallocation = 'off' | 'metadata' | 'falloc' | 'full'
+
+export interface FormatResizer {
+  /** Whether the file is the disk: then its size is the disk's, and cutting it off frees all that was there. */
+  readonly isPlain: boolean
+  readonly preallocations: readonly Preallocation[]
   /** Throws ImageError if the disk cannot have `sizeBytes` bytes. Changes nothing. */
-  check(layer: LayerSpec<S>, sizeBytes: number): void
-  /**
-   * Makes the disk larger, where the writer cannot do that. The new part must read as zeros but for the rest of the unit that
-   * the old end lies in, which the caller zeroes afterwards.
-   */
-  grow?(image: ResizedImage<S>, sizeBytes: number): void
-  /** Makes the disk smaller. What is cut off reads as zeros already. */
-  shrink(image: ResizedImage<S>, sizeBytes: number): void
-  /** Raises the version, where an older one cannot have another size. Returns whether it did. */
-  upgrade?(image: ResizedImage<S>): boolean
+  check(layer: ResizedLayer, sizeBytes: number): void
+  /** Makes the disk smaller, and syncs that. What is cut off reads as zeros already, where that is possible. */
+  shrink(image: ResizedImage, sizeBytes: number): void
+  /** Raises the version, where the image's own version cannot have another size. Returns whether it did. */
+  upgrade?(image: ResizedImage): boolean
 }
 
-export interface FormatResizing<S = unknown> {
-  load(): Promise<FormatResizer<S>>
+export interface FormatResizing {
+  load(): Promise<FormatResizer>
 }

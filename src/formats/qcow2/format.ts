@@ -175,6 +175,7 @@ export const qcow2Format: Format<Qcow2Header> = {
   mapping: (layer, driver, store) =>
     new Qcow2Mapping(layer.spec, driver as Qcow2Driver, store, layer.allocatedBytes),
   writing,
+  resizing: { load: async () => (await import('./resize.js')).qcow2Resizer },
   creating: { load: async () => (await import('./create.js')).qcow2Creator },
   recover: store => {
     const warning = recover(store)

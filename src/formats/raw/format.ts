@@ -25,6 +25,7 @@ export const rawFormat: Format<undefined> = {
       return { spec: undefined }
     },
   },
+  resizing: { load: async () => (await import('./resize.js')).rawResizer },
   creating: { load: async () => (await import('./create.js')).rawCreator },
   describe: (_, { store }) => ({ unitBytes: undefined, specific: luksContainer(store) }),
   tableBytes: () => 0,
