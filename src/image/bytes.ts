@@ -1,7 +1,7 @@
 /** Compares bytes. */
+import { SECTOR_BYTES } from '../sector.js'
 
 const ZEROS = Buffer.alloc(2 ** 20)
-const SECTOR_BYTES = 512
 /** Runs that differ are looked for in pieces of this size. */
 const STEP_BYTES = 64 * 1024
 

@@ -13,6 +13,7 @@ import {
 import type { CompareSetup } from './compare-worker.js'
 import { type Pair, pairsOf } from './pair.js'
 import type { Part, Source } from './source.js'
+import { SECTOR_BYTES } from '../sector.js'
 
 export interface CompareOptions {
   /** Whether sizes have to be equal, and what is data, what zeros and what unallocated. */
@@ -37,7 +38,6 @@ const THREADS_FROM_BYTES = 384 * 2 ** 20
 /** Decompressing or decrypting takes about so many times as long as reading. */
 const SLOW_FACTOR = 8
 const MAX_THREADS = 4
-const SECTOR_BYTES = 512
 /** How long this thread works before it lets signals and messages be handled. */
 const TURN_MS = 100
 

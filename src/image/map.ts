@@ -8,6 +8,7 @@ import { besideFile } from './info.js'
 import { filesOf, referenceOf, storeOf } from './layer.js'
 import type { Source } from './source.js'
 import type { LayerPiece } from './walk-layers.js'
+import { SECTOR_BYTES } from '../sector.js'
 
 export interface MapEntry {
   readonly start: number
@@ -23,8 +24,6 @@ export interface MapEntry {
   /** The name of the file, relative as the image's was. */
   readonly file: string | undefined
 }
-
-const SECTOR_BYTES = 512
 
 /**
  * Yields the entries of a range. Its last one may be empty: QEMU prints that, too. Throws ImageError for damaged tables.

@@ -10,8 +10,7 @@ import type {
 } from '../formats/creating.js'
 import { CREATABLE_NAMES, findFormat, listed } from '../formats/registry.js'
 import type { NewFiles } from './new-files.js'
-
-const SECTOR_BYTES = 512
+import { SECTOR_BYTES } from '../sector.js'
 
 export interface NewImageRequest {
   /** The format's name. */

@@ -4,9 +4,7 @@ import { clear } from '../io/libc.js'
 import type { Store } from '../io/store.js'
 import { readView } from './engine.js'
 import { isDamage, type OnLoss, walkLayers } from './walk-layers.js'
-
-/** The least that is given up where a file cannot be read, in bytes. */
-const SECTOR_BYTES = 512
+import { SECTOR_BYTES } from '../sector.js'
 
 /** Returns the place in the file of `store` from which on data were lost with its end: reading them is an error. */
 export const lostAt = (store: Store, { unitBytes }: FormatDriver): number =>
@@ -31,6 +29,7 @@ export function readSalvaging(
       readView(view, target, to, bytes, from)
     } catch (error) {
       if (!isDamage(error)) throw error
+      // A sector is the least that is given up.
       if (isWhole || bytes <= SECTOR_BYTES) {
         clear(target, to, to + bytes)
         onLoss(from, bytes, error)

@@ -19,6 +19,7 @@ import { openChain } from './open-chain.js'
 import type { StoreSource } from './store-source.js'
 import { lostAt, readSalvaging } from './salvage.js'
 import { type LayerPiece, type OnLoss, walkLayers } from './walk-layers.js'
+import { SECTOR_BYTES } from '../sector.js'
 
 export interface SourceOptions
   extends Pick<OpenOptions, 'format' | 'allowPaths' | 'maxDepth' | 'ignoreCid'> {
@@ -73,7 +74,6 @@ export interface Part extends Piece {
   readonly skip: number
 }
 
-const SECTOR_BYTES = 512
 const CACHES: CacheSizes = { metadataBytes: 4 * 2 ** 20, clusterBytes: 8 * 2 ** 20 }
 
 /** Returns the view of a source's disk, for one thread. */

@@ -15,7 +15,7 @@ import {
   tableBytes,
 } from './header.js'
 import { SECTOR_BYTES } from '../../sector.js'
-import { COMPRESSED, writeWord } from './words.js'
+import { packedEntry, writeWord } from './words.js'
 
 export const qcowCreator: FormatCreator = {
   options: [],
@@ -94,11 +94,10 @@ class QcowBuilder implements ImageBuilder {
   pack(offset: number, packed: Buffer): void {
     this.open(offset)
     const at = this.nextAt
-    // The size lies above the offset, in the high half of the entry.
-    const size = packed.length * 2 ** (63 - this.shape.clusterBits - 32)
+    const { high, low } = packedEntry(at, packed.length, this.shape.clusterBits)
     const entry = this.entryAt(offset)
-    this.table.writeUInt32BE(COMPRESSED + size + Math.floor(at / 2 ** 32), entry)
-    this.table.writeUInt32BE(at % 2 ** 32, entry + 4)
+    this.table.writeUInt32BE(high, entry)
+    this.table.writeUInt32BE(low, entry + 4)
     this.store.write(packed, 0, packed.length, at)
     this.nextAt += packed.length
     this.endAt = this.nextAt

@@ -3,8 +3,9 @@
  * An L2 table takes its cluster when its first entry is set, and is written when the next one begins. So one is in memory.
  */
 import type { WritableStore } from '../../../io/store.js'
-import { COMPRESSED, COPIED, putEntry, ZERO_FLAG } from '../words.js'
+import { COPIED, putEntry, ZERO_FLAG } from '../words.js'
 import type { FreshClusters } from './clusters.js'
+import { packedEntry } from '../packed-entry.js'
 
 /** What the subclusters of an extended L2 entry are, 32 bits each. */
 const SUBCLUSTERS = { none: 0, all: 0xffffffff } as const
@@ -74,13 +75,10 @@ export class FreshTables {
 
   /** Maps one cluster to `bytes` compressed bytes at `at` of the file. */
   mapPacked(offset: number, at: number, bytes: number): void {
-    const more = Math.floor((at + bytes - 1) / 512) - Math.floor(at / 512)
-    // The count of further sectors begins at this bit of the high half.
-    const shift = 62 - (this.shape.clusterBits - 8) - 32
-    const high = COMPRESSED + more * 2 ** shift + Math.floor(at / 2 ** 32)
+    const { high, low } = packedEntry(at, bytes, this.shape.clusterBits)
     const entry = this.entryAt(offset)
     this.table.writeUInt32BE(high, entry)
-    this.table.writeUInt32BE(at % 2 ** 32, entry + 4)
+    this.table.writeUInt32BE(low, entry + 4)
   }
 
   /** Writes the open table. */
