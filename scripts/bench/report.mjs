@@ -3,6 +3,7 @@ import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { run } from './workplace.mjs'
+import { convertTable } from './convert.mjs'
 import { chart } from './svg.mjs'
 
 export function median(values) {
@@ -243,6 +244,10 @@ function sections({ results, notes, skipped, readahead, options }) {
     const how = written === all ? 'all written' : `${written} written, the others holes`
     parts.push(['', `${result.seconds} s of reading; ${all} L2 tables of 64 KiB, ${how}.`])
   }
+  if (isMeasured('convert')) {
+    const tools = { median, short, times, reached, ratioOf }
+    parts.push(['Conversion', convertTable(results.convert, tools)])
+  }
   const kb = Object.entries(readahead).map(([title, value]) => `${title} ${value}`)
   const isWritten = ['write', 'vmdkWrite', 'encryptedWrite'].some(isMeasured)
   const facts = [
@@ -265,6 +270,8 @@ function sections({ results, notes, skipped, readahead, options }) {
       'Reading what can be written: each round mounts the same image anew, read-write and read-only in turn; twice as many rounds.',
     kb.length > 0 &&
       `Readahead of the mounts, KiB: ${kb.join(', ')}. vimgfs raises it itself (as root), the floor got the same, the others keep the kernel's${options['readahead-all'] ? ', but here they all got it' : ''}.`,
+    isMeasured('convert') &&
+      'Conversions: 1 GiB of disk, half of it holes, a quarter text, a quarter random; the start of the program is in the time. Size and memory are those of vimgfs: the size against that of qemu-img, and the most memory that was resident. Both targets are compared with the source by qemu-img. On xfs both sync what they have written.',
     options.quick && 'A quick run: small images, short times. Not for comparison.',
     ...skipped.map(({ title, why }) => `Not measured: ${title}: ${why}.`),
     ...notes,

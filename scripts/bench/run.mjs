@@ -21,18 +21,19 @@ import {
   writeImages,
 } from './cases.mjs'
 import { GiB, MiB } from './images.mjs'
+import { Conversions, convertCases } from './convert.mjs'
 import { calibrationOf, compare, Disturbance, memory, read } from './measure.mjs'
 import { machine, median, print, write } from './report.mjs'
 import { findServers, mount, readaheadKb, takesPart } from './servers.mjs'
 import { Workplace, isRoot, rotated } from './workplace.mjs'
 import { Writes } from './writes.mjs'
 
-const HELP = `usage: npm run bench -- [read] [write] [vmdk] [encrypted] [mount] [memory] [options]
+const HELP = `usage: npm run bench -- [read] [write] [vmdk] [encrypted] [mount] [memory] [convert] [options]
 
 Measures vimgfs, by both transports, beside qemu-storage-daemon's FUSE export, qcowmount, vmdkmount, nbdfuse over
 qemu-nbd, fuse-native and a minimal C server (the floor), whichever of them are there, and prints
 the medians and ratios. Without a name everything is measured. vmdk reads and writes vmdk images,
-encrypted qcow2 images with LUKS, all others take qcow2.
+encrypted qcow2 images with LUKS, all others take qcow2. convert measures vimgfs convert beside qemu-img.
 
   --rounds N        rounds of each case (5)
   --quick           small images, short times and 2 rounds: does it work, not how fast is it
@@ -49,6 +50,7 @@ encrypted qcow2 images with LUKS, all others take qcow2.
 
 environment:
   QSD=/path         a newer qemu-storage-daemon, measured as one more server
+  QEMU_IMG=/path    a newer qemu-img, to compare conversions with
   VIMGFS=/path      the main.js of another build of vimgfs, instead of this one
   VIMGFS_BEFORE=/path  the same for a build that is measured beside it, as one more server: vimgfs-before
 
@@ -67,6 +69,7 @@ const PARTS = {
   encryptedWrite: encryptedWriteCases,
   mount: mountCases,
   memory: memoryCases,
+  convert: convertCases,
 }
 
 /** The benchmarks that have a name, and their parts. */
@@ -77,6 +80,7 @@ const KINDS = {
   encrypted: ['encryptedRead', 'encryptedWrite'],
   mount: ['mount'],
   memory: ['memory'],
+  convert: ['convert'],
 }
 
 const allCases = Object.values(PARTS).flat()
@@ -194,6 +198,7 @@ class Bench {
     await this.mounts(place, able('mount').filter(isDefault), this.chosen('mount', mountCases))
     const remembering = able('memory').filter(isDefault)
     await this.memories(place, remembering, this.chosen('memory', memoryCases))
+    results.convert = await new Conversions(this).run(place, this.chosen('convert', convertCases))
   }
 
   /** Mounts an image; or reports why not, and goes on without it. */

@@ -16,6 +16,7 @@ Usage: vimgfs COMMAND [OPTION…] ARGUMENT…
   commit IMAGE             write what it holds into its backing file
   rebase -b BASE IMAGE     make it stand on another backing file
   create FILE SIZE         make a new image, or one that stands on another
+  convert SRC DST          copy a disk into an image of another kind
   map IMAGE                show which parts are data, and where they are
   compare IMAGE IMAGE      tell whether two disks have the same content
   diff IMAGE TAG           show what has changed since a snapshot
@@ -38,6 +39,7 @@ const HELP: Record<string, () => Promise<{ HELP: string }>> = {
   commit: () => import('./help/commit.js'),
   rebase: () => import('./help/rebase.js'),
   create: () => import('./help/create.js'),
+  convert: () => import('./help/convert.js'),
   map: () => import('./help/map.js'),
   compare: () => import('./help/compare.js'),
   diff: () => import('./help/diff.js'),

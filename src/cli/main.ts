@@ -14,6 +14,7 @@ const COMMANDS: Record<string, () => Promise<{ run(args: string[]): Promise<numb
   rebase: () => import('./rebase.js'),
   snapshot: () => import('./snapshot.js'),
   create: () => import('./create.js'),
+  convert: () => import('./convert.js'),
   map: () => import('./map.js'),
   compare: () => import('./compare.js'),
   diff: () => import('./diff.js'),

@@ -11,6 +11,22 @@ export interface PackedJob {
   readonly numbers: readonly number[]
 }
 
+/** Where the compressed bytes of a packed extent lie, for those who read and decompress many at once. */
+export interface PackedPlace {
+  /** In the store of the job. */
+  readonly at: number
+  readonly length: number
+  /** Returns the stream in these bytes; undefined if only the format's `unpack` can tell what they are. */
+  streamOf(bytes: Buffer): PackedStream | undefined
+}
+
+export interface PackedStream {
+  readonly type: 'deflate' | 'zlib' | 'zstd'
+  readonly bytes: Buffer
+  /** The least that it has to make, in bytes; zeros follow. */
+  readonly neededBytes: number
+}
+
 /**
  * The answer of `lookup`: what the bytes from an offset on are. `length` is in bytes, above 0 and never more than asked for.
  *  data: `length` bytes of `store` from `at` on.

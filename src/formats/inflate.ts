@@ -137,6 +137,15 @@ export function unzstdWithoutLibrary(frame: Buffer, target: Buffer): number {
   return written
 }
 
+/** Returns the zstd frame at the start of `packed`; undefined if there is no whole and sound one. */
+export function zstdFrame(packed: Buffer): Buffer | undefined {
+  try {
+    return packed.subarray(0, zstdFrameBytes(packed, 0))
+  } catch {
+    return undefined
+  }
+}
+
 /**
  * Returns the length of the zstd frame at `at` in bytes, from its blocks' headers (RFC 8878, 3.1.1). Decoders differ in
  * whether they refuse or skip bytes after a frame, so they get exactly one frame.

@@ -1,8 +1,8 @@
 /** Compressed clusters of qcow and qcow2, read through the cache of decompressed ones. */
 import type { ClusterCache } from '../cache/cluster-cache.js'
 import type { Store } from '../io/store.js'
-import type { Extent } from './driver.js'
-import { type Compression, unpackFrom } from './inflate.js'
+import type { Extent, PackedPlace } from './driver.js'
+import { type Compression, unpackFrom, zstdFrame } from './inflate.js'
 
 const COMPRESSIONS: readonly Compression[] = ['zlib', 'zstd']
 
@@ -57,4 +57,16 @@ export function packedExtent(
 export function unpackCluster(store: Store, numbers: readonly number[], target: Buffer): void {
   const [at, packedBytes, compression] = numbers as [number, number, number]
   unpackFrom(store, at, packedBytes, COMPRESSIONS[compression] as Compression, target)
+}
+
+/** Returns where the compressed bytes of such an extent lie. */
+export function clusterPlace(numbers: readonly number[], wholeBytes: number): PackedPlace {
+  const [at, length, compression] = numbers as [number, number, number]
+  const isZstd = COMPRESSIONS[compression] === 'zstd'
+  const streamOf = (bytes: Buffer) => {
+    const stream = isZstd ? zstdFrame(bytes) : bytes
+    const type = isZstd ? ('zstd' as const) : ('deflate' as const)
+    return stream && { type, bytes: stream, neededBytes: wholeBytes }
+  }
+  return { at, length, streamOf }
 }

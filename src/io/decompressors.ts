@@ -6,14 +6,16 @@
 import type { LibraryHandle } from 'koffi'
 import { koffi } from './native.js'
 
-const LIBDEFLATE = ['libdeflate.so.0', 'libdeflate.so.1']
+/** The names of the libraries' files. */
+export const LIBDEFLATE: readonly string[] = ['libdeflate.so.0', 'libdeflate.so.1']
+export const LIBZSTD: readonly string[] = ['libzstd.so.1']
 
 /**
  * Fills `target` with the raw deflate stream at the start of `packed`; bytes after the stream are ignored. Returns false
  * if the stream is damaged or does not fill `target` exactly, or if there is no library; `target` may then hold anything.
  */
 export const inflateExactly: (packed: Buffer, target: Buffer) => boolean =
-  firstOf(LIBDEFLATE, libdeflate) ?? (() => false)
+  firstLibrary(LIBDEFLATE, libdeflate) ?? (() => false)
 
 /**
  * Decompresses the zlib stream (RFC 1950) at the start of `packed` to the start of `target`; bytes after the stream are
@@ -21,18 +23,22 @@ export const inflateExactly: (packed: Buffer, target: Buffer) => boolean =
  * then hold anything.
  */
 export const inflateZlib: (packed: Buffer, target: Buffer) => number =
-  firstOf(LIBDEFLATE, libdeflateZlib) ?? (() => -1)
+  firstLibrary(LIBDEFLATE, libdeflateZlib) ?? (() => -1)
 
 /**
  * Decompresses the zstd frame `frame` to the start of `target`. Returns the bytes written, or -1 if the frame is damaged
  * or holds more. Undefined if there is no library.
  */
-export const unzstdFrame: ((frame: Buffer, target: Buffer) => number) | undefined = firstOf(
-  ['libzstd.so.1'],
+export const unzstdFrame: ((frame: Buffer, target: Buffer) => number) | undefined = firstLibrary(
+  LIBZSTD,
   libzstd,
 )
 
-function firstOf<T>(names: readonly string[], bind: (library: LibraryHandle) => T): T | undefined {
+/** Returns what `bind` makes of the first of the libraries `names` that this machine has; undefined if it has none. */
+export function firstLibrary<T>(
+  names: readonly string[],
+  bind: (library: LibraryHandle) => T,
+): T | undefined {
   for (const name of names) {
     try {
       return bind(koffi.load(name))

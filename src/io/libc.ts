@@ -274,6 +274,23 @@ export function cloneDevice(fd: number, session: number): boolean {
   return ioctl32(fd, FUSE_DEV_IOC_CLONE, argument) === 0
 }
 
+const FICLONERANGE = 0x4020940d
+
+/** ioctl_ficlonerange(2). Returns 0, or -1 with {@link errno} set. */
+export function cloneRange(
+  target: number,
+  source: number,
+  at: number,
+  bytes: number,
+  to: number,
+): number {
+  const range = Buffer.alloc(32)
+  for (const [i, value] of [source, at, bytes, to].entries()) {
+    range.writeBigInt64LE(BigInt(value), 8 * i)
+  }
+  return ioctl32(target, FICLONERANGE, range)
+}
+
 export const MS_RDONLY = 1
 export const MNT_DETACH = 2
 const UMOUNT_NOFOLLOW = 8

@@ -76,7 +76,7 @@ const CANNOT_ALLOCATE: readonly number[] = [ENODEV, ENOSYS, EOPNOTSUPP]
 export class FileStore implements Store {
   constructor(
     readonly path: string,
-    protected readonly fd: number,
+    readonly fd: number,
     private readonly openedBytes: number,
   ) {}
 
@@ -195,6 +195,11 @@ export class WritableFileStore extends FileStore implements WritableStore {
       throw new SystemError('ftruncate', errno(), this.path)
     }
     this.reaches(BigInt(sizeBytes))
+  }
+
+  /** Records that the file reaches to `end` since a clone was made by its descriptor. */
+  wroteTo(end: number): void {
+    if (end > this.sizeBytes) this.reaches(BigInt(end))
   }
 
   /** Raises the shared size to `end`. Several threads may do so at once. */

@@ -124,6 +124,18 @@ const RECIPES: readonly Recipe[] = [
     content: PARTITIONED,
     prints: /^.* changed, in [0-9]+ ranges?$(.|\n)*^Images are identical\.$/m,
   },
+  {
+    lead: /^From qcow2 to raw and back/m,
+    content: PARTITIONED,
+    needsNoRoot: true,
+    check: isConverted,
+  },
+  {
+    lead: /^From qcow2 to vmdk and back/m,
+    content: PARTITIONED,
+    needsNoRoot: true,
+    check: isConverted,
+  },
 ]
 
 /** All blocks of commands: those of the section "Recipes" in README.md, then those of docs/recipes.md. */
@@ -202,6 +214,14 @@ async function isRescued(t: Test, folder: string): Promise<void> {
   for (const { isBad, from, to } of ranges) {
     if (!isBad) t.ok(rescued.subarray(from, to).equals(before.subarray(from, to)), `from ${from}`)
   }
+}
+
+/** The copy in the backup folder has the same disk. */
+async function isConverted(t: Test, folder: string): Promise<void> {
+  const files = [join(folder, 'disk.qcow2'), join(folder, 'backup/disk.qcow2')]
+  t.match(await attempt('qemu-img', ['compare', '-f', 'qcow2', '-F', 'qcow2', ...files]), {
+    code: 0,
+  })
 }
 
 /** Writes a boot sector to the disk that copies itself to sector 1 and powers the machine off. */

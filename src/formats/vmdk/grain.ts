@@ -9,6 +9,7 @@ import { ImageError } from '../../errors.js'
 import { inflateZlib } from '../../io/decompressors.js'
 import { clear } from '../../io/libc.js'
 import type { Store } from '../../io/store.js'
+import type { PackedPlace } from '../driver.js'
 import { SECTOR_BYTES } from '../../sector.js'
 
 /** The sector of the disk at which the grain begins, in two halves, and the size of the stream in bytes. */
@@ -43,6 +44,21 @@ export function unpackGrain(store: Store, grain: PackedGrain, target: Buffer): v
 export function unpackGrainJob(store: Store, numbers: readonly number[], target: Buffer): void {
   const [at, packedBytes, offset, neededBytes] = numbers as [number, number, number, number]
   unpackGrain(store, { at, packedBytes, offset, neededBytes }, target)
+}
+
+/** Returns where the compressed bytes of such an extent lie. A stream that is longer than expected is left to `unpack`. */
+export function grainPlace(numbers: readonly number[], wholeBytes: number): PackedPlace {
+  const [at, length, offset, neededBytes] = numbers as [number, number, number, number]
+  const streamOf = (bytes: Buffer) => {
+    if (bytes.length < MARKER.size) return undefined
+    const { lowSector, highSector, packedBytes } = MARKER.decode(bytes)
+    const end = MARKER.size + packedBytes
+    const isRight = (highSector * 2 ** 32 + lowSector) * SECTOR_BYTES === offset
+    if (!isRight || packedBytes === 0 || end > maxPackedBytes(wholeBytes)) return undefined
+    if (end > bytes.length) return undefined
+    return { type: 'zlib' as const, bytes: bytes.subarray(MARKER.size, end), neededBytes }
+  }
+  return { at, length: Math.max(length, SECTOR_BYTES), streamOf }
 }
 
 /** Holds the compressed bytes; each thread has its own. */

@@ -1,0 +1,277 @@
+/** `vimgfs convert`: copies a disk into an image of another kind. */
+import path from 'node:path'
+import { printable, UsageError } from '../errors.js'
+import type { Watching } from '../image/convert/convert.js'
+import { Interrupted } from '../interruption.js'
+import type { Loss } from '../image/salvage.js'
+import type { Source } from '../image/source.js'
+import { parseCount, parseWords } from './arguments.js'
+import { complain } from './output.js'
+import { Progress } from './progress.js'
+import { formatNamed, SOURCE_OPTIONS, SourceOpener } from './sources.js'
+import { parseDiskSize } from './sizes.js'
+
+const OPTIONS = {
+  ...SOURCE_OPTIONS,
+  'output-format': { type: 'string', short: 'O' },
+  compress: { type: 'boolean', short: 'c' },
+  options: { type: 'string', short: 'o', multiple: true },
+  snapshot: { type: 'string', short: 'l' },
+  'no-create': { type: 'boolean', short: 'n' },
+  sparse: { type: 'string', short: 'S' },
+  base: { type: 'string', short: 'B' },
+  'base-format': { type: 'string', short: 'F' },
+  progress: { type: 'boolean', short: 'p' },
+  quiet: { type: 'boolean', short: 'q' },
+  // qemu-img needs these two to be fast.
+  coroutines: { type: 'string', short: 'm' },
+  'out-of-order': { type: 'boolean', short: 'W' },
+  'target-passphrase-file': { type: 'string' },
+  verify: { type: 'boolean' },
+  salvage: { type: 'boolean' },
+  force: { type: 'boolean' },
+} as const
+
+/** Runs of so many zeros are not stored, as with qemu-img. */
+const SPARSE_BYTES = 4096
+const EXIT = { done: 0, salvaged: 3 }
+
+type Values = ReturnType<typeof parsed>['values']
+
+const parsed = (args: string[]) =>
+  parseWords(args, OPTIONS, 'convert', { required: ['SRC', 'DST'] })
+
+export async function run(args: string[]): Promise<number> {
+  const { values, positionals } = parsed(args)
+  const [name, target] = positionals as [string, string]
+  check(values)
+  const conversion = new Conversion(values, target)
+  return conversion.run(name)
+}
+
+/** Throws UsageError for options that do not go together. */
+function check(values: Values): void {
+  const { base, 'base-format': baseFormat } = values
+  if (baseFormat !== undefined && base === undefined) throw new UsageError('-F needs -B')
+  if (values.coroutines !== undefined) parseCount(values.coroutines, '-m', 1, 16)
+  if (!values['no-create']) return
+  const refused = [
+    ['-c', values.compress],
+    ['-o', values.options],
+    ['-B', base],
+    ['--force', values.force],
+  ].find(([, value]) => value !== undefined)
+  if (refused) {
+    throw new UsageError(`${refused[0]} says how to make the target, and -n makes none`)
+  }
+}
+
+class Conversion {
+  private readonly ending = new AbortController()
+  private readonly opener: SourceOpener
+  private readonly lost: Loss[] = []
+  private readonly sparseBytes: number
+  private progress: Progress | undefined
+
+  constructor(
+    private readonly values: Values,
+    private readonly target: string,
+  ) {
+    const all = { ...values, 'second-format': values['base-format'] }
+    this.opener = new SourceOpener(all, true, this.ending.signal)
+    this.sparseBytes =
+      values.sparse === undefined ? SPARSE_BYTES : parseDiskSize(values.sparse, '-S')
+  }
+
+  async run(name: string): Promise<number> {
+    const source = await this.openSource(name)
+    try {
+      if (this.values['no-create']) await this.intoExisting(source)
+      else await this.intoNew(source)
+    } finally {
+      this.progress?.end()
+      source.close()
+      this.opener.close()
+    }
+    return this.reportLost(source)
+  }
+
+  private async openSource(name: string): Promise<Source> {
+    const { snapshot } = this.values
+    if (snapshot === undefined) return this.opener.open(name)
+    const image = await this.opener.openImage(name)
+    try {
+      return image.disk(snapshot.replace(/^snapshot\.name=/, ''), () => image.close())
+    } catch (error) {
+      image.close()
+      throw error
+    }
+  }
+
+  private async intoNew(source: Source): Promise<void> {
+    const { values, target } = this
+    const [{ convertToNew }, { creatorOf }, { parseCreateOptions }] = await Promise.all([
+      import('../image/convert/convert.js'),
+      import('../image/new-image.js'),
+      import('./create-options.js'),
+    ])
+    const format = await formatNamed(values['output-format'] ?? 'raw')
+    const creator = await creatorOf(format)
+    const options = parseCreateOptions(creator.options, values.options ?? [], format)
+    const isEncrypted = creator.isEncrypted?.(options) === true
+    if (!isEncrypted && values['target-passphrase-file'] !== undefined) {
+      throw new UsageError(
+        '--target-passphrase-file is for encrypted targets: -o encrypt.format=luks',
+      )
+    }
+    const base = await this.openBase()
+    const passphrase = isEncrypted ? await this.newPassphrase() : undefined
+    try {
+      await convertToNew(
+        source,
+        {
+          ...{ path: target, format, options, base, passphrase },
+          isPacked: values.compress === true,
+          sparseBytes: this.sparseBytes,
+          force: values.force === true,
+        },
+        this.watching(source.sizeBytes),
+      )
+      if (values.verify) await this.verify(source, format, passphrase)
+    } finally {
+      passphrase?.fill(0)
+      base?.source.close()
+    }
+  }
+
+  /** Opens the image that the target will stand on. A relative name is relative to the target's folder, as with qemu-img. */
+  private async openBase() {
+    const { base: name } = this.values
+    if (name === undefined) return undefined
+    const full = path.resolve(path.dirname(this.target), name)
+    const source = await this.opener.openSecond(full)
+    const { formatOf } = await import('../formats/registry.js')
+    const [top] = source.layers
+    const contentId = top && formatOf(top).contentId?.(top)
+    const { format, sizeBytes } = source
+    return { source, target: { name, format, sizeBytes, contentId } }
+  }
+
+  private async newPassphrase(): Promise<Buffer> {
+    const passphrases = await this.targetPassphrases()
+    try {
+      return await passphrases.askNew(path.resolve(this.target))
+    } finally {
+      passphrases.close()
+    }
+  }
+
+  private async targetPassphrases() {
+    const { passphraseSource } = await import('./passphrase.js')
+    const file = this.values['target-passphrase-file']
+    return passphraseSource(file === undefined ? [] : [file], this.ending.signal)
+  }
+
+  /** Writes into an image that is there, and closes it well whatever happens. */
+  private async intoExisting(source: Source): Promise<void> {
+    const { values, target } = this
+    const [{ convertInto, requireOther }, { openImage }, { namingItsMount }] = await Promise.all([
+      import('../image/convert/convert.js'),
+      import('../image/open-image.js'),
+      import('../image/mounted.js'),
+    ])
+    requireOther(target, source.files)
+    const stated = values['output-format']
+    const passphrases = await this.targetPassphrases()
+    const image = await openImage(target, {
+      access: 'write',
+      ...(stated !== undefined && { format: await formatNamed(stated) }),
+      allowPaths: values['allow-path'] ?? [],
+      passphrase: async (file, method) => String((await passphrases.ask(file, method))[0]),
+    }).catch(error => {
+      throw namingItsMount(error)
+    })
+    for (const warning of image.warnings) say(warning)
+    const end = () => this.ending.abort(new Interrupted())
+    for (const signal of ENDING_SIGNALS) process.on(signal, end)
+    try {
+      const watching = this.watching(source.sizeBytes)
+      await convertInto(source, image.disk, image.path, this.sparseBytes, watching)
+    } finally {
+      for (const signal of ENDING_SIGNALS) process.off(signal, end)
+      for (const warning of image.close()) say(warning)
+      passphrases.close()
+    }
+    if (values.verify) await this.verify(source, image.format, undefined)
+  }
+
+  /** Reads the target as any reader would, and compares. */
+  private async verify(
+    source: Source,
+    format: string,
+    passphrase: Buffer | undefined,
+  ): Promise<void> {
+    const [{ verify }, { openSource }] = await Promise.all([
+      import('../image/convert/convert.js'),
+      import('../image/source.js'),
+    ])
+    const passphrases = await this.targetPassphrases()
+    const written = await openSource(path.resolve(this.target), {
+      format,
+      allowPaths: this.values['allow-path'] ?? [],
+      ask: async (file, method) =>
+        passphrase ? [Buffer.from(passphrase)] : passphrases.ask(file, method),
+    })
+    try {
+      await verify(source, written, {
+        onProgress: offset => this.progress?.update(source.sizeBytes + offset),
+        // They have been reported by the first reading.
+        onLoss: this.values.salvage ? () => {} : undefined,
+      })
+    } finally {
+      written.close()
+      passphrases.close()
+    }
+  }
+
+  private watching(sizeBytes: number): Watching {
+    const { progress: force, quiet, verify, salvage } = this.values
+    const progress = new Progress(verify ? 2 * sizeBytes : sizeBytes, { force, quiet })
+    this.progress = progress
+    return {
+      onProgress: offset => progress.update(offset),
+      onLoss: salvage
+        ? (offset, length, { message: reason }) => void this.lost.push({ offset, length, reason })
+        : undefined,
+      signal: this.ending.signal,
+    }
+  }
+
+  /** Lists the places that could not be read. Returns the exit code. */
+  private reportLost(source: Source): number {
+    if (this.lost.length === 0) return EXIT.done
+    const places = joined(this.lost)
+    for (const { offset, length, reason } of places) {
+      const what = `${length} bytes at ${offset} are zeros in the target: ${reason}`
+      say(`${source.path}: ${what}`)
+    }
+    return EXIT.salvaged
+  }
+}
+
+const ENDING_SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
+
+const say = (line: string) => complain(`vimgfs: ${printable(line)}\n`)
+
+/** Returns the places in order, with neighbours joined. */
+function joined(places: readonly Loss[]): Loss[] {
+  const all: Loss[] = []
+  for (const place of places.toSorted((a, b) => a.offset - b.offset)) {
+    const last = all.at(-1)
+    const end = place.offset + place.length
+    if (last && last.offset + last.length >= place.offset) {
+      all[all.length - 1] = { ...last, length: Math.max(last.length, end - last.offset) }
+    } else all.push(place)
+  }
+  return all
+}
