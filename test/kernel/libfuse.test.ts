@@ -219,7 +219,7 @@ t.test('without the package: one line with the command that installs it', noFuse
 t.test('a kernel that is too old for the direct transport', skip, async t => {
   const mountOld = async (hasPackage: boolean, ...options: string[]) => {
     const { main, dist } = copyOf(t, hasPackage)
-    const oldest = /(\bOLDEST_MINOR_VERSION =) \d+/
+    const oldest = /(\bOLDEST_MINOR_VERSION ?=) ?\d+/
     for (const name of readdirSync(dist).filter(name => name.endsWith('.js'))) {
       const text = readFileSync(join(dist, name), 'utf8')
       if (oldest.test(text)) writeFileSync(join(dist, name), text.replace(oldest, '$1 999'))
