@@ -1,6 +1,7 @@
 /** The rules for an image of one file that counts no references, whatever happened to it. */
 import type { CheckResult, RepairResult } from '../../src/formats/check/report.js'
 import type { Store, WritableStore } from '../../src/io/store.js'
+import { ReusedBuffers } from '../support/image.js'
 import type { MemoryStore } from '../support/stores.js'
 import type { Changes, DiskFiles, OpenDisk } from '../support/writable.js'
 import { DiskModel } from './disk-model.js'
@@ -44,7 +45,7 @@ export interface ImageKind extends Geometry {
 export interface ImageFormat {
   readonly name: 'qcow' | 'cow'
   open(files: DiskFiles, changes?: Changes): OpenDisk
-  read(files: DiskFiles<Store>): Buffer
+  read(files: DiskFiles<Store>, reused?: ReusedBuffers): Buffer
   judge(store: Store, below: Pick<ImageKind, 'parent' | 'encryption'>): ImageVerdict
   /** The program's own. */
   check(store: Store): CheckResult
@@ -66,6 +67,8 @@ export function foundImage(
   return { ...rest, format, file, verdict, disk, sizeBytes: disk.length }
 }
 
+const shown = new ReusedBuffers()
+
 /** An image that the writer of its format, with `changes`, opens. */
 export function imageSubject(kind: ImageKind, changes: Changes = {}): Subject {
   const { title, sizeBytes, cluster, disk, isHeavy, format } = kind
@@ -78,7 +81,7 @@ export function imageSubject(kind: ImageKind, changes: Changes = {}): Subject {
     open: stores => format.open(filesOf(kind, stores[0] as WritableStore), changes),
     check: (files, model, strictness) => {
       const store = files[0] as MemoryStore
-      const now = format.read(filesOf(kind, store))
+      const now = format.read(filesOf(kind, store), shown)
       model.check(now, strictness)
       return judged(kind, store, now)
     },
@@ -166,7 +169,7 @@ function leaksOf({ cluster, verdict: before }: ImageKind, { uses }: ImageVerdict
 }
 
 function checkClosed(kind: ImageKind, store: MemoryStore, model: DiskModel): void {
-  const disk = kind.format.read(filesOf(kind, store))
+  const disk = kind.format.read(filesOf(kind, store), shown)
   model.check(disk, 'exactly')
   judged(kind, store, disk)
 }

@@ -17,16 +17,23 @@ export type Step =
   /** Closes the disk and opens it again. */
   | { readonly kind: 'reopen' }
 
-/** What a step writes; undefined where it writes nothing. */
+const known = new WeakMap<Step, Buffer>()
+
+/** What a step writes; undefined where it writes nothing. Nobody changes it: it is made once. */
 export function bytesOf(step: Step): Buffer | undefined {
-  if (step.kind === 'write') return noise(step.length, step.seed)
-  return step.kind === 'write zeros' ? Buffer.alloc(step.length) : undefined
+  if (step.kind !== 'write' && step.kind !== 'write zeros') return undefined
+  const bytes =
+    known.get(step) ??
+    (step.kind === 'write' ? noise(step.length, step.seed) : Buffer.alloc(step.length))
+  known.set(step, bytes)
+  return bytes
 }
 
 export function applyTo(disk: Buffer, step: Step): void {
   if (!('offset' in step)) return
-  const bytes = bytesOf(step) ?? Buffer.alloc(step.length)
-  bytes.copy(disk, step.offset)
+  const bytes = bytesOf(step)
+  if (bytes) bytes.copy(disk, step.offset)
+  else disk.fill(0, step.offset, step.offset + step.length)
 }
 
 export const show = (steps: readonly Step[]): string =>

@@ -3,7 +3,7 @@ import type { VmdkSpec } from '../../src/formats/vmdk/open.js'
 import type { VmdkWriter } from '../../src/formats/vmdk/writer.js'
 import type { WritableDriver } from '../../src/formats/writable.js'
 import type { Store, WritableStore } from '../../src/io/store.js'
-import { readAll } from '../support/image.js'
+import { ReusedBuffers } from '../support/image.js'
 import { type OpenDisk, openRead, openWritten, type StoreImage } from '../support/store-image.js'
 
 /** The image first, and the files of its extents, which their paths name. */
@@ -38,10 +38,13 @@ export interface VmdkRead {
   readonly warnings: readonly string[]
 }
 
-/** What the files show to one who opens them for reading only. Throws what opening or reading throws. */
-export function readVmdk(files: VmdkFiles<Store>): VmdkRead {
+/**
+ * What the files show to one who opens them for reading only. Throws what opening or reading throws.
+ * @param reused holds the disk until the next call with it; by default the disk is the caller's to keep
+ */
+export function readVmdk(files: VmdkFiles<Store>, reused = new ReusedBuffers()): VmdkRead {
   const { view, warnings } = openRead('vmdk', imageOf(files))
-  return { disk: readAll(view), warnings }
+  return { disk: reused.readAll(view, 0), warnings }
 }
 
 const imageOf = <S extends Store>({ stores, parent }: VmdkFiles<S>): StoreImage<S> => ({

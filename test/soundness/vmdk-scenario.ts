@@ -1,4 +1,5 @@
 /** What a VMDK image must be like, whatever happened to it. */
+import { ReusedBuffers } from '../support/image.js'
 import type { MemoryStore } from '../support/stores.js'
 import { DiskModel } from './disk-model.js'
 import { type Finding, goOn, type Subject } from './scenario.js'
@@ -19,6 +20,8 @@ export interface VmdkRules {
 /** Which differences are expected from the image as it was when it was opened. */
 type Base = Pick<VmdkKind, 'files' | 'disk' | 'verdict' | 'parent'>
 
+const shown = new ReusedBuffers()
+
 /** A VMDK image that `open` opens. */
 export function vmdkSubject(
   kind: VmdkKind,
@@ -32,12 +35,12 @@ export function vmdkSubject(
     leaks: 0,
     open: stores => open({ stores, parent }),
     check: (files, model, strictness) => {
-      const { disk } = read(files, parent)
+      const { disk } = readVmdk({ stores: files, parent }, shown)
       model.check(disk, strictness)
       return judged(kind, files, disk, model, rules)
     },
     checkClosed: (files, model) => {
-      const { disk, warnings } = read(files, parent)
+      const { disk, warnings } = readVmdk({ stores: files, parent }, shown)
       model.check(disk, 'exactly')
       judged(kind, files, disk, model, rules)
       checkClosed(kind, judgeVmdk(files), disk, warnings, rules)
