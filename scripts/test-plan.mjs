@@ -8,7 +8,23 @@ import { ROOT } from './bootstrap.mjs'
 export const JOBS = availableParallelism() + 1
 const FILES_A_PROCESS = { quick: 16, soundness: 4 }
 
-/** Folders whose files mostly wait for other programs, in the order in which they begin: the longest first. */
+/**
+ * What takes longest begins first, and the smallest files come last: so all processors are busy to the end. These are the
+ * longest files of the folders with large ones, by the processor time that they took; others follow in their folders' order.
+ */
+const LONGEST = [
+  ...['fsx', 'filesystems', 'kill', 'fio', 'guest', 'recipes'].map(name => `test/real/${name}`),
+  ...['threads', 'vmdk-threads', 'encrypted-threads', 'image-threads'].map(
+    name => `test/soundness/${name}`,
+  ),
+  ...['writing', 'lifecycle', 'encrypted', 'remount', 'small-zeros'].map(
+    name => `test/kernel/${name}`,
+  ),
+  'test/kernel/options',
+  'test/package/pack',
+  'test/peers/luks',
+].map(name => `${name}.test.ts`)
+/** Folders whose files mostly wait for other programs. */
 const LARGE = ['real', 'kernel', 'peers', 'package'].map(name => `test/${name}/`)
 /** A file with one of these starts processes or threads, or looks at what its process uses as a whole. */
 const IS_ALONE =
@@ -46,15 +62,18 @@ export function planOf(files) {
   const searches = shared.filter(file => IS_SEARCH.test(file))
   const quick = shared.filter(file => !IS_SEARCH.test(file))
   const rank = file => {
-    const at = LARGE.findIndex(folder => file.startsWith(folder))
-    return at < 0 ? LARGE.length : at
+    const at = LONGEST.indexOf(file)
+    if (at >= 0) return at
+    const folder = LARGE.findIndex(folder => file.startsWith(folder))
+    return LONGEST.length + (folder < 0 ? LARGE.length : folder)
   }
   const alone = files.filter(file => !shared.includes(file)).sort((a, b) => rank(a) - rank(b))
+  const isFirst = file => file.startsWith(LARGE[0])
   return [
-    ...alone.filter(file => rank(file) === 0).map(file => [file]),
+    ...alone.filter(isFirst).map(file => [file]),
     ...grouped(searches, FILES_A_PROCESS.soundness),
-    ...alone.filter(file => rank(file) > 0).map(file => [file]),
     ...grouped(quick, FILES_A_PROCESS.quick),
+    ...alone.filter(file => !isFirst(file)).map(file => [file]),
   ]
 }
 

@@ -19,22 +19,28 @@ const FIRST_SEED = Number(process.env.VIMGFS_TEST_SEED ?? 1)
 export const seedOf = (title: string, seed: number): number =>
   [...title].reduce((sum, char) => (sum * 31 + char.charCodeAt(0)) % 9973, 7) * 1000 + seed
 
-/**
- * Of a kind, in the short form. The harness tests cut flawed writers by the same figures, so they show that these find all
- * flaws that were made on purpose.
- */
-export const USUAL = {
-  scenarios: 2,
+/** Of a kind, in the long form. */
+const FULL = {
+  scenarios: 3,
   steps: 24,
-  cuts: 30,
-  allUpTo: 2,
-  single: 6,
-  recoverEvery: 8,
-  qemuChecks: 16,
+  cuts: 220,
+  allUpTo: 5,
+  single: 16,
+  recoverEvery: 12,
+  qemuChecks: 30,
 }
+/** In the short form. The harness tests cut flawed writers by the same figures: they find all flaws made on purpose. */
+const SHORT = {
+  ...FULL,
+  ...{ scenarios: 2, cuts: 30, allUpTo: 2, single: 6, recoverEvery: 8, qemuChecks: 16 },
+}
+const USUAL = LONG > 1 ? FULL : SHORT
 /** Of kinds whose writers others share. */
 export const BRIEF = { ...USUAL, qemuChecks: 12 }
-const HEAVY = { ...USUAL, steps: 12, cuts: 20, single: 4 }
+const HEAVY = {
+  ...USUAL,
+  ...(LONG > 1 ? { steps: 12, cuts: 40, allUpTo: 3 } : { steps: 12, cuts: 20, single: 4 }),
+}
 
 /** Only kinds whose names have this in them. */
 export const ONLY = process.env.VIMGFS_TEST_KIND ?? ''
