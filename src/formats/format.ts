@@ -17,6 +17,7 @@ import type { Store, WritableStore } from '../io/store.js'
 import type { CheckOptions, CheckResult, RepairResult } from './check/report.js'
 import type { FormatCreating, OptionValues } from './creating.js'
 import type { FormatDriver, PackedPlace } from './driver.js'
+import type { ForeignLock } from './foreign-lock.js'
 import type { InfoFields } from './info-fields.js'
 import type { FormatResizing } from './resizing.js'
 import type { SnapshotWriter } from './snapshot-writer.js'
@@ -260,17 +261,6 @@ export interface ExternalSnapshots {
     layers: readonly LayerSpec[],
     isSame: (file: OpenedFile, layer: FileSpec) => boolean,
   ): OpenedFile
-}
-
-export interface ForeignLock {
-  /** The file to delete if nobody holds the lock. */
-  readonly path: string
-  /** Whether a program holds it, or may hold it as far as is known. */
-  readonly isLive: boolean
-  /** The owner, for messages: printable, at most 300 characters. */
-  readonly owner: string
-  /** Whether it is for writing; true also if that is unknown. */
-  readonly writes: boolean
 }
 
 /** A store with its number in the caches, 0 to 511. */

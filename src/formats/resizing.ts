@@ -26,6 +26,8 @@ export interface FormatResizer {
   readonly preallocations: readonly Preallocation[]
   /** Throws ImageError if the disk cannot have `sizeBytes` bytes. Changes nothing. */
   check(layer: ResizedLayer, sizeBytes: number): void
+  /** Makes the disk larger, where the writer cannot do that, and syncs it. The new part reads as zeros. */
+  grow?(image: ResizedImage, sizeBytes: number): void
   /** Makes the disk smaller, and syncs that. What is cut off reads as zeros already, where that is possible. */
   shrink(image: ResizedImage, sizeBytes: number): void
   /** Raises the version, where the image's own version cannot have another size. Returns whether it did. */

@@ -140,16 +140,22 @@ function wantedBytes({ sizeOf, shrinks }: ResizeOptions, beforeBytes: number, na
 
 /** Returns warnings. */
 async function grow(
-  { layers }: Chain,
-  { preallocations }: FormatResizer,
+  chain: Chain,
+  resizer: FormatResizer,
   beforeBytes: number,
   afterBytes: number,
   { preallocation = 'off', progress }: ResizeOptions,
 ): Promise<readonly string[]> {
+  const { layers } = chain
   const [top] = layers
+  const { preallocations } = resizer
   if (!preallocations.includes(preallocation)) {
     const what = `${top.format} has no preallocation=${preallocation}`
     throw new UsageError(`${what}, but ${preallocations.join(', ')}`)
+  }
+  if (resizer.grow) {
+    resizer.grow(resizedImage(chain), afterBytes)
+    return []
   }
   const { set, disk, warnings } = openWrittenSet(layers)
   let lost: readonly string[] = []

@@ -59,6 +59,12 @@ t.test('what cannot be resized', async t => {
     t.match(stderr, `the size of a ${format} disk does not change; convert it`)
   }
   await runHere(create, ['-f', 'qcow2', 'disk.qcow2', '1M'], folder)
+  const vmdk = join(tempFolder(t), 'disk.vmdk')
+  const child = join(vmdk, '..', 'child.vmdk')
+  const stream = join(vmdk, '..', 'stream.vmdk')
+  await runHere(create, ['-f', 'vmdk', vmdk, '1M'], folder)
+  await runHere(create, ['-f', 'vmdk', '-b', 'disk.vmdk', child], folder)
+  await runHere(create, ['-f', 'vmdk', '-o', 'subformat=streamOptimized', stream, '1M'], folder)
   const cases: [string[], number, RegExp][] = [
     [['disk.qcow2'], 2, /SIZE is missing/],
     [['disk.qcow2', '1X'], 2, /SIZE takes a size/],
@@ -67,6 +73,11 @@ t.test('what cannot be resized', async t => {
     [['--preallocation=some', 'disk.qcow2', '2M'], 2, /--preallocation takes off, metadata/],
     [['missing', '2M'], 1, /missing/],
     [['disk.qcow2', '4P'], 1, /too large for its clusters/],
+    [[child, '2M'], 1, /a disk on a parent is as large as the parent/],
+    [[stream, '2M'], 1, /stream-optimized/],
+    [[vmdk, '2M'], 1, /child\.vmdk/],
+    [['--preallocation=full', '--force', vmdk, '2M'], 2, /vmdk has no preallocation=full/],
+    [['--force', vmdk, '7P'], 1, /too many/],
   ]
   for (const [args, expected, says] of cases) {
     const { code, stdout, stderr } = await run(...args)

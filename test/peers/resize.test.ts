@@ -4,6 +4,7 @@ import { dirname, join } from 'node:path'
 import t, { type Test } from 'tap'
 import type { OptionValues } from '../../src/formats/creating.js'
 import type { Preallocation } from '../../src/formats/resizing.js'
+import { checkImage } from '../../src/index.js'
 import { createImage } from '../../src/image/create-image.js'
 import { openImage } from '../../src/image/open-image.js'
 import { resizeImage } from '../../src/image/resize.js'
@@ -19,7 +20,7 @@ const SIZE = 3 * M + 512
 const PASSPHRASE = 'of-the-disk'
 
 interface Kind {
-  readonly format: 'raw' | 'qcow2'
+  readonly format: 'raw' | 'qcow2' | 'vmdk'
   readonly options?: OptionValues
   /** The size of a raw base. */
   readonly baseBytes?: number
@@ -52,6 +53,16 @@ const KINDS: Record<string, Kind> = {
     hasSnapshot: true,
   },
 }
+
+for (const subformat of [
+  'monolithicSparse',
+  'monolithicFlat',
+  'twoGbMaxExtentSparse',
+  'twoGbMaxExtentFlat',
+]) {
+  KINDS[`vmdk, ${subformat}`] = { format: 'vmdk', options: { subformat }, modes: ['off'] }
+}
+KINDS['vmdk, zeroed grains'] = { format: 'vmdk', options: { zeroed_grain: true }, modes: ['off'] }
 
 for (const [title, kind] of Object.entries(KINDS)) {
   t.test(title, { ...needs('qemu-img') }, async t => {
@@ -134,13 +145,50 @@ async function holds(t: Test, file: string, kind: Kind, disk: Buffer, what: stri
   const source = `driver=${format},file.filename=${file}${key}`
   const model = `driver=raw,file.filename=${file}.model`
   await qemu(file, 'compare', '-q', '--image-opts', source, model)
-  if (format === 'qcow2') await qemu(file, 'check', '-q', '--image-opts', source)
+  if (format === 'qcow2' || `${options.subformat}`.endsWith('Sparse'))
+    await qemu(file, 'check', '-q', '--image-opts', source)
 }
 
 const qemu = (file: string, command: string, ...args: string[]) =>
   run('qemu-img', [command, '--object', `secret,id=key,data=${PASSPHRASE}`, ...args], {
     cwd: dirname(file),
   })
+
+t.test(
+  'a sparse vmdk gets new tables, and a larger directory',
+  { ...needs('qemu-img') },
+  async t => {
+    const file = join(tempFolder(t), 'disk.vmdk')
+    const kind: Kind = { format: 'vmdk' }
+    const ask = async () => []
+    const disk = Buffer.alloc(SIZE)
+    await createImage(file, { format: 'vmdk', sizeBytes: SIZE })
+    await scribble(file, kind, disk, new Random(3))
+    for (const sizeBytes of [
+      40 * M,
+      3 * 2 ** 30,
+      5 * 2 ** 30,
+      300 * 2 ** 30,
+      33 * M,
+      6 * 2 ** 30,
+    ]) {
+      await resizeImage(file, { sizeOf: () => sizeBytes, shrinks: true, force: true, ask })
+      const image = await openImage(file, { access: 'write' })
+      const read = Buffer.alloc(SIZE)
+      image.disk.read(read, 0)
+      t.equal(firstDifference(read, disk), -1, `${sizeBytes}: the beginning stays`)
+      image.disk.read(read, sizeBytes - SIZE)
+      t.ok(read.equals(Buffer.alloc(SIZE)), 'the end is zeros')
+      image.disk.write(Buffer.alloc(1000, 9), sizeBytes - 1000)
+      image.close()
+      const size = JSON.parse(await qemuImg('info', '--output=json', file))['virtual-size']
+      t.equal(size, sizeBytes, 'QEMU finds the new size')
+      await qemuImg('check', '-q', file)
+      const checked = await checkImage(file)
+      t.strictSame([checked?.corruptions, checked?.checkErrors], [0, 0], 'it is sound')
+    }
+  },
+)
 
 t.test('what is allocated', { ...needs('qemu-img') }, async t => {
   const folder = tempFolder(t)

@@ -190,6 +190,7 @@ export const vmdkFormat: Format<VmdkSpec> = {
   packedPlace: grainPlace,
   mapping: ({ spec }, driver) => vmdkMapping(spec, driver as VmdkDriver),
   writing,
+  resizing: { load: async () => (await import('./resize.js')).vmdkResizer },
   creating: { load: async () => (await import('./create.js')).vmdkCreator },
   contentId: ({ spec }) => spec.descriptor?.cid,
   checking,

@@ -25,7 +25,7 @@ import { printable } from '../../errors.js'
 import { openPlain, pathOfDescriptor } from '../../io/beneath.js'
 import { type Folder, findWithin } from '../../io/folders.js'
 import { closeFile } from '../../io/libc.js'
-import type { ForeignLock } from '../format.js'
+import type { ForeignLock } from '../foreign-lock.js'
 
 /** The content of a member. */
 export interface LockRecord {
