@@ -5,18 +5,22 @@ import { FS_TYPE, listMounts, type MountInfo } from '../io/mountinfo.js'
 import { deviceOfServer } from '../io/processes.js'
 
 /**
- * Returns `error`; or, if it says that a mount of vimgfs has the image open, an error that names the mount and how to end it.
+ * Returns `error`; or, if it says that the image is in use, an error that says what to do: it names the mount of vimgfs that has
+ * the image open.
  */
 export function namingItsMount(error: unknown): unknown {
   if (!(error instanceof ImageInUse)) return error
   const mount = error.holders.map(mountOf).find(found => found !== undefined) ?? bySource(error)
-  if (!mount) return error
+  if (!mount) return new ImageInUse(error.message, error.holders, { ...error.context, hint: WAIT })
   const { mountpoint } = mount
   return new ImageInUse(`it is mounted on ${mountpoint}`, error.holders, {
     ...error.context,
     hint: `unmount it first: vimgfs umount ${mountpoint}`,
   })
 }
+
+/** The hints of an image in use are about mounts. */
+const WAIT = 'try again once that has ended'
 
 /** Returns what `open` returns. Throws what it throws, with the mount named if the image is mounted. */
 export function unlessMounted<T>(open: () => T): T {
