@@ -34,9 +34,9 @@ export type Compared =
   | { readonly kind: 'unreadable'; readonly failure: ReadFailure }
 
 /** Threads cost more than they save for less work than this, in bytes of plain data. */
-const THREADS_FROM_BYTES = 384 * 2 ** 20
+const THREADS_FROM_BYTES = 768 * 2 ** 20
 /** Decompressing or decrypting takes about so many times as long as reading. */
-const SLOW_FACTOR = 8
+const SLOW_FACTOR = 4
 const MAX_THREADS = 4
 /** How long this thread works before it lets signals and messages be handled. */
 const TURN_MS = 100

@@ -146,3 +146,11 @@ t.test('the same place in a file does not mean the same bytes in another format'
   const [first] = [...changesOf(a, b)]
   t.same(first?.start, 0)
 })
+
+t.test('the same place in two files is not the same', async t => {
+  const cwd = tempFolder(t)
+  for (const [i, name] of ['a', 'b'].entries()) writeFileSync(join(cwd, name), noise(64 * K, i))
+  const args = ['-f', 'raw', '-F', 'raw', '--output=json', 'a', './b']
+  const { stdout } = await runHere(diff, args, cwd)
+  t.same(JSON.parse(stdout), [{ start: 0, length: 64 * K }])
+})
