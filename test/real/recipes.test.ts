@@ -127,13 +127,11 @@ const RECIPES: readonly Recipe[] = [
   {
     lead: /^From qcow2 to raw and back/m,
     content: PARTITIONED,
-    needsNoRoot: true,
     check: isConverted,
   },
   {
     lead: /^From qcow2 to vmdk and back/m,
     content: PARTITIONED,
-    needsNoRoot: true,
     check: isConverted,
   },
 ]

@@ -8,7 +8,8 @@ nothing is there, whatever happens. SRC may be of any format ({readable}).
   -f, --format F           format of SRC (found by its bytes)
   -O, --output-format F    format of DST: {creatable} (raw)
   -o NAME=VALUE,…          options of DST; vimgfs create -f F -o help lists them
-  -c, --compress           store the data compressed, on all processors
+  -c, --compress           store the data compressed, on up to four processors (more with the
+                           variable UV_THREADPOOL_SIZE=N)
   -l, --snapshot TAG       the same as SRC@TAG
   -B, --base IMAGE         DST stands on IMAGE, and stores only what differs from it. A relative name
                            is relative to the folder of DST.
