@@ -1,5 +1,5 @@
 /** What has changed between two states of a disk. */
-import { writeFileSync } from 'node:fs'
+import { statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { run as diff } from '../../src/cli/diff.js'
@@ -9,6 +9,7 @@ import { noise, prose } from '../fixtures/model.js'
 import { deflated } from '../fixtures/packers.js'
 import { buildImage, type Cluster } from '../fixtures/qcow2-builder.js'
 import { randomChain, writeChain } from '../fixtures/random-chain.js'
+import { makeEncrypted } from '../peers/encrypted.js'
 import { qemuImg, qemuIo } from '../peers/qemu.js'
 import { runHere } from '../support/command.js'
 import { holds } from '../support/property.js'
@@ -153,4 +154,25 @@ t.test('the same place in two files is not the same', async t => {
   const args = ['-f', 'raw', '-F', 'raw', '--output=json', 'a', './b']
   const { stdout } = await runHere(diff, args, cwd)
   t.same(JSON.parse(stdout), [{ start: 0, length: 64 * K }])
+})
+
+t.test('encrypted data and the same bytes of the file as they are', tools, async t => {
+  const cwd = tempFolder(t)
+  const file = join(cwd, 'disk')
+  const image = { file, format: 'qcow2', passphrase: 'secret' } as const
+  await makeEncrypted(image, 16 * M, { format: 'luks' })
+  // The next cluster of the file becomes an L2 table, and the one after it is at its own place on the disk.
+  const at = Math.ceil(statSync(file).size / (64 * K) + 1) * 64 * K
+  const opened = `driver=qcow2,file.filename=${file},encrypt.key-secret=s`
+  const secret = ['--object', 'secret,id=s,data=secret', '--image-opts']
+  await run('qemu-io', [...secret, '-c', `write -P 1 ${at} 64k`, opened])
+  const [a, b] = [
+    await openSource(file, { format: 'qcow2' }),
+    await openSource(file, { format: 'raw' }),
+  ]
+  t.teardown(() => a.close())
+  t.teardown(() => b.close())
+  const part = [...a.parts()].find(({ kind }) => kind === 'data')
+  t.same([part?.offset, part?.origin?.at], [at, at])
+  t.ok(inRanges([...changesOf(a, b)], at))
 })
