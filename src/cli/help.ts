@@ -21,6 +21,7 @@ Usage: vimgfs COMMAND [OPTION…] ARGUMENT…
   compare IMAGE IMAGE      tell whether two disks have the same content
   diff IMAGE TAG           show what has changed since a snapshot
   resize IMAGE SIZE        make its disk larger or smaller
+  measure IMAGE            say how large a new image of its disk would be
   help COMMAND             show all options of a command, with an example
 
   --help, --version
@@ -44,6 +45,7 @@ const HELP: Record<string, () => Promise<{ HELP: string }>> = {
   compare: () => import('./help/compare.js'),
   diff: () => import('./help/diff.js'),
   resize: () => import('./help/resize.js'),
+  measure: () => import('./help/measure.js'),
   help: () => import('./help/help.js'),
 }
 

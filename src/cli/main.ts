@@ -19,6 +19,7 @@ const COMMANDS: Record<string, () => Promise<{ run(args: string[]): Promise<numb
   compare: () => import('./compare.js'),
   diff: () => import('./diff.js'),
   resize: () => import('./resize.js'),
+  measure: () => import('./measure.js'),
   help: () => import('./help.js'),
 }
 

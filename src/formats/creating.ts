@@ -46,10 +46,26 @@ export interface NewImage {
   readonly passphrase?: Buffer | undefined
 }
 
+/** An image that is only measured. */
+export interface MeasuredImage extends Pick<NewImage, 'sizeBytes' | 'options'> {
+  /** The ranges that would have data, in ascending order. */
+  readonly data: Iterable<{ readonly offset: number; readonly length: number }>
+}
+
+/** In bytes of the files of an image. */
+export interface Measurement {
+  /** With this data. */
+  readonly required: number
+  /** With data everywhere. */
+  readonly fullyAllocated: number
+}
+
 export interface FormatCreator {
   readonly options: readonly CreateOption[]
   /** Reports whether these options ask for encryption, for which the image needs a passphrase. */
   isEncrypted?(options: OptionValues): boolean
+  /** Returns how large an image may become, as qemu-img measure says it. Throws UsageError. */
+  measure?(image: MeasuredImage): Measurement
   /** Begins an image in empty files. Throws UsageError for options that contradict each other, ImageError, SystemError. */
   begin(image: NewImage): Promise<ImageBuilder>
 }

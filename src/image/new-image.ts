@@ -53,7 +53,11 @@ export const targetOf = (files: NewFiles): TargetFiles => ({
 })
 
 /** Throws UsageError unless all options are known, and have values of their types. */
-function checkOptions(known: readonly CreateOption[], options: OptionValues, format: string): void {
+export function checkOptions(
+  known: readonly CreateOption[],
+  options: OptionValues,
+  format: string,
+): void {
   for (const [name, value] of Object.entries(options)) {
     const option = known.find(one => one.name === name)
     if (!option) throw unknownOption(name, format)

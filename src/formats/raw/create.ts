@@ -14,6 +14,7 @@ export const rawCreator: FormatCreator = {
       help: 'whether the file has all its space at once',
     },
   ],
+  measure: ({ sizeBytes }) => ({ required: sizeBytes, fullyAllocated: sizeBytes }),
   begin: async image => {
     if (image.backing) throw new UsageError('a raw image cannot have a backing file')
     return new RawBuilder(image)

@@ -1,0 +1,63 @@
+/** `vimgfs measure`: says how large a new image would be, as `qemu-img measure` does. */
+import { UsageError } from '../errors.js'
+import { checkOptions, creatorOf } from '../image/new-image.js'
+import { SECTOR_BYTES } from '../sector.js'
+import { parseChoice, parseWords } from './arguments.js'
+import { parseCreateOptions } from './create-options.js'
+import { print } from './output.js'
+import { parseDiskSize } from './sizes.js'
+import { SOURCE_OPTIONS, SourceOpener } from './sources.js'
+
+const OPTIONS = {
+  ...SOURCE_OPTIONS,
+  'target-format': { type: 'string', short: 'O' },
+  options: { type: 'string', short: 'o', multiple: true },
+  size: { type: 'string' },
+  output: { type: 'string' },
+} as const
+
+interface Disk {
+  readonly sizeBytes: number
+  readonly data: Iterable<{ readonly offset: number; readonly length: number }>
+}
+
+export async function run(args: string[]): Promise<number> {
+  const words = { required: [], optional: ['IMAGE'] }
+  const { values, positionals } = parseWords(args, OPTIONS, 'measure', words)
+  const [name] = positionals
+  const { 'target-format': format = 'raw', size } = values
+  const output = parseChoice(values.output ?? 'human', '--output', ['human', 'json'])
+  if ((name === undefined) === (size === undefined)) {
+    throw new UsageError('give either IMAGE or --size; vimgfs help measure shows how to call it')
+  }
+  const creator = await creatorOf(format)
+  const options = parseCreateOptions(creator.options, values.options ?? [], format)
+  checkOptions(creator.options, options, format)
+  const { measure } = creator
+  if (!measure) throw new UsageError(`${format} images are not measured, only raw and qcow2`)
+  const say = ({ sizeBytes, data }: Disk) => {
+    const whole = Math.ceil(sizeBytes / SECTOR_BYTES) * SECTOR_BYTES
+    const { required, fullyAllocated } = measure({ sizeBytes: whole, options, data })
+    const fields = { required, 'fully-allocated': fullyAllocated }
+    if (output === 'json') print(`${JSON.stringify(fields, undefined, 4)}\n`)
+    else print(`required size: ${required}\nfully allocated size: ${fullyAllocated}\n`)
+  }
+  if (size !== undefined) {
+    say({ sizeBytes: parseDiskSize(size, '--size'), data: [] })
+    return 0
+  }
+  const opener = new SourceOpener(values, false)
+  const source = await opener.open(name as string)
+  try {
+    const { sizeBytes } = source
+    say({ sizeBytes, data: dataOf(source.pieces(0, sizeBytes)) })
+    return 0
+  } finally {
+    source.close()
+    opener.close()
+  }
+}
+
+function* dataOf(pieces: Iterable<{ kind: string; offset: number; length: number }>) {
+  for (const { kind, offset, length } of pieces) if (kind === 'data') yield { offset, length }
+}

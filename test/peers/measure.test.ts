@@ -1,0 +1,90 @@
+/** `vimgfs measure` says the same numbers as `qemu-img measure`. */
+import { writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { run as measure } from '../../src/cli/measure.js'
+import { noise } from '../fixtures/model.js'
+import { runHere } from '../support/command.js'
+import { needs, run, tempFolder } from '../support/run.js'
+import { qemuImg, qemuIo } from './qemu.js'
+
+const M = 2 ** 20
+const OPTIONS = [
+  'compat=1.1',
+  'cluster_size=512',
+  'cluster_size=2M,compat=0.10',
+  'extended_l2=on',
+  'refcount_bits=1,cluster_size=4k',
+  'refcount_bits=64',
+  'preallocation=metadata',
+  'preallocation=full,cluster_size=1k',
+]
+
+t.test('sizes of disks that are empty', { ...needs('qemu-img') }, async t => {
+  for (const options of OPTIONS) {
+    for (const size of ['0', '1000001', '1G', '5T']) {
+      // Clusters of 512 bytes are too small for it.
+      if (size === '5T' && /512|1k/.test(options)) continue
+      const args = ['-O', 'qcow2', '-o', options, '--size', size, '--output=json']
+      const ours = await runHere(measure, args, '/')
+      const theirs = JSON.parse(await run('qemu-img', ['measure', ...args]))
+      t.strictSame([ours.code, JSON.parse(ours.stdout)], [0, theirs], `${options} ${size}`)
+    }
+  }
+})
+
+t.test('images', { ...needs('qemu-img', 'qemu-io') }, async t => {
+  const folder = tempFolder(t)
+  const raw = join(folder, 'disk.raw')
+  const content = Buffer.alloc(9 * M + 512)
+  noise(3 * M, 1).copy(content, M + 5000)
+  writeFileSync(raw, content)
+  await qemuImg('convert', '-f', 'raw', '-O', 'qcow2', raw, join(folder, 'disk.qcow2'))
+  await qemuImg('convert', '-f', 'raw', '-O', 'vmdk', raw, join(folder, 'disk.vmdk'))
+  await qemuImg('create', '-q', '-f', 'qcow2', '-b', raw, '-F', 'raw', join(folder, 'top.qcow2'))
+  await qemuIo(join(folder, 'top.qcow2'), ['write -P 7 7M 100k', 'write -z 2M 1M'])
+  for (const [name, format] of [
+    ['disk.raw', 'raw'],
+    ['disk.qcow2', 'qcow2'],
+    ['disk.vmdk', 'vmdk'],
+    ['top.qcow2', 'qcow2'],
+  ] as const) {
+    for (const options of OPTIONS) {
+      const args = [
+        '-f',
+        format,
+        '-O',
+        'qcow2',
+        ...(options ? ['-o', options] : []),
+        '--output=json',
+      ]
+      const ours = await runHere(measure, [...args, name], folder)
+      const text = await run('qemu-img', ['measure', ...args, name], { cwd: folder })
+      const { bitmaps: _, ...theirs } = JSON.parse(text)
+      const { required, ...others } = JSON.parse(ours.stdout)
+      t.strictSame({ ...others, required: 0 }, { ...theirs, required: 0 }, `${name} ${options}`)
+      // QEMU does not look for holes of the file within clusters.
+      const most = format === 'qcow2' ? 65536 : 0
+      t.ok(required <= theirs.required && required >= theirs.required - most, `${required}`)
+    }
+  }
+  const args = ['-f', 'raw', 'disk.raw']
+  const text = await run('qemu-img', ['measure', ...args], { cwd: folder })
+  t.equal((await runHere(measure, args, folder)).stdout, text, 'to raw, for people')
+})
+
+t.test('wrong usage', async t => {
+  const cases: [string[], RegExp][] = [
+    [[], /give either IMAGE or --size/],
+    [['--size', '1M', 'disk'], /give either IMAGE or --size/],
+    [['-O', 'vmdk', '--size', '1M'], /vmdk images are not measured/],
+    [['-O', 'vpc', '--size', '1M'], /no images of the format "vpc"/],
+    [['-O', 'qcow2', '-o', 'cluster_size=3', '--size', '1M'], /cluster_size is a power of two/],
+    [['-O', 'qcow2', '-o', 'nonsense=3', '--size', '1M'], /has no option "nonsense"/],
+  ]
+  for (const [args, says] of cases) {
+    const { code, stdout, stderr } = await runHere(measure, args, '/')
+    t.strictSame([code, stdout], [2, ''], args.join(' '))
+    t.match(stderr, says)
+  }
+})
