@@ -1,11 +1,19 @@
 /** `vimgfs convert`: copies a disk into an image of another kind. */
 import path from 'node:path'
 import { printable, UsageError } from '../errors.js'
-import type { Watching } from '../image/convert/convert.js'
+import {
+  convertInto,
+  convertToNew,
+  requireOther,
+  verify,
+  type Watching,
+} from '../image/convert/convert.js'
 import { Interrupted } from '../interruption.js'
+import { creatorOf } from '../image/new-image.js'
 import type { Loss } from '../image/salvage.js'
-import type { Source } from '../image/source.js'
+import { openSource, type Source } from '../image/source.js'
 import { parseCount, parseWords } from './arguments.js'
+import { parseCreateOptions } from './create-options.js'
 import { complain } from './output.js'
 import { Progress } from './progress.js'
 import { formatNamed, SOURCE_OPTIONS, SourceOpener } from './sources.js'
@@ -110,11 +118,6 @@ class Conversion {
 
   private async intoNew(source: Source): Promise<void> {
     const { values, target } = this
-    const [{ convertToNew }, { creatorOf }, { parseCreateOptions }] = await Promise.all([
-      import('../image/convert/convert.js'),
-      import('../image/new-image.js'),
-      import('./create-options.js'),
-    ])
     const format = await formatNamed(values['output-format'] ?? 'raw')
     const creator = await creatorOf(format)
     const options = parseCreateOptions(creator.options, values.options ?? [], format)
@@ -175,8 +178,7 @@ class Conversion {
   /** Writes into an image that is there, and closes it well whatever happens. */
   private async intoExisting(source: Source): Promise<void> {
     const { values, target } = this
-    const [{ convertInto, requireOther }, { openImage }, { namingItsMount }] = await Promise.all([
-      import('../image/convert/convert.js'),
+    const [{ openImage }, { namingItsMount }] = await Promise.all([
       import('../image/open-image.js'),
       import('../image/mounted.js'),
     ])
@@ -211,10 +213,6 @@ class Conversion {
     format: string,
     passphrase: Buffer | undefined,
   ): Promise<void> {
-    const [{ verify }, { openSource }] = await Promise.all([
-      import('../image/convert/convert.js'),
-      import('../image/source.js'),
-    ])
     const passphrases = await this.targetPassphrases()
     const written = await openSource(path.resolve(this.target), {
       format,
