@@ -44,6 +44,12 @@ export class ImageError extends Error {
   }
 }
 
+/** Adds the place on the disk, in bytes, to an ImageError that has none. Returns the error. */
+export function atOffset(error: unknown, offset: number): unknown {
+  if (error instanceof ImageError) error.context.offset ??= offset
+  return error
+}
+
 /** Another process has the image open, and its locks forbid what the image is to be opened for. */
 export class ImageInUse extends ImageError {
   constructor(

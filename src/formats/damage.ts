@@ -1,20 +1,16 @@
-/** Adds the place on the disk to errors about damage. */
+/** Errors about damage of an image. They name the file; the engine adds the place on the disk. */
 import { ImageError } from '../errors.js'
 
-/** @param offset the place on the disk, in bytes */
-export const damageAt = (
-  path: string,
-  offset: number,
-  message: string,
-  cause?: unknown,
-): ImageError => new ImageError('CORRUPT', message, { path, offset }, { cause })
+/** Returns the error for damage of the file at `path`. */
+export const damageOf = (path: string, message: string): ImageError =>
+  new ImageError('CORRUPT', message, { path })
 
-/** Runs `read`, and adds `offset` to any ImageError that it throws. */
-export function located<T>(path: string, offset: number, read: () => T): T {
+/** Runs `read`, and adds the file to an ImageError that names none. */
+export function naming<T>(path: string, read: () => T): T {
   try {
     return read()
   } catch (error) {
-    if (!(error instanceof ImageError)) throw error
-    throw damageAt(path, offset, error.message, error)
+    if (error instanceof ImageError) error.context.path ??= path
+    throw error
   }
 }

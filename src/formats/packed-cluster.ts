@@ -3,6 +3,7 @@ import type { ClusterCache } from '../cache/cluster-cache.js'
 import type { Store } from '../io/store.js'
 import type { Extent, PackedPlace } from './driver.js'
 import { type Compression, unpackFrom, zstdFrame } from './inflate.js'
+import { naming } from './damage.js'
 
 const COMPRESSIONS: readonly Compression[] = ['zlib', 'zstd']
 
@@ -20,17 +21,14 @@ export interface PackedCluster {
   readonly clusterBytes: number
 }
 
-/**
- * Returns the extent of a cluster's bytes from `skip` on, at most `length`.
- * @param located runs a function that reads, and adds the place on the disk to its errors
- */
+/** Returns the extent of a cluster's bytes from `skip` on, at most `length`. */
 export function packedExtent(
   { format, store, storeId, clusters, at, packedBytes, compression, clusterBytes }: PackedCluster,
   skip: number,
   length: number,
-  located: <T>(read: () => T) => T,
 ): Extent {
-  const unpackInto = (target: Buffer) => unpackFrom(store, at, packedBytes, compression, target)
+  const unpackInto = (target: Buffer) =>
+    naming(store.path, () => unpackFrom(store, at, packedBytes, compression, target))
   const unpack = () =>
     clusters.get(storeId, at, () => {
       const cluster = Buffer.allocUnsafeSlow(clusterBytes)
@@ -43,13 +41,12 @@ export function packedExtent(
     skip,
     wholeBytes: clusterBytes,
     job: { format, storeId, numbers: [at, packedBytes, COMPRESSIONS.indexOf(compression)] },
-    unpack: () => located(unpack),
-    unpackInto: target =>
-      located(() => {
-        const cached = clusters.find(storeId, at)
-        if (cached) cached.copy(target)
-        else unpackInto(target)
-      }),
+    unpack,
+    unpackInto: target => {
+      const cached = clusters.find(storeId, at)
+      if (cached) cached.copy(target)
+      else unpackInto(target)
+    },
   }
 }
 

@@ -11,7 +11,7 @@ import { rewriteReference } from './change-reference.js'
 import { type Chain, closeChain } from './chain.js'
 import { ImageCheck } from './check.js'
 import { type AskPassphrase, lockChain, unlockChain } from './encryption.js'
-import { readView } from './engine.js'
+import { readView, lookupAt } from './engine.js'
 import { ViewSet } from './view-set.js'
 import { diskBytes, filesOf, layerOfFile, referenceOf } from './layer.js'
 import { namingItsMount, unlessMounted } from './mounted.js'
@@ -200,7 +200,7 @@ function heldAbove(
     const { driver }: View = layer
     // Past the end of a shorter layer the layers above read zeros.
     if (offset >= driver.sizeBytes) return { kind: 'zero', length: rest }
-    const extent: Extent = driver.lookup(offset, Math.min(rest, driver.sizeBytes - offset))
+    const extent: Extent = lookupAt(driver, offset, Math.min(rest, driver.sizeBytes - offset))
     if (extent.kind === 'zero') return { kind: 'zero', length: extent.length }
     if (extent.kind !== 'parent') return { kind: 'data', length: extent.length }
     rest = extent.length

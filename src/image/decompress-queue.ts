@@ -8,6 +8,7 @@
  *
  * The helper keeps no state between jobs. If it comes late, it finds nothing READY and sleeps.
  */
+import { atOffset } from '../errors.js'
 import type { FileStore } from '../io/store.js'
 import { currentThread, isThreadAlive } from '../io/threads.js'
 import type { Extent } from '../formats/driver.js'
@@ -56,7 +57,7 @@ export function queueMemories(workers: number, targetBytes: number): QueueMemory
 export class DecompressQueue {
   private readonly board: Int32Array
   private readonly call: Int32Array
-  private readonly extents: Packed[] = []
+  private readonly jobs: { readonly extent: Packed; readonly offset: number }[] = []
   private isCalled = false
 
   /**
@@ -74,17 +75,19 @@ export class DecompressQueue {
     this.call = new Int32Array(memory.call)
   }
 
-  /** Takes over unpacking `extent`'s cluster to `to` of the target. Returns false if that is not worth it. */
-  add(extent: Packed, to: number): boolean {
-    if (extent.length < MIN_CLUSTER_BYTES || this.extents.length === MAX_JOBS) return false
+  /**
+   * Takes over unpacking `extent`'s cluster, of the disk's `offset`, to `to` of the target. Returns false if that is not worth it.
+   */
+  add(extent: Packed, to: number, offset: number): boolean {
+    if (extent.length < MIN_CLUSTER_BYTES || this.jobs.length === MAX_JOBS) return false
     const { storeId, format, numbers } = extent.job
     const words = [storeId, this.targetOffset + to, extent.length, FORMAT_NAMES.indexOf(format)]
     for (const number of numbers) words.push((number % 2 ** 32) | 0, Math.floor(number / 2 ** 32))
     if (!this.isCalled) this.callHelper()
     this.isCalled = true
-    const job = this.extents.length * JOB_WORDS
+    const job = this.jobs.length * JOB_WORDS
     this.board.set(words, job + 1)
-    this.extents.push(extent)
+    this.jobs.push({ extent, offset })
     Atomics.store(this.board, job, READY) // rule (1)
     Atomics.add(this.call, CALL.jobs, 1)
     Atomics.notify(this.call, CALL.jobs)
@@ -94,33 +97,37 @@ export class DecompressQueue {
   /** Does the jobs that the helper has not taken, and waits for the others. Throws ImageError as `unpackInto` does. */
   finish(): void {
     let failure: unknown
-    this.extents.forEach((extent, index) => {
+    this.jobs.forEach(({ extent, offset }, index) => {
       const job = index * JOB_WORDS
       if (Atomics.compareExchange(this.board, job, READY, TAKEN) !== READY) return
       try {
-        if (failure === undefined) this.unpack(extent, job)
+        if (failure === undefined) this.unpack(extent, offset, job)
       } catch (error) {
         failure = error
       }
       Atomics.store(this.board, job, DONE)
     })
-    this.extents.forEach((extent, index) => {
+    this.jobs.forEach(({ extent, offset }, index) => {
       const job = index * JOB_WORDS
       const isDone = this.waitFor(job)
       try {
         // A job that failed in the helper fails here, too, with an error that names the place on the disk.
-        if (!isDone && failure === undefined) this.unpack(extent, job)
+        if (!isDone && failure === undefined) this.unpack(extent, offset, job)
       } catch (error) {
         failure = error
       }
     })
-    this.extents.length = 0
+    this.jobs.length = 0
     if (failure !== undefined) throw failure
   }
 
-  private unpack(extent: Packed, job: number): void {
+  private unpack(extent: Packed, offset: number, job: number): void {
     const to = (this.board[job + WORD.target] as number) - this.targetOffset
-    extent.unpackInto(this.target.subarray(to, to + extent.length))
+    try {
+      extent.unpackInto(this.target.subarray(to, to + extent.length))
+    } catch (error) {
+      throw atOffset(error, offset)
+    }
   }
 
   private waitFor(job: number): boolean {

@@ -2,6 +2,7 @@
 import type { FirstChange } from '../formats/writable.js'
 import type { Scratch, WritableView } from './write-engine.js'
 import { reserveStep, writeStep, zeroStep } from './write-steps.js'
+import { atOffset } from '../errors.js'
 
 export abstract class DiskSteps implements FirstChange {
   readonly isZeroing: boolean = false
@@ -26,7 +27,11 @@ export abstract class DiskSteps implements FirstChange {
   /** Makes one step. Returns whether the work is done. After an error the same step can be made again. */
   next(): boolean {
     const { offset, length, done } = this
-    if (done < length) this.done += this.step(offset + done, length - done, done)
+    try {
+      if (done < length) this.done += this.step(offset + done, length - done, done)
+    } catch (error) {
+      throw atOffset(error, offset + done)
+    }
     return this.done === length
   }
 

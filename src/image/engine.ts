@@ -3,9 +3,9 @@
  * formats.
  */
 import assert from 'node:assert'
-import { ImageError } from '../errors.js'
+import { atOffset, ImageError } from '../errors.js'
 import { clear } from '../io/libc.js'
-import type { Extent, View } from '../formats/driver.js'
+import type { Extent, FormatDriver, View } from '../formats/driver.js'
 import type { DecompressQueue } from './decompress-queue.js'
 
 /**
@@ -23,19 +23,25 @@ export function readView(
 ): void {
   const { driver, parent } = view
   const inside = Math.max(0, Math.min(length, driver.sizeBytes - offset))
-  for (let done = 0; done < inside; ) {
-    const extent = driver.lookup(offset + done, inside - done)
-    assert(extent.length > 0 && extent.length <= inside - done)
-    const to = start + done
-    if (extent.kind === 'data') readData(extent, driver.unitBytes, target, to, offset + done)
-    else if (extent.kind === 'parent' && parent) {
-      readView(parent, target, to, extent.length, offset + done, queue)
-    } else if (extent.kind === 'packed') {
-      if (extent.length === extent.wholeBytes) {
-        if (!queue?.add(extent, to)) extent.unpackInto(target.subarray(to, to + extent.length))
-      } else extent.unpack().copy(target, to, extent.skip, extent.skip + extent.length)
-    } else clear(target, to, to + extent.length)
-    done += extent.length
+  let done = 0
+  try {
+    while (done < inside) {
+      const extent = driver.lookup(offset + done, inside - done)
+      assert(extent.length > 0 && extent.length <= inside - done)
+      const to = start + done
+      if (extent.kind === 'data') readData(extent, driver.unitBytes, target, to, offset + done)
+      else if (extent.kind === 'parent' && parent) {
+        readView(parent, target, to, extent.length, offset + done, queue)
+      } else if (extent.kind === 'packed') {
+        if (extent.length === extent.wholeBytes) {
+          if (!queue?.add(extent, to, offset + done))
+            extent.unpackInto(target.subarray(to, to + extent.length))
+        } else extent.unpack().copy(target, to, extent.skip, extent.skip + extent.length)
+      } else clear(target, to, to + extent.length)
+      done += extent.length
+    }
+  } catch (error) {
+    throw atOffset(error, offset + done)
   }
   if (inside < length) clear(target, start + inside, start + length)
 }
@@ -69,6 +75,15 @@ function readData(
   clear(target, to + got, to + length)
 }
 
+/** Returns what `driver` has at `offset`, and adds that place to its errors: drivers do not know it. */
+export function lookupAt(driver: FormatDriver, offset: number, length: number): Extent {
+  try {
+    return driver.lookup(offset, length)
+  } catch (error) {
+    throw atOffset(error, offset)
+  }
+}
+
 /**
  * Calls `visit` for each piece of `[offset, offset + length)`, in order, with its final extent (never 'parent') and the unit
  * within which its file may end. Stops and returns false if `visit` returns false.
@@ -87,7 +102,7 @@ export function walkView(
   const { unitBytes } = driver
   const inside = Math.max(0, Math.min(length, driver.sizeBytes - offset))
   for (let done = 0; done < inside; ) {
-    const extent = driver.lookup(offset + done, inside - done)
+    const extent = lookupAt(driver, offset + done, inside - done)
     assert(extent.length > 0 && extent.length <= inside - done)
     if (extent.kind !== 'parent') {
       if (!visit(extent, offset + done, unitBytes)) return false

@@ -9,7 +9,7 @@ import { requireChangeable, rewriteReference } from './change-reference.js'
 import { type Chain, closeChain } from './chain.js'
 import { formatOfImage } from './check.js'
 import { type AskPassphrase, lockChain, unlockChain } from './encryption.js'
-import { readView } from './engine.js'
+import { readView, lookupAt } from './engine.js'
 import { ViewSet } from './view-set.js'
 import { layerOfFile } from './layer.js'
 import { namingItsMount } from './mounted.js'
@@ -162,7 +162,7 @@ async function copyDifferences(
     const { sizeBytes } = disk
     for (let offset = 0; offset < sizeBytes; ) {
       const wanted = Math.min(PIECE_BYTES, sizeBytes - offset)
-      const { kind, length } = view.driver.lookup(offset, sizeBytes - offset)
+      const { kind, length } = lookupAt(view.driver, offset, sizeBytes - offset)
       const piece = kind === 'parent' ? Math.min(length, wanted) : length
       if (kind === 'parent') bytes += copyPiece(view, before, disk, offset, piece)
       offset += piece

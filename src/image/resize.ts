@@ -17,6 +17,7 @@ import { unlessMounted } from './mounted.js'
 import { openChain } from './open-chain.js'
 import { LOCAL_FILES } from './store-source.js'
 import { openWrittenSet } from './written-set.js'
+import { lookupAt } from './engine.js'
 
 export interface ResizeOptions {
   readonly format?: string | undefined
@@ -187,7 +188,7 @@ function allocate(
   disk.reserve(offset, length)
   if (mode === 'falloc') return
   for (let done = 0; done < length; ) {
-    const extent = view.driver.lookup(offset + done, length - done)
+    const extent = lookupAt(view.driver, offset + done, length - done)
     if (extent.kind === 'data') {
       const store = extent.store as WritableStore
       if (mode === 'full') fillZeros(store, extent.at, extent.length)

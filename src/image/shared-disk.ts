@@ -15,6 +15,7 @@ import { isOutOfSpace } from './out-of-space.js'
 import type { DiskHooks, FirstChange, WritableDisk, WritableDriver } from '../formats/writable.js'
 import { Scratch, type WritableView } from './write-engine.js'
 import { areZeros, MIN_ZEROS_BYTES } from './zeros.js'
+import { atOffset } from '../errors.js'
 
 /** Indexes of `DiskMemory.counters`. */
 const COUNTER = { writes: 0, flushed: 1, begun: 2, failed: 3, generation: 4 } as const
@@ -263,7 +264,7 @@ export class SharedDisk implements WritableDisk {
         if (done === length) break
       }
     } catch (error) {
-      throw this.failed.record(error)
+      throw this.failed.record(atOffset(error, offset + done))
     } finally {
       this.lock.releaseShared()
     }

@@ -1,6 +1,7 @@
 /** Walks over a disk piece by piece, and says which layer of its chain decides each piece. */
 import { ImageError, SystemError } from '../errors.js'
 import type { Extent, FormatDriver, View } from '../formats/driver.js'
+import { lookupAt } from './engine.js'
 
 export interface LayerPiece {
   readonly offset: number
@@ -64,7 +65,7 @@ const LOST_BYTES = 4096
 
 function lookUp(driver: FormatDriver, at: number, length: number, onLoss?: OnLoss): Extent {
   try {
-    return driver.lookup(at, length)
+    return lookupAt(driver, at, length)
   } catch (error) {
     if (!onLoss || !isDamage(error)) throw error
     const step = Math.max(driver.unitBytes, LOST_BYTES)

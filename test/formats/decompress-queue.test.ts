@@ -53,7 +53,7 @@ t.test('a worker whose helper has not come yet does all of it', async t => {
   const { queue, target, calls } = queueOf(3)
   const unpacked: string[] = []
   for (const [index, letter] of ['a', 'b', 'c'].entries()) {
-    t.ok(queue.add(extentOf(letter, unpacked), index * CLUSTER_BYTES))
+    t.ok(queue.add(extentOf(letter, unpacked), index * CLUSTER_BYTES, 0))
   }
   queue.finish()
   t.same(unpacked, ['a', 'b', 'c'])
@@ -68,10 +68,10 @@ t.test('damage is thrown once no job runs, and the next read starts clean', asyn
   const { queue, target } = queueOf(2)
   const unpacked: string[] = []
   const damage = new ImageError('CORRUPT', 'damaged')
-  queue.add(extentOf('a', unpacked, damage), 0)
-  queue.add(extentOf('b', unpacked), CLUSTER_BYTES)
+  queue.add(extentOf('a', unpacked, damage), 0, 0)
+  queue.add(extentOf('b', unpacked), CLUSTER_BYTES, 0)
   t.throws(() => queue.finish(), damage)
-  queue.add(extentOf('c', unpacked), 0)
+  queue.add(extentOf('c', unpacked), 0, 0)
   queue.finish()
   t.ok(target.subarray(0, CLUSTER_BYTES).equals(Buffer.alloc(CLUSTER_BYTES, 'c')))
   t.notOk(target.includes('b'), 'after the damage nothing else was unpacked')
@@ -79,9 +79,9 @@ t.test('damage is thrown once no job runs, and the next read starts clean', asyn
 
 t.test('the caller unpacks small clusters, and those that find no room, itself', async t => {
   const { queue } = queueOf(1)
-  t.notOk(queue.add({ ...extentOf('a', []), length: 4096 }, 0), 'a small cluster')
-  for (let job = 0; job < 64; job++) t.ok(queue.add(extentOf('a', []), 0))
-  t.notOk(queue.add(extentOf('a', []), 0), 'a job more than the board has')
+  t.notOk(queue.add({ ...extentOf('a', []), length: 4096 }, 0, 0), 'a small cluster')
+  for (let job = 0; job < 64; job++) t.ok(queue.add(extentOf('a', []), 0, 0))
+  t.notOk(queue.add(extentOf('a', []), 0, 0), 'a job more than the board has')
   queue.finish()
 })
 
@@ -112,8 +112,8 @@ for (const { title, state, letter, milliseconds = 200 } of [
   t.test(title, async t => {
     const { queue, memory, target } = queueOf(2)
     const unpacked: string[] = []
-    queue.add(extentOf('a', unpacked), 0)
-    queue.add(extentOf('b', unpacked), CLUSTER_BYTES)
+    queue.add(extentOf('a', unpacked), 0, 0)
+    queue.add(extentOf('b', unpacked), CLUSTER_BYTES, 0)
     const workerData = { ...memory, job: JOB_WORDS, state, milliseconds }
     const other = new Worker(OTHER_SIDE, { eval: true, workerData })
     await new Promise(resolve => other.once('message', resolve))
@@ -159,7 +159,7 @@ for (const { format, packed, more } of [
     // It takes a while to come; until then the worker does the job itself.
     for (let round = 0; round < 1000; round++) {
       mine.length = 0
-      queue.add(packedExtent, 0)
+      queue.add(packedExtent, 0, 0)
       await new Promise(resolve => setTimeout(resolve, 10))
       queue.finish()
       const expected = mine.length > 0 ? Buffer.alloc(CLUSTER_BYTES, 'w') : cluster

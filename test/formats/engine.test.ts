@@ -2,6 +2,7 @@
 import t from 'tap'
 import type { Extent, FormatDriver, View } from '../../src/formats/driver.js'
 import { readView, walkView } from '../../src/image/engine.js'
+import { ImageError } from '../../src/errors.js'
 import type { Store } from '../../src/io/store.js'
 import { noise } from '../fixtures/model.js'
 import { readAt } from '../support/image.js'
@@ -142,4 +143,50 @@ t.test('the end of a file', async t => {
     const error = { code: 'CORRUPT', message: /become shorter/ }
     t.throws(() => readAt({ driver, parent: undefined }, 0, 512), error)
   })
+})
+
+t.test('errors get the place on the disk where a lookup or a cluster failed', async t => {
+  const damage = () => {
+    throw new ImageError('CORRUPT', 'damage', { path: '/memory' })
+  }
+  const contextOf = (act: () => void): object => {
+    try {
+      act()
+    } catch (error) {
+      return (error as ImageError).context
+    }
+    return {}
+  }
+  const broken: FormatDriver = { sizeBytes: 8, unitBytes: 1, lookup: damage }
+  const unpacking: FormatDriver = {
+    sizeBytes: 8,
+    unitBytes: 1,
+    lookup: (_, length) =>
+      ({
+        ...{ kind: 'packed', length, skip: 0, wholeBytes: length },
+        unpack: damage,
+        unpackInto: damage,
+      }) as unknown as Extent,
+  }
+  for (const below of [broken, unpacking]) {
+    const above = driverOf(
+      [
+        { kind: 'data', length: 5, at: 0 },
+        { kind: 'parent', length: 3 },
+      ],
+      store,
+    )
+    const view: View = { driver: above, parent: { driver: below, parent: undefined } }
+    t.match(
+      contextOf(() => readView(view, Buffer.alloc(8), 0, 8, 0)),
+      { offset: 5 },
+    )
+    t.match(
+      contextOf(() => readView(view, Buffer.alloc(2), 0, 2, 6)),
+      { offset: 6 },
+    )
+  }
+  const view: View = { driver: broken, parent: undefined }
+  const walk = () => void walkView(view, 3, 2, () => true)
+  t.match(contextOf(walk), { offset: 3, path: '/memory' })
 })

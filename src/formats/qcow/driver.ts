@@ -10,12 +10,12 @@ import type { MetadataCache } from '../../cache/metadata-cache.js'
 import { SLICE_BYTES } from '../../cache/table-pool.js'
 import { ImageError } from '../../errors.js'
 import { holesReadAsZeros, type Store } from '../../io/store.js'
-import { damageAt, located } from '../damage.js'
 import type { Extent, FormatDriver } from '../driver.js'
 import { packedExtent } from '../packed-cluster.js'
 import { clusterBytes, coverageBytes, ENTRY_BYTES, type QcowHeader, tableBytes } from './header.js'
 import { DAMAGED, PACKED, packedAt, readEntry, readWord } from './words.js'
 import { SECTOR_BYTES } from '../../sector.js'
+import { damageOf } from '../damage.js'
 
 export interface QcowParts {
   readonly header: QcowHeader
@@ -52,30 +52,30 @@ export class QcowDriver implements FormatDriver {
     this.fileBytes = this.parts.store.sizeBytes
     const index = Math.floor(offset / this.coverage)
     const inTable = offset - index * this.coverage
-    const table = this.tableOf(index, offset)
-    if (table !== 0) return this.clusters(table, inTable, offset, length)
+    const table = this.tableOf(index)
+    if (table !== 0) return this.clusters(table, inTable, length)
     const unallocated = this.unallocatedTables(index, inTable + length) * this.coverage - inTable
     return { kind: 'parent', length: Math.min(length, unallocated) }
   }
 
-  /** Returns the place of the L2 table of L1 entry `index` in the file; 0 if there is none. `offset` is for messages. */
-  l2Table(index: number, offset: number): number {
+  /** Returns the place of the L2 table of L1 entry `index` in the file; 0 if there is none. */
+  l2Table(index: number): number {
     this.fileBytes = this.parts.store.sizeBytes
-    return this.tableOf(index, offset)
+    return this.tableOf(index)
   }
 
-  private tableOf(index: number, offset: number): number {
+  private tableOf(index: number): number {
     const place = this.l1SliceOf(index)
     const at = this.parts.header.l1Offset + index * ENTRY_BYTES - place.at
-    const table = readWord(this.slice(place.at, place.length, offset), at)
+    const table = readWord(this.slice(place.at, place.length), at)
     if (table === 0) return 0
     if (table % SECTOR_BYTES !== 0) {
-      throw this.damage(`the L1 entry ${index} names an L2 table at ${table}, no sector`, offset)
+      throw this.damage(`the L1 entry ${index} names an L2 table at ${table}, no sector`)
     }
     if (table < this.fileBytes) return table
     if (table === Math.ceil(this.fileBytes / this.unitBytes) * this.unitBytes) return 0
     const what = `the L1 entry ${index} names an L2 table at ${table}`
-    throw this.damage(`${what}, beyond the end of the file`, offset)
+    throw this.damage(`${what}, beyond the end of the file`)
   }
 
   /**
@@ -97,10 +97,10 @@ export class QcowDriver implements FormatDriver {
     return { at: table + inTable, length: Math.min(SLICE_BYTES, this.tableBytes - inTable) }
   }
 
-  /** Reads a slice. Throws ImageError, which names `offset`, the place on the disk. */
-  slice(at: number, length: number, offset: number): Buffer {
+  /** Reads a slice. Throws ImageError. */
+  slice(at: number, length: number): Buffer {
     const { metadata, store, storeId } = this.parts
-    return this.located(offset, () => metadata.slice(store, storeId, at, length))
+    return metadata.slice(store, storeId, at, length)
   }
 
   /** Returns how many L1 entries from `index` on name no table, within `bytes` bytes of the disk. */
@@ -114,7 +114,7 @@ export class QcowDriver implements FormatDriver {
   /** Reports whether the entry names no table. False also for a damaged entry: the read that gets there reports it. */
   private isUnallocated(index: number): boolean {
     try {
-      return this.tableOf(index, index * this.coverage) === 0
+      return this.tableOf(index) === 0
     } catch (error) {
       if (error instanceof ImageError) return false
       throw error
@@ -122,20 +122,20 @@ export class QcowDriver implements FormatDriver {
   }
 
   /** Returns the run of clusters that begins at byte `inTable` of the range that the L2 table at `table` maps. */
-  private clusters(table: number, inTable: number, offset: number, length: number): Extent {
+  private clusters(table: number, inTable: number, length: number): Extent {
     const { unitBytes } = this
     const inCluster = inTable % unitBytes
     const from = Math.floor(inTable / unitBytes) * ENTRY_BYTES
     const { at, length: sliceBytes } = this.l2SliceOf(table, from / ENTRY_BYTES)
-    const slice = this.slice(at, sliceBytes, offset)
+    const slice = this.slice(at, sliceBytes)
     const first = readEntry(slice, from % SLICE_BYTES, this.fileBytes)
-    if (first === PACKED) return this.packed(slice, from % SLICE_BYTES, inCluster, offset, length)
+    if (first === PACKED) return this.packed(slice, from % SLICE_BYTES, inCluster, length)
     if (first === DAMAGED) {
       const host = readWord(slice, from % SLICE_BYTES)
-      throw this.damage(`an L2 entry maps a cluster at ${host}, ${whyDamaged(host)}`, offset)
+      throw this.damage(`an L2 entry maps a cluster at ${host}, ${whyDamaged(host)}`)
     }
     const wanted = from + Math.ceil((inCluster + length) / unitBytes) * ENTRY_BYTES
-    const to = this.runEnd(slice, table, from, Math.min(wanted, this.tableBytes), first, offset)
+    const to = this.runEnd(slice, table, from, Math.min(wanted, this.tableBytes), first)
     const found = Math.min(length, ((to - from) / ENTRY_BYTES) * unitBytes - inCluster)
     if (first >= 0) return this.data(first + inCluster, found)
     return { kind: 'parent', length: found }
@@ -145,21 +145,14 @@ export class QcowDriver implements FormatDriver {
    * Returns where in the table, up to `to`, the run ends that begins with `first` at `from`. Damage further on also ends it: the
    * read that gets there reports it, after the good bytes are delivered.
    */
-  private runEnd(
-    slice: Buffer,
-    table: number,
-    from: number,
-    to: number,
-    first: number,
-    offset: number,
-  ): number {
+  private runEnd(slice: Buffer, table: number, from: number, to: number, first: number): number {
     const step = first >= 0 ? this.unitBytes : 0
     const { fileBytes } = this
     let expected = first
     for (let at = from + ENTRY_BYTES; at < to; at += ENTRY_BYTES) {
       const inSlice = at % SLICE_BYTES
       if (inSlice === 0) {
-        const next = this.nextSlice(table, at, offset)
+        const next = this.nextSlice(table, at)
         if (next === undefined) return at
         slice = next
       }
@@ -169,10 +162,10 @@ export class QcowDriver implements FormatDriver {
     return to
   }
 
-  private nextSlice(table: number, at: number, offset: number): Buffer | undefined {
+  private nextSlice(table: number, at: number): Buffer | undefined {
     try {
       const place = this.l2SliceOf(table, at / ENTRY_BYTES)
-      return this.slice(place.at, place.length, offset)
+      return this.slice(place.at, place.length)
     } catch (error) {
       if (error instanceof ImageError) return undefined
       throw error
@@ -190,13 +183,7 @@ export class QcowDriver implements FormatDriver {
   }
 
   /** Returns the extent of a compressed cluster: it begins at any byte of the file; its entry gives its length. */
-  private packed(
-    slice: Buffer,
-    inSlice: number,
-    inCluster: number,
-    offset: number,
-    length: number,
-  ): Extent {
+  private packed(slice: Buffer, inSlice: number, inCluster: number, length: number): Extent {
     const high = slice.readUInt32BE(inSlice)
     const low = slice.readUInt32BE(inSlice + 4)
     const { at, packedBytes } = packedAt(high, low, this.parts.header.clusterBits)
@@ -211,15 +198,11 @@ export class QcowDriver implements FormatDriver {
       compression: 'zlib' as const,
       clusterBytes: this.unitBytes,
     }
-    return packedExtent(cluster, inCluster, length, read => this.located(offset, read))
+    return packedExtent(cluster, inCluster, length)
   }
 
-  private located<T>(offset: number, read: () => T): T {
-    return located(this.parts.store.path, offset, read)
-  }
-
-  private damage(message: string, offset: number): ImageError {
-    return damageAt(this.parts.store.path, offset, message)
+  private damage(message: string): ImageError {
+    return damageOf(this.parts.store.path, message)
   }
 }
 

@@ -126,10 +126,10 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
 
   link(reservation: Reservation): void {
     const { store } = this.parts
-    const { table, first, clusters, at, offset } = reservation as QcowReservation
+    const { table, first, clusters, at } = reservation as QcowReservation
     const end = at + clusters * this.unitBytes
     endAppended(store, at, end)
-    const place = this.parts.driver.l2Table(table, offset)
+    const place = this.parts.driver.l2Table(table)
     this.setEntries(place, first, clusters, i => at + i * this.unitBytes)
   }
 
@@ -169,7 +169,7 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
     const { driver } = this.parts
     const { unitBytes } = this
     const table = Math.floor(offset / driver.coverage)
-    const place = driver.l2Table(table, offset)
+    const place = driver.l2Table(table)
     const first = Math.floor((offset - table * driver.coverage) / unitBytes)
     const wanted = Math.ceil(Math.min(length, MAX_RUN_BYTES) / unitBytes)
     const clusters = this.dataless(place, first, wanted)
@@ -195,12 +195,12 @@ export class QcowWriter extends PooledWriter implements WritableDriver {
   }
 
   /** Returns the place of the table of an L1 entry. Makes it if there is none. */
-  private ownTable(index: number, offset: number): number {
+  private ownTable(index: number, _offset: number): number {
     const { driver } = this.parts
-    const table = driver.l2Table(index, offset)
+    const table = driver.l2Table(index)
     if (table !== 0) return table
     this.addTable(index)
-    return driver.l2Table(index, offset)
+    return driver.l2Table(index)
   }
 
   /** Appends a new table, all zeros, to the file. */

@@ -10,7 +10,6 @@ import type { MetadataCache } from '../../cache/metadata-cache.js'
 import { SLICE_BYTES } from '../../cache/table-pool.js'
 import { ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
-import { damageAt, located } from '../damage.js'
 import type { Extent, FormatDriver } from '../driver.js'
 import { packedExtent } from '../packed-cluster.js'
 import { MAX_L1_BYTES } from '../limits.js'
@@ -24,6 +23,7 @@ import {
 } from './header.js'
 import { packedLength, packedOffset } from './packed-entry.js'
 import { COMPRESSED, COPIED, hostOffset, ZERO_FLAG } from './words.js'
+import { damageOf } from '../damage.js'
 
 export interface Qcow2Parts {
   readonly header: Qcow2Header
@@ -90,7 +90,7 @@ export class Qcow2Driver implements FormatDriver {
   lookup(offset: number, length: number): Extent {
     const l1Index = Math.floor(offset / this.coverage)
     const inTable = offset - l1Index * this.coverage
-    const table = this.l2Table(l1Index, offset)
+    const table = this.l2Table(l1Index)
     if (table === 0) {
       const unallocated =
         this.unallocatedTables(l1Index, inTable + length) * this.coverage - inTable
@@ -98,34 +98,31 @@ export class Qcow2Driver implements FormatDriver {
     }
     const entryAt = Math.floor(inTable / this.unitBytes) * this.entryBytes
     const inSlice = entryAt % this.sliceBytes
-    const slice = this.slice(table + entryAt - inSlice, offset)
+    const slice = this.slice(table + entryAt - inSlice)
     const inCluster = offset % this.unitBytes
     return this.extended
       ? this.subclusters(slice, inSlice, inCluster, offset, length)
       : this.standardClusters(slice, inSlice, inCluster, offset, length)
   }
 
-  /** Returns the slice of an L2 table at `at` of the file; `offset` is for messages. */
-  slice(at: number, offset: number): Buffer {
+  /** Returns the slice of an L2 table at `at` of the file. */
+  slice(at: number): Buffer {
     const { metadata, store, storeId } = this.parts
-    return this.located(offset, () => metadata.slice(store, storeId, at, this.sliceBytes))
+    return metadata.slice(store, storeId, at, this.sliceBytes)
   }
 
   /** Returns the place of the L2 table of an L1 entry in the file; 0 if there is none. */
-  l2Table(l1Index: number, offset: number): number {
+  l2Table(l1Index: number): number {
     // The L1 table of a snapshot may be shorter than its disk: the rest was never written.
     if (l1Index >= this.disk.l1Entries) return 0
-    const slice = this.l1Slice(l1Index, offset)
+    const slice = this.l1Slice(l1Index)
     const at = (l1Index * 8) % this.sliceBytes
     const high = slice.readUInt32BE(at)
     const low = slice.readUInt32BE(at + 4)
     const table = hostOffset(high, low)
     if (table === 0) return 0
     if (table % this.unitBytes !== 0 || !Number.isSafeInteger(table)) {
-      throw this.damage(
-        `the L1 entry ${l1Index} names an L2 table at ${table}, which cannot be`,
-        offset,
-      )
+      throw this.damage(`the L1 entry ${l1Index} names an L2 table at ${table}, which cannot be`)
     }
     return table
   }
@@ -135,13 +132,13 @@ export class Qcow2Driver implements FormatDriver {
     return this.disk.l1Offset + Math.floor((l1Index * 8) / this.sliceBytes) * this.sliceBytes
   }
 
-  l1Slice(l1Index: number, offset: number): Buffer {
+  l1Slice(l1Index: number): Buffer {
     const { store, storeId, metadata } = this.parts
     const at = this.l1SliceAt(l1Index)
     const { l1Offset, l1Entries } = this.disk
     // The file may end with the last entry of the L1 table, within the slice.
     const length = Math.min(this.sliceBytes, l1Offset + l1Entries * 8 - at)
-    return this.located(offset, () => metadata.slice(store, storeId, at, length))
+    return metadata.slice(store, storeId, at, length)
   }
 
   /** Returns how many L1 entries from `l1Index` on name no table, within `bytes` bytes of the disk. */
@@ -157,7 +154,7 @@ export class Qcow2Driver implements FormatDriver {
   /** Reports whether the L1 entry names no table. False also for a damaged entry: the read that gets there reports it. */
   private isUnallocated(l1Index: number): boolean {
     try {
-      return this.l2Table(l1Index, l1Index * this.coverage) === 0
+      return this.l2Table(l1Index) === 0
     } catch (error) {
       if (error instanceof ImageError) return false
       throw error
@@ -172,7 +169,7 @@ export class Qcow2Driver implements FormatDriver {
     length: number,
   ): Extent {
     this.decodeStandard(slice, inSlice, offset)
-    if (this.kind === 'packed') return this.packed(slice, inSlice, inCluster, offset, length)
+    if (this.kind === 'packed') return this.packed(slice, inSlice, inCluster, length)
     const { kind, host } = this
     let end = this.unitBytes - inCluster
     for (let at = inSlice + 8; end < length && at < slice.length; at += 8, end += this.unitBytes) {
@@ -209,13 +206,13 @@ export class Qcow2Driver implements FormatDriver {
     }
     if (low & ZERO_FLAG) {
       if (this.parts.header.version === 2) {
-        throw this.damage('an L2 entry has the zero flag, which version 2 does not know', offset)
+        throw this.damage('an L2 entry has the zero flag, which version 2 does not know')
       }
-      this.checkedHost(high, low, offset)
+      this.checkedHost(high, low)
       this.kind = 'zero'
       return
     }
-    this.host = this.checkedHost(high, low, offset)
+    this.host = this.checkedHost(high, low)
     this.kind = this.isAllocated(high, offset, this.host) ? 'data' : 'parent'
   }
 
@@ -224,16 +221,16 @@ export class Qcow2Driver implements FormatDriver {
     if (!this.external) return host !== 0
     if (host === 0 && (high & COPIED) === 0) return false
     if (host !== offset - (offset % this.unitBytes)) {
-      throw this.damage(`an L2 entry maps another place of the data file, ${host}`, offset)
+      throw this.damage(`an L2 entry maps another place of the data file, ${host}`)
     }
     return true
   }
 
   /** Returns the host offset of an L2 entry that is not compressed. Throws ImageError if it is impossible. */
-  checkedHost(high: number, low: number, offset: number): number {
+  checkedHost(high: number, low: number): number {
     const host = hostOffset(high, low)
     if (host % this.unitBytes !== 0 || !Number.isSafeInteger(host)) {
-      throw this.damage(`an L2 entry maps a cluster at ${host}, which is not aligned`, offset)
+      throw this.damage(`an L2 entry maps a cluster at ${host}, which is not aligned`)
     }
     return host
   }
@@ -256,7 +253,7 @@ export class Qcow2Driver implements FormatDriver {
     length: number,
   ): Extent {
     const high = slice.readUInt32BE(inSlice)
-    if (high & COMPRESSED) return this.packed(slice, inSlice, inCluster, offset, length)
+    if (high & COMPRESSED) return this.packed(slice, inSlice, inCluster, length)
     const subclusterBytes = this.unitBytes / SUBCLUSTERS
     const first = Math.floor(inCluster / subclusterBytes)
     const kind = this.decodeSubcluster(slice, inSlice, first, offset)
@@ -303,27 +300,21 @@ export class Qcow2Driver implements FormatDriver {
     const low = slice.readUInt32BE(at + 4)
     const isZero = (slice.readUInt32BE(at + 8) >>> subcluster) & 1
     const isAllocated = (slice.readUInt32BE(at + 12) >>> subcluster) & 1
-    this.host = this.checkedHost(high, low, offset)
+    this.host = this.checkedHost(high, low)
     if (isZero && isAllocated) {
-      throw this.damage(`subcluster ${subcluster} is marked both allocated and zero`, offset)
+      throw this.damage(`subcluster ${subcluster} is marked both allocated and zero`)
     }
     if (isZero) return 'zero'
     if (!isAllocated) return 'parent'
     if (!this.isAllocated(high, offset, this.host)) {
-      throw this.damage(`subcluster ${subcluster} is marked allocated in no cluster`, offset)
+      throw this.damage(`subcluster ${subcluster} is marked allocated in no cluster`)
     }
     return 'data'
   }
 
   /** Returns the extent of a compressed cluster. */
-  private packed(
-    slice: Buffer,
-    inSlice: number,
-    inCluster: number,
-    offset: number,
-    length: number,
-  ): Extent {
-    if (this.external) throw this.damage('a compressed cluster with an external data file', offset)
+  private packed(slice: Buffer, inSlice: number, inCluster: number, length: number): Extent {
+    if (this.external) throw this.damage('a compressed cluster with an external data file')
     const { header } = this.parts
     const { clusterBits, compression } = header
     const high = slice.readUInt32BE(inSlice)
@@ -339,14 +330,10 @@ export class Qcow2Driver implements FormatDriver {
       compression,
       clusterBytes: this.unitBytes,
     }
-    return packedExtent(cluster, inCluster, length, read => this.located(offset, read))
+    return packedExtent(cluster, inCluster, length)
   }
 
-  private located<T>(offset: number, read: () => T): T {
-    return located(this.parts.store.path, offset, read)
-  }
-
-  damage(message: string, offset: number): ImageError {
-    return damageAt(this.parts.store.path, offset, message)
+  damage(message: string): ImageError {
+    return damageOf(this.parts.store.path, message)
   }
 }

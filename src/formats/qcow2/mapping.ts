@@ -32,11 +32,11 @@ export class Qcow2Mapping implements Mapping {
     if (isEncrypted || (!isZero && !extended)) return { at: undefined, length }
     const index = Math.floor(offset / coverage)
     const inTable = offset - index * coverage
-    const table = this.driver.l2Table(index, offset)
+    const table = this.driver.l2Table(index)
     if (table === 0) return { at: undefined, length: Math.min(length, coverage - inTable) }
     const entryAt = Math.floor(inTable / unitBytes) * entryBytes
     const inSlice = entryAt % sliceBytes
-    const slice = this.driver.slice(table + entryAt - inSlice, offset)
+    const slice = this.driver.slice(table + entryAt - inSlice)
     const inCluster = offset % unitBytes
     const host = keptHost(slice, inSlice)
     // Neighbours are joined where the places are printed, so clusters come one by one.

@@ -116,11 +116,11 @@ export class Qcow2Writer implements WritableDriver {
     if (table === 0) return undefined
     const entryAt = Math.floor((offset % driver.coverage) / this.unitBytes) * driver.entryBytes
     let at = entryAt % driver.sliceBytes
-    const slice = driver.slice(table + entryAt - at, offset)
+    const slice = driver.slice(table + entryAt - at)
     const inCluster = offset % this.unitBytes
     const host = mapping.ownHost(slice, at, offset)
     if (host < 0) return undefined
-    let done = this.allocatedIn(slice, at, inCluster, length, offset)
+    let done = this.allocatedIn(slice, at, inCluster, length)
     if (done === 0) return undefined
     while (done < length && (inCluster + done) % this.unitBytes === 0) {
       at += driver.entryBytes
@@ -130,7 +130,7 @@ export class Qcow2Writer implements WritableDriver {
       ) {
         break
       }
-      const more = this.allocatedIn(slice, at, 0, length - done, offset + done)
+      const more = this.allocatedIn(slice, at, 0, length - done)
       if (more === 0) break
       done += more
     }
@@ -138,16 +138,10 @@ export class Qcow2Writer implements WritableDriver {
   }
 
   /** Returns how many bytes from `inCluster` on are data, up to the cluster's end and `length`. */
-  private allocatedIn(
-    slice: Buffer,
-    at: number,
-    inCluster: number,
-    length: number,
-    offset: number,
-  ): number {
+  private allocatedIn(slice: Buffer, at: number, inCluster: number, length: number): number {
     const rest = Math.min(length, this.unitBytes - inCluster)
     if (this.context.driver.extended) {
-      return this.subclusters.dataBytes(slice, at, inCluster, rest, offset)
+      return this.subclusters.dataBytes(slice, at, inCluster, rest)
     }
     return slice.readUInt32BE(at + 4) & ZERO_FLAG ? 0 : rest
   }
@@ -158,7 +152,7 @@ export class Qcow2Writer implements WritableDriver {
     const place = mapping.ownPlace(offset)
     const { inSlice } = place
     // Reserve the table's space before anything is written where it will point.
-    const slice = mapping.edit(place.sliceAt, offset)
+    const slice = mapping.edit(place.sliceAt)
     const inCluster = offset % this.unitBytes
     const host = mapping.ownHost(slice, inSlice, offset)
     if (host >= 0) return this.reserveInOwn(slice, place, inCluster, length, host)
@@ -195,7 +189,7 @@ export class Qcow2Writer implements WritableDriver {
       return { ...base, ...whole, subclusters: ALL_SUBCLUSTERS }
     }
     const { inSlice, offset } = place
-    const piece = this.subclusters.missing(slice, inSlice, inCluster, length, offset)
+    const piece = this.subclusters.missing(slice, inSlice, inCluster, length)
     return {
       ...base,
       offset: offset + piece.start,
@@ -251,13 +245,13 @@ export class Qcow2Writer implements WritableDriver {
     const r = reservation as Qcow2Reservation
     const { mapping } = this
     const { driver } = this.context
-    const slice = mapping.edit(r.sliceAt, r.offset)
+    const slice = mapping.edit(r.sliceAt)
     for (let i = 0; i < r.clusters; i++) {
       const at = r.inSlice + i * driver.entryBytes
       const isOwn =
         r.run === undefined && mapping.ownHost(slice, at, r.offset + i * this.unitBytes) >= 0
       const wasPacked = (slice.readUInt32BE(at) & COMPRESSED) !== 0
-      if (!isOwn) mapping.release(slice, at, r.offset)
+      if (!isOwn) mapping.release(slice, at)
       putEntry(slice, at, r.host + i * this.unitBytes, COPIED, 0)
       if (driver.extended) this.subclusters.allocate(slice, at, r.subclusters, wasPacked)
     }
@@ -280,7 +274,7 @@ export class Qcow2Writer implements WritableDriver {
     if (this.keepsRaw) return dataStore.punch(offset, length) ? length : 0
     if (header.version === 2 && hasParent) return 0
     const { sliceAt, inSlice } = this.mapping.ownPlace(offset)
-    const slice = this.mapping.edit(sliceAt, offset)
+    const slice = this.mapping.edit(sliceAt)
     let done = 0
     for (let at = inSlice; done < length && at < slice.length; at += driver.entryBytes) {
       const from = done === 0 ? offset % this.unitBytes : 0
@@ -300,9 +294,9 @@ export class Qcow2Writer implements WritableDriver {
     if (!isWhole) return this.subclusters.zero(slice, at, from, to, offset)
     const high = slice.readUInt32BE(at)
     if (driver.external) {
-      const host = driver.checkedHost(high, slice.readUInt32BE(at + 4), offset)
+      const host = driver.checkedHost(high, slice.readUInt32BE(at + 4))
       if (driver.isAllocated(high, offset, host)) dataStore.punch(host, this.unitBytes)
-    } else this.mapping.release(slice, at, offset)
+    } else this.mapping.release(slice, at)
     const hasFlag = header.version === 3 && !driver.extended
     putEntry(slice, at, 0, 0, hasFlag ? ZERO_FLAG : 0)
     if (driver.extended) this.subclusters.zeroAll(slice, at)

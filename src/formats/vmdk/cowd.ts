@@ -186,15 +186,12 @@ export class CowdDriver extends GrainTables {
     return this.fileBytes < this.freeOffset || this.fileBytes % SECTOR_BYTES !== 0
   }
 
-  protected tableOf(slice: Buffer, at: number, index: number, offset: number): number {
+  protected tableOf(slice: Buffer, at: number, index: number): number {
     const table = slice.readUInt32LE(at) * SECTOR_BYTES
     if (table === 0) return 0
     const where = this.taken(table, TABLE_BYTES)
     if (where === undefined) return table
-    throw this.damage(
-      `the directory entry ${index} names a grain table at ${table}, ${where}`,
-      offset,
-    )
+    throw this.damage(`the directory entry ${index} names a grain table at ${table}, ${where}`)
   }
 
   protected entryOf(slice: Buffer, at: number, table: number): number {

@@ -7,11 +7,11 @@
  * engine's rounding to units could not.
  */
 import { ImageError } from '../../errors.js'
-import { damageAt, located } from '../damage.js'
 import type { Extent, FormatDriver } from '../driver.js'
 import type { ExtentParts } from './parts.js'
 import { SECTOR_BYTES } from '../../sector.js'
 import { SLICE_BYTES } from '../../cache/table-pool.js'
+import { damageOf } from '../damage.js'
 
 /** The number of entries of a grain table. */
 export const TABLE_ENTRIES = 4096
@@ -64,9 +64,9 @@ export abstract class GrainTables implements FormatDriver {
 
   /**
    * Returns the place in the file of the grain table that the directory entry at `at` of `slice` names; 0 if there is none.
-   * `index` and `offset` are for messages. Throws ImageError.
+   * `index` is for messages. Throws ImageError.
    */
-  protected abstract tableOf(slice: Buffer, at: number, index: number, offset: number): number
+  protected abstract tableOf(slice: Buffer, at: number, index: number): number
 
   /** Decodes the entry at `at` of `slice`, which belongs to the grain table at `table`. */
   protected abstract entryOf(slice: Buffer, at: number, table: number): number
@@ -83,21 +83,19 @@ export abstract class GrainTables implements FormatDriver {
     this.fileBytes = this.parts.store.sizeBytes
     const index = Math.floor(offset / this.coverage)
     const inTable = offset - index * this.coverage
-    const directory = this.directorySlice(index, offset)
+    const directory = this.directorySlice(index)
     const at = (index * this.entryBytes) % SLICE_BYTES
-    const table = this.tableOf(directory, at, index, offset)
-    if (table !== 0) return this.grains(table, inTable, offset, length)
+    const table = this.tableOf(directory, at, index)
+    if (table !== 0) return this.grains(table, inTable, length)
     const unallocated =
       this.unallocatedTables(directory, at, index, inTable + length) * this.coverage
     return { kind: 'parent', length: Math.min(length, unallocated - inTable) }
   }
 
-  private directorySlice(index: number, offset: number): Buffer {
+  private directorySlice(index: number): Buffer {
     const inDirectory = Math.floor((index * this.entryBytes) / SLICE_BYTES) * SLICE_BYTES
     const length = Math.min(SLICE_BYTES, this.directory.bytes - inDirectory)
-    return this.located(offset, () =>
-      this.parts.readTable(this.directory.offset + inDirectory, length),
-    )
+    return this.parts.readTable(this.directory.offset + inDirectory, length)
   }
 
   /** Returns how many entries of the slice from `at` on name no table, within `bytes` bytes of the disk. */
@@ -117,7 +115,7 @@ export abstract class GrainTables implements FormatDriver {
   /** Reports whether the entry names no table. False also for a damaged entry: the read that gets there reports it. */
   private isUnallocated(slice: Buffer, at: number, index: number): boolean {
     try {
-      return this.tableOf(slice, at, index, index * this.coverage) === 0
+      return this.tableOf(slice, at, index) === 0
     } catch (error) {
       if (error instanceof ImageError) return false
       throw error
@@ -125,19 +123,19 @@ export abstract class GrainTables implements FormatDriver {
   }
 
   /** Returns the run of grains that begins at byte `inTable` of the range that the grain table at `table` maps. */
-  private grains(table: number, inTable: number, offset: number, length: number): Extent {
+  private grains(table: number, inTable: number, length: number): Extent {
     const { unitBytes, entryBytes } = this
     const inGrain = inTable % unitBytes
     const from = Math.floor(inTable / unitBytes) * entryBytes
-    const slice = this.tableSlice(table, from, offset)
+    const slice = this.tableSlice(table, from)
     const first = this.entryOf(slice, from % SLICE_BYTES, table)
     if (first === DAMAGED) {
-      throw this.damage(this.problemOf(slice, from % SLICE_BYTES, table), offset)
+      throw this.damage(this.problemOf(slice, from % SLICE_BYTES, table))
     }
     const wanted = from + Math.ceil((inGrain + length) / unitBytes) * entryBytes
     const to = this.runEnd(slice, table, from, Math.min(wanted, this.tableBytes), first)
     const found = Math.min(length, ((to - from) / entryBytes) * unitBytes - inGrain)
-    if (first >= 0) return this.data(first + inGrain, found, offset)
+    if (first >= 0) return this.data(first + inGrain, found)
     return { kind: first === ZERO ? 'zero' : 'parent', length: found }
   }
 
@@ -172,26 +170,22 @@ export abstract class GrainTables implements FormatDriver {
   }
 
   /** Returns the slice of the grain table at `table` that contains byte `at` of the table. */
-  private tableSlice(table: number, at: number, offset: number): Buffer {
+  private tableSlice(table: number, at: number): Buffer {
     const start = table + at - (at % SLICE_BYTES)
-    return this.located(offset, () => this.parts.readTable(start, SLICE_BYTES))
+    return this.parts.readTable(start, SLICE_BYTES)
   }
 
-  private data(at: number, length: number, offset: number): Extent {
+  private data(at: number, length: number): Extent {
     const inFile = this.fileBytes - at
     if (inFile <= 0) {
       if (!this.isCutOff()) return { kind: 'zero', length }
-      throw this.damage(`the grain's bytes at ${at} lie beyond the end of the file`, offset)
+      throw this.damage(`the grain's bytes at ${at} lie beyond the end of the file`)
     }
     return { kind: 'data', length: Math.min(length, inFile), store: this.parts.store, at }
   }
 
-  private located<T>(offset: number, read: () => T): T {
-    return located(this.parts.store.path, offset, read)
-  }
-
-  protected damage(message: string, offset: number): ImageError {
-    return damageAt(this.parts.store.path, offset, message)
+  protected damage(message: string): ImageError {
+    return damageOf(this.parts.store.path, message)
   }
 }
 

@@ -252,17 +252,17 @@ export class SesparseDriver extends GrainTables {
     return true
   }
 
-  protected tableOf(slice: Buffer, at: number, index: number, offset: number): number {
+  protected tableOf(slice: Buffer, at: number, index: number): number {
     const low = slice.readUInt32LE(at)
     const high = slice.readUInt32LE(at + 4)
     if (high === 0 && low === 0) return 0
     if (high !== TABLE_IS_HERE) {
       const what = `the directory entry ${index} is 0x${hexEntry(high, low)}, which names no grain table`
-      throw this.damage(what, offset)
+      throw this.damage(what)
     }
     if (low >= this.tableCount) {
       const what = `the directory entry ${index} names the grain table ${low} of ${this.tableCount}`
-      throw this.damage(what, offset)
+      throw this.damage(what)
     }
     return this.tables.offset + low * TABLE_BYTES
   }

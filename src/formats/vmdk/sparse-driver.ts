@@ -3,7 +3,6 @@
  * Disk Format 5.0, "Hosted Sparse Extents"). An entry has 32 bits and counts sectors.
  */
 import type { ImageError } from '../../errors.js'
-import { damageAt, located } from '../damage.js'
 import type { Extent, FormatDriver } from '../driver.js'
 import { maxPackedBytes, type PackedGrain, unpackGrain } from './grain.js'
 import type { ExtentParts } from './parts.js'
@@ -11,6 +10,7 @@ import { directoryEntries, isInFile, type SparseHeader, tableBytes } from './spa
 import { SECTOR_BYTES } from '../../sector.js'
 import { ENTRY_BYTES, UNALLOCATED, ZERO } from './entries.js'
 import { SLICE_BYTES } from '../../cache/table-pool.js'
+import { damageOf, naming } from '../damage.js'
 
 /** The kind of a grain: neighbours of one kind become one extent. */
 type RunKind = 'data' | 'zero' | 'parent'
@@ -48,7 +48,7 @@ export class SparseDriver implements FormatDriver {
     this.fileBytes = this.parts.store.sizeBytes
     const index = Math.floor(offset / this.coverage)
     const inTable = offset - index * this.coverage
-    const table = this.table(index, offset)
+    const table = this.table(index)
     if (table === undefined) {
       const unallocated = this.unallocatedTables(index) * this.coverage - inTable
       return { kind: 'parent', length: Math.min(length, unallocated) }
@@ -65,18 +65,17 @@ export class SparseDriver implements FormatDriver {
   }
 
   /** Returns the grain table of a directory entry, valid until the next read; undefined if there is none. */
-  private table(index: number, offset: number): Buffer | undefined {
+  private table(index: number): Buffer | undefined {
     const { directoryAt } = this.header
-    const sector = this.directoryEntry(directoryAt, index, offset)
-    const both = this.header.readsBoth ? this.bothTables(index, sector, offset) : undefined
+    const sector = this.directoryEntry(directoryAt, index)
+    const both = this.header.readsBoth ? this.bothTables(index, sector) : undefined
     if (both) return both
     if (sector === UNALLOCATED) return undefined
-    if (this.isTable(sector)) return this.read(sector * SECTOR_BYTES, this.tableBytes, offset)
-    const spare = this.redundantTable(index, offset)
+    if (this.isTable(sector)) return this.read(sector * SECTOR_BYTES, this.tableBytes)
+    const spare = this.redundantTable(index)
     if (spare) return spare
     throw this.damage(
       `the grain directory's entry ${index} names a table at ${sector * SECTOR_BYTES}, which cannot be`,
-      offset,
     )
   }
 
@@ -84,14 +83,14 @@ export class SparseDriver implements FormatDriver {
    * Returns the first table, at `sector`, completed with entries that only the redundant one has; undefined if that one cannot
    * be trusted. Valid until the next call.
    */
-  private bothTables(index: number, sector: number, offset: number): Buffer | undefined {
+  private bothTables(index: number, sector: number): Buffer | undefined {
     if (sector !== UNALLOCATED && !this.isTable(sector)) return undefined
-    const redundant = this.redundantTable(index, offset)
+    const redundant = this.redundantTable(index)
     if (!redundant || !this.isSound(redundant)) return undefined
     this.merged ??= Buffer.alloc(this.tableBytes)
     redundant.copy(this.merged, 0, 0, this.tableBytes)
     if (sector === UNALLOCATED) return this.merged
-    const first = this.read(sector * SECTOR_BYTES, this.tableBytes, offset)
+    const first = this.read(sector * SECTOR_BYTES, this.tableBytes)
     for (let at = 0; at < this.tableBytes; at += ENTRY_BYTES) {
       const said = first.readUInt32LE(at)
       if (said !== UNALLOCATED) this.merged.writeUInt32LE(said, at)
@@ -111,34 +110,34 @@ export class SparseDriver implements FormatDriver {
   }
 
   /** Returns the redundant table of a directory entry; undefined if there is none, or if it is damaged. */
-  private redundantTable(index: number, offset: number): Buffer | undefined {
+  private redundantTable(index: number): Buffer | undefined {
     const { redundantDirectoryAt } = this.header
     if (redundantDirectoryAt === undefined) return undefined
-    const sector = this.directoryEntry(redundantDirectoryAt, index, offset)
+    const sector = this.directoryEntry(redundantDirectoryAt, index)
     if (!this.isTable(sector)) return undefined
-    return this.read(sector * SECTOR_BYTES, this.tableBytes, offset)
+    return this.read(sector * SECTOR_BYTES, this.tableBytes)
   }
 
   private isTable(sector: number): boolean {
     return isInFile(sector * SECTOR_BYTES, this.tableBytes, this.fileBytes)
   }
 
-  private directoryEntry(directoryAt: number, index: number, offset: number): number {
-    const slice = this.directorySlice(directoryAt, index, offset)
+  private directoryEntry(directoryAt: number, index: number): number {
+    const slice = this.directorySlice(directoryAt, index)
     return slice.readUInt32LE((index * ENTRY_BYTES) % SLICE_BYTES)
   }
 
-  private directorySlice(directoryAt: number, index: number, offset: number): Buffer {
+  private directorySlice(directoryAt: number, index: number): Buffer {
     const start = Math.floor((index * ENTRY_BYTES) / SLICE_BYTES) * SLICE_BYTES
     const length = Math.min(SLICE_BYTES, this.directoryBytes - start)
-    return this.read(directoryAt + start, length, offset)
+    return this.read(directoryAt + start, length)
   }
 
   /** Returns how many entries of the directory from `index` on name no table, within the slice of `index`. */
   private unallocatedTables(index: number): number {
     // The other directory may name each of these tables.
     if (this.header.readsBoth) return 1
-    const slice = this.directorySlice(this.header.directoryAt, index, index * this.coverage)
+    const slice = this.directorySlice(this.header.directoryAt, index)
     const first = (index * ENTRY_BYTES) % SLICE_BYTES
     const end = Math.min(SLICE_BYTES, first + this.directoryBytes - index * ENTRY_BYTES)
     let at = first + ENTRY_BYTES
@@ -190,7 +189,7 @@ export class SparseDriver implements FormatDriver {
     const damagedAt = this.at
     const inGrain = offset % this.unitBytes
     const inside = Math.min(length, this.unitBytes - inGrain)
-    const table = this.redundantTable(index, offset)
+    const table = this.redundantTable(index)
     if (table) this.decode(table.readUInt32LE(entry * ENTRY_BYTES))
     if (table && this.kind === 'packed') {
       const packedBytes = this.likelyBytes(table, entry)
@@ -200,7 +199,7 @@ export class SparseDriver implements FormatDriver {
       return this.extent(this.kind, this.at + inGrain, inside)
     }
     const what = damagedAt < this.fileBytes ? 'where tables are' : 'beyond the end of the file'
-    throw this.damage(`a grain table's entry names a grain at ${damagedAt}, ${what}`, offset)
+    throw this.damage(`a grain table's entry names a grain at ${damagedAt}, ${what}`)
   }
 
   /** Returns the size of the compressed grain of `entry` if the next one follows it; else a size that is enough for most. */
@@ -233,36 +232,27 @@ export class SparseDriver implements FormatDriver {
       unpack: () =>
         grains.get(storeId, grainStart, () => {
           const target = Buffer.allocUnsafeSlow(this.unitBytes)
-          this.unpackInto(store, grain, offset, target)
+          this.unpackInto(store, grain, target)
           return target
         }),
       unpackInto: target => {
         const cached = grains.find(storeId, grainStart)
         if (cached) cached.copy(target)
-        else this.unpackInto(store, grain, offset, target)
+        else this.unpackInto(store, grain, target)
       },
     }
   }
 
-  private unpackInto(
-    store: ExtentParts['store'],
-    grain: PackedGrain,
-    offset: number,
-    target: Buffer,
-  ): void {
-    this.located(offset, () => unpackGrain(store, grain, target))
+  private unpackInto(store: ExtentParts['store'], grain: PackedGrain, target: Buffer): void {
+    naming(store.path, () => unpackGrain(store, grain, target))
   }
 
-  private read(at: number, length: number, offset: number): Buffer {
-    return this.located(offset, () => this.parts.readTable(at, length))
+  private read(at: number, length: number): Buffer {
+    return this.parts.readTable(at, length)
   }
 
-  private located<T>(offset: number, read: () => T): T {
-    return located(this.parts.store.path, offset, read)
-  }
-
-  private damage(message: string, offset: number): ImageError {
-    return damageAt(this.parts.store.path, offset, message)
+  private damage(message: string): ImageError {
+    return damageOf(this.parts.store.path, message)
   }
 }
 

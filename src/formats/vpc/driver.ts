@@ -6,12 +6,11 @@
  */
 import type { MetadataCache } from '../../cache/metadata-cache.js'
 import { SLICE_BYTES } from '../../cache/table-pool.js'
-import { ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
-import { located } from '../damage.js'
 import type { Extent, FormatDriver } from '../driver.js'
 import { DYNAMIC_HEADER_BYTES, type VpcBlocks, type VpcHeader, wholeSectors } from './header.js'
 import { SECTOR_BYTES } from '../../sector.js'
+import { damageOf } from '../damage.js'
 
 export interface VpcParts {
   readonly header: VpcHeader
@@ -44,7 +43,7 @@ export class FixedVpcDriver implements FormatDriver {
     const end = store.sizeBytes - SECTOR_BYTES
     if (offset >= end) {
       const what = `the data at ${offset} lies past the end of the file`
-      throw new ImageError('CORRUPT', what, { path: store.path, offset })
+      throw damageOf(store.path, what)
     }
     return { kind: 'data', length: Math.min(length, end - offset), store, at: offset }
   }
@@ -64,15 +63,11 @@ export class DynamicVpcDriver implements FormatDriver {
   lookup(offset: number, length: number): Extent {
     const { blockBytes } = this.blocks
     const index = Math.floor(offset / blockBytes)
-    const { path } = this.parts.store
-    const blockAt = located(path, offset, () => this.blockAt(index))
-    if (blockAt === undefined) {
-      const free = located(path, offset, () => this.unallocated(offset, length))
-      return { kind: 'zero', length: free }
-    }
+    const blockAt = this.blockAt(index)
+    if (blockAt === undefined) return { kind: 'zero', length: this.unallocated(offset, length) }
     const within = offset % blockBytes
     const bytes = Math.min(length, blockBytes - within)
-    return located(path, offset, () => this.inBlock(blockAt, within, bytes))
+    return this.inBlock(blockAt, within, bytes)
   }
 
   /** Returns how many bytes from `offset` on lie in blocks without a place, `length` at most. */
@@ -109,7 +104,7 @@ export class DynamicVpcDriver implements FormatDriver {
       liesOver(tableAt, wholeSectors(tableEntries * ENTRY_BYTES))
     ) {
       const what = `its block allocation table has a block over the image's own tables, at ${at}`
-      throw new ImageError('CORRUPT', what, { path: this.parts.store.path })
+      throw damageOf(this.parts.store.path, what)
     }
     return at
   }

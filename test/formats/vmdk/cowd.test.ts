@@ -394,7 +394,6 @@ t.test('a grain table that the end of the file cuts off', async t => {
   t.same(driver.lookup(0, 2 ** 21), { kind: 'parent', length: 3072 * 512 }, 'up to the cut')
   const error = thrownBy(() => driver.lookup(3072 * 512, 512))
   t.match(error, { code: 'CORRUPT', message: /table at \d+ lies beyond the end of the file/ })
-  t.equal(error.context.offset, 3072 * 512)
 })
 
 t.test('any bytes changed', async t => {

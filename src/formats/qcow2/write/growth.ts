@@ -76,7 +76,7 @@ export class Growth {
     try {
       const table = Buffer.alloc(clusters * unitBytes)
       for (let i = 0; i < oldEntries; i++) {
-        const slice = driver.l1Slice(i, 0)
+        const slice = driver.l1Slice(i)
         const at = (i * 8) % driver.sliceBytes
         slice.copy(table, i * 8, at, at + 8)
       }

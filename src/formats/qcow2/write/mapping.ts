@@ -35,10 +35,10 @@ export class Mapping {
   tableOf(offset: number): number {
     const { driver } = this.context
     const l1Index = Math.floor(offset / driver.coverage)
-    const table = driver.l2Table(l1Index, offset)
+    const table = driver.l2Table(l1Index)
     if (table === 0) return 0
     const inSlice = (l1Index * 8) % driver.sliceBytes
-    return isCopied(driver.l1Slice(l1Index, offset), inSlice) ? table : 0
+    return isCopied(driver.l1Slice(l1Index), inSlice) ? table : 0
   }
 
   /** Returns the cluster of the L2 entry at `at` if it is a normal one to which nothing else points; else -1. */
@@ -47,11 +47,11 @@ export class Mapping {
     const high = slice.readUInt32BE(at)
     if (high & COMPRESSED || !(high & COPIED)) return -1
     const low = slice.readUInt32BE(at + 4)
-    const host = driver.checkedHost(high, low, offset)
+    const host = driver.checkedHost(high, low)
     if (!driver.isAllocated(high, offset, host)) return -1
     if (!driver.external && metadataMap.kindOf(host / this.unitBytes) !== 0) {
       const what = `an L2 entry maps the disk to ${host}, where the image has a table`
-      throw damage(this.context, what, offset)
+      throw damage(this.context, what)
     }
     return host
   }
@@ -59,7 +59,7 @@ export class Mapping {
   /** Returns the entry that maps `offset`, in a table that may be changed. */
   ownPlace(offset: number): Place {
     const { driver } = this.context
-    const table = this.ownTable(Math.floor(offset / driver.coverage), offset)
+    const table = this.ownTable(Math.floor(offset / driver.coverage))
     const entryAt = Math.floor((offset % driver.coverage) / this.unitBytes) * driver.entryBytes
     const inSlice = entryAt % driver.sliceBytes
     return {
@@ -70,19 +70,19 @@ export class Mapping {
   }
 
   /** Returns the L2 table of an L1 entry, to which nothing else points. Makes a new one or a copy if needed. Rule (5). */
-  private ownTable(l1Index: number, offset: number): number {
+  private ownTable(l1Index: number): number {
     const { driver, store, metadataMap, pool, refcounts, freed } = this.context
     const { unitBytes } = this
-    const old = driver.l2Table(l1Index, offset)
+    const old = driver.l2Table(l1Index)
     const inSlice = (l1Index * 8) % driver.sliceBytes
-    if (old !== 0 && isCopied(driver.l1Slice(l1Index, offset), inSlice)) {
+    if (old !== 0 && isCopied(driver.l1Slice(l1Index), inSlice)) {
       if (metadataMap.kindOf(old / unitBytes) === KIND.l2) return old
       const what = `an L2 table at ${old} lies where the image has something else`
-      throw damage(this.context, what, offset)
+      throw damage(this.context, what)
     }
     const table = Buffer.alloc(unitBytes)
     for (let at = 0; old !== 0 && at < unitBytes; at += driver.sliceBytes) {
-      driver.slice(old + at, offset).copy(table, at)
+      driver.slice(old + at).copy(table, at)
     }
     const run = refcounts.allocate(1)
     const place = run.cluster * unitBytes
@@ -90,7 +90,7 @@ export class Mapping {
       pool.forget(place, unitBytes)
       store.write(table, 0, unitBytes, place) // rule (2)
       const sliceAt = driver.l1SliceAt(l1Index)
-      const load = () => preallocated(store, sliceAt, driver.l1Slice(l1Index, offset))
+      const load = () => preallocated(store, sliceAt, driver.l1Slice(l1Index))
       putEntry(pool.edit(sliceAt, STAGE.links, load), inSlice, place, COPIED, 0)
     } catch (error) {
       refcounts.cancel(run)
@@ -105,14 +105,14 @@ export class Mapping {
   }
 
   /** Returns the slice at `sliceAt` of an L2 table of `ownPlace`, in the pool, to be changed. */
-  edit(sliceAt: number, offset: number): Buffer {
+  edit(sliceAt: number): Buffer {
     const { store, driver, pool } = this.context
-    const load = () => preallocated(store, sliceAt, driver.slice(sliceAt, offset))
+    const load = () => preallocated(store, sliceAt, driver.slice(sliceAt))
     return pool.edit(sliceAt, STAGE.links, load)
   }
 
   /** Queues the clusters of the L2 entry at `at`: they lose a reference after a flush has removed the entry. */
-  release(slice: Buffer, at: number, offset: number): void {
+  release(slice: Buffer, at: number): void {
     const { driver, header } = this.context
     if (driver.external) return
     const high = slice.readUInt32BE(at)
@@ -122,20 +122,20 @@ export class Mapping {
       const to = from + packedLength(high, low, header.clusterBits)
       const first = Math.floor(from / this.unitBytes)
       const last = Math.floor((to - 1) / this.unitBytes)
-      this.free(first, last - first + 1, offset)
+      this.free(first, last - first + 1)
       return
     }
-    const host = driver.checkedHost(high, low, offset)
-    if (host !== 0) this.free(host / this.unitBytes, 1, offset)
+    const host = driver.checkedHost(high, low)
+    if (host !== 0) this.free(host / this.unitBytes, 1)
   }
 
   /** Queues clusters. Rule (4): an entry of data that names a table is damage, so never free that table. */
-  private free(cluster: number, clusters: number, offset: number): void {
+  private free(cluster: number, clusters: number): void {
     const { metadataMap, freed } = this.context
     for (let c = cluster; c < cluster + clusters; c++) {
       if (metadataMap.kindOf(c) === 0) continue
       const what = `an L2 entry maps the disk to ${c * this.unitBytes}, where the image has a table`
-      throw damage(this.context, what, offset)
+      throw damage(this.context, what)
     }
     freed.put(cluster, clusters)
   }

@@ -40,8 +40,8 @@ export class Subclusters {
   }
 
   /** Returns how many bytes from `inCluster` on are data, at most `length`, which the cluster has. */
-  dataBytes(slice: Buffer, at: number, inCluster: number, length: number, offset: number): number {
-    const { zeros, allocated } = this.bitsAt(slice, at, offset)
+  dataBytes(slice: Buffer, at: number, inCluster: number, length: number): number {
+    const { zeros, allocated } = this.bitsAt(slice, at)
     if (allocated === ALL_SUBCLUSTERS && zeros === 0) return length
     let end = inCluster
     while (end < inCluster + length) {
@@ -67,8 +67,8 @@ export class Subclusters {
   }
 
   /** Returns the first run of them that is not allocated in the entry at `at`; its first one is not. */
-  missing(slice: Buffer, at: number, inCluster: number, length: number, offset: number): Piece {
-    const { allocated } = this.bitsAt(slice, at, offset)
+  missing(slice: Buffer, at: number, inCluster: number, length: number): Piece {
+    const { allocated } = this.bitsAt(slice, at)
     const first = Math.floor(inCluster / this.sizeBytes)
     const last = Math.floor(
       Math.min(inCluster + length - 1, this.clusterBytes - 1) / this.sizeBytes,
@@ -106,14 +106,14 @@ export class Subclusters {
     if (slice.readUInt32BE(at) & COMPRESSED) return 0
     const { dataStore } = this.context
     const bits = bitsOf(from / this.sizeBytes, Math.ceil(to / this.sizeBytes))
-    const { zeros, allocated } = this.bitsAt(slice, at, offset)
+    const { zeros, allocated } = this.bitsAt(slice, at)
     const { external } = this.driver
     const host = this.mapping.ownHost(slice, at, offset)
     const left = (allocated & ~bits) >>> 0
     // Punch at once: if a power cut comes before the flush, either old bytes or zeros are right.
     if (host >= 0 && (left !== 0 || external)) dataStore.punch(host + from, to - from)
     if (left === 0 && !external) {
-      this.mapping.release(slice, at, offset)
+      this.mapping.release(slice, at)
       putEntry(slice, at, 0, 0, 0)
     }
     this.put(slice, at, zeros | bits, left)
@@ -121,11 +121,11 @@ export class Subclusters {
   }
 
   /** Rule (1). */
-  private bitsAt(slice: Buffer, at: number, offset: number): { zeros: number; allocated: number } {
+  private bitsAt(slice: Buffer, at: number): { zeros: number; allocated: number } {
     const zeros = slice.readUInt32BE(at + 8)
     const allocated = slice.readUInt32BE(at + 12)
     if ((zeros & allocated) !== 0) {
-      throw this.driver.damage('subclusters are marked both allocated and zero', offset)
+      throw this.driver.damage('subclusters are marked both allocated and zero')
     }
     return { zeros, allocated }
   }
