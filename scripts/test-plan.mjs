@@ -32,7 +32,7 @@ const IS_ALONE =
 /** Searches that take long, and not for a quick run. */
 const IS_SEARCH = /^test\/soundness\//
 /** Shorter ones. */
-const IS_SHORT_SEARCH = /fuzz|hostile|properties|faults|power-cut|threads/
+const IS_SHORT_SEARCH = /fuzz|hostile|properties|faults|power-cut|threads|claimed|test\/crypto/
 /** Threads have code of their own, and are many already. */
 const HAS_THREADS = /threads/
 
