@@ -1,6 +1,6 @@
 /** `vimgfs convert`: copies a disk into an image of another kind. */
 import path from 'node:path'
-import { printable, UsageError } from '../errors.js'
+import { MountError, printable, UsageError } from '../errors.js'
 import {
   convertInto,
   convertToNew,
@@ -8,7 +8,6 @@ import {
   verify,
   type Watching,
 } from '../image/convert/convert.js'
-import { Interrupted } from '../interruption.js'
 import { creatorOf } from '../image/new-image.js'
 import type { Loss } from '../image/salvage.js'
 import { openSource, type Source } from '../image/source.js'
@@ -194,7 +193,8 @@ class Conversion {
       throw namingItsMount(error)
     })
     for (const warning of image.warnings) say(warning)
-    const end = () => this.ending.abort(new Interrupted())
+    const end = () =>
+      this.ending.abort(new MountError('interrupted; a part of the target has been written'))
     for (const signal of ENDING_SIGNALS) process.on(signal, end)
     try {
       const watching = this.watching(source.sizeBytes)
