@@ -1,5 +1,5 @@
 /** The options and the opening of disks that commands read: IMAGE or IMAGE@TAG. */
-import { ImageInUse, MountError, printable } from '../errors.js'
+import { MountError, printable } from '../errors.js'
 import type { Source, SourceImage, SourceOptions } from '../image/source.js'
 import { Interrupted } from '../interruption.js'
 import { parseChoice } from './arguments.js'
@@ -86,7 +86,8 @@ export class SourceOpener {
       return await open()
     } catch (error) {
       if (error instanceof Interrupted) throw new MountError('interrupted')
-      throw error instanceof ImageInUse ? await namingTheWayOut(error) : error
+      const { namingItsMount } = await import('../image/mounted.js')
+      throw namingItsMount(error, READ_ANYWAY)
     }
   }
 
@@ -108,12 +109,4 @@ export async function formatNamed(name: string): Promise<string> {
   return name === 'vhd' ? 'vpc' : parseChoice(name, '-f', FORMAT_NAMES)
 }
 
-/** The hints of an image in use are about mounts. */
-async function namingTheWayOut(error: ImageInUse): Promise<unknown> {
-  const { namingItsMount } = await import('../image/mounted.js')
-  const named = namingItsMount(error)
-  const hint = 'end that, or read it as it is with -U: what is read may be torn'
-  if (named === error)
-    return new ImageInUse(error.message, error.holders, { ...error.context, hint })
-  return named
-}
+const READ_ANYWAY = 'end that, or read it as it is with -U: what is read may be torn'

@@ -7,11 +7,12 @@ import { deviceOfServer } from '../io/processes.js'
 /**
  * Returns `error`; or, if it says that the image is in use, an error that says what to do: it names the mount of vimgfs that has
  * the image open.
+ * @param hint what to do if it is not mounted
  */
-export function namingItsMount(error: unknown): unknown {
+export function namingItsMount(error: unknown, hint = WAIT): unknown {
   if (!(error instanceof ImageInUse)) return error
   const mount = error.holders.map(mountOf).find(found => found !== undefined) ?? bySource(error)
-  if (!mount) return new ImageInUse(error.message, error.holders, { ...error.context, hint: WAIT })
+  if (!mount) return new ImageInUse(error.message, error.holders, { ...error.context, hint })
   const { mountpoint } = mount
   return new ImageInUse(`it is mounted on ${mountpoint}`, error.holders, {
     ...error.context,
