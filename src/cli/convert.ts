@@ -17,6 +17,7 @@ import { complain } from './output.js'
 import { Progress } from './progress.js'
 import { formatNamed, SOURCE_OPTIONS, SourceOpener } from './sources.js'
 import { parseDiskSize } from './sizes.js'
+import { hintAtSuffix } from './suffix-hint.js'
 
 const OPTIONS = {
   ...SOURCE_OPTIONS,
@@ -139,6 +140,7 @@ class Conversion {
         },
         this.watching(source.sizeBytes),
       )
+      if (values['output-format'] === undefined) hintAtSuffix(target, '-O')
       if (values.verify) await this.verify(source, format, passphrase)
     } finally {
       passphrase?.fill(0)

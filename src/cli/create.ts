@@ -77,6 +77,7 @@ export async function run(args: string[]): Promise<number> {
     passphrase?.fill(0)
   }
   await report(file, format, output, values.quiet === true)
+  if (values.format === undefined) (await import('./suffix-hint.js')).hintAtSuffix(file, '-f')
   return 0
 }
 

@@ -15,6 +15,16 @@ import { runHere } from '../support/command.js'
 import { HERE, vimgfs } from '../support/mount.js'
 import { tempFolder } from '../support/run.js'
 
+t.test('a raw image with the name of another format', async t => {
+  const folder = tempFolder(t)
+  const hint =
+    'vimgfs: d.qcow2: it is raw, although its name ends in .qcow2; -f qcow2 makes a qcow2 image\n'
+  const { code, stderr } = await runHere(create, ['d.qcow2', '1M'], folder)
+  t.strictSame({ code, stderr }, { code: 0, stderr: hint })
+  const stated = await runHere(create, ['-f', 'raw', 'e.qcow2', '1M'], folder)
+  t.strictSame(stated.stderr, '')
+})
+
 t.test('a raw image is the default, and the same from the command line', async t => {
   const folder = tempFolder(t)
   const found = await vimgfs(HERE, ['create', join(folder, 'one.img'), '1.5M'])
