@@ -30,7 +30,7 @@ const OPTIONS = {
 const ACTIONS = ['list', 'create', 'delete', 'revert'] as const
 type Action = (typeof ACTIONS)[number]
 
-/** Which options an action knows, besides those that all do. */
+/** The options that an action knows, besides those of all actions. */
 const OWN_OPTIONS: Record<Action, readonly string[]> = {
   list: ['layers', 'output', 'allow-path', 'force-share'],
   create: ['allow-path'],

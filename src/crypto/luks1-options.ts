@@ -1,4 +1,4 @@
-/** What a new LUKS header can be asked for, with the names and the defaults of QEMU. */
+/** The options of a new LUKS header, with the names and the defaults of QEMU. */
 import { UsageError } from '../errors.js'
 import type { CreateOption, OptionValues } from '../formats/creating.js'
 import type { IvGenerator } from './spec.js'

@@ -13,7 +13,7 @@ export interface TargetFiles {
 /** An option of `-o`. */
 export interface CreateOption {
   readonly name: string
-  /** What it takes: on or off, a size in bytes, a whole number, a text, or one of these words. */
+  /** Its values: on or off, a size in bytes, a whole number, a text, or one of these words. */
   readonly type: 'switch' | 'size' | 'count' | 'text' | readonly string[]
   /** The value if it is not given, as the user would write it; undefined if there is none. */
   readonly default?: string

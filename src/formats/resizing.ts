@@ -17,7 +17,7 @@ export interface ResizedImage {
   storeOf(file: FileSpec): WritableStore
 }
 
-/** What of the new part of a disk is allocated at once. */
+/** The part of a grown disk that is allocated at once. */
 export type Preallocation = 'off' | 'metadata' | 'falloc' | 'full'
 
 export interface FormatResizer {

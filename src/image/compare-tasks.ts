@@ -4,7 +4,7 @@ import { firstDifference, firstNonZero } from './bytes.js'
 import { readView } from './engine.js'
 import { isDamage } from './walk-layers.js'
 
-/** Which disks have bytes in a part; the other one reads as zeros there. */
+/** The disks that have bytes in a part; the other one reads as zeros there. */
 export type Reads = 'both' | 'a' | 'b'
 const READS = ['both', 'a', 'b'] as const
 

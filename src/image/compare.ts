@@ -113,7 +113,7 @@ class Crew {
         }
       }
     } catch (error) {
-      // What comes before may differ.
+      // The bytes before may differ.
       end = { kind: 'lost tables', error }
     }
     return (await this.work(work)) ?? end

@@ -1,4 +1,4 @@
-/** What has changed between two states of a disk. */
+/** Finds the ranges that have changed between two states of a disk. */
 import { differingRuns } from './bytes.js'
 import { pairsOf } from './pair.js'
 import type { Source } from './source.js'

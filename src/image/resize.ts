@@ -26,7 +26,7 @@ export interface ResizeOptions {
   readonly sizeOf: (sizeBytes: number) => number
   /** Whether the disk may become smaller. */
   readonly shrinks?: boolean
-  /** What of the new part is allocated. */
+  /** The part of the new range that is allocated. */
   readonly preallocation?: Preallocation
   /** Whether the version of the image may be raised. */
   readonly upgrades?: boolean

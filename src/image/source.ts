@@ -32,7 +32,7 @@ export interface SourceOptions
   readonly whenFree?: (open: () => Chain) => Promise<Chain>
 }
 
-/** What a thread needs to read the disk: plain data. The files stay open as long as the source. */
+/** All that a thread needs to read the disk: plain data. The files stay open as long as the source. */
 export interface SourceSpec {
   readonly layers: Chain['layers']
   readonly entry: CatalogEntry
@@ -85,7 +85,7 @@ export class SourceImage {
   private readonly files = new KnownFiles()
   private readonly entries: readonly CatalogEntry[]
   private readonly views: ViewSet
-  /** What the user should know, a line each. */
+  /** Warnings for the user, a line each. */
   readonly warnings: readonly string[]
   private isOpen = true
 
@@ -271,7 +271,7 @@ export class Source {
     for (let done = 0; done < length; ) {
       const at = extent.at + done
       const run = this.runsOf(store).at(at, length - done)
-      // What was lost with the end of the file is no hole: reading it is an error.
+      // The part that was lost with the end of the file is no hole: reading it is an error.
       const isHole = !run.isData && at < lostFrom
       const bytes = isHole ? Math.min(run.length, lostFrom - at) : run.length
       const kind = isHole ? 'zero' : 'data'

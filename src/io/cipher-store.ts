@@ -9,7 +9,7 @@ import type { Store, WritableStore } from './store.js'
 export interface StoreCipher {
   readonly cipher: SectorCipher
   /**
-   * Which sector number makes an initialization vector: that of the disk, or that of the file. With 'disk' every read and
+   * The sector number that makes an initialization vector: that of the disk, or that of the file. With 'disk' every read and
    * write has to say where on the disk its bytes are.
    */
   readonly countsBy: 'disk' | 'file'

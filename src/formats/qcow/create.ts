@@ -43,7 +43,7 @@ class QcowBuilder implements ImageBuilder {
   /** Where the window begins in the table. */
   private windowAt = 0
   private readonly table: Buffer
-  /** Which table is in `table`, and its place; -1 for none. */
+  /** The index of the table in `table`, and its place; -1 for none. */
   private current = -1
   private tableAt = 0
   /** Where the next bytes go. */

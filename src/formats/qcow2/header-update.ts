@@ -75,7 +75,7 @@ export function writeSnapshotTable(store: WritableStore, count: number, offset: 
   put(store, FIELD_AT.snapshotCount, SNAPSHOTS, { count, offset })
 }
 
-/** What decides which tables an image has. */
+/** The properties that decide which tables an image has. */
 export interface State {
   readonly sizeBytes: number
   readonly l1Entries: number

@@ -78,7 +78,7 @@ function grow(image: ResizedImage, sizeBytes: number): void {
 
 function growFlat(store: WritableStore, start: number, extent: VmdkExtent, wanted: number): void {
   const end = start + extent.sizeBytes
-  // What lies past the extent is none of the disk's bytes.
+  // Bytes past the extent do not belong to the disk.
   fillZeros(store, end, Math.max(0, Math.min(store.sizeBytes, start + wanted) - end))
   if (store.sizeBytes < start + wanted) store.truncate(start + wanted)
   store.sync()

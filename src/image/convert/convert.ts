@@ -33,7 +33,7 @@ export interface NewTarget {
   readonly isPacked: boolean
   /** Runs of so many zeros and more are not stored; 0: all is allocated. */
   readonly sparseBytes: number
-  /** What the image stands on, with the disk that this shows. */
+  /** The base of the new image, with the disk that the base shows. */
   readonly base?: { readonly target: BackingTarget; readonly source: Source } | undefined
   /** Whether files that exist may be replaced. */
   readonly force: boolean

@@ -56,7 +56,7 @@ interface Window {
   readonly basePieces: readonly Piece[]
 }
 
-/** What to do with a run of units of a window; `start` is in bytes of the window. */
+/** A step handles a run of units of a window; `start` is in bytes of the window. */
 type Step =
   | { readonly kind: 'write' | 'zero'; readonly start: number; length: number }
   | { readonly kind: 'pack'; readonly start: number; readonly packed: Buffer }

@@ -1,4 +1,4 @@
-/** What a disk consists of: data, zeros and compressed units, with the holes of files taken out. */
+/** A piece of a disk: data, zeros or compressed units, with the holes of files taken out. */
 import type { Extent } from '../../formats/driver.js'
 import { lostAt } from '../salvage.js'
 import type { Source } from '../source.js'
@@ -100,7 +100,7 @@ export class PieceCursor {
         if (this.pieces.length >= LOOKED_UP) return
       }
     } catch (error) {
-      // What comes before the damage is used first: so the caller knows how far the disk is whole.
+      // The part before the damage is used first: so the caller knows how far the disk is whole.
       if (this.pieces.length === 0) throw error
     }
   }

@@ -27,7 +27,7 @@ export class FreshClusters {
   private readonly blocks: number[] = []
   private readonly perBlock: number
   private readonly block: Buffer
-  /** Which block is in `block`. */
+  /** The index of the block in `block`. */
   private current = 0
   /** A block whose counts are all 1; undefined for counts of less than a byte. */
   private readonly ones: Buffer | undefined

@@ -14,7 +14,7 @@ import { V2_HEADER, V3_FIELDS } from '../header-layout.js'
 import type { ClusterRun } from './clusters.js'
 import type { Qcow2Shape } from './options.js'
 
-/** What of the header depends on where the builder has put things; places are in bytes of the file. */
+/** The parts of the header that depend on where the builder has put things; places are in bytes of the file. */
 export interface Qcow2Places {
   readonly sizeBytes: number
   readonly l1: { readonly at: number; readonly entries: number }

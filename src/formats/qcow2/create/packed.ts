@@ -1,5 +1,5 @@
 /**
- * The compressed clusters of a new image, one behind the other, whatever cluster of the file they begin in (QEMU
+ * The compressed clusters of a new image, one after the other, whatever cluster of the file they begin in (QEMU
  * docs/interop/qcow2.rst, "Compressed Clusters Descriptor"). A host cluster counts each of them that touches it.
  */
 import type { WritableStore } from '../../../io/store.js'

@@ -7,7 +7,7 @@ import { COPIED, putEntry, ZERO_FLAG } from '../words.js'
 import type { FreshClusters } from './clusters.js'
 import { packedEntry } from '../packed-entry.js'
 
-/** What the subclusters of an extended L2 entry are, 32 bits each. */
+/** The states of the subclusters of an extended L2 entry, 32 bits each. */
 const SUBCLUSTERS = { none: 0, all: 0xffffffff } as const
 
 export interface TableShape {
@@ -23,7 +23,7 @@ export class FreshTables {
   private readonly clusterBytes: number
   private readonly entryBytes: number
   private readonly table: Buffer
-  /** Which table is in `table`, and its place; -1 for none. */
+  /** The index of the table in `table`, and its place; -1 for none. */
   private current = -1
   private at = -1
 

@@ -21,7 +21,7 @@ export class CowdExtent implements NewExtent {
   private readonly directory: Buffer
   private readonly directoryEntries: number
   private readonly table = Buffer.alloc(TABLE_BYTES)
-  /** Which table is in `table`, and its place in bytes; -1 for none. */
+  /** The index of the table in `table`, and its place in bytes; -1 for none. */
   private current = -1
   private tableAt = 0
   private nextAt: number

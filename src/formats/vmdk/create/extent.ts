@@ -1,4 +1,4 @@
-/** What the kinds of new extents have in common. */
+/** The parts that all kinds of new extents share. */
 import { ImageError } from '../../../errors.js'
 import type { WritableStore } from '../../../io/store.js'
 import type { Place } from '../../creating.js'

@@ -66,7 +66,7 @@ export class SparseExtent implements NewExtent {
       const end = offset + length
       for (let at = offset; at < end; at += this.unitBytes) this.setEntry(at, ZERO_GRAIN)
     } else {
-      // What is never written there reads as zeros.
+      // Bytes that are never written there read as zeros.
       this.place(offset, length)
     }
   }
