@@ -81,5 +81,5 @@ for (const { reason } of results.filter(({ status }) => status === 'rejected')) 
   if (!reason.errors) console.error(reason.message)
   process.exitCode = 1
 }
-// What failed to build must not look built.
+// A failed build must not look built.
 if (process.exitCode) rmSync(DIST, { recursive: true, force: true })

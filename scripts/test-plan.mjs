@@ -9,7 +9,7 @@ export const JOBS = availableParallelism() + 1
 const FILES_A_PROCESS = { quick: 16, soundness: 4 }
 
 /**
- * What takes longest begins first, and the smallest files come last: so all processors are busy to the end. These are the
+ * The longest files begin first, and the smallest ones come last: so all processors are busy to the end. These are the
  * longest files of the folders with large ones, by the processor time that they took; others follow in their folders' order.
  */
 const LONGEST = [

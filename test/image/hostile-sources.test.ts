@@ -70,7 +70,7 @@ const IMAGES: Record<string, { format: string; bytes: Buffer }> = {
   vpc: { format: 'vpc', bytes: buildDynamic({ sizeBytes: 16 * K, sectors }) },
 }
 
-/** What is looked at of a disk whose header claims more. */
+/** The part that is looked at of a disk whose header claims more. */
 const MOST_BYTES = 128 * K
 
 /** Reads sector by sector; undefined for one that cannot be read. */

@@ -16,7 +16,7 @@ export interface SourceKind {
 }
 
 export interface MadeSource {
-  /** What vimgfs is given as SRC. */
+  /** The argument SRC for vimgfs. */
   readonly name: string
   readonly format: string
   /** Options of vimgfs. */

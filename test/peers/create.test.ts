@@ -17,7 +17,7 @@ interface Case {
   readonly options?: string
   /** The format of the backing file, which has 3 MiB. */
   readonly base?: string
-  /** What may differ in the bytes: QEMU puts tables elsewhere, or the file holds what is random. */
+  /** The bytes that may differ: QEMU puts tables elsewhere, or the file holds what is random. */
   readonly differs?: true
 }
 

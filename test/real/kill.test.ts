@@ -207,7 +207,7 @@ class Kills {
   private readonly numbers: string
   private readonly raw: string
   private readonly mountpoint: string
-  /** What the disk was when a snapshot was taken, in a raw file. */
+  /** The disk as it was when a snapshot was taken, in a raw file. */
   private readonly states: Record<string, string> = {}
   private syncs = 0
   private readonly named: Named

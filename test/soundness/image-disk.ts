@@ -9,7 +9,7 @@ export const openQcow = (files: DiskFiles, changes: Changes = {}): OpenDisk =>
   openWritten('qcow', files, changesOf(changes))
 
 /**
- * What the file shows to one who opens it for reading only. Throws what opening or reading throws.
+ * Returns what a reader sees of the file. Throws what opening or reading throws.
  * @param reused holds the disk until the next call with it; by default the disk is the caller's to keep
  */
 export const readQcow = (files: DiskFiles<Store>, reused = new ReusedBuffers()): Buffer =>

@@ -11,7 +11,7 @@ import { diskFiles, type Kind } from './kinds.js'
 import { act, isPossible } from './scenario.js'
 import { randomSteps } from './steps.js'
 
-/** What an image shows. */
+/** The content that an image shows. */
 export interface Shown {
   readonly disk: Buffer
   readonly snapshots: readonly Buffer[]

@@ -19,7 +19,7 @@ import { MemoryStore } from '../../support/stores.js'
 
 const BLOCK = 4096
 
-/** What a block of a made-up disk is. */
+/** The kind of a block of a made-up disk. */
 type Block = 'hole' | 'zero' | 'zeros' | 'data' | 'packed' | 'bad-table' | 'bad-data'
 
 interface Disk {
@@ -88,7 +88,7 @@ function made({ blocks, missing, seed }: Disk): { disk: ConvertedDisk; content: 
 /** A target in memory, which checks what it is asked for. */
 class ModelSink implements Sink {
   readonly content: Buffer
-  /** Which bytes it was told of. */
+  /** The bytes that it was told of. */
   readonly told: Buffer
   private reached = 0
   packs = 0
