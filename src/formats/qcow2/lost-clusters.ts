@@ -15,7 +15,8 @@ import { readSnapshotTable } from './check/snapshot-table.js'
 import type { CountLedger } from './count-ledger.js'
 import { clusterBytes, INCOMPATIBLE, l2EntryBytes, type Qcow2Header } from './header.js'
 import { packedLength, packedOffset } from './packed-entry.js'
-import { COMPRESSED, COPIED, blockOffset, hostOffset, readWords, wordBuffer } from './words.js'
+import { findEntry } from './table-entries.js'
+import { COMPRESSED, COPIED, blockOffset, hostOffset, wordBuffer } from './words.js'
 
 /** The most bytes of L2 tables: those of 1 TiB in clusters of 64 KiB, which take some tenths of a second. */
 const MAX_TABLE_BYTES = 128 * 2 ** 20
@@ -23,8 +24,6 @@ const MAX_TABLE_BYTES = 128 * 2 ** 20
 const MAX_SNAPSHOT_L1_ENTRIES = 2 ** 22
 /** The most refcount blocks that are searched; beyond them the tables decide. */
 const MAX_BLOCKS = 4096
-/** How much of a table is read at once, in bytes. */
-const CHUNK_BYTES = 2 ** 20
 
 /** Compares the references of the walk with the reference counts. */
 type Ledger = Pick<CountLedger, 'refer'>
@@ -79,9 +78,8 @@ function findL2Tables(
     // The check of the header has bounded the active one.
     entries += isActive ? 0 : table.l1Entries
     if (entries > MAX_SNAPSHOT_L1_ENTRIES) break
-    const lost = find(store, table.l1At, table.l1Entries * 8, (words, i) => {
-      const high = words[i] as number
-      const at = hostOffset(high, words[i + 1] as number)
+    const lost = findEntry(store, table.l1At, table.l1Entries * 8, (high, low) => {
+      const at = hostOffset(high, low)
       if (at === 0) return undefined
       const isOwned = isActive && (high & COPIED) !== 0
       // Snapshots share tables with the disk, and with each other.
@@ -108,8 +106,8 @@ function isCountedBehind(store: Store, header: Qcow2Header, first: number): bool
   const counts = wordBuffer(cluster)
   let blocks = 0
   const at = header.refcountTableOffset + from * 8
-  const found = find(store, at, tableBytes, (words, i, index) => {
-    const block = blockOffset(words[i] as number, words[i + 1] as number)
+  const found = findEntry(store, at, tableBytes, (high, low, index) => {
+    const block = blockOffset(high, low)
     if (block === 0 || !Number.isSafeInteger(block)) return undefined
     if (++blocks > MAX_BLOCKS) return block
     const bytes = Buffer.alloc(cluster)
@@ -131,11 +129,9 @@ function walkL2(
   ledger: Ledger,
 ): number | undefined {
   const cluster = clusterBytes(header)
-  const step = l2EntryBytes(header) / 4
-  return find(store, at, cluster, (words, i) => {
-    if (i % step !== 0) return undefined
-    const high = words[i] as number
-    const low = words[i + 1] as number
+  const step = l2EntryBytes(header) / 8
+  return findEntry(store, at, cluster, (high, low, index) => {
+    if (index % step !== 0) return undefined
     if (!(high & COMPRESSED)) {
       const host = hostOffset(high, low)
       if (host >= end) return host
@@ -152,26 +148,4 @@ function walkL2(
     }
     return undefined
   })
-}
-
-/**
- * Goes over a table of 64-bit entries until `visit` returns a value. `visit` gets a buffer of words, the index of the entry's
- * first word in it, and the number of the entry.
- */
-function find(
-  store: Store,
-  at: number,
-  bytes: number,
-  visit: (words: Uint32Array, i: number, index: number) => number | undefined,
-): number | undefined {
-  const buffer = wordBuffer(Math.min(CHUNK_BYTES, bytes))
-  for (let done = 0; done < bytes && at + done < store.sizeBytes; done += CHUNK_BYTES) {
-    const length = Math.min(CHUNK_BYTES, bytes - done)
-    const words = readWords(store, buffer, length, at + done)
-    for (let i = 0; i < words.length; i += 2) {
-      const found = visit(words, i, (done + i * 4) / 8)
-      if (found !== undefined) return found
-    }
-  }
-  return undefined
 }

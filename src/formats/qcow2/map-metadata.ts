@@ -11,12 +11,11 @@ import { BITMAP_FLAG, readDirectory } from './bitmaps.js'
 import { AUTOCLEAR, CRYPT, clusterBytes, type Qcow2Header } from './header.js'
 import type { BitmapsExtension } from './header-extensions.js'
 import { lossesOf } from './losses.js'
-import { blockOffset, hostOffset, readWords, wordBuffer } from './words.js'
+import { eachEntry } from './table-entries.js'
+import { blockOffset, hostOffset } from './words.js'
 
 /** The most L1 entries of all snapshots that are read: a few seconds' work. */
 const MAX_SNAPSHOT_L1_ENTRIES = 2 ** 22
-/** How much of a table is read at once, in bytes. */
-const CHUNK_BYTES = 2 ** 20
 
 /**
  * Fills the map from the file as it is. Throws ImageError where parts of the image are lost, or two structures claim one cluster: then
@@ -55,12 +54,10 @@ export function mapMetadata(
   add('the header', 0, cluster, KIND.header)
   add('the L1 table', l1Offset, l1Bytes, KIND.l1)
   add('the refcount table', refcountTableOffset, refcountBytes, KIND.refcountTable)
-  forEachOffset(store, refcountTableOffset, refcountBytes, blockOffset, at =>
+  eachOffset(store, refcountTableOffset, refcountBytes, blockOffset, at =>
     add('a refcount block', at, cluster, KIND.refcountBlock),
   )
-  forEachOffset(store, l1Offset, l1Bytes, hostOffset, at =>
-    add('an L2 table', at, cluster, KIND.l2),
-  )
+  eachOffset(store, l1Offset, l1Bytes, hostOffset, at => add('an L2 table', at, cluster, KIND.l2))
   mapSnapshots(metadataMap, store, header, add)
   const { encryption, cryptMethod } = header
   if (encryption && cryptMethod === CRYPT.luks)
@@ -91,7 +88,7 @@ function mapSnapshots(metadataMap: MetadataMap, store: Store, header: Qcow2Heade
     add("a snapshot's L1 table", l1At, l1Entries * 8, KIND.snapshotL1)
     entries += l1Entries
     if (entries > MAX_SNAPSHOT_L1_ENTRIES) continue
-    forEachOffset(store, l1At, l1Entries * 8, hostOffset, at => {
+    eachOffset(store, l1At, l1Entries * 8, hostOffset, at => {
       // Tables that the disk shares count as its own.
       if (at % cluster === 0 && metadataMap.kindOf(at / cluster) === 0) {
         metadataMap.add(at / cluster, 1, KIND.snapshotL2)
@@ -148,21 +145,17 @@ function mapBitmap(
 }
 
 /** Calls `visit` for each offset in a table of entries of 64 bits that is not 0. */
-function forEachOffset(
+function eachOffset(
   store: Store,
   at: number,
   bytes: number,
   offsetOf: (high: number, low: number) => number,
   visit: (offset: number) => void,
 ): void {
-  const buffer = wordBuffer(Math.min(CHUNK_BYTES, bytes))
-  for (let done = 0; done < bytes; done += CHUNK_BYTES) {
-    const words = readWords(store, buffer, Math.min(CHUNK_BYTES, bytes - done), at + done)
-    for (let i = 0; i < words.length; i += 2) {
-      const offset = offsetOf(words[i] as number, words[i + 1] as number)
-      if (offset !== 0) visit(offset)
-    }
-  }
+  eachEntry(store, at, bytes, (high, low) => {
+    const offset = offsetOf(high, low)
+    if (offset !== 0) visit(offset)
+  })
 }
 
 function damage(store: Store, message: string): ImageError {

@@ -1,33 +1,15 @@
 /** Walks L1 tables (QEMU docs/interop/qcow2.rst, "Cluster mapping"). */
 import type { Store } from '../../../io/store.js'
 import type { L1Table } from './structure.js'
-import { hostOffset, readWords, wordBuffer } from '../words.js'
+import { eachEntry } from '../table-entries.js'
+import { hostOffset } from '../words.js'
 
-const CHUNK_BYTES = 2 ** 20
-
-/** Calls `visit` with the two halves of each entry that is not 0. It does not read holes of the file. */
-export function walkL1(
+/** Calls `visit` with the two halves and the index of each entry of the part in the file that is not 0. */
+export const walkL1 = (
   store: Store,
-  table: L1Table,
+  { at, entriesInFile }: L1Table,
   visit: (high: number, low: number, index: number) => void,
-): void {
-  const end = table.at + table.entriesInFile * 8
-  const buffer = wordBuffer(Math.min(CHUNK_BYTES, table.entriesInFile * 8))
-  for (let at = table.at; at < end; ) {
-    const data = store.nextData(at)
-    if (data < 0 || data >= end) return
-    at = Math.max(at, data - (data % 8))
-    const bytes = Math.min(buffer.length, end - at)
-    const words = readWords(store, buffer, bytes, at)
-    const first = (at - table.at) / 8
-    for (let i = 0; i < words.length; i += 2) {
-      const high = words[i] as number
-      const low = words[i + 1] as number
-      if (high !== 0 || low !== 0) visit(high, low, first + i / 2)
-    }
-    at += bytes
-  }
-}
+): void => eachEntry(store, at, entriesInFile * 8, visit)
 
 /** L2 tables by their place in the file, each once, with the number of entries that name it. */
 export interface L2Tables {
