@@ -120,9 +120,9 @@ export async function deleteSnapshots(
   names: readonly SnapshotName[],
   options: SnapshotOptions = {},
 ): Promise<void> {
-  await withSnapshots(path, options, image => {
-    image.delete([...new Set(names.map(name => image.indexOf(name)))])
-  })
+  await withSnapshots(path, options, image =>
+    image.delete([...new Set(names.map(name => image.indexOf(name)))]),
+  )
 }
 
 /**
@@ -148,11 +148,11 @@ export async function revertToSnapshot(
 async function withSnapshots<T>(
   path: string,
   options: Parameters<typeof SnapshotImage.open>[1],
-  act: (image: SnapshotImage) => T,
+  act: (image: SnapshotImage) => Promise<T>,
 ): Promise<T> {
   const image = await SnapshotImage.open(path, options)
   try {
-    return act(image)
+    return await act(image)
   } finally {
     image.close()
   }

@@ -2,7 +2,8 @@
 import { ImageInUse, printable } from '../errors.js'
 import type { CheckOptions } from '../formats/check/report.js'
 import type { Format } from '../formats/format.js'
-import type { CheckRequest, Found } from '../image/check.js'
+import type { CheckRequest } from '../image/check.js'
+import type { Found } from '../image/check-run.js'
 import { complain } from './output.js'
 
 export type Checked = Found & { readonly format: Format }

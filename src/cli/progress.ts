@@ -14,6 +14,8 @@ export interface ProgressOptions {
 
 const CLEAR_LINE = '\r\x1b[K'
 const EVERY_MS = 200
+/** The time left is not guessed from a smaller part. */
+const GUESSED_FROM = 0.001
 
 /**
  * The progress of a command through `totalBytes` bytes. SIGUSR1 prints it once, also where it is not shown. That needs a turn
@@ -81,7 +83,7 @@ export class Progress {
     const percent = `${(part * 100).toFixed(1)} %`.padStart(7)
     const rate = seconds > 0 ? this.done / seconds : 0
     const left = rate > 0 ? (this.totalBytes - this.done) / rate : 0
-    const time = part < 1 && rate > 0 ? `, ${duration(left)} left` : ''
+    const time = part < 1 && part >= GUESSED_FROM && rate > 0 ? `, ${duration(left)} left` : ''
     if (this.isPart) return `${percent}${time}`
     const speed = rate > 0 ? `, ${humanSize(rate)}/s` : ''
     return `${percent}  ${humanSize(this.done)} of ${humanSize(this.totalBytes)}${speed}${time}`

@@ -7,6 +7,7 @@ import { parseChoice, parseWords } from './arguments.js'
 import { humanSize } from './human.js'
 import { json } from './info.js'
 import { complain, print } from './output.js'
+import { Progress } from './progress.js'
 import { snapshotTable } from './snapshot-table.js'
 
 const OPTIONS = {
@@ -23,6 +24,7 @@ const OPTIONS = {
   output: { type: 'string' },
   format: { type: 'string', short: 'f' },
   'allow-path': { type: 'string', multiple: true },
+  progress: { type: 'boolean', short: 'p' },
   quiet: { type: 'boolean', short: 'q' },
   'force-share': { type: 'boolean', short: 'U' },
 } as const
@@ -33,9 +35,9 @@ type Action = (typeof ACTIONS)[number]
 /** The options that an action knows, besides those of all actions. */
 const OWN_OPTIONS: Record<Action, readonly string[]> = {
   list: ['layers', 'output', 'allow-path', 'force-share'],
-  create: ['allow-path'],
-  delete: ['id', 'older-than', 'dry-run'],
-  revert: ['id', 'discard', 'force'],
+  create: ['allow-path', 'progress'],
+  delete: ['id', 'older-than', 'dry-run', 'progress'],
+  revert: ['id', 'discard', 'force', 'progress'],
 }
 const LETTERS = ['list', 'create', 'delete', 'apply']
 const COMMON = [...LETTERS, 'format', 'quiet']
@@ -179,33 +181,42 @@ async function change(
 ): Promise<void> {
   const { SnapshotImage } = await import('../image/snapshots.js')
   const { whenReleased } = await import('../fs/release.js')
-  const { action, tags } = request
+  const { action } = request
   const changesDisk = action === 'revert'
-  const open = { ...options, changesDisk, force: values.force === true }
+  const { progress: force, quiet } = values
+  const shown = new Progress(1, { force, quiet, isPart: true })
+  const progress = (part: number) => shown.update(part)
+  const open = { ...options, changesDisk, force: values.force === true, progress }
   const image = await whenReleased(() => SnapshotImage.open(request.image, open), say)
   const tell = (line: string) => {
     if (values.quiet !== true) print(`${printable(line)}\n`)
   }
   try {
     for (const warning of image.warnings) say(warning)
-    if (action === 'create') image.create(tags[0] as string)
-    else if (action === 'delete') deleteFrom(image, request, values, tell)
-    else {
-      const [name] = namesOf(request, values) as [SnapshotName]
-      const kept = image.revert(image.indexOf(name), values.discard === true)
-      if (kept !== undefined) tell(`the state before is kept as snapshot "${kept}"`)
-    }
+    for (const line of await made(image, request, values).finally(() => shown.end())) tell(line)
   } finally {
     image.close()
   }
 }
 
-function deleteFrom(
+/** Makes the change. Returns lines that say what was done. */
+async function made(image: SnapshotImage, request: Request, values: Values): Promise<string[]> {
+  const { action, tags } = request
+  if (action === 'delete') return deleteFrom(image, request, values)
+  if (action === 'create') {
+    await image.create(tags[0] as string)
+    return []
+  }
+  const [name] = namesOf(request, values) as [SnapshotName]
+  const kept = await image.revert(image.indexOf(name), values.discard === true)
+  return kept === undefined ? [] : [`the state before is kept as snapshot "${kept}"`]
+}
+
+async function deleteFrom(
   image: SnapshotImage,
   request: Request,
   values: Values,
-  tell: (line: string) => void,
-): void {
+): Promise<string[]> {
   const { olderThanSeconds: age } = request
   const indexes =
     age === undefined
@@ -213,14 +224,14 @@ function deleteFrom(
       : olderThan(image, age)
   const chosen = [...new Set(indexes)].sort((a, b) => a - b)
   const isDryRun = values['dry-run'] === true
-  if (!isDryRun) image.delete(chosen)
-  if (!isDryRun && age === undefined) return
+  if (!isDryRun) await image.delete(chosen)
+  if (!isDryRun && age === undefined) return []
   const verb = isDryRun ? 'would delete' : 'deleted'
-  for (const index of chosen) {
+  return chosen.map(index => {
     const { name, id, dateSeconds } = image.snapshots[index] as SnapshotImage['snapshots'][number]
     const date = new Date(dateSeconds * 1000).toISOString().slice(0, 10)
-    tell(`${verb} snapshot "${name.toString()}" (ID ${id}, of ${date})`)
-  }
+    return `${verb} snapshot "${name.toString()}" (ID ${id}, of ${date})`
+  })
 }
 
 const namesOf = ({ tags }: Request, { id: ids = [] }: Values): SnapshotName[] => [

@@ -10,14 +10,19 @@ export interface NewSnapshot {
   readonly dateNanoseconds: number
 }
 
+export interface SnapshotWriting {
+  /** Called with the part that is done, 0 to 1. */
+  readonly progress?: (part: number) => void
+}
+
 /**
  * Changes the snapshots of an image that nobody else has open. Indexes are those of the image's table. After a power cut or an
  * error the image has its old state or the new one. All methods throw ImageError, SystemError.
  */
 export interface SnapshotWriter {
-  create(store: WritableStore, snapshot: NewSnapshot): void
+  create(store: WritableStore, snapshot: NewSnapshot, options?: SnapshotWriting): void
   /** Deletes several at once. */
-  delete(store: WritableStore, indexes: readonly number[]): void
+  delete(store: WritableStore, indexes: readonly number[], options?: SnapshotWriting): void
   /**
    * Makes the disk what a snapshot is. It takes the snapshot `keep` of the present state first, unless an existing one shows the
    * same. Without `keep` the present state is lost.
@@ -26,5 +31,6 @@ export interface SnapshotWriter {
     store: WritableStore,
     index: number,
     keep: NewSnapshot | undefined,
+    options?: SnapshotWriting,
   ): { readonly hasKept: boolean }
 }

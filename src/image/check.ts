@@ -1,22 +1,15 @@
 /** Checks and repairs an image with the functions of its format. */
 import fs from 'node:fs'
-import type { CheckOptions, RepairResult } from '../formats/check/report.js'
-import type {
-  CheckedImage,
-  Format,
-  FormatChecking,
-  LayerSpec,
-  RepairKind,
-} from '../formats/format.js'
+import type { CheckOptions } from '../formats/check/report.js'
+import type { Format, FormatChecking, LayerSpec, RepairKind } from '../formats/format.js'
 import { guessFormat } from '../formats/raw/guess.js'
 import { findFormat } from '../formats/registry.js'
-import type { FileSpec } from '../io/file-spec.js'
 import { type Access, openGiven, WriteProtected } from '../io/named-file.js'
-import type { WritableStore } from '../io/store.js'
+import { isLongWork, runApart } from './apart.js'
 import { type Chain, closeChain } from './chain.js'
+import { type Found, runCheck } from './check-run.js'
 import { fileSpec, storeOf } from './layer.js'
 import { openChain } from './open-chain.js'
-import { LOCAL_FILES } from './store-source.js'
 
 export interface CheckRequest {
   /** By default it is found by the image's first bytes. */
@@ -27,15 +20,11 @@ export interface CheckRequest {
   readonly allowPaths?: readonly string[]
 }
 
-/** The result of a check, or of a repair with the check after it. */
-export type Found = Pick<RepairResult, 'after'> & Partial<RepairResult>
-
 /** An image that is open for a check, and locked with QEMU's locks. */
 export class ImageCheck {
   readonly format: Format
   /** Warnings of opening, besides the findings of the check. */
   readonly warnings: readonly string[]
-  private readonly checking: FormatChecking
   private readonly chain: Chain
 
   /** Throws ImageError, and then leaves nothing open. */
@@ -47,7 +36,6 @@ export class ImageCheck {
     private readonly obstacle: string | undefined,
   ) {
     this.format = format
-    this.checking = checking
     const isRead = request.repair === undefined || obstacle !== undefined
     this.chain = open(name, format, checking, request, isRead ? 'read' : 'write')
     const repeated = checking.needsLayer ? (checking.repeated?.(this.layer) ?? []) : []
@@ -71,14 +59,11 @@ export class ImageCheck {
     }
   }
 
-  /** Throws ImageError, SystemError. */
-  async run(options: CheckOptions = {}): Promise<Found> {
-    const checker = await this.checking.load()
-    const image = this.checkedImage()
-    const { repair } = this.request
-    return repair === undefined
-      ? { after: checker.check(image, options) }
-      : checker.repair(image, repair, options)
+  /** Checks or repairs the image. Throws ImageError, SystemError. */
+  run(options: CheckOptions = {}): Promise<Found> {
+    const { layer, obstacle } = this
+    const setup = { layer, repair: this.request.repair, obstacle }
+    return isLongWork(layer) ? runApart('check', setup, options.progress) : runCheck(setup, options)
   }
 
   close(): void {
@@ -87,27 +72,6 @@ export class ImageCheck {
 
   private get layer(): LayerSpec {
     return this.chain.layers[0]
-  }
-
-  private checkedImage(): CheckedImage {
-    const { layer } = this
-    const stores = new Map<number, WritableStore>()
-    // Extents in one file share a store.
-    const storeOf = (file: FileSpec): WritableStore => {
-      const size = BigInt64Array.of(BigInt(file.sizeBytes))
-      const store = stores.get(file.fd) ?? LOCAL_FILES.writable(file, size)
-      stores.set(file.fd, store)
-      return store
-    }
-    const isDeviceFile = ({ fd }: FileSpec) => fs.fstatSync(fd).isBlockDevice()
-    return {
-      store: storeOf(layer),
-      layer: this.checking.needsLayer ? layer : undefined,
-      storeOf,
-      isDevice: isDeviceFile(layer),
-      isDeviceFile,
-      obstacle: this.obstacle,
-    }
   }
 }
 

@@ -4,12 +4,13 @@ import type { InternalSnapshot } from '../formats/format.js'
 import { MAX_NEW_SNAPSHOT_NAME_BYTES } from '../formats/limits.js'
 import { formatOf } from '../formats/registry.js'
 import { SnapshotLimit } from '../formats/snapshot-limit.js'
-import type { NewSnapshot, SnapshotWriter } from '../formats/snapshot-writer.js'
-import type { WritableStore } from '../io/store.js'
+import type { NewSnapshot } from '../formats/snapshot-writer.js'
+import { isLongWork, runApart } from './apart.js'
 import { type Chain, closeChain, type OpenOptions } from './chain.js'
 import { unlessMounted } from './mounted.js'
 import { openChain } from './open-chain.js'
 import { recoverChain } from './recovery.js'
+import { changeSnapshots, type SnapshotChange } from './snapshot-change.js'
 import { LOCAL_FILES } from './store-source.js'
 
 export type SnapshotOptions = Pick<OpenOptions, 'format'>
@@ -25,33 +26,33 @@ export class SnapshotImage {
 
   private constructor(
     private readonly chain: Chain,
-    private readonly writer: SnapshotWriter,
-    private readonly store: WritableStore,
+    private readonly progress: ((part: number) => void) | undefined,
   ) {
     this.warnings = chain.warnings
     const [layer] = chain.layers
+    const store = LOCAL_FILES.writable(layer, BigInt64Array.of(BigInt(layer.sizeBytes)))
     this.snapshots = formatOf(layer).internalSnapshots?.read(store, layer.spec) ?? []
   }
 
   /**
    * Opens the image. Recovers it first if it was not closed cleanly.
    * @param options `changesDisk` refuses an image that another one needs, unless `force` is set. Throws ImageError, and then
-   *   leaves nothing open.
+   *   leaves nothing open. `progress` is told what part of a change is done, 0 to 1
    */
   static async open(
     name: string,
-    options: SnapshotOptions & Pick<OpenOptions, 'changesDisk' | 'force'> = {},
+    options: SnapshotOptions &
+      Pick<OpenOptions, 'changesDisk' | 'force'> & {
+        readonly progress?: (part: number) => void
+      } = {},
   ): Promise<SnapshotImage> {
     // An image that has no internal snapshots is not opened for writing.
-    const writing = writerOf(name, options)
+    requireInternalSnapshots(name, options)
     const opened = unlessMounted(() =>
       openChain(name, { ...options, describe: 'image', access: 'write', takesLocks: true }),
     )
     try {
-      const chain = recoverChain(opened)
-      const [top] = chain.layers
-      const store = LOCAL_FILES.writable(top, BigInt64Array.of(BigInt(top.sizeBytes)))
-      return new SnapshotImage(chain, await writing.load(), store)
+      return new SnapshotImage(recoverChain(opened), options.progress)
     } catch (error) {
       closeChain(opened)
       throw error
@@ -76,32 +77,33 @@ export class SnapshotImage {
   }
 
   /** Takes a snapshot. Throws ImageError if there is one of this tag, SystemError. */
-  create(tag: string, now = new Date()): void {
+  async create(tag: string, now = new Date()): Promise<void> {
     const snapshot = newSnapshot(tag, now, this.path)
     if (this.indexesOf({ tag }).length > 0) {
       const what = `it has a snapshot "${printable(tag)}" already`
       throw new ImageError('REFUSED', what, { path: this.path, hint: 'choose another tag' })
     }
-    this.writer.create(this.store, snapshot)
+    await this.change({ kind: 'create', snapshot })
   }
 
   /** Deletes snapshots, all at once. Throws ImageError, SystemError. */
-  delete(indexes: readonly number[]): void {
-    this.writer.delete(this.store, indexes)
+  async delete(indexes: readonly number[]): Promise<void> {
+    await this.change({ kind: 'delete', indexes })
   }
 
   /**
    * Makes the disk what a snapshot is. Unless `discard` is set, it takes a snapshot of the present state first, and returns its
    * tag; undefined if a snapshot shows the present state already. Throws ImageError, SystemError.
    */
-  revert(index: number, discard: boolean, now = new Date()): string | undefined {
+  async revert(index: number, discard: boolean, now = new Date()): Promise<string | undefined> {
     if (discard) {
-      this.writer.revert(this.store, index, undefined)
+      await this.change({ kind: 'revert', index, keep: undefined })
       return undefined
     }
     const tag = this.freeTag(`before-revert-${stamp(now)}`)
     try {
-      const { hasKept } = this.writer.revert(this.store, index, newSnapshot(tag, now, this.path))
+      const keep = newSnapshot(tag, now, this.path)
+      const hasKept = await this.change({ kind: 'revert', index, keep })
       return hasKept ? tag : undefined
     } catch (error) {
       if (!(error instanceof SnapshotLimit)) throw error
@@ -112,6 +114,16 @@ export class SnapshotImage {
 
   close(): void {
     closeChain(this.chain)
+  }
+
+  /** Makes one change. Returns whether it has taken a snapshot. */
+  private change(change: SnapshotChange): Promise<boolean> {
+    const { progress } = this
+    const [layer] = this.chain.layers
+    const setup = { layer, change }
+    return isLongWork(layer)
+      ? runApart('snapshots', setup, progress)
+      : changeSnapshots(setup, { ...(progress && { progress }) })
   }
 
   private get path(): string {
@@ -144,13 +156,13 @@ export class SnapshotImage {
   }
 }
 
-/** Returns what changes the snapshots of the image's format. Throws ImageError if there is nothing. */
-function writerOf(name: string, options: SnapshotOptions) {
+/** Throws ImageError if nothing changes snapshots within images of this format. */
+function requireInternalSnapshots(name: string, options: SnapshotOptions): void {
   const chain = openChain(name, { ...options, describe: 'file' })
   closeChain(chain)
   const [{ path, format }] = chain.layers
   const writing = formatOf(chain.layers[0]).internalSnapshots?.writing
-  if (writing) return writing
+  if (writing) return
   const areChildren = formatOf(chain.layers[0]).externalSnapshots !== undefined
   throw new ImageError('UNSUPPORTED', `${format} images have no snapshots in them`, {
     path,

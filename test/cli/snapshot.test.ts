@@ -128,7 +128,7 @@ t.test('old ones are deleted together', async t => {
     ['new', 3],
   ] as const) {
     const one = await SnapshotImage.open(image)
-    one.create(tag, new Date(Date.now() - days * 86_400_000))
+    await one.create(tag, new Date(Date.now() - days * 86_400_000))
     one.close()
   }
   const dry = await here('delete', image, '--older-than', '30d', '--dry-run')

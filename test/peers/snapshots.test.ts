@@ -70,7 +70,7 @@ async function step(image: string, model: Model, random: Random, i: number): Pro
   if (roll < 7) {
     const { tag, disk } = random.pick(snapshots)
     let kept: string | undefined
-    if (isOurs) await change(image, one => (kept = one.revert(one.indexOf({ tag }), false)))
+    if (isOurs) kept = await change(image, one => one.revert(one.indexOf({ tag }), false))
     else await qemuImg('snapshot', '-a', tag, image)
     if (kept !== undefined) snapshots.push({ tag: kept, disk: Buffer.from(model.disk) })
     model.disk = Buffer.from(disk)
@@ -84,10 +84,10 @@ async function step(image: string, model: Model, random: Random, i: number): Pro
   return `qemu-io writes ${length} at ${offset}`
 }
 
-async function change<T>(name: string, act: (image: SnapshotImage) => T): Promise<T> {
+async function change<T>(name: string, act: (image: SnapshotImage) => Promise<T>): Promise<T> {
   const image = await SnapshotImage.open(name)
   try {
-    return act(image)
+    return await act(image)
   } finally {
     image.close()
   }

@@ -32,6 +32,7 @@ state already. Delete it when you no longer need it. It refuses an image with pe
   -f, --format F         {formats} (found by its bytes)
   --allow-path DIR       list, create: IMAGE may also name files below DIR (its own folder)
   -U, --force-share      list: changes nothing, since listing takes no locks
+  -p, --progress         show progress also if standard error is no terminal
   -q, --quiet            print errors only
 
 Exit code: 0 done, 1 not done, and IMAGE is as it was, 2 wrong usage.

@@ -11,6 +11,9 @@ import { RefcountBlocks } from './refcount-blocks.js'
 import type { Qcow2Report } from './report.js'
 import { CellMemory, COUNTED_ONCE, EXCLUSIVE, UNKNOWN, Window } from './window.js'
 
+/** The share of the work on a window that the walk over the active tables has; the walk over the others has as much. */
+const WALK_SHARE = 0.45
+
 export class Census {
   readonly window: Window
   readonly blocks: RefcountBlocks
@@ -65,17 +68,22 @@ export class Census {
       window.begin(first)
       this.markCounts()
       const isFirst = first === 0
+      /** Tells how far the work on the window is, from 0 to 1. */
+      const tell = (share: number) =>
+        progress?.((first + window.length * share) / (image.clusters + 1))
+      const walked = (at: number) => (WALK_SHARE * at) / image.fileBytes
       this.countRegions(isFirst ? report : undefined)
       for (const part of this.activeTables.parts()) {
-        this.scan.scan(part, isFirst ? report : undefined, report)
+        this.scan.scan(part, isFirst ? report : undefined, report, at => tell(walked(at)))
       }
       for (const part of this.snapshotTables.parts()) {
-        this.scan.scan(part, isFirst ? report : undefined, undefined)
+        const reached = (at: number) => tell(WALK_SHARE + walked(at))
+        this.scan.scan(part, isFirst ? report : undefined, undefined, reached)
       }
       this.countBitmapClusters(isFirst ? report : undefined)
       this.countBlocks(report)
       visit()
-      progress?.(window.end / (image.clusters + 1))
+      tell(1)
     }
   }
 

@@ -39,8 +39,14 @@ export class L2Scan {
    *
    * @param report gets the findings that do not depend on the window
    * @param copied gets wrong COPIED flags; those of the active tables must be right
+   * @param reached is told the place of each table, which ascends
    */
-  scan(tables: L2Tables, report: Qcow2Report | undefined, copied: Qcow2Report | undefined): void {
+  scan(
+    tables: L2Tables,
+    report: Qcow2Report | undefined,
+    copied: Qcow2Report | undefined,
+    reached: (at: number) => void,
+  ): void {
     const { window } = this
     const { clusterBytes } = this.image
     for (let i = 0; i < tables.length; i++) {
@@ -66,6 +72,7 @@ export class L2Scan {
         this.scanTable(words, at, tables.times[i] as number, report, compared, copied !== undefined)
         tables.lowest[i] = this.lowest
         tables.highest[i] = this.highest
+        reached(at)
       },
     )
     if (leftOut > 0) {

@@ -11,6 +11,8 @@ export interface ActiveParts {
   readonly store: WritableStore
   readonly references: References
   readonly counts: NewCounts
+  /** Is told the index of each L1 entry that names a table. */
+  reached(index: number): void
 }
 
 /**
@@ -20,7 +22,7 @@ export interface ActiveParts {
  * @param holders how many L1 tables get a copied L2 table: the active one, and perhaps that of a new snapshot
  */
 export function makeActiveTable(
-  { store, references, counts }: ActiveParts,
+  { store, references, counts, reached }: ActiveParts,
   source: L1Place,
   entries: number,
   holders: number,
@@ -28,6 +30,7 @@ export function makeActiveTable(
   const l1 = Buffer.alloc(entries * 8)
   const { clusterBytes } = references
   references.eachTable(source, (oldAt, index) => {
+    reached(index)
     const table = references.readL2(oldAt)
     let at = oldAt
     if (correctFlags(table, references, counts)) {

@@ -24,6 +24,9 @@ import { OldCounts } from './old-counts.js'
 import { type L1Place, References } from './references.js'
 import { cutBack } from '../../appending.js'
 
+/** The share of the work that is done when the image has been inspected. */
+const INSPECTED = 0.4
+
 export class Change {
   readonly header: Qcow2Header
   /** The snapshots of the old state. */
@@ -34,9 +37,14 @@ export class Change {
   private readonly counts: NewCounts
   private readonly autoclear: bigint
   private hasSwitched = false
+  private expected = 0
+  private walked = 0
 
   /** Inspects the image. Throws ImageError if it must not be written, SystemError. */
-  private constructor(private readonly store: WritableStore) {
+  private constructor(
+    private readonly store: WritableStore,
+    private readonly progress: (part: number) => void,
+  ) {
     const header = readHeader(store)
     this.header = header
     requireChangeable(store, header)
@@ -52,10 +60,17 @@ export class Change {
     this.counts = new NewCounts(store, header, old, space)
   }
 
-  /** Runs `change`, which has to call `commit`. Throws ImageError, SystemError. */
-  static run<T>(store: WritableStore, change: (change: Change) => T): T {
+  /**
+   * Runs `change`, which has to call `commit`. Throws ImageError, SystemError.
+   * @param progress is told what part is done, 0 to 1
+   */
+  static run<T>(
+    store: WritableStore,
+    change: (change: Change) => T,
+    progress: (part: number) => void = () => {},
+  ): T {
     const { sizeBytes } = store
-    const one = new Change(store)
+    const one = new Change(store, progress)
     try {
       return change(one)
     } catch (error) {
@@ -69,9 +84,18 @@ export class Change {
     return { at: this.header.l1Offset, entries: this.header.l1Entries }
   }
 
+  /** Says how many L1 entries `refer` and `makeActive` will go through, for the progress. */
+  expectEntries(entries: number): void {
+    this.expected = entries
+    this.walked = 0
+    this.tell(0)
+  }
+
   /** Adds `change` to the counts of all that an L1 table refers to. Removing must come before adding: counts have limits. */
   refer(l1: L1Place, change: 1 | -1): void {
-    this.references.each(l1, cluster => this.counts.add(cluster, change))
+    const visit = (cluster: number) => this.counts.add(cluster, change)
+    this.references.each(l1, visit, index => this.tell(index))
+    this.walked += l1.entries
   }
 
   /** Forgets the clusters of a table itself. */
@@ -82,7 +106,10 @@ export class Change {
   /** Makes the active L1 table; see `makeActiveTable`. */
   makeActive(source: L1Place, entries: number, holders = 1): Buffer {
     const { store, references, counts } = this
-    return makeActiveTable({ store, references, counts }, source, entries, holders)
+    const parts = { store, references, counts, reached: (index: number) => this.tell(index) }
+    const table = makeActiveTable(parts, source, entries, holders)
+    this.walked += source.entries
+    return table
   }
 
   /** Writes a table to a new place, which it returns; 0 for an empty one. */
@@ -120,6 +147,12 @@ export class Change {
     })
     store.sync()
     giveBack(store, header, this.old, counts, this.metadataMap)
+  }
+
+  /** @param index the entry that the current walk has reached */
+  private tell(index: number): void {
+    const share = Math.min(1, (this.walked + index) / this.expected)
+    this.progress(INSPECTED + (1 - INSPECTED) * share)
   }
 
   private rowOf(at: number, bytes: number): Row {

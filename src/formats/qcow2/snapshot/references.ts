@@ -31,10 +31,18 @@ export class References {
     this.table = Buffer.alloc(this.clusterBytes)
   }
 
-  /** Calls `visit` with each cluster that the table refers to, as often as it does, the L2 tables included. */
-  each({ at, entries }: L1Place, visit: (cluster: number) => void): void {
+  /**
+   * Calls `visit` with each cluster that the table refers to, as often as it does, the L2 tables included.
+   * @param reached is told the index of each L1 entry that names a table
+   */
+  each(
+    { at, entries }: L1Place,
+    visit: (cluster: number) => void,
+    reached: (index: number) => void = () => {},
+  ): void {
     const { clusterBytes, entryBytes } = this
-    this.eachTable({ at, entries }, tableAt => {
+    this.eachTable({ at, entries }, (tableAt, index) => {
+      reached(index)
       visit(tableAt / clusterBytes)
       const table = this.readL2(tableAt)
       for (let i = 0; i < clusterBytes; i += entryBytes) this.eachOfEntry(table, i, tableAt, visit)

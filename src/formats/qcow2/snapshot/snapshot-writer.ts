@@ -10,11 +10,14 @@ import { showsTheSame } from './same-disk.js'
 import type { L1Place } from './references.js'
 
 export const qcow2SnapshotWriter: SnapshotWriter = {
-  create: (store, snapshot) => Change.run(store, change => create(store, change, snapshot)),
-  delete: (store, indexes) => {
-    if (indexes.length > 0) Change.run(store, change => deleteAll(change, new Set(indexes)))
+  create: (store, snapshot, { progress } = {}) =>
+    Change.run(store, change => create(store, change, snapshot), progress),
+  delete: (store, indexes, { progress } = {}) => {
+    if (indexes.length === 0) return
+    Change.run(store, change => deleteAll(change, new Set(indexes)), progress)
   },
-  revert: (store, index, kept) => Change.run(store, change => revert(store, change, index, kept)),
+  revert: (store, index, kept, { progress } = {}) =>
+    Change.run(store, change => revert(store, change, index, kept), progress),
 }
 
 /** The new snapshot and the disk share all L2 tables. */
@@ -23,6 +26,7 @@ function create({ path }: WritableStore, change: Change, snapshot: NewSnapshot):
   const entryAt = (at: number) =>
     newEntry(snapshot, snapshots, { at, entries: active.entries }, header.sizeBytes)
   requireRoom([...snapshots, entryAt(0)], path)
+  change.expectEntries(2 * active.entries)
   change.refer(active, 1)
   const l1 = change.makeActive(active, active.entries, 2)
   change.forget(active.at, active.entries * 8)
@@ -35,7 +39,9 @@ function create({ path }: WritableStore, change: Change, snapshot: NewSnapshot):
 function deleteAll(change: Change, indexes: ReadonlySet<number>): void {
   const { header, active, snapshots } = change
   const isDeleted = (_: Entry, index: number) => indexes.has(index)
-  for (const { at, entries } of snapshots.filter(isDeleted)) {
+  const deleted = snapshots.filter(isDeleted)
+  change.expectEntries(deleted.reduce((sum, { entries }) => sum + entries, active.entries))
+  for (const { at, entries } of deleted) {
     change.refer({ at, entries }, -1)
     change.forget(at, entries * 8)
   }
@@ -70,6 +76,7 @@ function revert(
   const hasKept = keep !== undefined && !snapshots.some(isKept)
   const kept = hasKept ? [newEntry(keep, snapshots, active, header.sizeBytes)] : []
   requireRoom([...snapshots, ...kept], store.path)
+  change.expectEntries((hasKept ? 0 : active.entries) + 2 * source.entries)
   if (!hasKept) change.refer(active, -1)
   change.refer(source, 1)
   const l1Entries = Math.max(source.entries, header.l1Entries)

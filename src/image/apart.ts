@@ -1,0 +1,40 @@
+/** Runs long work on an image in a thread of its own, so that this thread can take signals meanwhile. */
+import fs from 'node:fs'
+import { Worker } from 'node:worker_threads'
+import type { LayerSpec } from '../formats/format.js'
+import type { ApartMessage, ResultOf, SetupOf, TaskName } from './apart-tasks.js'
+import { filesOf } from './layer.js'
+import { receivedError } from './sent-error.js'
+
+/** Work on larger images, in bytes that their files take, may last seconds. */
+const APART_FROM_BYTES = 64 * 2 ** 20
+const STAT_BLOCK_BYTES = 512
+
+/** Reports whether work on all tables of an image is worth a thread, which takes a tenth of a second to start. */
+export function isLongWork(layer: LayerSpec): boolean {
+  const bytes = ({ fd }: { fd: number }) => fs.fstatSync(fd).blocks * STAT_BLOCK_BYTES
+  return filesOf(layer).reduce((sum, file) => sum + bytes(file), 0) >= APART_FROM_BYTES
+}
+
+/**
+ * Runs a task. All files in `setup` must stay open until it ends. Throws what the task throws.
+ * @param setup plain data: it is copied
+ */
+export function runApart<N extends TaskName>(
+  task: N,
+  setup: SetupOf<N>,
+  progress: (part: number) => void = () => {},
+): Promise<ResultOf<N>> {
+  const workerData = { task, setup }
+  const thread = new Worker(new URL('./apart-thread.js', import.meta.url), { workerData })
+  return new Promise((resolve, reject) => {
+    thread.on('message', (message: ApartMessage) => {
+      if ('part' in message) progress(message.part)
+      else if ('result' in message) resolve(message.result as ResultOf<N>)
+      else reject(receivedError(message.error))
+    })
+    thread.on('error', reject)
+    // After a result this changes nothing.
+    thread.on('exit', code => reject(new Error(`the thread "${task}" ended with code ${code}`)))
+  })
+}
