@@ -18,9 +18,9 @@ import {
   SLOT_INACTIVE,
   SLOTS,
   STRIPES,
+  withSlotCipher,
 } from './luks1.js'
 import type { LuksChoice } from './luks1-options.js'
-import { createSectorCipher, fastEngine } from './sector-cipher.js'
 import { CIPHER_SECTOR_BYTES, type CipherSpec } from './spec.js'
 
 /** Key slots begin here, and at multiples of this. */
@@ -118,29 +118,18 @@ async function headerOf(
 
 /** Returns the split key, encrypted with what the passphrase makes. */
 async function materialOf(
-  { keyBytes, hash }: LuksChoice,
+  choice: LuksChoice,
   cipher: CipherSpec,
-  { iterations, salt }: { iterations: number; salt: Buffer },
+  slot: { iterations: number; salt: Buffer },
   passphrase: Uint8Array,
 ): Promise<Buffer> {
-  const materialBytes = keyBytes * STRIPES
-  const sectorBytes = Math.ceil(materialBytes / CIPHER_SECTOR_BYTES) * CIPHER_SECTOR_BYTES
-  const material = Buffer.alloc(sectorBytes)
-  const slotKey = new SharedArrayBuffer(keyBytes)
-  // This one is not shared, because parts of the key remain in its workspace.
-  const engine = fastEngine()
-  try {
-    const derived = await derive(passphrase, salt, iterations, keyBytes, hash)
-    Buffer.from(slotKey).set(derived)
-    derived.fill(0)
-    splitKey(Buffer.from(cipher.key), hash, material.subarray(0, materialBytes))
-    const slotCipher = createSectorCipher({ ...cipher, key: slotKey }, engine)
-    slotCipher.encrypt(material, 0, sectorBytes, material, 0, 0)
-    return material
-  } finally {
-    Buffer.from(slotKey).fill(0)
-    engine.workspace.memory.fill(0)
-  }
+  let made: Buffer = Buffer.alloc(0)
+  await withSlotCipher(choice, cipher, slot, passphrase, (slotCipher, material, bytes) => {
+    splitKey(Buffer.from(cipher.key), choice.hash, material.subarray(0, bytes))
+    slotCipher.encrypt(material, 0, material.length, material, 0, 0)
+    made = material
+  })
+  return made
 }
 
 /** Measures how many iterations, of one digest each, this machine makes in a second of a processor. */

@@ -9,7 +9,13 @@ import { ImageError } from '../errors.js'
 import type { Store } from '../io/store.js'
 import { mergeKey } from './anti-forensic.js'
 import { createSectorCipher, fastEngine } from './sector-cipher.js'
-import { CIPHER_MODES, CIPHER_SECTOR_BYTES, type CipherMode, type CipherSpec } from './spec.js'
+import {
+  CIPHER_MODES,
+  CIPHER_SECTOR_BYTES,
+  type CipherMode,
+  type CipherSpec,
+  type SectorCipher,
+} from './spec.js'
 
 // Section 4, figures 1 and 3.
 export const HEADER = layout({
@@ -230,16 +236,39 @@ type Cipher = Omit<CipherSpec, 'key'>
 async function openSlot(
   store: Store,
   area: LuksArea,
-  { hash, keyBytes }: Luks1Header,
-  { salt, iterations, keyOffset }: Luks1Slot,
+  header: Luks1Header,
+  slot: Luks1Slot,
   passphrase: Uint8Array,
   cipher: Cipher,
   key: Buffer,
 ): Promise<void> {
+  const { hash } = header
+  await withSlotCipher(header, cipher, slot, passphrase, (slotCipher, material, bytes) => {
+    try {
+      if (store.read(material, 0, bytes, area.offset + slot.keyOffset) < bytes) {
+        failing(store)('CORRUPT', 'its LUKS key slots are cut off')
+      }
+      slotCipher.decrypt(material, 0, material.length, material, 0, 0)
+      mergeKey(material.subarray(0, bytes), hash, key)
+    } finally {
+      material.fill(0)
+    }
+  })
+}
+
+/**
+ * Calls `use` with the cipher of a key slot, a buffer of zeros for the slot's key material, and the material's size in
+ * bytes. The material may end within the buffer's last sector; the rest of that sector is unused.
+ */
+export async function withSlotCipher(
+  { keyBytes, hash }: Pick<Luks1Header, 'keyBytes' | 'hash'>,
+  cipher: Cipher,
+  { salt, iterations }: Pick<Luks1Slot, 'salt' | 'iterations'>,
+  passphrase: Uint8Array,
+  use: (slotCipher: SectorCipher, material: Buffer, bytes: number) => void,
+): Promise<void> {
   const materialBytes = keyBytes * STRIPES
-  // The material may end within its last sector; the rest of that sector is unused.
-  const sectorBytes = Math.ceil(materialBytes / CIPHER_SECTOR_BYTES) * CIPHER_SECTOR_BYTES
-  const material = Buffer.alloc(sectorBytes)
+  const sectors = Math.ceil(materialBytes / CIPHER_SECTOR_BYTES)
   const slotKey = new SharedArrayBuffer(keyBytes)
   // This one is not shared, because parts of the key remain in its workspace.
   const engine = fastEngine()
@@ -247,15 +276,10 @@ async function openSlot(
     const derived = await derive(passphrase, salt, iterations, keyBytes, hash)
     Buffer.from(slotKey).set(derived)
     derived.fill(0)
-    if (store.read(material, 0, materialBytes, area.offset + keyOffset) < materialBytes) {
-      failing(store)('CORRUPT', 'its LUKS key slots are cut off')
-    }
     const slotCipher = createSectorCipher({ ...cipher, key: slotKey }, engine)
-    slotCipher.decrypt(material, 0, sectorBytes, material, 0, 0)
-    mergeKey(material.subarray(0, materialBytes), hash, key)
+    use(slotCipher, Buffer.alloc(sectors * CIPHER_SECTOR_BYTES), materialBytes)
   } finally {
     Buffer.from(slotKey).fill(0)
-    material.fill(0)
     engine.workspace.memory.fill(0)
   }
 }
