@@ -1,16 +1,25 @@
 /**
  * A map of the taken sectors of a part of a file, one bit for each. The part, called the window, is as large as memory allows.
  * A larger file is checked window by window.
+ *
+ * The map knows in which pages of its memory a sector was taken. The others are zeros, which it neither reads nor writes: so a
+ * large file of holes takes little time and memory.
  */
 
 /** The memory for a window of 128 GiB. */
 export const WINDOW_BYTES = 32 * 2 ** 20
+
+/** The logarithm of the number of words in a page of 4 KiB. */
+const PAGE_BITS = 10
+const PAGE_WORDS = 2 ** PAGE_BITS
 
 export class SectorMap {
   /** The window has the sectors from `first` up to `end`. */
   first = 0
   end = 0
   private readonly words: Uint32Array
+  /** 1 for each page with a taken sector. */
+  private readonly pages: Uint8Array
   private readonly windowSectors: number
 
   /**
@@ -22,6 +31,7 @@ export class SectorMap {
     windowBytes = WINDOW_BYTES,
   ) {
     this.words = new Uint32Array(Math.min(windowBytes / 4, Math.ceil(sectors / 32)))
+    this.pages = new Uint8Array(Math.ceil(this.words.length / PAGE_WORDS))
     this.windowSectors = windowBytes * 8
   }
 
@@ -39,7 +49,10 @@ export class SectorMap {
   begin(window: number): void {
     this.first = window * this.windowSectors
     this.end = Math.min(this.first + this.windowSectors, this.sectors)
-    this.words.fill(0)
+    this.pages.forEach((isTaken, page) => {
+      if (isTaken) this.words.fill(0, page * PAGE_WORDS, (page + 1) * PAGE_WORDS)
+    })
+    this.pages.fill(0)
   }
 
   /** Reports whether any sector from `from` up to `to` is taken, as far as the window has them. */
@@ -60,6 +73,7 @@ export class SectorMap {
     if (start >= end) return
     const { words } = this
     const [head, tail] = [start >>> 5, (end - 1) >>> 5]
+    this.pages.fill(1, head >>> PAGE_BITS, (tail >>> PAGE_BITS) + 1)
     if (head === tail) {
       words[head] = (words[head] as number) | (fromBit(start) & toBit(end))
       return
@@ -74,6 +88,11 @@ export class SectorMap {
     const length = this.end - this.first
     let start = -1
     for (let i = 0; i * 32 < length; i++) {
+      // A page without taken sectors begins a run, or continues it.
+      if (start >= 0 && i % PAGE_WORDS === 0 && this.pages[i >>> PAGE_BITS] === 0) {
+        i += PAGE_WORDS - 1
+        continue
+      }
       const word = this.words[i] as number
       for (let bit = 0; bit < 32; ) {
         const sought = (start < 0 ? ~word : word) >>> bit

@@ -47,7 +47,10 @@ export function hasLostTables(
   return isLost
 }
 
-/** Reads directories in parallel, part by part. Returns whether the file contains all of them. */
+/**
+ * Reads directories in parallel, part by part, and visits the parts where the last directory names any table. Returns whether
+ * the file contains all of them.
+ */
 function eachPart(
   places: readonly number[],
   entries: number,
@@ -56,13 +59,15 @@ function eachPart(
 ): boolean {
   const size = Math.min(SCAN_BYTES, entries * ENTRY_BYTES)
   const parts = places.map(() => Buffer.alloc(size))
+  const last = parts.at(-1) as Buffer
+  const zeros = Buffer.alloc(size)
   for (let done = 0; done < entries * ENTRY_BYTES; done += size) {
     const wanted = Math.min(size, entries * ENTRY_BYTES - done)
     const isWhole = parts.every((part, i) => {
       return store.read(part, 0, wanted, (places[i] as number) + done) === wanted
     })
     if (!isWhole) return false
-    visit(parts, wanted / ENTRY_BYTES)
+    if (last.compare(zeros, 0, wanted, 0, wanted) !== 0) visit(parts, wanted / ENTRY_BYTES)
   }
   return true
 }
