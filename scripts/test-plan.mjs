@@ -4,9 +4,10 @@ import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { ROOT } from './bootstrap.mjs'
 
-/** Mounts wait for much, so one more than there are processors. */
-export const JOBS = availableParallelism() + 1
-const FILES_A_PROCESS = { quick: 16, soundness: 4 }
+/** Mounts wait for much, most of all for storage: with one more than there are processors, a quarter of these was idle. */
+export const JOBS = availableParallelism() + 2
+/** `others` start processes. A process that runs a file takes 0.3 s of a processor before the first test. */
+const FILES_A_PROCESS = { quick: 16, soundness: 4, others: 4 }
 
 /**
  * The longest files begin first, and the smallest ones come last: so all processors are busy to the end. These are the
@@ -26,9 +27,11 @@ const LONGEST = [
 ].map(name => `${name}.test.ts`)
 /** Folders whose files mostly wait for other programs. */
 const LARGE = ['real', 'kernel', 'peers', 'package'].map(name => `test/${name}/`)
-/** A file with one of these starts processes or threads, or looks at what its process uses as a whole. */
-const IS_ALONE =
-  /child_process|worker_threads|support\/(?:hostile-disk|mount|watchdog)|memoryUsage|heapUsed|\{[^}]*\b(?:run|attempt)\b[^}]*\} from '[^']*support\/run/
+/** A file with one of these starts threads, or looks at what its process uses as a whole. */
+const IS_ALONE = /worker_threads|support\/(?:hostile-disk|watchdog)|memoryUsage|heapUsed/
+/** A file with one of these starts processes. */
+const STARTS_PROCESSES =
+  /child_process|support\/mount|\{[^}]*\b(?:run|attempt)\b[^}]*\} from '[^']*support\/run/
 /** Searches that take long, and not for a quick run. */
 const IS_SEARCH = /^test\/soundness\//
 /** Shorter ones. */
@@ -44,37 +47,58 @@ export function allFiles() {
     .sort()
 }
 
-function sharesProcess(file) {
-  if (IS_SEARCH.test(file)) return !HAS_THREADS.test(file)
+/** Reports whether a test with this text mocks what modules import. */
+export const mocksImports = text => text.includes('mockImport')
+
+/** Names the files that may share a process with `file`: those of the same kind, but none with 'alone' and 'mocks'. */
+function kindOf(file) {
+  if (IS_SEARCH.test(file)) return HAS_THREADS.test(file) ? 'alone' : 'search'
+  const text = readFileSync(join(ROOT, file), 'utf8')
+  if (mocksImports(text)) return 'mocks'
+  if (LONGEST.includes(file) || IS_ALONE.test(text)) return 'alone'
   const isLarge = LARGE.some(folder => file.startsWith(folder))
-  return !isLarge && !IS_ALONE.test(readFileSync(join(ROOT, file), 'utf8'))
+  const [, folder] = file.split('/')
+  return isLarge || STARTS_PROCESSES.test(text) ? folder : 'quick'
 }
 
 /** Bytes, units and short properties. */
 export function quickFiles() {
-  const isLong = file => IS_SEARCH.test(file) || IS_SHORT_SEARCH.test(file)
-  return allFiles().filter(file => sharesProcess(file) && !isLong(file))
+  const kinds = ['quick', 'mocks']
+  return allFiles().filter(file => kinds.includes(kindOf(file)) && !IS_SHORT_SEARCH.test(file))
 }
 
 /** Groups of files; each group runs in a process of its own. What takes longest begins first. */
 export function planOf(files) {
-  const shared = files.filter(sharesProcess)
-  const searches = shared.filter(file => IS_SEARCH.test(file))
-  const quick = shared.filter(file => !IS_SEARCH.test(file))
-  const rank = file => {
-    const at = LONGEST.indexOf(file)
-    if (at >= 0) return at
-    const folder = LARGE.findIndex(folder => file.startsWith(folder))
-    return LONGEST.length + (folder < 0 ? LARGE.length : folder)
+  const kinds = new Map()
+  for (const file of files) {
+    const kind = kindOf(file)
+    kinds.set(kind, [...(kinds.get(kind) ?? []), file])
   }
-  const alone = files.filter(file => !shared.includes(file)).sort((a, b) => rank(a) - rank(b))
-  const isFirst = file => file.startsWith(LARGE[0])
+  const take = kind => {
+    const found = kinds.get(kind) ?? []
+    kinds.delete(kind)
+    return found
+  }
+  const searches = grouped(take('search'), FILES_A_PROCESS.soundness)
+  const quick = grouped(take('quick'), FILES_A_PROCESS.quick)
+  const others = [
+    ...[...take('mocks'), ...take('alone')].map(file => [file]),
+    ...[...kinds.values()].flatMap(files => grouped(files, FILES_A_PROCESS.others)),
+  ].sort(([a], [b]) => rankOf(a) - rankOf(b))
+  const isFirst = ([file]) => file.startsWith(LARGE[0])
   return [
-    ...alone.filter(isFirst).map(file => [file]),
-    ...grouped(searches, FILES_A_PROCESS.soundness),
-    ...grouped(quick, FILES_A_PROCESS.quick),
-    ...alone.filter(file => !isFirst(file)).map(file => [file]),
+    ...others.filter(isFirst),
+    ...searches,
+    ...quick,
+    ...others.filter(group => !isFirst(group)),
   ]
+}
+
+function rankOf(file) {
+  const at = LONGEST.indexOf(file)
+  if (at >= 0) return at
+  const folder = LARGE.findIndex(folder => file.startsWith(folder))
+  return LONGEST.length + (folder < 0 ? LARGE.length : folder)
 }
 
 function grouped(files, size) {

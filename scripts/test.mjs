@@ -11,7 +11,8 @@
  * Files run in processes of their own, those that only compute several in one. tap's own runner is not used, because it
  * drops a file from its report when another one takes too long, against rule (1).
  */
-import { spawnSync } from 'node:child_process'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { randomInt } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { join, relative, resolve } from 'node:path'
@@ -23,7 +24,7 @@ import {
   ROOT,
   run,
 } from './bootstrap.mjs'
-import { allFiles, JOBS, planOf, quickFiles } from './test-plan.mjs'
+import { allFiles, JOBS, mocksImports, planOf, quickFiles } from './test-plan.mjs'
 import { removeFolders, sweepAll, temporaryFolder, TestProcess } from './test-process.mjs'
 import { FileReport } from './test-report.mjs'
 
@@ -79,8 +80,12 @@ const SHARED = 'test/support/shared.ts'
 /** Raw TAP. A process that hangs is ended by test-process.mjs. */
 const TAP_ENV = { TAP: '1', TAP_TIMEOUT: '0' }
 
+/** The process that looks at the code, if one has begun. */
+let checking
+
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
   process.once(signal, () => {
+    checking?.kill()
     sweepAll()
     process.kill(process.pid, signal)
   })
@@ -111,23 +116,30 @@ async function test() {
       `Tests will be skipped for want of ${missing.join(', ')}. Install ${howToInstall(missing)}`,
     )
   }
-  if (named.length === 0 && !IS_QUICK) {
-    check('lint', 'biome', 'check', '--error-on-warnings', `--colors=${colors()}`)
-    check('types', 'tsc')
-    check('structure', process.execPath, 'scripts/structure.mjs')
-  }
   ensureBuilt()
   if (process.env.VIMGFS_TEST_LONG === '1') takeFreshSeeds()
 
   const groups =
     named.length > 0 ? named.map(file => [file]) : planOf(IS_QUICK ? quickFiles() : allFiles())
   const runner = await runnerOf(named.length > 0)
+  /** Each resolves to the groups that have yet to run because of it. */
+  const jobs = groups.map(group => () => runner(group))
+  if (named.length === 0 && !IS_QUICK) jobs.unshift(checks)
   const worker = async () => {
-    for (let group = groups.shift(); group; group = groups.shift()) {
-      groups.unshift(...(await runner(group)))
+    for (let job = jobs.shift(); job; job = jobs.shift()) {
+      const rest = await job()
+      jobs.unshift(...rest.map(group => () => runner(group)))
     }
   }
   await Promise.all(Array.from({ length: JOBS }, worker))
+}
+
+/** Looks at the text of the code, while tests run. */
+async function checks() {
+  await check('lint', 'biome', 'check', '--error-on-warnings', `--colors=${colors()}`)
+  await check('types', 'tsc')
+  await check('structure', process.execPath, 'scripts/structure.mjs')
+  return []
 }
 
 /** A long run looks where none has looked before; its seeds repeat it. */
@@ -148,7 +160,7 @@ async function runnerOf(isVerbose) {
   const activity = await import(code.moduleOf('test/support/activity.ts'))
   // Of tap's loaders only that for t.mockImport is needed, and it is asked about each import.
   const loadersOf = group => {
-    const mocks = group.some(file => readFileSync(join(ROOT, file), 'utf8').includes('mockImport'))
+    const mocks = group.some(file => mocksImports(readFileSync(join(ROOT, file), 'utf8')))
     return mocks ? [`--import=${import.meta.resolve('@tapjs/mock/import')}`] : []
   }
 
@@ -218,11 +230,19 @@ function tell(file, report, milliseconds, errors, isVerbose, code) {
   console.log(`${failed > 0 ? 'FAIL' : 'ok  '} ${file}: ${passed + failed} tests, ${seconds} s`)
 }
 
-function check(name, command, ...args) {
+async function check(name, command, ...args) {
   // A name without a folder is a command of an npm package.
   const path = command.includes('/') ? command : tool(command)
-  const { status } = spawnSync(path, args, { cwd: ROOT, stdio: 'inherit' })
-  if (status !== 0) total.failed++
+  checking = spawn(path, args, { cwd: ROOT, stdio: ['ignore', 'pipe', 'pipe'] })
+  const printed = []
+  for (const stream of [checking.stdout, checking.stderr]) {
+    stream.on('data', data => printed.push(data))
+  }
+  const [status] = await once(checking, 'close').catch(error => [error.message])
+  if (status !== 0) {
+    total.failed++
+    process.stdout.write(Buffer.concat(printed))
+  }
   console.log(`${status === 0 ? 'ok  ' : 'FAIL'} ${name}`)
 }
 
