@@ -124,6 +124,12 @@ export interface WritableDisk {
   zero(offset: number, length: number): void
   /** Reserves space for a range, so that it can be written also when the file system is full. Its bytes stay. */
   reserve(offset: number, length: number): void
+  /**
+   * Makes the layer itself hold what it reads as in a range, so that it no longer reads it from the layer below. At every moment
+   * the disk reads the same.
+   * @param areZeros whether the range reads as zeros, which may take no space
+   */
+  own(offset: number, length: number, areZeros: boolean): void
   /** Returns when all writes before the call would survive a power cut. */
   flush(): void
   /** Makes the disk larger. Throws ImageError if the image cannot grow. */

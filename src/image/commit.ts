@@ -144,9 +144,10 @@ async function writeBase(chain: Chain, index: number, options: CommitOptions) {
     const base = await unlockChain(opened, ask)
     try {
       const { disk, warnings } = openWrittenSet(base.layers)
-      let bytes: number
+      let bytes = 0
       let lost: readonly string[] = []
       try {
+        growBase(chain, disk, file)
         bytes = await copy(chain, index, disk, options)
       } finally {
         lost = disk.close()
@@ -160,6 +161,20 @@ async function writeBase(chain: Chain, index: number, options: CommitOptions) {
   }
 }
 
+/** Makes the base as large as the image. Throws ImageError if it cannot be, and then nothing has changed. */
+function growBase({ layers }: Chain, disk: WritableDisk, file: string): void {
+  const sizeBytes = diskBytes(layers[0])
+  if (sizeBytes <= disk.sizeBytes) return
+  try {
+    disk.grow(sizeBytes)
+  } catch (error) {
+    if (!(error instanceof ImageError) || error.code !== 'REFUSED') throw error
+    const what = `the image is larger than its base, and ${error.message}`
+    const hint = `make the base larger first: vimgfs resize ${file} ${sizeBytes}`
+    throw new ImageError('REFUSED', what, { path: file, hint })
+  }
+}
+
 /** Writes what the layers above `index` have into `disk`. Returns how many bytes those are. */
 async function copy(
   { layers }: Chain,
@@ -168,17 +183,20 @@ async function copy(
   { progress }: CommitOptions,
 ): Promise<number> {
   const sizeBytes = diskBytes(layers[0])
-  if (sizeBytes > disk.sizeBytes) disk.grow(sizeBytes)
+  let hasFollowed = false
   const view = new ViewSet(layers, SINGLE_THREAD_CACHES).layerView(0)
   const buffer = Buffer.alloc(PIECE_BYTES)
   let bytes = 0
   for (let offset = 0; offset < sizeBytes; ) {
     const { kind, length } = heldAbove(view, index, offset, sizeBytes - offset)
     const piece = kind === 'data' ? Math.min(length, PIECE_BYTES) : length
-    if (kind === 'zero') disk.zero(offset, piece)
-    else if (kind === 'data') {
-      readView(view, buffer, 0, piece, offset)
-      disk.write(buffer, 0, piece, offset)
+    if (kind === 'data') readView(view, buffer, 0, piece, offset)
+    try {
+      if (kind === 'zero') disk.zero(offset, piece)
+      else if (kind === 'data') disk.write(buffer, 0, piece, offset)
+    } finally {
+      // The first change gives the base a new content ID, also if it fails after that. The image has to open all the same.
+      if (kind !== 'base' && !hasFollowed) hasFollowed = followBase(layers, index)
     }
     if (kind !== 'base') bytes += piece
     offset += piece
@@ -208,16 +226,22 @@ function heldAbove(
   return { kind: 'base', length: rest }
 }
 
-/** Makes the layer above the base name the base as it is now, where it would not open otherwise. */
-function followBase(layers: Layers, index: number): void {
+/**
+ * Makes the layer above the base name the base as it is now, where it would not open otherwise. Returns false if the base has not
+ * changed so far.
+ */
+function followBase(layers: Layers, index: number): boolean {
   const above = layers[index - 1] as LayerSpec
   const base = layers[index] as LayerSpec
   const reference = referenceOf(above)
-  if (!formatOf(above).checkBelow || !reference) return
+  const { checkBelow, contentId } = formatOf(above)
+  if (!checkBelow || !reference) return true
   const now = openChain(base.path, { format: base.format, describe: 'image' })
   try {
     const [below] = now.layers
-    rewriteReference(above.path, { name: reference.name, format: base.format, below }, above.format)
+    const { name } = reference
+    rewriteReference(above.path, { name, format: base.format, below }, above.format)
+    return contentId?.(below) !== contentId?.(base)
   } finally {
     closeChain(now)
   }

@@ -1,7 +1,7 @@
 /** Work on a range of the disk in steps that each need the disk alone, with what is done so far. */
 import type { FirstChange } from '../formats/writable.js'
 import type { Scratch, WritableView } from './write-engine.js'
-import { reserveStep, writeStep, zeroStep } from './write-steps.js'
+import { ownStep, reserveStep, writeStep, zeroStep } from './write-steps.js'
 import { atOffset } from '../errors.js'
 
 export abstract class DiskSteps implements FirstChange {
@@ -77,5 +77,24 @@ export class ReserveSteps extends DiskSteps {
 
   protected override step(offset: number, length: number): number {
     return reserveStep(this.view, this.scratch, offset, length)
+  }
+}
+
+/** Takes the range over from the layers below, as it reads. */
+export class OwnSteps extends DiskSteps {
+  constructor(
+    view: WritableView,
+    scratch: Scratch,
+    offset: number,
+    length: number,
+    private readonly areZeros: boolean,
+  ) {
+    super(view, scratch, offset, length)
+  }
+
+  protected override announce(): void {}
+
+  protected override step(offset: number, length: number): number {
+    return ownStep(this.view, this.scratch, offset, length, this.areZeros)
   }
 }

@@ -10,6 +10,7 @@ import { nameFile } from '../io/libc.js'
 import type { FileSpec } from '../io/file-spec.js'
 import { lockImage } from '../io/locks.js'
 import { isText } from '../io/named-file.js'
+import { syncFolder } from '../io/replace-file.js'
 import { WritableFileStore } from '../io/store.js'
 import { removeAtEnd, keepAtEnd } from './removed-at-end.js'
 import { namingItsMount } from './mounted.js'
@@ -265,17 +266,5 @@ function renameToNew(temporary: string, final: string): void {
     if (!NO_LINK.has((error as NodeJS.ErrnoException).code ?? '')) throw error
     if (fs.existsSync(final)) throw Object.assign(new Error('it exists'), { code: 'EEXIST' })
     fs.renameSync(temporary, final)
-  }
-}
-
-/** Makes the names in `folder` durable, where its file system can. */
-function syncFolder(folder: string): void {
-  const fd = fs.openSync(folder, fs.constants.O_RDONLY)
-  try {
-    fs.fsyncSync(fd)
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'EINVAL') throw error
-  } finally {
-    fs.closeSync(fd)
   }
 }

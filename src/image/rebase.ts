@@ -12,9 +12,11 @@ import { type AskPassphrase, lockChain, unlockChain } from './encryption.js'
 import { readView, lookupAt } from './engine.js'
 import { ViewSet } from './view-set.js'
 import { layerOfFile } from './layer.js'
+import { SECTOR_BYTES } from '../sector.js'
 import { namingItsMount } from './mounted.js'
 import { openChain } from './open-chain.js'
 import { openWrittenSet, SINGLE_THREAD_CACHES } from './written-set.js'
+import type { WritableView } from './write-engine.js'
 import { areZeros } from './zeros.js'
 
 export interface RebaseOptions {
@@ -39,8 +41,6 @@ export interface Rebased {
 }
 
 const PIECE_BYTES = 2 ** 20
-/** qcow2 with subclusters allocates 1/32 of its unit. */
-const PARTS_OF_UNIT = 32
 
 /**
  * Gives the image another backing file, or none. Where the old and the new one differ, the image first gets the old content, and
@@ -136,35 +136,27 @@ function requireNoSnapshots({ layers, snapshots }: Chain): void {
 }
 
 /**
- * Makes the image hold the old content wherever it is unallocated and the two backing files differ. It is written above the new
- * backing file, in whole units: what a unit is filled up with is then the same in both.
+ * Makes the image hold the old content wherever it is unallocated and the two backing files differ. It stands on the old backing
+ * file meanwhile: what a unit is filled up with is the old content, too, so an error at any place leaves the disk as it was.
  */
 async function copyDifferences(
   old: Chain,
   lower: Chain | undefined,
   { progress }: RebaseOptions,
 ): Promise<Rebased> {
-  const [top] = old.layers
-  const { below: oldBelow, ...alone } = top
-  const shifted = (lower?.layers ?? []).map(layer =>
-    layer.below === undefined ? layer : { ...layer, below: layer.below + 1 },
-  )
-  const layers = [lower ? { ...alone, below: 1 } : alone, ...shifted] as const
-  const before =
-    oldBelow === undefined
-      ? undefined
-      : new ViewSet(old.layers, SINGLE_THREAD_CACHES).layerView(oldBelow)
-  const { set, disk, warnings } = openWrittenSet(layers as Parameters<typeof openWrittenSet>[0])
+  const next = lower && new ViewSet(lower.layers, SINGLE_THREAD_CACHES).layerView(0)
+  const { set, disk, warnings } = openWrittenSet(old.layers)
   let lost: readonly string[] = []
   let bytes = 0
   try {
-    const view = set.layerView(0)
+    const view = set.layerView(0) as WritableView
     const { sizeBytes } = disk
+    const pieceBytes = Math.max(PIECE_BYTES, view.driver.zeroUnitBytes)
     for (let offset = 0; offset < sizeBytes; ) {
-      const wanted = Math.min(PIECE_BYTES, sizeBytes - offset)
       const { kind, length } = lookupAt(view.driver, offset, sizeBytes - offset)
-      const piece = kind === 'parent' ? Math.min(length, wanted) : length
-      if (kind === 'parent') bytes += copyPiece(view, before, disk, offset, piece)
+      const toBorder = pieceBytes - (offset % pieceBytes)
+      const piece = kind === 'parent' ? Math.min(length, toBorder) : length
+      if (kind === 'parent') bytes += takeOver(view, next, disk, offset, piece)
       offset += piece
       await progress?.(offset, sizeBytes)
     }
@@ -174,27 +166,33 @@ async function copyDifferences(
   return { bytes, warnings: [...warnings, ...lost] }
 }
 
-/** Copies what differs of an unallocated piece. Returns how many bytes those are. */
-function copyPiece(
-  view: View,
-  before: View | undefined,
+/** Takes over what differs of an unallocated piece. Returns how many bytes those are. */
+function takeOver(
+  view: WritableView,
+  next: View | undefined,
   disk: WritableDisk,
   offset: number,
   length: number,
 ): number {
-  const wanted = contentOf(before, offset, length)
-  const found = contentOf(view.parent, offset, length)
-  if (wanted.equals(found)) return 0
-  const { unitBytes } = view.driver
-  const isWhole = offset % unitBytes === 0
-  const step = Math.max(512, isWhole ? unitBytes : unitBytes / PARTS_OF_UNIT)
+  const before = contentOf(view.parent, offset, length)
+  const after = contentOf(next, offset, length)
+  if (before.equals(after)) return 0
+  const unit = Math.max(SECTOR_BYTES, view.driver.zeroUnitBytes)
+  const kindOf = (at: number, end: number) => {
+    if (before.subarray(at, end).equals(after.subarray(at, end))) return 'same'
+    return areZeros(before, at, end - at) ? 'zeros' : 'data'
+  }
+  const endOf = (at: number) => Math.min(length, at + unit - ((offset + at) % unit))
   let bytes = 0
-  for (let at = 0; at < length; at += step) {
-    const part = wanted.subarray(at, Math.min(at + step, length))
-    if (part.equals(found.subarray(at, at + part.length))) continue
-    if (areZeros(part, 0, part.length)) disk.zero(offset + at, part.length)
-    else disk.write(part, 0, part.length, offset + at)
-    bytes += part.length
+  for (let at = 0; at < length; ) {
+    let end = endOf(at)
+    const kind = kindOf(at, end)
+    while (end < length && kindOf(end, endOf(end)) === kind) end = endOf(end)
+    if (kind !== 'same') {
+      disk.own(offset + at, end - at, kind === 'zeros')
+      bytes += end - at
+    }
+    at = end
   }
   return bytes
 }

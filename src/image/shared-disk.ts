@@ -10,7 +10,7 @@
 import type { DiskMemory } from './disk-memory.js'
 import { DiskFailure } from './disk-failure.js'
 import { DiskLock } from './disk-lock.js'
-import { type DiskSteps, ReserveSteps, WriteSteps, ZeroSteps } from './disk-steps.js'
+import { type DiskSteps, OwnSteps, ReserveSteps, WriteSteps, ZeroSteps } from './disk-steps.js'
 import { isOutOfSpace } from './out-of-space.js'
 import type { DiskHooks, FirstChange, WritableDisk, WritableDriver } from '../formats/writable.js'
 import { Scratch, type WritableView } from './write-engine.js'
@@ -105,6 +105,10 @@ export class SharedDisk implements WritableDisk {
 
   reserve(offset: number, length: number): void {
     this.counted(() => this.alone(new ReserveSteps(this.view, this.scratch, offset, length)))
+  }
+
+  own(offset: number, length: number, areZeros: boolean): void {
+    this.counted(() => this.alone(new OwnSteps(this.view, this.scratch, offset, length, areZeros)))
   }
 
   flush(): void {

@@ -1,7 +1,7 @@
 /** Single steps of a write, which cut ranges into pieces that formats can handle. Each needs the disk alone. */
 import { preallocateRange } from '../formats/preallocate.js'
 import type { Reservation } from '../formats/writable.js'
-import { readView, walkView } from './engine.js'
+import { lookupAt, readView, walkView } from './engine.js'
 import {
   isZero,
   type Scratch,
@@ -108,11 +108,45 @@ export function reserveStep(
   return useReserved(view, offset, bytes, reservation => fillAsIs(view, scratch, reservation))
 }
 
-/** Fills the whole reserved space with the bytes that the disk has there. */
+/**
+ * Makes the layer itself hold the first bytes of the `length` bytes at `offset`, as they read. Returns how many, above 0.
+ * @param areZeros whether all of them read as zeros
+ */
+export function ownStep(
+  view: WritableView,
+  scratch: Scratch,
+  offset: number,
+  length: number,
+  areZeros: boolean,
+): number {
+  const { driver } = view
+  const isBelow = () => lookupAt(driver, offset, 1).kind === 'parent'
+  const extent = lookupAt(driver, offset, length)
+  if (extent.kind !== 'parent') return extent.length
+  const unit = driver.zeroUnitBytes
+  const isEnd = offset + extent.length === driver.sizeBytes
+  const whole = isEnd ? extent.length : Math.floor(extent.length / unit) * unit
+  if (areZeros && offset % unit === 0 && whole > 0) {
+    const done = driver.zeroUnits(offset, whole)
+    // A driver without a layer below may see nothing to do.
+    if (done > 0 && !isBelow()) return done
+  }
+  const bytes = Math.min(extent.length, RESERVE_STEP_BYTES)
+  return useReserved(view, offset, bytes, reservation => copyAsIs(view, scratch, reservation))
+}
+
+/** Fills the whole reserved space with the bytes that the disk has there, and makes it allocated on the file system. */
 function fillAsIs(view: WritableView, scratch: Scratch, reservation: Reservation): void {
   const { offset, length, store, at, isZeroed } = reservation
+  if (isZeroed && isZero(view, offset, length)) preallocateRange(store, at, length)
+  else copyAsIs(view, scratch, reservation)
+}
+
+/** Fills the whole reserved space with the bytes that the disk has there. */
+function copyAsIs(view: WritableView, scratch: Scratch, reservation: Reservation): void {
+  const { offset, length, store, at, isZeroed } = reservation
   if (isZeroed && isZero(view, offset, length)) {
-    preallocateRange(store, at, length)
+    if (store.sizeBytes < at + length) store.truncate(at + length)
     return
   }
   for (let done = 0; done < length; done += RESERVE_COPY_BYTES) {

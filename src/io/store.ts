@@ -18,6 +18,7 @@ import {
   SEEK_HOLE,
   seekExtent,
 } from './libc.js'
+import { replaceFile } from './replace-file.js'
 
 export interface Store {
   /** For messages. */
@@ -63,6 +64,11 @@ export interface WritableStore extends Store {
    * system cannot do that; then nothing has changed.
    */
   allocate?(at: number, length: number): boolean
+  /**
+   * Replaces the whole content at once, and returns when it is on the disk: a power cut leaves the old content or the new one.
+   * A new file takes the name, so nothing else may be done with this store afterwards. After an error nothing has changed.
+   */
+  replace?(content: Buffer): void
 }
 
 /** Reports whether holes of a file, and what was never written, read as zeros in `store`. */
@@ -195,6 +201,11 @@ export class WritableFileStore extends FileStore implements WritableStore {
       throw new SystemError('ftruncate', errno(), this.path)
     }
     this.reaches(BigInt(sizeBytes))
+  }
+
+  replace(content: Buffer): void {
+    this.requireWhole(true)
+    replaceFile(this.path, this.fd, content)
   }
 
   /** Records that the file reaches to `end` since a clone was made by its descriptor. */

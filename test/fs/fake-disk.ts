@@ -60,6 +60,10 @@ export class FakeDisk implements WritableDisk {
     this.note(`reserve ${offset} ${length}`)
   }
 
+  own(offset: number, length: number): void {
+    this.note(`own ${offset} ${length}`)
+  }
+
   flush(): void {
     this.note('flush')
     this.isDirty = false

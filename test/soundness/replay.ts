@@ -54,6 +54,7 @@ export class Replay<Mark> {
       if (entry.kind === 'mark') this.onMark(entry.mark)
       else if (entry.kind === 'sync') this.synced(entry.file)
       else if (entry.kind === 'failed sync') this.doubt(entry.file)
+      else if (entry.kind === 'replace') this.replaced(entry.file, entry.bytes)
       else this.pendingChanges.push({ change: entry, isSynced: false })
     }
   }
@@ -64,6 +65,13 @@ export class Replay<Mark> {
     for (const pending of this.pendingChanges) {
       if (pending.change.file === file) this.doubted.add(pending)
     }
+  }
+
+  private replaced(file: number, bytes: Buffer): void {
+    this.pendingChanges = this.pendingChanges.filter(({ change }) => change.file !== file)
+    const store = this.durable[file] as MemoryStore
+    store.truncate(bytes.length)
+    store.write(bytes, 0, bytes.length, 0)
   }
 
   private synced(file: number): void {

@@ -151,6 +151,8 @@ export type JournalEntry<Mark> =
   | { readonly kind: 'write'; readonly file: number; readonly at: number; readonly bytes: Buffer }
   | { readonly kind: 'punch'; readonly file: number; readonly at: number; readonly length: number }
   | { readonly kind: 'truncate'; readonly file: number; readonly sizeBytes: number }
+  /** Wholly done, and on the disk. */
+  | { readonly kind: 'replace'; readonly file: number; readonly bytes: Buffer }
   | { readonly kind: 'sync'; readonly file: number }
   /** A failed sync: the data that it should have written may be lost, whatever later syncs report. */
   | { readonly kind: 'failed sync'; readonly file: number }
@@ -193,6 +195,14 @@ export class WrappedStore implements WritableStore {
   truncate(sizeBytes: number): void {
     this.inner.truncate(sizeBytes)
   }
+  replace(content: Buffer): void {
+    if (this.inner.replace) {
+      this.inner.replace(content)
+      return
+    }
+    this.inner.write(content, 0, content.length, 0)
+    this.inner.truncate(content.length)
+  }
 }
 
 /** Records the operations on a store in a journal, which stores may share. */
@@ -230,6 +240,11 @@ export class RecordingStore<Mark> extends WrappedStore {
   override truncate(sizeBytes: number): void {
     this.journal.push({ kind: 'truncate', file: this.file, sizeBytes })
     super.truncate(sizeBytes)
+  }
+
+  override replace(content: Buffer): void {
+    this.journal.push({ kind: 'replace', file: this.file, bytes: Buffer.from(content) })
+    super.replace(content)
   }
 }
 
@@ -313,6 +328,12 @@ export class FaultStore extends WrappedStore {
     const fault = this.plan.strikes('truncate')
     if (fault) throw new SystemError('ftruncate', fault.errno, this.path)
     super.truncate(sizeBytes)
+  }
+
+  override replace(content: Buffer): void {
+    const fault = this.plan.strikes('write')
+    if (fault) throw new SystemError('rename', fault.errno, this.path)
+    super.replace(content)
   }
 }
 

@@ -10,6 +10,8 @@ export const EXTENSION = {
   bitmaps: 0x23852875,
   encryption: 0x0537be77,
   dataFile: 0x44415441,
+  /** Ours: no data, but old extensions to be skipped while the header changes (header-replacement.ts). */
+  gap: 0x76676170,
 }
 /** The types of the extensions that reading the disk needs. */
 export const READ_THROUGH = new Set([
@@ -88,7 +90,7 @@ export function readExtensions(area: Buffer, from: number, unknownBits: bigint):
 }
 
 /** An extension as it is in the file: its own header, its data and the padding. */
-interface RawExtension {
+export interface RawExtension {
   readonly type: number
   readonly bytes: Buffer
 }

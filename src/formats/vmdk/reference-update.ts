@@ -1,11 +1,12 @@
 /**
  * Names another parent in a descriptor: the lines parentCID and parentFileNameHint (libyal, VMDK format, "The descriptor
- * file"). The rest of the text stays as it is.
+ * file"). The rest of the text stays as it is. A power cut leaves the old text or the new one.
  */
 import { ImageError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
 import type { LayerSpec, NewReference } from '../format.js'
 import { NO_PARENT_CID } from './descriptor.js'
+import { plannedChange } from './descriptor-replacement.js'
 import type { VmdkSpec } from './open.js'
 
 const CID_LINE = /^([ \t]*parentCID[ \t]*=[ \t]*)(\S*)([ \t]*)$/im
@@ -16,7 +17,7 @@ const HINT_LINE = /^[ \t]*parentFileNameHint[ \t]*=.*(?:\r?\n|$)/gim
  * ImageError if the descriptor has no room for it, and then nothing has changed.
  */
 export function changeReference(
-  { spec, path, fd, sizeBytes }: LayerSpec<VmdkSpec>,
+  { spec, path }: LayerSpec<VmdkSpec>,
   store: WritableStore,
   reference: NewReference | undefined,
 ): void {
@@ -35,16 +36,9 @@ export function changeReference(
   const old = Buffer.alloc(place.bytes)
   store.read(old, 0, old.length, place.offset)
   const text = Buffer.from(rewritten(old.toString('latin1'), reference, cidOf(reference)), 'latin1')
-  const isWhole = place.offset === 0
-  const room = isWhole ? Number.POSITIVE_INFINITY : roomOf(spec, fd)
-  if (text.length > room) refuse('its descriptor has no room for the name', 'use a shorter name')
-  // A text that becomes shorter ends with NULs in an extent, and with the file otherwise.
-  const padded = isWhole
-    ? text
-    : Buffer.concat([text, Buffer.alloc(Math.max(0, old.length - text.length))])
-  writeChanged(store, place.offset, old, padded)
-  if (isWhole && text.length < sizeBytes) store.truncate(text.length)
-  store.sync()
+  const change = plannedChange(store, place, old, text)
+  if (change) change()
+  else refuse('its descriptor has no room for the name', 'use a shorter name')
 }
 
 /** Returns the CID that the parent has; undefined if it is not open. */
@@ -75,19 +69,3 @@ function rewritten(
 }
 
 const bytesOf = (text: string): string => Buffer.from(text).toString('latin1')
-
-/** Returns how many bytes a descriptor may have that lies in the image's own extent. */
-function roomOf({ extents }: VmdkSpec, fd: number): number {
-  const own = extents.find(({ file }) => file?.fd === fd)
-  return own?.layout.kind === 'sparse' ? (own.layout.header.descriptor?.bytes ?? 0) : 0
-}
-
-/** Writes from the first byte that differs to the last one: a new CID alone is one small write. */
-function writeChanged(store: WritableStore, at: number, old: Buffer, changed: Buffer): void {
-  const differs = (i: number) => old[i] !== changed[i]
-  let first = 0
-  while (first < changed.length && !differs(first)) first++
-  let last = changed.length
-  while (last > first && old.length === changed.length && !differs(last - 1)) last--
-  if (last > first) store.write(changed, first, last - first, at + first)
-}

@@ -9,6 +9,7 @@ import { MAX_GRAIN_DIRECTORY_BYTES } from '../limits.js'
 import { fillZeros } from '../filling.js'
 import type { FormatResizer, ResizedImage, ResizedLayer } from '../resizing.js'
 import { NO_PARENT_CID } from './descriptor.js'
+import { plannedChange } from './descriptor-replacement.js'
 import type { VmdkExtent, VmdkSpec } from './open.js'
 import { resizedText } from './resized-text.js'
 import { growSparse, setCapacity } from './sparse-growth.js'
@@ -95,7 +96,7 @@ function shrink(image: ResizedImage, sizeBytes: number): void {
 
 /** Returns a function that writes the descriptor for the new size. Throws ImageError if there is no room for it. */
 function changedText({ layer, store }: ResizedImage, extentBytes: number, sizeBytes: number) {
-  const { descriptorPlace: place, extents } = layer.spec as VmdkSpec
+  const { descriptorPlace: place } = layer.spec as VmdkSpec
   const refuse = (what: string): never => {
     const hint = 'convert it to a new image: vimgfs convert'
     throw new ImageError('UNSUPPORTED', what, { path: layer.path, hint })
@@ -105,15 +106,5 @@ function changedText({ layer, store }: ResizedImage, extentBytes: number, sizeBy
   store.read(old, 0, old.length, place.offset)
   const sizes = { extent: extentBytes / SECTOR_BYTES, disk: sizeBytes / SECTOR_BYTES }
   const text = resizedText(old, sizes) ?? refuse('its descriptor has no line for its last extent')
-  const isOwnFile = place.offset === 0
-  const [first] = extents
-  const room = first?.layout.kind === 'sparse' ? (first.layout.header.descriptor?.bytes ?? 0) : 0
-  if (!isOwnFile && text.length > room) refuse('its descriptor has no room')
-  return () => {
-    const padding = isOwnFile ? 0 : Math.max(0, old.length - text.length)
-    const bytes = Buffer.concat([text, Buffer.alloc(padding)])
-    store.write(bytes, 0, bytes.length, place.offset)
-    if (isOwnFile && text.length < store.sizeBytes) store.truncate(text.length)
-    store.sync()
-  }
+  return plannedChange(store, place, old, text) ?? refuse('its descriptor has no room')
 }
