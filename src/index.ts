@@ -13,6 +13,15 @@ export type { RepairKind } from './formats/format.js'
 export { FORMAT_NAMES } from './formats/registry.js'
 export { createImage, type CreateImageOptions, type NewBacking } from './image/create-image.js'
 export type { CreateOption, OptionValues } from './formats/creating.js'
+export type { Compared } from './image/compare.js'
+export type { SnapshotChoice } from './image/image-name.js'
+export {
+  compareImages,
+  type CompareImagesOptions,
+  convertImage,
+  type ConvertImageOptions,
+  type ReadImageOptions,
+} from './image/whole-images.js'
 export type { ImageInfo, SnapshotInfo } from './image/info.js'
 export {
   type DiskExtent,

@@ -1,6 +1,7 @@
 /** `vimgfs convert`: copies a disk into an image of another kind. */
 import path from 'node:path'
 import { MountError, printable, UsageError } from '../errors.js'
+import { baseNamed } from '../image/convert/base.js'
 import {
   convertInto,
   convertToNew,
@@ -8,13 +9,15 @@ import {
   verify,
   type Watching,
 } from '../image/convert/convert.js'
+import type { OptionValues } from '../formats/creating.js'
 import { creatorOf } from '../image/new-image.js'
 import type { Loss } from '../image/salvage.js'
 import { openSource, type Source } from '../image/source.js'
 import { parseCount, parseWords } from './arguments.js'
-import { parseCreateOptions } from './create-options.js'
+import { BACKING_OPTIONS, parseCreateOptions, printOptions, wantsList } from './create-options.js'
 import { complain } from './output.js'
 import { Progress } from './progress.js'
+import { checkCacheMode } from './qemu-options.js'
 import { formatNamed, SOURCE_OPTIONS, SourceOpener } from './sources.js'
 import { parseDiskSize } from './sizes.js'
 import { hintAtSuffix } from './suffix-hint.js'
@@ -31,9 +34,17 @@ const OPTIONS = {
   'base-format': { type: 'string', short: 'F' },
   progress: { type: 'boolean', short: 'p' },
   quiet: { type: 'boolean', short: 'q' },
-  // qemu-img needs these two to be fast.
+  // qemu-img needs these to be fast.
   coroutines: { type: 'string', short: 'm' },
   'out-of-order': { type: 'boolean', short: 'W' },
+  'copy-range': { type: 'boolean', short: 'C' },
+  cache: { type: 'string', short: 't' },
+  'source-cache': { type: 'string', short: 'T' },
+  'target-is-zero': { type: 'boolean' },
+  // These are refused.
+  'rate-limit': { type: 'string', short: 'r' },
+  bitmaps: { type: 'boolean' },
+  'skip-broken-bitmaps': { type: 'boolean' },
   'target-passphrase-file': { type: 'string' },
   verify: { type: 'boolean' },
   salvage: { type: 'boolean' },
@@ -46,11 +57,16 @@ const EXIT = { done: 0, salvaged: 3 }
 
 type Values = ReturnType<typeof parsed>['values']
 
-const parsed = (args: string[]) =>
-  parseWords(args, OPTIONS, 'convert', { required: ['SRC', 'DST'] })
+const parsed = (args: string[], required: readonly string[]) =>
+  parseWords(args, OPTIONS, 'convert', { required, hasMore: required.length === 0 })
 
 export async function run(args: string[]): Promise<number> {
-  const { values, positionals } = parsed(args)
+  const { 'output-format': format = 'raw', options = [] } = parsed(args, []).values
+  if (wantsList(options)) {
+    printOptions((await creatorOf(await formatNamed(format))).options, format)
+    return 0
+  }
+  const { values, positionals } = parsed(args, ['SRC', 'DST'])
   const [name, target] = positionals as [string, string]
   check(values)
   const conversion = new Conversion(values, target)
@@ -62,7 +78,18 @@ function check(values: Values): void {
   const { base, 'base-format': baseFormat } = values
   if (baseFormat !== undefined && base === undefined) throw new UsageError('-F needs -B')
   if (values.coroutines !== undefined) parseCount(values.coroutines, '-m', 1, 16)
-  if (!values['no-create']) return
+  checkCacheMode(values.cache, '-t')
+  checkCacheMode(values['source-cache'], '-T')
+  if (values['rate-limit'] !== undefined) {
+    throw new UsageError('-r is not supported: nothing limits the rate; leave it out')
+  }
+  if (values.bitmaps || values['skip-broken-bitmaps']) {
+    throw new UsageError('bitmaps are not copied; leave out --bitmaps and --skip-broken-bitmaps')
+  }
+  if (!values['no-create']) {
+    if (values['target-is-zero']) throw new UsageError('--target-is-zero needs -n')
+    return
+  }
   const refused = [
     ['-c', values.compress],
     ['-o', values.options],
@@ -72,6 +99,28 @@ function check(values: Values): void {
   if (refused) {
     throw new UsageError(`${refused[0]} says how to make the target, and -n makes none`)
   }
+}
+
+interface Base {
+  readonly name: string
+  readonly format: string | undefined
+}
+
+/** Returns the base that -B and -F, or the options of the same meaning, name. Throws UsageError if both do. */
+function baseOf(
+  { base, 'base-format': format }: Values,
+  backingFile: OptionValues[string] | undefined,
+  backingFormat: OptionValues[string] | undefined,
+): Base | undefined {
+  if (backingFile === undefined && backingFormat !== undefined && base === undefined) {
+    throw new UsageError('backing_fmt needs -B, the backing file')
+  }
+  if (base !== undefined && backingFile !== undefined && base !== backingFile) {
+    throw new UsageError(`-B names ${base}, and backing_file ${backingFile}; give one of them`)
+  }
+  const name = base ?? backingFile
+  const stated = format ?? backingFormat
+  return name === undefined ? undefined : { name: String(name), format: stated?.toString() }
 }
 
 class Conversion {
@@ -85,8 +134,7 @@ class Conversion {
     private readonly values: Values,
     private readonly target: string,
   ) {
-    const all = { ...values, 'second-format': values['base-format'] }
-    this.opener = new SourceOpener(all, true, this.ending.signal)
+    this.opener = new SourceOpener(values, true, this.ending.signal)
     this.sparseBytes =
       values.sparse === undefined ? SPARSE_BYTES : parseDiskSize(values.sparse, '-S')
   }
@@ -105,29 +153,23 @@ class Conversion {
   }
 
   private async openSource(name: string): Promise<Source> {
-    const { snapshot } = this.values
-    if (snapshot === undefined) return this.opener.open(name)
-    const image = await this.opener.openImage(name)
-    try {
-      return image.disk(snapshot.replace(/^snapshot\.name=/, ''), () => image.close())
-    } catch (error) {
-      image.close()
-      throw error
-    }
+    return this.opener.openChosen(name, this.values.snapshot)
   }
 
   private async intoNew(source: Source): Promise<void> {
     const { values, target } = this
     const format = await formatNamed(values['output-format'] ?? 'raw')
     const creator = await creatorOf(format)
-    const options = parseCreateOptions(creator.options, values.options ?? [], format)
+    const known = [...BACKING_OPTIONS, ...creator.options]
+    const given = parseCreateOptions(known, values.options ?? [], format)
+    const { backing_file, backing_fmt, ...options } = given
     const isEncrypted = creator.isEncrypted?.(options) === true
     if (!isEncrypted && values['target-passphrase-file'] !== undefined) {
       throw new UsageError(
         '--target-passphrase-file is for encrypted targets: -o encrypt.format=luks',
       )
     }
-    const base = await this.openBase()
+    const base = await this.openBase(baseOf(values, backing_file, backing_fmt))
     const passphrase = isEncrypted ? await this.newPassphrase() : undefined
     try {
       await convertToNew(
@@ -149,16 +191,12 @@ class Conversion {
   }
 
   /** Opens the image that the target will stand on. A relative name is relative to the target's folder, as with qemu-img. */
-  private async openBase() {
-    const { base: name } = this.values
-    if (name === undefined) return undefined
+  private async openBase(given: Base | undefined) {
+    if (!given) return undefined
+    const { name, format: stated } = given
     const full = path.resolve(path.dirname(this.target), name)
-    const source = await this.opener.openSecond(full)
-    const { formatOf } = await import('../formats/registry.js')
-    const [top] = source.layers
-    const contentId = top && formatOf(top).contentId?.(top)
-    const { format, sizeBytes } = source
-    return { source, target: { name, format, sizeBytes, contentId } }
+    const source = await this.opener.openSecond(full, stated)
+    return baseNamed(name, source)
   }
 
   private async newPassphrase(): Promise<Buffer> {
@@ -179,16 +217,19 @@ class Conversion {
   /** Writes into an image that is there, and closes it well whatever happens. */
   private async intoExisting(source: Source): Promise<void> {
     const { values, target } = this
-    const [{ openImage }, { namingItsMount }] = await Promise.all([
+    const [{ openImage }, { namingItsMount }, { formatOfImage }] = await Promise.all([
       import('../image/open-image.js'),
       import('../image/mounted.js'),
+      import('../image/check.js'),
     ])
     requireOther(target, source.files)
     const stated = values['output-format']
     const passphrases = await this.targetPassphrases()
     const image = await openImage(target, {
       access: 'write',
-      ...(stated !== undefined && { format: await formatNamed(stated) }),
+      // What is no image is raw, as with qemu-img: a new volume has nothing that could be known.
+      format:
+        stated === undefined ? formatOfImage(target, undefined).name : await formatNamed(stated),
       allowPaths: values['allow-path'] ?? [],
       passphrase: async (file, method) => String((await passphrases.ask(file, method))[0]),
     }).catch(error => {

@@ -3,13 +3,19 @@ import { UsageError } from '../errors.js'
 import type { CreateOption, OptionValues } from '../formats/creating.js'
 import { unknownOption } from '../image/new-image.js'
 import { parseCount, parseChoice } from './arguments.js'
+import { print } from './output.js'
+import { piecesOf } from './qemu-options.js'
 import { parseDiskSize } from './sizes.js'
+
+export const BACKING_OPTIONS: readonly CreateOption[] = [
+  { name: 'backing_file', type: 'text', help: 'backing file, as -b (-B of convert)' },
+  { name: 'backing_fmt', type: 'text', help: 'its format, as -F' },
+]
 
 /** What qemu-img also takes as options; every format has them. */
 export const COMMON_OPTIONS: readonly CreateOption[] = [
   { name: 'size', type: 'size', help: 'size of the disk, as SIZE' },
-  { name: 'backing_file', type: 'text', help: 'backing file, as -b' },
-  { name: 'backing_fmt', type: 'text', help: 'its format, as -F' },
+  ...BACKING_OPTIONS,
 ]
 
 /** Reports whether one of the texts of `-o` asks for the list of options. */
@@ -23,7 +29,7 @@ export function parseCreateOptions(
   format: string,
 ): OptionValues {
   const values: Record<string, boolean | number | string> = {}
-  for (const text of texts.flatMap(pieces)) {
+  for (const text of texts.flatMap(piecesOf)) {
     const [, name = '', value] = /^([^=]*)(?:=(.*))?$/s.exec(text) ?? []
     const option = known.find(one => one.name === name)
     if (!option) throw unknownOption(name, format)
@@ -32,8 +38,14 @@ export function parseCreateOptions(
   return values
 }
 
+/** Prints the options of a format, those that all have included. */
+export function printOptions(own: readonly CreateOption[], format: string): void {
+  const known = [...COMMON_OPTIONS, ...own].sort((a, b) => (a.name < b.name ? -1 : 1))
+  print(`Options of ${format} images, with their defaults:\n${listOptions(known)}`)
+}
+
 /** Lists options for people, a line each. */
-export function listOptions(options: readonly CreateOption[]): string {
+function listOptions(options: readonly CreateOption[]): string {
   const rows = options.map(option => [`${option.name}=${wordOf(option.type)}`, textOf(option)])
   const width = Math.min(34, Math.max(...rows.map(([name = '']) => name.length)))
   return rows
@@ -53,10 +65,6 @@ function wordOf(type: CreateOption['type']): string {
   if (type === 'size' || type === 'text') return type.toUpperCase()
   return type === 'count' ? 'N' : type.join('|')
 }
-
-/** Cuts at commas. Two of them stand for one within a value. */
-const pieces = (text: string): string[] =>
-  [...text.matchAll(/(?:[^,]|,,)+/g)].map(([piece]) => piece.replaceAll(',,', ','))
 
 const ON = ['on', 'yes', 'true', 'y']
 const OFF = ['off', 'no', 'false', 'n']

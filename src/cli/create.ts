@@ -27,22 +27,19 @@ export async function run(args: string[]): Promise<number> {
     import('./create-options.js'),
     import('./sizes.js'),
   ])
-  const isList = args.some(
-    (arg, i) => /^(?:-o|--options)$/.test(args[i - 1] ?? '') && arg === 'help',
-  )
-  const words = isList
-    ? { required: [], optional: ['FILE', 'SIZE'] }
-    : { required: ['FILE'], optional: ['SIZE'] }
-  const { values, positionals } = parseWords(args, OPTIONS, 'create', words)
+  const { values } = parseWords(args, OPTIONS, 'create', {
+    required: [],
+    optional: ['FILE', 'SIZE'],
+  })
   const { format = 'raw', options: optionTexts = [] } = values
   const creator = await creatorOf(format)
-  const known = [...texts.COMMON_OPTIONS, ...creator.options].sort((a, b) =>
-    a.name < b.name ? -1 : 1,
-  )
   if (texts.wantsList(optionTexts)) {
-    print(`Options of ${format} images, with their defaults:\n${texts.listOptions(known)}`)
+    texts.printOptions(creator.options, format)
     return 0
   }
+  const known = [...texts.COMMON_OPTIONS, ...creator.options]
+  const words = { required: ['FILE'], optional: ['SIZE'] }
+  const { positionals } = parseWords(args, OPTIONS, 'create', words)
   const [file, sizeText] = positionals as [string, string?]
   const { size, backing_file, backing_fmt, ...options } = texts.parseCreateOptions(
     known,

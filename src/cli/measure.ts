@@ -12,6 +12,7 @@ const OPTIONS = {
   ...SOURCE_OPTIONS,
   'target-format': { type: 'string', short: 'O' },
   options: { type: 'string', short: 'o', multiple: true },
+  snapshot: { type: 'string', short: 'l' },
   size: { type: 'string' },
   output: { type: 'string' },
 } as const
@@ -30,6 +31,9 @@ export async function run(args: string[]): Promise<number> {
   if ((name === undefined) === (size === undefined)) {
     throw new UsageError('give either IMAGE or --size; vimgfs help measure shows how to call it')
   }
+  if (size !== undefined && values.snapshot !== undefined) {
+    throw new UsageError('-l names a snapshot of IMAGE, and --size has no IMAGE')
+  }
   const creator = await creatorOf(format)
   const options = parseCreateOptions(creator.options, values.options ?? [], format)
   checkOptions(creator.options, options, format)
@@ -47,7 +51,7 @@ export async function run(args: string[]): Promise<number> {
     return 0
   }
   const opener = new SourceOpener(values, false)
-  const source = await opener.open(name as string)
+  const source = await opener.openChosen(name as string, values.snapshot)
   try {
     const { sizeBytes } = source
     say({ sizeBytes, data: dataOf(source.pieces(0, sizeBytes)) })

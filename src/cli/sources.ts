@@ -5,6 +5,7 @@ import { Interrupted } from '../interruption.js'
 import { parseChoice } from './arguments.js'
 import { complain } from './output.js'
 import { type PassphraseSource, passphraseSource } from './passphrase.js'
+import { snapshotChoiceOf } from './qemu-options.js'
 
 /** The options that all commands take that read an image. */
 export const SOURCE_OPTIONS = {
@@ -47,9 +48,21 @@ export class SourceOpener {
     return this.opened(name, this.values.format)
   }
 
-  /** Does the same for the second image of a command, whose format is another option. */
-  async openSecond(name: string): Promise<Source> {
-    return this.opened(name, this.values['second-format'])
+  /** Opens the snapshot of an image that `-l` names; without it IMAGE or IMAGE@TAG. Throws as `open` does. */
+  async openChosen(name: string, snapshot: string | undefined): Promise<Source> {
+    if (snapshot === undefined) return this.open(name)
+    const image = await this.openImage(name)
+    try {
+      return image.disk(snapshotChoiceOf(snapshot, image), () => image.close())
+    } catch (error) {
+      image.close()
+      throw error
+    }
+  }
+
+  /** Does the same as `open` for the second image of a command, whose format is another option. */
+  async openSecond(name: string, format = this.values['second-format']): Promise<Source> {
+    return this.opened(name, format)
   }
 
   /** Opens an image, whose disks can then be opened by their tags. Throws ImageError, MountError, UsageError. */

@@ -70,6 +70,39 @@ export function snapshotNamed(
   throw new ImageError('MISSING', what, { path, hint: `it has ${listed(tags)}` })
 }
 
+/** How a user may name a snapshot. */
+export interface SnapshotChoice {
+  readonly id?: string | undefined
+  readonly tag?: string | undefined
+}
+
+/** Returns the snapshot that all given parts of `choice` name. Throws ImageError if there is not exactly one. */
+export function snapshotChosen(
+  entries: readonly CatalogEntry[],
+  { id, tag }: SnapshotChoice,
+  path: string,
+): CatalogEntry {
+  if (id === undefined) return snapshotNamed(entries, tag ?? '', path)
+  const own = entries.filter(entry => entry.kind === 'snapshot' && isOwn(entry))
+  const [found, ...others] = own.filter(entry => idOf(entry) === id)
+  const isNamed = found && (tag === undefined || tagOf(found) === tag)
+  if (isNamed && others.length === 0) return found
+  const name = tag === undefined ? '' : ` and the tag "${printable(tag)}"`
+  const what =
+    others.length > 0
+      ? `it has ${others.length + 1} snapshots with the ID ${printable(id)}`
+      : `it has no snapshot with the ID ${printable(id)}${name}`
+  const hint =
+    others.length > 0
+      ? 'repair a copy of it with vimgfs check --repair all'
+      : 'vimgfs snapshot list shows them'
+  throw new ImageError('MISSING', what, { path, hint })
+}
+
+/** Reports whether the image itself has a snapshot with that ID. */
+export const hasSnapshotWithId = (entries: readonly CatalogEntry[], id: string): boolean =>
+  entries.some(entry => entry.kind === 'snapshot' && isOwn(entry) && idOf(entry) === id)
+
 /** Reports whether there is a snapshot with that tag; also if the tag occurs twice. */
 export const hasSnapshotNamed = (
   entries: readonly CatalogEntry[],

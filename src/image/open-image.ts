@@ -256,7 +256,8 @@ export async function openImage(
   }
 }
 
-async function passphraseOf(
+/** Returns the passphrase of a layer. Throws ImageError if none was given. */
+export async function passphraseOf(
   passphrase: OpenImageOptions['passphrase'],
   path: string,
   method: EncryptionMethod,

@@ -12,7 +12,13 @@ import { type Chain, closeChain, type OpenOptions } from './chain.js'
 import { type AskPassphrase, cipherOf, lockChain, unlockChain } from './encryption.js'
 import { readView } from './engine.js'
 import { FileRuns } from './file-runs.js'
-import { hasSnapshotNamed, snapshotNamed, splitImageName } from './image-name.js'
+import {
+  hasSnapshotNamed,
+  hasSnapshotWithId,
+  type SnapshotChoice,
+  snapshotChosen,
+  splitImageName,
+} from './image-name.js'
 import { type CacheSizes, ViewSet } from './view-set.js'
 import { filesFrom, storeOf } from './layer.js'
 import { openChain } from './open-chain.js'
@@ -122,12 +128,14 @@ export class SourceImage {
 
   /**
    * Returns the image's disk, or the snapshot with that tag. Throws ImageError if there is no such snapshot.
+   * @param name a tag, or what else names it
    * @param onClose called when the disk is closed
    */
-  disk(tag?: string, onClose = () => {}): Source {
+  disk(name?: string | SnapshotChoice, onClose = () => {}): Source {
     const { layers } = this.chain
     const [own] = this.entries as [CatalogEntry]
-    const entry = tag === undefined ? own : snapshotNamed(this.entries, tag, layers[0].path)
+    const choice = typeof name === 'string' ? { tag: name } : name
+    const entry = choice ? snapshotChosen(this.entries, choice, layers[0].path) : own
     const view = this.views.viewOf(entry)
     return new Source({ layers, entry }, view, this.files, this.warnings, onClose)
   }
@@ -135,6 +143,11 @@ export class SourceImage {
   /** Reports whether there is a snapshot with that tag. */
   hasTag(tag: string): boolean {
     return hasSnapshotNamed(this.entries, tag, this.chain.layers[0].path)
+  }
+
+  /** Reports whether the image itself has a snapshot with that ID. */
+  hasId(id: string): boolean {
+    return hasSnapshotWithId(this.entries, id)
   }
 
   close(): void {

@@ -71,6 +71,18 @@ t.test('wrong usage', async t => {
     [['-n', '-c', source, target], /-c says how to make the target, and -n makes none/],
     [['-n', '-o', 'a=b', source, target], /-o says how/],
     [['-n', '-B', source, source, target], /-B says how/],
+    [['-t', 'fast', source, target], /-t takes none, .*, not "fast"/],
+    [['-T', 'fast', source, target], /-T takes none, .*, not "fast"/],
+    [['-r', '1M', source, target], /-r is not supported: .*; leave it out/],
+    [['--bitmaps', source, target], /bitmaps are not copied; leave out --bitmaps/],
+    [['--skip-broken-bitmaps', source, target], /bitmaps are not copied/],
+    [['--target-is-zero', source, target], /--target-is-zero needs -n/],
+    [['-O', 'qcow2', '-o', 'backing_fmt=raw', source, target], /backing_fmt needs -B/],
+    [['-B', 'a', '-o', 'backing_file=b', source, target], /-B names a, and backing_file b/],
+    [
+      ['-l', 'snapshot.id=1,name=x', source, target],
+      /-l takes snapshot\.id=ID, snapshot\.name=TAG/,
+    ],
     [['-c', source, target], /this raw image cannot have compressed data; leave out -c/],
     [['-O', 'qcow2', '-o', 'no=1', source, target], /qcow2 has no option "no"/],
     [
@@ -79,6 +91,67 @@ t.test('wrong usage', async t => {
     ],
   ]
   for (const [args, message] of cases) await refused(t, folder, args, message, 2)
+})
+
+t.test('what scripts for qemu-img pass', async t => {
+  const folder = tempFolder(t)
+  const built = buildImage({
+    ...SPEC,
+    snapshots: [
+      {
+        id: '1',
+        name: 'twin',
+        clusters: new Map([[0, { kind: 'data', bytes: noise(CLUSTER, 7) }]]),
+      },
+      {
+        id: '2',
+        name: 'twin',
+        clusters: new Map([[0, { kind: 'data', bytes: noise(CLUSTER, 8) }]]),
+      },
+      { id: '3', name: '1', clusters: new Map([[0, { kind: 'data', bytes: noise(CLUSTER, 9) }]]) },
+    ],
+  })
+  const source = join(folder, 'source.qcow2')
+  writeFileSync(source, built.bytes())
+  const raw = join(folder, 'disk.raw')
+  const ignored = ['-W', '-m', '8', '-C', '-t', 'none', '-T', 'none', '-q']
+  t.match(await convertHere(...ignored, source, raw), { code: 0, stdout: '', stderr: '' })
+  t.ok(readFileSync(raw).equals(DISK))
+
+  const chosen: [string, number][] = [
+    ['snapshot.id=1', 7],
+    ['snapshot.id=2,snapshot.name=twin', 8],
+    ['snapshot.name=1', 9],
+    ['1', 9],
+    ['2', 8],
+  ]
+  for (const [choice, seed] of chosen) {
+    t.match(await convertHere('--force', '-l', choice, source, raw), { code: 0 }, choice)
+    t.ok(readFileSync(raw).subarray(0, CLUSTER).equals(noise(CLUSTER, seed)), choice)
+  }
+  for (const choice of ['twin', 'snapshot.name=twin']) {
+    const found = await convertHere('--force', '-l', choice, source, raw)
+    t.match(found, { code: 1, stderr: /occurs 2 times, with the IDs "1", "2"; name one of/ })
+  }
+
+  const onto = ['-O', 'qcow2', '-o', 'backing_file=disk.raw,backing_fmt=raw', '-o', 'compat=1.1']
+  const top = join(folder, 'top.qcow2')
+  t.match(await convertHere(...onto, source, top), { code: 0 })
+  t.match(readFileSync(top).subarray(0, 4096).toString('latin1'), /disk\.raw/)
+
+  const volume = join(folder, 'volume')
+  writeFileSync(volume, noise(SIZE, 99))
+  const into = ['-n', '--target-is-zero', source, volume]
+  t.match(
+    await convertHere(...into),
+    { code: 0, stdout: '', stderr: '' },
+    'raw, unless it is an image',
+  )
+  t.ok(readFileSync(volume).equals(DISK))
+  t.match(
+    (await convertHere('-O', 'qcow2', '-o', 'help')).stdout,
+    /^Options of qcow2 .*cluster_size/s,
+  )
 })
 
 t.test('targets that must not be replaced', async t => {

@@ -65,13 +65,25 @@ t.test('a tarball from a clean source installs globally and works', async t => {
     const printed = await run(process.execPath, ['changed.mjs', SAMPLE], project)
     t.match(printed, /^qcow2, [0-9]+ bytes\n(.*: [0-9]+ bytes differ\n){2}$/)
     writeFileSync(
+      join(project, 'convert.mjs'),
+      `import { compareImages, convertImage } from 'vimgfs'
+       const [, , source, target] = process.argv
+       await convertImage(source, target, { targetFormat: 'qcow2', compress: true })
+       console.log((await compareImages(source, target)).kind)\n`,
+    )
+    const copy = join(project, 'copy.qcow2')
+    t.equal(await run(process.execPath, ['convert.mjs', SAMPLE, copy], project), 'same\n')
+    writeFileSync(
       join(project, 'use.mts'),
-      `import { type OpenImage, openImage } from 'vimgfs'
+      `import { convertImage, type OpenImage, openImage } from 'vimgfs'
        const image: OpenImage = await openImage('x', { access: 'write' })
        image.disk.write(Buffer.alloc(1), 0)
        const sizes: number[] = image.snapshots.map(({ sizeBytes }) => sizeBytes)
        // @ts-expect-error: it is no method
        image.disk.nothing()
+       await convertImage('x', 'y', { compress: true, options: { compression_type: 'zstd' } })
+       // @ts-expect-error: it is no option
+       await convertImage('x', 'y', { packed: true })
        export { sizes }\n`,
     )
     const types = join(ROOT, 'node_modules/@types')

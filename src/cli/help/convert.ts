@@ -7,10 +7,10 @@ nothing is there, whatever happens. SRC may be of any format ({readable}).
 
   -f, --format F           format of SRC (found by its bytes)
   -O, --output-format F    format of DST: {creatable} (raw)
-  -o NAME=VALUE,…          options of DST; vimgfs create -f F -o help lists them
+  -o NAME=VALUE,…          options of DST; -o help lists those of -O F
   -c, --compress           store the data compressed, on up to four processors (more with the
                            variable UV_THREADPOOL_SIZE=N)
-  -l, --snapshot TAG       the same as SRC@TAG
+  -l, --snapshot TAG       the same as SRC@TAG; also snapshot.name=TAG, snapshot.id=ID
   -B, --base IMAGE         DST stands on IMAGE, and stores only what differs from it. A relative name
                            is relative to the folder of DST.
   -F, --base-format F      format of IMAGE (found by its bytes)
@@ -28,7 +28,9 @@ nothing is there, whatever happens. SRC may be of any format ({readable}).
       --passphrase-file F  passphrase of SRC; one option for each encrypted layer
       --target-passphrase-file F
                            passphrase of DST (-o encrypt.format=luks, or -n)
-  -m N, -W                 taken for qemu-img's sake; they change nothing
+  -m N, -W, -C, -t MODE, -T MODE, --target-is-zero
+                           taken for qemu-img's sake; they change nothing: all is written in the
+                           fastest way, and is on the disk at the end
 
 On xfs and btrfs, data are shared with SRC where both store them plain: that takes no time and no
 space, and zeros in them are not searched.

@@ -8,6 +8,7 @@ has, and with data everywhere. All tables of the disk count. Reads no data.
   -O, --target-format FMT  raw (the default) or qcow2
   -o NAME=VALUE,…        options of the new image, as for vimgfs create
       --size SIZE        for an empty disk of SIZE
+  -l TAG                 the same as IMAGE@TAG; also snapshot.name=TAG, snapshot.id=ID
       --output=human|json  for people (the default) or for programs, with the fields of qemu-img measure
   -f, --format F         {formats} (found by its bytes)
   -U, --force-share      read an image that others write
