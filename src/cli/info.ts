@@ -1,18 +1,18 @@
 /** `vimgfs info`: describes an image as `qemu-img info` does. */
-import { printable } from '../errors.js'
+import { printable, UsageError } from '../errors.js'
 import type { InfoFields, InfoValue } from '../formats/info-fields.js'
 import type { ImageInfo } from '../image/info.js'
 import { parse, parseChoice } from './arguments.js'
 import { humanSize } from './human.js'
 import { complain, print } from './output.js'
 import { snapshotTable } from './snapshot-table.js'
+import { SOURCE_OPTIONS } from './sources.js'
 
 const OPTIONS = {
+  ...SOURCE_OPTIONS,
   output: { type: 'string' },
   'backing-chain': { type: 'boolean' },
-  format: { type: 'string' },
-  'allow-path': { type: 'string', multiple: true },
-  'ignore-cid': { type: 'boolean' },
+  partitions: { type: 'boolean' },
 } as const
 
 export async function run(args: string[]): Promise<number> {
@@ -22,6 +22,13 @@ export async function run(args: string[]): Promise<number> {
   const [image] = positionals as [string]
   const output = parseChoice(values.output ?? 'human', '--output', ['human', 'json'])
   const withBackingChain = values['backing-chain'] === true
+  if (values.partitions) {
+    if (withBackingChain)
+      throw new UsageError('--partitions and --backing-chain exclude each other')
+    const { printPartitions } = await import('./partitions.js')
+    await printPartitions(image, values, output)
+    return 0
+  }
   const open = {
     ...(values.format !== undefined && {
       format: parseChoice(values.format, '--format', FORMAT_NAMES),

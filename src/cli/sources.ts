@@ -16,7 +16,7 @@ export const SOURCE_OPTIONS = {
   'passphrase-file': { type: 'string', multiple: true },
 } as const
 
-interface SourceValues {
+export interface SourceValues {
   readonly format?: string | undefined
   /** Of commands that read two images. */
   readonly 'second-format'?: string | undefined

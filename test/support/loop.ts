@@ -15,6 +15,8 @@ export interface LoopOptions {
   readonly direct?: boolean
   /** The start of the device in the file, in bytes. */
   readonly offsetBytes?: number
+  /** The size of the device's sectors, in bytes. */
+  readonly sectorSize?: number
 }
 
 export interface Loop {
@@ -24,11 +26,12 @@ export interface Loop {
 
 /** A free loop device over `file`, until the test ends at the latest. Needs root. */
 export async function loop(t: Test, file: string, options: LoopOptions = {}): Promise<Loop> {
-  const { readOnly = false, direct = false, offsetBytes = 0 } = options
+  const { readOnly = false, direct = false, offsetBytes = 0, sectorSize = 512 } = options
   const flags = [
     ...(readOnly ? ['--read-only'] : []),
     `--direct-io=${direct ? 'on' : 'off'}`,
     `--offset=${offsetBytes}`,
+    `--sector-size=${sectorSize}`,
   ]
   const device = (await run('losetup', ['--find', '--show', ...flags, file])).trim()
   let isAttached = true
