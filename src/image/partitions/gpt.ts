@@ -31,8 +31,8 @@ const ENTRY = layout({
 const SIGNATURE = 'EFI PART'
 const CRC_AT = HEADER.at.headerCrc
 const MAX_ENTRY_BYTES = 4096
-/** The largest array of entries that is read: eight times the usual one, as the kernel allows. */
-const MAX_ENTRIES_BYTES = 128 * 1024
+/** The largest array of entries that is read; the usual one has 16 KiB. */
+const MAX_ENTRIES_BYTES = 2 ** 20
 const SECTOR_SIZES = [512, 4096] as const
 
 export interface Gpt {

@@ -25,8 +25,8 @@ const EXTENDED_TYPES: readonly number[] = [0x05, 0x0f, 0x85]
 /** The disk has a GPT. */
 const PROTECTIVE_TYPE = 0xee
 const FIRST_LOGICAL = 5
-/** The longest chain of extended boot records that is followed: the kernel's own limit. */
-const MAX_LINKS = 100
+/** The longest chain of extended boot records that is followed. */
+const MAX_LINKS = 128
 
 /** In sectors of 512 bytes. */
 interface Entry {
