@@ -24,6 +24,8 @@ export interface FormatResizer {
   /** Whether the file is the disk: then its size is the disk's, and cutting it off frees all that was there. */
   readonly isPlain: boolean
   readonly preallocations: readonly Preallocation[]
+  /** Returns what of a grown disk this image needs allocated at least; 'off' by default. */
+  leastPreallocation?(layer: ResizedLayer): Preallocation
   /** Throws ImageError if the disk cannot have `sizeBytes` bytes. Changes nothing. */
   check(layer: ResizedLayer, sizeBytes: number): void
   /** Makes the disk larger, where the writer cannot do that, and syncs it. The new part reads as zeros. */

@@ -145,15 +145,16 @@ async function grow(
   resizer: FormatResizer,
   beforeBytes: number,
   afterBytes: number,
-  { preallocation = 'off', progress }: ResizeOptions,
+  { preallocation: asked = 'off', progress }: ResizeOptions,
 ): Promise<readonly string[]> {
   const { layers } = chain
   const [top] = layers
   const { preallocations } = resizer
-  if (!preallocations.includes(preallocation)) {
-    const what = `${top.format} has no preallocation=${preallocation}`
+  if (!preallocations.includes(asked)) {
+    const what = `${top.format} has no preallocation=${asked}`
     throw new UsageError(`${what}, but ${preallocations.join(', ')}`)
   }
+  const preallocation = asked === 'off' ? (resizer.leastPreallocation?.(top) ?? 'off') : asked
   if (resizer.grow) {
     resizer.grow(resizedImage(chain), afterBytes)
     return []

@@ -1,5 +1,5 @@
 /** Disks that grow and shrink: they read as a model of them does, and QEMU finds them clean after each step. */
-import { statSync, writeFileSync } from 'node:fs'
+import { appendFileSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import t, { type Test } from 'tap'
 import type { OptionValues } from '../../src/formats/creating.js'
@@ -42,6 +42,10 @@ const KINDS: Record<string, Kind> = {
     baseBytes: 8 * M,
   },
   'qcow2, data in another file': { format: 'qcow2', options: { data_file: 'data' } },
+  'qcow2, raw data file': {
+    format: 'qcow2',
+    options: { data_file: 'data', data_file_raw: true },
+  },
   'qcow2, LUKS': {
     format: 'qcow2',
     options: { 'encrypt.format': 'luks', 'encrypt.iter-time': 10, cluster_size: 16 * K },
@@ -87,6 +91,8 @@ for (const [title, kind] of Object.entries(KINDS)) {
       disk = Buffer.concat([disk.subarray(0, whole)], whole)
       await holds(t, file, kind, disk, `${step}: ${grows ? preallocation : 'smaller'}, ${whole}`)
       await scribble(file, kind, disk, random)
+      // Bytes past the disk's end do not belong to it.
+      if (kind.options?.data_file) appendFileSync(join(dirname(file), 'data'), noise(70 * K, step))
     }
     await holds(t, file, kind, disk, 'at last')
     if (!kind.hasSnapshot) return
@@ -140,6 +146,15 @@ async function holds(t: Test, file: string, kind: Kind, disk: Buffer, what: stri
   image.disk.read(read, 0)
   image.close()
   t.equal(firstDifference(read, disk), -1, `${what}: vimgfs reads what it should have`)
+  if (options.data_file_raw) {
+    const data = readFileSync(join(dirname(file), 'data')).subarray(0, disk.length)
+    t.ok(data.equals(disk), `${what}: the data file is the disk`)
+    const map = JSON.parse(await qemu(file, 'map', '-f', format, '--output=json', file))
+    t.notOk(
+      map.some(({ data }: { data: boolean }) => !data),
+      `${what}: all of it is mapped`,
+    )
+  }
   writeFileSync(`${file}.model`, disk)
   const key = options['encrypt.format'] ? ',encrypt.key-secret=key' : ''
   const source = `driver=${format},file.filename=${file}${key}`

@@ -1,13 +1,16 @@
 /** Resizes qcow2 images as far as the writer does not: it makes them larger, but not smaller. */
 import { ImageError } from '../../errors.js'
 import type { FormatResizer, ResizedImage, ResizedLayer } from '../resizing.js'
-import type { Qcow2Header } from './header.js'
+import { AUTOCLEAR, type Qcow2Header } from './header.js'
 import { writeDiskSize } from './header-update.js'
 import { upgrade } from './upgrade.js'
 
 export const qcow2Resizer: FormatResizer = {
   isPlain: false,
   preallocations: ['off', 'metadata', 'falloc', 'full'],
+  // As QEMU does it: the tables map all of a raw data file, so that a program may also write the file directly.
+  leastPreallocation: ({ spec }) =>
+    ((spec as Qcow2Header).autoclear & AUTOCLEAR.rawExternalData) !== 0n ? 'metadata' : 'off',
   check,
   shrink,
   upgrade: ({ layer, store }) => {

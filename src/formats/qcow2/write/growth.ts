@@ -3,7 +3,7 @@
  *
  *  (1) A larger L1 table is counted and on the disk before the header names it. Only then is the old one freed.
  *  (2) The header says the new size last (`keepSize`), after the part past the old end was zeroed and flushed. Until then the
- *      size is only in the memory that the threads share.
+ *      size is only in the memory that the threads share. A raw data file is zeroed itself, so both ways of reading it agree.
  *
  * The caller holds the exclusive side of the disk's lock, and no flush runs.
  */
@@ -18,12 +18,10 @@ import type { Flushing } from './flushing.js'
 import { stateOf, type WriteContext } from './parts.js'
 
 export class Growth {
-  /** @param keepsRaw whether programs read the external data file directly */
   constructor(
     private readonly context: WriteContext,
     private readonly features: Features,
     private readonly flushing: Flushing,
-    private readonly keepsRaw: boolean,
   ) {}
 
   /** Tells the driver the size and the L1 table that another thread, or this one, has set. */
@@ -40,7 +38,6 @@ export class Growth {
     if (header.version === 2 && header.snapshotCount > 0) {
       throw this.refused('an image of version 2 with snapshots cannot grow')
     }
-    if (this.keepsRaw) throw this.refused('an image with a raw external data file cannot grow')
     if (Math.ceil(sizeBytes / driver.coverage) * 8 > MAX_L1_BYTES) {
       throw this.refused(`a disk of ${sizeBytes} bytes is too large for its clusters`)
     }
