@@ -3,6 +3,7 @@ import { spawn } from 'node:child_process'
 import {
   chmodSync,
   closeSync,
+  copyFileSync,
   openSync,
   readdirSync,
   readFileSync,
@@ -47,11 +48,28 @@ const M = 2 ** 20
 const SIZE = 8 * M + 3584
 const PASSPHRASE = 'correct-horse-7'
 const skip = { ...needs('qemu-img', 'qemu-io', 'script'), ...noFuse() }
+/** Lasts as long as all tests of this file. */
+const file = t
 const plain = { env: { VIMGFS_PASSPHRASE_FILE: '' } }
 
 interface Made extends EncryptedImage {
   readonly folder: string
   readonly passphraseFile: string
+}
+
+/** QEMU's images, by format and method: it takes seconds of a processor to make a LUKS header. */
+const made = new Map<string, Promise<string>>()
+
+async function madeBy(t: Test, format: 'qcow' | 'qcow2', method: 'luks' | 'aes'): Promise<string> {
+  const image = { file: join(sharedFolder(t), `disk.${format}`), format, passphrase: PASSPHRASE }
+  await makeEncrypted(image, SIZE, { format: method })
+  await encryptedIo(image, ['write -P 0x11 0 1M', 'write -P 0x22 1500000 300000'])
+  if (format === 'qcow2') {
+    await takeSnapshot(image, 'one')
+    await encryptedIo(image, ['write -P 0x33 500000 700000', 'write -z 1M 64k'])
+  }
+  chmodSync(image.file, 0o666)
+  return image.file
 }
 
 async function makeImage(
@@ -60,17 +78,15 @@ async function makeImage(
   method: 'luks' | 'aes' = 'luks',
 ): Promise<Made> {
   const folder = sharedFolder(t)
+  const kind = `${format}, ${method}`
+  const original = made.get(kind) ?? madeBy(file, format, method)
+  made.set(kind, original)
   const image = { file: join(folder, `disk.${format}`), format, passphrase: PASSPHRASE }
-  await makeEncrypted(image, SIZE, { format: method })
-  await encryptedIo(image, ['write -P 0x11 0 1M', 'write -P 0x22 1500000 300000'])
-  if (format === 'qcow2') {
-    await takeSnapshot(image, 'one')
-    await encryptedIo(image, ['write -P 0x33 500000 700000', 'write -z 1M 64k'])
-  }
+  // Keeps its mode.
+  copyFileSync(await original, image.file)
   const passphraseFile = join(folder, 'passphrase')
   writeFileSync(passphraseFile, `${PASSPHRASE}\n`)
   chmodSync(passphraseFile, 0o644)
-  chmodSync(image.file, 0o666)
   return { ...image, folder, passphraseFile }
 }
 

@@ -1,14 +1,5 @@
 /** What npm pack makes is what people install: it must build itself, hold what it needs, and work. */
-import {
-  copyFileSync,
-  cpSync,
-  existsSync,
-  mkdirSync,
-  readFileSync,
-  rmSync,
-  symlinkSync,
-  writeFileSync,
-} from 'node:fs'
+import { copyFileSync, cpSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { cannotMount, hasMount, ROOT, run, SAMPLE, scratchFolder } from './processes.js'
@@ -18,41 +9,30 @@ t.test('a tarball from a clean source installs globally and works', async t => {
   const source = join(scratch, 'source')
   mkdirSync(source)
   const documents = ['ARCHITECTURE.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'LICENSE', 'README.md']
-  const parts = ['src', 'docs', 'package.json', 'tsconfig.json', 'tsconfig.build.json']
-  const build = 'scripts/build.mjs'
-  for (const part of [...parts, build, ...documents])
+  const settingFiles = ['package.json', 'package-lock.json', 'tsconfig.json', 'tsconfig.build.json']
+  for (const part of ['src', 'docs', 'scripts/build.mjs', ...settingFiles, ...documents])
     cpSync(join(ROOT, part), join(source, part), { recursive: true })
-  symlinkSync(join(ROOT, 'node_modules'), join(source, 'node_modules'))
 
-  await run('npm', ['pack', '--pack-destination', scratch], source)
+  // As README.md says it, without anything installed or built before.
+  const readme = readFileSync(join(ROOT, 'README.md'), 'utf8')
+  const [, install = ''] = readme.split('## Install\n')[1]?.split('```') ?? []
+  t.match(install, 'npm install --global')
+  const prefix = join(scratch, 'prefix')
+  const settings = `npm_config_prefix=${prefix} npm_config_prefer_offline=true`
+  const printed = await run('sh', ['-c', `set -e; export ${settings}; ${install}`], source)
+  t.ok(printed.split('\n').length < 10, printed)
+
   const { version } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8'))
-  const tarball = join(scratch, `vimgfs-${version}.tgz`)
-  t.ok(existsSync(tarball), 'dist was built on the way')
-
+  const tarball = join(source, `vimgfs-${version}.tgz`)
   const held = (await run('tar', ['-tzf', tarball], scratch)).trim().split('\n')
   const top = new Set(held.map(path => path.split('/')[1]))
   t.same([...top].sort(), [...documents, 'dist', 'docs', 'package.json'])
   const notCode = held.filter(path => path.includes('/dist/') && !/\.(js|d\.ts)$/.test(path))
   t.same(notCode, [], 'only code and its types in dist')
-
-  const readme = readFileSync(join(ROOT, 'README.md'), 'utf8')
   const links = [...readme.matchAll(/\]\(([^)#:]+)\)/g)].map(([, path]) => path)
   t.ok(links.length > 5)
   for (const path of links) t.ok(held.includes(`package/${path}`), `README.md links to ${path}`)
 
-  // As README.md says it, without anything installed before.
-  const [, install = ''] = readme.split('## Install\n')[1]?.split('```') ?? []
-  t.match(install, 'npm install --global')
-  const prefix = join(scratch, 'prefix')
-  rmSync(join(source, 'node_modules'))
-  cpSync(join(ROOT, 'package-lock.json'), join(source, 'package-lock.json'))
-  const settings = `npm_config_prefix=${prefix} npm_config_prefer_offline=true`
-  const printed = await run(
-    'sh',
-    ['-c', `rm -rf dist; set -e; export ${settings}; ${install}`],
-    source,
-  )
-  t.ok(printed.split('\n').length < 10, printed)
   const vimgfs = join(prefix, 'bin/vimgfs')
   t.match(await run(vimgfs, ['--version'], scratch), version)
   t.match(await run(vimgfs, ['--help'], scratch), 'vimgfs mount')

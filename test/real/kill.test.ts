@@ -50,7 +50,7 @@ const STAMPS = fileURLToPath(new URL('kill-stamps.mjs', import.meta.url))
 const SEED = Number(process.env.KILL_SEED ?? sized(1, Date.now() % 2 ** 31))
 const SECTORS = 8
 /** Of each writer; after them comes as much for noise. */
-const BLOCKS = 4096
+const BLOCKS = sized(2048, 4096)
 const WRITERS = 3
 const WATCHED_BLOCKS = WRITERS * BLOCKS
 const DISK_BLOCKS = (WRITERS + 1) * BLOCKS
@@ -297,7 +297,7 @@ class Kills {
       await until(() => logs.some(log => readFileSync(log, 'utf8').includes('synced')))
     }
     // All of them write; from now on any moment will do.
-    await sleep(Math.random() ** 2 * sized(1500, 5000))
+    await sleep(Math.random() ** 2 * sized(750, 5000))
     kill(mounted.pid, 'SIGKILL')
     this.t.ok(await hasEnded(this.t, mounted.pid), 'the server is gone')
     await Promise.all(writers)
