@@ -16,6 +16,7 @@ import { openSource, type Source } from '../image/source.js'
 import { parseCount, parseWords } from './arguments.js'
 import { BACKING_OPTIONS, parseCreateOptions, printOptions, wantsList } from './create-options.js'
 import { complain } from './output.js'
+import type { PassphraseSource } from './passphrase.js'
 import { Progress } from './progress.js'
 import { checkCacheMode } from './qemu-options.js'
 import { formatNamed, SOURCE_OPTIONS, SourceOpener } from './sources.js'
@@ -179,11 +180,11 @@ class Conversion {
           isPacked: values.compress === true,
           sparseBytes: this.sparseBytes,
           force: values.force === true,
+          isVerified: values.verify === true,
         },
         this.watching(source.sizeBytes),
       )
       if (values['output-format'] === undefined) hintAtSuffix(target, '-O')
-      if (values.verify) await this.verify(source, format, passphrase)
     } finally {
       passphrase?.fill(0)
       base?.source.close()
@@ -216,6 +217,17 @@ class Conversion {
 
   /** Writes into an image that is there, and closes it well whatever happens. */
   private async intoExisting(source: Source): Promise<void> {
+    const passphrases = await this.targetPassphrases()
+    try {
+      const format = await this.overwrite(source, passphrases)
+      if (this.values.verify) await this.verify(source, format, passphrases)
+    } finally {
+      passphrases.close()
+    }
+  }
+
+  /** Returns the target's format. */
+  private async overwrite(source: Source, passphrases: PassphraseSource): Promise<string> {
     const { values, target } = this
     const [{ openImage }, { namingItsMount }, { formatOfImage }] = await Promise.all([
       import('../image/open-image.js'),
@@ -224,14 +236,13 @@ class Conversion {
     ])
     requireOther(target, source.files)
     const stated = values['output-format']
-    const passphrases = await this.targetPassphrases()
     const image = await openImage(target, {
       access: 'write',
       // What is no image is raw, as with qemu-img: a new volume has nothing that could be known.
       format:
         stated === undefined ? formatOfImage(target, undefined).name : await formatNamed(stated),
       allowPaths: values['allow-path'] ?? [],
-      passphrase: async (file, method) => String((await passphrases.ask(file, method))[0]),
+      passphrase: passphrases.ask,
     }).catch(error => {
       throw namingItsMount(error)
     })
@@ -245,24 +256,14 @@ class Conversion {
     } finally {
       for (const signal of ENDING_SIGNALS) process.off(signal, end)
       for (const warning of image.close()) say(warning)
-      passphrases.close()
     }
-    if (values.verify) await this.verify(source, image.format, undefined)
+    return image.format
   }
 
   /** Reads the target as any reader would, and compares. */
-  private async verify(
-    source: Source,
-    format: string,
-    passphrase: Buffer | undefined,
-  ): Promise<void> {
-    const passphrases = await this.targetPassphrases()
-    const written = await openSource(path.resolve(this.target), {
-      format,
-      allowPaths: this.values['allow-path'] ?? [],
-      ask: async (file, method) =>
-        passphrase ? [Buffer.from(passphrase)] : passphrases.ask(file, method),
-    })
+  private async verify(source: Source, format: string, { ask }: PassphraseSource): Promise<void> {
+    const allowPaths = this.values['allow-path'] ?? []
+    const written = await openSource(path.resolve(this.target), { format, allowPaths, ask })
     try {
       await verify(source, written, {
         onProgress: offset => this.progress?.update(source.sizeBytes + offset),
@@ -271,7 +272,6 @@ class Conversion {
       })
     } finally {
       written.close()
-      passphrases.close()
     }
   }
 

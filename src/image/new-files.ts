@@ -11,9 +11,10 @@ import type { FileSpec } from '../io/file-spec.js'
 import { lockImage } from '../io/locks.js'
 import { isText } from '../io/named-file.js'
 import { syncFolder } from '../io/replace-file.js'
-import { WritableFileStore } from '../io/store.js'
+import type { WritableStore } from '../io/store.js'
 import { removeAtEnd, keepAtEnd } from './removed-at-end.js'
 import { namingItsMount } from './mounted.js'
+import { LOCAL_FILES } from './store-source.js'
 
 export interface NewFilesOptions {
   /** Whether files that exist already may be replaced. */
@@ -30,7 +31,7 @@ export interface NewFile {
   readonly path: string
   /** Open for reading and writing. */
   readonly fd: number
-  readonly store: WritableFileStore
+  readonly store: WritableStore
 }
 
 interface Pending extends NewFile {
@@ -61,20 +62,25 @@ export class NewFiles {
     this.main = this.add(name)
   }
 
+  /** All files so far, the main one first. */
+  get all(): readonly NewFile[] {
+    return this.pending
+  }
+
   /** Adds another file of the image: `name` is relative to the folder of the main file. Throws ImageError. */
   beside(name: string): NewFile {
     return this.add(path.resolve(path.dirname(this.main.path), name))
   }
 
   /**
-   * Syncs all files and gives them their names, the main file last. Throws ImageError, SystemError: then the main file's name
-   * is as before, and files that are complete may have got their names.
+   * Syncs all files and gives them their names, the main file last. If another file than the main one is replaced, the old main
+   * file goes first: it would describe files that are not its own. Throws ImageError, SystemError: then the main file's name is
+   * as before, or there is none, and files that are complete may have got their names.
    */
   commit(): void {
     try {
       for (const { fd } of this.pending) fs.fsyncSync(fd)
-      const [main, ...others] = this.pending as [Pending, ...Pending[]]
-      for (const file of [...others, main]) this.name(file)
+      this.nameAll()
       for (const folder of new Set(this.pending.map(file => path.dirname(file.path)))) {
         syncFolder(folder)
       }
@@ -104,7 +110,7 @@ export class NewFiles {
     const replaced = this.openReplaced(final)
     try {
       const made = { ...create(final, this.options.openUnnamed), path: final, replaced }
-      const store = new WritableFileStore(final, made.fd, BigInt64Array.of(0n))
+      const store = LOCAL_FILES.writable(made, BigInt64Array.of(0n))
       const pending = { ...made, store }
       this.pending.push(pending)
       if (replaced !== undefined) takeOver(made.fd, replaced)
@@ -140,6 +146,31 @@ export class NewFiles {
     return openLocked(final)
   }
 
+  private nameAll(): void {
+    const [main, ...others] = this.pending as [Pending, ...Pending[]]
+    const replacesPart = others.some(({ replaced }) => replaced !== undefined)
+    if (main.replaced === undefined || !replacesPart) {
+      for (const file of [...others, main]) this.name(file)
+      return
+    }
+    const old = temporaryName(main.path)
+    renameKnown(main.path, old)
+    syncFolder(path.dirname(main.path))
+    let hasReplaced = false
+    try {
+      for (const file of others) {
+        this.name(file)
+        hasReplaced ||= file.replaced !== undefined
+      }
+      this.name({ ...main, replaced: undefined })
+    } catch (error) {
+      if (!hasReplaced) fs.renameSync(old, main.path)
+      throw error
+    } finally {
+      fs.rmSync(old, { force: true })
+    }
+  }
+
   private name({ path: final, fd, temporary, replaced }: Pending): void {
     const refuse = (error: unknown): never => {
       const isThere = (error as NodeJS.ErrnoException).code === 'EEXIST'
@@ -166,6 +197,15 @@ export class NewFiles {
     } catch (error) {
       refuse(error)
     }
+  }
+}
+
+function renameKnown(from: string, to: string): void {
+  try {
+    fs.renameSync(from, to)
+  } catch (error) {
+    const what = `it cannot be replaced: ${inWords(error)}`
+    throw new ImageError('REFUSED', what, { path: from, hint: 'choose another name' })
   }
 }
 

@@ -28,8 +28,10 @@ export interface OpenImageOptions
   > {
   /** The access to the disk; lower layers are only read. Reading is the default. */
   readonly access?: Access
-  /** Of each encrypted layer; a function is asked with the layer's path. */
-  readonly passphrase?: string | ((path: string, method: EncryptionMethod) => Promise<string>)
+  /** Of each encrypted layer; a function is asked with the layer's path. Buffers are tried in order, and wiped after use. */
+  readonly passphrase?:
+    | string
+    | ((path: string, method: EncryptionMethod) => Promise<string | readonly Buffer[]>)
   readonly caches?: Partial<CacheSizes>
 }
 
@@ -239,9 +241,10 @@ export async function openImage(
   }
   let chain: Chain | undefined
   try {
-    const ask = async (path: string, method: EncryptionMethod) => [
-      Buffer.from(await passphraseOf(passphrase, path, method)),
-    ]
+    const ask = async (path: string, method: EncryptionMethod) => {
+      const given = await passphraseOf(passphrase, path, method)
+      return typeof given === 'string' ? [Buffer.from(given)] : given
+    }
     chain = await unlockChain(opened.chain, ask, source)
     const [top] = chain.layers
     const memory = access === 'write' ? createDiskMemory(top, 1, source.readable(top)) : undefined
@@ -261,7 +264,7 @@ export async function passphraseOf(
   passphrase: OpenImageOptions['passphrase'],
   path: string,
   method: EncryptionMethod,
-): Promise<string> {
+): Promise<string | readonly Buffer[]> {
   if (typeof passphrase === 'string') return passphrase
   if (passphrase) return passphrase(path, method)
   throw new ImageError('REFUSED', 'it is encrypted, and no passphrase was given', {

@@ -126,6 +126,11 @@ export class SourceImage {
     }
   }
 
+  /** Takes a chain that is open already, and unlocked. The caller closes its files: do not call `close`. */
+  static of(chain: Chain): SourceImage {
+    return new SourceImage(chain, {})
+  }
+
   /**
    * Returns the image's disk, or the snapshot with that tag. Throws ImageError if there is no such snapshot.
    * @param name a tag, or what else names it

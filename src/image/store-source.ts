@@ -11,7 +11,7 @@ export type WrittenStore = WritableStore & Partial<Pick<WritableFileStore, 'requ
 export interface StoreSource {
   readable(file: FileSpec): Store
   /** @param size the file's size in bytes, which all threads share */
-  writable(file: FileSpec, size: BigInt64Array): WrittenStore
+  writable(file: Pick<FileSpec, 'path' | 'fd'>, size: BigInt64Array): WrittenStore
   /** How the data of a layer are decrypted, where that is not by the layer's own key. */
   cipher?(layer: LayerSpec): StoreCipher | undefined
 }

@@ -17,6 +17,7 @@ import {
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { run as convert } from '../../src/cli/convert.js'
+import { createImage } from '../../src/image/create-image.js'
 import { noise } from '../fixtures/model.js'
 import { buildImage, type Cluster } from '../fixtures/qcow2-builder.js'
 import { runHere } from '../support/command.js'
@@ -250,6 +251,18 @@ t.test('sources that are cut off', async t => {
     }
     spawnSync('rm', ['-f', target])
   }
+})
+
+t.test('into an image whose key ends with a newline', async t => {
+  const folder = tempFolder(t)
+  const source = sourceIn(folder)
+  const [target, key] = [join(folder, 'target.qcow2'), join(folder, 'key')]
+  writeFileSync(key, 'secret\n')
+  const options = { 'encrypt.format': 'luks', 'encrypt.iter-time': 10 }
+  const passphrase = readFileSync(key)
+  await createImage(target, { format: 'qcow2', sizeBytes: SIZE, options, passphrase })
+  const args = ['-n', '--verify', '-O', 'qcow2', '--target-passphrase-file', key, source, target]
+  t.strictSame(await convertHere(...args), { code: 0, stdout: '', stderr: '' })
 })
 
 t.test('a full disk', needsRoot(), async t => {

@@ -74,6 +74,36 @@ for (const [kind, options] of Object.entries(KINDS)) {
       t.strictSame(fs.readdirSync(folder), ['disk.raw'])
     })
 
+    t.test('an old descriptor never describes new extents', async t => {
+      const folder = tempFolder(t)
+      const at = (name: string) => join(folder, name)
+      const names = ['disk', 'disk-1', 'disk-2']
+      for (const name of names) fs.writeFileSync(at(name), `old ${name}`)
+      const replacing = () => {
+        const files = new NewFiles(at('disk'), { ...options, force: true })
+        put(files.main, 'new disk')
+        for (const name of ['disk-1', 'disk-2']) put(files.beside(name), `new ${name}`)
+        return files
+      }
+      const preventing = (name: string, act: () => void) => {
+        fs.rmSync(at(name))
+        fs.mkdirSync(at(name))
+        t.throws(act, ImageError)
+        fs.rmdirSync(at(name))
+      }
+      const first = replacing()
+      preventing('disk-1', () => first.commit())
+      t.equal(fs.readFileSync(at('disk'), 'utf8'), 'old disk', 'nothing was replaced yet')
+      fs.writeFileSync(at('disk-1'), 'old disk-1')
+      const second = replacing()
+      preventing('disk-2', () => second.commit())
+      t.strictSame(fs.readdirSync(folder), ['disk-1'], 'a part was replaced')
+      for (const name of names) fs.writeFileSync(at(name), `old ${name}`)
+      replacing().commit()
+      t.strictSame(fs.readdirSync(folder).sort(), names)
+      for (const name of names) t.equal(fs.readFileSync(at(name), 'utf8'), `new ${name}`)
+    })
+
     t.test('a file that comes meanwhile is not replaced', async t => {
       const folder = tempFolder(t)
       const file = join(folder, 'disk.raw')

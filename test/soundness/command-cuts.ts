@@ -46,7 +46,7 @@ export interface ChangeCutOptions {
 }
 
 /** Runs `act` while all files that it writes are wrapped. */
-async function wrapping<T>(wrap: Wrap, act: () => Promise<T>): Promise<T> {
+export async function wrappingWrites<T>(wrap: Wrap, act: () => Promise<T>): Promise<T> {
   const { writable } = LOCAL_FILES
   LOCAL_FILES.writable = (file, size) =>
     wrap(writable.call(LOCAL_FILES, file, size), basename(file.path))
@@ -75,7 +75,7 @@ export async function cutChange(
   const whole = freshCopy(change.folder, 'whole')
   const record: Wrap = (store, name) =>
     flaw(new RecordingStore(store, journal, names.indexOf(name)), name)
-  await wrapping(record, () => change.run(whole))
+  await wrappingWrites(record, () => change.run(whole))
   if ((await change.stateOf(whole)) !== 'after') throw new Error(`${change.title}: nothing changed`)
   const bases = names.map(name => new MemoryStore(name, readFileSync(join(change.folder, name))))
   return new Cutter(change, names, journal, new Replay(journal, bases, () => {}), options).run()
@@ -146,7 +146,7 @@ async function again(change: ImageChange, folder: string): Promise<void> {
   if ((await change.stateOf(folder)) !== 'after') throw new Error('made again, it has no effect')
 }
 
-const EIO = 5
+export const EIO = 5
 
 /**
  * Makes call after call fail, `most` of them at most. Throws unless the change reports it, the files have one of the two
@@ -155,7 +155,7 @@ const EIO = 5
 export async function failChange(change: ImageChange, most: number): Promise<number> {
   const plan = new FaultPlan()
   const counted = freshCopy(change.folder, 'counted')
-  await wrapping(
+  await wrappingWrites(
     store => new FaultStore(store, plan),
     () => change.run(counted),
   )
@@ -175,7 +175,7 @@ async function fail(change: ImageChange, fault: Fault): Promise<void> {
   const plan = new FaultPlan(fault)
   const where = `${change.title}, ${JSON.stringify(fault)}`
   try {
-    const problem = await wrapping(
+    const problem = await wrappingWrites(
       store => new FaultStore(store, plan),
       () =>
         change.run(folder).then(

@@ -11,6 +11,7 @@ import type { OnLoss } from '../walk-layers.js'
 import { BuilderSink } from './builder-sink.js'
 import { copyDisk } from './copy-disk.js'
 import { DiskSink } from './disk-sink.js'
+import { openUnnamed } from './unnamed-image.js'
 import { VerifyingSink } from './verifying-sink.js'
 
 const SECTOR_BYTES = 512
@@ -39,6 +40,8 @@ export interface NewTarget {
   readonly force: boolean
   /** For an encrypted image. */
   readonly passphrase?: Buffer | undefined
+  /** Whether the image is read again and compared before it gets its name. */
+  readonly isVerified?: boolean
 }
 
 /**
@@ -67,9 +70,30 @@ export async function convertToNew(
     const copied = { sizeBytes, sparseBytes, base: base?.source, onProgress, onLoss, signal }
     await orNamed(copyDisk(source, sink, copied))
     builder.finish()
+    if (target.isVerified)
+      await verifyUnnamed(source, target, files, { onProgress, onLoss, signal })
     files.commit()
   } finally {
     files.discard()
+  }
+}
+
+async function verifyUnnamed(
+  source: Source,
+  { format, base, passphrase }: NewTarget,
+  files: NewFiles,
+  { onProgress, onLoss, signal }: Watching,
+): Promise<void> {
+  const written = await openUnnamed(files, format, base?.source, passphrase)
+  try {
+    await verify(source, written, {
+      onProgress: offset => onProgress?.(source.sizeBytes + offset),
+      // They have been reported by the first reading.
+      onLoss: onLoss && (() => {}),
+      signal,
+    })
+  } finally {
+    written.close()
   }
 }
 
