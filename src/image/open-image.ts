@@ -6,7 +6,7 @@ import type { WritableDisk } from '../formats/writable.js'
 import { type CatalogEntry, catalogOf } from './catalog.js'
 import { type Chain, closeChain, type OpenOptions } from './chain.js'
 import { createDiskMemory } from './disk-memory.js'
-import { lockChain, unlockChain } from './encryption.js'
+import { type AskPassphrase, lockChain, unlockChain } from './encryption.js'
 import { readView } from './engine.js'
 import { nextData, nextHole } from './holes.js'
 import type { Access } from '../io/named-file.js'
@@ -241,11 +241,7 @@ export async function openImage(
   }
   let chain: Chain | undefined
   try {
-    const ask = async (path: string, method: EncryptionMethod) => {
-      const given = await passphraseOf(passphrase, path, method)
-      return typeof given === 'string' ? [Buffer.from(given)] : given
-    }
-    chain = await unlockChain(opened.chain, ask, source)
+    chain = await unlockChain(opened.chain, askFrom(passphrase), source)
     const [top] = chain.layers
     const memory = access === 'write' ? createDiskMemory(top, 1, source.readable(top)) : undefined
     const sizes = { ...CACHES, ...caches }
@@ -259,19 +255,19 @@ export async function openImage(
   }
 }
 
-/** Returns the passphrase of a layer. Throws ImageError if none was given. */
-export async function passphraseOf(
-  passphrase: OpenImageOptions['passphrase'],
-  path: string,
-  method: EncryptionMethod,
-): Promise<string | readonly Buffer[]> {
-  if (typeof passphrase === 'string') return passphrase
-  if (passphrase) return passphrase(path, method)
-  throw new ImageError('REFUSED', 'it is encrypted, and no passphrase was given', {
-    path,
-    hint: 'give its passphrase',
-  })
-}
+/** Returns a function that gives the passphrase of a layer. It throws ImageError if none was given. */
+export const askFrom =
+  (passphrase: OpenImageOptions['passphrase']): AskPassphrase =>
+  async (path, method) => {
+    if (passphrase === undefined) {
+      throw new ImageError('REFUSED', 'it is encrypted, and no passphrase was given', {
+        path,
+        hint: 'give its passphrase',
+      })
+    }
+    const given = typeof passphrase === 'string' ? passphrase : await passphrase(path, method)
+    return typeof given === 'string' ? [Buffer.from(given)] : given
+  }
 
 function requireInside(offset: number, length: number, sizeBytes: number): void {
   const isRange = Number.isSafeInteger(offset) && Number.isSafeInteger(length)

@@ -5,8 +5,8 @@ import { type CompareOptions, type Compared, compareDisks } from './compare.js'
 import { baseNamed } from './convert/base.js'
 import { convertToNew, type Watching } from './convert/convert.js'
 import { type SnapshotChoice, splitImageName } from './image-name.js'
-import { type OpenImageOptions, passphraseOf } from './open-image.js'
-import { type Source, SourceImage, type SourceOptions } from './source.js'
+import { type OpenImageOptions, askFrom } from './open-image.js'
+import { type Source, SourceImage } from './source.js'
 
 /** How an image is opened for reading. */
 export interface ReadImageOptions
@@ -118,9 +118,7 @@ export async function compareImages(
 async function openNamed(name: string, options: ReadImageOptions): Promise<Source> {
   const { passphrase, forceShare = false, snapshot, ...open } = options
   const { image, tag } = splitImageName(name)
-  const ask: SourceOptions['ask'] = async (file, method) => [
-    Buffer.from(await passphraseOf(passphrase, file, method)),
-  ]
+  const ask = askFrom(passphrase)
   const opened = await SourceImage.open(image, { ...open, takesLocks: !forceShare, ask })
   try {
     return opened.disk(snapshot ?? tag, () => opened.close())
