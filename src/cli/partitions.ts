@@ -1,5 +1,6 @@
 /** `vimgfs info --partitions`: lists the partitions of a disk. */
 import { printable } from '../errors.js'
+import { listed } from '../image/partitions/listed.js'
 import type { Partition, PartitionTable } from '../image/partitions/partition.js'
 import { readPartitionTable } from '../image/partitions/read-table.js'
 import { humanSize } from './human.js'
@@ -18,21 +19,12 @@ export async function printPartitions(
     const found = readPartitionTable(source)
     const { name: file } = source.spec.entry
     for (const warning of found.warnings) complain(`vimgfs: ${printable(`${name}: ${warning}`)}\n`)
-    print(output === 'json' ? json(file, found) : human(file, found))
+    const json = () => JSON.stringify({ disks: [listed(file, found)] }, undefined, 4)
+    print(output === 'json' ? `${json()}\n` : human(file, found))
   } finally {
     source.close()
     opener.close()
   }
-}
-
-function json(file: string, { table, sectorSize, partitions }: PartitionTable): string {
-  const listed = partitions.map(({ label, uuid, ...rest }) => ({
-    ...rest,
-    label: label ?? null,
-    uuid: uuid ?? null,
-  }))
-  const disk = { file, table: table ?? null, sectorSize, partitions: listed }
-  return `${JSON.stringify({ disks: [disk] }, undefined, 4)}\n`
 }
 
 function human(file: string, { table, sectorSize, partitions }: PartitionTable): string {

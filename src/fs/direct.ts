@@ -89,7 +89,7 @@ function startWorkers(
   { chain, entries, appearance, onlyUids, threads, logger, ...parts }: SessionParts,
   onDeath: () => void,
 ): Workers {
-  const { caches, memory, stats, status, started, isGrowable } = parts
+  const { caches, memory, stats, status, started, isGrowable, partitions } = parts
   const shared: WorkerSetup['shared'] = {
     stats,
     allocated: new SharedArrayBuffer(entries.length * 8),
@@ -111,6 +111,7 @@ function startWorkers(
     status,
     started,
     isGrowable,
+    partitions,
     shared,
   }
   let isHelped = false

@@ -32,7 +32,11 @@ export interface FileSystemParts {
   /** Allocated bytes by place in the catalog; -1 if not counted yet; shared by the workers. */
   readonly allocated: Float64Array
   readonly slots: TextSlots
-  readonly controlText: { status(): string; stats(): string }
+  readonly controlText: {
+    status(): string
+    stats(): string
+    readonly partitions?: string | undefined
+  }
   /** With allow_root the kernel admits all users, and all but these are refused here. */
   readonly onlyUids?: readonly number[]
   /** Decompresses on two processors. All reads go to its target. */
@@ -356,12 +360,13 @@ export class NodeOperations {
   }
 
   private openControl(node: ControlNode): number {
-    if (node.file === 'status.json') return 0
+    if (node.file !== 'stats.json') return 0
     return this.parts.slots.put(this.parts.controlText.stats())
   }
 
   private controlText(node: ControlNode, slot: number): Buffer {
     if (node.file === 'status.json') return Buffer.from(this.parts.controlText.status())
+    if (node.file === 'partitions.json') return Buffer.from(this.parts.controlText.partitions ?? '')
     return this.parts.slots.get(slot)
   }
 

@@ -9,6 +9,8 @@ export interface MountOptions {
   readonly forceShare: boolean
   /** Whether writing past the disk's end makes it larger. */
   readonly growable: boolean
+  /** Whether partitions are shown as files. */
+  readonly partitions: boolean
   /** The time between flushes, in seconds; 0 for never. */
   readonly commitSeconds: number
   readonly allowOther: boolean
@@ -32,7 +34,7 @@ const ACCEPTED = new Set([
 const ACCEPTED_VALUES = new Set(['comment', 'helper', 'uhelper', 'user'])
 
 const FLAGS = new Set([
-  ...['allow_other', 'allow_root', 'default_permissions', 'force-share', 'growable'],
+  ...['allow_other', 'allow_root', 'default_permissions', 'force-share', 'growable', 'partitions'],
 ])
 const VALUES = new Set(['uid', 'gid', 'umask', 'fsname', 'commit'])
 const DEFAULT_COMMIT_SECONDS = 5
@@ -73,6 +75,9 @@ export function parseMountOptions(lists: readonly string[]): MountOptions {
   if (flags.has('force-share') && access !== 'ro') {
     throw new UsageError('force-share is for reading only: -o ro,force-share')
   }
+  if (flags.has('partitions') && access !== 'ro') {
+    throw new UsageError('partitions are shown for reading only: -o ro,partitions')
+  }
   const number = (name: string, radix: 8 | 10, max: number): number | undefined => {
     const text = values.get(name)
     if (text === undefined) return undefined
@@ -93,6 +98,7 @@ export function parseMountOptions(lists: readonly string[]): MountOptions {
     access,
     forceShare: flags.has('force-share'),
     growable: flags.has('growable'),
+    partitions: flags.has('partitions'),
     commitSeconds: number('commit', 10, MAX_COMMIT_SECONDS) ?? DEFAULT_COMMIT_SECONDS,
     allowOther: flags.has('allow_other'),
     allowRoot: flags.has('allow_root'),

@@ -9,6 +9,7 @@ import { removedFiles, storeOf } from '../image/layer.js'
 import type { Logger } from '../log.js'
 import { DiskKeeper } from './disk-keeper.js'
 import { stallMessage } from './diagnostics.js'
+import { withPartitions } from './partition-files.js'
 import { sharedStats, WorkerStats } from './stats.js'
 
 const MAX_METADATA_BYTES = 48 * 2 ** 20
@@ -18,6 +19,8 @@ const CLUSTER_CACHE_BYTES = 16 * 2 ** 20
 export class ServedImage {
   readonly entries: readonly CatalogEntry[]
   readonly warnings: readonly string[]
+  /** The text of partitions.json, if it is shown. */
+  readonly partitions: string | undefined
   /** The caches of each thread. */
   readonly caches: CacheSizes
   /** The counts of all threads; the main thread, which flushes, counts as a worker does. */
@@ -30,6 +33,7 @@ export class ServedImage {
 
   /**
    * @param threads the number of worker threads
+   * @param showsPartitions whether the partitions of each disk are files, too
    * @param metadataBytes of tables to keep, of all threads together; undefined for the rule of defaultMetadataBytes
    */
   constructor(
@@ -37,10 +41,10 @@ export class ServedImage {
     readonly threads: number,
     metadataBytes: number | undefined,
     logger: Logger,
+    showsPartitions = false,
   ) {
     const [top] = chain.layers
     const { entries, warnings } = catalogOf(chain)
-    this.entries = entries
     this.caches = cachesOf(top, metadataBytes, Math.max(1, threads))
     this.stats = sharedStats(threads + 1)
     this.memory = chain.isWritable ? createDiskMemory(top, threads + 1, storeOf(top)) : undefined
@@ -53,6 +57,9 @@ export class ServedImage {
     const countFlush = () => counts.countFlush()
     const removed = () => removedFiles(top)
     const { disk } = this.views
+    const shown = showsPartitions ? withPartitions(entries, this.views, logger) : undefined
+    this.entries = shown?.entries ?? entries
+    this.partitions = shown?.text
     this.keeper = disk && new DiskKeeper(disk, countFlush, removed, logger)
   }
 }

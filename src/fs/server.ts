@@ -113,9 +113,10 @@ async function serveChain(
   const mountpoint = realMountpoint(request.mountpoint)
   // The callbacks of libfuse run on the main thread.
   const threads = transport === 'direct' ? request.threads : 0
-  const image = new ServedImage(chain, threads, request.metadataBytes, logger)
+  const { metadataBytes, options } = request
+  const image = new ServedImage(chain, threads, metadataBytes, logger, options.partitions)
   const { entries, warnings, keeper, views, counts } = image
-  const parts = sessionParts(image, request.options, mountpoint, transport, logger)
+  const parts = sessionParts(image, options, mountpoint, transport, logger)
   const session = await sessionOf(transport, parts, { views, counts })
   const mount = await bringUp(session, mountpoint, threads, logger).catch(error => {
     keeper?.close()
@@ -124,7 +125,7 @@ async function serveChain(
   const { isWritable } = chain
   const { path, format, isProbed } = chain.layers[0]
   logger.info({ image: path, mountpoint, files: entries.length, isWritable, transport }, 'mounted')
-  keeper?.start(request.options.commitSeconds)
+  keeper?.start(options.commitSeconds)
   const finished = session.finished.then(async () => {
     nameEndingServer()
     // The workers end with the mount. If they failed, the mount must not stay without them.

@@ -32,6 +32,7 @@ export function sessionParts(
     },
     status: statusOf(image, transport, mountpoint, started),
     isGrowable: growable,
+    partitions: image.partitions,
   }
 }
 

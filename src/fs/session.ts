@@ -33,6 +33,8 @@ export interface SessionParts {
   /** The start of the server, in milliseconds since 1970. */
   readonly started: number
   readonly isGrowable: boolean
+  /** The text of partitions.json, if it is shown. */
+  readonly partitions: string | undefined
   readonly logger: Logger
 }
 

@@ -12,7 +12,8 @@ const FIRST_FILE_ID = 16
 /** The disk is the first file. */
 export const DISK_ID = FIRST_FILE_ID
 const CONTROL_DIR_NAME = '.vimgfs'
-export const CONTROL_FILES = ['stats.json', 'status.json'] as const
+/** partitions.json is there with `-o partitions` only. */
+export const CONTROL_FILES = ['stats.json', 'status.json', 'partitions.json'] as const
 export type ControlFile = (typeof CONTROL_FILES)[number]
 
 interface NodeBase {
@@ -56,16 +57,21 @@ export class Tree {
   private readonly nodes = new Map<number, Node>()
   /** The nodes by folder id and name. */
   private readonly names = new Map<string, Node>()
+  /** The number of image files. */
+  readonly fileCount: number
 
   constructor(
     entries: readonly CatalogEntry[],
     readonly appearance: Appearance,
+    hasPartitions = false,
   ) {
     const files = entries.map((entry, index): ImageNode => {
       const id = FIRST_FILE_ID + index
       return { id, name: entry.name, parent: ROOT_ID, kind: 'image', entry, place: index }
     })
-    const controls = CONTROL_FILES.map((file, index): ControlNode => {
+    this.fileCount = files.length
+    const shown = CONTROL_FILES.filter(file => hasPartitions || file !== 'partitions.json')
+    const controls = shown.map((file, index): ControlNode => {
       const id = FIRST_CONTROL_FILE_ID + index
       return { id, name: file, parent: CONTROL_DIR_ID, kind: 'control', file }
     })
@@ -106,11 +112,6 @@ export class Tree {
   get disk(): ImageNode | undefined {
     const node = this.nodes.get(FIRST_FILE_ID)
     return node?.kind === 'image' ? node : undefined
-  }
-
-  /** The number of image files. */
-  get fileCount(): number {
-    return this.nodes.size - 2 - CONTROL_FILES.length
   }
 
   private add(node: Node): void {

@@ -36,6 +36,7 @@ export interface WorkerSetup {
   readonly status: Readonly<Record<string, unknown>>
   readonly started: number
   readonly isGrowable: boolean
+  readonly partitions: string | undefined
   readonly shared: {
     readonly stats: SharedArrayBuffer
     readonly allocated: SharedArrayBuffer
@@ -78,7 +79,7 @@ function run(setup: WorkerSetup): void {
   const warming = memory && new Warming(setup)
   const views = new ViewSet(setup.layers, setup.caches, stats, writing)
   const fileSystem = new ImageFs({
-    tree: new Tree(setup.entries, setup.appearance),
+    tree: new Tree(setup.entries, setup.appearance, setup.partitions !== undefined),
     views,
     layers: setup.layers,
     allocated: new Float64Array(setup.shared.allocated),
@@ -86,6 +87,7 @@ function run(setup: WorkerSetup): void {
     controlText: {
       status: () => statusText(setup.status, views, setup.layers[0] as LayerSpec),
       stats: () => statsText(setup.shared.stats, setup.started),
+      partitions: setup.partitions,
     },
     isGrowable: setup.isGrowable,
     onFlush: () => stats.countFlush(),

@@ -14,12 +14,14 @@ import { diskBytes, filesFrom, lastModified } from './layer.js'
 /** Plain data, which can be sent to threads as a message. */
 export interface CatalogEntry {
   readonly name: string
-  readonly kind: 'disk' | 'snapshot' | 'vmstate' | 'layer'
+  readonly kind: 'disk' | 'snapshot' | 'vmstate' | 'layer' | 'partition'
   /** The layer of the chain from which it is read. */
   readonly layer: number
   /** The table of a snapshot in its layer's file. */
   readonly table?: SnapshotTable
-  /** The place of the file's first byte on the disk of its table: VM states lie past the disk's end. */
+  /**
+   * The place of the file's first byte on the disk of its table, in bytes: VM states lie past the disk's end, partitions in it.
+   */
   readonly startOffset: number
   readonly sizeBytes: number
   readonly modified: Timestamp

@@ -1,6 +1,6 @@
 import type { Extent, FormatDriver } from '../formats/driver.js'
 
-/** A disk without its first `startOffset` bytes. */
+/** A disk without its first `startOffset` bytes, and at most `maxBytes` of it. */
 export class ShiftedDriver implements FormatDriver {
   readonly sizeBytes: number
   readonly unitBytes: number
@@ -8,8 +8,9 @@ export class ShiftedDriver implements FormatDriver {
   constructor(
     private readonly driver: FormatDriver,
     private readonly startOffset: number,
+    maxBytes = Number.POSITIVE_INFINITY,
   ) {
-    this.sizeBytes = driver.sizeBytes - startOffset
+    this.sizeBytes = Math.max(0, Math.min(driver.sizeBytes - startOffset, maxBytes))
     this.unitBytes = driver.unitBytes
   }
 

@@ -106,6 +106,11 @@ export class ViewSet {
 
   /** Returns the view of `entry`, from its first byte on. Throws ImageError if its table is impossible. */
   viewOf(entry: CatalogEntry): View {
+    if (entry.kind !== 'partition') return this.diskView(entry)
+    return windowOf(this.diskView(entry), entry.startOffset, entry.sizeBytes)
+  }
+
+  private diskView(entry: CatalogEntry): View {
     if (!entry.table) return this.layerView(entry.layer)
     const parts = this.parts(entry.layer)
     const { internalSnapshots } = formatOf(parts.layer)
@@ -212,6 +217,14 @@ export class ViewSet {
 /** The stores that compressed bytes are read from, by the numbers that extents of the layers' views have. */
 export const packedStores = (layers: readonly LayerSpec[]): FileStore[] =>
   [...layers, ...layers.flatMap(({ extentFiles = [] }) => extentFiles)].map(storeOf)
+
+/** Returns `length` bytes of a disk from `offset` on, as a disk. */
+function windowOf({ driver, parent }: View, offset: number, length: number): View {
+  return {
+    driver: new ShiftedDriver(driver, offset, length),
+    parent: parent && windowOf(parent, offset, length),
+  }
+}
 
 function storesOf<S extends Store>(spec: LayerSpec, open: (file: FileSpec) => S): Stores<S> {
   const { dataFile, extentFiles = [] } = spec

@@ -24,6 +24,8 @@ server has saved what was written.
        rw                  read and write, or fail; without ro and rw, a write-protected image is
                            mounted read-only
        force-share         with ro: mount also while others write IMAGE; reads may be torn
+       partitions          with ro: show the partitions of each disk as files: disk.p1.raw,
+                           disk@SNAPSHOT.p1.raw, and a list in .vimgfs/partitions.json
        growable            truncate -s, or writing past the end, makes the disk larger
        commit=SECONDS      how often to make durable what was written (5); 0: only when asked to
        allow_root          root may use the mount, too (a loop mount needs this, for example)

@@ -33,12 +33,13 @@ export class LibfuseSession implements Session {
     this.finished = new Promise(resolve => {
       this.finish = resolve
     })
-    const { chain, entries, appearance, status, stats, started, isGrowable, logger } = parts
+    const { chain, entries, appearance, status, stats, started, logger } = parts
+    const { isGrowable, partitions } = parts
     const log = ({ level, message, detail }: LogEntry) => logger[level](detail ?? {}, message)
     const logFault = faultLogger(log)
     this.fileSystem = new LibfuseFs(
       {
-        tree: new Tree(entries, appearance),
+        tree: new Tree(entries, appearance, partitions !== undefined),
         views,
         layers: chain.layers,
         allocated: new Float64Array(entries.length).fill(-1),
@@ -46,6 +47,7 @@ export class LibfuseSession implements Session {
         controlText: {
           status: () => statusText(status, views, chain.layers[0]),
           stats: () => statsText(stats, started),
+          partitions,
         },
         isGrowable,
         onFlush: () => counts.countFlush(),
