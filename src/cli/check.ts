@@ -1,5 +1,5 @@
 /** `vimgfs check`: whether an image's tables are sound, as `qemu-img check` says it, and repairing them. */
-import { printable } from '../errors.js'
+import { printable, UsageError } from '../errors.js'
 import { jsonWithoutHidden } from '../hidden-characters.js'
 import type { CheckResult, Finding } from '../formats/check/report.js'
 import { parse, parseChoice } from './arguments.js'
@@ -9,11 +9,15 @@ import { type Checked, checkImage } from './check-image.js'
 import { humanSize } from './human.js'
 import { complain, print } from './output.js'
 import { Progress } from './progress.js'
+import { checkCacheMode, requireWhole } from './qemu-options.js'
 
 const OPTIONS = {
   output: { type: 'string' },
-  repair: { type: 'string' },
-  format: { type: 'string' },
+  repair: { type: 'string', short: 'r' },
+  format: { type: 'string', short: 'f' },
+  'force-share': { type: 'boolean', short: 'U' },
+  // A choice of qemu-img's that changes nothing.
+  'source-cache': { type: 'string', short: 'T' },
   'allow-path': { type: 'string', multiple: true },
   progress: { type: 'boolean', short: 'p' },
   quiet: { type: 'boolean', short: 'q' },
@@ -31,11 +35,15 @@ export async function run(args: string[]): Promise<number> {
     values.format === undefined ? undefined : parseChoice(values.format, '--format', FORMAT_NAMES)
   const repair =
     values.repair === undefined ? undefined : parseChoice(values.repair, '--repair', REPAIRS)
-  const { progress: force, quiet } = values
+  checkCacheMode(values['source-cache'], '-T')
+  const { progress: force, quiet = false, 'force-share': forceShare = false } = values
+  if (forceShare && repair !== undefined) throw new UsageError('-U and --repair exclude each other')
+  requireWhole(name, 'check')
   const shown = new Progress(1, { force, quiet, isPart: true })
   const options = { progress: (part: number) => shown.update(part) }
   const allowPaths = values['allow-path'] ?? []
-  const checking = checkImage(name, { format, repair, allowPaths }, options)
+  const takesLocks = !forceShare
+  const checking = checkImage(name, { format, repair, allowPaths, takesLocks }, options)
   const checked = await checking.finally(() => shown.end())
   if (!checked.after) {
     complain(`vimgfs: ${printable(name)}: ${checked.format.name} images have no tables to check\n`)
@@ -44,7 +52,7 @@ export async function run(args: string[]): Promise<number> {
   if (output === 'json') {
     print(`${jsonWithoutHidden(JSON.stringify(fields(name, checked), null, 4))}\n`)
     complain(lines(details(checked)))
-  } else {
+  } else if (!quiet) {
     print(lines([...details(checked), ...summary(name, checked, repair)]))
   }
   return exitCode(checked.after)

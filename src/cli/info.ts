@@ -5,6 +5,7 @@ import type { ImageInfo } from '../image/info.js'
 import { parse, parseChoice } from './arguments.js'
 import { humanSize } from './human.js'
 import { complain, print } from './output.js'
+import { requireWhole } from './qemu-options.js'
 import { snapshotTable } from './snapshot-table.js'
 import { SOURCE_OPTIONS } from './sources.js'
 
@@ -29,6 +30,7 @@ export async function run(args: string[]): Promise<number> {
     await printPartitions(image, values, output)
     return 0
   }
+  requireWhole(image, 'info')
   const open = {
     ...(values.format !== undefined && {
       format: parseChoice(values.format, '--format', FORMAT_NAMES),

@@ -1,6 +1,6 @@
 /** What scripts for qemu-img pass to it. */
-import { UsageError } from '../errors.js'
-import type { SnapshotChoice } from '../image/image-name.js'
+import { printable, UsageError } from '../errors.js'
+import { type SnapshotChoice, splitImageName } from '../image/image-name.js'
 import { parseChoice } from './arguments.js'
 
 /** Cuts the value of an option at commas. Two of them stand for one. */
@@ -31,4 +31,14 @@ const CACHE_MODES = ['none', 'writeback', 'unsafe', 'directsync', 'writethrough'
 /** Throws UsageError unless `mode` is a cache mode of QEMU. Its choice changes nothing here: all that is written is synced. */
 export function checkCacheMode(mode: string | undefined, option: string): void {
   if (mode !== undefined) parseChoice(mode, option, CACHE_MODES)
+}
+
+/** Throws UsageError if `name` is IMAGE@TAG: `command` takes no snapshots. */
+export function requireWhole(name: string, command: string): void {
+  const { image, tag } = splitImageName(name)
+  if (tag === undefined) return
+  const file = printable(image)
+  throw new UsageError(
+    `${command} takes a whole image, not its snapshot "${printable(tag)}": name ${file}; vimgfs snapshot list ${file} shows its snapshots`,
+  )
 }

@@ -18,6 +18,8 @@ export interface CheckRequest {
   readonly repair?: RepairKind | undefined
   /** Folders besides the image's own in which its extents may be. */
   readonly allowPaths?: readonly string[]
+  /** Whether QEMU's locks are taken; true by default. A repair needs them. */
+  readonly takesLocks?: boolean
 }
 
 /** An image that is open for a check, and locked with QEMU's locks. */
@@ -90,13 +92,13 @@ const open = (
   name: string,
   format: Format,
   { needsLayer }: FormatChecking,
-  { allowPaths = [] }: CheckRequest,
+  { allowPaths = [], takesLocks = true, repair }: CheckRequest,
   access: Access,
 ): Chain =>
   openChain(name, {
     format: format.name,
     describe: needsLayer ? 'image' : 'file',
-    takesLocks: true,
+    takesLocks: takesLocks || repair !== undefined,
     // The disk reads as before, so a list of its changes stays true.
     dropsChangeTracking: true,
     access,

@@ -1,5 +1,5 @@
 /** `vimgfs check`: what it prints, its exit codes, and what it refuses. */
-import { readFileSync, writeFileSync } from 'node:fs'
+import { closeSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { buildDynamic } from '../fixtures/vpc-builder.js'
@@ -9,6 +9,8 @@ import { buildImage, type Cluster, type ImageSpec } from '../fixtures/qcow2-buil
 import { noise } from '../fixtures/model.js'
 import { buildExtent, descriptorText, HEADER_AT } from '../fixtures/vmdk-builder.js'
 import { run as check } from '../../src/cli/check.js'
+import { run as info } from '../../src/cli/info.js'
+import { lockImage } from '../../src/io/locks.js'
 import { runHere } from '../support/command.js'
 import { HERE, vimgfs } from '../support/mount.js'
 import { run, tempFolder } from '../support/run.js'
@@ -80,6 +82,29 @@ t.test('JSON with the fields of qemu-img', async t => {
   t.equal(repaired.code, 0)
   t.match(JSON.parse(repaired.stdout), { 'corruptions-fixed': 1, 'leaks-fixed': 1 })
   t.equal((await checkHere([image])).code, 0)
+})
+
+t.test('the letters of qemu-img check', async t => {
+  const image = imageIn(tempFolder(t), leak)
+  const quiet = await checkHere(['-q', '-f', 'qcow2', '-T', 'none', image])
+  t.same(quiet, { code: 3, stdout: '', stderr: '' })
+  const fd = openSync(image, 'r+')
+  lockImage(fd, image, 'write')
+  t.match(await checkHere([image]), { code: 1, stderr: /in use/ })
+  t.match(await checkHere(['-U', image]), { code: 3 })
+  closeSync(fd)
+  t.match(await checkHere(['-U', '-r', 'all', image]), { code: 2, stderr: /exclude each other/ })
+  t.match(await checkHere(['-T', 'fast', image]), { code: 2, stderr: /-T takes none/ })
+  t.match(await checkHere(['-r', 'some', image]), { code: 2, stderr: /takes leaks, all/ })
+  t.match(await checkHere(['-r', 'leaks', image]), { code: 0, stdout: /repaired: 1 leaked/ })
+})
+
+t.test('a snapshot is not checked or described alone', async t => {
+  const image = imageIn(tempFolder(t))
+  const message =
+    /takes a whole image, not its snapshot "a": name .*disk\.qcow2; vimgfs snapshot list/
+  t.match(await checkHere([`${image}@a`]), { code: 2, stderr: message })
+  t.match(await runHere(info, [`${image}@a`], '/'), { code: 2, stderr: message })
 })
 
 t.test('repairing leaks', async t => {

@@ -45,6 +45,7 @@ const KINDS: Record<string, Kind> = {
   'qcow2, raw data file': {
     format: 'qcow2',
     options: { data_file: 'data', data_file_raw: true },
+    modes: ['off'],
   },
   'qcow2, LUKS': {
     format: 'qcow2',

@@ -77,7 +77,7 @@ export class Qcow2Writer implements WritableDriver {
     this.zeroUnitBytes = this.subclusters.sizeBytes
     this.flushing = new Flushing(this.context)
     this.features = new Features(parts)
-    this.growth = new Growth(this.context, this.features, this.flushing)
+    this.growth = new Growth(this.context, this.features, this.flushing, this.keepsRaw)
     this.tracker = new BitmapTracker(memory.bitmaps)
   }
 

@@ -8,6 +8,7 @@
  * The caller holds the exclusive side of the disk's lock, and no flush runs.
  */
 import { ImageError, orEndWriting } from '../../../errors.js'
+import { fillZeros } from '../../filling.js'
 import { MAX_L1_BYTES } from '../../limits.js'
 import { holdBitmaps } from '../bitmap-store.js'
 import { KIND } from '../metadata-map.js'
@@ -18,10 +19,12 @@ import type { Flushing } from './flushing.js'
 import { stateOf, type WriteContext } from './parts.js'
 
 export class Growth {
+  /** @param keepsRaw whether programs read the external data file directly */
   constructor(
     private readonly context: WriteContext,
     private readonly features: Features,
     private readonly flushing: Flushing,
+    private readonly keepsRaw: boolean,
   ) {}
 
   /** Tells the driver the size and the L1 table that another thread, or this one, has set. */
@@ -48,9 +51,20 @@ export class Growth {
     const entries = Math.ceil(sizeBytes / driver.coverage)
     holdBitmaps(store, memory.bitmaps, 'resize', () => this.features.write(true))
     if (entries > stateOf(this.context, STATE.l1Entries)) this.growL1(entries)
+    if (this.keepsRaw) this.zeroDataFile(sizeBytes)
     if (driver.external && dataStore.sizeBytes < sizeBytes) dataStore.truncate(sizeBytes)
     state[STATE.sizeBytes] = sizeBytes
     this.refresh()
+  }
+
+  /** Zeroes what a raw data file has past the disk's end, up to `end`: the tables say that it is zeros. */
+  private zeroDataFile(end: number): void {
+    const { dataStore } = this.context
+    const from = stateOf(this.context, STATE.sizeBytes)
+    const length = Math.min(end, dataStore.sizeBytes) - from
+    if (length <= 0) return
+    if (!dataStore.punch(from, length)) fillZeros(dataStore, from, length)
+    dataStore.sync()
   }
 
   /** Writes the current size to the header. Rule (2). */
