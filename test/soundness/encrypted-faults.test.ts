@@ -3,7 +3,7 @@ import t from 'tap'
 import { needs, tempFolder } from '../support/run.js'
 import { openWritable } from '../support/writable.js'
 import { ENCRYPTED_RECIPES } from './encrypted-kinds.js'
-import { FEW_STRIKES, strikeRandom } from './fault-suite.js'
+import { strikeRandom } from './fault-suite.js'
 import { fillUp } from './full-disk.js'
 import { makeKind } from './kinds.js'
 import { subjectOf } from './scenario.js'
@@ -22,7 +22,7 @@ const TITLES = [
 for (const recipe of ENCRYPTED_RECIPES.filter(({ title }) => TITLES.includes(title))) {
   t.test(recipe.title, needs('qemu-img', 'qemu-io'), async t => {
     const subject = subjectOf(await makeKind(recipe, tempFolder(t)), openWritable)
-    const tally = strikeRandom(subject, FEW_STRIKES)
+    const tally = strikeRandom(subject)
     t.ok(tally.struck > 0, JSON.stringify(tally))
     const { refused } = fillUp(subject)
     t.ok(refused > 0, `${refused} steps refused by a full disk`)

@@ -26,8 +26,8 @@ import { Random, randomSteps, show, type Step } from './steps.js'
 
 /** For how many steps a lasting fault goes on. */
 const STEPS_UNTIL_HEALED = 4
-/** Cuts after each run. */
-const CUTS = 6
+/** Cuts after each run, from the call on that failed: before it, nothing is other than without a fault. */
+const CUTS = 4
 
 export interface Outcome {
   /** Whether the fault struck at all. */
@@ -70,6 +70,8 @@ class Run {
   private readonly stores: readonly FaultStore[]
   private readonly model: DiskModel
   private hasClosed = false
+  /** Where in the journal the step begins that the fault struck first. */
+  private struckAt = 0
   private stepsSinceStrike = 0
   private isHealed = false
 
@@ -117,6 +119,7 @@ class Run {
     for (const step of steps) {
       if (!isPossible(step, this.model.sizeBytes)) continue
       this.maybeHeal()
+      if (this.plan.failed.length === 0) this.struckAt = this.journal.length
       if (step.kind === 'reopen') {
         // A program that opens it after a failed sync may read bytes that never reach the disk, and cannot know it.
         if (this.hasSyncFailed) break
@@ -229,8 +232,12 @@ class Run {
       else if ('failed' in mark) model.failed(mark.failed, mark.actual, 'again', mark.isReadOnly)
       else model.flushed()
     })
-    const places = Array.from({ length: CUTS - 2 }, () => random.below(this.journal.length + 1))
-    places.push(this.journal.length, this.journal.length)
+    const end = this.journal.length
+    const places = Array.from(
+      { length: CUTS - 2 },
+      () => this.struckAt + random.below(end - this.struckAt + 1),
+    )
+    places.push(end, end)
     places.sort((a, b) => a - b)
     places.forEach((place, index) => {
       replay.advance(place)

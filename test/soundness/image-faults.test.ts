@@ -3,14 +3,14 @@ import t, { type Test } from 'tap'
 import { needs, tempFolder } from '../support/run.js'
 import { COW_RECIPES, makeCowKind } from './cow-kinds.js'
 import { ONLY } from './cut-suite.js'
-import { FEW_STRIKES, strikeRandom } from './fault-suite.js'
+import { strikeRandom } from './fault-suite.js'
 import { fillUp } from './full-disk.js'
 import { type ImageKind, imageSubject } from './image-scenario.js'
 import { makeQcowKind, QCOW_RECIPES } from './qcow-kinds.js'
 
 function strike(t: Test, kind: ImageKind): void {
   const subject = imageSubject(kind)
-  const tally = strikeRandom(subject, FEW_STRIKES)
+  const tally = strikeRandom(subject)
   t.ok(tally.struck > 0, JSON.stringify(tally))
   t.equal(tally.leakedNeedlessly, 0)
   const { refused, refusedFlushes } = fillUp(subject)

@@ -47,6 +47,10 @@ export function readVmdk(files: VmdkFiles<Store>, reused = new ReusedBuffers()):
   return { disk: reused.readAll(view, 0), warnings }
 }
 
+/** The warnings of opening the files for reading. */
+export const vmdkWarnings = (files: VmdkFiles<Store>): readonly string[] =>
+  openRead('vmdk', imageOf(files)).warnings
+
 const imageOf = <S extends Store>({ stores, parent }: VmdkFiles<S>): StoreImage<S> => ({
   store: stores[0] as S,
   extents: stores.slice(1),

@@ -239,15 +239,15 @@ class ExtentJudge {
     }
   }
 
-  private directory(at: number, isFirst: boolean): number[] {
+  private directory(at: number, isFirst: boolean): Uint32Array {
     const sectors = Math.ceil((this.directoryEntries * 4) / SECTOR)
     this.use(at, sectors, isFirst ? 'the directory' : 'the redundant directory')
     return words(take(this.store, at * SECTOR, this.directoryEntries * 4))
   }
 
   /** What a table says; one that is absent says nothing of any grain. */
-  private table(at: number, index: number, isFirst: boolean): number[] {
-    if (at === 0) return new Array(this.tableEntries).fill(0)
+  private table(at: number, index: number, isFirst: boolean): Uint32Array {
+    if (at === 0) return new Uint32Array(this.tableEntries)
     const owner = isFirst ? 'a table' : 'a redundant table'
     this.use(at, this.tableSectors, owner, `${owner}, ${index}`)
     if (isFirst) this.usedEnd = Math.max(this.usedEnd, at + this.tableSectors)
@@ -263,9 +263,10 @@ class ExtentJudge {
       this.disagree(index * this.tableEntries * grain, this.tableEntries * grain)
     }
     first.forEach((entry, i) => {
-      const number = index * this.tableEntries + i
       const other = redundant[i] as number
-      if ((entry !== 0 || other !== 0) && number * this.grain >= this.capacity) {
+      if (entry === 0 && other === 0) return
+      const number = index * this.tableEntries + i
+      if (number * this.grain >= this.capacity) {
         this.corrupt(`grain ${number} lies past the disk's end, and has an entry`)
       }
       if (entry !== other) this.disagree(number * grain, grain)
@@ -374,7 +375,10 @@ function take(store: Store, at: number, length: number): Buffer {
   return bytes
 }
 
-const words = (bytes: Buffer): number[] =>
-  Array.from({ length: bytes.length / 4 }, (_, i) => bytes.readUInt32LE(i * 4))
+function words(bytes: Buffer): Uint32Array {
+  const read = new Uint32Array(bytes.length / 4)
+  for (let i = 0; i < read.length; i++) read[i] = bytes.readUInt32LE(i * 4)
+  return read
+}
 
 const u64 = (b: Buffer, at: number): number => Number(b.readBigUInt64LE(at))

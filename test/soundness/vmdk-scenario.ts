@@ -2,9 +2,9 @@
 import { ReusedBuffers } from '../support/image.js'
 import type { MemoryStore } from '../support/stores.js'
 import { DiskModel } from './disk-model.js'
-import { type Finding, goOn, type Subject } from './scenario.js'
+import { goOn, type Subject } from './scenario.js'
 import type { Step } from './steps.js'
-import { readVmdk, type VmdkOpener } from './vmdk-disk.js'
+import { readVmdk, type VmdkOpener, vmdkWarnings } from './vmdk-disk.js'
 import { judgeVmdk, leaksOf, type Range, type VmdkVerdict } from './vmdk-judge.js'
 import type { VmdkKind } from './vmdk-kinds.js'
 
@@ -37,13 +37,14 @@ export function vmdkSubject(
     check: (files, model, strictness) => {
       const { disk } = readVmdk({ stores: files, parent }, shown)
       model.check(disk, strictness)
-      return judged(kind, files, disk, model, rules)
+      const verdict = soundVerdict(kind, files, disk, model, rules)
+      return { leaks: leaksSince(kind.verdict, verdict), isDirty: verdict.isUnclean }
     },
     checkClosed: (files, model) => {
       const { disk, warnings } = readVmdk({ stores: files, parent }, shown)
       model.check(disk, 'exactly')
-      judged(kind, files, disk, model, rules)
-      checkClosed(kind, judgeVmdk(files), disk, warnings, rules)
+      const verdict = soundVerdict(kind, files, disk, model, rules)
+      checkClosed(kind, verdict, disk, warnings, rules)
     },
     recover: (files, steps) => {
       const found = asFound(kind, files)
@@ -54,22 +55,20 @@ export function vmdkSubject(
   }
 }
 
-const read = (stores: readonly MemoryStore[], parent: Buffer | undefined) =>
-  readVmdk({ stores, parent })
-
 /** The image as the next program to open the files finds it. */
 function asFound(kind: VmdkKind, files: readonly MemoryStore[]): VmdkKind {
   const verdict = judgeVmdk(files)
-  return { ...kind, files, disk: read(files, kind.parent).disk, verdict }
+  return { ...kind, files, disk: readVmdk({ stores: files, parent: kind.parent }).disk, verdict }
 }
 
-function judged(
+/** Returns what the judge says of files that show `disk`. Throws unless they are sound. */
+function soundVerdict(
   base: Base,
   files: readonly MemoryStore[],
   disk: Buffer,
   model: DiskModel,
   rules: VmdkRules,
-): Finding {
+): VmdkVerdict {
   const verdict = judgeVmdk(files)
   const { corruptions, cid, parentCid } = verdict
   if (corruptions.length > 0) throw new Error(`the image is corrupt: ${corruptions.join('; ')}`)
@@ -80,7 +79,7 @@ function judged(
   }
   if (cid === NO_PARENT) throw new Error('the CID says that there is no disk')
   checkExtents(base.verdict, verdict, model, rules)
-  return { leaks: leaksSince(base.verdict, verdict), isDirty: verdict.isUnclean }
+  return verdict
 }
 
 function leaksSince(before: VmdkVerdict, now: VmdkVerdict): number {
@@ -152,7 +151,7 @@ function checkClosed(
     if (!longContentId.endsWith(end))
       throw new Error(`CID ${end}, long content ID ${longContentId}`)
   }
-  const known = read(base.files, base.parent).warnings
+  const known = vmdkWarnings({ stores: base.files, parent: base.parent })
   const news = warnings.filter(text => !known.includes(text))
   if (news.length > 0) throw new Error(`it warns: ${news.join('; ')}`)
 }
