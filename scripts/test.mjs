@@ -14,7 +14,7 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { randomInt } from 'node:crypto'
-import { readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { join, relative, resolve } from 'node:path'
 import {
   ensureBuilt,
@@ -108,6 +108,8 @@ async function test() {
   const cwd = process.env.INIT_CWD ?? process.cwd()
   const words = process.argv.slice(IS_QUICK ? 3 : 2)
   const named = words.map(path => relative(ROOT, resolve(cwd, path)))
+  const unknown = named.find(file => !existsSync(join(ROOT, file)))
+  if (unknown !== undefined) throw new Error(`there is no test file ${unknown}`)
 
   ensureNpmPackages()
   const missing = ensureCommands(PEERS)
