@@ -1,6 +1,7 @@
 /** Writes what an image holds into the image that it stands on. */
+import fs from 'node:fs'
 import path from 'node:path'
-import { ImageError } from '../errors.js'
+import { ImageError, ImageInUse } from '../errors.js'
 import type { Extent, View } from '../formats/driver.js'
 import type { LayerSpec } from '../formats/format.js'
 import { formatOf } from '../formats/registry.js'
@@ -57,37 +58,70 @@ type Layers = readonly [LayerSpec, ...LayerSpec[]]
 export async function commitImage(name: string, options: CommitOptions): Promise<Committed> {
   const committed = await commitLocked(name, options)
   if (!committed.isEmptied) return committed
-  const image = ImageCheck.open(name, { ...options, repair: 'leaks' })
-  try {
-    await image?.run()
-  } finally {
-    image?.close()
-  }
+  await giveBackLeaks(name, options)
   return committed
 }
 
-async function commitLocked(name: string, options: CommitOptions): Promise<Committed> {
-  const { format, allowPaths = [], ignoreCid = false, ask } = options
-  const opened = openChain(name, { format, allowPaths, ignoreCid })
+async function giveBackLeaks(name: string, options: CommitOptions): Promise<void> {
+  let image: ImageCheck | undefined
   try {
-    const index = baseIndex(opened, options.base)
-    unlessMounted(() => lockLayers(opened.layers.slice(0, index)))
-    if (!options.force) requireCommittable(opened, index)
-    const chain = await unlockChain(opened, ask)
+    image = ImageCheck.open(name, { ...options, repair: 'leaks' })
+    await image?.run()
+  } catch (error) {
+    // Somebody uses the image already. The commit is done, and the space can wait.
+    if (!(error instanceof ImageInUse)) throw error
+  } finally {
+    image?.close()
+  }
+}
+
+async function commitLocked(name: string, options: CommitOptions): Promise<Committed> {
+  const { format, allowPaths = [], ignoreCid = false } = options
+  const open = () => openChain(name, { format, allowPaths, ignoreCid })
+  const locked = open()
+  try {
+    const index = baseIndex(locked, options.base)
+    unlessMounted(() => lockLayers(locked.layers.slice(0, index)))
+    // Another command may have changed the tables between reading the headers and locking the files: read them again.
+    const opened = open()
     try {
-      const written = await writeBase(chain, index, options)
-      followBase(chain.layers, index)
-      const isEmptied = index === 1 && !options.keep && (await makeEmpty(chain.layers))
-      const warnings = [...chain.warnings, ...written.warnings]
-      return { base: written.path, bytes: written.bytes, isEmptied, warnings }
+      requireSameFiles(locked, opened)
+      if (!options.force) requireCommittable(opened, index)
+      return await commitTo({ ...opened, warnings: locked.warnings }, index, options)
     } finally {
-      lockChain(chain)
+      closeChain(opened)
     }
   } catch (error) {
     throw namingItsMount(error)
   } finally {
-    closeChain(opened)
+    closeChain(locked)
   }
+}
+
+async function commitTo(opened: Chain, index: number, options: CommitOptions): Promise<Committed> {
+  const chain = await unlockChain(opened, options.ask)
+  try {
+    const written = await writeBase(chain, index, options)
+    followBase(chain.layers, index)
+    const isEmptied = index === 1 && !options.keep && (await makeEmpty(chain.layers))
+    const warnings = [...chain.warnings, ...written.warnings]
+    return { base: written.path, bytes: written.bytes, isEmptied, warnings }
+  } finally {
+    lockChain(chain)
+  }
+}
+
+function requireSameFiles(locked: Chain, opened: Chain): void {
+  const identities = ({ layers }: Chain) =>
+    layers.flatMap(filesOf).map(({ fd }) => {
+      const { dev, ino } = fs.fstatSync(fd, { bigint: true })
+      return `${dev}:${ino}`
+    })
+  if (identities(locked).join() === identities(opened).join()) return
+  throw new ImageError('REFUSED', 'another program has replaced a file of it meanwhile', {
+    path: locked.layers[0].path,
+    hint: 'try again',
+  })
 }
 
 function baseIndex({ layers, depth }: Chain, base: string | undefined): number {

@@ -57,7 +57,8 @@ export async function rebaseImage(name: string, options: RebaseOptions): Promise
 /** The locks of `opened` hold while its header is written through another descriptor of this process. */
 function renameOnly(name: string, options: RebaseOptions): Rebased {
   const { format, allowPaths = [] } = options
-  const opened = openChain(name, { format, allowPaths, describe: 'image', takesLocks: true })
+  const access = { describe: 'image', access: 'write', takesLocks: true } as const
+  const opened = openChain(name, { format, allowPaths, ...access })
   try {
     const [top] = opened.layers
     requireChangeable(top)
@@ -114,12 +115,16 @@ async function rebaseSafely(name: string, options: RebaseOptions): Promise<Rebas
   }
 }
 
-/** Opens the new backing file with all that it stands on. */
+/** Opens the new backing file with all that it stands on. If its bytes count, nobody may write it meanwhile. */
 function openNew(top: LayerSpec, backing: string, options: RebaseOptions): Chain {
-  const { backingFormat: format, allowPaths = [] } = options
+  const { backingFormat: format, allowPaths = [], isUnsafe = false } = options
   const file = path.resolve(path.dirname(top.path), backing)
   const chain = openChain(file, { format, allowPaths, takesLocks: false })
-  if (layerOfFile(chain.layers, top.path) < 0) return chain
+  if (layerOfFile(chain.layers, top.path) < 0) {
+    if (isUnsafe) return chain
+    closeChain(chain)
+    return openChain(file, { format, allowPaths, takesLocks: true })
+  }
   closeChain(chain)
   throw new ImageError('REFUSED', 'it would stand on itself', {
     path: top.path,

@@ -15,7 +15,7 @@ const SIZE = LONG
 /** As long as a name may be that a sector does not hold. */
 const LONG_NAME = `${'./'.repeat(450)}other`
 
-for (const [title, kind] of Object.entries(CHAINS)) {
+for (const [index, [title, kind]] of Object.entries(CHAINS).entries()) {
   if (!title.includes(ONLY)) continue
   t.test(title, needs('qemu-img'), async t => {
     const folder = join(tempFolder(t), 'images')
@@ -27,7 +27,9 @@ for (const [title, kind] of Object.entries(CHAINS)) {
       { other: { format } },
       { other: { format }, isUnsafe: true, name },
     ]
-    for (const rebase of rebases) {
+    // In the short form each kind gets two of them.
+    const isChosen = (_: unknown, i: number) => LONG || (i + index) % 3 > 0
+    for (const rebase of rebases.filter(isChosen)) {
       if (kind.layers.length === 1 && (!rebase.other || rebase.isUnsafe)) continue
       const change = await rebaseChange(title, folder, kind, rebase)
       const { judged, after } = await cutChange(change, { ...SIZE, seed: SEED })

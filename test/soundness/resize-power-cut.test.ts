@@ -14,11 +14,12 @@ const SIZE = LONG
 const K = 1024
 
 const KINDS = { raw: { format: 'raw' }, ...QCOW2_KINDS, ...VMDK_KINDS }
-for (const [title, kind] of Object.entries(KINDS)) {
+for (const [index, [title, kind]] of Object.entries(KINDS).entries()) {
   if (!title.includes(ONLY)) continue
   t.test(title, needs('qemu-img'), async t => {
     const folder = join(tempFolder(t), 'images')
-    for (const change of [300 * K, -200 * K]) {
+    // In the short form each kind becomes larger or smaller, in turns.
+    for (const change of [300 * K, -200 * K].filter((_, i) => LONG || (i + index) % 2 === 0)) {
       const one = await resizeChange(title, folder, kind, change)
       const sample = async (cut: string) => {
         if (kind.format !== 'qcow2') return
