@@ -172,7 +172,7 @@ t.test('containers made by QEMU', needs('qemu-img', 'cryptsetup'), async t => {
   const raw = join(folder, 'raw')
   writeFileSync(raw, DATA)
   const all = combinations(QEMU_CIPHERS, () => GENERATORS, HASHES)
-  // Each takes QEMU two seconds of measuring: otherwise each cipher with the generator whose turn it is.
+  // In the short form, each cipher with the generator whose turn it is.
   const turns = GENERATORS.length
   const made = IS_LONG ? all : all.filter((_, i) => i % turns === Math.floor(i / turns) % turns)
   await each(made, async combination => {

@@ -1,6 +1,7 @@
 /** Encrypted images as QEMU's tools make and read them. */
 import { join } from 'node:path'
 import { attempt, type RunOptions, run } from '../support/run.js'
+import { quickClock } from './quick-clock.js'
 
 /** Of `encrypt.` options: what a qcow2 image is encrypted with; only `format` for legacy AES. */
 export interface Encryption {
@@ -27,7 +28,8 @@ const TRIES = 200
 /** Runs a command of qemu-img that makes a LUKS header. */
 export async function creating(args: readonly string[], options: RunOptions = {}): Promise<void> {
   for (let tries = 1; ; tries++) {
-    const { code, stdout, stderr } = await attempt('qemu-img', args, options)
+    const env = { ...quickClock(), ...options.env }
+    const { code, stdout, stderr } = await attempt('qemu-img', args, { ...options, env })
     if (code === 0) return
     if (tries === TRIES || !UNMEASURED.test(stderr)) {
       throw new Error(`qemu-img ${args.join(' ')}: exit ${code} ${stderr}${stdout}`)
