@@ -1,5 +1,5 @@
 /**
- * A large disk with three snapshots, whole: each file's hash is that of what qemu-img makes of it.
+ * A large disk with three snapshots, whole: each file is, to the byte, what qemu-img makes of it.
  * VIMGFS_TEST_GIB sets its size; 50 takes some minutes.
  */
 import { randomFillSync } from 'node:crypto'
@@ -34,15 +34,11 @@ t.test(`${GIB} GiB`, { ...needs('qemu-img', 'qemu-io'), ...noFuse() }, async t =
     if (snapshot) await run('qemu-img', ['snapshot', '-c', snapshot, image])
   }
   const { file } = await mount(t, image, { args: READ_ONLY })
-  // The hashes of 4 GiB take longest. The oldest snapshot has the most of its clusters to itself.
+  // Comparing takes longest. The oldest snapshot has the most of its clusters to itself.
   for (const snapshot of isLong ? states : [states[0], undefined]) {
     const raw = await convert(image, join(folder, 'raw'), snapshot)
     const name = snapshot ? `disk@${snapshot}.raw` : 'disk.raw'
-    const [expected, got] = await Promise.all([
-      call(HERE, 'sha256', raw),
-      call(HERE, 'sha256', file(name)),
-    ])
-    t.equal(got, expected, name)
+    t.equal(await call(HERE, 'difference', file(name), raw), -1, name)
     rmSync(raw)
   }
 })

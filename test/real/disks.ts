@@ -134,6 +134,11 @@ export const snapshot = (image: Named, name: string): Promise<string> =>
 /** The SHA-256 of a file on a mount. */
 export const sha256 = (file: string): Promise<string> => call(HERE, 'sha256', file)
 
+/** A file, also one on a mount, has the bytes of a sparse file that is not on a mount of ours. */
+export async function isAsModel(t: Test, file: string, model: string, what: string): Promise<void> {
+  t.equal(await call(HERE, 'difference', file, model), -1, `${what}: the first difference`)
+}
+
 const PIECE_BYTES = 2 ** 20
 
 /** The same of a file that is not on a mount of ours, in this process. */

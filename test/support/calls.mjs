@@ -1,9 +1,11 @@
 /**
- * Makes system calls for tests, in another process: `node calls.mjs NAME ARGUMENT…` prints the result as JSON.
+ * Makes system calls for tests, in another process: for each line [NAME, [ARGUMENT…]] of its input it prints one with the
+ * result or the error, all as JSON. What a call leaves open is closed after it.
  */
 import { createHash } from 'node:crypto'
 import fs from 'node:fs'
 import { dirname } from 'node:path'
+import { createInterface } from 'node:readline'
 import koffi from 'koffi'
 
 const libc = koffi.load('libc.so.6')
@@ -13,6 +15,8 @@ const PROT_READ = 1
 const PROT_WRITE = 2
 const MS_SYNC = 4
 const MAP_SHARED = 1
+
+const munmap = libc.func('int munmap(void *address, size_t bytes)')
 
 const CALLS = {
   /** [start, end] of each piece of data, as SEEK_DATA and SEEK_HOLE find them. */
@@ -40,7 +44,34 @@ const CALLS = {
     return sum.digest('hex')
   },
 
-  /** The same, read through a mapping. */
+  /**
+   * The first place where `file` differs from `model`, a plain file with holes, which need not be read; -1 if there is none.
+   * Takes a third of the time that the sums of both take.
+   */
+  difference(file, model) {
+    const lseek = libc.func('int64_t lseek64(int fd, int64_t offset, int whence)')
+    const fd = fs.openSync(file)
+    const modelFd = fs.openSync(model)
+    const { size } = fs.fstatSync(fd)
+    if (size !== fs.fstatSync(modelFd).size) return Math.min(size, fs.fstatSync(modelFd).size)
+    const [piece, expected] = [Buffer.alloc(2 ** 20), Buffer.alloc(2 ** 20)]
+    const zeros = Buffer.alloc(2 ** 20)
+    let data = -1
+    for (let at = 0; at < size; at += piece.length) {
+      const length = Math.min(piece.length, size - at)
+      if (data < at) data = lseek(modelFd, at, SEEK_DATA)
+      const hasData = data >= 0 && data < at + length
+      if (hasData) fs.readSync(modelFd, expected, 0, length, at)
+      if (data < 0) data = size
+      const wanted = hasData ? expected : zeros
+      if (fs.readSync(fd, piece, 0, length, at) !== length) return at
+      if (piece.compare(wanted, 0, length, 0, length) === 0) continue
+      for (let i = 0; i < length; i++) if (piece[i] !== wanted[i]) return at + i
+    }
+    return -1
+  },
+
+  /** The SHA-256 of a file, read through a mapping. */
   mapped(file) {
     const mmap = libc.func(
       'void *mmap(void *address, size_t bytes, int protection, int flags, int fd, int64_t at)',
@@ -48,7 +79,9 @@ const CALLS = {
     const fd = fs.openSync(file)
     const { size } = fs.fstatSync(fd)
     const address = mmap(null, size, PROT_READ, MAP_SHARED, fd, 0)
-    return hash(Buffer.from(koffi.view(address, size)))
+    const sum = hash(Buffer.from(koffi.view(address, size)))
+    munmap(address, size)
+    return sum
   },
 
   /** Writes `text` at `offset` through a mapping, in a file that was opened with `flags` besides O_RDWR. */
@@ -61,7 +94,9 @@ const CALLS = {
     const { size } = fs.fstatSync(fd)
     const address = mmap(null, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
     Buffer.from(koffi.view(address, size)).write(text, offset)
-    return msync(address, size, MS_SYNC)
+    const result = msync(address, size, MS_SYNC)
+    munmap(address, size)
+    return result
   },
 
   /** Writes to `file`, and then forbids the process `pid` to write past `limitBytes` of any file. */
@@ -220,6 +255,7 @@ const CALLS = {
       }
     }
     await Promise.all(Array.from({ length: readers }, (_, index) => reader(index)))
+    await handle.close()
     return hash(whole)
   },
 
@@ -333,6 +369,35 @@ function failure() {
   return Object.assign(new Error(String(name)), { code: name })
 }
 
-const [name, ...args] = process.argv.slice(2)
-const values = args.map(arg => (/^\d+$/.test(arg) ? Number(arg) : arg))
-process.stdout.write(JSON.stringify(await CALLS[name](...values)))
+/** Without that which the list itself is read from. */
+const openFiles = () => fs.readdirSync('/proc/self/fd').map(Number).filter(isOpen)
+
+function isOpen(fd) {
+  try {
+    fs.readlinkSync(`/proc/self/fd/${fd}`)
+    return true
+  } catch {
+    return false
+  }
+}
+
+const { stdin, stdout } = process
+const ours = new Set(openFiles())
+for await (const line of createInterface({ input: stdin })) {
+  const [name, args] = JSON.parse(line)
+  let answer
+  try {
+    answer = { result: await CALLS[name](...args) }
+  } catch (error) {
+    answer = { error: error.stack }
+  }
+  for (const fd of openFiles()) {
+    if (ours.has(fd)) continue
+    try {
+      fs.closeSync(fd)
+    } catch {
+      // What was written cannot be kept. It is closed all the same.
+    }
+  }
+  stdout.write(`${JSON.stringify(answer)}\n`)
+}

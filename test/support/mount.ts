@@ -1,8 +1,8 @@
 /**
  * Mounts for tests, and the places that commands run in.
  *
- *  (1) Whatever touches a mount runs in a process of its own with a limit: a server that hangs must
- *      not hang the tests.
+ *  (1) Whatever touches a mount runs in another process, with a limit: a server that hangs must not
+ *      hang the tests.
  *  (2) Every mount and every server ends with its test, however the test ends.
  *  (3) Nothing of the machine changes: who needs another /dev/fuse or fuse.conf gets a mount
  *      namespace, and mounts in there are seen in there only.
@@ -26,13 +26,13 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import type { Test } from 'tap'
 import type { Transport } from '../../src/fs/session.js'
+import { callIn, endCallers } from './caller.js'
 import { attempt, type Finished, type RunOptions, tempFolder } from './run.js'
 import { until } from './until.js'
 
 export { until }
 
 export const MAIN = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
-const CALLS = fileURLToPath(new URL('calls.mjs', import.meta.url))
 const TARGET = '--target='
 const NOBODY = 65534
 /** How many words of a namespace's prefix belong to nsenter. */
@@ -112,13 +112,14 @@ export async function namespace(
   const holder = spawn('unshare', ['--mount', '--propagation', 'private', 'sh', '-c', script])
   const ended = once(holder, 'close')
   t.teardown(async () => {
+    await endCallers(`${TARGET}${holder.pid}`)
     holder.stdin.end()
     await ended
   })
   const [text] = await Promise.race([once(holder.stdout, 'data'), ended])
   if (String(text).trim() !== 'ready') throw new Error(`no mount namespace: ${text}`)
 
-  const prefix = ['nsenter', `--target=${holder.pid}`, '--mount', '--']
+  const prefix = ['nsenter', `${TARGET}${holder.pid}`, '--mount', '--']
   const drop = ['setpriv', `--reuid=${NOBODY}`, `--regid=${NOBODY}`, '--clear-groups']
   const env = { HOME: folder, XDG_STATE_HOME: folder }
   return {
@@ -221,10 +222,9 @@ export function vimgfs(
   return attemptIn(place, process.execPath, wordsOf(place, args), options)
 }
 
-/** Runs a function of calls.mjs in a process of its own. */
-export async function call(place: Place, name: string, ...args: (string | number)[]): Promise<any> {
-  return JSON.parse(await runIn(place, process.execPath, [CALLS, name, ...args.map(String)]))
-}
+/** Runs a function of calls.mjs in another process. */
+export const call = (place: Place, name: string, ...args: (string | number)[]): Promise<any> =>
+  callIn(place.prefix, place.env, name, args)
 
 export interface Mount {
   readonly place: Place

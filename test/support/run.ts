@@ -1,5 +1,5 @@
 /** Runs external commands, makes temporary folders, and skips tests that lack a command. */
-import { execFile } from 'node:child_process'
+import { type ChildProcess, execFile } from 'node:child_process'
 import { accessSync, constants, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
@@ -35,7 +35,6 @@ export function attempt(
   options: RunOptions = {},
 ): Promise<Finished> {
   const { cwd, env, input } = options
-  const mark = ownMark()
   return new Promise(resolve => {
     const child = execFile(
       command,
@@ -43,32 +42,48 @@ export function attempt(
       {
         killSignal: 'SIGKILL',
         maxBuffer: MAX_OUTPUT_BYTES,
-        env: { ...process.env, LC_ALL: 'C', PATH, ...env },
+        env: commandEnvironment(env),
         ...(cwd !== undefined && { cwd }),
       },
       (error, stdout, stderr) => {
-        clearInterval(timer)
+        const how = stopWatching()
         const code = error === null ? 0 : typeof error.code === 'number' ? error.code : -1
-        const how = hangs ? ` has made no progress for ${HANG_SECONDS} s` : ''
         const reason = code === -1 ? `${error?.message}${how}\n` : ''
         resolve({ code, stdout, stderr: `${reason}${stderr}` })
       },
     )
-    // What the command waits for may be another process of this test: while one of them does anything, none
-    // of them hangs.
-    let hangs = false
-    let progress: Progress | undefined
-    const timer = setInterval(() => {
-      const pids = markedProcesses(mark)
-      progress ??= new Progress(pids)
-      progress.look(pids)
-      hangs = progress.quiet > HANG_SECONDS
-      if (hangs) child.kill('SIGKILL')
-    }, LOOK_MS)
+    const stopWatching = endIfHanging(child)
     // It is no error if a command does not read its input to the end.
     child.stdin?.on('error', () => {})
     child.stdin?.end(input)
   })
+}
+
+/** Returns the environment of commands, with `more`. */
+export function commandEnvironment(more: NodeJS.ProcessEnv | undefined): NodeJS.ProcessEnv {
+  // Sets the mark that they inherit.
+  ownMark()
+  return { ...process.env, LC_ALL: 'C', PATH, ...more }
+}
+
+/**
+ * Kills `child` once it hangs. What it waits for may be another process of this test: while one of them does anything,
+ * none of them hangs. Returns a function that ends the watch, and says whether it has killed the process.
+ */
+export function endIfHanging(child: ChildProcess): () => string {
+  let hangs = false
+  let progress: Progress | undefined
+  const timer = setInterval(() => {
+    const pids = markedProcesses(ownMark())
+    progress ??= new Progress(pids)
+    progress.look(pids)
+    hangs = progress.quiet > HANG_SECONDS
+    if (hangs) child.kill('SIGKILL')
+  }, LOOK_MS)
+  return () => {
+    clearInterval(timer)
+    return hangs ? ` has made no progress for ${HANG_SECONDS} s` : ''
+  }
 }
 
 /** Runs a command that must succeed; resolves to what it printed. */
