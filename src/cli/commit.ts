@@ -4,17 +4,21 @@ import { parse } from './arguments.js'
 import { CHANGING_OPTIONS, changing } from './changing.js'
 import { humanSize } from './human.js'
 import { print } from './output.js'
+import { checkCacheMode } from './qemu-options.js'
 
 const OPTIONS = {
   ...CHANGING_OPTIONS,
   base: { type: 'string', short: 'b' },
   keep: { type: 'boolean', short: 'd' },
   'ignore-cid': { type: 'boolean' },
+  // Choices of qemu-img's that change nothing.
+  cache: { type: 'string', short: 't' },
 } as const
 
 export async function run(args: string[]): Promise<number> {
   const { commitImage } = await import('../image/commit.js')
   const { values, positionals } = parse(args, OPTIONS, 'commit', ['IMAGE'])
+  checkCacheMode(values.cache, '-t')
   const [name] = positionals as [string]
   const { base, bytes, isEmptied } = await changing(values, settings =>
     commitImage(name, {

@@ -5,12 +5,15 @@ import type { Source } from '../image/source.js'
 import { parse } from './arguments.js'
 import { complain, print } from './output.js'
 import { Progress } from './progress.js'
+import { checkCacheMode } from './qemu-options.js'
 import { SOURCE_OPTIONS, SourceOpener } from './sources.js'
 
 const OPTIONS = {
   ...SOURCE_OPTIONS,
   'second-format': { type: 'string', short: 'F' },
   strict: { type: 'boolean', short: 's' },
+  // Choices of qemu-img's that change nothing.
+  'source-cache': { type: 'string', short: 'T' },
   progress: { type: 'boolean', short: 'p' },
   quiet: { type: 'boolean', short: 'q' },
 } as const
@@ -20,6 +23,7 @@ const EXIT = { same: 0, different: 1, unopened: 2, lostTables: 3, unreadable: 4 
 
 export async function run(args: string[]): Promise<number> {
   const { values, positionals } = parse(args, OPTIONS, 'compare', ['IMAGE', 'IMAGE'])
+  checkCacheMode(values['source-cache'], '-T')
   const [first, second] = positionals as [string, string]
   const { strict: isStrict = false, progress: force, quiet = false } = values
   const opener = new SourceOpener(values)

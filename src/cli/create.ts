@@ -49,6 +49,9 @@ export async function run(args: string[]): Promise<number> {
   const output = outputOf(values.output)
   const sizeBytes =
     sizeText === undefined ? (size as number | undefined) : parseDiskSize(sizeText, 'SIZE')
+  if (sizeText !== undefined && size !== undefined && size !== sizeBytes) {
+    throw new UsageError(`SIZE is ${sizeText}, and the option size another one; give one of them`)
+  }
   const backing = backingOf(
     values.backing ?? (backing_file as string | undefined),
     values['backing-format'] ?? (backing_fmt as string | undefined),

@@ -4,17 +4,23 @@ import { parse } from './arguments.js'
 import { CHANGING_OPTIONS, changing, formatOf } from './changing.js'
 import { humanSize } from './human.js'
 import { print } from './output.js'
+import { checkCacheMode } from './qemu-options.js'
 
 const OPTIONS = {
   ...CHANGING_OPTIONS,
   backing: { type: 'string', short: 'b' },
   'backing-format': { type: 'string', short: 'F' },
   unsafe: { type: 'boolean', short: 'u' },
+  // Choices of qemu-img's that change nothing.
+  cache: { type: 'string', short: 't' },
+  'source-cache': { type: 'string', short: 'T' },
 } as const
 
 export async function run(args: string[]): Promise<number> {
   const { rebaseImage } = await import('../image/rebase.js')
   const { values, positionals } = parse(args, OPTIONS, 'rebase', ['IMAGE'])
+  checkCacheMode(values.cache, '-t')
+  checkCacheMode(values['source-cache'], '-T')
   const [name] = positionals as [string]
   const { backing } = values
   if (backing === undefined) {

@@ -21,6 +21,14 @@ export interface CreateOption {
   readonly help: string
 }
 
+/** An option of qemu-img that changes nothing here. */
+export const NOCOW: CreateOption = {
+  name: 'nocow',
+  type: 'switch',
+  default: 'off',
+  help: "taken for qemu-img's sake; on btrfs, say chattr +C for the folder instead",
+}
+
 /** The options that the user gave, by name; sizes and counts are numbers. What was not given is missing. */
 export type OptionValues = Readonly<Record<string, boolean | number | string>>
 

@@ -39,12 +39,26 @@ t.test('a raw image is the default, and the same from the command line', async t
 })
 
 t.test('options are listed for each format', async t => {
+  for (const args of [['-o', '?'], ['-ohelp'], ['--options=help']]) {
+    t.match((await runHere(create, args, '/')).stdout, 'Options of raw images')
+  }
   for (const format of ['raw', 'qcow2', 'vmdk', 'qcow', 'cow']) {
     const { code, stdout, stderr } = await runHere(create, ['-f', format, '-o', 'help'], '/')
     t.strictSame([code, stderr], [0, ''])
     t.match(stdout, `Options of ${format} images, with their defaults:\n`)
     t.match(stdout, /\n {2}size=SIZE +size of the disk, as SIZE\n/)
   }
+})
+
+t.test('several -o, and options of qemu-img that change nothing', async t => {
+  const folder = tempFolder(t)
+  const args = ['-f', 'qcow2', '-o', 'size=2M,nocow=on', '-o', 'cluster_size=4k', '-q']
+  t.strictSame(await runHere(create, [...args, 'disk', '2M'], folder), {
+    ...{ code: 0, stdout: '', stderr: '' },
+  })
+  t.match(describe(join(folder, 'disk'), {}, false), [{ 'cluster-size': 4096 }])
+  const found = await runHere(create, [...args, 'other', '1M'], folder)
+  t.match(found, { code: 2, stderr: /SIZE is 1M, and the option size another one/ })
 })
 
 t.test('JSON describes the new image', async t => {

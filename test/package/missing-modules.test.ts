@@ -79,6 +79,8 @@ const COMMANDS = (image: string, folder: string): string[][] => [
   ['mount', '-f', image, folder],
   ['info', image],
   ['check', image],
+  ['convert', image, join(folder, 'copy.raw')],
+  ['convert', '-c', '-O', 'qcow2', image, join(folder, 'copy.qcow2')],
   ['umount', folder],
 ]
 
@@ -119,3 +121,21 @@ for (const { title, make, message } of CASES) {
     t.end()
   })
 }
+
+t.test('without fuse-native, which is optional, images are converted and read', t => {
+  const { main, modules, folder } = installation(t)
+  copyOf(modules, 'koffi', BINARIES, 'fzstd', 'lru-cache')
+  const succeed = (...args: string[]) => {
+    const { status, stderr } = run(main, args)
+    t.same({ status, stderr }, { status: 0, stderr: '' }, args.join(' '))
+  }
+  for (const type of ['zlib', 'zstd']) {
+    const packed = join(folder, type)
+    const options = ['-c', '-O', 'qcow2', '-o', `compression_type=${type}`]
+    succeed('convert', '--verify', ...options, SAMPLE, packed)
+    succeed('convert', packed, `${packed}.raw`)
+    succeed('compare', '-F', 'raw', SAMPLE, `${packed}.raw`)
+    succeed('check', packed)
+  }
+  t.end()
+})

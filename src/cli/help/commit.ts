@@ -16,6 +16,7 @@ its parent. Only qcow2 images can be made empty; others keep their data, and rea
   -f, --format F         {formats} (found by its bytes)
       --allow-path DIR   IMAGE may also name files below DIR (its own folder)
       --passphrase-file FILE  as for mount: of IMAGE and the encrypted layers below, then of the base
+  -t MODE                taken for qemu-img's sake; it changes nothing
 
 Nobody else may have IMAGE or its base open.
 

@@ -13,6 +13,7 @@ snapshot. What one disk has past the end of the other one must be zeros.
   --passphrase-file FILE see vimgfs help mount
   --allow-path DIR       the images may also name files below DIR (their own folders)
   --ignore-cid           read a vmdk whose parent has changed since it was made
+  -T MODE                taken for qemu-img's sake; it changes nothing
 
 Exit code: 0 equal, 1 different, 2 wrong usage, or one cannot be opened, 3 the tables of one are
 damaged, 4 one cannot be read.

@@ -16,6 +16,7 @@ snapshots would change.
   -f, --format F         {formats} (found by its bytes)
       --allow-path DIR   IMAGE may also name files below DIR (its own folder)
       --passphrase-file FILE  as for mount: of IMAGE and the layers below, then of BASE's
+  -t MODE, -T MODE       taken for qemu-img's sake; they change nothing
 
 Nobody else may have IMAGE open.
 

@@ -1,12 +1,19 @@
 /** Makes raw images: the file is the disk. */
 import { UsageError } from '../../errors.js'
-import type { FormatCreator, ImageBuilder, NewImage, Place } from '../creating.js'
+import {
+  type FormatCreator,
+  type ImageBuilder,
+  type NewImage,
+  NOCOW,
+  type Place,
+} from '../creating.js'
 import { reserveSpace } from '../filling.js'
 
 const PREALLOCATIONS = ['off', 'falloc', 'full'] as const
 
 export const rawCreator: FormatCreator = {
   options: [
+    NOCOW,
     {
       name: 'preallocation',
       type: PREALLOCATIONS,

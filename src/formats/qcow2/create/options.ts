@@ -1,7 +1,7 @@
 /** The options of new qcow2 images, with the defaults and the limits of qemu-img. */
 import { UsageError } from '../../../errors.js'
 import { LUKS_OPTIONS, type LuksChoice, luksChoice } from '../../../crypto/luks1-options.js'
-import type { CreateOption, NewImage, OptionValues } from '../../creating.js'
+import { type CreateOption, type NewImage, NOCOW, type OptionValues } from '../../creating.js'
 import { MAX_CLUSTER_BITS, MAX_L1_BYTES, MIN_CLUSTER_BITS } from '../../limits.js'
 
 export const PREALLOCATIONS = ['off', 'metadata', 'falloc', 'full'] as const
@@ -37,6 +37,7 @@ export const QCOW2_OPTIONS: readonly CreateOption[] = [
     default: 'off',
     help: 'whether writers may put off counting references',
   },
+  NOCOW,
   {
     name: 'preallocation',
     type: PREALLOCATIONS,
