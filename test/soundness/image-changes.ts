@@ -25,6 +25,8 @@ export interface ImageKind {
   /** A line of so many bytes makes the descriptor, or the header, longer than a sector. */
   readonly padding?: number
   readonly hasSnapshot?: boolean
+  /** Then it only grows. */
+  readonly hasBitmap?: boolean
   /** The size of a raw base. */
   readonly baseBytes?: number
 }
@@ -50,6 +52,7 @@ export const QCOW2_KINDS: Record<string, ImageKind> = {
     format: 'qcow2',
     options: { 'encrypt.format': 'luks', 'encrypt.iter-time': 10, cluster_size: 16 * K },
   },
+  'qcow2, with a bitmap': { format: 'qcow2', options: { cluster_size: 4 * K }, hasBitmap: true },
   'qcow2, with a snapshot': {
     format: 'qcow2',
     hasSnapshot: true,
@@ -198,6 +201,7 @@ export async function resizeChange(
   if (baseBytes) writeFileSync(join(folder, 'base'), noise(baseBytes, 5))
   const backing = baseBytes ? { name: 'base', format: 'raw' } : undefined
   await makeImage(file, kind, sizeBytes, 3, backing)
+  if (kind.hasBitmap) await run('qemu-img', ['bitmap', '--add', '-g', '4096', file, 'b'])
   if (kind.hasSnapshot) await run('qemu-img', ['snapshot', '-c', 'one', file])
   const before = await readSound(file, format)
   const text = format === 'vmdk' ? lines(file) : undefined
