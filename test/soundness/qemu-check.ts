@@ -11,8 +11,9 @@ import { SECRET } from './encrypted-kinds.js'
 import { diskFiles, type Kind } from './kinds.js'
 import { DATA_FILE, IMAGE_FILE } from './scenario.js'
 
-/** At once. */
+/** At once, and for how many images each: starting a shell costs more than running it. */
 const SHELLS = 2
+const IMAGES_A_SHELL = 8
 const CLEAN = 0
 const LEAKS = 3
 
@@ -35,7 +36,8 @@ export async function qemuVerdicts(
   images: readonly (readonly MemoryStore[])[],
   tell: (index: number, verdict: QemuVerdict, said: string) => void,
 ): Promise<void> {
-  const checkers = Array.from({ length: SHELLS }, (_, id) => new Checker(kind, `cut${id}.qcow2`))
+  const shells = Math.min(SHELLS, Math.ceil(images.length / IMAGES_A_SHELL))
+  const checkers = Array.from({ length: shells }, (_, id) => new Checker(kind, `cut${id}.qcow2`))
   let next = 0
   try {
     await Promise.all(

@@ -87,6 +87,7 @@ export function checkReads(open: OpenDisk, model: DiskModel, step?: Step): void 
 }
 
 const shown = new ReusedBuffers()
+const reference = new ReusedBuffers()
 
 /** What the files must show after a power cut or an error, whatever it was. */
 export function checkFiles(
@@ -141,7 +142,7 @@ function agreesWithReference(
 ): void {
   if (!encryption) return
   const [store, dataStore] = decryptedFiles(encryption, files) as [MemoryStore, MemoryStore]
-  const { disk: expected } = readImage({ store, dataStore, parent })
+  const { disk: expected } = readImage({ store, dataStore, parent }, reference)
   if (disk.equals(expected)) return
   const at = disk.findIndex((byte, i) => byte !== expected[i])
   throw new Error(`what is encrypted at ${at} of the disk, OpenSSL decrypts to something else`)
@@ -216,7 +217,7 @@ function recover(
 ): void {
   const stores = files.map(store => store.clone())
   const [, dataStore] = stores as [MemoryStore, MemoryStore | undefined]
-  const model = new DiskModel(readImage(diskFiles(kind, stores)).disk)
+  const model = new DiskModel(readImage(diskFiles(kind, stores), shown).disk)
   // Bytes in doubt may be in a raw data file where the tables say that they read as zeros; a write next to
   // them makes them zeros.
   const raw = new DiskModel(dataStore ? rawOf(dataStore, model.sizeBytes) : Buffer.alloc(0))

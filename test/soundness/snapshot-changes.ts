@@ -4,9 +4,10 @@ import { makeEmpty } from '../../src/formats/qcow2/make-empty.js'
 import { recover } from '../../src/formats/qcow2/recovery.js'
 import { qcow2SnapshotWriter } from '../../src/formats/qcow2/snapshot/snapshot-writer.js'
 import type { WritableStore } from '../../src/io/store.js'
+import { ReusedBuffers } from '../support/image.js'
 import type { MemoryStore } from '../support/stores.js'
 import { openWritable, readImage } from '../support/writable.js'
-import { judge } from './judge.js'
+import { judge, type Verdict } from './judge.js'
 import { diskFiles, type Kind } from './kinds.js'
 import { act, isPossible } from './scenario.js'
 import { randomSteps } from './steps.js'
@@ -111,8 +112,21 @@ function write(kind: Kind, store: WritableStore, seed: number): void {
   opened.disk.close()
 }
 
-export const shownBy = (kind: Kind, store: MemoryStore): Shown =>
-  readImage(diskFiles(kind, [store]))
+/** @param reused as for readImage */
+const shownBy = (kind: Kind, store: MemoryStore, reused?: ReusedBuffers): Shown =>
+  readImage(diskFiles(kind, [store]), reused)
+
+/** For what is only looked at: twice, where one is compared with the other. */
+const [SHOWN, SHOWN_AFTER] = [new ReusedBuffers(), new ReusedBuffers()]
+
+const verdicts = new WeakMap<MemoryStore, Verdict>()
+
+/** The verdict of an image that nobody writes. */
+function verdictOf(base: MemoryStore): Verdict {
+  const known = verdicts.get(base) ?? judge(base)
+  verdicts.set(base, known)
+  return known
+}
 
 /**
  * Returns which of the two states the image has: wholly, with nothing leaked that did not leak before. Throws if it has neither.
@@ -122,13 +136,13 @@ export function stateOf(
   { base, before, after }: SnapshotChange,
   store: MemoryStore,
 ): 'before' | 'after' {
-  const shown = shownBy(kind, store)
+  const shown = shownBy(kind, store, SHOWN)
   const state = isSame(shown, after) ? 'after' : isSame(shown, before) ? 'before' : undefined
   if (state === undefined) {
     throw new Error(`it shows neither state: ${shown.snapshots.length} snapshots`)
   }
   const verdict = judge(store)
-  const old = judge(base)
+  const old = verdictOf(base)
   if (verdict.corruptions.length > 0) throw new Error(verdict.corruptions.join('; '))
   if (verdict.leaks > old.leaks) throw new Error(`${verdict.leaks} clusters leak, not ${old.leaks}`)
   if (verdict.isDirty || verdict.isMarkedCorrupt) throw new Error('it is marked')
@@ -147,9 +161,9 @@ const isSame = (one: Shown, other: Shown): boolean =>
 
 /** Throws unless the image can be written, and is sound and shows its snapshots afterwards. */
 export function goesOn(kind: Kind, store: MemoryStore, seed: number): void {
-  const { snapshots } = shownBy(kind, store)
+  const { snapshots } = shownBy(kind, store, SHOWN)
   write(kind, store, seed)
-  const after = shownBy(kind, store)
+  const after = shownBy(kind, store, SHOWN_AFTER)
   if (!isSame({ ...after, snapshots }, after)) throw new Error('a write has changed a snapshot')
   const { corruptions } = judge(store)
   if (corruptions.length > 0) throw new Error(`after writing: ${corruptions.join('; ')}`)
