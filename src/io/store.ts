@@ -142,8 +142,8 @@ export class WritableFileStore extends FileStore implements WritableStore {
         else if (errno() !== EINTR) throw new SystemError('write', errno(), this.path)
       }
     } finally {
-      // Also after an error, since all bytes past the size count as never written.
-      if (at + done > this.sizeBytes) this.reaches(BigInt(at + done))
+      // Also after an error, since all bytes past the size count as never written. A write that failed at once leaves the size.
+      if (done > 0 && at + done > this.sizeBytes) this.reaches(BigInt(at + done))
     }
   }
 

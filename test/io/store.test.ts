@@ -94,3 +94,15 @@ t.test('a file that another process has cut off is not written', async t => {
   t.equal(statSync(path).size, 16 * K)
   t.equal(store.nextData(16 * K), 16 * K, 'what was cut off is no hole')
 })
+
+t.test('a write that fails at once does not count', async t => {
+  const path = join(tempFolder(t), 'file')
+  const fd = openSync(path, 'w+')
+  t.teardown(() => closeSync(fd))
+  const store = new WritableFileStore(path, fd, BigInt64Array.of(0n))
+  // No file can be so long.
+  t.throws(() => store.write(noise(K, 1), 0, K, Number.MAX_SAFE_INTEGER - K), { code: 'EFBIG' })
+  t.equal(store.sizeBytes, 0)
+  store.write(noise(K, 1), 0, K, 0)
+  t.equal(statSync(path).size, K)
+})
