@@ -108,6 +108,11 @@ export interface ImageBuilder {
   readonly packing?: Packing | undefined
   /** Whether units can only be stored compressed: then `place` takes none. */
   readonly isPackedOnly?: boolean
+  /**
+   * Whether the disk's bytes lie in the image's own file, each at its own place, and may also be written there in any order,
+   * without `place`.
+   */
+  readonly isFlat?: boolean
   /** Reserves space for a range, and returns where the caller has to write all of it, in the order of the disk. */
   place(offset: number, length: number): readonly Place[]
   /** Stores one unit, which was compressed as `packing` says; the disk's last unit is padded with zeros before. */

@@ -16,7 +16,7 @@ import type { Access, Naming, OpenedFile, ReadersProblem } from '../io/named-fil
 import type { Store, WritableStore } from '../io/store.js'
 import type { CheckOptions, CheckResult, RepairResult } from './check/report.js'
 import type { FormatCreating, OptionValues } from './creating.js'
-import type { FormatDriver, PackedPlace } from './driver.js'
+import type { FormatDriver } from './driver.js'
 import type { ForeignLock } from './foreign-lock.js'
 import type { InfoFields } from './info-fields.js'
 import type { FormatResizing } from './resizing.js'
@@ -73,8 +73,6 @@ export interface Format<S = unknown> {
   driver(parts: DriverParts<S>): FormatDriver
   /** Decompresses a cluster of `store` into `target`, by a packed extent's `job.numbers`. Throws ImageError, SystemError. */
   unpack?(store: Store, numbers: readonly number[], target: Buffer): void
-  /** Returns where the bytes lie that `unpack` decompresses to `wholeBytes` bytes. */
-  packedPlace?(numbers: readonly number[], wholeBytes: number): PackedPlace
   /**
    * Returns what `map` shows besides the answers of `driver`, which reads the layer, or a snapshot in it; by default nothing.
    * @param store the layer's own file

@@ -32,6 +32,8 @@ export interface NewFile {
   /** Open for reading and writing. */
   readonly fd: number
   readonly store: WritableStore
+  /** The size that `store` shares with other threads. */
+  readonly size: SharedArrayBuffer
 }
 
 interface Pending extends NewFile {
@@ -110,8 +112,9 @@ export class NewFiles {
     const replaced = this.openReplaced(final)
     try {
       const made = { ...create(final, this.options.openUnnamed), path: final, replaced }
-      const store = LOCAL_FILES.writable(made, BigInt64Array.of(0n))
-      const pending = { ...made, store }
+      const size = new SharedArrayBuffer(8)
+      const store = LOCAL_FILES.writable(made, new BigInt64Array(size))
+      const pending = { ...made, store, size }
       this.pending.push(pending)
       if (replaced !== undefined) takeOver(made.fd, replaced)
       return pending

@@ -12,7 +12,7 @@ import {
   filesNeededByQcow,
 } from './header.js'
 import { QcowWriter } from './writer.js'
-import { clusterPlace, unpackCluster } from '../packed-cluster.js'
+import { unpackCluster } from '../packed-cluster.js'
 import { oneFileChecking } from '../check/one-file.js'
 import { tableWriterParts } from '../table-writer.js'
 
@@ -36,7 +36,6 @@ export const qcowFormat: Format<QcowHeader> = {
   driver: ({ layer, store, dataStore, storeId, metadata, clusters }) =>
     new QcowDriver({ header: layer.spec, store, dataStore, storeId, metadata, clusters }),
   unpack: unpackCluster,
-  packedPlace: clusterPlace,
   writing: {
     hasTables: true,
     writer: parts => new QcowWriter(tableWriterParts(parts)),

@@ -31,7 +31,7 @@ import { changeReference } from './reference-update.js'
 import { type Qcow2Snapshot, readSnapshots } from './snapshots.js'
 import { createQcow2Memory, type Qcow2Memory, STATE } from './write-memory.js'
 import { Qcow2Writer } from './writer.js'
-import { clusterPlace, unpackCluster } from '../packed-cluster.js'
+import { unpackCluster } from '../packed-cluster.js'
 import { filesNeededByQcow2 } from './files-needed.js'
 import { oneFileChecking } from '../check/one-file.js'
 import { tableWriterParts } from '../table-writer.js'
@@ -172,7 +172,6 @@ export const qcow2Format: Format<Qcow2Header> = {
     return new Qcow2Driver(partsOf(parts), { offset: l1Offset, entries: l1Entries }, sizeBytes)
   },
   unpack: unpackCluster,
-  packedPlace: clusterPlace,
   mapping: (layer, driver, store) =>
     new Qcow2Mapping(layer.spec, driver as Qcow2Driver, store, layer.allocatedBytes),
   writing,

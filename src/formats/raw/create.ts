@@ -30,12 +30,15 @@ export const rawCreator: FormatCreator = {
 
 class RawBuilder implements ImageBuilder {
   readonly unitBytes = 512
+  readonly isFlat: boolean
   private readonly preallocation: (typeof PREALLOCATIONS)[number]
   private filled = 0
 
   constructor(private readonly image: NewImage) {
     const { preallocation = 'off' } = image.options
     this.preallocation = preallocation as typeof this.preallocation
+    // Space that is filled with zeros is filled in order.
+    this.isFlat = preallocation !== 'full'
     // At once, so that a lack of space shows before anything is copied.
     if (this.preallocation === 'falloc') {
       reserveSpace(image.files.main, 0, image.sizeBytes, 'falloc')

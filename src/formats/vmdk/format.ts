@@ -32,7 +32,7 @@ import { requireWritable, requireWritableKind } from './writability.js'
 import { changeReference } from './reference-update.js'
 import { createVmdkMemory, type VmdkMemory } from './write-memory.js'
 import { VmdkWriter } from './writer.js'
-import { grainPlace, unpackGrainJob } from './grain.js'
+import { unpackGrainJob } from './grain.js'
 import { filesNeededByVmdk } from './files-needed.js'
 
 function open(file: FileSpec, context: OpenContext): OpenedLayer<VmdkSpec> {
@@ -187,7 +187,6 @@ export const vmdkFormat: Format<VmdkSpec> = {
   filesNeeded: filesNeededByVmdk,
   driver,
   unpack: unpackGrainJob,
-  packedPlace: grainPlace,
   mapping: ({ spec }, driver) => vmdkMapping(spec, driver as VmdkDriver),
   writing,
   resizing: { load: async () => (await import('./resize.js')).vmdkResizer },

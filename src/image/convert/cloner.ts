@@ -4,7 +4,7 @@
  */
 import type { FileSpec } from '../../io/file-spec.js'
 import { CLONED_BLOCK_BYTES, hasReflinks } from '../../io/reflinks.js'
-import type { ConvertedDisk, PieceCursor } from './piece-cursor.js'
+import { type ConvertedDisk, PieceCursor } from './piece-cursor.js'
 import type { ClonedPart, Sink } from './sink.js'
 
 /** How much of the disk is cloned in one step, so that progress is seen. */
@@ -15,6 +15,15 @@ export interface CloneRun {
   /** Ends at a multiple of the window's size, or at the disk's end. */
   readonly length: number
   readonly parts: readonly ClonedPart[]
+}
+
+/** Reports whether the first data of the disk lie in a file whose file system may have reflinks. */
+export function mayBeCloned(disk: ConvertedDisk): boolean {
+  const cursor = new PieceCursor(disk, disk.sizeBytes, () => {})
+  const at = cursor.zerosUntil(0)
+  const [piece] = cursor.within(at, at + 1)
+  const place = piece?.extent.kind === 'data' ? disk.placeOf(piece.extent) : undefined
+  return place?.isPlain === true && hasReflinks(place.file.fd)
 }
 
 export class Cloner {

@@ -12,6 +12,7 @@ import type { OnLoss } from '../walk-layers.js'
 import { allDone } from './all-done.js'
 import { Cloner } from './cloner.js'
 import { DiskReader } from './disk-reader.js'
+import { grainOf, powerOfTwo } from './grain.js'
 import { type ConvertedDisk, largestUnit, type Piece, PieceCursor } from './piece-cursor.js'
 import { samePlaces } from './same-places.js'
 import type { Sink } from './sink.js'
@@ -32,7 +33,6 @@ export interface CopyOptions {
   readonly signal?: AbortSignal | undefined
 }
 
-export const MAX_SPARSE_BYTES = 2 * 2 ** 20
 /** How much of the disk is read and written at once, at least. */
 const WINDOW_BYTES = 2 ** 20
 /** How many windows are in memory: one is written, the others are read. */
@@ -285,11 +285,6 @@ class DiskCopy {
   }
 }
 
-/** Returns the unit in which zeros are searched: a power of two that holds whole units of the target. */
-const grainOf = (sparseBytes: number, unitBytes: number): number =>
-  Math.max(powerOfTwo(Math.min(Math.max(sparseBytes, 1), MAX_SPARSE_BYTES)), unitBytes)
-
-const powerOfTwo = (bytes: number): number => 2 ** Math.ceil(Math.log2(bytes))
 const roundUp = (bytes: number, unit: number): number => Math.ceil(bytes / unit) * unit
 
 /** Reports whether the window is the same as the base, by the places of its bytes. */

@@ -3,16 +3,15 @@
  * system's decompressors in the same threads. What these cannot do, or refuse, the engine does, which has the last word on
  * what is damage.
  */
-import { constants } from 'node:os'
-import { ImageError, SystemError } from '../../errors.js'
 import type { PackedPlace } from '../../formats/driver.js'
-import { findFormat } from '../../formats/registry.js'
+import { packedFormat, packedPlace } from '../../formats/packed-places.js'
 import { readAt } from '../../io/async-file.js'
 import { type Unpackers, unpackers } from '../../io/codecs.js'
 import type { FileSpec } from '../../io/file-spec.js'
 import { clear } from '../../io/libc.js'
 import type { OnLoss } from '../walk-layers.js'
 import { allDone } from './all-done.js'
+import { withPlace } from './damage-place.js'
 import type { ConvertedDisk, Piece } from './piece-cursor.js'
 
 type Packed = Extract<Piece['extent'], { kind: 'packed' }>
@@ -59,7 +58,7 @@ export class DiskReader {
         else if (place && extent.kind === 'data' && place.isPlain) {
           reads.push(this.readData(place.file, place.at + (from - start), part, from))
         } else if (place && extent.kind === 'packed' && part.length === extent.wholeBytes) {
-          const packed = packedPlace(extent)
+          const packed = placeOf(extent)
           if (packed) units.push({ file: place.file, place: packed, offset: from, target: part })
           else this.readNow(part, from)
         } else this.readNow(part, from)
@@ -134,23 +133,9 @@ export class DiskReader {
   }
 }
 
-const packedPlace = ({ job: { format, numbers }, wholeBytes }: Packed): PackedPlace | undefined =>
-  findFormat(format)?.packedPlace?.(numbers, wholeBytes)
-
-/** Adds the place on the disk to errors of damage that have none. */
-function withPlace(offset: number, read: () => void): void {
-  try {
-    read()
-  } catch (error) {
-    if (error instanceof ImageError && error.context.offset === undefined) {
-      throw new ImageError(error.code, error.message, { ...error.context, offset })
-    }
-    if (error instanceof SystemError && error.errno === constants.errno.EIO) {
-      const context = { offset, ...(error.path !== undefined && { path: error.path }) }
-      throw new ImageError('CORRUPT', 'its storage cannot be read', context)
-    }
-    throw error
-  }
+function placeOf({ job: { format, numbers }, wholeBytes }: Packed): PackedPlace | undefined {
+  const known = packedFormat(format)
+  return known < 0 ? undefined : packedPlace(known, numbers, wholeBytes)
 }
 
 const packedEnd = ({ place }: Unit): number => place.at + place.length
