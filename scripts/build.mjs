@@ -8,6 +8,7 @@
  *      module beside worker.ts, `../package.json` for a module of src. The command, which lies deeper, uses no such name.
  *  (2) What starts a thread says `new Worker(new URL('./NAME.js', import.meta.url)`, and lies beside NAME.ts. These words
  *      tell which bundles to make.
+ *  (3) What the command loads from a bundle of its own (ALONE) shares no object with it.
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -20,6 +21,8 @@ const ROOT = fileURLToPath(new URL('..', import.meta.url))
 const DIST = join(ROOT, 'dist')
 const COMMAND = 'cli/main'
 const LIBRARY = 'index'
+/** Commands that are short enough for the opening of files to count. */
+const ALONE = ['cli/converting']
 const STARTS_THREAD = /new Worker\(\s*new URL\('\.\/([^']+)\.js', import\.meta\.url\)/g
 
 /** Returns the modules that are run as threads, relative to src and without a suffix. */
@@ -49,14 +52,28 @@ const OPTIONS = {
   logLevel: 'warning',
 }
 
+/** Leaves what ALONE names to its own bundle. */
+const leavingAlone = {
+  name: 'leaving-alone',
+  setup: ({ onResolve }) => {
+    const names = ALONE.map(name => basename(name)).join('|')
+    onResolve({ filter: new RegExp(`^\\./(${names})\\.js$`) }, ({ path }) => ({
+      path: `.${path}`,
+      external: true,
+    }))
+  },
+}
+
 const entryOf = (name, out = basename(name)) => ({ in: `src/${name}.ts`, out })
 
 async function writeCode() {
   const entryPoints = [entryOf(COMMAND, COMMAND), entryOf(LIBRARY)]
-  // A thread is one file of its own: opening the many parts that all have in common would take longer.
+  // These are one file each: opening the many parts that all have in common would take longer.
   const [{ metafile }] = await Promise.all([
-    build({ ...OPTIONS, entryPoints, metafile: true }),
-    ...threads().map(name => build({ ...OPTIONS, entryPoints: [entryOf(name)], splitting: false })),
+    build({ ...OPTIONS, entryPoints, metafile: true, plugins: [leavingAlone] }),
+    ...[...threads(), ...ALONE].map(name =>
+      build({ ...OPTIONS, entryPoints: [entryOf(name)], splitting: false }),
+    ),
   ])
   const inCommand = metafile.outputs[`dist/${COMMAND}.js`].inputs
   for (const name of Object.keys(inCommand)) {

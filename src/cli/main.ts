@@ -1,8 +1,9 @@
 #!/usr/bin/env node
 /** The command line: finds the command, reports errors in one line, and sets the exit code. */
 import './signals.js'
-import { exitCodeOf, isExpected, oneLine, UsageError } from '../errors.js'
+import { UsageError } from '../errors.js'
 import { complain, print } from './output.js'
+import { reported } from './reporting.js'
 
 /** Each command is loaded only when it is called, so that mounting starts fast. */
 const COMMANDS: Record<string, () => Promise<{ run(args: string[]): Promise<number> }>> = {
@@ -14,7 +15,7 @@ const COMMANDS: Record<string, () => Promise<{ run(args: string[]): Promise<numb
   rebase: () => import('./rebase.js'),
   snapshot: () => import('./snapshot.js'),
   create: () => import('./create.js'),
-  convert: () => import('./convert.js'),
+  convert: () => import('./converting.js'),
   map: () => import('./map.js'),
   compare: () => import('./compare.js'),
   diff: () => import('./diff.js'),
@@ -54,10 +55,4 @@ async function main(args: string[]): Promise<number> {
 process.stdout.on('error', () => {})
 process.stderr.on('error', () => {})
 
-try {
-  process.exitCode = await main(process.argv.slice(2))
-} catch (error) {
-  process.exitCode = exitCodeOf(error)
-  const text = isExpected(error) ? oneLine(error) : (error as Error).stack
-  complain(`vimgfs: ${text}\n`)
-}
+process.exitCode = await reported(() => main(process.argv.slice(2)))
