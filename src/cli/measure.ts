@@ -38,7 +38,7 @@ export async function run(args: string[]): Promise<number> {
   const options = parseCreateOptions(creator.options, values.options ?? [], format)
   checkOptions(creator.options, options, format)
   const { measure } = creator
-  if (!measure) throw new UsageError(`${format} images are not measured, only raw and qcow2`)
+  if (!measure) throw new UsageError(`${format} images are not measured, only raw, qcow2 and vmdk`)
   const say = ({ sizeBytes, data }: Disk) => {
     const whole = Math.ceil(sizeBytes / SECTOR_BYTES) * SECTOR_BYTES
     const { required, fullyAllocated } = measure({ sizeBytes: whole, options, data })

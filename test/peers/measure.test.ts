@@ -1,7 +1,17 @@
 /** `vimgfs measure` says the same numbers as `qemu-img measure`. */
-import { writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import {
+  closeSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs'
+import { dirname, join } from 'node:path'
 import t from 'tap'
+import { run as convert } from '../../src/cli/convert.js'
 import { run as measure } from '../../src/cli/measure.js'
 import { noise } from '../fixtures/model.js'
 import { runHere } from '../support/command.js'
@@ -73,11 +83,46 @@ t.test('images', { ...needs('qemu-img', 'qemu-io') }, async t => {
   t.equal((await runHere(measure, args, folder)).stdout, text, 'to raw, for people')
 })
 
+t.test('no file that convert makes is larger', async t => {
+  const folder = tempFolder(t)
+  const disk = join(folder, 'disk.raw')
+  writeFileSync(disk, '')
+  truncateSync(disk, 70 * M + 512)
+  const fd = openSync(disk, 'r+')
+  for (const [i, offset] of [0, 5000, 3 * M + 17, 40 * M - 1, 70 * M].entries()) {
+    writeSync(fd, noise(i === 1 ? 2 * M : 512, i + 1), 0, null, offset)
+  }
+  closeSync(fd)
+  const kinds = [
+    ['qcow2', '-o', 'cluster_size=4k,refcount_bits=64'],
+    ['qcow2', '-o', 'extended_l2=on'],
+    ['vmdk'],
+    ...['monolithicFlat', 'twoGbMaxExtentSparse', 'twoGbMaxExtentFlat', 'streamOptimized'].map(
+      kind => ['vmdk', '-o', `subformat=${kind}`],
+    ),
+  ]
+  for (const [i, args] of kinds.entries()) {
+    const target = join(folder, `${i}`, `disk.${args[0]}`)
+    mkdirSync(dirname(target))
+    const source = ['-f', 'raw', '-O', ...args]
+    const measured = await runHere(measure, [...source, '--output=json', disk], '/')
+    const { required, 'fully-allocated': all } = JSON.parse(measured.stdout)
+    t.match(await runHere(convert, [...source, '-q', disk, target], '/'), { code: 0 })
+    const files = readdirSync(dirname(target)).map(name => statSync(join(dirname(target), name)))
+    const bytes = files.reduce((sum, { size }) => sum + size, 0)
+    t.ok(bytes <= required && required <= all, `${args}: ${bytes}, ${required}, ${all}`)
+    const isFlat = /Flat/.test(`${args}`)
+    t.equal(required === all, isFlat, `${args}: what has no data does not count`)
+    // A unit that has data counts whole.
+    if (!/stream/.test(`${args}`)) t.ok(required - bytes < M, `${args}: it is close`)
+  }
+})
+
 t.test('wrong usage', async t => {
   const cases: [string[], RegExp][] = [
     [[], /give either IMAGE or --size/],
     [['--size', '1M', 'disk'], /give either IMAGE or --size/],
-    [['-O', 'vmdk', '--size', '1M'], /vmdk images are not measured/],
+    [['-O', 'cow', '--size', '1M'], /cow images are not measured/],
     [['-O', 'vpc', '--size', '1M'], /no images of the format "vpc"/],
     [['-O', 'qcow2', '-o', 'cluster_size=3', '--size', '1M'], /cluster_size is a power of two/],
     [['-O', 'qcow2', '-o', 'nonsense=3', '--size', '1M'], /has no option "nonsense"/],

@@ -1,6 +1,7 @@
 /** How large a new image may become, by the formula of qemu-img measure (QEMU docs/interop/qcow2.rst for the tables). */
 import { luks1Bytes } from '../../crypto/luks1-write.js'
 import type { MeasuredImage, Measurement } from '../creating.js'
+import { unitsTouched } from '../units-touched.js'
 import { l1EntriesOf, type Qcow2Shape, shapeOf } from './create/options.js'
 
 const roundUp = (value: number, unit: number): number => Math.ceil(value / unit) * unit
@@ -14,21 +15,8 @@ export function measureQcow2({ sizeBytes, options, data }: MeasuredImage): Measu
   const luks = shape.luks ? roundUp(luks1Bytes(shape.luks), cluster) : 0
   const fullyAllocated = whole + tableBytes(shape, whole) + luks
   const isFull = shape.preallocation === 'falloc' || shape.preallocation === 'full'
-  const used = isFull ? whole : clustersOf(data, cluster) * cluster
+  const used = isFull ? whole : unitsTouched(data, cluster) * cluster
   return { required: fullyAllocated - whole + used, fullyAllocated }
-}
-
-/** Returns how many clusters the ranges touch, which are in ascending order. */
-function clustersOf(data: MeasuredImage['data'], cluster: number): number {
-  let clusters = 0
-  let next = 0
-  for (const { offset, length } of data) {
-    const first = Math.max(next, Math.floor(offset / cluster))
-    const end = Math.ceil((offset + length) / cluster)
-    clusters += Math.max(0, end - first)
-    next = Math.max(next, end)
-  }
-  return clusters
 }
 
 function tableBytes({ clusterBits, isExtended, refcountOrder }: Qcow2Shape, whole: number): number {

@@ -5,19 +5,25 @@ import type { FormatCreator, ImageBuilder, NewImage, Packing, Place } from '../c
 import { CowdExtent } from './create/cowd-extent.js'
 import { descriptorText, type NewExtentLine } from './create/descriptor-text.js'
 import { FlatExtent, type NewExtent } from './create/extent.js'
-import { isFlat, isSplit, shapeOf, VMDK_OPTIONS, type VmdkShape } from './create/options.js'
+import {
+  isFlat,
+  isSplit,
+  shapeOf,
+  SPLIT_BYTES,
+  VMDK_OPTIONS,
+  type VmdkShape,
+} from './create/options.js'
 import { DESCRIPTOR, SparseExtent } from './create/sparse-extent.js'
 import { StreamExtent } from './create/stream-extent.js'
+import { measureVmdk } from './measure.js'
 import { MAX_EXTENT_LINES } from '../limits.js'
 import { SECTOR_BYTES } from '../../sector.js'
 
 export const vmdkCreator: FormatCreator = {
   options: VMDK_OPTIONS,
+  measure: measureVmdk,
   begin: async image => new VmdkBuilder(image, shapeOf(image)),
 }
-
-/** The most bytes of an extent of a split disk, as in QEMU. */
-const SPLIT_BYTES = 2 ** 31
 
 interface Part {
   /** Where it begins on the disk. */

@@ -32,6 +32,9 @@ export const VMDK_OPTIONS: readonly CreateOption[] = [
   },
 ]
 
+/** The most bytes of an extent of a split disk, as in QEMU. */
+export const SPLIT_BYTES = 2 ** 31
+
 export interface VmdkShape {
   readonly subformat: Subformat
   readonly adapter: (typeof ADAPTERS)[number]

@@ -15,8 +15,21 @@ export const DESCRIPTOR = { sector: 1, sectors: 20 }
 /** The entry of a grain that is zeros. */
 const ZERO_GRAIN = 1
 
+export const GRAIN_BYTES = GRAIN_SECTORS * SECTOR_BYTES
+
+/** Returns where the tables of an extent of `sizeBytes` bytes lie, in sectors. */
+export function sparseLayout(sizeBytes: number) {
+  const tableCount = Math.ceil(Math.ceil(sizeBytes / GRAIN_BYTES) / TABLE_ENTRIES)
+  const directorySectors = Math.ceil((tableCount * 4) / SECTOR_BYTES)
+  const each = directorySectors + tableCount * TABLE_SECTORS
+  const redundantSector = DESCRIPTOR.sector + DESCRIPTOR.sectors
+  const directorySector = redundantSector + each
+  const firstGrainSector = Math.ceil((directorySector + each) / GRAIN_SECTORS) * GRAIN_SECTORS
+  return { tableCount, directorySectors, redundantSector, directorySector, firstGrainSector }
+}
+
 export class SparseExtent implements NewExtent {
-  readonly unitBytes = GRAIN_SECTORS * SECTOR_BYTES
+  readonly unitBytes = GRAIN_BYTES
   private readonly tableCount: number
   private readonly directorySectors: number
   private readonly redundantSector: number
@@ -34,13 +47,12 @@ export class SparseExtent implements NewExtent {
     private readonly hasZeroGrains: boolean,
     private readonly hasParent: boolean,
   ) {
-    const grains = Math.ceil(sizeBytes / this.unitBytes)
-    this.tableCount = Math.ceil(grains / TABLE_ENTRIES)
-    this.directorySectors = Math.ceil((this.tableCount * 4) / SECTOR_BYTES)
-    const each = this.directorySectors + this.tableCount * TABLE_SECTORS
-    this.redundantSector = DESCRIPTOR.sector + DESCRIPTOR.sectors
-    this.directorySector = this.redundantSector + each
-    this.firstGrainSector = Math.ceil((this.directorySector + each) / GRAIN_SECTORS) * GRAIN_SECTORS
+    const layout = sparseLayout(sizeBytes)
+    this.tableCount = layout.tableCount
+    this.directorySectors = layout.directorySectors
+    this.redundantSector = layout.redundantSector
+    this.directorySector = layout.directorySector
+    this.firstGrainSector = layout.firstGrainSector
     requireReach(store, this.firstGrainSector * SECTOR_BYTES)
     this.nextSector = this.firstGrainSector
   }

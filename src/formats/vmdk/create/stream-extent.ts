@@ -31,6 +31,20 @@ const BUFFER_BYTES = 2 ** 20
 
 const GRAIN_MARKER = layout({ sector: u64le, packedBytes: u32le })
 
+const inSectors = (bytes: number): number => Math.ceil(bytes / SECTOR_BYTES) * SECTOR_BYTES
+
+/** Returns the most bytes that an extent of `sizeBytes` bytes can have with so many grains. */
+export function streamBytes(sizeBytes: number, grains: number): number {
+  const tables = Math.ceil(sizeBytes / (GRAIN_SECTORS * SECTOR_BYTES * TABLE_ENTRIES))
+  // What cannot be compressed becomes longer by 33 bytes at most (zlib, deflateBound), and has a marker of 12.
+  const perGrain = (GRAIN_SECTORS + 1) * SECTOR_BYTES
+  // Each table and the directory have a marker; the footer has two, with the end's.
+  const markers = (tables + 1 + 2) * SECTOR_BYTES
+  const ends = inSectors(tables * 4) + SECTOR_BYTES
+  const fixed = OVERHEAD_SECTORS * SECTOR_BYTES + markers + ends
+  return fixed + tables * TABLE_SECTORS * SECTOR_BYTES + grains * perGrain
+}
+
 export class StreamExtent implements NewExtent {
   readonly unitBytes = GRAIN_SECTORS * SECTOR_BYTES
   readonly packing: Packing = {
