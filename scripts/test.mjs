@@ -24,7 +24,7 @@ import {
   ROOT,
   run,
 } from './bootstrap.mjs'
-import { allFiles, JOBS, mocksImports, planOf, quickFiles } from './test-plan.mjs'
+import { allFiles, JOBS, mocksImports, optionsOf, planOf, quickFiles } from './test-plan.mjs'
 import { removeFolders, sweepAll, temporaryFolder, TestProcess } from './test-process.mjs'
 import { FileReport } from './test-report.mjs'
 
@@ -193,7 +193,7 @@ async function runnerOf(isVerbose) {
 
     const test = new TestProcess(
       activity,
-      [...loadersOf(group), code.moduleOf(isShared ? SHARED : group[0])],
+      [...optionsOf(group), ...loadersOf(group), code.moduleOf(isShared ? SHARED : group[0])],
       {
         ...TAP_ENV,
         // tap makes names of files out of the words of a process.

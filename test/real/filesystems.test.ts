@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { loop, mountDevice } from '../support/loop.js'
 import { type Mount, mount, mountFolder, noFuse, sharedFolder, until } from '../support/mount.js'
-import { attempt, needs, needsRoot, run } from '../support/run.js'
+import { attempt, needs, needsRoot, run, tempFolder } from '../support/run.js'
 import { convert, isAsModel, isSound, snapshot, takenBytes, unmount } from './disks.js'
 import { sized } from './size.js'
 
@@ -75,12 +75,42 @@ interface State {
   readonly raw: string
 }
 
+const treeFolder = tempFolder(t)
+const trees = new Map<number, Promise<string>>()
+
+/** Returns the tree of this round, which all kinds of file systems get. */
+function treeOf(round: number): Promise<string> {
+  const tree = trees.get(round) ?? makeTree(round)
+  trees.set(round, tree)
+  return tree
+}
+
+/** Makes the tree of the round before with more packages, a file that has changed, and a folder that has come or gone. */
+async function makeTree(round: number): Promise<string> {
+  const tree = join(treeFolder, `${round}`)
+  // The files that stay need no copy.
+  if (round > 1) await run('cp', ['-al', await treeOf(round - 1), tree])
+  const copy = (name: string, to: string) => {
+    const options = { recursive: true, verbatimSymlinks: true }
+    cpSync(join(NODE_MODULES, name), join(tree, to), options)
+  }
+  for (const [index, name] of PACKAGES.entries()) {
+    if (index % 2 === round % 2) copy(name, `${round} ${name}`)
+  }
+  const changed = join(tree, 'changed')
+  rmSync(changed, { force: true })
+  writeFileSync(changed, `round ${round}\n`.repeat(100_000))
+  if (round % 2) copy('tar', 'gone')
+  else rmSync(join(tree, 'gone'), { recursive: true })
+  return tree
+}
+
 class Rounds {
   private readonly folder: string
   private image: string
   private readonly mountpoint: string
   /** What the file system is to hold. */
-  private readonly tree: string
+  private tree = ''
   private readonly states: State[] = []
 
   constructor(
@@ -90,7 +120,6 @@ class Rounds {
     this.folder = sharedFolder(t)
     this.image = join(this.folder, `disk.${kind.format}`)
     this.mountpoint = mountFolder(t)
-    this.tree = join(this.folder, 'tree')
   }
 
   async run(): Promise<void> {
@@ -159,7 +188,7 @@ class Rounds {
     if (round === 1) await run(make[0]!, [...make.slice(1), device])
     if (round === ROUNDS) await this.trims(t, device)
     const inside = await mountDevice(t, device, type)
-    this.changeTree(round)
+    this.tree = await treeOf(round)
     const target = join(inside.folder, 'tree')
     await run('rm', ['-rf', join(target, 'gone')])
     // Files of the rounds before are written over, and thousands are new.
@@ -172,20 +201,6 @@ class Rounds {
     t.equal(checked.code, 0, `${check[0]} ${output}`.trim())
     await detach()
     await unmount(mounted)
-  }
-
-  /** The tree for this round: other packages are added, a file changes, a folder comes or goes. */
-  private changeTree(round: number): void {
-    const copy = (name: string, to: string) => {
-      const options = { recursive: true, verbatimSymlinks: true }
-      cpSync(join(NODE_MODULES, name), join(this.tree, to), options)
-    }
-    for (const [index, name] of PACKAGES.entries()) {
-      if (index % 2 === round % 2) copy(name, `${round} ${name}`)
-    }
-    writeFileSync(join(this.tree, 'changed'), `round ${round}\n`.repeat(100_000))
-    if (round % 2) copy('tar', 'gone')
-    else rmSync(join(this.tree, 'gone'), { recursive: true })
   }
 
   /** What a file took is given back to the image file once it has gone and the space is trimmed. */
