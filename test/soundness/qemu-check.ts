@@ -13,7 +13,7 @@ import { DATA_FILE, IMAGE_FILE } from './scenario.js'
 
 /** At once, and for how many images each: starting a shell costs more than running it. */
 const SHELLS = 2
-const IMAGES_A_SHELL = 8
+const IMAGES_A_SHELL = 24
 const CLEAN = 0
 const LEAKS = 3
 
