@@ -1,6 +1,16 @@
 /** Writes a disk in all the ways that programs use, and compares it with the image's contents. */
 import { randomFillSync } from 'node:crypto'
-import { chmodSync, chownSync, constants, readFileSync, statSync, writeFileSync } from 'node:fs'
+import {
+  chmodSync,
+  chownSync,
+  closeSync,
+  constants,
+  openSync,
+  readFileSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs'
 import { open } from 'node:fs/promises'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
@@ -89,13 +99,17 @@ async function writing(t: Test, place: Place, format: string): Promise<void> {
   const mounted = await mount(t, image.file, { place, args: ['--format', format] })
   const disk = mounted.file(image.name)
   const in_ = (command: string, ...args: string[]) => runIn(place, command, args)
+  const expectedFile = join(folder, 'expected')
+  writeFileSync(expectedFile, expected)
   const same = async (title: string) => {
-    await in_('cmp', join(folder, 'expected'), disk)
+    await in_('cmp', expectedFile, disk)
     t.pass(title)
   }
   const expect = (offset: number, content: Buffer) => {
     content.copy(expected, offset)
-    writeFileSync(join(folder, 'expected'), expected)
+    const fd = openSync(expectedFile, 'r+')
+    writeSync(fd, content, 0, content.length, offset)
+    closeSync(fd)
   }
   t.match(mounted.printed.stdout, /, read-write\n/)
   t.equal(mounted.printed.stderr, '')
