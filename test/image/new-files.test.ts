@@ -118,6 +118,19 @@ for (const [kind, options] of Object.entries(KINDS)) {
       t.strictSame(fs.readdirSync(folder), ['disk.raw'])
     })
 
+    t.test('a descriptor gets no name before its extents have theirs', async t => {
+      const folder = tempFolder(t)
+      const files = new NewFiles(join(folder, 'disk.vmdk'), options)
+      put(files.main, 'descriptor')
+      put(files.beside('disk-flat.vmdk'), 'data')
+      fs.writeFileSync(join(folder, 'disk-flat.vmdk'), 'came meanwhile')
+      t.match(
+        refusal(() => files.commit()),
+        /another program has made a file of this name/,
+      )
+      t.strictSame(fs.readdirSync(folder), ['disk-flat.vmdk'])
+    })
+
     t.test('a link stays, and its target is replaced', async t => {
       const folder = tempFolder(t)
       fs.writeFileSync(join(folder, 'target'), 'old')
