@@ -1,7 +1,7 @@
 /** Power cuts and faults while images of all kinds become larger and smaller. */
 import { join } from 'node:path'
 import t from 'tap'
-import { needs, run, tempFolder } from '../support/run.js'
+import { attempt, needs, tempFolder } from '../support/run.js'
 import { cutChange, failChange } from './command-cuts.js'
 import { QCOW2_KINDS, resizeChange, VMDK_KINDS } from './image-changes.js'
 
@@ -23,11 +23,13 @@ for (const [index, [title, kind]] of Object.entries(KINDS).entries()) {
     const isChosen = (_: number, i: number) => LONG || changes.length === 1 || (i + index) % 2 === 0
     for (const change of changes.filter(isChosen)) {
       const one = await resizeChange(title, folder, kind, change)
+      const check = ['check', '-q', '-f', 'qcow2', 'disk']
       const sample = async (cut: string) => {
-        if (kind.format !== 'qcow2') return
-        await run('qemu-img', ['check', '-q', '-f', 'qcow2', join(cut, 'disk')]).catch(error => {
-          if (!/exit 3/.test(String(error))) throw error
-        })
+        // QEMU would want the key.
+        if (kind.format !== 'qcow2' || title.includes('LUKS')) return
+        const { code, stderr, stdout } = await attempt('qemu-img', check, { cwd: cut })
+        // 3: leaks at worst.
+        if (code !== 0 && code !== 3) throw new Error(`${stdout}${stderr}`)
       }
       const { judged, after } = await cutChange(one, { ...SIZE, seed: SEED, sample })
       t.ok(judged > after && after > 0, `${one.title}: ${judged} cuts, ${after} after the change`)
