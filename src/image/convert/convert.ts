@@ -10,7 +10,7 @@ import type { Source } from '../source.js'
 import type { OnLoss } from '../walk-layers.js'
 import { BuilderSink } from './builder-sink.js'
 import { mayBeCloned } from './cloner.js'
-import { copyDirectly } from './direct-copy.js'
+import { copyDirectly, hasPacked } from './direct-copy.js'
 import { copyDisk } from './copy-disk.js'
 import { DiskSink } from './disk-sink.js'
 import { openUnnamed } from './unnamed-image.js'
@@ -70,10 +70,10 @@ export async function convertToNew(
       (bytes, offset) => source.read(bytes, 0, bytes.length, offset),
     )
     const copied = { sizeBytes, sparseBytes, base: base?.source, onProgress, onLoss, signal }
-    const isInOrder = !builder.isFlat || base || onLoss || sparseBytes === 0
-    if (isInOrder || (sink.clone && mayBeCloned(source)))
-      await orNamed(copyDisk(source, sink, copied))
-    else await orNamed(copyDirectly(source, files.main, copied))
+    const mayBeDirect = builder.isFlat && !base && !onLoss && sparseBytes > 0
+    const isDirect = mayBeDirect && hasPacked(source) && !(sink.clone && mayBeCloned(source))
+    if (isDirect) await orNamed(copyDirectly(source, files.main, copied))
+    else await orNamed(copyDisk(source, sink, copied))
     builder.finish()
     if (target.isVerified)
       await verifyUnnamed(source, target, files, { onProgress, onLoss, signal })

@@ -57,6 +57,19 @@ const HELPERS_FROM_BYTES = 48 * 2 ** 20
 const TURN_MS = 100
 const NO_NUMBERS = [0, 0, 0, 0]
 
+/** How much of a disk is looked at to find out whether its data are compressed, in pieces. */
+const LOOKED_AT = 256
+
+/** Reports whether the disk has compressed data near its start. Others gain nothing from several threads: they wait for each other. */
+export function hasPacked(source: Pick<ConvertedDisk, 'walk' | 'sizeBytes'>): boolean {
+  let seen = 0
+  for (const { extent } of source.walk(0, source.sizeBytes, () => {})) {
+    if (extent.kind === 'packed') return true
+    if (++seen === LOOKED_AT) break
+  }
+  return false
+}
+
 /** Copies all of `source` but its zeros. Throws ImageError, SystemError, and the signal's reason. */
 export async function copyDirectly(
   source: Disk,

@@ -8,9 +8,11 @@ import {
   truncateSync,
   writeFileSync,
 } from 'node:fs'
+import { constants } from 'node:os'
 import { join } from 'node:path'
 import { deflateRawSync } from 'node:zlib'
 import t, { type Test } from 'tap'
+import { SystemError } from '../../../src/errors.js'
 import { copyDirectly, type DirectOptions } from '../../../src/image/convert/direct-copy.js'
 import type { CopyJob } from '../../../src/image/convert/copy-job.js'
 import { createJobMemory, JobQueue } from '../../../src/image/convert/job-queue.js'
@@ -167,6 +169,44 @@ t.test('a full target', needsRoot(), async t => {
   const image = makeImage(folder)
   for (const helpers of [0, 3]) {
     await t.rejects(copied(t, image, join(small, 'disk.raw'), { helpers }), { code: 'ENOSPC' })
+  }
+})
+
+t.test('a source whose storage fails', async t => {
+  const folder = tempFolder(t)
+  const image = join(folder, 'source.raw')
+  writeFileSync(image, noise(CLUSTER * 40, 1))
+  const source = await openSource(image, { format: 'raw' })
+  t.teardown(() => source.close())
+  // Nothing can be read by this descriptor: the engine has the last word.
+  const blind = openSync(join(folder, 'blind'), 'w')
+  t.teardown(() => closeSync(blind))
+  const failing = Object.assign(Object.create(source), {
+    placeOf: (extent: Parameters<typeof source.placeOf>[0]) => {
+      const place = source.placeOf(extent)
+      return place && { ...place, file: { ...place.file, fd: blind } }
+    },
+    read: (target: Buffer, start: number, length: number, offset: number) => {
+      if (offset >= CLUSTER * 20) throw new SystemError('read', constants.errno.EIO, image)
+      source.read(target, start, length, offset)
+    },
+  })
+  const file = join(folder, 'disk.raw')
+  const fd = openSync(file, 'w+')
+  t.teardown(() => closeSync(fd))
+  const size = new SharedArrayBuffer(8)
+  const store = new WritableFileStore(file, fd, new BigInt64Array(size))
+  for (const helpers of [0, 2]) {
+    const copied = copyDirectly(
+      failing,
+      { fd, path: file, store, size },
+      { sizeBytes: source.sizeBytes, sparseBytes: 4096, helpers },
+    )
+    await t.rejects(copied, {
+      code: 'CORRUPT',
+      message: 'its storage cannot be read',
+      context: { path: image, offset: CLUSTER * 20 },
+    })
   }
 })
 
