@@ -77,6 +77,8 @@ export async function convertToNew(
     builder.finish()
     if (target.isVerified)
       await verifyUnnamed(source, target, files, { onProgress, onLoss, signal })
+    // A small disk is copied before anything looks at the signal.
+    signal?.throwIfAborted()
     files.commit()
   } finally {
     files.discard()
