@@ -240,7 +240,7 @@ class Conversion {
     const stated = values['output-format']
     const image = await openImage(target, {
       access: 'write',
-      // What is no image is raw, as with qemu-img: a new volume has nothing that could be known.
+      // As with qemu-img, a target that is no image is raw: a new volume has nothing that could be known.
       format:
         stated === undefined ? formatOfImage(target, undefined).name : await formatNamed(stated),
       allowPaths: values['allow-path'] ?? [],

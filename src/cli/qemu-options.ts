@@ -1,4 +1,4 @@
-/** What scripts for qemu-img pass to it. */
+/** The parts of qemu-img's command line that several commands take. */
 import { printable, UsageError } from '../errors.js'
 import { type SnapshotChoice, splitImageName } from '../image/image-name.js'
 import { parseChoice } from './arguments.js'

@@ -16,7 +16,7 @@ const SUFFIX = '.raw'
 
 /**
  * Returns the entries of a mount with those of the partitions of each disk, snapshot and layer, and the text of partitions.json.
- * What is left out is logged: damage of a table fails no mount. If a partition's name is that of another entry, the other one gets
+ * It logs what it leaves out: damage of a table fails no mount. If a partition's name is that of another entry, the other one gets
  * `~ID` after it.
  */
 export function withPartitions(

@@ -10,7 +10,7 @@ export type TaskName = keyof typeof TASKS
 export type SetupOf<N extends TaskName> = Parameters<(typeof TASKS)[N]>[0]
 export type ResultOf<N extends TaskName> = Awaited<ReturnType<(typeof TASKS)[N]>>
 
-/** What the thread reports: the part that is done, 0 to 1, or the end. */
+/** The thread's reports: the part that is done, 0 to 1, or the end. */
 export type ApartMessage =
   | { readonly part: number }
   | { readonly result: unknown }

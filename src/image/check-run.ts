@@ -10,7 +10,7 @@ import { LOCAL_FILES } from './store-source.js'
 /** The result of a check, or of a repair with the check after it. */
 export type Found = Pick<RepairResult, 'after'> & Partial<RepairResult>
 
-/** What is checked: plain data. */
+/** The image and the work on it, as plain data. */
 export interface CheckSetup {
   /** Its files are open. */
   readonly layer: LayerSpec

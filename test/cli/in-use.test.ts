@@ -126,7 +126,7 @@ for (const format of ['qcow2', 'vmdk']) {
       await refused('top', 'write', true)
       await refused('top', 'read', isWriting)
       await refused('base', 'write', !ignoresBase)
-      // Whoever reads the base would see it change.
+      // A program that reads the base would see it change.
       await refused('base', 'read', title === 'commit')
       await refused('other', 'write', title === 'rebase')
     })

@@ -1,11 +1,11 @@
-/** What stands between a writer and its files, and hides from it that calls failed: shows that the faults are noticed. */
+/** Hides from a writer that calls to its files failed, to show that the searches notice it. */
 import { WrappedStore } from '../support/stores.js'
 import type { Subject } from './scenario.js'
 
 export type FaultFlaw =
   | 'hides failed writes'
   | 'hides failed syncs'
-  /** What a failed sync was asked for is lost, whatever the next one reports. */
+  /** After a failed sync, the writes before it are lost, whatever the next sync reports. */
   | 'trusts a second sync'
   /** A write that failed has left a part. */
   | 'tries failed writes later'

@@ -396,7 +396,7 @@ for await (const line of createInterface({ input: stdin })) {
     try {
       fs.closeSync(fd)
     } catch {
-      // What was written cannot be kept. It is closed all the same.
+      // The written bytes cannot be kept. The file is closed all the same.
     }
   }
   stdout.write(`${JSON.stringify(answer)}\n`)

@@ -39,7 +39,7 @@ export interface DirectOptions {
   readonly helpers?: number
 }
 
-/** What a helper gets. */
+/** The data that a helper starts with. */
 export interface DirectSetup {
   readonly target: Pick<DirectTarget, 'fd' | 'path' | 'size'>
   readonly shape: Pick<JobTarget, 'grainBytes'>

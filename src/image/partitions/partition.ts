@@ -1,4 +1,4 @@
-/** What a partition table says of a disk. Places and sizes are in bytes. */
+/** The content of a partition table. Places and sizes are in bytes. */
 
 export interface Partition {
   /** As the kernel counts them: logical partitions of an MBR from 5 on. */
@@ -20,7 +20,7 @@ export interface PartitionTable {
   readonly sectorSize: 512 | 4096
   /** Ascending by number. */
   readonly partitions: readonly Partition[]
-  /** What was left out and why, a line each. */
+  /** A line for each thing that was left out, with the reason. */
   readonly warnings: readonly string[]
 }
 

@@ -36,7 +36,7 @@ const inSectors = (bytes: number): number => Math.ceil(bytes / SECTOR_BYTES) * S
 /** Returns the most bytes that an extent of `sizeBytes` bytes can have with so many grains. */
 export function streamBytes(sizeBytes: number, grains: number): number {
   const tables = Math.ceil(sizeBytes / (GRAIN_SECTORS * SECTOR_BYTES * TABLE_ENTRIES))
-  // What cannot be compressed becomes longer by 33 bytes at most (zlib, deflateBound), and has a marker of 12.
+  // Data that cannot be compressed become longer by 33 bytes at most (zlib, deflateBound), and have a marker of 12.
   const perGrain = (GRAIN_SECTORS + 1) * SECTOR_BYTES
   // Each table and the directory have a marker; the footer has two, with the end's.
   const markers = (tables + 1 + 2) * SECTOR_BYTES
