@@ -148,7 +148,7 @@ export class Conversions {
       await this.bench.disturbance.sample()
       for (const entry of rotated(entries, round)) {
         clean(folder, testCase)
-        // What others have written is on the disk before.
+        // The bytes that others have written reach the disk before the time starts.
         if (testCase.isReflink) await run('sync', ['-f', folder])
         const begun = performance.now()
         await ended(start(source, folder, testCase, entry.tool))
