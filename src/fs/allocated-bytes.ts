@@ -7,24 +7,34 @@ import { countAllocated } from '../image/holes.js'
 import type { ViewSet } from '../image/view-set.js'
 import type { WritableDisk } from '../formats/writable.js'
 import type { ImageNode } from './tree.js'
+import type { WrittenFiles } from './written-files.js'
 
 /** How long counting may take for the first files, in milliseconds; less for each later file. */
 const COUNTING_MS = 40
 /** A disk that is written is counted again after this many times as long as counting took. */
 const REST = 50
 
+/** The last count of a file that is written. */
+interface Count {
+  /** The mtime of its disk then; 0 if it had not been written. */
+  readonly modified: number
+  readonly at: number
+  /** When it may be counted again. */
+  readonly againAt: number
+}
+const NO_COUNT: Count = { modified: 0, at: 0, againAt: 0 }
+
 export class AllocatedBytes {
   private files = 0
-  /** For the disk that is written: its mtime at the last count, and when it may be counted again. */
-  private countedModified = 0
-  private countedAt = 0
-  private againAt = 0
+  /** By place in the catalog. */
+  private readonly last = new Map<number, Count>()
 
   /** @param counts by place in the catalog; -1 if not counted yet; shared by the workers */
   constructor(
     private readonly views: ViewSet,
     private readonly layers: readonly LayerSpec[],
     private readonly counts: Float64Array,
+    private readonly written: WrittenFiles,
     private readonly viewOf: (node: ImageNode) => View,
   ) {}
 
@@ -34,44 +44,41 @@ export class AllocatedBytes {
 
   of(node: ImageNode): number {
     const known = this.counts[node.place] as number
-    const disk = writtenDisk(this.views, node)
-    if (known >= 0 && (disk === undefined || !this.isDue(disk))) return known
-    const startedAt = Date.now()
+    const disk = this.written.find(node)?.disk
+    if (known >= 0 && (disk === undefined || !this.isDue(node, disk))) return known
+    const at = Date.now()
     const started = performance.now()
     const modified = disk?.modified ?? 0
     // Counting the disk again does not count as another file.
     const bytes = this.count(node, COUNTING_MS / (1 + (known >= 0 ? 0 : this.files++) / 8))
     if (disk) {
-      this.countedModified = modified
-      this.countedAt = startedAt
       const ended = performance.now()
-      this.againAt = ended + REST * (ended - started)
+      this.last.set(node.place, { modified, at, againAt: ended + REST * (ended - started) })
     }
     this.counts[node.place] = bytes
     return bytes
   }
 
   /** Reports whether the disk has not been written since it was counted. */
-  isCurrent(disk: WritableDisk): boolean {
+  isCurrent(node: ImageNode, disk: WritableDisk): boolean {
     const { modified } = disk
-    if (modified !== this.countedModified) return false
+    const last = this.lastOf(node)
+    if (modified !== last.modified) return false
     // A write in the same millisecond may have come after the count.
-    return modified === 0 || modified < this.countedAt
+    return modified === 0 || modified < last.at
   }
 
-  /** Subtracts freed bytes at once, because st_blocks may err on the low side only. */
-  lower(node: ImageNode, bytes: number): void {
-    const known = this.counts[node.place] as number
-    if (known >= 0) this.counts[node.place] = Math.max(0, known - bytes)
+  private isDue(node: ImageNode, disk: WritableDisk): boolean {
+    return !this.isCurrent(node, disk) && performance.now() >= this.lastOf(node).againAt
   }
 
-  private isDue(disk: WritableDisk): boolean {
-    return !this.isCurrent(disk) && performance.now() >= this.againAt
+  private lastOf(node: ImageNode): Count {
+    return this.last.get(node.place) ?? NO_COUNT
   }
 
   /** Counts. A file with a damaged table, or on lost storage, still has attributes: only reading it fails. */
   private count(node: ImageNode, milliseconds: number): number {
-    const { disk } = this.views
+    const disk = this.written.find(node)?.disk ?? this.views.disk
     // Counting reads tables only, and these change only under the lock's exclusive side. So no bytes need a stripe.
     disk?.beginRead(0, 0)
     try {
@@ -98,6 +105,11 @@ export class AllocatedBytes {
   }
 }
 
-/** Returns the disk if `node` is its file and it is mounted for writing. */
-export const writtenDisk = (views: ViewSet, node: ImageNode): WritableDisk | undefined =>
-  node.entry.kind === 'disk' ? views.disk : undefined
+/**
+ * Subtracts freed bytes from the count of a file at once, because st_blocks may err on the low side only.
+ * @param counts by place in the catalog
+ */
+export function lowerCount(counts: Float64Array, node: ImageNode | undefined, bytes: number): void {
+  const known = node ? (counts[node.place] as number) : -1
+  if (node && known >= 0) counts[node.place] = Math.max(0, known - bytes)
+}

@@ -4,6 +4,7 @@
  * of NodeOperations return.
  */
 import { constants } from 'node:os'
+import type { View } from '../formats/driver.js'
 import type { WritableDisk } from '../formats/writable.js'
 import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE } from '../io/libc.js'
 import { mayChange, type Owner, type Ownership } from './ownership.js'
@@ -15,6 +16,8 @@ const { EAGAIN, EFBIG, ENFILE, ENOSPC, EOPNOTSUPP, EPERM } = constants.errno
 const PERMISSIONS = 0o777
 
 export interface DiskFileOptions {
+  /** The disk as it is read, if that is not the image's own. */
+  readonly view?: View
   /** Whether writing past the end makes the disk larger. */
   readonly isGrowable: boolean
   readonly onFlush: () => void
@@ -55,6 +58,18 @@ export class DiskFile {
   ) {
     const { dropPages } = options
     this.gapActions = { zero: (offset, length) => this.zero(offset, length), dropPages }
+  }
+
+  get view(): View | undefined {
+    return this.options.view
+  }
+
+  get truncations(): Truncations {
+    return this.options.truncations
+  }
+
+  get ownership(): Ownership {
+    return this.options.ownership
   }
 
   /** @returns how many of the `size` bytes from `start` of `source` were written at `offset`: as many as there is room for */

@@ -170,7 +170,7 @@ export class ImageFs {
     if (fh < 0) return fh
     // Only writes through this kernel change the files, so cached pages stay valid for every opening.
     let openFlags = node.kind === 'control' ? FOPEN.DIRECT_IO : FOPEN.KEEP_CACHE
-    if (this.isDirectCoherent && this.nodes.writable(node)) {
+    if (this.isDirectCoherent && this.nodes.isWritable(node)) {
       // Writes past the page cache may run in parallel.
       if (flags & O_DIRECT) openFlags |= FOPEN.DIRECT_IO | FOPEN.PARALLEL_DIRECT_WRITES
       // A write that skips bytes zeroes them. Past the page cache the kernel drops the page in which such a write begins.

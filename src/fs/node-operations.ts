@@ -6,6 +6,7 @@ import fs from 'node:fs'
 import { constants } from 'node:os'
 import { ImageError } from '../errors.js'
 import type { View } from '../formats/driver.js'
+import type { WritableDisk } from '../formats/writable.js'
 import { readView } from '../image/engine.js'
 import { nextData, nextHole } from '../image/holes.js'
 import type { LayerSpec } from '../formats/format.js'
@@ -14,13 +15,14 @@ import type { Timestamp } from '../io/file-spec.js'
 import type { ViewSet } from '../image/view-set.js'
 import type { DecompressQueue } from '../image/decompress-queue.js'
 import { SEEK_DATA, SEEK_HOLE } from '../io/libc.js'
-import { AllocatedBytes, writtenDisk } from './allocated-bytes.js'
+import { AllocatedBytes, lowerCount } from './allocated-bytes.js'
 import type { TextSlots } from './control.js'
-import { type AttributeChange, DiskFile, type Writer } from './disk-file.js'
+import type { AttributeChange, Writer } from './disk-file.js'
 import { mayHoldForWriting } from './file-holders.js'
 import { type Owner, Ownership } from './ownership.js'
 import type { ControlNode, DirNode, ImageNode, Node, Tree } from './tree.js'
 import { type GapActions, Truncations } from './truncations.js'
+import { DiskFiles, type WrittenFiles } from './written-files.js'
 
 const { EACCES, EINVAL, EISDIR, ENFILE, ENOSYS, ENXIO, EOPNOTSUPP, EPERM, EROFS } = constants.errno
 const { O_APPEND, O_TRUNC } = fs.constants
@@ -50,6 +52,8 @@ export interface FileSystemParts {
   readonly ownership?: Ownership
   /** Makes the kernel drop pages of the disk's file, see `GapActions`. */
   readonly dropPages?: GapActions['dropPages']
+  /** The files that programs can write; by default that of `views.disk`, with the parts above. */
+  readonly files?: WrittenFiles
 }
 
 /** For files that never change: the kernel may keep names and attributes for a year. */
@@ -71,60 +75,56 @@ export class NodeOperations {
   readonly tree: Tree
   private readonly views = new Map<number, View>()
   private readonly allocated: AllocatedBytes
-  private readonly diskFile: DiskFile | undefined
-  private readonly truncations: Truncations
-  private readonly ownership: Ownership
+  private readonly files: WrittenFiles
 
   constructor(private readonly parts: FileSystemParts) {
     const { views, layers, allocated, tree, isGrowable = false, onFlush = () => {} } = parts
     this.tree = tree
-    this.truncations = parts.truncations ?? new Truncations()
-    this.ownership = parts.ownership ?? new Ownership()
-    this.allocated = new AllocatedBytes(views, layers, allocated, node => this.view(node))
-    if (!views.disk) return
-    const node = tree.disk
-    this.diskFile = new DiskFile(views.disk, {
-      isGrowable,
-      onFlush,
-      truncations: this.truncations,
-      ownership: this.ownership,
-      dropPages: parts.dropPages ?? (() => {}),
-      onZero: length => {
-        if (node) this.allocated.lower(node, length)
-      },
-    })
+    this.files =
+      parts.files ??
+      new DiskFiles(views, () => ({
+        isGrowable,
+        onFlush,
+        truncations: parts.truncations ?? new Truncations(),
+        ownership: parts.ownership ?? new Ownership(),
+        dropPages: parts.dropPages ?? (() => {}),
+        onZero: length => lowerCount(allocated, tree.disk, length),
+      }))
+    this.allocated = new AllocatedBytes(views, layers, allocated, this.files, node =>
+      this.view(node),
+    )
   }
 
-  /** Returns the writable file of `node`, if it can be changed. */
-  writable(node: Node | undefined): DiskFile | undefined {
-    return node?.kind === 'image' && node.entry.kind === 'disk' ? this.diskFile : undefined
+  /** Reports whether programs may write the file of `node`. */
+  isWritable(node: Node | undefined): boolean {
+    return this.files.isWritable(node)
   }
 
   sizeOf(node: ImageNode): number {
-    return writtenDisk(this.parts.views, node)?.sizeBytes ?? node.entry.sizeBytes
+    return this.files.find(node)?.disk.sizeBytes ?? node.entry.sizeBytes
   }
 
   /** Sets attributes. Returns 0 or an errno. */
   setattr(node: Node | undefined, change: AttributeChange): number {
-    const file = this.writable(node)
+    const file = this.files.open(node)
     if (!file) return -EROFS
-    return file.setattr(change, this.owner)
+    return file.setattr(change, this.ownerOf(node as ImageNode))
   }
 
   /** @returns the handle for `read` and `close` */
   open(node: Node, flags: number): number {
     if (node.kind === 'dir') return -EISDIR
     const isWriting = (flags & ACCESS_MODE) !== 0 || (flags & O_TRUNC) !== 0
-    if (isWriting) {
-      const writeErrno = this.writable(node)?.disk.writeErrno ?? EROFS
-      if (writeErrno !== 0) return -writeErrno
-    }
-    if (node.kind === 'control') return this.openControl(node)
-    if (!isWriting) return READING
-    const handle = this.truncations.newHandle()
+    if (!isWriting) return node.kind === 'control' ? this.openControl(node) : READING
+    const file = this.files.open(node)
+    if (!file) return -EROFS
+    const { writeErrno } = file.disk
+    if (writeErrno !== 0) return -writeErrno
+    const { truncations } = file
+    const handle = truncations.newHandle()
     const isTruncating = (flags & O_TRUNC) !== 0
     const isAppending = (flags & O_APPEND) !== 0
-    if (isTruncating && !this.truncations.truncate(handle, true, isAppending)) return -ENFILE
+    if (isTruncating && !truncations.truncate(handle, true, isAppending)) return -ENFILE
     return handle
   }
 
@@ -151,7 +151,7 @@ export class NodeOperations {
     offset: number,
     writer: Writer,
   ): number {
-    const file = this.writable(node)
+    const file = this.files.find(node)
     return file ? file.write(source, start, size, offset, writer) : -EROFS
   }
 
@@ -162,28 +162,30 @@ export class NodeOperations {
     length: number,
     handle: number,
   ): number {
-    const file = this.writable(node)
+    const file = this.files.find(node)
     return file ? file.fallocate(mode, offset, length, handle) : -EROFS
   }
 
   flush(node: Node | undefined): number {
-    return this.writable(node)?.flush() ?? 0
+    return this.files.find(node)?.flush() ?? 0
   }
 
   /** Serves close(2) of a descriptor of the handle `fh`: makes durable what was written through it. */
   close(node: Node | undefined, fh: number): number {
-    if (fh === READING || !this.writable(node)) return 0
-    const result = this.flush(node)
+    const file = fh === READING ? undefined : this.files.find(node)
+    if (!file) return 0
+    const result = file.flush()
     // The program has truncated the file and written nothing, so it believes that the file is empty.
-    return this.truncations.close(fh) ? -EPERM : result
+    return file.truncations.close(fh) ? -EPERM : result
   }
 
   /** Serves the close of the handle's last descriptor. */
   release(node: Node | undefined, fh: number): number {
-    if (fh === READING || !this.writable(node)) return 0
+    const file = fh === READING ? undefined : this.files.find(node)
+    if (!file) return 0
     // Do this first: other threads may wait to learn whether the handle is gone.
-    this.truncations.release(fh)
-    return this.flush(node)
+    file.truncations.release(fh)
+    return file.flush()
   }
 
   /** @param whence SEEK_DATA or SEEK_HOLE; the kernel passes on no others */
@@ -191,7 +193,7 @@ export class NodeOperations {
     if (node.kind !== 'image') return -EINVAL
     if (whence !== SEEK_DATA && whence !== SEEK_HOLE) return -EINVAL
     if (offset >= this.sizeOf(node)) return -ENXIO
-    const { disk } = this.parts.views
+    const disk = this.lockedDisk(node)
     let found: number
     disk?.beginRead(0, 0)
     try {
@@ -204,7 +206,7 @@ export class NodeOperations {
   }
 
   access(node: Node, mask: number): number {
-    if (mask & W_OK && !this.writable(node)) return -EROFS
+    if (mask & W_OK && !this.isWritable(node)) return -EROFS
     // Only folders have execute bits: no file here is a program.
     return mask & X_OK && node.kind !== 'dir' ? -EACCES : 0
   }
@@ -227,12 +229,12 @@ export class NodeOperations {
 
   /** Refuses attributes that a writable file could have, but does not: programs go on without them. */
   refuseAttribute(node: Node | undefined): number {
-    return this.writable(node) ? -EOPNOTSUPP : -EROFS
+    return this.isWritable(node) ? -EOPNOTSUPP : -EROFS
   }
 
   /** Refuses with ENOSYS, so that the kernel reads and writes instead, and does not ask again. */
   copyFileRange(): number {
-    return this.diskFile ? -ENOSYS : -EROFS
+    return this.files.isWritable(this.tree.disk) ? -ENOSYS : -EROFS
   }
 
   /** Returns entry `index` of a listing. The first two are the folder itself and its parent. */
@@ -251,17 +253,18 @@ export class NodeOperations {
   /** Returns how many seconds the attributes stay valid. Control files change at each opening. */
   validity(node: Node): number {
     if (node.kind === 'control') return 0
-    const file = this.writable(node)
+    const file = this.files.find(node)
     if (!file) return VALID_SECONDS
-    if (this.truncations.isActive) return 0
-    return this.allocated.isCurrent(file.disk) ? WRITTEN_VALID_SECONDS : 0
+    if (file.truncations.isActive) return 0
+    return this.allocated.isCurrent(node as ImageNode, file.disk) ? WRITTEN_VALID_SECONDS : 0
   }
 
   modeOf(node: Node): number {
-    const { fileMode, layerModes, dirMode } = this.tree.appearance
+    const { fileMode, layerModes, diskMode, dirMode } = this.tree.appearance
     if (node.kind === 'dir') return S_IFDIR | dirMode
     if (node.kind !== 'image') return S_IFREG | fileMode
-    if (node.entry.kind === 'disk') return S_IFREG | this.owner.mode
+    if (this.files.isWritable(node)) return S_IFREG | this.ownerOf(node).mode
+    if (node.entry.kind === 'disk') return S_IFREG | diskMode
     return S_IFREG | (layerModes?.[node.entry.layer] ?? fileMode)
   }
 
@@ -274,9 +277,9 @@ export class NodeOperations {
    * @param pid the process that asks; 0 if it is not known
    */
   private shownSize(node: ImageNode, fh: number | undefined, pid: number): number {
-    const { truncations } = this
     const size = this.sizeOf(node)
-    if (!truncations.isActive || !this.writable(node)) return size
+    const truncations = this.files.find(node)?.truncations
+    if (!truncations?.isActive) return size
     if (fh !== undefined) return Math.min(size, truncations.markOf(fh) ?? size)
     // While a handle appends, show its size to all: the kernel appends at the size that it was told last.
     if (!truncations.isAppending && !mayHoldForWriting(pid, node.id)) return size
@@ -285,7 +288,8 @@ export class NodeOperations {
 
   /** Whether the shown size may change at any moment because a handle is being closed. */
   get isClosing(): boolean {
-    return this.truncations.isClosing
+    for (const { truncations } of this.files.found) if (truncations.isClosing) return true
+    return false
   }
 
   /**
@@ -294,8 +298,8 @@ export class NodeOperations {
    */
   attributes(node: Node, fh?: number, pid = 0) {
     const { modified } = this.tree.appearance
-    const isDisk = node.kind === 'image' && node.entry.kind === 'disk'
-    const { uid, gid } = isDisk ? this.owner : this.tree.appearance
+    const isWritable = node.kind === 'image' && this.files.isWritable(node)
+    const { uid, gid } = isWritable ? this.ownerOf(node) : this.tree.appearance
     const time = node.kind === 'image' ? this.modified(node) : modified
     return {
       ino: node.id,
@@ -317,10 +321,11 @@ export class NodeOperations {
     }
   }
 
-  /** The owner of the disk's file. */
-  private get owner(): Owner {
-    const { diskMode: mode, uid, gid } = this.tree.appearance
-    return this.ownership.current({ mode, uid, gid })
+  /** Returns the owner of a file that programs can write. */
+  private ownerOf(node: ImageNode): Owner {
+    const { diskMode, uid, gid } = this.tree.appearance
+    const initial = { mode: diskMode, uid, gid }
+    return this.files.find(node)?.ownership.current(initial) ?? initial
   }
 
   extendedAttributes(node: Node): Map<string, string> {
@@ -331,12 +336,13 @@ export class NodeOperations {
   }
 
   private readImage(node: ImageNode, target: Buffer, length: number, offset: number): void {
-    const { views, queue } = this.parts
-    const { disk } = views
+    const { queue } = this.parts
+    const file = this.files.find(node)
+    const disk = this.lockedDisk(node)
     // Data of snapshots and lower layers are never overwritten. The lock only keeps their place, so no stripe is needed.
-    if (node.entry.kind === 'disk' && disk) {
-      this.truncations.noteRead()
-      disk.beginRead(offset, length)
+    if (file) {
+      file.truncations.noteRead()
+      file.disk.beginRead(offset, length)
     } else disk?.beginRead(0, 0)
     try {
       readView(this.view(node), target, 0, length, offset, queue)
@@ -350,7 +356,14 @@ export class NodeOperations {
     }
   }
 
+  /** Returns the disk whose lock keeps the places of the bytes of `node`, if any disk is written. */
+  private lockedDisk(node: ImageNode): WritableDisk | undefined {
+    return this.files.find(node)?.disk ?? this.parts.views.disk
+  }
+
   private view(node: ImageNode): View {
+    const written = this.files.find(node)?.view
+    if (written) return written
     let view = this.views.get(node.id)
     if (view === undefined) {
       view = this.parts.views.viewOf(node.entry)
@@ -371,7 +384,7 @@ export class NodeOperations {
   }
 
   private modified(node: ImageNode): Timestamp {
-    const milliseconds = writtenDisk(this.parts.views, node)?.modified ?? 0
+    const milliseconds = this.files.find(node)?.disk.modified ?? 0
     if (milliseconds === 0) return node.entry.modified
     const seconds = Math.floor(milliseconds / 1000)
     return { seconds, nanoseconds: (milliseconds - seconds * 1000) * 1_000_000 }
