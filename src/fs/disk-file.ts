@@ -1,5 +1,5 @@
 /**
- * The changes of the disk's file. It behaves as a block device: its size is fixed, and a write past its end gets ENOSPC. A
+ * The changes of a file that shows a disk, or a part of one. It behaves as a block device: its size is fixed, and a write past its end gets ENOSPC. A
  * handle that truncates it gets an empty file, as far as that handle writes (truncations.ts). The methods return what those
  * of NodeOperations return.
  */
@@ -7,8 +7,9 @@ import { constants } from 'node:os'
 import type { View } from '../formats/driver.js'
 import type { WritableDisk } from '../formats/writable.js'
 import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE } from '../io/libc.js'
+import type { GapActions } from './gap-actions.js'
 import { mayChange, type Owner, type Ownership } from './ownership.js'
-import type { GapActions, Truncations } from './truncations.js'
+import type { Truncations } from './truncations.js'
 import { SECTOR_BYTES } from '../sector.js'
 
 const { EAGAIN, EFBIG, ENFILE, ENOSPC, EOPNOTSUPP, EPERM } = constants.errno
@@ -21,8 +22,8 @@ export interface DiskFileOptions {
   /** Whether writing past the end makes the disk larger. */
   readonly isGrowable: boolean
   readonly onFlush: () => void
-  /** Called for each range that was zeroed, with its length in bytes. */
-  readonly onZero: (length: number) => void
+  /** Called for each range that was zeroed, in bytes. */
+  readonly onZero: (offset: number, length: number) => void
   readonly truncations: Truncations
   readonly ownership: Ownership
   /** Makes the kernel drop cached pages, see `GapActions`. */
@@ -126,8 +127,8 @@ export class DiskFile {
     if (!mayChange(asker, now, wanted)) return -EPERM
     const error = sizeBytes === undefined ? 0 : this.resize(sizeBytes, handle)
     const isSame = wanted.mode === now.mode && uid === now.uid && gid === now.gid
-    if (error === 0 && !isSame) this.options.ownership.set(wanted)
-    return error
+    if (error !== 0 || isSame) return error
+    return this.options.ownership.set(wanted) ? 0 : -ENFILE
   }
 
   flush(): number {
@@ -161,7 +162,7 @@ export class DiskFile {
 
   private zero(offset: number, length: number): void {
     this.disk.zero(offset, length)
-    this.options.onZero(length)
+    this.options.onZero(offset, length)
   }
 
   /** Returns how many of `length` bytes at `offset` fit, after growing the disk if that is allowed. */

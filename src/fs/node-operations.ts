@@ -15,14 +15,16 @@ import type { Timestamp } from '../io/file-spec.js'
 import type { ViewSet } from '../image/view-set.js'
 import type { DecompressQueue } from '../image/decompress-queue.js'
 import { SEEK_DATA, SEEK_HOLE } from '../io/libc.js'
-import { AllocatedBytes, lowerCount } from './allocated-bytes.js'
+import { AllocatedBytes } from './allocated-bytes.js'
 import type { TextSlots } from './control.js'
 import type { AttributeChange, Writer } from './disk-file.js'
+import { DiskFiles } from './disk-files.js'
 import { mayHoldForWriting } from './file-holders.js'
+import type { GapActions } from './gap-actions.js'
 import { type Owner, Ownership } from './ownership.js'
 import type { ControlNode, DirNode, ImageNode, Node, Tree } from './tree.js'
-import { type GapActions, Truncations } from './truncations.js'
-import { DiskFiles, type WrittenFiles } from './written-files.js'
+import { Truncations } from './truncations.js'
+import type { WrittenFiles } from './written-files.js'
 
 const { EACCES, EINVAL, EISDIR, ENFILE, ENOSYS, ENXIO, EOPNOTSUPP, EPERM, EROFS } = constants.errno
 const { O_APPEND, O_TRUNC } = fs.constants
@@ -80,15 +82,16 @@ export class NodeOperations {
   constructor(private readonly parts: FileSystemParts) {
     const { views, layers, allocated, tree, isGrowable = false, onFlush = () => {} } = parts
     this.tree = tree
+    const truncations = parts.truncations ?? new Truncations()
+    const ownership = parts.ownership ?? new Ownership()
     this.files =
       parts.files ??
-      new DiskFiles(views, () => ({
-        isGrowable,
+      new DiskFiles(parts, (node, place) => ({
+        isGrowable: isGrowable && node.entry.kind === 'disk',
         onFlush,
-        truncations: parts.truncations ?? new Truncations(),
-        ownership: parts.ownership ?? new Ownership(),
+        truncations: truncations.at(place),
+        ownership: ownership.of(node.id),
         dropPages: parts.dropPages ?? (() => {}),
-        onZero: length => lowerCount(allocated, tree.disk, length),
       }))
     this.allocated = new AllocatedBytes(views, layers, allocated, this.files, node =>
       this.view(node),

@@ -3,7 +3,7 @@
  * pages, and requests that are not answered yet may hold them. So a separate thread sends the notification
  * (page-drop-thread.ts), and a thread that needs the pages gone waits for a bounded time.
  */
-import type { GapActions } from './truncations.js'
+import type { GapActions } from './gap-actions.js'
 import { withLock } from './word-lock.js'
 
 /** Words of the shared memory. */

@@ -101,6 +101,11 @@ export class Tree {
     return this.names.get(`${dir}/${name}`)
   }
 
+  /** Returns the nodes of the image files. */
+  images(): ImageNode[] {
+    return [...this.nodes.values()].filter(node => node.kind === 'image')
+  }
+
   /** Returns all nodes by their paths from the mount's root, which is `/`. */
   paths(): Map<string, Node> {
     const pathOf = ({ id, name, parent }: Node): string =>

@@ -1,6 +1,6 @@
 /**
- * The handles that have truncated the disk's file to 0, by O_TRUNC or by ftruncate(fd, 0). They are in memory that all
- * threads share, because any thread may get a handle's requests.
+ * The handles that have truncated a file of a disk to 0, by O_TRUNC or by ftruncate(fd, 0). They are in memory that all threads
+ * share, because any thread may get a handle's requests. It holds places on the disk; methods take and give places in the file.
  *
  *  (1) Such a handle has a mark: the end of what it has written or extended to. A write or an ftruncate past the mark
  *      zeroes the gap in between, once, before the mark passes it. Until then nothing past the mark changes.
@@ -10,6 +10,7 @@
  */
 import { constants } from 'node:os'
 import { SystemError } from '../errors.js'
+import { dropBetween, type GapActions } from './gap-actions.js'
 import { withLock } from './word-lock.js'
 
 const { EBUSY } = constants.errno
@@ -35,7 +36,8 @@ const HANDLE = 0
 const ORDER = 1
 const FLAGS = 2
 const RANGE_COUNT = 3
-const SLOT_WORDS = 4
+const FILE = 4
+const SLOT_WORDS = 5
 
 /** ftruncate has told the program that the file is empty, and it has not written since. */
 const EMPTIED = 1
@@ -48,8 +50,9 @@ const CROWDED = 8
 /** The handle was opened with O_APPEND. */
 const APPENDING = 16
 
-/** A slot's numbers: its mark, the time of its last FLUSH (see `now`), then pairs of start and end. */
-const SLOT_NUMBERS = 2 + 2 * RANGES
+/** A slot's numbers: its mark, the time of its last FLUSH (see `now`), the end of its file, then pairs of start and end. */
+const [CLOSED_AT, END, FIRST_RANGE] = [1, 2, 3] as const
+const SLOT_NUMBERS = FIRST_RANGE + 2 * RANGES
 const WORDS_BYTES = 4 * (HEAD_WORDS + SLOTS * SLOT_WORDS)
 
 /**
@@ -58,17 +61,13 @@ const WORDS_BYTES = 4 * (HEAD_WORDS + SLOTS * SLOT_WORDS)
  */
 const RELEASE_MS = 250
 
-/** The two actions on a gap. */
-export interface GapActions {
-  zero(offset: number, length: number): void
-  /**
-   * Makes the kernel drop the cached pages of a range of the disk. Returns when they are gone; with `isLocked` it returns at
-   * once, because the current request holds their locks.
-   */
-  dropPages(offset: number, length: number, isLocked: boolean): void
+/** Where a file lies on its disk, from `start` up to `end`, in bytes. Each file of a disk has another number. */
+export interface FilePlace {
+  readonly file: number
+  readonly start: number
+  readonly end: number
 }
-
-const PAGE_BYTES = 4096
+const WHOLE_DISK: FilePlace = { file: 0, start: 0, end: Number.POSITIVE_INFINITY }
 
 export class Truncations {
   private readonly words: Int32Array
@@ -78,12 +77,18 @@ export class Truncations {
     readonly shared = new SharedArrayBuffer(WORDS_BYTES + 8 * SLOTS * SLOT_NUMBERS),
     /** Called when a read may make the kernel cache pages that a gap will change. */
     private readonly onRead: () => void = () => {},
+    private readonly place = WHOLE_DISK,
   ) {
     this.words = new Int32Array(shared, 0, WORDS_BYTES / 4)
     this.numbers = new Float64Array(shared, WORDS_BYTES)
   }
 
-  /** Whether any handle has truncated. If not, no other method needs to be called. */
+  /** Returns those of the file at `place` of the same disk. */
+  at(place: FilePlace): Truncations {
+    return new Truncations(this.shared, this.onRead, place)
+  }
+
+  /** Whether any handle has truncated a file of the disk. If not, no other method needs to be called. */
   get isActive(): boolean {
     return Atomics.load(this.words, ACTIVE) > 0
   }
@@ -103,13 +108,15 @@ export class Truncations {
       const known = this.slotOf(handle)
       const slot = known < 0 ? this.slotWith(0) : known
       if (slot < 0) return false
-      const at = this.at(slot)
+      const at = this.slotAt(slot)
       // O_TRUNC makes the kernel drop all cached pages; ftruncate does not.
       this.words[at + FLAGS] = (isByOpening ? 0 : EMPTIED | READ) | (isAppending ? APPENDING : 0)
       if (!isByOpening) this.onRead()
       this.words[at + RANGE_COUNT] = 0
       this.words[at + ORDER] = Atomics.add(this.words, LAST_ORDER, 1)
-      this.numbers[slot * SLOT_NUMBERS] = 0
+      this.words[at + FILE] = this.place.file
+      this.numbers[slot * SLOT_NUMBERS] = this.place.start
+      this.numbers[slot * SLOT_NUMBERS + END] = this.place.end
       Atomics.store(this.words, at + HANDLE, handle)
       if (known < 0) Atomics.add(this.words, ACTIVE, 1)
       return true
@@ -122,7 +129,7 @@ export class Truncations {
     this.locked(() => {
       const slot = this.slotOf(handle)
       if (slot < 0) return
-      const word = this.at(slot) + HANDLE
+      const word = this.slotAt(slot) + HANDLE
       Atomics.store(this.words, word, 0)
       Atomics.sub(this.words, ACTIVE, 1)
       Atomics.notify(this.words, word)
@@ -136,39 +143,43 @@ export class Truncations {
   close(handle: number): boolean {
     const slot = this.isActive ? this.slotOf(handle) : -1
     if (slot < 0) return false
-    this.numbers[slot * SLOT_NUMBERS + 1] = now()
-    const flags = Atomics.or(this.words, this.at(slot) + FLAGS, FLUSHED)
+    this.numbers[slot * SLOT_NUMBERS + CLOSED_AT] = now()
+    const flags = Atomics.or(this.words, this.slotAt(slot) + FLAGS, FLUSHED)
     return (flags & EMPTIED) !== 0
   }
 
   /** Returns the mark of a handle that has truncated. */
   markOf(handle: number): number | undefined {
     const slot = this.isActive ? this.slotOf(handle) : -1
-    return slot < 0 ? undefined : this.numbers[slot * SLOT_NUMBERS]
+    return slot < 0 ? undefined : this.markAt(slot)
   }
 
-  /** Returns the mark of the last handle that truncated and is still open. */
+  private markAt(slot: number): number {
+    return (this.numbers[slot * SLOT_NUMBERS] as number) - this.place.start
+  }
+
+  /** Returns the mark of the last handle that truncated the file and is still open. */
   lastMark(): number | undefined {
     while (this.isActive) {
       const slot = this.lastSlot()
       if (slot < 0) return undefined
-      const at = this.at(slot)
+      const at = this.slotAt(slot)
       const handle = Atomics.load(this.words, at + HANDLE)
       if (handle === 0) continue
       const left = this.closingFor(slot)
       if (left > 0) Atomics.wait(this.words, at + HANDLE, handle, left)
-      if (Atomics.load(this.words, at + HANDLE) === handle) return this.numbers[slot * SLOT_NUMBERS]
+      if (Atomics.load(this.words, at + HANDLE) === handle) return this.markAt(slot)
     }
     return undefined
   }
 
-  /** Whether the last handle that truncated appends. */
+  /** Whether the last handle that truncated the file appends. */
   get isAppending(): boolean {
     const slot = this.lastSlot()
-    return slot >= 0 && (Atomics.load(this.words, this.at(slot) + FLAGS) & APPENDING) !== 0
+    return slot >= 0 && (Atomics.load(this.words, this.slotAt(slot) + FLAGS) & APPENDING) !== 0
   }
 
-  /** Whether the last handle that truncated may be about to be released. */
+  /** Whether the last handle that truncated the file may be about to be released. */
   get isClosing(): boolean {
     const slot = this.isActive ? this.lastSlot() : -1
     return slot >= 0 && this.closingFor(slot) > 0
@@ -178,7 +189,7 @@ export class Truncations {
   noteRead(): void {
     if (!this.isActive) return
     for (let slot = 0; slot < SLOTS; slot++) {
-      const at = this.at(slot)
+      const at = this.slotAt(slot)
       if (Atomics.load(this.words, at + HANDLE) === 0) continue
       const flags = Atomics.or(this.words, at + FLAGS, READ)
       if ((flags & READ) === 0) this.onRead()
@@ -191,15 +202,16 @@ export class Truncations {
    */
   beforeWrite(handle: number, offset: number, end: number, actions: GapActions): number {
     if (!this.isActive) return offset
+    const { start } = this.place
     return this.locked(() => {
       let back = offset
       for (let slot = 0; slot < SLOTS; slot++) {
-        const at = this.at(slot)
+        const at = this.slotAt(slot)
         const owner = this.words[at + HANDLE]
         if (owner === 0) continue
-        if (owner !== handle) this.keep(slot, offset, end)
+        if (owner !== handle) this.keep(slot, start + offset, start + end)
         else {
-          back = Math.max(offset, this.numbers[slot * SLOT_NUMBERS] as number)
+          back = Math.max(offset, this.markAt(slot))
           this.passTo(slot, offset, end, true, actions)
         }
       }
@@ -212,8 +224,7 @@ export class Truncations {
     return this.locked(() => {
       const slot = this.slotOf(handle)
       if (slot < 0) return false
-      if (end < (this.numbers[slot * SLOT_NUMBERS] as number))
-        this.numbers[slot * SLOT_NUMBERS] = end
+      if (end < this.markAt(slot)) this.numbers[slot * SLOT_NUMBERS] = this.place.start + end
       else this.passTo(slot, end, end, false, actions)
       return true
     })
@@ -226,8 +237,8 @@ export class Truncations {
     this.locked(() => {
       const slot = this.slotOf(handle)
       // Not if a later write has moved the mark on: then only a second try of this write can repair the gap.
-      if (slot >= 0 && this.numbers[slot * SLOT_NUMBERS] === end) {
-        this.numbers[slot * SLOT_NUMBERS] = back
+      if (slot >= 0 && this.markAt(slot) === end) {
+        this.numbers[slot * SLOT_NUMBERS] = this.place.start + back
       }
     })
   }
@@ -253,10 +264,9 @@ export class Truncations {
     isWrite: boolean,
     actions: GapActions,
   ): void {
-    const at = this.at(slot)
-    const number = slot * SLOT_NUMBERS
+    const at = this.slotAt(slot)
     Atomics.and(this.words, at + FLAGS, ~(FLUSHED | EMPTIED))
-    const mark = this.numbers[number] as number
+    const mark = this.markAt(slot)
     if (offset > mark) {
       if (((this.words[at + FLAGS] as number) & CROWDED) !== 0)
         throw new SystemError('write', EBUSY)
@@ -265,32 +275,33 @@ export class Truncations {
       if (hasPages) dropBetween(mark, offset, isWrite, actions)
     }
     if (end > mark) {
-      this.numbers[number] = end
-      this.forgetBelow(slot, end)
+      this.numbers[slot * SLOT_NUMBERS] = this.place.start + end
+      this.forgetBelow(slot, this.place.start + end)
     }
   }
 
   private zeroBetween(slot: number, from: number, to: number, actions: GapActions): void {
     const { numbers } = this
-    const count = this.words[this.at(slot) + RANGE_COUNT] as number
-    const first = slot * SLOT_NUMBERS + 2
+    const count = this.words[this.slotAt(slot) + RANGE_COUNT] as number
+    const first = slot * SLOT_NUMBERS + FIRST_RANGE
     let done = from
     for (let i = 0; i < count && done < to; i++) {
-      const start = numbers[first + 2 * i] as number
+      const start = (numbers[first + 2 * i] as number) - this.place.start
       if (start >= to) break
       if (start > done) actions.zero(done, start - done)
-      done = Math.max(done, numbers[first + 2 * i + 1] as number)
+      done = Math.max(done, (numbers[first + 2 * i + 1] as number) - this.place.start)
     }
     if (done < to) actions.zero(done, to - done)
   }
 
   /** Rule (2): remembers what another handle writes past the mark of `slot`. */
-  private keep(slot: number, offset: number, end: number): void {
+  private keep(slot: number, offset: number, to: number): void {
     const { numbers, words } = this
-    const at = this.at(slot)
+    const at = this.slotAt(slot)
     const from = Math.max(offset, numbers[slot * SLOT_NUMBERS] as number)
+    const end = Math.min(to, numbers[slot * SLOT_NUMBERS + END] as number)
     if (end <= from) return
-    const first = slot * SLOT_NUMBERS + 2
+    const first = slot * SLOT_NUMBERS + FIRST_RANGE
     const count = words[at + RANGE_COUNT] as number
     // The ranges are in order and do not touch; those from `low` to `high` touch the new one.
     const low = this.firstEndingAt(first, count, from)
@@ -326,10 +337,10 @@ export class Truncations {
 
   private forgetBelow(slot: number, mark: number): void {
     const { numbers, words } = this
-    const word = this.at(slot) + RANGE_COUNT
+    const word = this.slotAt(slot) + RANGE_COUNT
     const count = words[word] as number
     if (count === 0) return
-    const first = slot * SLOT_NUMBERS + 2
+    const first = slot * SLOT_NUMBERS + FIRST_RANGE
     const gone = this.firstEndingAt(first, count, mark + 1)
     numbers.copyWithin(first, first + 2 * gone, first + 2 * count)
     words[word] = count - gone
@@ -344,7 +355,7 @@ export class Truncations {
   /** Returns the first slot of a handle, or the first free one for 0; -1 if there is none. */
   private slotWith(handle: number): number {
     for (let slot = 0; slot < SLOTS; slot++) {
-      if (Atomics.load(this.words, this.at(slot) + HANDLE) === handle) return slot
+      if (Atomics.load(this.words, this.slotAt(slot) + HANDLE) === handle) return slot
     }
     return -1
   }
@@ -352,24 +363,25 @@ export class Truncations {
   private lastSlot(): number {
     let last = -1
     for (let slot = 0; slot < SLOTS; slot++) {
-      const at = this.at(slot)
+      const at = this.slotAt(slot)
       if (Atomics.load(this.words, at + HANDLE) === 0) continue
+      if (this.words[at + FILE] !== this.place.file) continue
       if (last < 0 || ((this.orderOf(slot) - this.orderOf(last)) | 0) > 0) last = slot
     }
     return last
   }
 
   private orderOf(slot: number): number {
-    return Atomics.load(this.words, this.at(slot) + ORDER)
+    return Atomics.load(this.words, this.slotAt(slot) + ORDER)
   }
 
   /** Returns how many milliseconds longer a slot may be about to be released. */
   private closingFor(slot: number): number {
-    if ((Atomics.load(this.words, this.at(slot) + FLAGS) & FLUSHED) === 0) return 0
-    return (this.numbers[slot * SLOT_NUMBERS + 1] as number) + RELEASE_MS - now()
+    if ((Atomics.load(this.words, this.slotAt(slot) + FLAGS) & FLUSHED) === 0) return 0
+    return (this.numbers[slot * SLOT_NUMBERS + CLOSED_AT] as number) + RELEASE_MS - now()
   }
 
-  private at(slot: number): number {
+  private slotAt(slot: number): number {
     return HEAD_WORDS + slot * SLOT_WORDS
   }
 
@@ -384,11 +396,4 @@ const failedWord = (handle: number): number => FAILED + (handle % FAILED_WORDS)
 function now(): number {
   const [seconds, nanoseconds] = process.hrtime()
   return seconds * 1000 + nanoseconds / 1e6
-}
-
-/** Drops pages of a gap. A write through the page cache holds the page in which it begins until it is answered. */
-function dropBetween(from: number, to: number, isWrite: boolean, actions: GapActions): void {
-  const border = isWrite ? Math.max(from, to - (to % PAGE_BYTES)) : to
-  if (border > from) actions.dropPages(from, border - from, false)
-  if (to > border) actions.dropPages(border, to - border, true)
 }

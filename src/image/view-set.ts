@@ -15,6 +15,7 @@ import type { CatalogEntry } from './catalog.js'
 import type { DiskMemory } from './disk-memory.js'
 import { cipherOf } from './encryption.js'
 import { filesOf, storeOf } from './layer.js'
+import { PartitionDisk } from './partition-disk.js'
 import { SharedDisk } from './shared-disk.js'
 import type { WritableView } from './write-engine.js'
 import { ShiftedDriver } from './shifted-driver.js'
@@ -108,6 +109,17 @@ export class ViewSet {
   viewOf(entry: CatalogEntry): View {
     if (entry.kind !== 'partition') return this.diskView(entry)
     return windowOf(this.diskView(entry), entry.startOffset, entry.sizeBytes)
+  }
+
+  /** Returns the part of a written disk that `entry` shows; undefined if it only shows what is read. */
+  diskOf(entry: CatalogEntry): WritableDisk | undefined {
+    const { disk } = this
+    if (entry.kind === 'disk') return disk
+    // Those of snapshots are on a table of their own.
+    const isOfDisk = entry.kind === 'partition' && entry.layer === 0 && !entry.table
+    return isOfDisk
+      ? disk && new PartitionDisk(disk, entry.startOffset, entry.sizeBytes)
+      : undefined
   }
 
   private diskView(entry: CatalogEntry): View {

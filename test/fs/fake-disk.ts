@@ -125,7 +125,8 @@ export function writtenParts(isGrowable = false, disk = new FakeDisk()): Written
     lookup: (offset, length) => ({ kind: 'data', length, store, at: offset }),
   }
   const view: View = { driver, parent: undefined }
-  const views = { disk, viewOf: () => view } as unknown as ViewSet
+  const diskOf = ({ kind }: CatalogEntry) => (kind === 'disk' ? disk : undefined)
+  const views = { disk, diskOf, viewOf: () => view } as unknown as ViewSet
   const modified = { seconds: 1000, nanoseconds: 5 }
   const rest = { layer: 0, startOffset: 0, sizeBytes: DISK_BYTES, modified, attributes: {} }
   const entries: CatalogEntry[] = [

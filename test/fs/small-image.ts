@@ -110,7 +110,7 @@ export function listedFs(count: number, allocated: Float64Array): ImageFs {
   return new ImageFs({
     tree: new Tree(entries, APPEARANCE),
     // Nothing is read.
-    views: {} as ViewSet,
+    views: { diskOf: () => undefined } as unknown as ViewSet,
     layers: [],
     allocated,
     slots: new TextSlots(),

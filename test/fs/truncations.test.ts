@@ -1,6 +1,7 @@
 /** Handles that truncate, against a model that knows of each byte who wrote it. */
 import t from 'tap'
-import { type GapActions, Truncations } from '../../src/fs/truncations.js'
+import type { GapActions } from '../../src/fs/gap-actions.js'
+import { Truncations } from '../../src/fs/truncations.js'
 import { Random } from '../soundness/steps.js'
 
 const SIZE = 64
@@ -222,4 +223,27 @@ t.test('any handles in any order', async t => {
     }
   }
   t.pass()
+})
+
+t.test('two files of one disk', async t => {
+  const { bytes, actions, calls } = disk()
+  const whole = new Truncations()
+  const part = whole.at({ file: 17, start: 16, end: 48 })
+  const handle = part.newHandle()
+  const writer = whole.newHandle()
+  part.truncate(handle, true)
+  t.equal(part.markOf(handle), 0)
+  t.equal(part.lastMark(), 0)
+  t.equal(whole.lastMark(), undefined, 'another file shows its own size')
+  // Through another file of the disk somebody writes into the gap, and past the end of this one.
+  whole.beforeWrite(writer, 20, 24, actions)
+  whole.beforeWrite(writer, 44, 60, actions)
+  part.beforeWrite(handle, 24, 26, actions)
+  t.same(calls, ['zero 0 4', 'zero 8 16'], 'places in the file')
+  t.equal(part.markOf(handle), 26)
+  part.resize(handle, 32, actions)
+  t.same(calls.slice(2), ['zero 26 2'])
+  part.failed(handle, 26, 32)
+  t.equal(part.markOf(handle), 26)
+  t.equal(bytes.length, SIZE)
 })
