@@ -208,6 +208,8 @@ export interface SnapshotTable {
 export interface InternalSnapshots<S> {
   /** Returns the snapshots that can be shown, in the order of the image's table. Throws SystemError. */
   read(store: Store, spec: S): InternalSnapshot[]
+  /** Reads the header anew, after snapshots have changed. Throws ImageError, SystemError. */
+  reread(store: Store): S
   tableOf(snapshot: InternalSnapshot): SnapshotTable
   /** Returns the table of a snapshot's VM state, and where the state begins in it; undefined if that is impossible. */
   vmStateOf(

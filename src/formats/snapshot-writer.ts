@@ -13,6 +13,13 @@ export interface NewSnapshot {
 export interface SnapshotWriting {
   /** Called with the part that is done, 0 to 1. */
   readonly progress?: (part: number) => void
+  /**
+   * Called when all is on the disk but the write that makes the new state valid. Until then only space is written that the old
+   * state does not use. If it throws, the old state stays.
+   */
+  readonly beforeSwitch?: () => void
+  /** Called when the new state is on the disk, before the space that only the old one used is given back. */
+  readonly afterSwitch?: () => void
 }
 
 /**

@@ -113,6 +113,8 @@ export interface WritableDisk {
   readonly failure: string
   /** The errno of writes after that: EROFS, or EIO if a file of the image was cut off; 0 while all is well. */
   readonly writeErrno: number
+  /** Ends writing for the reason `why`: from now on the disk can only be read. */
+  end(why: string): void
   /** Checks whether another process has made a file of the image shorter, and if so ends writing. */
   checkFiles(): void
   /** Call it, and `endRead` afterwards, around reading the disk, a snapshot or a lower layer. In bytes. */

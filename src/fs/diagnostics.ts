@@ -45,13 +45,14 @@ export const stallMessage = (seconds: number): string =>
 /** @param status the fields that do not change */
 export function statusText(
   status: Readonly<Record<string, unknown>>,
+  snapshots: number,
   { disk }: ViewSet,
   image: LayerSpec,
 ): string {
   disk?.checkFiles()
   const failure = disk?.failure || null
   const readOnly = !disk || failure !== null
-  const text = { ...status, readOnly, failure, removed: removedFiles(image).length > 0 }
+  const text = { ...status, snapshots, readOnly, failure, removed: removedFiles(image).length > 0 }
   return `${jsonWithoutHidden(JSON.stringify(text, null, 2))}\n`
 }
 

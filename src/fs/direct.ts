@@ -3,13 +3,14 @@
  * the kernel's protocol (worker.ts).
  */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { Worker } from 'node:worker_threads'
-import type { Chain } from '../image/chain.js'
+import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads'
+import type { LayerSpec } from '../formats/format.js'
 import { type QueueMemory, queueMemories } from '../image/decompress-queue.js'
 import { MountError } from '../errors.js'
 import { errno, read, write } from '../io/libc.js'
 import type { Logger } from '../log.js'
 import { TextSlots } from './control.js'
+import { Forgetter } from './forgetter.js'
 import { answerInit } from './init.js'
 import { mountFuse, unmountFuse } from './mount.js'
 import { type MountInfo, mountAt } from '../io/mountinfo.js'
@@ -17,16 +18,18 @@ import { Ownership } from './ownership.js'
 import { PageDropper } from './page-dropper.js'
 import { createPollMemory } from './poller.js'
 import { MESSAGE_BYTES, REPLY_BYTES } from './protocol.js'
-import type { Session, SessionParts } from './session.js'
+import type { Forgetting, Session, SessionParts } from './session.js'
 import { startPageDropper } from './start-page-dropper.js'
 import { DISK_ID } from './tree.js'
 import { Truncations } from './truncations.js'
 import type { HelperSetup } from './decompress-helper.js'
 import type { SessionStart, WorkerMessage, WorkerSetup } from './worker.js'
+import type { World } from './world.js'
 
 export class DirectSession implements Session {
   readonly finished: Promise<void>
   private readonly workers: Workers
+  private readonly forgetter = new Forgetter()
   private isServing = false
   private mounted: MountInfo | undefined
 
@@ -64,6 +67,14 @@ export class DirectSession implements Session {
     return this.mounted
   }
 
+  show(world: World): void {
+    for (const port of this.workers.worlds) port.postMessage(world)
+  }
+
+  async forget(stale: Forgetting): Promise<void> {
+    await this.forgetter.forget({ ...stale, device: this.workers.device })
+  }
+
   async unmount(mount: MountInfo, detach: boolean): Promise<void> {
     unmountFuse(mount, detach)
   }
@@ -77,6 +88,8 @@ interface Workers {
   /** The mount's /dev/fuse, once there is one. */
   device: number
   readonly threads: readonly Worker[]
+  /** They take new worlds to the workers. */
+  readonly worlds: readonly MessagePort[]
   /** Rejects with MountError if a worker ends before it is ready. */
   readonly ready: Promise<void>
   readonly finished: Promise<void>
@@ -86,32 +99,29 @@ interface Workers {
 
 /** @param onDeath called if a worker dies that may have been writing */
 function startWorkers(
-  { chain, entries, appearance, onlyUids, threads, logger, ...parts }: SessionParts,
+  { world, gate, opens, appearance, onlyUids, threads, logger, ...parts }: SessionParts,
   onDeath: () => void,
 ): Workers {
-  const { caches, memory, stats, status, started, isGrowable, partitions } = parts
+  const { caches, stats, status, started, isGrowable } = parts
   const shared: WorkerSetup['shared'] = {
     stats,
-    allocated: new SharedArrayBuffer(entries.length * 8),
+    opens,
+    gate: gate.shared,
     slots: new TextSlots().shared,
     polling: createPollMemory(),
     queues: queueMemories(threads, REPLY_BYTES),
-    disk: memory,
     truncations: new Truncations().shared,
     ownership: new Ownership().shared,
     pageDrops: new PageDropper().shared,
   }
-  new Float64Array(shared.allocated).fill(-1)
-  const setup: Omit<WorkerSetup, 'index'> = {
-    layers: chain.layers,
-    entries,
+  const setup: Omit<WorkerSetup, 'index' | 'worlds'> = {
+    world,
     appearance,
     onlyUids,
     caches,
     status,
     started,
     isGrowable,
-    partitions,
     shared,
   }
   let isHelped = false
@@ -124,15 +134,20 @@ function startWorkers(
       logger.error({ stack: error.stack }, 'the thread that drops pages has died'),
     )
   }
+  const worlds: MessagePort[] = []
   const all = Array.from({ length: threads }, (_, index) => {
+    const { port1, port2 } = new MessageChannel()
+    port1.unref()
+    worlds.push(port1)
     const worker = new Worker(new URL('./worker.js', import.meta.url), {
-      workerData: { ...setup, index } satisfies WorkerSetup,
+      workerData: { ...setup, index, worlds: port2 } satisfies WorkerSetup,
+      transferList: [port2],
       // A worker's objects die young; most of its memory is in buffers outside the heap.
       resourceLimits: { maxYoungGenerationSizeMb: 8 },
     })
     worker.on('message', (message: WorkerMessage) => {
       if (message === 'help') {
-        if (!isHelped) startHelper(shared.queues, chain, logger)
+        if (!isHelped) startHelper(shared.queues, world.layers, logger)
         isHelped = true
       } else if (message === 'page drops') dropPages()
       else if (typeof message === 'object')
@@ -140,7 +155,7 @@ function startWorkers(
     })
     worker.on('error', error => {
       logger.fatal({ stack: error.stack ?? String(error) }, 'a worker has died')
-      if (memory) onDeath()
+      if (world.memory) onDeath()
     })
     return worker
   })
@@ -160,6 +175,7 @@ function startWorkers(
   const workers: Workers = {
     device: -1,
     threads: all,
+    worlds,
     ready,
     finished: Promise.all(ended).then(() => {}),
     end: async () => {
@@ -190,7 +206,11 @@ function untilReady(worker: Worker): Promise<void> {
 }
 
 /** Starts the helper. It runs until the process ends, and does not keep the process alive. */
-function startHelper(queues: readonly QueueMemory[], { layers }: Chain, logger: Logger): void {
+function startHelper(
+  queues: readonly QueueMemory[],
+  layers: readonly LayerSpec[],
+  logger: Logger,
+): void {
   const helper = new Worker(new URL('./decompress-helper.js', import.meta.url), {
     // Compressed clusters are not encrypted, so the helper needs no keys.
     workerData: {

@@ -18,11 +18,16 @@ export class DiskKeeper {
    * @param removed the files of the image that have been removed since they were opened
    */
   constructor(
-    private readonly disk: WritableDisk,
+    private disk: WritableDisk,
     private readonly onFlush: () => void,
     private readonly removed: () => readonly string[],
     private readonly logger: Logger,
   ) {}
+
+  /** Keeps another disk from now on: the same one in a new world. */
+  follow(disk: WritableDisk): void {
+    this.disk = disk
+  }
 
   /** Flushes every `seconds` seconds; never if that is 0. */
   start(seconds: number): void {

@@ -22,10 +22,7 @@ import {
   FATTR,
   FLUSH_IN,
   FOPEN,
-  GETATTR_FH,
-  GETATTR_IN,
   GETXATTR_IN,
-  GETXATTR_OUT,
   LSEEK_IN,
   LSEEK_OUT,
   MAX_REQUEST_BYTES,
@@ -40,23 +37,11 @@ import {
   WRITE_IN,
   WRITE_OUT,
 } from './protocol.js'
-import type { Node, Tree } from './tree.js'
+import { askingHandle, putSized, type Request, stringAt } from './request.js'
+import { FIRST_FILE_ID, type Node, type Tree } from './tree.js'
 
-const { EINVAL, ENODATA, ENOENT, ENOTDIR, EOPNOTSUPP, ERANGE, ESTALE } = constants.errno
+const { EINVAL, ENODATA, ENOENT, ENOTDIR, EOPNOTSUPP, ESTALE } = constants.errno
 const { O_APPEND, O_DIRECT, O_TRUNC } = fs.constants
-
-/** One request. A worker has one such object and fills it for each request. */
-export interface Request {
-  nodeid: number
-  uid: number
-  pid: number
-  message: Buffer
-  /** Where the arguments begin in `message`, and where they end. */
-  args: number
-  end: number
-  /** Where the reply's payload goes. */
-  payload: Buffer
-}
 
 const DT_DIR = 4
 const DT_REG = 8
@@ -103,12 +88,13 @@ export class ImageFs {
 
   getattr(request: Request): number {
     const node = this.tree.node(request.nodeid)
-    if (!node) return -ENOENT
+    if (!node) return -ESTALE
     return this.putAttrOut(request, node, askingHandle(request))
   }
 
   setattr(request: Request): number {
     const node = this.tree.node(request.nodeid)
+    if (!node) return -ESTALE
     const { valid, ...asked } = SETATTR_IN.decode(request.message, request.args)
     const handle = valid & FATTR.FH ? asked.fh % 2 ** 32 : undefined
     // Ignore times: they are always those of the last write.
@@ -122,12 +108,12 @@ export class ImageFs {
     if (error < 0) return error
     // After truncating to 0 answer with the disk's size: the kernel keeps it, and so knows where to append.
     const isEmptied = valid & FATTR.SIZE && asked.size === 0
-    return this.putAttrOut(request, node as Node, isEmptied ? READING : handle)
+    return this.putAttrOut(request, node, isEmptied ? READING : handle)
   }
 
   statx(request: Request): number {
     const node = this.tree.node(request.nodeid)
-    if (!node) return -ENOENT
+    if (!node) return -ESTALE
     const a = this.nodes.attributes(node, askingHandle(request), request.pid)
     const attrValid = this.nodes.validity(node)
     const isSnapshot = node.kind === 'image' && ['snapshot', 'vmstate'].includes(node.entry.kind)
@@ -164,12 +150,15 @@ export class ImageFs {
 
   open(request: Request): number {
     const node = this.tree.node(request.nodeid)
-    if (!node) return -ENOENT
+    if (!node) return -ESTALE
     const { flags } = OPEN_IN.decode(request.message, request.args)
     const fh = this.nodes.open(node, flags)
     if (fh < 0) return fh
-    // Only writes through this kernel change the files, so cached pages stay valid for every opening.
-    let openFlags = node.kind === 'control' ? FOPEN.DIRECT_IO : FOPEN.KEEP_CACHE
+    const { opens } = this.parts
+    if (node.kind === 'image') opens?.opened(node.id)
+    // Only writes through this kernel change the files, so cached pages stay valid for every opening, but not after a revert.
+    let openFlags = opens?.hasStalePages === true ? 0 : FOPEN.KEEP_CACHE
+    if (node.kind === 'control') openFlags = FOPEN.DIRECT_IO
     if (this.isDirectCoherent && this.nodes.isWritable(node)) {
       // Writes past the page cache may run in parallel.
       if (flags & O_DIRECT) openFlags |= FOPEN.DIRECT_IO | FOPEN.PARALLEL_DIRECT_WRITES
@@ -189,6 +178,7 @@ export class ImageFs {
     const start = args + WRITE_IN.size
     if (size > end - start) return -EINVAL
     const node = this.tree.node(request.nodeid)
+    if (!node) return -ESTALE
     // Written-back pages may come through any handle that maps the file, so they do not count as its own writes.
     const isOwn = (message.readUInt32LE(args + at.writeFlags) & WRITE_CACHE) === 0
     const isAppending = isOwn && (message.readUInt32LE(args + at.flags) & O_APPEND) !== 0
@@ -204,6 +194,7 @@ export class ImageFs {
   fallocate(request: Request): number {
     const { offset, length, mode, fh } = FALLOCATE_IN.decode(request.message, request.args)
     const node = this.tree.node(request.nodeid)
+    if (!node) return -ESTALE
     return this.nodes.fallocate(node, mode, offset, length, fh % 2 ** 32)
   }
 
@@ -219,12 +210,13 @@ export class ImageFs {
 
   release(request: Request): number {
     const fh = request.message.readUInt32LE(request.args + RELEASE_IN.at.fh)
+    if (request.nodeid >= FIRST_FILE_ID) this.parts.opens?.released(request.nodeid)
     return this.nodes.release(this.tree.node(request.nodeid), fh)
   }
 
   opendir(request: Request): number {
     const node = this.tree.node(request.nodeid)
-    if (node?.kind !== 'dir') return node ? -ENOTDIR : -ENOENT
+    if (node?.kind !== 'dir') return node ? -ENOTDIR : -ESTALE
     const openFlags = FOPEN.KEEP_CACHE | FOPEN.CACHE_DIR
     OPEN_OUT.put(request.payload, 0, { fh: 0, openFlags, padding: 0 })
     return OPEN_OUT.size
@@ -232,7 +224,7 @@ export class ImageFs {
 
   read(request: Request): number {
     const node = this.tree.node(request.nodeid)
-    if (!node) return -ENOENT
+    if (!node) return -ESTALE
     const { message, args, payload } = request
     const { at } = READ_IN
     const size = message.readUInt32LE(args + at.size)
@@ -244,7 +236,7 @@ export class ImageFs {
 
   lseek(request: Request): number {
     const node = this.tree.node(request.nodeid)
-    if (!node) return -ENOENT
+    if (!node) return -ESTALE
     const { offset, whence } = LSEEK_IN.decode(request.message, request.args)
     const found = this.nodes.lseek(node, offset, whence)
     if (found < 0) return found
@@ -280,14 +272,14 @@ export class ImageFs {
 
   access(request: Request): number {
     const node = this.tree.node(request.nodeid)
-    if (!node) return -ENOENT
+    if (!node) return -ESTALE
     const { mask } = ACCESS_IN.decode(request.message, request.args)
     return this.nodes.access(node, mask)
   }
 
   getxattr(request: Request): number {
     const node = this.tree.node(request.nodeid)
-    if (!node) return -ENOENT
+    if (!node) return -ESTALE
     const { size } = GETXATTR_IN.decode(request.message, request.args)
     const name = stringAt(request, request.args + GETXATTR_IN.size)
     // ENODATA would say that the attribute can be set, and libvirt would try.
@@ -299,7 +291,7 @@ export class ImageFs {
 
   listxattr(request: Request): number {
     const node = this.tree.node(request.nodeid)
-    if (!node) return -ENOENT
+    if (!node) return -ESTALE
     const { size } = GETXATTR_IN.decode(request.message, request.args)
     const names = [...this.nodes.extendedAttributes(node).keys()].map(
       key => `${XATTR_PREFIX}${key}\0`,
@@ -322,7 +314,7 @@ export class ImageFs {
 
   private list(request: Request, plus: boolean): number {
     const dir = this.tree.node(request.nodeid)
-    if (dir?.kind !== 'dir') return dir ? -ENOTDIR : -ENOENT
+    if (dir?.kind !== 'dir') return dir ? -ENOTDIR : -ESTALE
     const { offset, size } = READ_IN.decode(request.message, request.args)
     const room = Math.min(size, request.payload.length)
     const total = 2 + dir.children.length
@@ -368,29 +360,6 @@ export class ImageFs {
     ATTR_OUT.put(payload, 0, { attrValid, attrValidNsec: 0, padding: 0 })
     return ATTR_OUT.size + ATTR.size
   }
-}
-
-/** Returns the handle of a GETATTR or STATX, if it has one. */
-function askingHandle({ message, args, end }: Request): number | undefined {
-  if (end - args < GETATTR_IN.size) return undefined
-  const hasHandle = message.readUInt32LE(args + GETATTR_IN.at.getattrFlags) & GETATTR_FH
-  return hasHandle ? message.readUInt32LE(args + GETATTR_IN.at.fh) : undefined
-}
-
-/** Writes the answer of GETXATTR or LISTXATTR: the size if the caller offers no room, else the bytes. */
-function putSized(payload: Buffer, offered: number, value: Buffer): number {
-  if (offered === 0) {
-    GETXATTR_OUT.put(payload, 0, { size: value.length, padding: 0 })
-    return GETXATTR_OUT.size
-  }
-  if (value.length > offered) return -ERANGE
-  return value.copy(payload)
-}
-
-/** Returns the string at `at`, up to its NUL or the end of the message. */
-function stringAt({ message, end }: Request, at: number): string {
-  const nul = message.indexOf(0, at)
-  return message.toString('utf8', at, nul < 0 || nul > end ? end : nul)
 }
 
 function prefixed<P extends string, T extends Record<string, number>>(prefix: P, values: T) {

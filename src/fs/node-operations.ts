@@ -21,6 +21,7 @@ import type { AttributeChange, Writer } from './disk-file.js'
 import { DiskFiles } from './disk-files.js'
 import { mayHoldForWriting } from './file-holders.js'
 import type { GapActions } from './gap-actions.js'
+import type { OpenCounts } from './open-counts.js'
 import { type Owner, Ownership } from './ownership.js'
 import type { ControlNode, DirNode, ImageNode, Node, Tree } from './tree.js'
 import { Truncations } from './truncations.js'
@@ -52,6 +53,7 @@ export interface FileSystemParts {
   /** Shared by the workers. */
   readonly truncations?: Truncations
   readonly ownership?: Ownership
+  readonly opens?: OpenCounts
   /** Makes the kernel drop pages of the disk's file, see `GapActions`. */
   readonly dropPages?: GapActions['dropPages']
   /** The files that programs can write; by default that of `views.disk`, with the parts above. */

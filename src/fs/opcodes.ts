@@ -5,7 +5,7 @@
 import { constants } from 'node:os'
 import { u64le } from '../binary.js'
 import { errnoOf } from '../errors.js'
-import type { ImageFs, Request } from './image-fs.js'
+import type { ImageFs } from './image-fs.js'
 import {
   ACCESS_IN,
   FALLOCATE_IN,
@@ -22,6 +22,7 @@ import {
   STATX_IN,
   WRITE_IN,
 } from './protocol.js'
+import type { Request } from './request.js'
 
 const { EACCES, EINVAL, ENOSYS, ENOTTY } = constants.errno
 
@@ -117,7 +118,7 @@ export class Responder {
    * @param reply receives the replies; `answer` returns how many bytes of it count
    */
   constructor(
-    private readonly fs: ImageFs,
+    private fs: ImageFs,
     private readonly onError: (error: unknown, opcode: number) => void,
     readonly reply: Buffer = Buffer.allocUnsafeSlow(REPLY_BYTES),
   ) {
@@ -130,6 +131,11 @@ export class Responder {
       end: 0,
       payload: reply.subarray(OUT_HEADER.size),
     }
+  }
+
+  /** Answers by another file system from now on: that of a new world. */
+  serve(fs: ImageFs): void {
+    this.fs = fs
   }
 
   /**

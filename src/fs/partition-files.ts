@@ -60,7 +60,15 @@ function tableOf(entry: CatalogEntry, views: ViewSet, logger: Pick<Logger, 'warn
     const view = views.viewOf(entry)
     const table = readPartitionTable({
       sizeBytes: entry.sizeBytes,
-      read: (target, start, length, offset) => readView(view, target, start, length, offset),
+      read: (target, start, length, offset) => {
+        const { disk } = views
+        disk?.beginRead(offset, length)
+        try {
+          readView(view, target, start, length, offset)
+        } finally {
+          disk?.endRead()
+        }
+      },
     })
     for (const warning of table.warnings) logger.warn(`${entry.name}: ${warning}`)
     return table

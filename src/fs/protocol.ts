@@ -12,7 +12,15 @@ export const OLDEST_MINOR_VERSION = 27
 
 export const ROOT_ID = 1
 /** The opcodes that other modules name; opcodes.ts has all. */
-export const OPCODE = { READ: 15, WRITE: 16, RELEASE: 18, FSYNC: 20, FALLOCATE: 43 } as const
+export const OPCODE = {
+  SETATTR: 4,
+  OPEN: 14,
+  READ: 15,
+  WRITE: 16,
+  RELEASE: 18,
+  FSYNC: 20,
+  FALLOCATE: 43,
+} as const
 /** The most bytes in a write request or a reply: 256 pages. */
 export const MAX_REQUEST_BYTES = 2 ** 20
 /**
@@ -39,6 +47,9 @@ export const OUT_HEADER = layout({ length: u32le, error: i32le, unique: bytes(8)
 /** A notification has `unique` 0, and this code in place of a reply's error. */
 export const NOTIFY_INVAL_INODE = 2
 export const INVAL_INODE_OUT = layout({ ino: u64le, offset: i64le, length: i64le })
+export const NOTIFY_INVAL_ENTRY = 3
+/** The name follows, with a NUL that `namelen` does not count. */
+export const INVAL_ENTRY_OUT = layout({ parent: u64le, namelen: u32le, flags: u32le })
 /** The size of the longest reply. */
 export const REPLY_BYTES = OUT_HEADER.size + MAX_REQUEST_BYTES
 

@@ -1,35 +1,39 @@
-/** The image of a mount as the main thread has it: what it shows, the memory that threads share, and the disk. */
+/**
+ * The image of a mount as the main thread has it: what it shows (world.ts), the memory that threads share, and the disk. A change
+ * replaces the world.
+ */
 import type { LayerSpec } from '../formats/format.js'
 import { formatOf } from '../formats/registry.js'
-import { type CatalogEntry, catalogOf } from '../image/catalog.js'
+import type { CatalogEntry } from '../image/catalog.js'
 import type { Chain } from '../image/chain.js'
 import { createDiskMemory, type DiskMemory } from '../image/disk-memory.js'
-import { type CacheSizes, ViewSet } from '../image/view-set.js'
+import type { CacheSizes, ViewSet } from '../image/view-set.js'
 import { removedFiles, storeOf } from '../image/layer.js'
 import type { Logger } from '../log.js'
 import { DiskKeeper } from './disk-keeper.js'
 import { stallMessage } from './diagnostics.js'
-import { withPartitions } from './partition-files.js'
+import { NodeIds } from './node-ids.js'
 import { sharedStats, WorkerStats } from './stats.js'
+import { makeWorld, type OwnWorld, type World, type WorldParts } from './world.js'
 
 const MAX_METADATA_BYTES = 48 * 2 ** 20
 /** Decompressed clusters of all threads together. */
 const CLUSTER_CACHE_BYTES = 16 * 2 ** 20
 
+export type WhatChanged = 'files' | 'tables' | 'content'
+
 export class ServedImage {
-  readonly entries: readonly CatalogEntry[]
+  /** The warnings of opening. */
   readonly warnings: readonly string[]
-  /** The text of partitions.json, if it is shown. */
-  readonly partitions: string | undefined
   /** The caches of each thread. */
   readonly caches: CacheSizes
   /** The counts of all threads; the main thread, which flushes, counts as a worker does. */
   readonly stats: SharedArrayBuffer
   readonly counts: WorkerStats
-  readonly memory: DiskMemory | undefined
-  readonly views: ViewSet
   /** Present where the disk is written. */
   readonly keeper: DiskKeeper | undefined
+  private readonly parts: WorldParts
+  private now: OwnWorld
 
   /**
    * @param threads the number of worker threads
@@ -37,30 +41,74 @@ export class ServedImage {
    * @param metadataBytes of tables to keep, of all threads together; undefined for the rule of defaultMetadataBytes
    */
   constructor(
-    readonly chain: Chain,
+    chain: Chain,
     readonly threads: number,
     metadataBytes: number | undefined,
-    logger: Logger,
+    private readonly logger: Logger,
     showsPartitions = false,
   ) {
     const [top] = chain.layers
-    const { entries, warnings } = catalogOf(chain)
     this.caches = cachesOf(top, metadataBytes, Math.max(1, threads))
     this.stats = sharedStats(threads + 1)
-    this.memory = chain.isWritable ? createDiskMemory(top, threads + 1, storeOf(top)) : undefined
-    this.warnings = [...chain.warnings, ...warnings, ...(this.memory?.warnings ?? [])]
-    const counts = new WorkerStats(this.stats, threads)
-    this.counts = counts
-    const onStall = (seconds: number) => logger.warn(stallMessage(seconds))
-    const writing = this.memory && { memory: this.memory, thread: threads, onStall }
-    this.views = new ViewSet(chain.layers, this.caches, counts, writing)
+    this.counts = new WorkerStats(this.stats, threads)
+    const { caches, counts } = this
+    this.parts = { caches, counts, ids: new NodeIds(), showsPartitions, logger }
+    const memory = this.newMemory(chain)
+    this.now = this.worldOf(chain, 0, memory)
+    this.warnings = [...chain.warnings, ...this.now.warnings, ...(memory?.warnings ?? [])]
     const countFlush = () => counts.countFlush()
-    const removed = () => removedFiles(top)
     const { disk } = this.views
-    const shown = showsPartitions ? withPartitions(entries, this.views, logger) : undefined
-    this.entries = shown?.entries ?? entries
-    this.partitions = shown?.text
+    const removed = () => removedFiles(top)
     this.keeper = disk && new DiskKeeper(disk, countFlush, removed, logger)
+  }
+
+  get chain(): Chain {
+    return this.now.chain
+  }
+
+  get world(): World {
+    return this.now.world
+  }
+
+  /** The main thread's views; its disk is `views.disk`. */
+  get views(): ViewSet {
+    return this.now.views
+  }
+
+  get entries(): readonly CatalogEntry[] {
+    return this.world.entries
+  }
+
+  get memory(): DiskMemory | undefined {
+    return this.world.memory
+  }
+
+  /**
+   * Replaces the world: the same image as `chain` has it. Throws ImageError, SystemError; then the old world stays.
+   * @param changed what has changed: the list of files, the disk's tables, or what the disk shows, too
+   */
+  replace(chain: Chain, changed: WhatChanged): void {
+    const { memory, world } = this
+    const next = changed === 'files' ? memory : this.newMemory(chain)
+    this.now = this.worldOf(chain, world.number + 1, next)
+    const { disk } = this.views
+    if (disk) this.keeper?.follow(disk)
+    if (memory === undefined || next === undefined || next === memory) return
+    for (const warning of next.warnings) this.logger.warn(warning)
+    const written =
+      changed === 'content' ? Date.now() : (new Float64Array(memory.times)[0] as number)
+    new Float64Array(next.times)[0] = written
+  }
+
+  private newMemory(chain: Chain): DiskMemory | undefined {
+    const [top] = chain.layers
+    return chain.isWritable ? createDiskMemory(top, this.threads + 1, storeOf(top)) : undefined
+  }
+
+  private worldOf(chain: Chain, number: number, memory: DiskMemory | undefined): OwnWorld {
+    const onStall = (seconds: number) => this.logger.warn(stallMessage(seconds))
+    const writing = memory && { memory, thread: this.threads, onStall }
+    return makeWorld(chain, number, writing, this.parts)
   }
 }
 

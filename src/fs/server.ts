@@ -11,8 +11,11 @@ import { orInterrupted } from '../interruption.js'
 import { realMountpoint } from '../io/mountinfo.js'
 import { nameEndingServer } from '../io/processes.js'
 import type { Logger } from '../log.js'
+import { Changer } from './changer.js'
 import { DirectSession } from './direct.js'
+import { createGateMemory, Gate } from './gate.js'
 import { checkMountpoint } from './mount.js'
+import { OpenCounts } from './open-counts.js'
 import type { MountOptions } from './options.js'
 import { checkNotMounted, namingItsMount, whenReleased } from './release.js'
 import { ServedImage } from './served-image.js'
@@ -116,8 +119,11 @@ async function serveChain(
   const { metadataBytes, options } = request
   const image = new ServedImage(chain, threads, metadataBytes, logger, options.partitions)
   const { entries, warnings, keeper, views, counts } = image
-  const parts = sessionParts(image, options, mountpoint, transport, logger)
+  const gate = new Gate(createGateMemory(threads))
+  const shared = { gate, opens: new OpenCounts().shared }
+  const parts = sessionParts(image, options, mountpoint, transport, shared, logger)
   const session = await sessionOf(transport, parts, { views, counts })
+  const changer = new Changer(image, session, gate, logger)
   const mount = await bringUp(session, mountpoint, threads, logger).catch(error => {
     keeper?.close()
     throw error
@@ -130,6 +136,7 @@ async function serveChain(
     nameEndingServer()
     // The workers end with the mount. If they failed, the mount must not stay without them.
     await stopMount(session, mount, 'no worker is left', logger)
+    await changer.end()
     const isKept = keeper?.close() ?? true
     closeChain(chain)
     lockChain(chain)

@@ -11,14 +11,15 @@ export function sessionParts(
   options: MountOptions,
   mountpoint: string,
   transport: Transport,
+  shared: Pick<SessionParts, 'gate' | 'opens'>,
   logger: Logger,
 ): SessionParts {
-  const { chain, entries, threads, caches, memory, stats } = image
+  const { chain, world, threads, caches, stats } = image
   const { allowOther, allowRoot, defaultPermissions, fsname, growable, flags } = options
   const isShared = allowOther || allowRoot
   const started = Date.now()
   return {
-    ...{ chain, entries, mountpoint, threads, caches, memory, stats, started, logger },
+    ...{ ...shared, world, mountpoint, threads, caches, stats, started, logger },
     appearance: appearanceOf(chain, options),
     onlyUids: allowRoot ? [0, process.getuid?.() ?? 0] : undefined,
     mountRequest: {
@@ -32,7 +33,6 @@ export function sessionParts(
     },
     status: statusOf(image, transport, mountpoint, started),
     isGrowable: growable,
-    partitions: image.partitions,
   }
 }
 
@@ -52,7 +52,6 @@ function statusOf(
     disk: entries[0]?.name,
     transport,
     threads: Math.max(1, threads),
-    snapshots: chain.snapshots.length + chain.externalSnapshots.length,
     layers: chain.layers.map(layer => ({
       path: layer.path,
       format: layer.format,

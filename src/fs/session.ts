@@ -1,21 +1,23 @@
 /** The main thread's view of a transport. */
-import type { CatalogEntry } from '../image/catalog.js'
-import type { Chain } from '../image/chain.js'
-import type { DiskMemory } from '../image/disk-memory.js'
 import type { CacheSizes, ViewSet } from '../image/view-set.js'
 import type { Logger } from '../log.js'
+import type { Gate } from './gate.js'
 import type { MountRequest } from './mount.js'
 import type { MountInfo } from '../io/mountinfo.js'
 import type { WorkerStats } from './stats.js'
 import type { Appearance } from './tree.js'
+import type { World } from './world.js'
 
 /** How to talk to the kernel: with its own protocol, or through the npm package fuse-native. */
 export const TRANSPORTS = ['direct', 'libfuse'] as const
 export type Transport = (typeof TRANSPORTS)[number]
 
 export interface SessionParts {
-  readonly chain: Chain
-  readonly entries: readonly CatalogEntry[]
+  /** What the mount shows at first. */
+  readonly world: World
+  readonly gate: Gate
+  /** How often each file is open, for OpenCounts. */
+  readonly opens: SharedArrayBuffer
   readonly appearance: Appearance
   /** With allow_root, the users who may use the mount. */
   readonly onlyUids: readonly number[] | undefined
@@ -25,7 +27,6 @@ export interface SessionParts {
   readonly threads: number
   /** The caches of each thread. */
   readonly caches: CacheSizes
-  readonly memory: DiskMemory | undefined
   /** The counts of all threads, with the main one. */
   readonly stats: SharedArrayBuffer
   /** The fields of status.json that do not change. */
@@ -33,8 +34,6 @@ export interface SessionParts {
   /** The start of the server, in milliseconds since 1970. */
   readonly started: number
   readonly isGrowable: boolean
-  /** The text of partitions.json, if it is shown. */
-  readonly partitions: string | undefined
   readonly logger: Logger
 }
 
@@ -44,6 +43,14 @@ export interface MainThread {
   readonly counts: WorkerStats
 }
 
+/** What the kernel is told after a change: files whose pages or attributes it must forget, and names. */
+export interface Forgetting {
+  /** The folder whose names are those below. */
+  readonly names: readonly { readonly parent: number; readonly name: string }[]
+  /** Files of which it forgets the attributes, and with `pages` what it has read, too. */
+  readonly files: readonly { readonly id: number; readonly pages: boolean }[]
+}
+
 export interface Session {
   /** Settles when the last request has been served. */
   readonly finished: Promise<void>
@@ -51,6 +58,10 @@ export interface Session {
   prepare(): Promise<void>
   /** Mounts and serves. Throws MountError; then nothing is mounted. */
   mount(): Promise<MountInfo | undefined>
+  /** Makes all threads show `world` from their next request on. The gate is raised afterwards. @param views the main thread's */
+  show(world: World, views: ViewSet): void
+  /** Makes the kernel forget what a change has made stale. The gate is open. Resolves when it is done. */
+  forget(stale: Forgetting): Promise<void>
   /** Unmounts. With `detach` the mount disappears at once, and its users may finish. Throws MountError with the reason. */
   unmount(mount: MountInfo, detach: boolean): Promise<void>
   /** Ends threads that serve nothing any more, or nothing yet. */

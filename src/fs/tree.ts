@@ -1,6 +1,6 @@
 /**
  * The inodes of a mount: the folder, a file for each entry of the catalog, and the hidden `.vimgfs` with its status files.
- * The tree is built once and never changes, so FORGET has nothing to do.
+ * A tree never changes: a new world has a new one (world.ts). The kernel may forget files whenever it likes.
  */
 import type { CatalogEntry } from '../image/catalog.js'
 import type { Timestamp } from '../io/file-spec.js'
@@ -8,7 +8,7 @@ import { ROOT_ID } from './protocol.js'
 
 export const CONTROL_DIR_ID = 2
 const FIRST_CONTROL_FILE_ID = 3
-const FIRST_FILE_ID = 16
+export const FIRST_FILE_ID = 16
 /** The disk is the first file. */
 export const DISK_ID = FIRST_FILE_ID
 const CONTROL_DIR_NAME = '.vimgfs'
@@ -60,13 +60,15 @@ export class Tree {
   /** The number of image files. */
   readonly fileCount: number
 
+  /** @param ids the numbers of the files, in the order of `entries` */
   constructor(
     entries: readonly CatalogEntry[],
     readonly appearance: Appearance,
     hasPartitions = false,
+    ids: readonly number[] = entries.map((_, index) => FIRST_FILE_ID + index),
   ) {
     const files = entries.map((entry, index): ImageNode => {
-      const id = FIRST_FILE_ID + index
+      const id = ids[index] as number
       return { id, name: entry.name, parent: ROOT_ID, kind: 'image', entry, place: index }
     })
     this.fileCount = files.length

@@ -4,49 +4,54 @@
  */
 import fs from 'node:fs'
 import { availableParallelism, constants } from 'node:os'
-import { parentPort, workerData } from 'node:worker_threads'
+import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
+import { u64le } from '../binary.js'
 import { errnoName } from '../errors.js'
-import type { CatalogEntry } from '../image/catalog.js'
 import type { LayerSpec } from '../formats/format.js'
-import type { DiskMemory } from '../image/disk-memory.js'
 import { type CacheSizes, ViewSet } from '../image/view-set.js'
 import { type QueueMemory, DecompressQueue } from '../image/decompress-queue.js'
-import { cloneDevice, errno, read, write } from '../io/libc.js'
+import { cloneDevice, errno, isReadyToRead, read, write } from '../io/libc.js'
 import { TextSlots } from './control.js'
+import { GatePass } from './gate.js'
 import { ImageFs } from './image-fs.js'
+import { OpenCounts } from './open-counts.js'
 import { Responder } from './opcodes.js'
 import { Ownership } from './ownership.js'
 import { dropPages, PageDropper } from './page-dropper.js'
 import { Poller } from './poller.js'
+import { changesDisk, PutAside } from './put-aside.js'
 import { IN_HEADER, MESSAGE_BYTES, OPCODE, OUT_HEADER, WRITE_OUT } from './protocol.js'
 import { faultLogger, type LogEntry, stallMessage, statsText, statusText } from './diagnostics.js'
 import { WorkerStats } from './stats.js'
-import { type Appearance, Tree } from './tree.js'
+import type { Appearance } from './tree.js'
 import { Truncations } from './truncations.js'
 import { warmUp } from './warm-up.js'
+import { treeOf } from './tree-of-world.js'
+import type { World } from './world.js'
 
 /** The data that a worker starts with: plain data and shared memory. */
 export interface WorkerSetup {
   readonly index: number
-  readonly layers: readonly LayerSpec[]
-  readonly entries: readonly CatalogEntry[]
+  /** What the mount shows when the worker starts. */
+  readonly world: World
+  /** Brings newer worlds. */
+  readonly worlds: MessagePort
   readonly appearance: Appearance
   readonly onlyUids: readonly number[] | undefined
   readonly caches: CacheSizes
   readonly status: Readonly<Record<string, unknown>>
   readonly started: number
   readonly isGrowable: boolean
-  readonly partitions: string | undefined
   readonly shared: {
     readonly stats: SharedArrayBuffer
-    readonly allocated: SharedArrayBuffer
     readonly slots: SharedArrayBuffer
     /** For Poller. */
     readonly polling: SharedArrayBuffer
     /** One for each worker, which writes its replies to the target. */
     readonly queues: readonly QueueMemory[]
-    /** Present if the disk is written. */
-    readonly disk: DiskMemory | undefined
+    /** For Gate and OpenCounts. */
+    readonly gate: SharedArrayBuffer
+    readonly opens: SharedArrayBuffer
     /** For Truncations, Ownership and PageDropper. */
     readonly truncations: SharedArrayBuffer
     readonly ownership: SharedArrayBuffer
@@ -69,53 +74,111 @@ export type WorkerMessage = { readonly log: LogEntry } | 'ready' | 'help' | 'pag
 const PAGE_DROPPER_START_MS = 3_000
 const { EAGAIN, ECONNABORTED, EINTR, ENODEV, ENOENT } = constants.errno
 
+/** How long to wait for a request while others are put aside, in milliseconds. */
+const ASIDE_MS = 1
+
 function run(setup: WorkerSetup): void {
-  const queue = setup.shared.queues[setup.index] as QueueMemory
   const stats = new WorkerStats(setup.shared.stats, setup.index)
-  const { disk: memory } = setup.shared
-  const onStall = (seconds: number) => log({ level: 'warn', message: stallMessage(seconds) })
-  const writing = memory && { memory, thread: setup.index, onStall }
   // Make this before any part of the real disk: see warm-up.ts.
-  const warming = memory && new Warming(setup)
-  const views = new ViewSet(setup.layers, setup.caches, stats, writing)
-  const fileSystem = new ImageFs({
-    tree: new Tree(setup.entries, setup.appearance, setup.partitions !== undefined),
-    views,
-    layers: setup.layers,
-    allocated: new Float64Array(setup.shared.allocated),
-    slots: new TextSlots(setup.shared.slots),
-    controlText: {
-      status: () => statusText(setup.status, views, setup.layers[0] as LayerSpec),
-      stats: () => statsText(setup.shared.stats, setup.started),
-      partitions: setup.partitions,
-    },
-    isGrowable: setup.isGrowable,
-    onFlush: () => stats.countFlush(),
-    truncations: new Truncations(setup.shared.truncations, () => tell('page drops')),
-    ownership: new Ownership(setup.shared.ownership),
-    dropPages: dropPages(new PageDropper(setup.shared.pageDrops), PAGE_DROPPER_START_MS),
-    ...(setup.onlyUids && { onlyUids: setup.onlyUids }),
-    ...(availableParallelism() > 1 && { queue: decompressQueue(queue) }),
+  const warming = setup.world.memory && new Warming(setup)
+  const fileSystems = new FileSystems(setup, stats)
+  const queue = setup.shared.queues[setup.index] as QueueMemory
+  const responder = new Responder(fileSystems.current, faultLogger(log), Buffer.from(queue.target))
+  const pass = new GatePass(setup.shared.gate, setup.index, setup.world.number, () => {
+    const number = fileSystems.adopt()
+    responder.serve(fileSystems.current)
+    return number
   })
-  const responder = new Responder(fileSystem, faultLogger(log), Buffer.from(queue.target))
   parentPort?.once('message', ({ device, minor }: SessionStart) => {
-    fileSystem.speak(minor)
-    serve(device, responder, stats, new Poller(setup.shared.polling, setup.index), warming)
+    fileSystems.speak(minor)
+    const poller = new Poller(setup.shared.polling, setup.index)
+    new Service(device, responder, stats, pass, fileSystems.opens).run(poller, warming)
     tell('served')
     parentPort?.close()
   })
   tell('ready')
 }
 
+/** The file system of the world that this thread shows. What belongs to open handles goes from one world to the next. */
+class FileSystems {
+  current: ImageFs
+  readonly opens: OpenCounts
+  private world: World
+  private minor: number | undefined
+  private readonly lasting
+
+  constructor(
+    private readonly setup: WorkerSetup,
+    private readonly stats: WorkerStats,
+  ) {
+    const { shared, index, isGrowable, onlyUids } = setup
+    const queue = shared.queues[index] as QueueMemory
+    this.opens = new OpenCounts(shared.opens)
+    this.lasting = {
+      slots: new TextSlots(shared.slots),
+      isGrowable,
+      onFlush: () => stats.countFlush(),
+      truncations: new Truncations(shared.truncations, () => tell('page drops')),
+      ownership: new Ownership(shared.ownership),
+      opens: this.opens,
+      dropPages: dropPages(new PageDropper(shared.pageDrops), PAGE_DROPPER_START_MS),
+      ...(onlyUids && { onlyUids }),
+      ...(availableParallelism() > 1 && { queue: decompressQueue(queue) }),
+    }
+    this.world = setup.world
+    this.current = this.of(this.world)
+  }
+
+  /** Sets the minor version of the protocol, as agreed with the kernel. */
+  speak(minor: number): void {
+    this.minor = minor
+    this.current.speak(minor)
+  }
+
+  /** Takes the newest world that has been sent. Returns its number. */
+  adopt(): number {
+    const { worlds } = this.setup
+    const before = this.world
+    for (let sent = receiveMessageOnPort(worlds); sent; sent = receiveMessageOnPort(worlds)) {
+      this.world = sent.message
+    }
+    if (this.world !== before) this.current = this.of(this.world)
+    return this.world.number
+  }
+
+  private of(world: World): ImageFs {
+    const { setup, stats, minor } = this
+    const { memory, layers } = world
+    const onStall = (seconds: number) => log({ level: 'warn', message: stallMessage(seconds) })
+    const writing = memory && { memory, thread: setup.index, onStall }
+    const views = new ViewSet(layers, setup.caches, stats, writing)
+    const { status, started, shared } = setup
+    const fileSystem = new ImageFs({
+      ...this.lasting,
+      tree: treeOf(world, setup.appearance),
+      views,
+      layers,
+      allocated: new Float64Array(world.allocated),
+      controlText: {
+        status: () => statusText(status, world.snapshots, views, layers[0] as LayerSpec),
+        stats: () => statsText(shared.stats, started),
+        partitions: world.partitions,
+      },
+    })
+    if (minor !== undefined) fileSystem.speak(minor)
+    return fileSystem
+  }
+}
+
 /** Runs the steps of the warm-up. */
 class Warming {
   private steps: Iterator<void> | undefined
 
-  constructor({ index, layers, caches }: WorkerSetup) {
+  constructor({ index, world, caches }: WorkerSetup) {
     // More warm-ups at once than processors would take too long.
     if (index >= availableParallelism() || availableParallelism() === 1) return
     this.guarded(() => {
-      this.steps = warmUp(layers[0] as LayerSpec, caches)
+      this.steps = warmUp(world.layers[0] as LayerSpec, caches)
     })
   }
 
@@ -150,10 +213,10 @@ function decompressQueue(memory: QueueMemory): DecompressQueue {
 }
 
 /**
- * Opens the devices of a worker: one to sleep on and one to poll. A reply must go to the device that its request came from.
- * If the kernel does not allow cloning, all workers share `session`.
+ * Opens the devices of a worker: one to sleep on and one to ask without waiting. A reply must go to the device that its request
+ * came from. If the kernel does not allow cloning, all workers share `session`, and there is none to ask.
  */
-function openDevices(session: number): { sleeping: number; polling: number } {
+function openDevices(session: number): { sleeping: number; asking: number } {
   const { O_RDWR, O_NONBLOCK } = fs.constants
   const clone = (flags: number) => {
     let fd: number
@@ -167,59 +230,119 @@ function openDevices(session: number): { sleeping: number; polling: number } {
     return -1
   }
   const sleeping = clone(0)
-  return {
-    sleeping: sleeping < 0 ? session : sleeping,
-    polling: availableParallelism() > 1 ? clone(O_NONBLOCK) : -1,
-  }
+  return { sleeping: sleeping < 0 ? session : sleeping, asking: clone(O_NONBLOCK) }
 }
 
-function serve(
-  session: number,
-  responder: Responder,
-  stats: WorkerStats,
-  poller: Poller,
-  warming: Warming | undefined,
-): void {
-  const message = Buffer.allocUnsafeSlow(MESSAGE_BYTES)
-  const devices = openDevices(session)
-  for (;;) {
-    let device = devices.polling
-    let length = -1
-    if (device >= 0) {
-      length = warming?.poll(device, message) ?? -1
-      if (length < 0) length = poller.poll(device, message)
-    }
-    if (length < 0) {
-      device = devices.sleeping
-      length = read(device, message, message.length)
-      if (length < 0) {
-        const reason = errno()
-        if (reason === ENOENT || reason === EINTR || reason === EAGAIN) continue
-        if (reason !== ENODEV && reason !== ECONNABORTED) {
-          log({ level: 'error', message: `reading /dev/fuse failed: ${errnoName(reason)}` })
-        }
-        return
+/** Reads requests and answers them until the mount is gone. */
+class Service {
+  private readonly message = Buffer.allocUnsafeSlow(MESSAGE_BYTES)
+  private readonly sleeping: number
+  private readonly asking: number
+  private readonly aside = new PutAside()
+
+  constructor(
+    session: number,
+    private readonly responder: Responder,
+    private readonly stats: WorkerStats,
+    private readonly pass: GatePass,
+    private readonly opens: OpenCounts,
+  ) {
+    const { sleeping, asking } = openDevices(session)
+    this.sleeping = sleeping
+    this.asking = asking
+  }
+
+  run(poller: Poller, warming: Warming | undefined): void {
+    const { message, sleeping, asking, aside } = this
+    const polling = availableParallelism() > 1 ? asking : -1
+    for (;;) {
+      if (!aside.isEmpty) {
+        if (!this.runAside()) return
+        continue
       }
+      let device = polling
+      let length = -1
+      if (device >= 0) {
+        length = warming?.poll(device, message) ?? -1
+        if (length < 0) length = poller.poll(device, message)
+      }
+      if (length < 0) {
+        device = sleeping
+        length = read(device, message, message.length)
+        if (length < 0) {
+          if (mayReadAgain()) continue
+          return
+        }
+      }
+      this.handle(message, length, device)
     }
+  }
+
+  /**
+   * Handles one request while some are put aside: one of those, if the gate is open again, or else a new one. Returns false
+   * at the end of the mount.
+   */
+  private runAside(): boolean {
+    const { message, asking, aside } = this
+    if (!this.pass.holdsChanges) {
+      const waiting = aside.take()
+      if (waiting) this.handle(waiting.message, waiting.message.length, waiting.device)
+      return true
+    }
+    if (!isReadyToRead(asking, ASIDE_MS)) return true
+    const length = read(asking, message, message.length)
+    if (length < 0) return mayReadAgain()
+    this.handle(message, length, asking)
+    return true
+  }
+
+  private handle(message: Buffer, length: number, device: number): void {
+    const { responder, stats, pass } = this
     const started = stats.start()
+    if (!pass.enter() && !this.admit(message, length, device)) return
     const bytes = responder.answer(message, length)
-    if (bytes > 0) send(device, responder.reply, bytes)
-    const error = bytes > 0 ? responder.reply.readInt32LE(OUT_HEADER.at.error) : 0
     const opcode = message.readUInt32LE(IN_HEADER.at.opcode)
+    const error = bytes > 0 ? responder.reply.readInt32LE(OUT_HEADER.at.error) : 0
+    if (bytes > 0 && !send(device, responder.reply, bytes) && opcode === OPCODE.OPEN) {
+      // Nobody closes what was opened for a process that has gone.
+      if (error === 0) this.opens.released(u64le.get(message, IN_HEADER.at.nodeid))
+    }
+    pass.leave()
     const written = error === 0 && opcode === OPCODE.WRITE
     const dataBytes = written
       ? responder.reply.readUInt32LE(OUT_HEADER.size + WRITE_OUT.at.size)
       : bytes - OUT_HEADER.size
     stats.count(opcode, error, dataBytes, started)
   }
+
+  /** Puts a request aside if it has to wait, and returns false. Where no more can be put aside, this thread waits. */
+  private admit(message: Buffer, length: number, device: number): boolean {
+    const { asking, aside } = this
+    const isAdmitted = this.pass.admit(changesDisk(message, length), asking < 0 || aside.isFull)
+    if (!isAdmitted) aside.add(message, length, device)
+    return isAdmitted
+  }
 }
 
-function send(device: number, reply: Buffer, bytes: number): void {
-  if (write(device, reply, bytes) >= 0) return
+/** Reports whether reading the device may be tried again, after an error. If not, the mount has gone. */
+function mayReadAgain(): boolean {
+  const reason = errno()
+  if (reason === ENOENT || reason === EINTR || reason === EAGAIN) return true
+  if (reason !== ENODEV && reason !== ECONNABORTED) {
+    log({ level: 'error', message: `reading /dev/fuse failed: ${errnoName(reason)}` })
+  }
+  return false
+}
+
+/** Returns whether the kernel has taken the reply. */
+function send(device: number, reply: Buffer, bytes: number): boolean {
+  if (write(device, reply, bytes) >= 0) return true
   const reason = errno()
   // The asking process (ENOENT) or the whole mount has gone.
-  if (reason === ENOENT || reason === ENODEV || reason === ECONNABORTED) return
-  log({ level: 'error', message: `a reply of ${bytes} bytes was refused: ${errnoName(reason)}` })
+  if (reason !== ENOENT && reason !== ENODEV && reason !== ECONNABORTED) {
+    log({ level: 'error', message: `a reply of ${bytes} bytes was refused: ${errnoName(reason)}` })
+  }
+  return false
 }
 
 function log(entry: LogEntry): void {

@@ -73,6 +73,10 @@ export class SharedDisk implements WritableDisk {
     return this.failed.reason
   }
 
+  end(why: string): void {
+    this.failed.set(why)
+  }
+
   beginRead(offset: number, length: number): void {
     this.lock.acquireShared(offset, length, false)
     this.refresh()

@@ -144,6 +144,16 @@ export function hasHungUp(fd: number): boolean {
   return poll(descriptor, 1, 0) > 0 && (descriptor.readInt16LE(6) & POLLERR) !== 0
 }
 
+const POLLIN = 1
+
+/** Reports whether `fd` can be read without waiting, or has an error, within `milliseconds` (poll(2)). */
+export function isReadyToRead(fd: number, milliseconds: number): boolean {
+  const descriptor = Buffer.alloc(8)
+  descriptor.writeInt32LE(fd, 0)
+  descriptor.writeInt16LE(POLLIN, 4)
+  return poll(descriptor, 1, milliseconds) > 0
+}
+
 const POLLOUT = 4
 
 /** Reports whether `fd` can be written without waiting, or has an error, within `milliseconds` (poll(2)). */

@@ -105,7 +105,7 @@ const cases: Case[] = [
   },
   { title: 'WRITE to a control file', opcode: WRITE, node: 4, args: writeIn(0, 'x'), error: EROFS },
   { title: 'WRITE to a folder', opcode: WRITE, node: 1, args: writeIn(0, 'x'), error: EROFS },
-  { title: 'WRITE to nothing', opcode: WRITE, node: 99, args: writeIn(0, 'x'), error: EROFS },
+  { title: 'WRITE to nothing', opcode: WRITE, node: 99, args: writeIn(0, 'x'), error: ESTALE },
 
   {
     title: 'FALLOCATE within the disk',

@@ -34,6 +34,10 @@ export class FakeDisk implements WritableDisk {
     return this.failure === '' ? 0 : constants.errno.EROFS
   }
 
+  end(why: string): void {
+    this.failure = why
+  }
+
   checkFiles(): void {}
 
   beginRead(offset: number, length: number): void {

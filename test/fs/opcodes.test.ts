@@ -23,6 +23,7 @@ const {
   EISDIR,
   ENODATA,
   ENOENT,
+  ESTALE,
   ENOSYS,
   ENOTDIR,
   ENOTTY,
@@ -641,7 +642,7 @@ t.test('nodes that do not exist', async t => {
       const asking = { opcode, node, args: '00'.repeat(64) }
       t.same(
         answer(fs, message(asking)),
-        reply({ error: ENOENT }),
+        reply({ error: opcode === 1 ? ENOENT : ESTALE }),
         `${opcodeName(opcode)} of ${node}`,
       )
     }

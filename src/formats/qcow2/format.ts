@@ -96,6 +96,7 @@ function partsOf({ layer, ...parts }: DriverParts<Qcow2Header>): Qcow2Parts {
 const snapshots: InternalSnapshots<Qcow2Header> = {
   read: (store, header) =>
     header.snapshotCount === 0 ? [] : readSnapshots(store, header).snapshots,
+  reread: readHeader,
   tableOf: snapshot => {
     const { l1Offset, l1Entries, sizeBytes } = snapshot as Qcow2Snapshot
     return { offset: l1Offset, entries: l1Entries, sizeBytes }

@@ -45,8 +45,8 @@ export interface LibfuseFsOptions {
 }
 
 export class LibfuseFs {
-  private readonly nodes: NodeOperations
-  private readonly paths: Map<string, Node>
+  private nodes: NodeOperations
+  private paths: Map<string, Node>
   private readonly statusBytes: number
   private hasEnded = false
   /** Handles with O_APPEND. */
@@ -55,12 +55,19 @@ export class LibfuseFs {
   private controlTime = 0
 
   constructor(
-    private readonly parts: FileSystemParts,
+    private parts: FileSystemParts,
     private readonly options: LibfuseFsOptions,
   ) {
     this.nodes = new NodeOperations(parts)
     this.paths = parts.tree.paths()
     this.statusBytes = Buffer.byteLength(parts.controlText.status()) + FAILURE_BYTES
+  }
+
+  /** Serves the files of a new world from now on. */
+  serve(parts: FileSystemParts): void {
+    this.parts = parts
+    this.nodes = new NodeOperations(parts)
+    this.paths = parts.tree.paths()
   }
 
   /** Ends serving: from now on all operations answer that the mount has gone. */
@@ -69,7 +76,6 @@ export class LibfuseFs {
   }
 
   operations(): FuseOperations {
-    const { nodes } = this
     return {
       getattr: (path, done) => this.statWhenClosed(path, done),
       fgetattr: (path, fh, done) => this.stat(path, fh, done),
@@ -79,9 +85,9 @@ export class LibfuseFs {
         done(result, this.statfs())
       },
       access: (path, mask, done) =>
-        done(this.answer(ACCESS, path, node => nodes.access(node, mask))),
+        done(this.answer(ACCESS, path, node => this.nodes.access(node, mask))),
       open: (path, flags, done) => {
-        const fh = this.answer(OPEN, path, node => nodes.open(node, flags))
+        const fh = this.answer(OPEN, path, node => this.open(node, flags))
         if (fh > 0 && flags & O_APPEND) this.appending.add(fh)
         done(Math.min(0, fh), Math.max(0, fh))
       },
@@ -89,15 +95,19 @@ export class LibfuseFs {
         done(this.answer(READ, path, node => this.read(node, fh, target, length, offset))),
       write: (path, handle, source, length, offset, done) => {
         const writer = { handle, isAppending: this.appending.has(handle) }
-        done(this.answer(WRITE, path, node => nodes.write(node, source, 0, length, offset, writer)))
+        done(
+          this.answer(WRITE, path, node =>
+            this.nodes.write(node, source, 0, length, offset, writer),
+          ),
+        )
       },
-      flush: (path, fh, done) => done(this.answer(FLUSH, path, node => nodes.close(node, fh))),
+      flush: (path, fh, done) => done(this.answer(FLUSH, path, node => this.nodes.close(node, fh))),
       release: (path, fh, done) => {
         this.appending.delete(fh)
-        done(this.answer(RELEASE, path, node => nodes.release(node, fh)))
+        done(this.answer(RELEASE, path, node => this.release(node, fh)))
       },
       fsync: (path, _dataOnly, _fh, done) =>
-        done(this.answer(FSYNC, path, node => nodes.flush(node))),
+        done(this.answer(FSYNC, path, node => this.nodes.flush(node))),
       truncate: (path, sizeBytes, done) => this.change(path, { sizeBytes }, done),
       ftruncate: (path, handle, sizeBytes, done) => this.change(path, { sizeBytes, handle }, done),
       // Ignore times: they are always those of the last write.
@@ -118,6 +128,17 @@ export class LibfuseFs {
       link: (_from, _to, done) => this.refuse(CHANGES.link, done),
       symlink: (_target, _path, done) => this.refuse(SYMLINK, done),
     }
+  }
+
+  private open(node: Node, flags: number): number {
+    const fh = this.nodes.open(node, flags)
+    if (fh >= 0 && node.kind === 'image') this.parts.opens?.opened(node.id)
+    return fh
+  }
+
+  private release(node: Node, fh: number): number {
+    if (node.kind === 'image') this.parts.opens?.released(node.id)
+    return this.nodes.release(node, fh)
   }
 
   /** Returns what `act` returns for the node at `path`, or an errno. Never throws. */

@@ -9,8 +9,8 @@ import { VALID_SECONDS } from '../node-operations.js'
 import { type FuseOperations, loadFuseNative } from './package.js'
 
 /**
- * How long the kernel may keep attributes if the disk is written: its size changes when a handle that truncated it is
- * closed. libfuse has one time for all attributes.
+ * How long the kernel may keep names and attributes if the disk is written: its size changes when a handle that truncated it
+ * is closed, and snapshots come and go. libfuse has one time for all files, and cannot make the kernel forget one.
  */
 const WRITTEN_VALID_SECONDS = 0
 /** The size of fuse-native's buffers, which silently cut off longer strings. */
@@ -103,8 +103,9 @@ export function libfuseOptions(request: LibfuseRequest, isRoot: boolean): string
     // Cached pages stay from one opening to the next if size and time have not changed.
     'auto_cache',
     'ac_attr_timeout=0',
-    `entry_timeout=${VALID_SECONDS}`,
-    `attr_timeout=${isWritable ? WRITTEN_VALID_SECONDS : VALID_SECONDS}`,
+    ...['entry', 'attr'].map(
+      what => `${what}_timeout=${isWritable ? WRITTEN_VALID_SECONDS : VALID_SECONDS}`,
+    ),
     ...(defaultPermissions ? ['default_permissions'] : []),
     ...(allowRoot ? ['allow_root'] : allowOther ? ['allow_other'] : []),
     ...(isRoot ? ['nonempty'] : []),

@@ -2,14 +2,20 @@
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { closeFile, hasHungUp } from '../../io/libc.js'
+import type { LayerSpec } from '../../formats/format.js'
 import { TextSlots } from '../control.js'
 import { type MountInfo, mountAt } from '../../io/mountinfo.js'
+import { Ownership } from '../ownership.js'
 import { dropPages, PageDropper } from '../page-dropper.js'
 import { faultLogger, type LogEntry, statsText, statusText } from '../diagnostics.js'
+import type { ViewSet } from '../../image/view-set.js'
+import type { FileSystemParts } from '../node-operations.js'
+import { OpenCounts } from '../open-counts.js'
 import type { MainThread, Session, SessionParts } from '../session.js'
 import { startPageDropper } from '../start-page-dropper.js'
-import { Tree } from '../tree.js'
+import { treeOf } from '../tree-of-world.js'
 import { Truncations } from '../truncations.js'
+import type { World } from '../world.js'
 import { LibfuseFs } from './adapter.js'
 import { lackLines } from './lacks.js'
 import { mountByLibfuse } from './mount.js'
@@ -24,6 +30,10 @@ export class LibfuseSession implements Session {
   private readonly fileSystem: LibfuseFs
   private readonly dropper = new PageDropper()
   private dropsPages = false
+  private readonly lasting: Omit<
+    FileSystemParts,
+    'tree' | 'views' | 'layers' | 'allocated' | 'controlText'
+  >
   private device = -1
 
   constructor(
@@ -33,34 +43,24 @@ export class LibfuseSession implements Session {
     this.finished = new Promise(resolve => {
       this.finish = resolve
     })
-    const { chain, entries, appearance, status, stats, started, logger } = parts
-    const { isGrowable, partitions } = parts
+    const { world, isGrowable, opens, logger } = parts
     const log = ({ level, message, detail }: LogEntry) => logger[level](detail ?? {}, message)
     const logFault = faultLogger(log)
-    this.fileSystem = new LibfuseFs(
-      {
-        tree: new Tree(entries, appearance, partitions !== undefined),
-        views,
-        layers: chain.layers,
-        allocated: new Float64Array(entries.length).fill(-1),
-        slots: new TextSlots(),
-        controlText: {
-          status: () => statusText(status, views, chain.layers[0]),
-          stats: () => statsText(stats, started),
-          partitions,
-        },
-        isGrowable,
-        onFlush: () => counts.countFlush(),
-        truncations: new Truncations(undefined, () => this.dropPages()),
-        // Do not wait for the thread's start: this thread has to answer meanwhile.
-        dropPages: dropPages(this.dropper, 0),
-      },
-      // Log after the answer, so that a failing log cannot prevent it.
-      {
-        stats: counts,
-        onError: (error, opcode) => void setImmediate(() => logFault(error, opcode)),
-      },
-    )
+    this.lasting = {
+      slots: new TextSlots(),
+      isGrowable,
+      onFlush: () => counts.countFlush(),
+      truncations: new Truncations(undefined, () => this.dropPages()),
+      ownership: new Ownership(),
+      opens: new OpenCounts(opens),
+      // Do not wait for the thread's start: this thread has to answer meanwhile.
+      dropPages: dropPages(this.dropper, 0),
+    }
+    // Log after the answer, so that a failing log cannot prevent it.
+    this.fileSystem = new LibfuseFs(this.partsOf(world, views), {
+      stats: counts,
+      onError: (error, opcode) => void setImmediate(() => logFault(error, opcode)),
+    })
   }
 
   async prepare(): Promise<void> {}
@@ -75,6 +75,13 @@ export class LibfuseSession implements Session {
     return mountAt(mountpoint)
   }
 
+  show(world: World, views: ViewSet): void {
+    this.fileSystem.serve(this.partsOf(world, views))
+  }
+
+  /** Does nothing: libfuse 2 has no way to tell the kernel, so names and attributes of what may change are never kept. */
+  async forget(): Promise<void> {}
+
   unmount(mount: MountInfo, detach: boolean): Promise<void> {
     return unmountApart(mount, detach)
   }
@@ -83,12 +90,29 @@ export class LibfuseSession implements Session {
     this.fileSystem.end()
   }
 
+  private partsOf(world: World, views: ViewSet): FileSystemParts {
+    const { appearance, status, stats, started } = this.parts
+    const { layers, allocated, snapshots, partitions } = world
+    return {
+      ...this.lasting,
+      tree: treeOf(world, appearance),
+      views,
+      layers,
+      allocated: new Float64Array(allocated),
+      controlText: {
+        status: () => statusText(status, snapshots, views, layers[0] as LayerSpec),
+        stats: () => statsText(stats, started),
+        partitions,
+      },
+    }
+  }
+
   private dropPages(): void {
     if (this.dropsPages) return
     this.dropsPages = true
-    const { entries, mountpoint, logger } = this.parts
+    const { world, mountpoint, logger } = this.parts
     const { shared } = this.dropper
-    const node = path.join(mountpoint, entries[0]?.name ?? '')
+    const node = path.join(mountpoint, world.entries[0]?.name ?? '')
     startPageDropper({ shared, device: this.device, node }, error =>
       logger.error({ stack: error.stack }, 'the thread that drops pages has died'),
     )

@@ -23,6 +23,7 @@ import { NewCounts, type Row } from './new-counts.js'
 import { OldCounts } from './old-counts.js'
 import { type L1Place, References } from './references.js'
 import { cutBack } from '../../appending.js'
+import type { SnapshotWriting } from '../../snapshot-writer.js'
 
 /** The share of the work that is done when the image has been inspected. */
 const INSPECTED = 0.4
@@ -43,7 +44,7 @@ export class Change {
   /** Inspects the image. Throws ImageError if it must not be written, SystemError. */
   private constructor(
     private readonly store: WritableStore,
-    private readonly progress: (part: number) => void,
+    private readonly options: SnapshotWriting,
   ) {
     const header = readHeader(store)
     this.header = header
@@ -62,15 +63,14 @@ export class Change {
 
   /**
    * Runs `change`, which has to call `commit`. Throws ImageError, SystemError.
-   * @param progress is told what part is done, 0 to 1
    */
   static run<T>(
     store: WritableStore,
     change: (change: Change) => T,
-    progress: (part: number) => void = () => {},
+    options: SnapshotWriting = {},
   ): T {
     const { sizeBytes } = store
-    const one = new Change(store, progress)
+    const one = new Change(store, options)
     try {
       return change(one)
     } catch (error) {
@@ -136,6 +136,7 @@ export class Change {
     this.forget(header.snapshotsOffset, oldBytes)
     const refcounts = counts.write()
     store.sync()
+    this.options.beforeSwitch?.()
     this.hasSwitched = true
     writeState(store, header.version, {
       ...active,
@@ -146,13 +147,14 @@ export class Change {
       autoclear: this.autoclear,
     })
     store.sync()
+    this.options.afterSwitch?.()
     giveBack(store, header, this.old, counts, this.metadataMap)
   }
 
   /** @param index the entry that the current walk has reached */
   private tell(index: number): void {
     const share = Math.min(1, (this.walked + index) / this.expected)
-    this.progress(INSPECTED + (1 - INSPECTED) * share)
+    this.options.progress?.(INSPECTED + (1 - INSPECTED) * share)
   }
 
   private rowOf(at: number, bytes: number): Row {

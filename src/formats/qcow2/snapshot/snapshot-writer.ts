@@ -10,14 +10,14 @@ import { showsTheSame } from './same-disk.js'
 import type { L1Place } from './references.js'
 
 export const qcow2SnapshotWriter: SnapshotWriter = {
-  create: (store, snapshot, { progress } = {}) =>
-    Change.run(store, change => create(store, change, snapshot), progress),
-  delete: (store, indexes, { progress } = {}) => {
+  create: (store, snapshot, options) =>
+    Change.run(store, change => create(store, change, snapshot), options),
+  delete: (store, indexes, options) => {
     if (indexes.length === 0) return
-    Change.run(store, change => deleteAll(change, new Set(indexes)), progress)
+    Change.run(store, change => deleteAll(change, new Set(indexes)), options)
   },
-  revert: (store, index, kept, { progress } = {}) =>
-    Change.run(store, change => revert(store, change, index, kept), progress),
+  revert: (store, index, kept, options) =>
+    Change.run(store, change => revert(store, change, index, kept), options),
 }
 
 /** The new snapshot and the disk share all L2 tables. */

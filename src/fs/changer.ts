@@ -1,0 +1,166 @@
+/**
+ * Changes what a mount shows while it is served, on the main thread.
+ *
+ *  (1) One change at a time, in the order in which they were asked for.
+ *  (2) While the image's tables change, no request changes the disk, and all that was written before is in the file, as after
+ *      unmounting. Reads go on in the old world until the new tables are valid.
+ *  (3) After that, also after an error, all threads get a world that is made from the file as it is then. Where that is
+ *      impossible, nothing is written any more.
+ *  (4) The gate is open again whatever happens, before the kernel is told to forget: it may wait for requests.
+ */
+import { inWords, MountError } from '../errors.js'
+import type { Chain } from '../image/chain.js'
+import { reread } from '../image/reread.js'
+import type { Logger } from '../log.js'
+import { GATE, type Gate } from './gate.js'
+import { ROOT_ID } from './protocol.js'
+import type { ServedImage, WhatChanged } from './served-image.js'
+import type { Forgetting, Session } from './session.js'
+import { staleNames } from './tree-of-world.js'
+import type { World } from './world.js'
+
+/** What a change tells at its steps; see SnapshotWriting. */
+export interface ChangeSteps {
+  /** Returns when no request is served. `isAllowed` is called then, and may throw. */
+  readonly beforeSwitch: () => void
+  readonly afterSwitch: () => void
+}
+
+export class Changer {
+  private last: Promise<unknown> = Promise.resolve()
+  private hasEnded = false
+
+  constructor(
+    private readonly image: ServedImage,
+    private readonly session: Session,
+    private readonly gate: Gate,
+    private readonly logger: Logger,
+  ) {}
+
+  /** Runs `act` after all that was asked for before it. */
+  inTurn<T>(act: () => Promise<T>): Promise<T> {
+    const run = this.last.then(async () => {
+      if (this.hasEnded) throw new MountError('the mount has ended')
+      return await act()
+    })
+    this.last = run.catch(() => {})
+    return run
+  }
+
+  /** Resolves when no change is in progress. None begins afterwards. */
+  async end(): Promise<void> {
+    this.hasEnded = true
+    await this.last
+  }
+
+  /**
+   * Changes the tables of the image. Call it in turn. Throws what `act` throws, and SystemError.
+   * @param changed whether the disk shows other bytes afterwards, too
+   * @param act makes the change with the image's file as if it were not mounted, and calls the steps
+   * @param require called when no request is served, before the change becomes valid; if it throws, nothing changes
+   */
+  async changeTables<T>(
+    changed: Exclude<WhatChanged, 'files'>,
+    require: () => void,
+    act: (chain: Chain, steps: ChangeSteps) => T,
+  ): Promise<T> {
+    const { gate, image } = this
+    const before = image.world
+    let result: T
+    gate.set(GATE.changesWait)
+    try {
+      await gate.drained()
+      // Nothing from here on to the opening of the gate may wait for an event: with libfuse, requests are events.
+      const { disk } = image.views
+      disk?.flush()
+      result = this.withoutDisk(changed, require, act)
+    } finally {
+      gate.set(GATE.open)
+    }
+    await this.forget(before, changed === 'content')
+    return result
+  }
+
+  /** Makes a new world without any change of the image's tables. Call it in turn. `chain` is the image as it is now. */
+  async refresh(chain: Chain, changed: WhatChanged = 'files'): Promise<void> {
+    const before = this.image.world
+    this.show(chain, changed)
+    // Afterwards nobody serves the old world.
+    await this.gate.drained()
+    await this.forget(before, changed === 'content')
+  }
+
+  /** Makes the kernel ask anew for the attributes of a file. The gate is open. */
+  forgetAttributes(id: number): Promise<void> {
+    return this.session.forget({ names: [], files: [{ id, pages: false }] })
+  }
+
+  private withoutDisk<T>(
+    changed: Exclude<WhatChanged, 'files'>,
+    require: () => void,
+    act: (chain: Chain, steps: ChangeSteps) => T,
+  ): T {
+    const { gate, image, logger } = this
+    const { disk } = image.views
+    let hasSwitched = false
+    let isShown = false
+    try {
+      for (const warning of disk?.close() ?? []) logger.warn(warning)
+      return act(image.chain, {
+        beforeSwitch: () => {
+          gate.set(GATE.allWait)
+          gate.drainNow()
+          require()
+          hasSwitched = true
+        },
+        afterSwitch: () => {
+          this.showFile(changed)
+          isShown = true
+          gate.set(GATE.changesWait)
+        },
+      })
+    } catch (error) {
+      // Whether the file has the old state or the new one after a power cut is unknown.
+      if (hasSwitched && !isShown) disk?.end(`a change of its snapshots failed: ${inWords(error)}`)
+      throw error
+    } finally {
+      // A disk that has failed stays as it is: it is only read.
+      if (!isShown && disk?.failure === '') this.showFile('tables')
+    }
+  }
+
+  /** Shows the image as its file is now. Throws ImageError, SystemError; then nothing is written any more. */
+  private showFile(changed: WhatChanged): void {
+    const { image } = this
+    const { disk } = image.views
+    try {
+      this.show(reread(image.chain), changed)
+    } catch (error) {
+      disk?.end(`it could not be read after a change of its snapshots: ${inWords(error)}`)
+      throw error
+    }
+  }
+
+  private show(chain: Chain, changed: WhatChanged): void {
+    const { image, session, gate } = this
+    image.replace(chain, changed)
+    session.show(image.world, image.views)
+    gate.raise(image.world.number)
+  }
+
+  /** @param isOther whether the disk's bytes may differ from those that the kernel has kept */
+  private forget(before: World, isOther: boolean): Promise<void> {
+    const { world } = this.image
+    const changed = world.entries.flatMap((entry, index) =>
+      isOther && isOfDisk(entry) ? [{ id: world.ids[index] as number, pages: true }] : [],
+    )
+    const names = staleNames(before, world)
+    const folder = { id: ROOT_ID, pages: true }
+    const stale: Forgetting = { names, files: [...changed, folder] }
+    return this.session.forget(stale)
+  }
+}
+
+/** Whether a file shows bytes of the disk itself: it or a partition of it. */
+const isOfDisk = ({ kind, layer, table }: World['entries'][number]): boolean =>
+  kind === 'disk' || (kind === 'partition' && layer === 0 && table === undefined)

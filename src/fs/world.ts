@@ -1,0 +1,85 @@
+/**
+ * What a mount shows at one time. When that changes, the main thread makes a new world as at mounting, and all threads build
+ * their caches anew from it. So nothing that a thread keeps can be stale.
+ *
+ * A world is plain data and shared memory, which can be sent to threads as a message. What belongs to open handles is not part
+ * of it: truncations, ownership, the texts of control files.
+ */
+import type { LayerSpec } from '../formats/format.js'
+import { type CatalogEntry, catalogOf } from '../image/catalog.js'
+import type { Chain } from '../image/chain.js'
+import type { DiskMemory } from '../image/disk-memory.js'
+import type { CacheSizes, Writing } from '../image/view-set.js'
+import { ViewSet } from '../image/view-set.js'
+import type { Timestamp } from '../io/file-spec.js'
+import type { Logger } from '../log.js'
+import type { NodeIds } from './node-ids.js'
+import { withPartitions } from './partition-files.js'
+import type { WorkerStats } from './stats.js'
+
+export interface World {
+  /** 0 at mounting, and one more for each change. */
+  readonly number: number
+  readonly layers: readonly LayerSpec[]
+  readonly entries: readonly CatalogEntry[]
+  /** The numbers of the files, in the order of the entries. */
+  readonly ids: readonly number[]
+  /** The text of partitions.json, if it is shown. */
+  readonly partitions: string | undefined
+  /** Present if the disk is written. */
+  readonly memory: DiskMemory | undefined
+  /** Allocated bytes by place in the catalog; -1 if not counted yet. */
+  readonly allocated: SharedArrayBuffer
+  /** When the folder has changed; undefined if it is as at mounting. */
+  readonly modified: Timestamp | undefined
+  /** How many snapshots there are, for status.json. */
+  readonly snapshots: number
+}
+
+/** The main thread's part of a world. */
+export interface OwnWorld {
+  readonly chain: Chain
+  readonly world: World
+  readonly views: ViewSet
+  readonly warnings: readonly string[]
+}
+
+export interface WorldParts {
+  readonly caches: CacheSizes
+  readonly counts: WorkerStats
+  readonly ids: NodeIds
+  /** Whether the partitions of each disk are files, too. */
+  readonly showsPartitions: boolean
+  readonly logger: Logger
+}
+
+/** Makes the world of an image. @param writing the main thread's part in writing; undefined if the disk is only read */
+export function makeWorld(
+  chain: Chain,
+  number: number,
+  writing: Writing | undefined,
+  { caches, counts, ids, showsPartitions, logger }: WorldParts,
+): OwnWorld {
+  const catalog = catalogOf(chain)
+  const views = new ViewSet(chain.layers, caches, counts, writing)
+  const shown = showsPartitions ? withPartitions(catalog.entries, views, logger) : undefined
+  const entries = shown?.entries ?? catalog.entries
+  const allocated = new SharedArrayBuffer(entries.length * 8)
+  new Float64Array(allocated).fill(-1)
+  const now = Date.now()
+  const world: World = {
+    number,
+    layers: chain.layers,
+    entries,
+    ids: ids.of(entries),
+    partitions: shown?.text,
+    memory: writing?.memory,
+    allocated,
+    modified:
+      number === 0
+        ? undefined
+        : { seconds: Math.floor(now / 1000), nanoseconds: (now % 1000) * 1e6 },
+    snapshots: chain.snapshots.length + chain.externalSnapshots.length,
+  }
+  return { chain, world, views, warnings: catalog.warnings }
+}
