@@ -29,6 +29,10 @@ export class PartitionDisk implements WritableDisk {
     return this.disk.writeErrno
   }
 
+  end(why: string): void {
+    this.disk.end(why)
+  }
+
   checkFiles(): void {
     this.disk.checkFiles()
   }
