@@ -95,6 +95,15 @@ export class Changer {
     return this.session.forget({ names: [], files: [{ id, pages: false }] })
   }
 
+  /** Makes the kernel forget what it has read of all files, in turn. Logs a failure. */
+  forgetPages(): void {
+    const forgetting = this.inTurn(() => {
+      const files = this.image.world.ids.map(id => ({ id, pages: true }))
+      return this.session.forget({ names: [], files })
+    })
+    forgetting.catch(error => this.logger.error({ why: inWords(error) }, 'cached pages stay'))
+  }
+
   private withoutDisk<T>(
     changed: Exclude<WhatChanged, 'files'>,
     require: () => void,

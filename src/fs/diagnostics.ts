@@ -1,5 +1,6 @@
 /** Diagnostics of a mount: the texts of `.vimgfs`, and the log lines about faults. */
 import { type ErrorContext, ImageError, isExpected } from '../errors.js'
+import type { ChangeWatch } from '../image/change-watch.js'
 import type { ViewSet } from '../image/view-set.js'
 import type { LayerSpec } from '../formats/format.js'
 import { removedFiles } from '../image/layer.js'
@@ -48,11 +49,14 @@ export function statusText(
   snapshots: number,
   { disk }: ViewSet,
   image: LayerSpec,
+  watch: ChangeWatch | undefined,
 ): string {
   disk?.checkFiles()
   const failure = disk?.failure || null
   const readOnly = !disk || failure !== null
-  const text = { ...status, snapshots, readOnly, failure, removed: removedFiles(image).length > 0 }
+  const removed = removedFiles(image).length > 0
+  const changed = watch?.isChanged === true
+  const text = { ...status, snapshots, readOnly, failure, removed, changed }
   return `${jsonWithoutHidden(JSON.stringify(text, null, 2))}\n`
 }
 

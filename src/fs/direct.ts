@@ -72,7 +72,7 @@ export class DirectSession implements Session {
   }
 
   async forget(stale: Forgetting): Promise<void> {
-    await this.forgetter.forget({ ...stale, device: this.workers.device })
+    await this.forgetter.forget({ ...stale, paths: [], device: this.workers.device })
   }
 
   async unmount(mount: MountInfo, detach: boolean): Promise<void> {
@@ -102,7 +102,7 @@ function startWorkers(
   { world, gate, opens, appearance, onlyUids, threads, logger, ...parts }: SessionParts,
   onDeath: () => void,
 ): Workers {
-  const { caches, stats, status, started, isGrowable } = parts
+  const { caches, stats, status, started, isGrowable, onChanged } = parts
   const shared: WorkerSetup['shared'] = {
     stats,
     opens,
@@ -150,8 +150,9 @@ function startWorkers(
         if (!isHelped) startHelper(shared.queues, world.layers, logger)
         isHelped = true
       } else if (message === 'page drops') dropPages()
-      else if (typeof message === 'object')
-        logger[message.log.level](message.log.detail ?? {}, message.log.message)
+      else if (typeof message !== 'object') return
+      else if ('changed' in message) onChanged(message.changed)
+      else logger[message.log.level](message.log.detail ?? {}, message.log.message)
     })
     worker.on('error', error => {
       logger.fatal({ stack: error.stack ?? String(error) }, 'a worker has died')

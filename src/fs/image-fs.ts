@@ -4,11 +4,11 @@
  */
 import fs from 'node:fs'
 import { constants } from 'node:os'
+import { READING } from './file-reader.js'
 import {
   BLOCK_BYTES,
   type FileSystemParts,
   NodeOperations,
-  READING,
   VALID_SECONDS,
 } from './node-operations.js'
 import {

@@ -4,22 +4,16 @@
  */
 import fs from 'node:fs'
 import { constants } from 'node:os'
-import { ImageError } from '../errors.js'
-import type { View } from '../formats/driver.js'
-import type { WritableDisk } from '../formats/writable.js'
-import { readView } from '../image/engine.js'
-import { nextData, nextHole } from '../image/holes.js'
 import type { LayerSpec } from '../formats/format.js'
 import { allocatedNow, filesOf } from '../image/layer.js'
 import type { Timestamp } from '../io/file-spec.js'
-import type { ViewSet } from '../image/view-set.js'
-import type { DecompressQueue } from '../image/decompress-queue.js'
 import { SEEK_DATA, SEEK_HOLE } from '../io/libc.js'
 import { AllocatedBytes } from './allocated-bytes.js'
 import type { TextSlots } from './control.js'
 import type { AttributeChange, Writer } from './disk-file.js'
 import { DiskFiles } from './disk-files.js'
 import { mayHoldForWriting } from './file-holders.js'
+import { FileReader, READING, type ReaderParts } from './file-reader.js'
 import type { GapActions } from './gap-actions.js'
 import type { OpenCounts } from './open-counts.js'
 import { type Owner, Ownership } from './ownership.js'
@@ -30,9 +24,8 @@ import type { WrittenFiles } from './written-files.js'
 const { EACCES, EINVAL, EISDIR, ENFILE, ENOSYS, ENXIO, EOPNOTSUPP, EPERM, EROFS } = constants.errno
 const { O_APPEND, O_TRUNC } = fs.constants
 
-export interface FileSystemParts {
+export interface FileSystemParts extends ReaderParts {
   readonly tree: Tree
-  readonly views: ViewSet
   readonly layers: readonly LayerSpec[]
   /** Allocated bytes by place in the catalog; -1 if not counted yet; shared by the workers. */
   readonly allocated: Float64Array
@@ -44,8 +37,6 @@ export interface FileSystemParts {
   }
   /** With allow_root the kernel admits all users, and all but these are refused here. */
   readonly onlyUids?: readonly number[]
-  /** Decompresses on two processors. All reads go to its target. */
-  readonly queue?: DecompressQueue
   /** Whether writing past the disk's end makes it larger. */
   readonly isGrowable?: boolean
   /** Called whenever a request flushes the disk. */
@@ -68,8 +59,6 @@ export const VALID_SECONDS = 365 * 86400
 const WRITTEN_VALID_SECONDS = 1
 export const BLOCK_BYTES = 4096
 const ACCESS_MODE = 3
-/** The handle of all programs that do not write the disk. A writer's handle is above 0. */
-export const READING = 0
 const X_OK = 1
 const W_OK = 2
 const S_IFDIR = 0o040000
@@ -77,7 +66,7 @@ const S_IFREG = 0o100000
 
 export class NodeOperations {
   readonly tree: Tree
-  private readonly views = new Map<number, View>()
+  private readonly reader: FileReader
   private readonly allocated: AllocatedBytes
   private readonly files: WrittenFiles
 
@@ -95,8 +84,9 @@ export class NodeOperations {
         ownership: ownership.of(node.id),
         dropPages: parts.dropPages ?? (() => {}),
       }))
+    this.reader = new FileReader(parts, this.files)
     this.allocated = new AllocatedBytes(views, layers, allocated, this.files, node =>
-      this.view(node),
+      this.reader.view(node),
     )
   }
 
@@ -120,7 +110,7 @@ export class NodeOperations {
   open(node: Node, flags: number): number {
     if (node.kind === 'dir') return -EISDIR
     const isWriting = (flags & ACCESS_MODE) !== 0 || (flags & O_TRUNC) !== 0
-    if (!isWriting) return node.kind === 'control' ? this.openControl(node) : READING
+    if (!isWriting) return node.kind === 'control' ? this.openControl(node) : this.reader.open()
     const file = this.files.open(node)
     if (!file) return -EROFS
     const { writeErrno } = file.disk
@@ -143,8 +133,7 @@ export class NodeOperations {
         .copy(target)
     }
     const length = Math.max(0, Math.min(size, this.sizeOf(node) - offset))
-    if (length > 0) this.readImage(node, target, length, offset)
-    return length
+    return length === 0 ? 0 : this.reader.read(node, target, length, offset)
   }
 
   /** @returns how many of the `size` bytes from `start` of `source` have been written at `offset` */
@@ -198,16 +187,7 @@ export class NodeOperations {
     if (node.kind !== 'image') return -EINVAL
     if (whence !== SEEK_DATA && whence !== SEEK_HOLE) return -EINVAL
     if (offset >= this.sizeOf(node)) return -ENXIO
-    const disk = this.lockedDisk(node)
-    let found: number
-    disk?.beginRead(0, 0)
-    try {
-      const view = this.view(node)
-      found = whence === SEEK_DATA ? nextData(view, offset) : nextHole(view, offset)
-    } finally {
-      disk?.endRead()
-    }
-    return found < 0 ? -ENXIO : found
+    return this.reader.seek(node, offset, whence)
   }
 
   access(node: Node, mask: number): number {
@@ -338,43 +318,6 @@ export class NodeOperations {
     const { kind, attributes } = node.entry
     const size = String(this.sizeOf(node))
     return new Map(Object.entries({ kind, 'virtual-size': size, ...attributes }))
-  }
-
-  private readImage(node: ImageNode, target: Buffer, length: number, offset: number): void {
-    const { queue } = this.parts
-    const file = this.files.find(node)
-    const disk = this.lockedDisk(node)
-    // Data of snapshots and lower layers are never overwritten. The lock only keeps their place, so no stripe is needed.
-    if (file) {
-      file.truncations.noteRead()
-      file.disk.beginRead(offset, length)
-    } else disk?.beginRead(0, 0)
-    try {
-      readView(this.view(node), target, 0, length, offset, queue)
-    } catch (error) {
-      if (error instanceof ImageError) disk?.checkFiles()
-      throw error
-    } finally {
-      // Also if the read failed: the helper must not write to the target any more.
-      queue?.finish()
-      disk?.endRead()
-    }
-  }
-
-  /** Returns the disk whose lock keeps the places of the bytes of `node`, if any disk is written. */
-  private lockedDisk(node: ImageNode): WritableDisk | undefined {
-    return this.files.find(node)?.disk ?? this.parts.views.disk
-  }
-
-  private view(node: ImageNode): View {
-    const written = this.files.find(node)?.view
-    if (written) return written
-    let view = this.views.get(node.id)
-    if (view === undefined) {
-      view = this.parts.views.viewOf(node.entry)
-      this.views.set(node.id, view)
-    }
-    return view
   }
 
   private openControl(node: ControlNode): number {

@@ -38,6 +38,7 @@ export class ServedImage {
   /**
    * @param threads the number of worker threads
    * @param showsPartitions whether the partitions of each disk are files, too
+   * @param isShared whether others may write the image meanwhile
    * @param metadataBytes of tables to keep, of all threads together; undefined for the rule of defaultMetadataBytes
    */
   constructor(
@@ -46,13 +47,14 @@ export class ServedImage {
     metadataBytes: number | undefined,
     private readonly logger: Logger,
     showsPartitions = false,
+    isShared = false,
   ) {
     const [top] = chain.layers
     this.caches = cachesOf(top, metadataBytes, Math.max(1, threads))
     this.stats = sharedStats(threads + 1)
     this.counts = new WorkerStats(this.stats, threads)
     const { caches, counts } = this
-    this.parts = { caches, counts, ids: new NodeIds(), showsPartitions, logger }
+    this.parts = { caches, counts, ids: new NodeIds(), showsPartitions, isShared, logger }
     const memory = this.newMemory(chain)
     this.now = this.worldOf(chain, 0, memory)
     this.warnings = [...chain.warnings, ...this.now.warnings, ...(memory?.warnings ?? [])]

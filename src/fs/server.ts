@@ -11,6 +11,7 @@ import { orInterrupted } from '../interruption.js'
 import { realMountpoint } from '../io/mountinfo.js'
 import { nameEndingServer } from '../io/processes.js'
 import type { Logger } from '../log.js'
+import { ChangeWatcher } from './change-watcher.js'
 import { Changer } from './changer.js'
 import { DirectSession } from './direct.js'
 import { createGateMemory, Gate } from './gate.js'
@@ -117,10 +118,13 @@ async function serveChain(
   // The callbacks of libfuse run on the main thread.
   const threads = transport === 'direct' ? request.threads : 0
   const { metadataBytes, options } = request
-  const image = new ServedImage(chain, threads, metadataBytes, logger, options.partitions)
+  const { forceShare, partitions } = options
+  const image = new ServedImage(chain, threads, metadataBytes, logger, partitions, forceShare)
   const { entries, warnings, keeper, views, counts } = image
   const gate = new Gate(createGateMemory(threads))
-  const shared = { gate, opens: new OpenCounts().shared }
+  const watcher = new ChangeWatcher(image, logger)
+  const onChanged = (path: string) => watcher.noticed(path)
+  const shared = { gate, opens: new OpenCounts().shared, onChanged }
   const parts = sessionParts(image, options, mountpoint, transport, shared, logger)
   const session = await sessionOf(transport, parts, { views, counts })
   const changer = new Changer(image, session, gate, logger)
@@ -132,8 +136,10 @@ async function serveChain(
   const { path, format, isProbed } = chain.layers[0]
   logger.info({ image: path, mountpoint, files: entries.length, isWritable, transport }, 'mounted')
   keeper?.start(options.commitSeconds)
+  watcher.start(() => changer.forgetPages())
   const finished = session.finished.then(async () => {
     nameEndingServer()
+    watcher.stop()
     // The workers end with the mount. If they failed, the mount must not stay without them.
     await stopMount(session, mount, 'no worker is left', logger)
     await changer.end()

@@ -11,7 +11,7 @@ export function sessionParts(
   options: MountOptions,
   mountpoint: string,
   transport: Transport,
-  shared: Pick<SessionParts, 'gate' | 'opens'>,
+  shared: Pick<SessionParts, 'gate' | 'opens' | 'onChanged'>,
   logger: Logger,
 ): SessionParts {
   const { chain, world, threads, caches, stats } = image

@@ -34,6 +34,8 @@ export interface SessionParts {
   /** The start of the server, in milliseconds since 1970. */
   readonly started: number
   readonly isGrowable: boolean
+  /** Called when a thread has noticed that somebody else has changed the file at `path`. */
+  readonly onChanged: (path: string) => void
   readonly logger: Logger
 }
 

@@ -27,7 +27,7 @@ import type { Appearance } from './tree.js'
 import { Truncations } from './truncations.js'
 import { warmUp } from './warm-up.js'
 import { treeOf } from './tree-of-world.js'
-import type { World } from './world.js'
+import { watchOf, type World } from './world.js'
 
 /** The data that a worker starts with: plain data and shared memory. */
 export interface WorkerSetup {
@@ -68,7 +68,14 @@ export interface SessionStart {
 }
 
 /** Messages of a worker to the main thread: 'ready' when it can serve; 'served' is the last one. */
-export type WorkerMessage = { readonly log: LogEntry } | 'ready' | 'help' | 'page drops' | 'served'
+export type WorkerMessage =
+  | { readonly log: LogEntry }
+  /** The path of a file that somebody else has changed. */
+  | { readonly changed: string }
+  | 'ready'
+  | 'help'
+  | 'page drops'
+  | 'served'
 
 /** How long the page dropper may take to start: the main thread starts it, and the machine may be busy. */
 const PAGE_DROPPER_START_MS = 3_000
@@ -153,14 +160,16 @@ class FileSystems {
     const writing = memory && { memory, thread: setup.index, onStall }
     const views = new ViewSet(layers, setup.caches, stats, writing)
     const { status, started, shared } = setup
+    const watch = watchOf(world, changed => tell({ changed }))
     const fileSystem = new ImageFs({
       ...this.lasting,
       tree: treeOf(world, setup.appearance),
       views,
       layers,
+      watch,
       allocated: new Float64Array(world.allocated),
       controlText: {
-        status: () => statusText(status, world.snapshots, views, layers[0] as LayerSpec),
+        status: () => statusText(status, world.snapshots, views, layers[0] as LayerSpec, watch),
         stats: () => statsText(shared.stats, started),
         partitions: world.partitions,
       },

@@ -6,6 +6,7 @@
  * of it: truncations, ownership, the texts of control files.
  */
 import type { LayerSpec } from '../formats/format.js'
+import { ChangeWatch, type WatchedFile, watchedFiles } from '../image/change-watch.js'
 import { type CatalogEntry, catalogOf } from '../image/catalog.js'
 import type { Chain } from '../image/chain.js'
 import type { DiskMemory } from '../image/disk-memory.js'
@@ -34,6 +35,10 @@ export interface World {
   readonly modified: Timestamp | undefined
   /** How many snapshots there are, for status.json. */
   readonly snapshots: number
+  /** Present if the image is only read, and nobody else is supposed to write it. */
+  readonly watched:
+    | { readonly files: readonly WatchedFile[]; readonly word: SharedArrayBuffer }
+    | undefined
 }
 
 /** The main thread's part of a world. */
@@ -50,6 +55,8 @@ export interface WorldParts {
   readonly ids: NodeIds
   /** Whether the partitions of each disk are files, too. */
   readonly showsPartitions: boolean
+  /** Whether others may write the image meanwhile. */
+  readonly isShared: boolean
   readonly logger: Logger
 }
 
@@ -58,7 +65,7 @@ export function makeWorld(
   chain: Chain,
   number: number,
   writing: Writing | undefined,
-  { caches, counts, ids, showsPartitions, logger }: WorldParts,
+  { caches, counts, ids, showsPartitions, isShared, logger }: WorldParts,
 ): OwnWorld {
   const catalog = catalogOf(chain)
   const views = new ViewSet(chain.layers, caches, counts, writing)
@@ -67,6 +74,7 @@ export function makeWorld(
   const allocated = new SharedArrayBuffer(entries.length * 8)
   new Float64Array(allocated).fill(-1)
   const now = Date.now()
+  const isWatched = !chain.isWritable && !isShared
   const world: World = {
     number,
     layers: chain.layers,
@@ -80,6 +88,15 @@ export function makeWorld(
         ? undefined
         : { seconds: Math.floor(now / 1000), nanoseconds: (now % 1000) * 1e6 },
     snapshots: chain.snapshots.length + chain.externalSnapshots.length,
+    watched: isWatched
+      ? { files: watchedFiles(chain.layers), word: ChangeWatch.memory() }
+      : undefined,
   }
   return { chain, world, views, warnings: catalog.warnings }
 }
+
+/** Returns a thread's part in watching the image. @param onChange see ChangeWatch */
+export const watchOf = (
+  { watched }: World,
+  onChange: (path: string) => void,
+): ChangeWatch | undefined => watched && new ChangeWatch(watched.files, watched.word, onChange)

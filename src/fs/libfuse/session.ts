@@ -6,16 +6,18 @@ import type { LayerSpec } from '../../formats/format.js'
 import { TextSlots } from '../control.js'
 import { type MountInfo, mountAt } from '../../io/mountinfo.js'
 import { Ownership } from '../ownership.js'
+import { Forgetter } from '../forgetter.js'
 import { dropPages, PageDropper } from '../page-dropper.js'
 import { faultLogger, type LogEntry, statsText, statusText } from '../diagnostics.js'
 import type { ViewSet } from '../../image/view-set.js'
 import type { FileSystemParts } from '../node-operations.js'
 import { OpenCounts } from '../open-counts.js'
-import type { MainThread, Session, SessionParts } from '../session.js'
+import type { Forgetting, MainThread, Session, SessionParts } from '../session.js'
 import { startPageDropper } from '../start-page-dropper.js'
 import { treeOf } from '../tree-of-world.js'
+import type { Tree } from '../tree.js'
 import { Truncations } from '../truncations.js'
-import type { World } from '../world.js'
+import { watchOf, type World } from '../world.js'
 import { LibfuseFs } from './adapter.js'
 import { lackLines } from './lacks.js'
 import { mountByLibfuse } from './mount.js'
@@ -29,6 +31,8 @@ export class LibfuseSession implements Session {
   private finish: () => void = () => {}
   private readonly fileSystem: LibfuseFs
   private readonly dropper = new PageDropper()
+  private readonly forgetter = new Forgetter()
+  private tree: Tree
   private dropsPages = false
   private readonly lasting: Omit<
     FileSystemParts,
@@ -46,6 +50,7 @@ export class LibfuseSession implements Session {
     const { world, isGrowable, opens, logger } = parts
     const log = ({ level, message, detail }: LogEntry) => logger[level](detail ?? {}, message)
     const logFault = faultLogger(log)
+    this.tree = treeOf(world, parts.appearance)
     this.lasting = {
       slots: new TextSlots(),
       isGrowable,
@@ -76,11 +81,22 @@ export class LibfuseSession implements Session {
   }
 
   show(world: World, views: ViewSet): void {
+    this.tree = treeOf(world, this.parts.appearance)
     this.fileSystem.serve(this.partsOf(world, views))
   }
 
-  /** Does nothing: libfuse 2 has no way to tell the kernel, so names and attributes of what may change are never kept. */
-  async forget(): Promise<void> {}
+  /**
+   * Makes the kernel forget pages only: libfuse 2 does not tell the kernel's numbers of folders, so names and attributes of what may
+   * change are never kept.
+   */
+  async forget({ files }: Forgetting): Promise<void> {
+    const nodes = files.flatMap(({ id, pages }) => (pages ? [this.tree.node(id)] : []))
+    const paths = nodes.flatMap(node =>
+      node?.kind === 'image' ? [path.join(this.parts.mountpoint, node.name)] : [],
+    )
+    if (paths.length === 0) return
+    await this.forgetter.forget({ names: [], files: [], paths, device: this.device })
+  }
 
   unmount(mount: MountInfo, detach: boolean): Promise<void> {
     return unmountApart(mount, detach)
@@ -91,16 +107,18 @@ export class LibfuseSession implements Session {
   }
 
   private partsOf(world: World, views: ViewSet): FileSystemParts {
-    const { appearance, status, stats, started } = this.parts
+    const { status, stats, started, onChanged } = this.parts
     const { layers, allocated, snapshots, partitions } = world
+    const watch = watchOf(world, onChanged)
     return {
       ...this.lasting,
-      tree: treeOf(world, appearance),
+      tree: this.tree,
       views,
       layers,
+      watch,
       allocated: new Float64Array(allocated),
       controlText: {
-        status: () => statusText(status, snapshots, views, layers[0] as LayerSpec),
+        status: () => statusText(status, snapshots, views, layers[0] as LayerSpec, watch),
         stats: () => statsText(stats, started),
         partitions,
       },

@@ -1,0 +1,119 @@
+/** Reads the image files of a mount, and finds their holes. Each thread has its own reader. */
+import { constants } from 'node:os'
+import { ImageError } from '../errors.js'
+import type { View } from '../formats/driver.js'
+import type { WritableDisk } from '../formats/writable.js'
+import type { ChangeWatch } from '../image/change-watch.js'
+import type { DecompressQueue } from '../image/decompress-queue.js'
+import { readView } from '../image/engine.js'
+import { nextData, nextHole } from '../image/holes.js'
+import type { ViewSet } from '../image/view-set.js'
+import { SEEK_DATA } from '../io/libc.js'
+import type { ImageNode } from './tree.js'
+import type { WrittenFiles } from './written-files.js'
+
+const { EIO, ENXIO } = constants.errno
+/** The handle of all programs that do not write the disk. A writer's handle is above 0. */
+export const READING = 0
+
+export interface ReaderParts {
+  readonly views: ViewSet
+  /** Decompresses on two processors. All reads go to its target. */
+  readonly queue?: DecompressQueue
+  /** Present if the image is only read, and nobody else is supposed to write it. */
+  readonly watch?: ChangeWatch | undefined
+}
+
+export class FileReader {
+  private readonly views = new Map<number, View>()
+
+  constructor(
+    private readonly parts: ReaderParts,
+    private readonly files: WrittenFiles,
+  ) {}
+
+  view(node: ImageNode): View {
+    const written = this.files.find(node)?.view
+    if (written) return written
+    let view = this.views.get(node.id)
+    if (view === undefined) {
+      view = this.parts.views.viewOf(node.entry)
+      this.views.set(node.id, view)
+    }
+    return view
+  }
+
+  /** Returns a handle for reading, or a negative errno. */
+  open(): number {
+    return this.parts.watch?.hasChanged() ? -EIO : READING
+  }
+
+  /** Reads all of `length` bytes, at least one. Returns `length`, or a negative errno. Throws for damage. */
+  read(node: ImageNode, target: Buffer, length: number, offset: number): number {
+    try {
+      this.fill(node, target, length, offset)
+    } catch (error) {
+      return -this.errnoInstead(error)
+    }
+    const errno = this.errnoAfter()
+    return errno === 0 ? length : -errno
+  }
+
+  /** Returns where the next data, or the next hole, begin; or a negative errno. Throws for damage. */
+  seek(node: ImageNode, offset: number, whence: number): number {
+    const disk = this.lockedDisk(node)
+    let found: number
+    disk?.beginRead(0, 0)
+    try {
+      const view = this.view(node)
+      found = whence === SEEK_DATA ? nextData(view, offset) : nextHole(view, offset)
+    } catch (error) {
+      return -this.errnoInstead(error)
+    } finally {
+      disk?.endRead()
+    }
+    const errno = this.errnoAfter()
+    if (errno !== 0) return -errno
+    return found < 0 ? -ENXIO : found
+  }
+
+  private fill(node: ImageNode, target: Buffer, length: number, offset: number): void {
+    const { queue } = this.parts
+    const file = this.files.find(node)
+    const disk = this.lockedDisk(node)
+    // Data of snapshots and lower layers are never overwritten. The lock only keeps their place, so no stripe is needed.
+    if (file) {
+      file.truncations.noteRead()
+      file.disk.beginRead(offset, length)
+    } else disk?.beginRead(0, 0)
+    try {
+      readView(this.view(node), target, 0, length, offset, queue)
+    } catch (error) {
+      if (error instanceof ImageError) disk?.checkFiles()
+      throw error
+    } finally {
+      // Also if the read failed: the helper must not write to the target any more.
+      queue?.finish()
+      disk?.endRead()
+    }
+  }
+
+  /** Returns the disk whose lock keeps the places of the bytes of `node`, if any disk is written. */
+  private lockedDisk(node: ImageNode): WritableDisk | undefined {
+    return this.files.find(node)?.disk ?? this.parts.views.disk
+  }
+
+  /**
+   * Returns the errno if others have changed the image, so that anything may have been read; 0 otherwise. Asked after reading: what
+   * counts is that the bytes were read in time.
+   */
+  private errnoAfter(): number {
+    return this.parts.watch?.hasChanged() ? EIO : 0
+  }
+
+  /** Does the same for a read that has failed: the damage may lie in the tables of another image. Else throws `error`. */
+  private errnoInstead(error: unknown): number {
+    if (this.parts.watch?.look()) return EIO
+    throw error
+  }
+}
