@@ -60,11 +60,19 @@ export function statusText(
   return `${jsonWithoutHidden(JSON.stringify(text, null, 2))}\n`
 }
 
-/** @param started the start of the server, in milliseconds since 1970 */
-export function statsText(shared: SharedArrayBuffer, started: number): string {
+/**
+ * @param started the start of the server, in milliseconds since 1970
+ * @param threads how many serve now
+ */
+export function statsText(shared: SharedArrayBuffer, started: number, threads: number): string {
   const { rss, heapUsed } = process.memoryUsage()
   const uptimeSeconds = Math.round((Date.now() - started) / 1000)
   const stats = readStats(shared, opcodeName)
-  const text = { uptimeSeconds, ...stats, memory: { rssBytes: rss, threadHeapBytes: heapUsed } }
+  const text = {
+    uptimeSeconds,
+    threads,
+    ...stats,
+    memory: { rssBytes: rss, threadHeapBytes: heapUsed },
+  }
   return `${JSON.stringify(text, null, 2)}\n`
 }

@@ -65,6 +65,16 @@ export class Gate {
     }
   }
 
+  /** Returns how often a worker has entered and left: odd while it is inside. */
+  countOf(worker: number): number {
+    return Atomics.load(this.words, COUNTS + worker)
+  }
+
+  /** A worker has died, perhaps inside: nobody waits for it any more. */
+  abandon(worker: number): void {
+    if (this.countOf(worker) % 2 !== 0) Atomics.add(this.words, COUNTS + worker, 1)
+  }
+
   /** Returns the counts of the workers that are inside, by their places. */
   private inside(): Map<number, number> {
     const found = new Map<number, number>()

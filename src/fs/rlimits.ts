@@ -2,6 +2,14 @@
 import fs from 'node:fs'
 import { MountError } from '../errors.js'
 
+/**
+ * The descriptors that a mount opens later: to mount, to answer for the first time, to unmount, to reopen the log, to
+ * decompress.
+ */
+export const DESCRIPTORS_TO_SERVE = 12
+/** The descriptors of a worker: four of Node's event loop, and two of /dev/fuse. */
+export const DESCRIPTORS_A_WORKER = 6
+
 /** Throws MountError unless this process may open `count` more files. */
 export function requireDescriptors(count: number): void {
   const opened: number[] = []
@@ -35,6 +43,28 @@ export function requireThreads(count: number): void {
   )
 }
 
+/**
+ * What a thread takes that runs JavaScript: V8 reserves most of it and never uses it. Node aborts the process if it is not
+ * there.
+ */
+const THREAD_ADDRESS_BYTES = 768 * 2 ** 20
+const THREAD_DATA_BYTES = 64 * 2 ** 20
+
+/** Throws MountError unless the limits on memory leave room for one more thread of JavaScript. */
+export function requireThreadMemory(): void {
+  const pages = fs.readFileSync('/proc/self/statm', 'utf8').split(' ').map(Number)
+  requireBytes('address space', 'v', pages[0] as number, THREAD_ADDRESS_BYTES)
+  requireBytes('data size', 'd', pages[5] as number, THREAD_DATA_BYTES)
+}
+
+function requireBytes(name: string, option: string, usedPages: number, neededBytes: number): void {
+  const limit = softLimit(name)
+  if (limit === undefined || usedPages * PAGE_BYTES + neededBytes <= limit) return
+  throw new MountError(
+    `the limit of the ${name} is ${limit} bytes, and ${neededBytes} more are needed; raise it with ulimit -${option}`,
+  )
+}
+
 /** Returns why a process could not be started (EAGAIN of fork(2)), and the way out. */
 export function whyNoProcess(): string {
   const limit = softLimit('processes')
@@ -42,6 +72,9 @@ export function whyNoProcess(): string {
     limit === undefined ? 'no more processes can be made' : `the limit of processes is ${limit}`
   return `${what}; raise it with ulimit -u, or end other processes of this user`
 }
+
+/** Pages that proc(5) counts. Larger ones, which some processors have, make the check more careful. */
+const PAGE_BYTES = 4096
 
 /** Limits above this are not checked: counting would cost too much. */
 const HIGH_LIMIT = 1000

@@ -7,17 +7,12 @@ import { nameServer } from '../io/processes.js'
 import type { Logger } from '../log.js'
 import { unmountFuse } from './mount.js'
 import { MAX_REQUEST_BYTES } from './protocol.js'
-import { requireDescriptors } from './rlimits.js'
+import { DESCRIPTORS_A_WORKER, DESCRIPTORS_TO_SERVE, requireDescriptors } from './rlimits.js'
 import type { Session } from './session.js'
 
 /** The kernel's readahead for sequential readers; more than a request gained nothing. */
 const READ_AHEAD_BYTES = MAX_REQUEST_BYTES
 const ANSWER_TIMEOUT_MS = 20_000
-/** The descriptors that a mount opens later: to mount, to answer for the first time, to unmount, to reopen the log. */
-const DESCRIPTORS_TO_SERVE = 12
-/** A thread that decompresses takes some more; without it the workers decompress alone. */
-const DESCRIPTORS_A_THREAD = 2
-
 /** Mounts, and resolves when the mount answers. Throws MountError; then nothing is mounted, and `session` has ended. */
 export async function bringUp(
   session: Session,
@@ -28,7 +23,7 @@ export async function bringUp(
   let mount: MountInfo | undefined
   try {
     await session.prepare()
-    requireDescriptors(DESCRIPTORS_TO_SERVE + threads * DESCRIPTORS_A_THREAD)
+    requireDescriptors(DESCRIPTORS_TO_SERVE + threads * DESCRIPTORS_A_WORKER)
     mount = await session.mount()
     if (mount) nameServer(mount.device)
     await firstAnswer(mountpoint, session.finished)

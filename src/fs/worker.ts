@@ -11,6 +11,7 @@ import type { LayerSpec } from '../formats/format.js'
 import { type CacheSizes, ViewSet } from '../image/view-set.js'
 import { type QueueMemory, DecompressQueue } from '../image/decompress-queue.js'
 import { cloneDevice, errno, isReadyToRead, read, write } from '../io/libc.js'
+import { servingWorkers, WorkerActivity } from './activity.js'
 import { TextSlots } from './control.js'
 import { GatePass } from './gate.js'
 import { ImageFs } from './image-fs.js'
@@ -47,6 +48,8 @@ export interface WorkerSetup {
     readonly slots: SharedArrayBuffer
     /** For Poller. */
     readonly polling: SharedArrayBuffer
+    /** For WorkerActivity. */
+    readonly activity: SharedArrayBuffer
     /** One for each worker, which writes its replies to the target. */
     readonly queues: readonly QueueMemory[]
     /** For Gate and OpenCounts. */
@@ -67,12 +70,16 @@ export interface SessionStart {
   readonly minor: number
 }
 
-/** Messages of a worker to the main thread: 'ready' when it can serve; 'served' is the last one. */
+/**
+ * Messages of a worker to the main thread: 'ready' when it can serve; 'awake' with the first request after a pause; 'served' is
+ * the last one.
+ */
 export type WorkerMessage =
   | { readonly log: LogEntry }
   /** The path of a file that somebody else has changed. */
   | { readonly changed: string }
   | 'ready'
+  | 'awake'
   | 'help'
   | 'page drops'
   | 'served'
@@ -99,7 +106,9 @@ function run(setup: WorkerSetup): void {
   parentPort?.once('message', ({ device, minor }: SessionStart) => {
     fileSystems.speak(minor)
     const poller = new Poller(setup.shared.polling, setup.index)
-    new Service(device, responder, stats, pass, fileSystems.opens).run(poller, warming)
+    const activity = new WorkerActivity(setup.shared.activity)
+    const service = new Service(device, responder, stats, pass, activity, fileSystems.opens)
+    service.run(poller, warming)
     tell('served')
     parentPort?.close()
   })
@@ -170,7 +179,7 @@ class FileSystems {
       allocated: new Float64Array(world.allocated),
       controlText: {
         status: () => statusText(status, world.snapshots, views, layers[0] as LayerSpec, watch),
-        stats: () => statsText(shared.stats, started),
+        stats: () => statsText(shared.stats, started, servingWorkers(shared.activity)),
         partitions: world.partitions,
       },
     })
@@ -184,8 +193,8 @@ class Warming {
   private steps: Iterator<void> | undefined
 
   constructor({ index, world, caches }: WorkerSetup) {
-    // More warm-ups at once than processors would take too long.
-    if (index >= availableParallelism() || availableParallelism() === 1) return
+    // Other workers start when there is something to do for them.
+    if (index > 0 || availableParallelism() === 1) return
     this.guarded(() => {
       this.steps = warmUp(world.layers[0] as LayerSpec, caches)
     })
@@ -254,6 +263,7 @@ class Service {
     private readonly responder: Responder,
     private readonly stats: WorkerStats,
     private readonly pass: GatePass,
+    private readonly activity: WorkerActivity,
     private readonly opens: OpenCounts,
   ) {
     const { sleeping, asking } = openDevices(session)
@@ -306,9 +316,11 @@ class Service {
   }
 
   private handle(message: Buffer, length: number, device: number): void {
-    const { responder, stats, pass } = this
+    const { responder, stats, pass, activity } = this
     const started = stats.start()
-    if (!pass.enter() && !this.admit(message, length, device)) return
+    const isOpen = pass.enter()
+    if (activity.mustTell()) tell('awake')
+    if (!isOpen && !this.admit(message, length, device)) return
     const bytes = responder.answer(message, length)
     const opcode = message.readUInt32LE(IN_HEADER.at.opcode)
     const error = bytes > 0 ? responder.reply.readInt32LE(OUT_HEADER.at.error) : 0

@@ -61,7 +61,7 @@ export async function runThreads(
   const shown = entries.filter(entry => entry.kind === 'disk' || entry.kind === 'snapshot')
   t.equal(shown.length, 1 + snapshots.length)
 
-  const setup: Omit<ThreadSetup, 'thread'> = {
+  const setup: Omit<ThreadSetup, 'thread' | 'isLate'> = {
     layers: chain.layers,
     entries: shown,
     memory,
@@ -69,11 +69,12 @@ export async function runThreads(
     snapshots,
     seed: SEED,
     steps: STEPS,
+    progress: new SharedArrayBuffer(4),
   }
   const outcomes = await Promise.all(
     Array.from({ length: THREADS }, async (_, thread) => {
       const worker = (await workers)[thread] as Worker
-      worker.postMessage({ ...setup, thread })
+      worker.postMessage({ ...setup, thread, isLate: thread === THREADS - 1 })
       const [outcome] = await once(worker, 'message')
       return outcome as ThreadOutcome
     }),

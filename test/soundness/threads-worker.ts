@@ -19,7 +19,12 @@ export interface ThreadSetup {
   readonly snapshots: readonly SharedArrayBuffer[]
   readonly seed: number
   readonly steps: number
+  /** How many steps thread 0 has done. The last thread begins when some are done, as a mount's later threads do. */
+  readonly progress: SharedArrayBuffer
+  readonly isLate: boolean
 }
+
+const LATE_AFTER_STEPS = 500
 
 export interface ThreadOutcome {
   readonly failure: string
@@ -34,6 +39,12 @@ const CACHES = { metadataBytes: 128 * 1024, clusterBytes: 256 * 1024 }
 
 function run(setup: ThreadSetup): ThreadOutcome {
   const { memory, thread, seed } = setup
+  const progress = new Int32Array(setup.progress)
+  if (setup.isLate) {
+    for (let done = 0; done < LATE_AFTER_STEPS; done = Atomics.load(progress, 0)) {
+      Atomics.wait(progress, 0, done)
+    }
+  }
   const set = new ViewSet(setup.layers, CACHES, undefined, { memory, thread })
   const disk = set.disk as WritableDisk
   const views = setup.entries.map(entry => bracketed(disk, set.viewOf(entry)))
@@ -99,11 +110,19 @@ function run(setup: ThreadSetup): ThreadOutcome {
         disk.flush()
         counts.flushes++
       } else look()
+      if (thread === 0) advance(progress)
     }
     return { failure: disk.failure, ...counts }
   } catch (error) {
     return { failure: `${(error as Error).stack}`, ...counts }
+  } finally {
+    if (thread === 0) advance(progress, LATE_AFTER_STEPS)
   }
+}
+
+function advance(progress: Int32Array, steps = 1): void {
+  Atomics.add(progress, 0, steps)
+  Atomics.notify(progress, 0)
 }
 
 parentPort?.on('message', (setup: ThreadSetup) => parentPort?.postMessage(run(setup)))

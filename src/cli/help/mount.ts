@@ -42,7 +42,8 @@ server has saved what was written.
   -q, --quiet            print errors only
   --format F             {formats} (found by its bytes); raw also shows
                          and writes a file that does not look like a disk
-  --threads N            threads that serve requests (2, up to 4 with more processors)
+  --threads N            the most threads that serve requests (2, up to 4 with more processors);
+                         one serves until requests have to wait
   --transport KIND       how requests come: direct (the kernel's protocol; the default) or libfuse
                          (through the package fuse-native, if that is installed; slower)
   --metadata-cache SIZE  how much of the tables to keep in memory, for all threads together

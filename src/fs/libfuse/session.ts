@@ -119,7 +119,7 @@ export class LibfuseSession implements Session {
       allocated: new Float64Array(allocated),
       controlText: {
         status: () => statusText(status, snapshots, views, layers[0] as LayerSpec, watch),
-        stats: () => statsText(stats, started),
+        stats: () => statsText(stats, started, 1),
         partitions,
       },
     }
