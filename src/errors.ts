@@ -77,8 +77,20 @@ export class AlreadyMounted extends MountError {
   override name = 'AlreadyMounted'
 }
 
+/** What the server of a mount has answered to a command: its words, and the exit code that goes with them. */
+export class RemoteError extends MountError {
+  override name = 'RemoteError'
+  constructor(
+    message: string,
+    readonly exit: number,
+  ) {
+    super(message)
+  }
+}
+
 /** Returns the exit code of a command that ends with `error`. */
 export function exitCodeOf(error: unknown): number {
+  if (error instanceof RemoteError) return error.exit
   if (error instanceof UsageError) return 2
   return error instanceof AlreadyMounted ? 3 : 1
 }

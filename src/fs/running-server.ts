@@ -21,6 +21,8 @@ export interface RunningServer extends ServerProcess {
   readonly removed: boolean
   /** The name of the disk's file. */
   readonly disk: string
+  /** The path of the socket for commands; null if there is none, and undefined in older versions. */
+  readonly socket?: string | null
 }
 
 /**

@@ -2,13 +2,15 @@
  * A mount from its beginning to its end, on the main thread: opening, unlocking, serving and ending.
  * The requests are the transport's (direct.ts, libfuse/session.ts).
  */
+import { ControlSocket } from '../control/listener.js'
+import { type Greeting, PROTOCOL } from '../control/protocol.js'
 import { ProtocolError } from '../errors.js'
 import type { CatalogEntry } from '../image/catalog.js'
 import { type Chain, closeChain, type OpenOptions } from '../image/chain.js'
 import { type AskPassphrase, lockChain, unlockChain } from '../image/encryption.js'
 import { openChain } from '../image/open-chain.js'
 import { orInterrupted } from '../interruption.js'
-import { realMountpoint } from '../io/mountinfo.js'
+import { type MountInfo, realMountpoint } from '../io/mountinfo.js'
 import { nameEndingServer } from '../io/processes.js'
 import type { Logger } from '../log.js'
 import { ChangeWatcher } from './change-watcher.js'
@@ -124,12 +126,14 @@ async function serveChain(
   const gate = new Gate(createGateMemory(threads))
   const watcher = new ChangeWatcher(image, logger)
   const onChanged = (path: string) => watcher.noticed(path)
+  const control = ControlSocket.open(chain.layers[0].fd, logger)
   const shared = { gate, opens: new OpenCounts().shared, onChanged }
-  const parts = sessionParts(image, options, mountpoint, transport, shared, logger)
+  const parts = sessionParts(image, options, mountpoint, transport, shared, logger, control?.path)
   const session = await sessionOf(transport, parts, { views, counts })
   const changer = new Changer(image, session, gate, logger)
   const mount = await bringUp(session, mountpoint, threads, logger).catch(error => {
     keeper?.close()
+    control?.close()
     throw error
   })
   const { isWritable } = chain
@@ -137,9 +141,11 @@ async function serveChain(
   logger.info({ image: path, mountpoint, files: entries.length, isWritable, transport }, 'mounted')
   keeper?.start(options.commitSeconds)
   watcher.start(() => changer.forgetPages())
+  control?.serve(() => greetingOf(image, mountpoint, mount), liveRequests())
   const finished = session.finished.then(async () => {
     nameEndingServer()
     watcher.stop()
+    control?.close()
     // The workers end with the mount. If they failed, the mount must not stay without them.
     await stopMount(session, mount, 'no worker is left', logger)
     await changer.end()
@@ -157,6 +163,21 @@ async function serveChain(
   const isGuessed = isProbed === true && format === 'raw'
   return { mountpoint, entries, warnings, isWritable, format, isGuessed, finished, stop }
 }
+
+const greetingOf = (
+  { chain, world }: ServedImage,
+  mountpoint: string,
+  mount: MountInfo | undefined,
+): Greeting => ({
+  protocol: PROTOCOL,
+  version: VERSION,
+  pid: process.pid,
+  image: chain.layers[0].path,
+  mountpoint,
+  device: mount?.device ?? '',
+  isWritable: chain.isWritable,
+  diskFiles: world.entries.filter(isOfDisk).map(({ name }) => name),
+})
 
 async function sessionOf(
   transport: Transport,

@@ -6,6 +6,7 @@ import { appearanceOf } from './appearance.js'
 import type { MountOptions } from './options.js'
 import type { SessionParts, Transport } from './session.js'
 
+/** @param socket the path of the socket for commands, if there is one */
 export function sessionParts(
   image: ServedImage,
   options: MountOptions,
@@ -13,6 +14,7 @@ export function sessionParts(
   transport: Transport,
   shared: Pick<SessionParts, 'gate' | 'opens' | 'onChanged'>,
   logger: Logger,
+  socket: string | undefined,
 ): SessionParts {
   const { chain, world, threads, caches, stats } = image
   const { allowOther, allowRoot, defaultPermissions, fsname, growable, flags } = options
@@ -31,7 +33,7 @@ export function sessionParts(
       // With allow_other the image's own permission bits say who may read it.
       defaultPermissions: defaultPermissions || isShared,
     },
-    status: statusOf(image, transport, mountpoint, started),
+    status: { ...statusOf(image, transport, mountpoint, started), socket: socket ?? null },
     isGrowable: growable,
   }
 }
