@@ -119,8 +119,25 @@ async function list(
   const output = parseChoice(values.output ?? 'human', '--output', ['human', 'json'])
   const open = { ...options, allowPaths: values['allow-path'] ?? [] }
   const withLayers = values.layers === true || output === 'json'
-  const found = listSnapshots(image, open, withLayers, say)
+  const mounted = await listMounted(image, withLayers)
+  const found = mounted ?? listSnapshots(image, open, withLayers, say)
   print(output === 'json' ? `${json(found)}\n` : human(found))
+}
+
+/** Returns the list of the image that is mounted on `name`; undefined if `name` is no mount point. */
+async function listMounted(name: string, layers: boolean): Promise<SnapshotList | undefined> {
+  const { mountOn } = await import('../io/mountinfo.js')
+  const mount = mountOn(name)
+  if (!mount) return undefined
+  const { connectToMount } = await import('../control/find.js')
+  const { receivedList } = await import('../control/received-list.js')
+  const { ask } = await import('./mounted.js')
+  const server = await connectToMount(mount)
+  try {
+    return receivedList(await ask(server, { do: 'list', layers }))
+  } finally {
+    server.close()
+  }
 }
 
 /** QEMU's table alone, unless there is something that QEMU does not show. */

@@ -3,7 +3,7 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { MountError, printable } from '../errors.js'
 import { askServer } from '../fs/running-server.js'
-import { findMount, FS_TYPE, listMounts, type MountInfo, ownerOf } from '../io/mountinfo.js'
+import { FS_TYPE, listMounts, mountOn, type MountInfo, ownerOf } from '../io/mountinfo.js'
 import { list, serverOfDevice, textOf } from '../io/processes.js'
 import { isAbandoned } from '../io/unix-sockets.js'
 import { NobodyListens, ServerConnection } from './client.js'
@@ -12,12 +12,6 @@ import { imageKey, parseName } from './names.js'
 
 /** How long a server may take to say its status. */
 const STATUS_MS = 8_000
-
-/** The mount of vimgfs that is on `name`, if `name` is a mount point. */
-export function mountOn(name: string): MountInfo | undefined {
-  const mount = findMount(name)
-  return mount?.type === FS_TYPE ? mount : undefined
-}
 
 /**
  * Connects to the server that has the image `name` mounted, or whose mount point `name` is; to one that writes, if there are
@@ -28,7 +22,8 @@ export async function connectTo(name: string): Promise<ServerConnection | undefi
   return mount ? connectToMount(mount) : connectToImage(name)
 }
 
-async function connectToMount(mount: MountInfo): Promise<ServerConnection> {
+/** Connects to the server of a mount. Throws MountError. */
+export async function connectToMount(mount: MountInfo): Promise<ServerConnection> {
   const { mountpoint } = mount
   const owner = ownerOf(mount)
   const uid = process.geteuid?.()

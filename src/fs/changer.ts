@@ -171,5 +171,5 @@ export class Changer {
 }
 
 /** Whether a file shows bytes of the disk itself: it or a partition of it. */
-const isOfDisk = ({ kind, layer, table }: World['entries'][number]): boolean =>
+export const isOfDisk = ({ kind, layer, table }: World['entries'][number]): boolean =>
   kind === 'disk' || (kind === 'partition' && layer === 0 && table === undefined)

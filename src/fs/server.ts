@@ -14,7 +14,7 @@ import { type MountInfo, realMountpoint } from '../io/mountinfo.js'
 import { nameEndingServer } from '../io/processes.js'
 import type { Logger } from '../log.js'
 import { ChangeWatcher } from './change-watcher.js'
-import { Changer } from './changer.js'
+import { Changer, isOfDisk } from './changer.js'
 import { DirectSession } from './direct.js'
 import { createGateMemory, Gate } from './gate.js'
 import { checkMountpoint } from './mount.js'
@@ -141,7 +141,7 @@ async function serveChain(
   logger.info({ image: path, mountpoint, files: entries.length, isWritable, transport }, 'mounted')
   keeper?.start(options.commitSeconds)
   watcher.start(() => changer.forgetPages())
-  control?.serve(() => greetingOf(image, mountpoint, mount), liveRequests())
+  control?.serve(() => greetingOf(image, mountpoint, mount), liveRequests(image))
   const finished = session.finished.then(async () => {
     nameEndingServer()
     watcher.stop()

@@ -9,7 +9,7 @@ import {
 import { storeOf } from './layer.js'
 import { openChain } from './open-chain.js'
 import { formatOf } from '../formats/registry.js'
-import type { LayerSpec } from '../formats/format.js'
+import type { InternalSnapshot, LayerSpec } from '../formats/format.js'
 
 /** A snapshot that has frozen a disk file. */
 export type FrozenInfo = SnapshotInfo & {
@@ -49,17 +49,34 @@ export function listSnapshots(
   const chain = openChain(image, { ...options, describe: withLayers ? 'chain' : 'image' })
   try {
     for (const warning of chain.warnings) warn(warning)
-    const [top] = chain.layers
-    const frozen = frozenBy(chain)
-    return {
-      filename: image,
-      format: top.format,
-      snapshots: chain.snapshots.map(describeSnapshot),
-      'machine-snapshots': frozen.length > 0 ? frozen : undefined,
-      layers: withLayers ? chain.layers.slice(0, chain.depth).map(describeLayer) : undefined,
-    }
+    return snapshotListOf(chain, image, chain.snapshots, withLayers)
   } finally {
     closeChain(chain)
+  }
+}
+
+/**
+ * Returns the list of an image that is open.
+ * @param snapshots those of the image itself, as they are now
+ */
+export function snapshotListOf(
+  chain: Chain,
+  filename: string,
+  snapshots: readonly InternalSnapshot[],
+  withLayers: boolean,
+): SnapshotList {
+  const frozen = frozenBy(chain)
+  const own = snapshots.map(describeSnapshot)
+  return {
+    filename,
+    format: chain.layers[0].format,
+    snapshots: own,
+    'machine-snapshots': frozen.length > 0 ? frozen : undefined,
+    layers: withLayers
+      ? chain.layers
+          .slice(0, chain.depth)
+          .map((layer, place) => describeLayer(layer, place, place === 0 ? own : undefined))
+      : undefined,
   }
 }
 
@@ -71,13 +88,17 @@ const frozenBy = ({ externalSnapshots }: Chain): FrozenInfo[] =>
     filename: snapshot.fileName,
   }))
 
-function describeLayer(layer: LayerSpec, place: number): LayerInfo {
-  const snapshots = formatOf(layer).internalSnapshots?.read(storeOf(layer), layer.spec) ?? []
+function describeLayer(
+  layer: LayerSpec,
+  place: number,
+  known: readonly SnapshotInfo[] | undefined,
+): LayerInfo {
+  const read = () => formatOf(layer).internalSnapshots?.read(storeOf(layer), layer.spec) ?? []
   return {
     layer: place,
     filename: layer.path,
     format: layer.format,
     'virtual-size': virtualBytes(layer),
-    snapshots: snapshots.map(describeSnapshot),
+    snapshots: known ?? read().map(describeSnapshot),
   }
 }

@@ -26,6 +26,12 @@ export function findMount(mountpoint: string): MountInfo | undefined {
   return mountAt(realMountpoint(mountpoint))
 }
 
+/** Returns the mount of vimgfs at `mountpoint`, if there is one. */
+export function mountOn(mountpoint: string): MountInfo | undefined {
+  const mount = findMount(mountpoint)
+  return mount?.type === FS_TYPE ? mount : undefined
+}
+
 /** Returns the same for a path from realMountpoint. Touches no file system: a dead or new one would hang. */
 export function mountAt(real: string): MountInfo | undefined {
   return listMounts().findLast(mount => mount.mountpoint === real)
