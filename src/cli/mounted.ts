@@ -1,9 +1,31 @@
 /** What commands do with an image that is mounted: the server of the mount does the work. */
 import type { ServerConnection } from '../control/client.js'
+import { connectTo } from '../control/find.js'
 import type { Request } from '../control/protocol.js'
 import { printable } from '../errors.js'
+import { mountOn } from '../io/mountinfo.js'
 import { complain } from './output.js'
 import { Progress, type ProgressOptions } from './progress.js'
+
+/**
+ * Returns what `act` returns, which works through the server that has `name` mounted for writing, or whose mount point `name`
+ * is. Returns undefined if there is none. Throws what `act` throws, and MountError.
+ */
+export async function ifMounted<T>(
+  name: string,
+  act: (server: ServerConnection, isMountpoint: boolean) => Promise<T>,
+): Promise<{ readonly result: T } | undefined> {
+  const server = await connectTo(name)
+  if (!server) return undefined
+  try {
+    const isMountpoint = mountOn(name) !== undefined
+    // A mount that only reads leaves the image to its locks.
+    if (!server.greeting.isWritable && !isMountpoint) return undefined
+    return { result: await act(server, isMountpoint) }
+  } finally {
+    server.close()
+  }
+}
 
 /** Has the server do what `request` says. Shows the progress, and prints what the server says. Throws MountError. */
 export async function ask(

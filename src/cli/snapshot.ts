@@ -124,20 +124,15 @@ async function list(
   print(output === 'json' ? `${json(found)}\n` : human(found))
 }
 
-/** Returns the list of the image that is mounted on `name`; undefined if `name` is no mount point. */
+/** Returns the list of an image that is mounted, by its own name or its mount point; undefined if it is not. */
 async function listMounted(name: string, layers: boolean): Promise<SnapshotList | undefined> {
-  const { mountOn } = await import('../io/mountinfo.js')
-  const mount = mountOn(name)
-  if (!mount) return undefined
-  const { connectToMount } = await import('../control/find.js')
+  const { ask, ifMounted } = await import('./mounted.js')
   const { receivedList } = await import('../control/received-list.js')
-  const { ask } = await import('./mounted.js')
-  const server = await connectToMount(mount)
-  try {
-    return receivedList(await ask(server, { do: 'list', layers }))
-  } finally {
-    server.close()
-  }
+  const answer = await ifMounted(name, async (server, isPlace) => {
+    const list = receivedList(await ask(server, { do: 'list', layers }))
+    return isPlace ? list : { ...list, filename: name }
+  })
+  return answer?.result
 }
 
 /** QEMU's table alone, unless there is something that QEMU does not show. */

@@ -22,8 +22,7 @@ export async function connectTo(name: string): Promise<ServerConnection | undefi
   return mount ? connectToMount(mount) : connectToImage(name)
 }
 
-/** Connects to the server of a mount. Throws MountError. */
-export async function connectToMount(mount: MountInfo): Promise<ServerConnection> {
+async function connectToMount(mount: MountInfo): Promise<ServerConnection> {
   const { mountpoint } = mount
   const owner = ownerOf(mount)
   const uid = process.geteuid?.()

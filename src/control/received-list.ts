@@ -72,9 +72,7 @@ function picked(
   if (!isWhole) throw nonsense()
   // In the order of the command's own lists.
   const names = [...texts, ...numbers]
-  return Object.fromEntries(
-    Object.entries(all).filter(([name]) => names.includes(name)),
-  )
+  return Object.fromEntries(Object.entries(all).filter(([name]) => names.includes(name)))
 }
 
 const nonsense = () =>

@@ -6,7 +6,7 @@ import { MountError } from '../errors.js'
  * The descriptors that a mount opens later: to mount, to answer for the first time, to unmount, to reopen the log, to
  * decompress.
  */
-export const DESCRIPTORS_TO_SERVE = 12
+export const DESCRIPTORS_TO_SERVE = 20
 /** The descriptors of a worker: four of Node's event loop, and two of /dev/fuse. */
 export const DESCRIPTORS_A_WORKER = 6
 

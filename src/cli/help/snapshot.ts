@@ -13,7 +13,7 @@ the child: it holds what is written, and disk.vmdk stays as it is. VMware does n
 vimgfs commit disk-TAG.vmdk merges it back; to go back, delete the child.
 
 list shows the table of qemu-img. It also shows the snapshots of a vmdk's machine (.vmsd), and the
-files that they have frozen.
+files that they have frozen. It takes a mount point, too.
 
 create refuses a TAG that exists. delete and revert refuse one that exists twice: then name it by ID.
 
