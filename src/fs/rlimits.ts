@@ -4,7 +4,7 @@ import { MountError } from '../errors.js'
 
 /**
  * The descriptors that a mount opens later: to mount, to answer for the first time, to unmount, to reopen the log, to
- * decompress.
+ * decompress, and for the connections of commands.
  */
 export const DESCRIPTORS_TO_SERVE = 20
 /** The descriptors of a worker: four of Node's event loop, and two of /dev/fuse. */
