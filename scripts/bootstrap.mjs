@@ -110,12 +110,17 @@ export function howToInstall(commands) {
     : `what your distribution has for ${commands.join(', ')}`
 }
 
-export function ensureBuilt() {
-  const built = statSync(CLI, { throwIfNoEntry: false })?.mtimeMs ?? 0
+/** Reports whether `file`, a part of the build, is as new as all that it is made of. */
+export function isBuilt(file) {
+  const built = statSync(file, { throwIfNoEntry: false })?.mtimeMs ?? 0
   // Folders count, too: removing a file changes its folder's time.
   const sources = readdirSync(join(ROOT, 'src'), { recursive: true }).map(name => `src/${name}`)
-  sources.push('src', 'scripts/build.mjs', 'package-lock.json')
-  if (sources.every(path => statSync(join(ROOT, path)).mtimeMs <= built)) return
+  sources.push('src', 'scripts/build.mjs', 'tsconfig.build.json', 'package-lock.json')
+  return sources.every(path => statSync(join(ROOT, path)).mtimeMs <= built)
+}
+
+export function ensureBuilt() {
+  if (isBuilt(CLI)) return
   step('Building')
   // The types are for other packages.
   const build = quiet(process.execPath, 'scripts/build.mjs', '--code')

@@ -1,5 +1,6 @@
 /**
- * npm run build: compiles src to dist. With `--code` it leaves out the types, which only other packages need.
+ * npm run build: compiles src to dist. With `--code` it leaves out the types, which only other packages need. With
+ * `--if-older` it does nothing where dist is as new as the sources: npm ci and npm pack both build.
  *
  * esbuild bundles what is started: the command, the library and each thread. Opening two hundred modules takes Node longer
  * than running them. npm packages stay outside.
@@ -14,10 +15,9 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { readdirSync, readFileSync, rmSync } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { build } from 'esbuild'
+import { CLI, isBuilt, ROOT } from './bootstrap.mjs'
 
-const ROOT = fileURLToPath(new URL('..', import.meta.url))
 const DIST = join(ROOT, 'dist')
 const COMMAND = 'cli/main'
 const LIBRARY = 'index'
@@ -83,20 +83,25 @@ async function writeCode() {
   }
 }
 
+/** Only writes the types: `npm run types` and `npm test` check them, which takes longer. */
 async function writeTypes() {
   const tsc = join(ROOT, 'node_modules/typescript/bin/tsc')
-  const args = [tsc, '-p', join(ROOT, 'tsconfig.build.json')]
+  const args = [tsc, '-p', join(ROOT, 'tsconfig.build.json'), '--noCheck']
   const [code] = await once(spawn(process.execPath, args, { stdio: 'inherit' }), 'exit')
   if (code !== 0) throw new Error('tsc has found errors')
 }
 
-rmSync(DIST, { recursive: true, force: true })
-const hasTypes = !process.argv.includes('--code')
-const results = await Promise.allSettled([writeCode(), ...(hasTypes ? [writeTypes()] : [])])
-for (const { reason } of results.filter(({ status }) => status === 'rejected')) {
-  // esbuild has printed its errors.
-  if (!reason.errors) console.error(reason.message)
-  process.exitCode = 1
+async function make(hasTypes) {
+  rmSync(DIST, { recursive: true, force: true })
+  const results = await Promise.allSettled([writeCode(), ...(hasTypes ? [writeTypes()] : [])])
+  for (const { reason } of results.filter(({ status }) => status === 'rejected')) {
+    // esbuild has printed its errors.
+    if (!reason.errors) console.error(reason.message)
+    process.exitCode = 1
+  }
+  // A failed build must not look built.
+  if (process.exitCode) rmSync(DIST, { recursive: true, force: true })
 }
-// A failed build must not look built.
-if (process.exitCode) rmSync(DIST, { recursive: true, force: true })
+
+const isEnough = [CLI, join(DIST, `${LIBRARY}.d.ts`)].every(isBuilt)
+if (!process.argv.includes('--if-older') || !isEnough) await make(!process.argv.includes('--code'))

@@ -10,7 +10,8 @@ t.test('a tarball from a clean source installs globally and works', async t => {
   mkdirSync(source)
   const documents = ['ARCHITECTURE.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'LICENSE', 'README.md']
   const settingFiles = ['package.json', 'package-lock.json', 'tsconfig.json', 'tsconfig.build.json']
-  for (const part of ['src', 'docs', 'scripts/build.mjs', ...settingFiles, ...documents])
+  const scripts = ['scripts/build.mjs', 'scripts/bootstrap.mjs']
+  for (const part of ['src', 'docs', ...scripts, ...settingFiles, ...documents])
     cpSync(join(ROOT, part), join(source, part), { recursive: true })
 
   // As README.md says it, without anything installed or built before.

@@ -1,10 +1,10 @@
 /** Runs external commands, makes temporary folders, and skips tests that lack a command. */
-import { type ChildProcess, execFile } from 'node:child_process'
 import { accessSync, constants, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
 import type { Test } from 'tap'
 import { markedProcesses, ownMark, Progress } from './activity.js'
+import { type LightProcess, spawnLight } from './light-spawn.js'
 
 export interface RunOptions {
   readonly cwd?: string
@@ -23,40 +23,28 @@ export interface Finished {
 /** Less than a process of tests may be without progress: so the test can say which command it was. */
 const HANG_SECONDS = 200
 const LOOK_MS = 5000
-const MAX_OUTPUT_BYTES = 64 * 2 ** 20
 
 // An ordinary user's PATH lacks the folders of losetup and mke2fs.
 const PATH = `${process.env.PATH}${delimiter}/usr/sbin${delimiter}/sbin`
 
 /** Runs a command to its end, however it ends. One that hangs is killed, and the run has failed. */
-export function attempt(
+export async function attempt(
   command: string,
   args: readonly string[],
   options: RunOptions = {},
 ): Promise<Finished> {
   const { cwd, env, input } = options
-  return new Promise(resolve => {
-    const child = execFile(
-      command,
-      args,
-      {
-        killSignal: 'SIGKILL',
-        maxBuffer: MAX_OUTPUT_BYTES,
-        env: commandEnvironment(env),
-        ...(cwd !== undefined && { cwd }),
-      },
-      (error, stdout, stderr) => {
-        const how = stopWatching()
-        const code = error === null ? 0 : typeof error.code === 'number' ? error.code : -1
-        const reason = code === -1 ? `${error?.message}${how}\n` : ''
-        resolve({ code, stdout, stderr: `${reason}${stderr}` })
-      },
-    )
-    const stopWatching = endIfHanging(child)
-    // It is no error if a command does not read its input to the end.
-    child.stdin?.on('error', () => {})
-    child.stdin?.end(input)
-  })
+  let child: LightProcess
+  try {
+    child = spawnLight(command, args, { cwd, env: commandEnvironment(env), input })
+  } catch (error) {
+    return { code: -1, stdout: '', stderr: `${(error as Error).message}\n` }
+  }
+  const stopWatching = endIfHanging(child)
+  const { code = -1, signal, stdout, stderr } = await child.ended
+  const how = stopWatching()
+  const reason = code === -1 ? `${command} ${args.join(' ')}: signal ${signal}${how}\n` : ''
+  return { code, stdout: String(stdout), stderr: `${reason}${stderr}` }
 }
 
 /** Returns the environment of commands, with `more`. */
@@ -70,7 +58,7 @@ export function commandEnvironment(more: NodeJS.ProcessEnv | undefined): NodeJS.
  * Kills `child` once it hangs. What it waits for may be another process of this test: while one of them does anything,
  * none of them hangs. Returns a function that ends the watch, and says whether it has killed the process.
  */
-export function endIfHanging(child: ChildProcess): () => string {
+export function endIfHanging(child: { kill(signal: NodeJS.Signals): void }): () => string {
   let hangs = false
   let progress: Progress | undefined
   const timer = setInterval(() => {
