@@ -21,7 +21,7 @@ import type { PassphraseSource } from './passphrase.js'
 import { Progress } from './progress.js'
 import { checkCacheMode } from './qemu-options.js'
 import { formatNamed, SOURCE_OPTIONS, SourceOpener } from './sources.js'
-import { parseDiskSize } from './sizes.js'
+import { parseDiskSize } from '../sizes.js'
 import { hintAtSuffix } from './suffix-hint.js'
 
 const OPTIONS = {

@@ -5,7 +5,7 @@ import { unknownOption } from '../image/new-image.js'
 import { parseCount, parseChoice } from './arguments.js'
 import { print } from './output.js'
 import { piecesOf } from './qemu-options.js'
-import { parseDiskSize } from './sizes.js'
+import { parseDiskSize } from '../sizes.js'
 
 export const BACKING_OPTIONS: readonly CreateOption[] = [
   { name: 'backing_file', type: 'text', help: 'backing file, as -b (-B of convert)' },

@@ -25,7 +25,7 @@ export async function run(args: string[]): Promise<number> {
     import('../image/new-image.js'),
     import('../image/create-image.js'),
     import('./create-options.js'),
-    import('./sizes.js'),
+    import('../sizes.js'),
   ])
   const { values } = parseWords(args, OPTIONS, 'create', {
     required: [],

@@ -5,7 +5,7 @@ import { splitImageName } from '../image/image-name.js'
 import { type MapEntry, mapOf } from '../image/map.js'
 import { parse, parseChoice } from './arguments.js'
 import { print } from './output.js'
-import { parseDiskSize } from './sizes.js'
+import { parseDiskSize } from '../sizes.js'
 import { SOURCE_OPTIONS, SourceOpener } from './sources.js'
 
 const OPTIONS = {

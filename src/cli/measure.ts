@@ -5,7 +5,7 @@ import { SECTOR_BYTES } from '../sector.js'
 import { parseChoice, parseWords } from './arguments.js'
 import { parseCreateOptions } from './create-options.js'
 import { print } from './output.js'
-import { parseDiskSize } from './sizes.js'
+import { parseDiskSize } from '../sizes.js'
 import { SOURCE_OPTIONS, SourceOpener } from './sources.js'
 
 const OPTIONS = {

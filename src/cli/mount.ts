@@ -73,10 +73,17 @@ function hasFolder(): boolean {
 
 /** Changes to `/`, because threads cannot start in a deleted folder. Throws if a name is relative. */
 function leaveFolder({ request, logFile, passphraseFiles = [] }: Settings): void {
-  const { image, mountpoint, open } = request
+  const { image, mountpoint, open, options } = request
   const secrets = passphraseFiles.filter(name => name !== '-')
   // For a relative name this throws, since there is no current folder.
-  for (const name of [image, mountpoint, logFile ?? '/', ...(open.allowPaths ?? []), ...secrets]) {
+  for (const name of [
+    image,
+    mountpoint,
+    logFile ?? '/',
+    ...(open.allowPaths ?? []),
+    ...secrets,
+    options.scratch?.folder ?? '/',
+  ]) {
     path.resolve(name)
   }
   process.chdir('/')
@@ -275,10 +282,16 @@ function hints(
         ? 'You and root can use it.'
         : 'Only you can use it: root, for example for a loop mount, needs -o allow_root or -o allow_other.'
   return [
-    `${disk?.name} (${humanSize(disk?.sizeBytes ?? 0)})${extras.length > 0 ? ` with ${extras.join(', ')}` : ''} in ${server.mountpoint}, ${format}, ${server.isWritable ? 'read-write' : 'read-only'}`,
+    `${disk?.name} (${humanSize(disk?.sizeBytes ?? 0)})${extras.length > 0 ? ` with ${extras.join(', ')}` : ''} in ${server.mountpoint}, ${format}, ${ACCESS[server.access]}`,
     ...(who === '' ? [] : [who]),
     `Unmount it with: vimgfs umount ${server.mountpoint}${logPlace === undefined ? '' : ` (log: ${logPlace})`}`,
   ].map(printable)
+}
+
+const ACCESS = {
+  'read-only': 'read-only',
+  'read-write': 'read-write',
+  scratch: 'scratch copies: what is written is gone after unmounting',
 }
 
 const plural = (count: number, name: string): string =>

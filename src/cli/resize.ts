@@ -4,7 +4,7 @@ import { parseChoice, parseWords } from './arguments.js'
 import { CHANGING_OPTIONS, changing } from './changing.js'
 import { humanSize } from './human.js'
 import { print } from './output.js'
-import { parseSizeChange } from './sizes.js'
+import { parseSizeChange } from '../sizes.js'
 
 const OPTIONS = {
   ...CHANGING_OPTIONS,

@@ -342,6 +342,12 @@ export interface FormatWriting<S> {
    * back. Undefined if the format cannot do that.
    */
   makeEmpty?(layer: LayerSpec<S>, store: WritableStore): Promise<void>
+  /**
+   * Makes an empty disk of `diskBytes` bytes in the empty file of `store`, for a layer that stands on any other disk and is
+   * thrown away. A write of 4 KiB to it, at a multiple of that, copies nothing from below. Undefined if the format's images cannot
+   * do that. Throws ImageError if the disk is too large.
+   */
+  scratch?(store: WritableStore, diskBytes: number): S
   /** Makes a blank disk allocate from `at` on, in bytes, as in a file that has grown to there. */
   allocateFrom?(memory: unknown, at: number): void
 }

@@ -84,6 +84,9 @@ const BY_NAME = new Map(FORMATS.map(format => [format.name, format]))
 /** Returns the format with that name; undefined if there is none. */
 export const findFormat = (name: string): Format | undefined => BY_NAME.get(name)
 
+/** The format of scratch disks. */
+export const SCRATCH_FORMAT = FORMATS.find(({ writing }) => writing?.scratch) as Format
+
 /** Returns the format of a layer. Throws TypeError for an unknown name, which no input can cause. */
 export function formatOf({ format }: Pick<LayerSpec, 'format'>): Format {
   const found = BY_NAME.get(format)

@@ -78,11 +78,13 @@ export class AllocatedBytes {
 
   /** Counts. A file with a damaged table, or on lost storage, still has attributes: only reading it fails. */
   private count(node: ImageNode, milliseconds: number): number {
-    const disk = this.written.find(node)?.disk ?? this.views.disk
+    const file = this.written.find(node)
+    const disk = file?.disk ?? this.views.disk
     // Counting reads tables only, and these change only under the lock's exclusive side. So no bytes need a stripe.
     disk?.beginRead(0, 0)
     try {
-      return countAllocated(this.viewOf(node), this.fileBytes(node.entry.layer), milliseconds)
+      const bytes = this.fileBytes(node.entry.layer) + (file?.ownBytes ?? 0)
+      return countAllocated(this.viewOf(node), bytes, milliseconds)
     } catch (error) {
       if (isExpected(error)) return 0
       throw error
@@ -109,7 +111,7 @@ export class AllocatedBytes {
  * Subtracts freed bytes from the count of a file at once, because st_blocks may err on the low side only.
  * @param counts by place in the catalog
  */
-export function lowerCount(counts: Float64Array, node: ImageNode | undefined, bytes: number): void {
-  const known = node ? (counts[node.place] as number) : -1
-  if (node && known >= 0) counts[node.place] = Math.max(0, known - bytes)
+export function lowerCount(counts: Float64Array, place: number, bytes: number): void {
+  const known = counts[place] as number
+  if (known >= 0) counts[place] = Math.max(0, known - bytes)
 }

@@ -6,7 +6,7 @@ import type { MountOptions } from './options.js'
 import type { Appearance } from './tree.js'
 
 export function appearanceOf({ layers, isWritable }: Chain, options: MountOptions): Appearance {
-  const { umask } = options
+  const { umask, scratch } = options
   const gid = options.gid ?? process.getgid?.() ?? 0
   const group = options.gid === undefined ? gid : undefined
   // The user who could open the image may read its content.
@@ -16,13 +16,15 @@ export function appearanceOf({ layers, isWritable }: Chain, options: MountOption
   const readable = (mode: number) => (mode | ours) & 0o444
   const [top] = layers
   const fileMode = readable(modeOf([top]))
-  const diskMode = modeOf(filesFrom(layers, 0))
+  const modes = layers.map((_, index) => modeOf(filesFrom(layers, index)))
+  const writtenModes = modes.map(mode => (mode & 0o666) | ours)
   return {
     uid: options.uid ?? process.getuid?.() ?? 0,
     gid,
     fileMode,
-    layerModes: layers.map((_, index) => readable(modeOf(filesFrom(layers, index)))),
-    diskMode: isWritable ? (diskMode & 0o666) | ours : readable(diskMode),
+    layerModes: modes.map(readable),
+    diskMode: isWritable || scratch ? (writtenModes[0] as number) : readable(modes[0] as number),
+    writtenModes: scratch && writtenModes,
     // Users who may read the image may enter the folder: the files' names come from the image.
     dirMode: fileMode | (fileMode >> 2),
     modified: top.modified,

@@ -7,6 +7,7 @@ import { removedFiles } from '../image/layer.js'
 import { jsonWithoutHidden } from '../hidden-characters.js'
 import { opcodeName } from './opcodes.js'
 import { readStats } from './stats.js'
+import type { WrittenFiles } from './written-files.js'
 
 export interface LogEntry {
   readonly level: 'debug' | 'warn' | 'error'
@@ -43,17 +44,22 @@ export function faultLogger(log: (entry: LogEntry) => void) {
 export const stallMessage = (seconds: number): string =>
   `the storage of the image has not answered for ${seconds} s; requests wait for it`
 
-/** @param status the fields that do not change */
+/**
+ * @param status the fields that do not change
+ * @param files the files that programs can write; undefined for the one of `views.disk`
+ */
 export function statusText(
   status: Readonly<Record<string, unknown>>,
   snapshots: number,
   { disk }: ViewSet,
   image: LayerSpec,
   watch: ChangeWatch | undefined,
+  files?: WrittenFiles,
 ): string {
-  disk?.checkFiles()
-  const failure = disk?.failure || null
-  const readOnly = !disk || failure !== null
+  const disks = files ? [...files.found].map(file => file.disk) : disk ? [disk] : []
+  for (const each of disks) each.checkFiles()
+  const failure = disks.find(each => each.failure !== '')?.failure ?? null
+  const readOnly = (!files && !disk) || failure !== null
   const removed = removedFiles(image).length > 0
   const changed = watch?.isChanged === true
   const text = { ...status, snapshots, readOnly, failure, removed, changed }

@@ -6,6 +6,7 @@
 import { constants } from 'node:os'
 import type { View } from '../formats/driver.js'
 import type { WritableDisk } from '../formats/writable.js'
+import { isOutOfSpace } from '../image/out-of-space.js'
 import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE } from '../io/libc.js'
 import type { GapActions } from './gap-actions.js'
 import { mayChange, type Owner, type Ownership } from './ownership.js'
@@ -21,6 +22,15 @@ export interface DiskFileOptions {
   readonly view?: View
   /** Whether writing past the end makes the disk larger. */
   readonly isGrowable: boolean
+  /** Whether nothing that is written has to survive the mount. */
+  readonly isThrownAway?: boolean
+  /**
+   * Called after the disk found no room: makes room, if other disks have space that they have not given back yet. Returns whether
+   * it has done so.
+   */
+  readonly makeRoom?: () => boolean
+  /** Returns what a file that is not one of the image's takes for this disk alone, in bytes. */
+  readonly ownBytes?: () => number
   readonly onFlush: () => void
   /** Called for each range that was zeroed, in bytes. */
   readonly onZero: (offset: number, length: number) => void
@@ -65,6 +75,11 @@ export class DiskFile {
     return this.options.view
   }
 
+  /** What a file that is not one of the image's takes for this disk alone, in bytes. */
+  get ownBytes(): number {
+    return this.options.ownBytes?.() ?? 0
+  }
+
   get truncations(): Truncations {
     return this.options.truncations
   }
@@ -88,7 +103,12 @@ export class DiskFile {
       length = isAppending ? this.fittingAtEnd(offset, size, handle) : this.fitting(offset, size)
       if (length > 0) {
         back = truncations.beforeWrite(handle, offset, offset + length, this.gapActions)
-        this.disk.write(source, start, length, offset)
+        try {
+          this.disk.write(source, start, length, offset)
+        } catch (error) {
+          this.requireRoom(error)
+          this.disk.write(source, start, length, offset)
+        }
       }
     } catch (error) {
       truncations.failed(handle, back, offset + length)
@@ -113,7 +133,7 @@ export class DiskFile {
     }
     const mark = keepsSize ? undefined : this.options.truncations.markOf(handle)
     if (mark !== undefined && mark < offset + length) this.extend(handle, offset + length)
-    if (!isZeroing && length > 0) this.disk.reserve(offset, length)
+    if (!isZeroing && length > 0) this.orWithRoom(() => this.disk.reserve(offset, length))
     const zeroed = isZeroing ? Math.max(0, this.clip(offset, length)) : 0
     if (zeroed > 0) this.zero(offset, zeroed)
     return 0
@@ -132,6 +152,7 @@ export class DiskFile {
   }
 
   flush(): number {
+    if (this.options.isThrownAway) return 0
     this.options.onFlush()
     this.disk.flush()
     return 0
@@ -161,8 +182,22 @@ export class DiskFile {
   }
 
   private zero(offset: number, length: number): void {
-    this.disk.zero(offset, length)
+    this.orWithRoom(() => this.disk.zero(offset, length))
     this.options.onZero(offset, length)
+  }
+
+  private orWithRoom(act: () => void): void {
+    try {
+      act()
+    } catch (error) {
+      this.requireRoom(error)
+      act()
+    }
+  }
+
+  /** Throws `error` again unless there was too little room, and there is more now. */
+  private requireRoom(error: unknown): void {
+    if (!isOutOfSpace(error) || !this.options.makeRoom?.()) throw error
   }
 
   /** Returns how many of `length` bytes at `offset` fit, after growing the disk if that is allowed. */

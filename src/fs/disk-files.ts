@@ -39,7 +39,7 @@ export class DiskFiles implements WrittenFiles {
     for (const node of this.nodes) {
       const { start, end } = placeOf(node)
       const bytes = Math.min(offset + length, end) - Math.max(offset, start)
-      if (bytes > 0) lowerCount(this.parts.allocated, node, bytes)
+      if (bytes > 0) lowerCount(this.parts.allocated, node.place, bytes)
     }
   }
 

@@ -8,7 +8,17 @@ import type { Logger } from '../log.js'
 
 const lost = (path: string) => `${path} has been removed, or replaced, while it was mounted`
 
-export class DiskKeeper {
+/** Flushes what is written, on the main thread. */
+export interface Keeper {
+  /** Flushes every `seconds` seconds; never if that is 0. */
+  start(seconds: number): void
+  /** Flushes once. Does nothing after `close`. */
+  flush(): void
+  /** Ends writing. No other thread may write any more. Returns whether all that has to be kept is kept. */
+  close(): boolean
+}
+
+export class DiskKeeper implements Keeper {
   private timer: NodeJS.Timeout | undefined
   private readonly logged = new Set<string>()
   private isClosed = false
@@ -29,14 +39,12 @@ export class DiskKeeper {
     this.disk = disk
   }
 
-  /** Flushes every `seconds` seconds; never if that is 0. */
   start(seconds: number): void {
     if (seconds === 0) return
     this.timer = setInterval(() => this.flush(), seconds * 1000)
     this.timer.unref()
   }
 
-  /** Flushes once. Does nothing after `close`. */
   flush(): void {
     if (this.isClosed) return
     for (const path of this.removed()) this.log('what is written will be gone', lost(path))

@@ -308,8 +308,8 @@ export class NodeOperations {
 
   /** Returns the owner of a file that programs can write. */
   private ownerOf(node: ImageNode): Owner {
-    const { diskMode, uid, gid } = this.tree.appearance
-    const initial = { mode: diskMode, uid, gid }
+    const { diskMode, writtenModes, uid, gid } = this.tree.appearance
+    const initial = { mode: writtenModes?.[node.entry.layer] ?? diskMode, uid, gid }
     return this.files.find(node)?.ownership.current(initial) ?? initial
   }
 

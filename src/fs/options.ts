@@ -1,6 +1,8 @@
 /** Parses mount options (-o), as other FUSE programs take them. */
 import { UsageError } from '../errors.js'
 import { changeFlags, DEFAULT_FLAGS } from './mount-flags.js'
+import type { ScratchOptions } from './scratch-maker.js'
+import { parseDiskSize } from '../sizes.js'
 
 export interface MountOptions {
   /** The access that the user asked for; undefined means to write if the image can be written. */
@@ -11,6 +13,8 @@ export interface MountOptions {
   readonly growable: boolean
   /** Whether partitions are shown as files. */
   readonly partitions: boolean
+  /** Whether, and how, programs write to scratch copies. */
+  readonly scratch: ScratchOptions | undefined
   /** The time between flushes, in seconds; 0 for never. */
   readonly commitSeconds: number
   readonly allowOther: boolean
@@ -35,8 +39,11 @@ const ACCEPTED_VALUES = new Set(['comment', 'helper', 'uhelper', 'user'])
 
 const FLAGS = new Set([
   ...['allow_other', 'allow_root', 'default_permissions', 'force-share', 'growable', 'partitions'],
+  'scratch',
 ])
-const VALUES = new Set(['uid', 'gid', 'umask', 'fsname', 'commit'])
+const VALUES = new Set([
+  ...['uid', 'gid', 'umask', 'fsname', 'commit', 'scratch-dir', 'scratch-size'],
+])
 const DEFAULT_COMMIT_SECONDS = 5
 const MAX_COMMIT_SECONDS = 86400
 
@@ -99,6 +106,7 @@ export function parseMountOptions(lists: readonly string[]): MountOptions {
     forceShare: flags.has('force-share'),
     growable: flags.has('growable'),
     partitions: flags.has('partitions'),
+    scratch: scratchOptions(flags, values, access),
     commitSeconds: number('commit', 10, MAX_COMMIT_SECONDS) ?? DEFAULT_COMMIT_SECONDS,
     allowOther: flags.has('allow_other'),
     allowRoot: flags.has('allow_root'),
@@ -109,6 +117,22 @@ export function parseMountOptions(lists: readonly string[]): MountOptions {
     umask: number('umask', 8, 0o777),
     flags: mountFlags,
   }
+}
+
+function scratchOptions(
+  flags: ReadonlySet<string>,
+  values: ReadonlyMap<string, string>,
+  access: MountOptions['access'],
+): ScratchOptions | undefined {
+  const folder = values.get('scratch-dir')
+  const size = values.get('scratch-size')
+  if (!flags.has('scratch')) {
+    if (folder === undefined && size === undefined) return undefined
+    throw new UsageError(`-o scratch-${folder === undefined ? 'size' : 'dir'} needs -o scratch`)
+  }
+  if (access === 'ro') throw new UsageError('scratch copies are written: leave out ro or scratch')
+  const limitBytes = size === undefined ? undefined : parseDiskSize(size, '-o scratch-size')
+  return { folder, limitBytes }
 }
 
 const splitOptions = (list: string): string[] =>

@@ -10,9 +10,13 @@ import { createDiskMemory, type DiskMemory } from '../image/disk-memory.js'
 import type { CacheSizes, ViewSet } from '../image/view-set.js'
 import { removedFiles, storeOf } from '../image/layer.js'
 import type { Logger } from '../log.js'
-import { DiskKeeper } from './disk-keeper.js'
+import { DiskKeeper, type Keeper } from './disk-keeper.js'
 import { stallMessage } from './diagnostics.js'
 import { NodeIds } from './node-ids.js'
+import type { MountOptions } from './options.js'
+import { ScratchFiles } from './scratch-files.js'
+import { ScratchKeeper } from './scratch-keeper.js'
+import { ScratchMaker, type ScratchOptions } from './scratch-maker.js'
 import { sharedStats, WorkerStats } from './stats.js'
 import { makeWorld, type OwnWorld, type World, type WorldParts } from './world.js'
 
@@ -30,30 +34,35 @@ export class ServedImage {
   /** The counts of all threads; the main thread, which flushes, counts as a worker does. */
   readonly stats: SharedArrayBuffer
   readonly counts: WorkerStats
-  /** Present where the disk is written. */
-  readonly keeper: DiskKeeper | undefined
+  /** Present where programs write to scratch copies; then the world never changes. */
+  readonly scratch: { readonly maker: ScratchMaker; readonly files: ScratchFiles } | undefined
+  /** Present where something is written. */
+  readonly keeper: Keeper | undefined
+  private readonly diskKeeper: DiskKeeper | undefined
   private readonly parts: WorldParts
   private now: OwnWorld
 
   /**
    * @param threads the number of worker threads
-   * @param showsPartitions whether the partitions of each disk are files, too
-   * @param isShared whether others may write the image meanwhile
    * @param metadataBytes of tables to keep, of all threads together; undefined for the rule of defaultMetadataBytes
+   * Throws ImageError if there is no folder for scratch copies.
    */
   constructor(
     chain: Chain,
     readonly threads: number,
     metadataBytes: number | undefined,
     private readonly logger: Logger,
-    showsPartitions = false,
-    isShared = false,
+    private readonly options: Pick<
+      MountOptions,
+      'partitions' | 'forceShare' | 'growable' | 'scratch'
+    >,
   ) {
     const [top] = chain.layers
     this.caches = cachesOf(top, metadataBytes, Math.max(1, threads))
     this.stats = sharedStats(threads + 1)
     this.counts = new WorkerStats(this.stats, threads)
     const { caches, counts } = this
+    const { partitions: showsPartitions, forceShare: isShared, scratch } = options
     this.parts = { caches, counts, ids: new NodeIds(), showsPartitions, isShared, logger }
     const memory = this.newMemory(chain)
     this.now = this.worldOf(chain, 0, memory)
@@ -61,7 +70,15 @@ export class ServedImage {
     const countFlush = () => counts.countFlush()
     const { disk } = this.views
     const removed = () => removedFiles(top)
-    this.keeper = disk && new DiskKeeper(disk, countFlush, removed, logger)
+    this.diskKeeper = disk && new DiskKeeper(disk, countFlush, removed, logger)
+    this.scratch = scratch && this.scratchOf(scratch)
+    this.keeper =
+      this.diskKeeper ?? (this.scratch && new ScratchKeeper(this.scratch.files, countFlush, logger))
+  }
+
+  /** Whether programs can write anything. */
+  get isWritable(): boolean {
+    return this.chain.isWritable || this.scratch !== undefined
   }
 
   get chain(): Chain {
@@ -94,7 +111,7 @@ export class ServedImage {
     const next = changed === 'files' ? memory : this.newMemory(chain)
     this.now = this.worldOf(chain, world.number + 1, next)
     const { disk } = this.views
-    if (disk) this.keeper?.follow(disk)
+    if (disk) this.diskKeeper?.follow(disk)
     if (memory === undefined || next === undefined || next === memory) return
     for (const warning of next.warnings) this.logger.warn(warning)
     const written =
@@ -108,9 +125,24 @@ export class ServedImage {
   }
 
   private worldOf(chain: Chain, number: number, memory: DiskMemory | undefined): OwnWorld {
-    const onStall = (seconds: number) => this.logger.warn(stallMessage(seconds))
-    const writing = memory && { memory, thread: this.threads, onStall }
+    const writing = memory && { memory, thread: this.threads, onStall: this.onStall }
     return makeWorld(chain, number, writing, this.parts)
+  }
+
+  private readonly onStall = (seconds: number) => this.logger.warn(stallMessage(seconds))
+
+  private scratchOf(options: ScratchOptions) {
+    const { chain, entries, threads, views, caches, counts, onStall } = this
+    const maker = new ScratchMaker(chain, entries, options, threads)
+    const parts = {
+      ...{ entries, views, caches, writer: { thread: threads, onStall } },
+      allocated: new Float64Array(this.world.allocated),
+      isGrowable: this.options.growable,
+      onFlush: () => counts.countFlush(),
+      // The main thread has to answer other requests meanwhile.
+      pageDropperStartMs: 0,
+    }
+    return { maker, files: new ScratchFiles(parts, maker) }
   }
 }
 

@@ -51,7 +51,7 @@ export interface Server {
   readonly mountpoint: string
   readonly entries: readonly CatalogEntry[]
   readonly warnings: readonly string[]
-  readonly isWritable: boolean
+  readonly access: 'read-only' | 'read-write' | 'scratch'
   /** The image's format, and whether it is but a guess: nothing in the file says raw. */
   readonly format: string
   readonly isGuessed: boolean
@@ -69,13 +69,13 @@ export interface Server {
  * Interrupted a key may still be being derived: end the process at once.
  */
 export async function startServer(request: ServeRequest, logger: Logger): Promise<Server> {
-  const { access, forceShare } = request.options
+  const { access, forceShare, scratch } = request.options
   // Check this first: without the package no passphrase is needed.
   if (request.transport === 'libfuse') (await import('./libfuse/package.js')).loadFuseNative()
   const open = () =>
     openChain(request.image, {
       ...request.open,
-      access: access === 'ro' ? 'read' : access === 'rw' ? 'write' : 'write if possible',
+      access: scratch || access === 'ro' ? 'read' : access === 'rw' ? 'write' : 'write if possible',
       takesLocks: !forceShare,
     })
   const opened = await whenReleased(open, request.say, request.interruption).catch(async error => {
@@ -122,23 +122,21 @@ async function serveChain(
   // The callbacks of libfuse run on the main thread.
   const threads = transport === 'direct' ? request.threads : 0
   const { metadataBytes, options } = request
-  const { forceShare, partitions } = options
-  const image = new ServedImage(chain, threads, metadataBytes, logger, partitions, forceShare)
-  const { entries, warnings, keeper, views, counts } = image
+  const image = new ServedImage(chain, threads, metadataBytes, logger, options)
+  const { entries, warnings, keeper, views, counts, scratch, isWritable } = image
   const gate = new Gate(createGateMemory(threads))
   const watcher = new ChangeWatcher(image, logger)
   const onChanged = (path: string) => watcher.noticed(path)
   const control = ControlSocket.open(chain.layers[0].fd, logger)
   const shared = { gate, opens: new OpenCounts().shared, onChanged }
   const parts = sessionParts(image, options, mountpoint, transport, shared, logger, control?.path)
-  const session = await sessionOf(transport, parts, { views, counts })
+  const session = await sessionOf(transport, parts, { views, counts, files: scratch?.files })
   const changer = new Changer(image, session, gate, logger)
   const mount = await bringUp(session, mountpoint, threads, logger).catch(error => {
     keeper?.close()
     control?.close()
     throw error
   })
-  const { isWritable } = chain
   const { path, format, isProbed } = chain.layers[0]
   logger.info({ image: path, mountpoint, files: entries.length, isWritable, transport }, 'mounted')
   keeper?.start(options.commitSeconds)
@@ -163,7 +161,8 @@ async function serveChain(
     keeper?.flush()
   }
   const isGuessed = isProbed === true && format === 'raw'
-  return { mountpoint, entries, warnings, isWritable, format, isGuessed, finished, stop }
+  const access = scratch ? 'scratch' : isWritable ? 'read-write' : 'read-only'
+  return { mountpoint, entries, warnings, access, format, isGuessed, finished, stop }
 }
 
 const greetingOf = (

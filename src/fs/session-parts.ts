@@ -16,18 +16,19 @@ export function sessionParts(
   logger: Logger,
   socket: string | undefined,
 ): SessionParts {
-  const { chain, world, threads, caches, stats } = image
+  const { chain, world, threads, caches, stats, scratch } = image
   const { allowOther, allowRoot, defaultPermissions, fsname, growable, flags } = options
   const isShared = allowOther || allowRoot
   const started = Date.now()
   return {
     ...{ ...shared, world, mountpoint, threads, caches, stats, started, logger },
+    scratch: scratch?.maker,
     appearance: appearanceOf(chain, options),
     onlyUids: allowRoot ? [0, process.getuid?.() ?? 0] : undefined,
     mountRequest: {
       mountpoint,
       fsname: fsname ?? chain.layers[0].path,
-      isWritable: chain.isWritable,
+      isWritable: image.isWritable,
       flags,
       allowOther: isShared,
       // With allow_other the image's own permission bits say who may read it.
@@ -40,7 +41,7 @@ export function sessionParts(
 
 /** Returns the fields of status.json that do not change. */
 function statusOf(
-  { chain, entries, threads }: ServedImage,
+  { chain, entries, threads, scratch }: ServedImage,
   transport: Transport,
   mountpoint: string,
   started: number,
@@ -54,6 +55,7 @@ function statusOf(
     disk: entries[0]?.name,
     transport,
     threads: Math.max(1, threads),
+    scratch: scratch?.maker.path,
     layers: chain.layers.map(layer => ({
       path: layer.path,
       format: layer.format,

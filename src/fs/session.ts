@@ -4,9 +4,11 @@ import type { Logger } from '../log.js'
 import type { Gate } from './gate.js'
 import type { MountRequest } from './mount.js'
 import type { MountInfo } from '../io/mountinfo.js'
+import type { ScratchMaker } from './scratch-maker.js'
 import type { WorkerStats } from './stats.js'
 import type { Appearance } from './tree.js'
 import type { World } from './world.js'
+import type { WrittenFiles } from './written-files.js'
 
 /** How to talk to the kernel: with its own protocol, or through the npm package fuse-native. */
 export const TRANSPORTS = ['direct', 'libfuse'] as const
@@ -18,6 +20,8 @@ export interface SessionParts {
   readonly gate: Gate
   /** How often each file is open, for OpenCounts. */
   readonly opens: SharedArrayBuffer
+  /** Present where programs write to scratch copies. */
+  readonly scratch: ScratchMaker | undefined
   readonly appearance: Appearance
   /** With allow_root, the users who may use the mount. */
   readonly onlyUids: readonly number[] | undefined
@@ -43,6 +47,8 @@ export interface SessionParts {
 export interface MainThread {
   readonly views: ViewSet
   readonly counts: WorkerStats
+  /** The files that programs can write, if that is not the disk's alone. */
+  readonly files: WrittenFiles | undefined
 }
 
 /** What the kernel is told after a change: files whose pages or attributes it must forget, and names. */

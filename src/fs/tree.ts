@@ -48,6 +48,8 @@ export interface Appearance {
   readonly layerModes?: readonly number[]
   /** The same for the disk, which may have write bits. */
   readonly diskMode: number
+  /** The same for each layer whose snapshots programs can write. */
+  readonly writtenModes?: readonly number[] | undefined
   readonly dirMode: number
   /** The mtime of the folder. */
   readonly modified: Timestamp

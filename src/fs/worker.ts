@@ -23,6 +23,8 @@ import { Poller } from './poller.js'
 import { changesDisk, PutAside } from './put-aside.js'
 import { IN_HEADER, MESSAGE_BYTES, OPCODE, OUT_HEADER, WRITE_OUT } from './protocol.js'
 import { faultLogger, type LogEntry, stallMessage, statsText, statusText } from './diagnostics.js'
+import { ScratchFiles } from './scratch-files.js'
+import { type MailboxSetup, ScratchMailbox, type ScratchMessage } from './scratch-mail.js'
 import { WorkerStats } from './stats.js'
 import type { Appearance } from './tree.js'
 import { Truncations } from './truncations.js'
@@ -60,6 +62,8 @@ export interface WorkerSetup {
     readonly ownership: SharedArrayBuffer
     readonly pageDrops: SharedArrayBuffer
   }
+  /** Present where programs write to scratch copies. */
+  readonly scratch: MailboxSetup | undefined
 }
 
 /** The message that makes a worker serve. */
@@ -78,10 +82,10 @@ export type WorkerMessage =
   | { readonly log: LogEntry }
   /** The path of a file that somebody else has changed. */
   | { readonly changed: string }
+  | ScratchMessage
   | 'ready'
   | 'awake'
   | 'help'
-  | 'page drops'
   | 'served'
 
 /** How long the page dropper may take to start: the main thread starts it, and the machine may be busy. */
@@ -94,7 +98,8 @@ const ASIDE_MS = 1
 function run(setup: WorkerSetup): void {
   const stats = new WorkerStats(setup.shared.stats, setup.index)
   // Make this before any part of the real disk: see warm-up.ts.
-  const warming = setup.world.memory && new Warming(setup)
+  const model = setup.scratch?.model ?? (setup.world.layers[0] as LayerSpec)
+  const warming = (setup.world.memory || setup.scratch) && new Warming(setup, model)
   const fileSystems = new FileSystems(setup, stats)
   const queue = setup.shared.queues[setup.index] as QueueMemory
   const responder = new Responder(fileSystems.current, faultLogger(log), Buffer.from(queue.target))
@@ -134,10 +139,11 @@ class FileSystems {
       slots: new TextSlots(shared.slots),
       isGrowable,
       onFlush: () => stats.countFlush(),
-      truncations: new Truncations(shared.truncations, () => tell('page drops')),
+      truncations: new Truncations(shared.truncations, () => tell({ pageDrops: 0 })),
       ownership: new Ownership(shared.ownership),
       opens: this.opens,
       dropPages: dropPages(new PageDropper(shared.pageDrops), PAGE_DROPPER_START_MS),
+      pageDropperStartMs: PAGE_DROPPER_START_MS,
       ...(onlyUids && { onlyUids }),
       ...(availableParallelism() > 1 && { queue: decompressQueue(queue) }),
     }
@@ -166,19 +172,30 @@ class FileSystems {
     const { setup, stats, minor } = this
     const { memory, layers } = world
     const onStall = (seconds: number) => log({ level: 'warn', message: stallMessage(seconds) })
-    const writing = memory && { memory, thread: setup.index, onStall }
+    const writer = { thread: setup.index, onStall }
+    const writing = memory && { memory, ...writer }
     const views = new ViewSet(layers, setup.caches, stats, writing)
     const { status, started, shared } = setup
     const watch = watchOf(world, changed => tell({ changed }))
+    const allocated = new Float64Array(world.allocated)
+    const { scratch, caches } = setup
+    const files =
+      scratch &&
+      new ScratchFiles(
+        { ...this.lasting, entries: world.entries, views, allocated, caches, writer },
+        new ScratchMailbox(scratch, tell),
+      )
     const fileSystem = new ImageFs({
       ...this.lasting,
       tree: treeOf(world, setup.appearance),
       views,
       layers,
       watch,
-      allocated: new Float64Array(world.allocated),
+      allocated,
+      ...(files && { files }),
       controlText: {
-        status: () => statusText(status, world.snapshots, views, layers[0] as LayerSpec, watch),
+        status: () =>
+          statusText(status, world.snapshots, views, layers[0] as LayerSpec, watch, files),
         stats: () => statsText(shared.stats, started, servingWorkers(shared.activity)),
         partitions: world.partitions,
       },
@@ -192,11 +209,12 @@ class FileSystems {
 class Warming {
   private steps: Iterator<void> | undefined
 
-  constructor({ index, world, caches }: WorkerSetup) {
+  /** @param model the image that is written, or one like it */
+  constructor({ index, caches }: WorkerSetup, model: LayerSpec) {
     // Other workers start when there is something to do for them.
     if (index > 0 || availableParallelism() === 1) return
     this.guarded(() => {
-      this.steps = warmUp(world.layers[0] as LayerSpec, caches)
+      this.steps = warmUp(model, caches)
     })
   }
 

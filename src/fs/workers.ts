@@ -9,7 +9,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads'
-import { MountError } from '../errors.js'
+import { inWords, MountError } from '../errors.js'
 import type { LayerSpec } from '../formats/format.js'
 import { queueMemories } from '../image/decompress-queue.js'
 import { isReadyToRead } from '../io/libc.js'
@@ -30,9 +30,9 @@ import {
   requireThreadMemory,
   whyNoProcess,
 } from './rlimits.js'
+import { ScratchMail } from './scratch-mail.js'
 import type { SessionParts } from './session.js'
 import { startPageDropper } from './start-page-dropper.js'
-import { DISK_ID } from './tree.js'
 import { Truncations } from './truncations.js'
 import type { SessionStart, WorkerMessage, WorkerSetup } from './worker.js'
 import type { World } from './world.js'
@@ -47,7 +47,8 @@ const RETRY_MS = 60_000
 export class Workers {
   /** Settles when the last request has been served. */
   readonly finished: Promise<void>
-  private setup: Omit<WorkerSetup, 'index' | 'worlds'>
+  private setup: Omit<WorkerSetup, 'index' | 'worlds' | 'scratch'>
+  private readonly scratchMail: ScratchMail | undefined
   /** They take new worlds to the workers. */
   private readonly worlds = new Map<Worker, MessagePort>()
   private readonly threads = new Set<Worker>()
@@ -59,7 +60,8 @@ export class Workers {
   private hasFinished = false
   private starting: Promise<void> | undefined
   private isHelped = false
-  private dropsPages = false
+  /** The places of the files that have a thread which drops their pages. */
+  private readonly dropping = new Set<number>()
   private hasComplained = false
   private crowding: Crowding | undefined
 
@@ -69,6 +71,8 @@ export class Workers {
     private readonly onDeath: () => void,
   ) {
     this.setup = setupOf(parts)
+    const { scratch, world } = parts
+    this.scratchMail = scratch && new ScratchMail(world.entries.length, scratch)
     this.activity = new Activity(this.setup.shared.activity, parts.gate)
     this.finished = new Promise(resolve => {
       this.finish = () => {
@@ -164,7 +168,8 @@ export class Workers {
     const { logger, onChanged } = this.parts
     const { port1, port2 } = new MessageChannel()
     port1.unref()
-    const worker = newWorker({ ...this.setup, index: this.numbers.size, worlds: port2 })
+    const scratch = this.scratchMail?.mailbox()
+    const worker = newWorker({ ...this.setup, index: this.numbers.size, worlds: port2, scratch })
     this.worlds.set(worker, port1)
     this.threads.add(worker)
     worker.on('message', (message: WorkerMessage) => {
@@ -173,8 +178,9 @@ export class Workers {
       else if (message === 'help') {
         if (!this.isHelped) startHelper(this.setup, logger)
         this.isHelped = true
-      } else if (message === 'page drops') this.dropPages()
-      else if (typeof message !== 'object') return
+      } else if (typeof message !== 'object') return
+      else if ('pageDrops' in message) this.dropPages(message.pageDrops)
+      else if ('scratch' in message) this.makeScratch(message.scratch)
       else if ('changed' in message) onChanged(message.changed)
       else logger[message.log.level](message.log.detail ?? {}, message.log.message)
     })
@@ -182,7 +188,7 @@ export class Workers {
       // Whoever waits for it sees the error, and it has changed nothing.
       if (!this.numbers.has(worker)) return
       logger.fatal({ stack: error.stack ?? String(error) }, 'a worker has died')
-      if (this.setup.world.memory) this.onDeath()
+      if (this.setup.world.memory || this.scratchMail) this.onDeath()
     })
     worker.once('exit', () => void this.leave(worker, false))
     return worker
@@ -203,13 +209,21 @@ export class Workers {
     if (this.activity.serving === 0) this.finish()
   }
 
-  private dropPages(): void {
-    if (this.dropsPages || !this.session) return
-    this.dropsPages = true
+  private dropPages(place: number): void {
+    const { scratch, world, logger } = this.parts
+    const shared = scratch ? scratch.find(place)?.pageDrops : this.setup.shared.pageDrops
+    if (this.dropping.has(place) || !this.session || !shared) return
+    this.dropping.add(place)
     const { device } = this.session
-    startPageDropper({ shared: this.setup.shared.pageDrops, device, node: DISK_ID }, error =>
-      this.parts.logger.error({ stack: error.stack }, 'the thread that drops pages has died'),
+    startPageDropper({ shared, device, node: world.ids[place] as number }, error =>
+      logger.error({ stack: error.stack }, 'the thread that drops pages has died'),
     )
+  }
+
+  private makeScratch(place: number): void {
+    const failure = this.scratchMail?.answer(place)
+    if (failure === undefined) return
+    this.parts.logger.error({ why: inWords(failure) }, 'a scratch file could not be made')
   }
 }
 
@@ -217,7 +231,7 @@ function newWorker(setup: WorkerSetup): Worker {
   try {
     return new Worker(new URL('./worker.js', import.meta.url), {
       workerData: setup,
-      transferList: [setup.worlds],
+      transferList: [setup.worlds, ...(setup.scratch ? [setup.scratch.port] : [])],
       // A worker's objects die young; most of its memory is in buffers outside the heap.
       resourceLimits: { maxYoungGenerationSizeMb: 8 },
     })
@@ -228,7 +242,7 @@ function newWorker(setup: WorkerSetup): Worker {
 }
 
 /** Returns what all workers start with. */
-function setupOf(parts: SessionParts): Omit<WorkerSetup, 'index' | 'worlds'> {
+function setupOf(parts: SessionParts): Omit<WorkerSetup, 'index' | 'worlds' | 'scratch'> {
   const { world, gate, opens, stats, threads } = parts
   const { appearance, onlyUids, caches, status, started, isGrowable } = parts
   const shared: WorkerSetup['shared'] = {

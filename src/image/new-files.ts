@@ -11,6 +11,7 @@ import type { FileSpec } from '../io/file-spec.js'
 import { lockImage } from '../io/locks.js'
 import { isText } from '../io/named-file.js'
 import { syncFolder } from '../io/replace-file.js'
+import { lacksTmpfile, openTmpfile } from '../io/unnamed-file.js'
 import type { WritableStore } from '../io/store.js'
 import { removeAtEnd, keepAtEnd } from './removed-at-end.js'
 import { namingItsMount } from './mounted.js'
@@ -43,11 +44,7 @@ interface Pending extends NewFile {
   readonly replaced: number | undefined
 }
 
-const { O_RDWR, O_CREAT, O_EXCL, O_DIRECTORY } = fs.constants
-/** A file without a name (open(2)). Node does not know the flag. */
-const O_TMPFILE = 0o20000000 | O_DIRECTORY
-/** The errors of file systems that cannot make such files; old kernels answer ENOENT. */
-const NO_TMPFILE = new Set(['EOPNOTSUPP', 'ENOTSUP', 'EISDIR', 'EINVAL', 'ENOENT'])
+const { O_RDWR, O_CREAT, O_EXCL } = fs.constants
 /** The errors of file systems without hard links; ENOENT means that /proc is missing. */
 const NO_LINK = new Set(['EPERM', 'EOPNOTSUPP', 'ENOTSUP', 'EMLINK', 'ENOSYS', 'ENOENT'])
 
@@ -257,14 +254,11 @@ function openLocked(file: string): number {
   }
 }
 
-const openTmpfile = (folder: string): number => fs.openSync(folder, O_TMPFILE | O_RDWR, 0o666)
-
 function create(final: string, openUnnamed = openTmpfile): Pick<Pending, 'fd' | 'temporary'> {
   try {
     return { fd: openUnnamed(path.dirname(final)), temporary: undefined }
   } catch (error) {
-    if (!NO_TMPFILE.has((error as NodeJS.ErrnoException).code ?? ''))
-      throw cannotCreate(error, final)
+    if (!lacksTmpfile(error)) throw cannotCreate(error, final)
   }
   const temporary = temporaryName(final)
   removeAtEnd(temporary)

@@ -35,7 +35,7 @@ export interface Writing {
   readonly thread: number
   /** See DiskHooks. */
   readonly onStall?: (seconds: number) => void
-  /** Changes that tests make to the disk, to see that its faults are noticed. */
+  /** Changes to the disk: bounds, and those that tests make to see that its faults are noticed. */
   readonly changes?: DiskChanges
 }
 
@@ -77,6 +77,7 @@ export class ViewSet {
    * @param counts the counts of the caches, STATISTICS each
    * @param writing present if the first layer is written; it must be open for writing
    * @param source makes stores of the layers' files
+   * @param base the disk that the lowest layer stands on, if that is not one of `layers`
    */
   constructor(
     layers: readonly LayerSpec[],
@@ -87,6 +88,7 @@ export class ViewSet {
     },
     writing?: Writing,
     private readonly source: StoreSource = LOCAL_FILES,
+    private readonly base?: View,
   ) {
     const pool = writing?.memory.pool && new TablePool(writing.memory.pool)
     this.metadata = new MetadataCache(sizes.metadataBytes, counts.metadata, pool)
@@ -141,7 +143,7 @@ export class ViewSet {
     for (let i: number | undefined = index; i !== undefined; i = this.layers[i]?.spec.below) {
       path.push(i)
     }
-    let view: View | undefined
+    let view = this.base
     for (const i of path.reverse()) {
       const layer = this.layers[i] as OpenLayer
       layer.view ??= { driver: this.driver(i), parent: view }
@@ -152,7 +154,7 @@ export class ViewSet {
 
   private parentOf(index: number): View | undefined {
     const below = this.layers[index]?.spec.below
-    return below === undefined ? undefined : this.layerView(below)
+    return below === undefined ? this.base : this.layerView(below)
   }
 
   /** Opens the first layer for writing. Its view is the one that is written. */

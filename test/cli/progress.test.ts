@@ -3,7 +3,7 @@ import t from 'tap'
 import { UsageError } from '../../src/errors.js'
 import { parseWords } from '../../src/cli/arguments.js'
 import { Progress } from '../../src/cli/progress.js'
-import { parseDiskSize, parseSizeChange, toSectors } from '../../src/cli/sizes.js'
+import { parseDiskSize, parseSizeChange, toSectors } from '../../src/sizes.js'
 
 const GiB = 2 ** 30
 

@@ -60,6 +60,12 @@ interface Content {
 }
 
 const EXT4 = { type: 'ext4', make: ['mkfs.ext4', '-q', '-F'], sizeBytes: 64 * MIB } as const
+const XFS: Content = {
+  type: 'xfs',
+  make: ['mkfs.xfs', '-q', '-f'],
+  sizeBytes: 320 * MIB,
+  isPartitioned: false,
+}
 const PARTITIONED: Content = { ...EXT4, isPartitioned: true }
 
 interface Recipe {
@@ -98,12 +104,7 @@ const RECIPES: readonly Recipe[] = [
   },
   {
     lead: /The same with xfs:/,
-    content: {
-      type: 'xfs',
-      make: ['mkfs.xfs', '-q', '-f'],
-      sizeBytes: 320 * MIB,
-      isPartitioned: false,
-    },
+    content: XFS,
     prints: /^note$/m,
   },
   {
@@ -117,6 +118,20 @@ const RECIPES: readonly Recipe[] = [
     prints: /^note$/m,
   },
   { lead: /`partx` lists partitions/, content: PARTITIONED, prints: /^ 1 +2048 (.|\n)*^note$/m },
+  {
+    lead: /something in a snapshot and throw it away/,
+    content: PARTITIONED,
+    prints: /^second$/m,
+    prepare: keepCopy,
+    check: isUnchanged,
+  },
+  {
+    lead: /The same with xfs, on a disk/,
+    content: XFS,
+    prints: /^second$/m,
+    prepare: keepCopy,
+    check: isUnchanged,
+  },
   { lead: /a snapshot before an upgrade/, content: PARTITIONED, prints: /before-todays-upgrade/ },
   { lead: /how many bytes changed/, content: PARTITIONED, prints: /^[1-9][0-9]*$/m },
   {
@@ -187,6 +202,15 @@ async function makeImage(t: Test, folder: string, content: Content): Promise<str
   // Today's disk is another one.
   await run('qemu-img', ['convert', '-n', '-f', 'raw', '-O', 'qcow2', raw, image])
   return image
+}
+
+async function keepCopy(folder: string): Promise<void> {
+  copyFileSync(join(folder, 'disk.qcow2'), join(folder, 'kept.qcow2'))
+}
+
+async function isUnchanged(t: Test, folder: string): Promise<void> {
+  await run('cmp', [join(folder, 'disk.qcow2'), join(folder, 'kept.qcow2')])
+  t.pass('the image is as before')
 }
 
 /** Cuts off the file's end, where clusters of the disk are. */

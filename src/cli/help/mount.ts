@@ -26,6 +26,10 @@ server has saved what was written.
        force-share         with ro: mount also while others write IMAGE; reads may be torn
        partitions          with ro: show the partitions of each disk as files: disk.p1.raw,
                            disk@SNAPSHOT.p1.raw, and a list in .vimgfs/partitions.json
+       scratch             programs can write the disk and every snapshot; IMAGE stays as it is,
+                           and what is written is gone after unmounting
+       scratch-dir=DIR     where what is written goes (a file without a name in IMAGE's folder)
+       scratch-size=SIZE   how much may be written in all, such as 20G
        growable            truncate -s, or writing past the end, makes the disk larger
        commit=SECONDS      how often to make durable what was written (5); 0: only when asked to
        allow_root          root may use the mount, too (a loop mount needs this, for example)
@@ -34,7 +38,7 @@ server has saved what was written.
        default_permissions the kernel checks modes (it always does with the two above)
        uid=N, gid=N        who owns the files (the user who mounts)
        umask=OCTAL         the files' modes (the bits that all files of IMAGE have in common;
-                           only disk.raw has write bits)
+                           only disk.raw has write bits, and with scratch the snapshots)
        sync, noexec, noatime, lazytime, … as for other file systems (mount(8))
        suid, dev           for root; otherwise nosuid and nodev hold
        fsname=NAME         what mount lists as the source (the path of IMAGE)

@@ -12,7 +12,7 @@ import type {
   OpenContext,
   OpenedLayer,
 } from '../format.js'
-import { BLANK_CLUSTER_BYTES, writeBlank } from './blank.js'
+import { BLANK_CLUSTER_BYTES, writeBlank, writeScratch } from './blank.js'
 import { describeQcow2 } from './describe.js'
 import { Qcow2Driver, type Qcow2Parts } from './driver.js'
 import {
@@ -127,6 +127,10 @@ const writing: FormatWriting<Qcow2Header> = {
   blank: (model, store, diskBytes) => {
     writeBlank(store, model.spec, diskBytes)
     return { spec: readHeader(store) }
+  },
+  scratch: (store, diskBytes) => {
+    writeScratch(store, diskBytes)
+    return readHeader(store)
   },
   changeReference: ({ spec }, store, reference) => changeReference(store, spec, reference),
   makeEmpty: async ({ spec }, store) => (await import('./make-empty.js')).makeEmpty(store, spec),

@@ -58,17 +58,20 @@ export interface Qcow2Header {
 /** Methods of encryption; qcow uses the same numbers. */
 export const CRYPT = { none: 0, aes: 1, luks: 2 } as const
 
-export const clusterBytes = (header: Qcow2Header): number => 2 ** header.clusterBits
+export const clusterBytes = (header: Pick<Qcow2Header, 'clusterBits'>): number =>
+  2 ** header.clusterBits
 
-export const isExtendedL2 = (header: Qcow2Header): boolean =>
+export const isExtendedL2 = (header: Pick<Qcow2Header, 'incompatible'>): boolean =>
   (header.incompatible & INCOMPATIBLE.extendedL2) !== 0n
 
 /** Returns the size of an L2 entry, in bytes. */
-export const l2EntryBytes = (header: Qcow2Header): number => (isExtendedL2(header) ? 16 : 8)
+export const l2EntryBytes = (header: Pick<Qcow2Header, 'incompatible'>): number =>
+  isExtendedL2(header) ? 16 : 8
 
 /** Returns how many bytes of the disk one L2 table maps. */
-export const l2CoverageBytes = (header: Qcow2Header): number =>
-  (clusterBytes(header) / l2EntryBytes(header)) * clusterBytes(header)
+export const l2CoverageBytes = (
+  header: Pick<Qcow2Header, 'clusterBits' | 'incompatible'>,
+): number => (clusterBytes(header) / l2EntryBytes(header)) * clusterBytes(header)
 
 /** Reads and checks the whole header. Throws ImageError, which names the file. */
 export function readHeader(store: Store): Qcow2Header {

@@ -33,7 +33,7 @@ export class LibfuseSession implements Session {
   private readonly dropper = new PageDropper()
   private readonly forgetter = new Forgetter()
   private tree: Tree
-  private dropsPages = false
+  private readonly dropping = new Set<number>()
   private readonly lasting: Omit<
     FileSystemParts,
     'tree' | 'views' | 'layers' | 'allocated' | 'controlText'
@@ -42,7 +42,7 @@ export class LibfuseSession implements Session {
 
   constructor(
     private readonly parts: SessionParts,
-    { views, counts }: MainThread,
+    { views, counts, files }: MainThread,
   ) {
     this.finished = new Promise(resolve => {
       this.finish = resolve
@@ -50,14 +50,16 @@ export class LibfuseSession implements Session {
     const { world, isGrowable, opens, logger } = parts
     const log = ({ level, message, detail }: LogEntry) => logger[level](detail ?? {}, message)
     const logFault = faultLogger(log)
+    if (parts.scratch) parts.scratch.onPageDrops = place => this.dropPages(place)
     this.tree = treeOf(world, parts.appearance)
     this.lasting = {
       slots: new TextSlots(),
       isGrowable,
       onFlush: () => counts.countFlush(),
-      truncations: new Truncations(undefined, () => this.dropPages()),
+      truncations: new Truncations(undefined, () => this.dropPages(0)),
       ownership: new Ownership(),
       opens: new OpenCounts(opens),
+      ...(files && { files }),
       // Do not wait for the thread's start: this thread has to answer meanwhile.
       dropPages: dropPages(this.dropper, 0),
     }
@@ -118,19 +120,20 @@ export class LibfuseSession implements Session {
       watch,
       allocated: new Float64Array(allocated),
       controlText: {
-        status: () => statusText(status, snapshots, views, layers[0] as LayerSpec, watch),
+        status: () =>
+          statusText(status, snapshots, views, layers[0] as LayerSpec, watch, this.lasting.files),
         stats: () => statsText(stats, started, 1),
         partitions,
       },
     }
   }
 
-  private dropPages(): void {
-    if (this.dropsPages) return
-    this.dropsPages = true
-    const { world, mountpoint, logger } = this.parts
-    const { shared } = this.dropper
-    const node = path.join(mountpoint, world.entries[0]?.name ?? '')
+  private dropPages(place: number): void {
+    if (this.dropping.has(place)) return
+    this.dropping.add(place)
+    const { world, mountpoint, logger, scratch } = this.parts
+    const shared = scratch?.find(place)?.pageDrops ?? this.dropper.shared
+    const node = path.join(mountpoint, world.entries[place]?.name ?? '')
     startPageDropper({ shared, device: this.device, node }, error =>
       logger.error({ stack: error.stack }, 'the thread that drops pages has died'),
     )

@@ -1,5 +1,5 @@
 /** Sizes of disks on the command line, as qemu-img takes them: `20G`, `1.5T`, `+512M`. */
-import { UsageError } from '../errors.js'
+import { UsageError } from './errors.js'
 
 const UNITS: Record<string, bigint> = {
   '': 1n,
