@@ -9,6 +9,8 @@
  *  (4) The gate is open again whatever happens, before the kernel is told to forget: it may wait for requests.
  */
 import { inWords, MountError } from '../errors.js'
+import type { LayerSpec } from '../formats/format.js'
+import type { SnapshotWriting } from '../formats/snapshot-writer.js'
 import type { Chain } from '../image/chain.js'
 import { reread } from '../image/reread.js'
 import type { Logger } from '../log.js'
@@ -16,15 +18,11 @@ import { GATE, type Gate } from './gate.js'
 import { ROOT_ID } from './protocol.js'
 import type { ServedImage, WhatChanged } from './served-image.js'
 import type { Forgetting, Session } from './session.js'
-import { staleNames } from './tree-of-world.js'
+import { isOfDisk, staleNames } from './tree-of-world.js'
 import type { World } from './world.js'
 
-/** What a change tells at its steps; see SnapshotWriting. */
-export interface ChangeSteps {
-  /** Returns when no request is served. `isAllowed` is called then, and may throw. */
-  readonly beforeSwitch: () => void
-  readonly afterSwitch: () => void
-}
+/** The steps that a change of tables reports; see SnapshotWriting. */
+export type ChangeSteps = Required<Pick<SnapshotWriting, 'beforeSwitch' | 'afterSwitch'>>
 
 export class Changer {
   private last: Promise<unknown> = Promise.resolve()
@@ -62,7 +60,7 @@ export class Changer {
   async changeTables<T>(
     changed: Exclude<WhatChanged, 'files'>,
     require: () => void,
-    act: (chain: Chain, steps: ChangeSteps) => T,
+    act: (layer: LayerSpec, steps: ChangeSteps) => T,
   ): Promise<T> {
     const { gate, image } = this
     const before = image.world
@@ -71,14 +69,38 @@ export class Changer {
     try {
       await gate.drained()
       // Nothing from here on to the opening of the gate may wait for an event: with libfuse, requests are events.
-      const { disk } = image.views
-      disk?.flush()
+      image.views.disk?.flush()
       result = this.withoutDisk(changed, require, act)
     } finally {
       gate.set(GATE.open)
     }
     await this.forget(before, changed === 'content')
     return result
+  }
+
+  /**
+   * Runs `act` while no request changes the disk, and the image's file is as after unmounting. Call it in turn. Throws what
+   * `act` throws, and SystemError.
+   */
+  async whileQuiet<T>(act: () => Promise<T>): Promise<T> {
+    const { gate, image, logger } = this
+    const before = image.world
+    gate.set(GATE.changesWait)
+    try {
+      await gate.drained()
+      const { disk } = image.views
+      if (disk?.failure !== '') return await act()
+      disk.flush()
+      try {
+        for (const warning of disk.close()) logger.warn(warning)
+        return await act()
+      } finally {
+        if (disk.failure === '') this.showFile('tables')
+      }
+    } finally {
+      gate.set(GATE.open)
+      await this.forget(before, false)
+    }
   }
 
   /** Makes a new world without any change of the image's tables. Call it in turn. `chain` is the image as it is now. */
@@ -107,7 +129,7 @@ export class Changer {
   private withoutDisk<T>(
     changed: Exclude<WhatChanged, 'files'>,
     require: () => void,
-    act: (chain: Chain, steps: ChangeSteps) => T,
+    act: (layer: LayerSpec, steps: ChangeSteps) => T,
   ): T {
     const { gate, image, logger } = this
     const { disk } = image.views
@@ -115,7 +137,7 @@ export class Changer {
     let isShown = false
     try {
       for (const warning of disk?.close() ?? []) logger.warn(warning)
-      return act(image.chain, {
+      return act(reread(image.chain).layers[0], {
         beforeSwitch: () => {
           gate.set(GATE.allWait)
           gate.drainNow()
@@ -169,7 +191,3 @@ export class Changer {
     return this.session.forget(stale)
   }
 }
-
-/** Whether a file shows bytes of the disk itself: it or a partition of it. */
-export const isOfDisk = ({ kind, layer, table }: World['entries'][number]): boolean =>
-  kind === 'disk' || (kind === 'partition' && layer === 0 && table === undefined)

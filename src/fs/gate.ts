@@ -44,6 +44,11 @@ export class Gate {
     Atomics.notify(this.words, WORD)
   }
 
+  /** Whether requests that change the disk wait. */
+  get holdsChanges(): boolean {
+    return holdsChanges(this.words)
+  }
+
   /** Makes workers take the world `number` before their next request. They can take it already. The state stays. */
   raise(number: number): void {
     const state = Atomics.load(this.words, WORD) % STATES
@@ -151,7 +156,7 @@ export class GatePass {
 
   /** Whether requests that change the disk wait. */
   get holdsChanges(): boolean {
-    return Atomics.load(this.words, WORD) % STATES !== GATE.open
+    return holdsChanges(this.words)
   }
 
   private step(): void {
@@ -159,3 +164,6 @@ export class GatePass {
     Atomics.store(this.words, this.place, this.count)
   }
 }
+
+const holdsChanges = (words: Int32Array): boolean =>
+  Atomics.load(words, WORD) % STATES !== GATE.open

@@ -26,6 +26,19 @@ export function usersOf(mount: MountInfo): MountUsers {
   return { who: openers(mount.mountpoint).map(processName).join(' and '), wayOut: '' }
 }
 
+/** Names the users of the file at `path` of a mount: loop devices, what uses those, and processes. Empty if none can be seen. */
+export function usersOfFile(path: string): string {
+  const loops = loopUsers(path).map(({ who }) => who)
+  const mappers = processIds().filter(pid => pid !== process.pid && maps(pid, path))
+  const processes = [...new Set([...openers(path), ...mappers])].map(processName)
+  return [...loops, ...processes].slice(0, MAX_NAMED).join(' and ')
+}
+
+const maps = (pid: number, path: string): boolean =>
+  textOf(`/proc/${pid}/maps`)
+    ?.split('\n')
+    .some(line => line.endsWith(` ${path}`)) === true
+
 interface User {
   readonly who: string
   readonly commands: readonly string[]

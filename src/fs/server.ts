@@ -15,18 +15,21 @@ import { nameEndingServer } from '../io/processes.js'
 import type { Logger } from '../log.js'
 import { ChangeWatcher } from './change-watcher.js'
 import { VERSION } from '../version.js'
-import { Changer, isOfDisk } from './changer.js'
+import { Changer } from './changer.js'
 import { DirectSession } from './direct.js'
 import { createGateMemory, Gate } from './gate.js'
+import type { LiveDisk } from './live-changes.js'
 import { liveRequests } from './live-requests.js'
 import { checkMountpoint } from './mount.js'
 import { OpenCounts } from './open-counts.js'
+import { MountedDisk } from './mounted-disk.js'
 import type { MountOptions } from './options.js'
 import { checkNotMounted, namingItsMount, whenReleased } from './release.js'
 import { ServedImage } from './served-image.js'
 import { abandon, bringUp, stopMount } from './served-mount.js'
 import type { MainThread, Session, SessionParts, Transport } from './session.js'
 import { sessionParts } from './session-parts.js'
+import { isOfDisk } from './tree-of-world.js'
 
 export interface ServeRequest {
   readonly image: string
@@ -60,6 +63,8 @@ export interface Server {
    * that was written could be kept.
    */
   readonly finished: Promise<boolean>
+  /** The changes that the mounted image allows. */
+  readonly live: LiveDisk
   /** Unmounts; a mount that is in use is detached and served to its end. */
   stop(reason: string): Promise<void>
 }
@@ -125,10 +130,11 @@ async function serveChain(
   const image = new ServedImage(chain, threads, metadataBytes, logger, options)
   const { entries, warnings, keeper, views, counts, scratch, isWritable } = image
   const gate = new Gate(createGateMemory(threads))
+  const opens = new OpenCounts()
   const watcher = new ChangeWatcher(image, logger)
   const onChanged = (path: string) => watcher.noticed(path)
   const control = ControlSocket.open(chain.layers[0].fd, logger)
-  const shared = { gate, opens: new OpenCounts().shared, onChanged }
+  const shared = { gate, opens: opens.shared, onChanged }
   const parts = sessionParts(image, options, mountpoint, transport, shared, logger, control?.path)
   const session = await sessionOf(transport, parts, { views, counts, files: scratch?.files })
   const changer = new Changer(image, session, gate, logger)
@@ -160,9 +166,11 @@ async function serveChain(
     // Programs that still use it may do so for long.
     keeper?.flush()
   }
+  const { allowPaths = [] } = request.open
+  const live = new MountedDisk({ image, changer, opens, mountpoint, allowPaths })
   const isGuessed = isProbed === true && format === 'raw'
   const access = scratch ? 'scratch' : isWritable ? 'read-write' : 'read-only'
-  return { mountpoint, entries, warnings, access, format, isGuessed, finished, stop }
+  return { mountpoint, entries, warnings, access, format, isGuessed, finished, live, stop }
 }
 
 const greetingOf = (

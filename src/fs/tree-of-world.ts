@@ -23,3 +23,7 @@ export function staleNames(before: World, after: World): Forgetting['names'] {
     .filter(name => old.get(name) !== now.get(name))
     .map(name => ({ parent: ROOT_ID, name }))
 }
+
+/** Reports whether a file shows bytes of the disk itself: it or a partition of it. */
+export const isOfDisk = ({ kind, layer, table }: World['entries'][number]): boolean =>
+  kind === 'disk' || (kind === 'partition' && layer === 0 && table === undefined)

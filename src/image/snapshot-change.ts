@@ -1,7 +1,7 @@
 /** Changes the snapshots within an image that is open. */
 import type { InternalSnapshots, LayerSpec } from '../formats/format.js'
 import { formatOf } from '../formats/registry.js'
-import type { NewSnapshot, SnapshotWriting } from '../formats/snapshot-writer.js'
+import type { NewSnapshot, SnapshotWriter, SnapshotWriting } from '../formats/snapshot-writer.js'
 import { LOCAL_FILES } from './store-source.js'
 
 export type SnapshotChange =
@@ -23,6 +23,16 @@ export async function changeSnapshots(
 ): Promise<boolean> {
   const { writing } = formatOf(layer).internalSnapshots as InternalSnapshots<unknown>
   const writer = await (writing as NonNullable<typeof writing>).load()
+  return makeChange(writer, layer, change, options)
+}
+
+/** Does the same with the writer of the image's format, without waiting for anything. */
+export function makeChange(
+  writer: SnapshotWriter,
+  layer: LayerSpec,
+  change: SnapshotChange,
+  options: SnapshotWriting,
+): boolean {
   const store = LOCAL_FILES.writable(layer, BigInt64Array.of(BigInt(layer.sizeBytes)))
   switch (change.kind) {
     case 'create':

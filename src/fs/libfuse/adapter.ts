@@ -6,6 +6,7 @@ import fs from 'node:fs'
 import { constants } from 'node:os'
 import { errnoOf } from '../../errors.js'
 import type { AttributeChange } from '../disk-file.js'
+import type { Gate } from '../gate.js'
 import { BLOCK_BYTES, type FileSystemParts, NodeOperations } from '../node-operations.js'
 import { OPCODE } from '../protocol.js'
 import type { WorkerStats } from '../stats.js'
@@ -42,6 +43,7 @@ export interface LibfuseFsOptions {
   readonly stats: WorkerStats
   /** Called with everything that is thrown, and the opcode. */
   readonly onError: (error: unknown, opcode: number) => void
+  readonly gate?: Pick<Gate, 'holdsChanges'>
 }
 
 export class LibfuseFs {
@@ -95,9 +97,11 @@ export class LibfuseFs {
         done(this.answer(READ, path, node => this.read(node, fh, target, length, offset))),
       write: (path, handle, source, length, offset, done) => {
         const writer = { handle, isAppending: this.appending.has(handle) }
-        done(
-          this.answer(WRITE, path, node =>
-            this.nodes.write(node, source, 0, length, offset, writer),
+        this.whenOpen(() =>
+          done(
+            this.answer(WRITE, path, node =>
+              this.nodes.write(node, source, 0, length, offset, writer),
+            ),
           ),
         )
       },
@@ -161,7 +165,15 @@ export class LibfuseFs {
   private change(path: string, change: AttributeChange, done: Done): void {
     // The package does not say which user asks. The kernel admits only the mounting user, or checks modes itself.
     const asker = process.geteuid?.() ?? 0
-    done(this.answer(SETATTR, path, node => this.nodes.setattr(node, { asker, ...change })))
+    this.whenOpen(() =>
+      done(this.answer(SETATTR, path, node => this.nodes.setattr(node, { asker, ...change }))),
+    )
+  }
+
+  /** Runs `act` when requests that change the disk do not have to wait. */
+  private whenOpen(act: () => void): void {
+    if (this.options.gate?.holdsChanges) setTimeout(() => this.whenOpen(act), LOOK_MS)
+    else act()
   }
 
   private refuse(opcode: number, done: Done): void {

@@ -66,6 +66,7 @@ export class LibfuseSession implements Session {
     // Log after the answer, so that a failing log cannot prevent it.
     this.fileSystem = new LibfuseFs(this.partsOf(world, views), {
       stats: counts,
+      gate: parts.gate,
       onError: (error, opcode) => void setImmediate(() => logFault(error, opcode)),
     })
   }
