@@ -4,7 +4,7 @@
  *
  *  (1) The modules lie as their sources do, beside a link to the npm packages, so imports hold as they stand.
  *  (2) `import.meta.url` is still that of the source, so tests find the files beside them. What is started with
- *      `new Worker(new URL('./NAME.ts', import.meta.url)` is the compiled module.
+ *      `new Worker(new URL('./NAME.ts', import.meta.url)` is the compiled module, also where its code is watched (OwnCode).
  *  (3) tap is one bundle: its 330 modules take 170 ms of a processor in each process, and the bundle takes 60. Tests that
  *      mock imports get tap's modules, whose loader needs them as they are.
  */
@@ -17,7 +17,8 @@ import { ROOT } from './bootstrap.mjs'
 import { mocksImports } from './test-plan.mjs'
 
 const COMPILED = ['src', 'test']
-const STARTS_THREAD = /(new Worker\(\s*)new URL\('(\.[^']+)\.[jt]s', import\.meta\.url\)/g
+const STARTS_THREAD =
+  /(new (?:Worker|OwnCode)\(\s*)new URL\('(\.[^']+)\.[jt]s', import\.meta\.url\)/g
 const IMPORTS_TAP = /(\bfrom )'tap'/g
 /** A place that tap leaves out of the stacks that it shows. */
 const TAP = 'bundles/node_modules/@tapjs/tap/index.mjs'
