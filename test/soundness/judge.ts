@@ -147,9 +147,10 @@ class Judge {
     if (at % this.cluster !== 0) this.corrupt(`the refcount table is at ${at}`)
     this.use(at, bytes, 'refcount table')
     const table = this.take(at, bytes)
+    const words = new Int32Array(table.buffer, table.byteOffset, table.length / 4)
     for (let i = 0; i * 8 < bytes; i++) {
+      if (isEmpty(words, i * 2, 2)) continue
       const block = u64(table, i * 8)
-      if (block === 0) continue
       if (block % this.cluster !== 0) {
         this.corrupt(`refcount block ${i} is at ${block}`)
         continue
@@ -170,6 +171,7 @@ class Judge {
       const byte = block[Math.floor((i * bits) / 8)] as number
       return (byte >> ((i * bits) % 8)) & (2 ** bits - 1)
     }
+    if (bits === 16) return block.readUInt16BE(i * 2)
     return bits === 64 ? u64(block, i * 8) : block.readUIntBE((i * bits) / 8, bits / 8)
   }
 
@@ -216,11 +218,14 @@ class Judge {
   private l2(table: Buffer, l1Index: number, whose: string, isActive: boolean): void {
     const entryBytes = this.isExtended ? 16 : 8
     const entries = this.cluster / entryBytes
+    // Most entries are empty: those are passed over by words of the machine.
+    const words = new Int32Array(table.buffer, table.byteOffset, table.length / 4)
+    const wordsAnEntry = entryBytes / 4
     for (let i = 0; i < entries; i++) {
+      if (isEmpty(words, i * wordsAnEntry, wordsAnEntry)) continue
       const high = table.readUInt32BE(i * entryBytes)
       const low = table.readUInt32BE(i * entryBytes + 4)
       const bitmap = this.isExtended ? table.readBigUInt64BE(i * entryBytes + 8) : 0n
-      if (high === 0 && low === 0 && bitmap === 0n) continue
       const entry = (BigInt(high) << 32n) | BigInt(low)
       const guest = l1Index * entries + i
       this.entry(entry, bitmap, guest, `cluster ${guest} of ${whose}`, isActive)
@@ -366,4 +371,9 @@ class Judge {
   }
 }
 
-const u64 = (b: Buffer, at: number): number => Number(b.readBigUInt64BE(at))
+function isEmpty(words: Int32Array, first: number, count: number): boolean {
+  for (let i = first; i < first + count; i++) if (words[i] !== 0) return false
+  return true
+}
+
+const u64 = (b: Buffer, at: number): number => b.readUInt32BE(at) * 2 ** 32 + b.readUInt32BE(at + 4)

@@ -1,9 +1,18 @@
 /** What `qemu-img check` says of images that cuts and errors left: a sample, for each takes a process. */
-import { type ChildProcessByStdio, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { readFileSync, rmSync, writeFileSync } from 'node:fs'
+import {
+  closeSync,
+  constants,
+  ftruncateSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs'
 import { join } from 'node:path'
-import type { Readable, Writable } from 'node:stream'
+import { type LightProcess, spawnLight } from '../support/light-spawn.js'
+import { commandEnvironment } from '../support/run.js'
 import type { MemoryStore } from '../support/stores.js'
 import { judge } from './judge.js'
 import { readImage } from '../support/writable.js'
@@ -130,7 +139,7 @@ class Checker {
   check(files: readonly MemoryStore[]): Promise<number> {
     const { kind } = this
     const image = files[IMAGE_FILE] as MemoryStore
-    writeFileSync(this.path, image.bytes())
+    replaceContent(this.path, image.bytes())
     // All that QEMU wants of the data file is that it is there.
     const data = files[DATA_FILE]
     if (data) writeFileSync(join(kind.folder, 'data.raw'), '')
@@ -151,28 +160,39 @@ class Checker {
   }
 }
 
+/** Writes a file anew in place: a file system that truncates it first frees its blocks, and flushes it when it is closed. */
+function replaceContent(path: string, bytes: Buffer): void {
+  const fd = openSync(path, constants.O_RDWR | constants.O_CREAT)
+  try {
+    writeSync(fd, bytes, 0, bytes.length, 0)
+    ftruncateSync(fd, bytes.length)
+  } finally {
+    closeSync(fd)
+  }
+}
+
 /**
  * A shell that starts one qemu-img after the other in `folder`: from this process that would cost several
  * times as much.
  */
 export class QemuShell {
   private readonly output: string
-  private readonly process: ChildProcessByStdio<Writable, Readable, null>
+  private readonly process: LightProcess
 
   constructor(folder: string, output: string) {
     this.output = join(folder, output)
     const loop = `while read -r arguments; do
       timeout 300 qemu-img $arguments > ${output} 2>&1; echo $?; done`
-    this.process = spawn('sh', ['-c', loop], {
+    this.process = spawnLight('sh', ['-c', loop], {
       cwd: folder,
-      stdio: ['pipe', 'pipe', 'inherit'],
-      env: { ...process.env, LC_ALL: 'C' },
+      env: commandEnvironment(undefined),
+      ...{ stdin: 'socket', stderr: 'inherit' },
     })
   }
 
   /** The exit code. */
   async run(line: string): Promise<number> {
-    this.process.stdin.write(`${line}\n`)
+    this.process.stdin?.write(`${line}\n`)
     const [answer] = await once(this.process.stdout, 'data')
     return Number(String(answer))
   }
@@ -183,6 +203,6 @@ export class QemuShell {
   }
 
   end(): void {
-    this.process.stdin.end()
+    this.process.stdin?.end()
   }
 }

@@ -151,6 +151,8 @@ function apply<Mark>(store: MemoryStore, change: Change<Mark>): void {
   else store.truncate(change.sizeBytes)
 }
 
+const sectorBytes = Buffer.alloc(SECTOR)
+
 /** Runs of kept sectors, from the write or from what `all` has there. */
 function keepSectors<Mark>(
   target: MemoryStore,
@@ -170,9 +172,8 @@ function keepSectors<Mark>(
       continue
     }
     const start = (first + sector) * SECTOR
-    const whole = Buffer.alloc(SECTOR)
-    const got = all.read(whole, 0, SECTOR, start)
-    target.write(whole, 0, got, start)
+    const got = all.read(sectorBytes, 0, SECTOR, start)
+    target.write(sectorBytes, 0, got, start)
   }
 }
 

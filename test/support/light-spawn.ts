@@ -46,11 +46,21 @@ const MAX_OUTPUT_BYTES = 64 * 2 ** 20
 export interface LightOptions {
   readonly cwd: string | undefined
   readonly env: NodeJS.ProcessEnv
-  readonly input: string | Buffer | undefined
 }
 
-/** A command that runs. */
+/** A command that runs, and its standard input and output. */
 export interface LightProcess {
+  readonly stdin: Socket | undefined
+  readonly stdout: Socket
+  /** Undefined where it is that of this process. */
+  readonly stderr: Socket | undefined
+  kill(signal: NodeJS.Signals): void
+  /** Resolves to its wait status (wait(2)) once it has ended. */
+  readonly exited: Promise<number>
+}
+
+/** A command that runs to its end. */
+export interface LightCommand {
   kill(signal: NodeJS.Signals): void
   /** Resolves once it has ended and nobody can write to its output any more. */
   readonly ended: Promise<LightEnd>
@@ -91,52 +101,79 @@ function defaultSignals(): Buffer {
   return attributes
 }
 
+/** Starts a command, and collects what it prints. Throws if it cannot be started. */
+export function runLight(
+  command: string,
+  args: readonly string[],
+  { input, ...options }: LightOptions & { readonly input: string | Buffer | undefined },
+): LightCommand {
+  const stdin = input === undefined ? 'null' : 'socket'
+  const started = spawnLight(command, args, { ...options, stdin, stderr: 'socket' })
+  const stop = () => started.kill('SIGKILL')
+  const outputs = [started.stdout, started.stderr as Socket].map(stream => textOf(stream, stop))
+  if (started.stdin && input !== undefined) endWith(started.stdin, input, started.exited)
+  const end = async () => {
+    const [status, stdout, stderr] = await Promise.all([
+      started.exited,
+      ...(outputs as [Promise<Buffer>, Promise<Buffer>]),
+    ])
+    const signal = status & 0x7f
+    return { code: signal === 0 ? (status >> 8) & 0xff : undefined, signal, stdout, stderr }
+  }
+  return { kill: started.kill, ended: end() }
+}
+
+/** Hands `input` to a command. It is no error if the command does not read it to the end. */
+function endWith(stdin: Socket, input: string | Buffer, exited: Promise<number>): void {
+  stdin.on('error', () => {})
+  stdin.end(input)
+  void exited.then(() => stdin.destroy())
+}
+
 /** Starts a command; throws if that fails. */
 export function spawnLight(
   command: string,
   args: readonly string[],
-  { cwd, env, input }: LightOptions,
+  {
+    cwd,
+    env,
+    stdin,
+    stderr,
+  }: LightOptions & { readonly stdin: 'null' | 'socket'; readonly stderr: 'inherit' | 'socket' },
 ): LightProcess {
   const signals = defaultSignals()
   const path = pathOf(command, env)
   const actions = Buffer.alloc(STRUCTURE_BYTES)
   initActions(actions)
-  const ours: number[] = []
+  const ours: (number | undefined)[] = [undefined, undefined, undefined]
   const theirs: number[] = []
-  for (const fd of [0, 1, 2]) {
-    if (fd === 0 && input === undefined) {
-      addOpen(actions, 0, '/dev/null', constants.O_RDONLY, 0)
-      continue
-    }
-    const pair = Buffer.alloc(8)
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) !== 0) throw failure('socketpair')
-    ours.push(pair.readInt32LE(0))
-    theirs.push(pair.readInt32LE(4))
-    addDup2(actions, pair.readInt32LE(4), fd)
+  if (stdin === 'null') addOpen(actions, 0, '/dev/null', constants.O_RDONLY, 0)
+  for (const fd of [...(stdin === 'socket' ? [0] : []), 1, ...(stderr === 'socket' ? [2] : [])]) {
+    const [mine, other] = socketPair()
+    ours[fd] = mine
+    theirs.push(other)
+    addDup2(actions, other, fd)
   }
   if (cwd !== undefined) addChdir(actions, cwd)
   const environment = Object.entries(env).flatMap(([name, value]) =>
     value === undefined ? [] : [`${name}=${value}`],
   )
+  const words = [command, ...args, null]
   const pid = [0]
-  const error = posixSpawn(
-    pid,
-    path,
-    actions,
-    signals,
-    [command, ...args, null],
-    [...environment, null],
-  )
+  const error = posixSpawn(pid, path, actions, signals, words, [...environment, null])
   destroyActions(actions)
   for (const fd of theirs) closeDescriptor(fd)
   if (error !== 0) {
-    for (const fd of ours) closeDescriptor(fd)
+    for (const fd of ours) if (fd !== undefined) closeDescriptor(fd)
     throw failure(`${command}${cwd === undefined ? '' : ` in ${cwd}`}`, error)
   }
-  return running(pid[0] as number, ours, input)
+  return running(pid[0] as number, ours.map(socketOf))
 }
 
-function running(pid: number, sockets: number[], input: string | Buffer | undefined): LightProcess {
+const socketOf = (fd: number | undefined): Socket | undefined =>
+  fd === undefined ? undefined : new Socket({ fd, readable: true, writable: true })
+
+function running(pid: number, sockets: readonly (Socket | undefined)[]): LightProcess {
   const exited = new Promise<number>(resolve => {
     living.set(pid, resolve)
   })
@@ -144,28 +181,15 @@ function running(pid: number, sockets: number[], input: string | Buffer | undefi
     // The id is its own as long as nobody has waited for it.
     if (living.has(pid)) process.kill(pid, signal)
   }
-  const streams = sockets.map(fd => new Socket({ fd, readable: true, writable: true }))
-  const [stdout, stderr] = streams
-    .slice(-2)
-    .map(stream => textOf(stream, () => kill('SIGKILL'))) as [Promise<Buffer>, Promise<Buffer>]
-  if (input !== undefined) {
-    const [stdin] = streams as [Socket]
-    // It is no error if a command does not read its input to the end.
-    stdin.on('error', () => {})
-    stdin.end(input)
-    void exited.then(() => stdin.destroy())
-  }
-  const end = async () => {
-    const [status, out, err] = await Promise.all([exited, stdout, stderr])
-    const signal = status & 0x7f
-    return {
-      code: signal === 0 ? (status >> 8) & 0xff : undefined,
-      signal,
-      stdout: out,
-      stderr: err,
-    }
-  }
-  return { kill, ended: end() }
+  const [stdin, stdout, stderr] = sockets
+  return { stdin, stdout: stdout as Socket, stderr, kill, exited }
+}
+
+/** Returns two sockets that are connected; commands inherit neither. */
+function socketPair(): [number, number] {
+  const pair = Buffer.alloc(8)
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) !== 0) throw failure('a socket')
+  return [pair.readInt32LE(0), pair.readInt32LE(4)]
 }
 
 function textOf(stream: Socket, stop: () => void): Promise<Buffer> {

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
 import type { Test } from 'tap'
 import { markedProcesses, ownMark, Progress } from './activity.js'
-import { type LightProcess, spawnLight } from './light-spawn.js'
+import { type LightCommand, runLight } from './light-spawn.js'
 
 export interface RunOptions {
   readonly cwd?: string
@@ -34,9 +34,9 @@ export async function attempt(
   options: RunOptions = {},
 ): Promise<Finished> {
   const { cwd, env, input } = options
-  let child: LightProcess
+  let child: LightCommand
   try {
-    child = spawnLight(command, args, { cwd, env: commandEnvironment(env), input })
+    child = runLight(command, args, { cwd, env: commandEnvironment(env), input })
   } catch (error) {
     return { code: -1, stdout: '', stderr: `${(error as Error).message}\n` }
   }
