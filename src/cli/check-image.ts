@@ -1,10 +1,11 @@
 /** Opening an image for `vimgfs check` and having it checked, or repaired, by its format. */
-import { ImageInUse, printable } from '../errors.js'
+import { ImageInUse, MountError, printable } from '../errors.js'
 import type { CheckOptions } from '../formats/check/report.js'
 import type { Format } from '../formats/format.js'
 import type { CheckRequest } from '../image/check.js'
 import type { Found } from '../image/check-run.js'
 import { complain } from './output.js'
+import type { ProgressOptions } from './progress.js'
 
 export type Checked = Found & { readonly format: Format }
 
@@ -34,6 +35,26 @@ export async function checkImage(
   } finally {
     image.close()
   }
+}
+
+/**
+ * Does the same through the server that has the image mounted, by its name or its mount point. Returns undefined if none has.
+ * Throws MountError.
+ */
+export async function checkMounted(
+  name: string,
+  shown: ProgressOptions,
+): Promise<Checked | Unchecked | undefined> {
+  const { ask, ifMounted } = await import('./mounted.js')
+  const { receivedCheck } = await import('../control/received-check.js')
+  const { findFormat } = await import('../formats/registry.js')
+  const checked = await ifMounted(name, async server => {
+    const answer = receivedCheck(await ask(server, { do: 'check' }, shown))
+    const format = findFormat(answer.format)
+    if (!format) throw new MountError(`${name}: its format is unknown to this version`)
+    return answer.result ? { format, after: answer.result } : { format }
+  })
+  return checked?.result
 }
 
 const say = (line: string) => complain(`vimgfs: ${printable(line)}\n`)

@@ -4,11 +4,12 @@ import { jsonWithoutHidden } from '../hidden-characters.js'
 import type { CheckResult, Finding } from '../formats/check/report.js'
 import { parse, parseChoice } from './arguments.js'
 import { type RepairKind, REPAIRS } from '../formats/format.js'
+import type { CheckRequest } from '../image/check.js'
 import type { Found } from '../image/check-run.js'
-import { type Checked, checkImage } from './check-image.js'
+import { type Checked, checkImage, checkMounted } from './check-image.js'
 import { humanSize } from './human.js'
 import { complain, print } from './output.js'
-import { Progress } from './progress.js'
+import { Progress, type ProgressOptions } from './progress.js'
 import { checkCacheMode, requireWhole } from './qemu-options.js'
 
 const OPTIONS = {
@@ -39,12 +40,12 @@ export async function run(args: string[]): Promise<number> {
   const { progress: force, quiet = false, 'force-share': forceShare = false } = values
   if (forceShare && repair !== undefined) throw new UsageError('-U and --repair exclude each other')
   requireWhole(name, 'check')
-  const shown = new Progress(1, { force, quiet, isPart: true })
-  const options = { progress: (part: number) => shown.update(part) }
+  const shown = { force, quiet }
+  const isAlone = repair !== undefined || forceShare
+  const mounted = isAlone ? undefined : await checkMounted(name, shown)
   const allowPaths = values['allow-path'] ?? []
-  const takesLocks = !forceShare
-  const checking = checkImage(name, { format, repair, allowPaths, takesLocks }, options)
-  const checked = await checking.finally(() => shown.end())
+  const request = { format, repair, allowPaths, takesLocks: !forceShare }
+  const checked = mounted ?? (await checkAtRest(name, request, shown))
   if (!checked.after) {
     complain(`vimgfs: ${printable(name)}: ${checked.format.name} images have no tables to check\n`)
     return EXIT.unsupported
@@ -56,6 +57,12 @@ export async function run(args: string[]): Promise<number> {
     print(lines([...details(checked), ...summary(name, checked, repair)]))
   }
   return exitCode(checked.after)
+}
+
+async function checkAtRest(name: string, request: CheckRequest, options: ProgressOptions) {
+  const shown = new Progress(1, { ...options, isPart: true })
+  const progress = (part: number) => shown.update(part)
+  return checkImage(name, request, { progress }).finally(() => shown.end())
 }
 
 function exitCode({ checkErrors, corruptions, leaks }: CheckResult): number {

@@ -22,6 +22,8 @@ const COMMANDS: Record<string, () => Promise<{ run(args: string[]): Promise<numb
   resize: () => import('./resize.js'),
   measure: () => import('./measure.js'),
   help: () => import('./help.js'),
+  // The guard that snapshot create --freeze starts.
+  'hold-frozen': () => import('./hold-frozen.js'),
 }
 
 async function main(args: string[]): Promise<number> {

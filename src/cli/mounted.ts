@@ -2,8 +2,9 @@
 import type { ServerConnection } from '../control/client.js'
 import { connectTo } from '../control/find.js'
 import type { Request } from '../control/protocol.js'
-import { printable } from '../errors.js'
-import { mountOn } from '../io/mountinfo.js'
+import { MountError, printable } from '../errors.js'
+import { FLUSH_TIMEOUT_MS, runAsOwner } from '../fs/running-server.js'
+import { FS_TYPE, listMounts, mountOn } from '../io/mountinfo.js'
 import { complain } from './output.js'
 import { Progress, type ProgressOptions } from './progress.js'
 
@@ -42,4 +43,30 @@ export async function ask(
   } finally {
     progress.end()
   }
+}
+
+/**
+ * Has the kernel give the server all that programs have changed in its files by memory maps. Throws MountError.
+ * @param say called with a line if that is not possible from here
+ */
+export async function syncFiles(
+  { greeting }: ServerConnection,
+  say: (line: string) => void,
+): Promise<void> {
+  const { device, mountpoint, diskFiles } = greeting
+  const mount = listMounts().find(one => one.device === device && one.type === FS_TYPE)
+  if (!mount) {
+    say(
+      `${mountpoint} is mounted in another mount namespace: what programs there have changed by memory maps, and not yet synced, may not be part of it`,
+    )
+    return
+  }
+  const files = diskFiles.map(file => `${mount.mountpoint}/${file}`)
+  const { code, stderr } = await runAsOwner(mount, 'sync', ['--data', ...files], FLUSH_TIMEOUT_MS)
+  if (code === 0) return
+  const why =
+    code === 'timeout'
+      ? `its server has not done it in ${FLUSH_TIMEOUT_MS / 1000} s`
+      : stderr.trim().split(': ').at(-1) || `sync ended with ${code}`
+  throw new MountError(`${mount.mountpoint}: what was written could not be saved: ${why}`)
 }

@@ -26,15 +26,18 @@ export async function run(args: string[]): Promise<number> {
   }
   const modes = ['off', 'metadata', 'falloc', 'full'] as const
   const preallocation = parseChoice(values.preallocation ?? 'off', '--preallocation', modes)
-  const { beforeBytes, afterBytes, lostBytes } = await changing(values, settings =>
-    resizeImage(name, {
-      ...settings,
-      sizeOf: now => (sign === undefined ? bytes : sign === '+' ? now + bytes : now - bytes),
-      shrinks: values.shrink ?? false,
-      preallocation,
-      upgrades: values.upgrade ?? false,
-    }),
-  )
+  const mounted = await resizeMounted(name, { sign: sign ?? '', bytes }, values)
+  const { beforeBytes, afterBytes, lostBytes } =
+    mounted ??
+    (await changing(values, settings =>
+      resizeImage(name, {
+        ...settings,
+        sizeOf: now => (sign === undefined ? bytes : sign === '+' ? now + bytes : now - bytes),
+        shrinks: values.shrink ?? false,
+        preallocation,
+        upgrades: values.upgrade ?? false,
+      }),
+    ))
   if (output === 'json') {
     const fields = { filename: name, before: beforeBytes, after: afterBytes, lost: lostBytes }
     print(`${JSON.stringify(fields, undefined, 4)}\n`)
@@ -42,6 +45,33 @@ export async function run(args: string[]): Promise<number> {
     const lost = lostBytes > 0 ? `; ${humanSize(lostBytes)} of data were cut off` : ''
     const sizes = `${humanSize(afterBytes)} (before: ${humanSize(beforeBytes)})`
     print(`${printable(name)}: ${sizes}${lost}\n`)
+    for (const device of mounted?.loops ?? []) {
+      print(`${device} stands on it, and learns the size by: losetup -c ${device}\n`)
+    }
   }
   return 0
+}
+
+type Values = ReturnType<typeof parseWords<typeof OPTIONS>>['values']
+
+/** Makes the disk larger through the server that has the image mounted. Returns undefined if none has. Throws MountError. */
+async function resizeMounted(
+  name: string,
+  size: { readonly sign: string; readonly bytes: number },
+  values: Values,
+) {
+  const { ask, ifMounted } = await import('./mounted.js')
+  const { standingOn } = await import('../control/standing-on.js')
+  const resized = await ifMounted(name, async server => {
+    for (const option of ['preallocation', 'upgrade'] as const) {
+      if (option in values) throw new UsageError(`--${option} is not for images that are mounted`)
+    }
+    const { force, quiet } = { force: values.progress, quiet: values.quiet }
+    const answer = await ask(server, { do: 'resize', ...size }, { force, quiet })
+    const { beforeBytes, afterBytes } = (answer ?? {}) as Record<string, unknown>
+    const { device, diskFiles } = server.greeting
+    const { loops } = standingOn(device, diskFiles.slice(0, 1))
+    return { beforeBytes: Number(beforeBytes), afterBytes: Number(afterBytes), lostBytes: 0, loops }
+  })
+  return resized?.result
 }

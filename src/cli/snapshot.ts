@@ -18,6 +18,9 @@ const OPTIONS = {
   id: { type: 'string', multiple: true },
   'older-than': { type: 'string' },
   'dry-run': { type: 'boolean' },
+  freeze: { type: 'boolean' },
+  replace: { type: 'boolean' },
+  wait: { type: 'boolean' },
   discard: { type: 'boolean' },
   force: { type: 'boolean' },
   layers: { type: 'boolean' },
@@ -35,8 +38,8 @@ type Action = (typeof ACTIONS)[number]
 /** The options that an action knows, besides those of all actions. */
 const OWN_OPTIONS: Record<Action, readonly string[]> = {
   list: ['layers', 'output', 'allow-path', 'force-share'],
-  create: ['allow-path', 'progress'],
-  delete: ['id', 'older-than', 'dry-run', 'progress'],
+  create: ['allow-path', 'freeze', 'progress', 'replace'],
+  delete: ['id', 'older-than', 'dry-run', 'progress', 'wait'],
   revert: ['id', 'discard', 'force', 'progress'],
 }
 const LETTERS = ['list', 'create', 'delete', 'apply']
@@ -65,7 +68,11 @@ export async function run(args: string[]): Promise<number> {
   const { FORMAT_NAMES } = await import('../formats/registry.js')
   const format = values.format
   const open = format === undefined ? {} : { format: parseChoice(format, '-f', FORMAT_NAMES) }
+  if (values.freeze && process.geteuid?.() !== 0) {
+    throw new UsageError('--freeze is for root: only root may freeze file systems')
+  }
   if (action === 'list') await list(request, values, open)
+  else if (await changedMounted({ ...request, action }, values)) return 0
   else if (action !== 'create' || !(await createChild(request, values, open))) {
     await change(request, values, open)
   }
@@ -167,6 +174,28 @@ function layerLines(info: LayerInfo): string[] {
   return [what, ...snapshotTable(snapshots)]
 }
 
+/** Makes the change if the image is mounted. Returns whether it is. */
+async function changedMounted(
+  { action, image, tags, olderThanSeconds }: Request & { action: Exclude<Action, 'list'> },
+  values: Values,
+): Promise<boolean> {
+  const { ifMounted } = await import('./mounted.js')
+  const { changeMounted } = await import('./snapshot-mounted.js')
+  const { id: ids = [], progress: force, quiet } = values
+  const changed = await ifMounted(image, server =>
+    changeMounted(server, {
+      ...{ action, tags, ids, olderThanSeconds, force, quiet, say },
+      isDryRun: values['dry-run'] === true,
+      discards: values.discard === true,
+      waits: values.wait === true,
+      replaces: values.replace === true,
+      freezes: values.freeze === true,
+    }),
+  )
+  if (quiet !== true) for (const line of changed?.result ?? []) print(`${printable(line)}\n`)
+  return changed !== undefined
+}
+
 /** Takes a snapshot that is a child disk. Returns false if the format has none. */
 async function createChild(
   { image, tags: [tag = ''] }: Request,
@@ -216,7 +245,7 @@ async function made(image: SnapshotImage, request: Request, values: Values): Pro
   const { action, tags } = request
   if (action === 'delete') return deleteFrom(image, request, values)
   if (action === 'create') {
-    await image.create(tags[0] as string)
+    await image.create(tags[0] as string, new Date(), values.replace === true)
     return []
   }
   const [name] = namesOf(request, values) as [SnapshotName]

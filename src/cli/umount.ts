@@ -8,6 +8,7 @@ import { findMount, FS_TYPE, type MountInfo } from '../io/mountinfo.js'
 import {
   askServer,
   findServer,
+  FLUSH_TIMEOUT_MS,
   runAsOwner,
   type RunningServer,
   type ServerProcess,
@@ -25,8 +26,6 @@ const STOPPED_TIMEOUT_MS = 3_000
 /** A busy server answers late. The short timeout is for a stopped server, which does not answer, and for --lazy. */
 const STATUS_TIMEOUT_MS = 8_000
 const SHORT_TIMEOUT_MS = 2_000
-/** There may be much to write. */
-const FLUSH_TIMEOUT_MS = 600_000
 /**
  * How long to wait for another mount namespace to give up the mount. A program that makes a namespace gets a copy of every
  * mount, and most programs unmount these at once.

@@ -49,9 +49,18 @@ const REQUESTS = {
   status: {},
   list: { layers: 'flag' },
   create: { tag: 'text', replace: 'flag' },
-  delete: { tags: 'texts', ids: 'texts', wait: 'flag' },
-  revert: { tags: 'texts', ids: 'texts', discard: 'flag', force: 'flag' },
-  resize: { sizeBytes: 'number' },
+  /** Those that the tags and IDs name; or with `byAge` all that are older than `before`, in seconds since 1970. */
+  delete: {
+    tags: 'texts',
+    ids: 'texts',
+    byAge: 'flag',
+    before: 'number',
+    dryRun: 'flag',
+    wait: 'flag',
+  },
+  revert: { tags: 'texts', ids: 'texts', discard: 'flag' },
+  /** `sign` is + or - if the size changes by so many bytes, and empty if it becomes that. */
+  resize: { sign: 'text', bytes: 'number' },
   check: {},
 } as const satisfies Record<string, Fields>
 

@@ -4,7 +4,7 @@ import type { SnapshotInfo } from '../image/info.js'
 import type { FrozenInfo, LayerInfo, SnapshotList } from '../image/snapshot-list.js'
 
 /** Returns `list` as JSON can say it. */
-export const sentList = (list: SnapshotList): unknown =>
+export const sentList = (list: SnapshotList | readonly SnapshotInfo[]): unknown =>
   JSON.parse(JSON.stringify(list, (_, value) => (typeof value === 'bigint' ? `${value}` : value)))
 
 /** Returns what `sentList` has returned, and nothing else. Throws MountError if it is something else. */
@@ -17,6 +17,9 @@ export function receivedList(value: unknown): SnapshotList {
     layers: layers === undefined ? undefined : listOf(layers, layerInfo),
   }
 }
+
+/** Does the same for snapshots alone. */
+export const receivedSnapshots = (value: unknown): SnapshotInfo[] => listOf(value, snapshotInfo)
 
 const TEXTS = ['name', 'id']
 const NUMBERS = ['vm-clock-nsec', 'date-sec', 'date-nsec', 'vm-clock-sec', 'vm-state-size']

@@ -6,6 +6,9 @@ import { text } from 'node:stream/consumers'
 import { serverOfDevice, startOf } from '../io/processes.js'
 import { type MountInfo, ownerOf, groupOf } from '../io/mountinfo.js'
 
+/** How long a server may take to save what was written: there may be much. */
+export const FLUSH_TIMEOUT_MS = 600_000
+
 export interface ServerProcess {
   readonly pid: number
   /** The result of startOf. */

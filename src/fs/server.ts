@@ -147,7 +147,9 @@ async function serveChain(
   logger.info({ image: path, mountpoint, files: entries.length, isWritable, transport }, 'mounted')
   keeper?.start(options.commitSeconds)
   watcher.start(() => changer.forgetPages())
-  control?.serve(() => greetingOf(image, mountpoint, mount), liveRequests(image))
+  const { allowPaths = [] } = request.open
+  const live = new MountedDisk({ image, changer, opens, mountpoint, allowPaths })
+  control?.serve(() => greetingOf(image, mountpoint, mount), liveRequests(image, live))
   const finished = session.finished.then(async () => {
     nameEndingServer()
     watcher.stop()
@@ -166,8 +168,6 @@ async function serveChain(
     // Programs that still use it may do so for long.
     keeper?.flush()
   }
-  const { allowPaths = [] } = request.open
-  const live = new MountedDisk({ image, changer, opens, mountpoint, allowPaths })
   const isGuessed = isProbed === true && format === 'raw'
   const access = scratch ? 'scratch' : isWritable ? 'read-write' : 'read-only'
   return { mountpoint, entries, warnings, access, format, isGuessed, finished, live, stop }

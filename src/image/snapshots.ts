@@ -1,4 +1,5 @@
 /** The internal snapshots of an image: listing, taking and deleting them, and going back to one. */
+import fs from 'node:fs'
 import type { InternalSnapshot } from '../formats/format.js'
 import { formatOf } from '../formats/registry.js'
 import { isLongWork, runApart } from './apart.js'
@@ -7,7 +8,9 @@ import { unlessMounted } from './mounted.js'
 import { openChain } from './open-chain.js'
 import { recoverChain } from './recovery.js'
 import { changeSnapshots, type SnapshotChange } from './snapshot-change.js'
+import { fileSpec } from './layer.js'
 import {
+  indexesOf,
   indexOfSnapshot,
   newSnapshot,
   offeringDiscard,
@@ -68,11 +71,17 @@ export class SnapshotImage {
     return indexOfSnapshot(this, name)
   }
 
-  /** Takes a snapshot. Throws ImageError if there is one of this tag, SystemError. */
-  async create(tag: string, now = new Date()): Promise<void> {
+  /**
+   * Takes a snapshot. Throws ImageError if there is one of this tag, SystemError.
+   * @param replaces whether the snapshots of this tag are deleted then, instead
+   */
+  async create(tag: string, now = new Date(), replaces = false): Promise<void> {
     const snapshot = newSnapshot(tag, now, this.path)
-    requireFreeTag(this, tag)
+    const indexes = indexesOf(this, { tag })
+    if (!replaces) requireFreeTag(this, tag)
+    // The new one first, which comes last in the table: there is a snapshot of this tag at every moment.
     await this.change({ kind: 'create', snapshot })
+    if (indexes.length > 0) await this.change({ kind: 'delete', indexes })
   }
 
   /** Deletes snapshots, all at once. Throws ImageError, SystemError. */
@@ -103,7 +112,11 @@ export class SnapshotImage {
   /** Makes one change. Returns whether it has taken a snapshot. */
   private change(change: SnapshotChange): Promise<boolean> {
     const { progress } = this
-    const [layer] = this.chain.layers
+    const [opened] = this.chain.layers
+    // An earlier change may have changed the file's size.
+    const stat = fs.fstatSync(opened.fd, { bigint: true })
+    const { sizeBytes } = fileSpec({ path: opened.path, fd: opened.fd, stat })
+    const layer = { ...opened, sizeBytes }
     const setup = { layer, change }
     return isLongWork(layer)
       ? runApart('snapshots', setup, progress)

@@ -119,6 +119,22 @@ t.test('a tag that occurs twice', async t => {
   t.same(namesIn(image), ['twin'])
 })
 
+t.test('a new one in place of those of the same tag', async t => {
+  const image = imageIn(t)
+  for (const [value, ...args] of [
+    [1, 'x'],
+    [2, 'y'],
+    [3, '--replace', 'x'],
+    [4, '--replace', 'z'],
+  ] as const) {
+    await put(image, value)
+    t.same(await here('create', image, ...args), { code: 0, stdout: '', stderr: '' })
+  }
+  t.same(namesIn(image), ['y', 'x', 'z'])
+  t.equal((await here('revert', '--discard', image, 'x')).code, 0)
+  t.equal(await firstByte(image), 3)
+})
+
 t.test('old ones are deleted together', async t => {
   const image = imageIn(t)
   const { SnapshotImage } = await import('../../src/image/snapshots.js')

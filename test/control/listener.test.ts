@@ -128,9 +128,12 @@ t.test('what is no request is refused, and the next command is heard', async t =
     ['{"do":"status","more":1}\n', /no field/],
     ['{"do":"create","tag":1,"replace":false}\n', /tag of the request create is missing or wrong/],
     ['{"do":"create","tag":"x"}\n', /replace/],
-    ['{"do":"delete","tags":["a",1],"ids":[],"wait":true}\n', /tags/],
-    ['{"do":"resize","sizeBytes":-1}\n', /sizeBytes/],
-    ['{"do":"resize","sizeBytes":1e300}\n', /sizeBytes/],
+    [
+      '{"do":"delete","tags":["a",1],"ids":[],"byAge":false,"before":0,"dryRun":false,"wait":true}\n',
+      /tags/,
+    ],
+    ['{"do":"resize","sign":"","bytes":-1}\n', /bytes/],
+    ['{"do":"resize","sign":"","bytes":1e300}\n', /bytes/],
     [Buffer.alloc(70_000, 'x'), /65536 bytes at most/],
   ]
   for (const [sent, expected] of cases) {

@@ -132,7 +132,8 @@ const RECIPES: readonly Recipe[] = [
     prepare: keepCopy,
     check: isUnchanged,
   },
-  { lead: /a snapshot before an upgrade/, content: PARTITIONED, prints: /before-todays-upgrade/ },
+  { lead: /of a system that is mounted/, content: PARTITIONED, prints: /^second$/m },
+  { lead: /of a machine that is off/, content: PARTITIONED, prints: /before-todays-upgrade/ },
   { lead: /how many bytes changed/, content: PARTITIONED, prints: /^[1-9][0-9]*$/m },
   {
     lead: /which parts of the disk have changed/,

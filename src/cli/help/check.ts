@@ -2,7 +2,8 @@
 export const HELP = `Usage: vimgfs check [OPTION…] IMAGE
 
 Checks the tables of IMAGE ({checkable}): all that is used must be counted, and nothing
-may be used twice. Of a vmdk it checks all extents, but not the parents.
+may be used twice. Of a vmdk it checks all extents, but not the parents. IMAGE may be mounted, and
+named by its mount point; then writers wait for the check.
 
   --output=human|json    for people (the default) or for programs, with the fields of qemu-img check
   -r, --repair=leaks|all leaks: give back space that nothing uses; all: repair the rest, too. Nobody

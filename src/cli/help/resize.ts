@@ -17,7 +17,8 @@ reads as zeros. Sizes are rounded up to 512 bytes. {resizable} images have sizes
       --allow-path DIR   IMAGE may also name files below DIR (its own folder)
       --passphrase-file FILE  as for mount
 
-Nobody else may have IMAGE open. Shrink partitions and file systems before the disk, and let them
+IMAGE may be mounted, and named by its mount point; then its disk only grows. Nobody else may have it
+open. Shrink partitions and file systems before the disk, and let them
 grow after it.
 
 Exit code: 0 done, 1 not done, 2 wrong usage.

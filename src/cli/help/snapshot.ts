@@ -5,23 +5,28 @@ export const HELP = `Usage: vimgfs snapshot list   [OPTION…] IMAGE
        vimgfs snapshot revert [OPTION…] IMAGE TAG
 
 Lists, takes and deletes the snapshots within a qcow2 image, and makes its disk what one of them is.
-IMAGE must not be mounted or in use, except for the list. After a power cut, a full disk or an error,
-IMAGE is as it was before or as it is after, and nothing in between.
+IMAGE may be mounted: then its mount point names it, too, and the mount goes on meanwhile. After a
+power cut, a full disk or an error, IMAGE is as it was before or as it is after, nothing in between.
 
 A snapshot of a vmdk is a child disk: create makes disk-TAG.vmdk beside disk.vmdk. From then on, use
 the child: it holds what is written, and disk.vmdk stays as it is. VMware does not list the snapshot.
 vimgfs commit disk-TAG.vmdk merges it back; to go back, delete the child.
 
 list shows the table of qemu-img. It also shows the snapshots of a vmdk's machine (.vmsd), and the
-files that they have frozen. It takes a mount point, too.
+files that they have frozen.
 
-create refuses a TAG that exists. delete and revert refuse one that exists twice: then name it by ID.
+create takes all that was written before to a mount. What file systems mounted on its disk still hold
+in memory is in the snapshot with --freeze only; without, they are there as after a power cut. It
+refuses a TAG that exists. delete and revert refuse one that exists twice: then name it by ID.
 
 revert first takes the snapshot before-revert-DATE of the present state, unless a snapshot shows that
 state already. Delete it when you no longer need it. It refuses an image with persistent bitmaps.
 
   -l IMAGE               the same as list
   -c, -d, -a TAG IMAGE   the same as create, delete and revert
+  --freeze               create: meanwhile freeze the file systems on a mounted disk; for root
+  --replace              create: delete the snapshots of the same TAG afterwards
+  --wait                 delete: wait until nobody has the snapshot's file in a mount open
   --id N                 instead of TAG: the snapshot with the ID N; delete takes several
   --older-than AGE       delete: all that are older than AGE, such as 12h, 30d or 8w
   --dry-run              delete: only say what would be deleted
