@@ -10,8 +10,9 @@
  */
 import { inWords, MountError } from '../errors.js'
 import type { LayerSpec } from '../formats/format.js'
-import type { SnapshotWriting } from '../formats/snapshot-writer.js'
+import type { WritableDisk } from '../formats/writable.js'
 import type { Chain } from '../image/chain.js'
+import { changeQuietly, type ChangeSteps } from '../image/quiet-change.js'
 import { reread } from '../image/reread.js'
 import type { Logger } from '../log.js'
 import { GATE, type Gate } from './gate.js'
@@ -20,9 +21,6 @@ import type { ServedImage, WhatChanged } from './served-image.js'
 import type { Forgetting, Session } from './session.js'
 import { isOfDisk, staleNames } from './tree-of-world.js'
 import type { World } from './world.js'
-
-/** The steps that a change of tables reports; see SnapshotWriting. */
-export type ChangeSteps = Required<Pick<SnapshotWriting, 'beforeSwitch' | 'afterSwitch'>>
 
 export class Changer {
   private last: Promise<unknown> = Promise.resolve()
@@ -52,7 +50,7 @@ export class Changer {
   }
 
   /**
-   * Changes the tables of the image. Call it in turn. Throws what `act` throws, and SystemError.
+   * Changes the tables of an image whose disk is written. Call it in turn. Throws what `act` throws, and SystemError.
    * @param changed whether the disk shows other bytes afterwards, too
    * @param act makes the change with the image's file as if it were not mounted, and calls the steps
    * @param require called when no request is served, before the change becomes valid; if it throws, nothing changes
@@ -62,15 +60,27 @@ export class Changer {
     require: () => void,
     act: (layer: LayerSpec, steps: ChangeSteps) => T,
   ): Promise<T> {
-    const { gate, image } = this
+    const { gate, image, logger } = this
     const before = image.world
+    const disk = image.views.disk as WritableDisk
     let result: T
     gate.set(GATE.changesWait)
     try {
       await gate.drained()
       // Nothing from here on to the opening of the gate may wait for an event: with libfuse, requests are events.
-      image.views.disk?.flush()
-      result = this.withoutDisk(changed, require, act)
+      result = changeQuietly(disk, {
+        act: steps => act(reread(image.chain).layers[0], steps),
+        alone: () => {
+          gate.set(GATE.allWait)
+          gate.drainNow()
+          require()
+        },
+        show: hasChanged => {
+          this.show(reread(image.chain), hasChanged ? changed : 'tables')
+          gate.set(GATE.changesWait)
+        },
+        warn: warning => logger.warn(warning),
+      })
     } finally {
       gate.set(GATE.open)
     }
@@ -95,11 +105,21 @@ export class Changer {
         for (const warning of disk.close()) logger.warn(warning)
         return await act()
       } finally {
-        if (disk.failure === '') this.showFile('tables')
+        if (disk.failure === '') this.showOrEnd(disk)
       }
     } finally {
       gate.set(GATE.open)
       await this.forget(before, false)
+    }
+  }
+
+  /** Begins anew with the image as its file is. If that is impossible, nothing is written any more. */
+  private showOrEnd(disk: WritableDisk): void {
+    try {
+      this.show(reread(this.image.chain), 'tables')
+    } catch (error) {
+      disk.end(`it could not be read again: ${inWords(error)}`)
+      throw error
     }
   }
 
@@ -124,52 +144,6 @@ export class Changer {
       return this.session.forget({ names: [], files })
     })
     forgetting.catch(error => this.logger.error({ why: inWords(error) }, 'cached pages stay'))
-  }
-
-  private withoutDisk<T>(
-    changed: Exclude<WhatChanged, 'files'>,
-    require: () => void,
-    act: (layer: LayerSpec, steps: ChangeSteps) => T,
-  ): T {
-    const { gate, image, logger } = this
-    const { disk } = image.views
-    let hasSwitched = false
-    let isShown = false
-    try {
-      for (const warning of disk?.close() ?? []) logger.warn(warning)
-      return act(reread(image.chain).layers[0], {
-        beforeSwitch: () => {
-          gate.set(GATE.allWait)
-          gate.drainNow()
-          require()
-          hasSwitched = true
-        },
-        afterSwitch: () => {
-          this.showFile(changed)
-          isShown = true
-          gate.set(GATE.changesWait)
-        },
-      })
-    } catch (error) {
-      // Whether the file has the old state or the new one after a power cut is unknown.
-      if (hasSwitched && !isShown) disk?.end(`a change of its snapshots failed: ${inWords(error)}`)
-      throw error
-    } finally {
-      // A disk that has failed stays as it is: it is only read.
-      if (!isShown && disk?.failure === '') this.showFile('tables')
-    }
-  }
-
-  /** Shows the image as its file is now. Throws ImageError, SystemError; then nothing is written any more. */
-  private showFile(changed: WhatChanged): void {
-    const { image } = this
-    const { disk } = image.views
-    try {
-      this.show(reread(image.chain), changed)
-    } catch (error) {
-      disk?.end(`it could not be read after a change of its snapshots: ${inWords(error)}`)
-      throw error
-    }
   }
 
   private show(chain: Chain, changed: WhatChanged): void {
