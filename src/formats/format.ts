@@ -319,16 +319,6 @@ export interface FormatWriting<S> {
   ): { readonly memory: unknown; readonly warnings: readonly string[] }
   writer(parts: WriterParts<S>): WritableDriver
   /**
-   * Makes a disk of `diskBytes` bytes, to be thrown away, in the empty file of `store`, with clusters and tables like those of
-   * `model`.
-   */
-  blank(
-    model: LayerSpec<S>,
-    store: WritableStore,
-    diskBytes: number,
-    file: FileSpec,
-  ): Pick<LayerSpec<S>, 'spec' | 'extentFiles'>
-  /**
    * Makes `reference` the backing file or parent of an image that is not in use, and syncs it; undefined removes it. `store` is
    * the image's own file. Undefined if the format's images cannot change it. Throws ImageError, SystemError.
    */
@@ -348,8 +338,6 @@ export interface FormatWriting<S> {
    * do that. Throws ImageError if the disk is too large.
    */
   scratch?(store: WritableStore, diskBytes: number): S
-  /** Makes a blank disk allocate from `at` on, in bytes, as in a file that has grown to there. */
-  allocateFrom?(memory: unknown, at: number): void
 }
 
 export const REPAIRS = ['leaks', 'all'] as const

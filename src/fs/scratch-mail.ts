@@ -5,7 +5,6 @@
 import { MessageChannel, type MessagePort, receiveMessageOnPort } from 'node:worker_threads'
 import { constants } from 'node:os'
 import { errnoOf, SystemError } from '../errors.js'
-import type { LayerSpec } from '../formats/format.js'
 import type { ScratchSource, SharedScratch } from './scratch-files.js'
 import type { ScratchMaker } from './scratch-maker.js'
 
@@ -20,8 +19,6 @@ export interface MailboxSetup {
   readonly port: MessagePort
   /** The folder of the files, for messages. */
   readonly folder: string
-  /** An empty layer like those of the copies, for the warm-up. */
-  readonly model: LayerSpec
 }
 
 /** What a worker tells the main thread. */
@@ -53,8 +50,7 @@ export class ScratchMail {
     for (const made of this.maker.all()) port1.postMessage(made)
     this.ports.push(port1)
     const states = this.states.buffer as SharedArrayBuffer
-    const { model, path } = this.maker
-    return { states, port: port2, folder: path, model }
+    return { states, port: port2, folder: this.maker.path }
   }
 
   /**

@@ -20,8 +20,6 @@ export interface ScratchOptions {
 }
 
 export class ScratchMaker implements ScratchSource {
-  /** An empty layer like those of the copies, for the warm-up. Its file is closed. */
-  readonly model: LayerSpec
   /** Called when the thread that drops pages of the file at a place is needed. */
   onPageDrops: (place: number) => void = () => {}
   private readonly folder: ScratchFolder
@@ -43,8 +41,8 @@ export class ScratchMaker implements ScratchSource {
     this.space = limitBytes === undefined ? undefined : new ScratchSpace(limitBytes)
     this.isEncrypted = chain.layers.some(({ encryption }) => encryption !== undefined)
     try {
-      this.model = this.layerFor(entries[0] as CatalogEntry)
-      closeFile(this.model.fd)
+      // A folder that takes no such file is refused now.
+      closeFile(this.layerFor(entries[0] as CatalogEntry).fd)
     } catch (error) {
       this.folder.close()
       throw error

@@ -28,7 +28,6 @@ import { type MailboxSetup, ScratchMailbox, type ScratchMessage } from './scratc
 import { WorkerStats } from './stats.js'
 import type { Appearance } from './tree.js'
 import { Truncations } from './truncations.js'
-import { warmUp } from './warm-up.js'
 import { treeOf } from './tree-of-world.js'
 import { watchOf, type World } from './world.js'
 
@@ -97,9 +96,6 @@ const ASIDE_MS = 1
 
 function run(setup: WorkerSetup): void {
   const stats = new WorkerStats(setup.shared.stats, setup.index)
-  // Make this before any part of the real disk: see warm-up.ts.
-  const model = setup.scratch?.model ?? (setup.world.layers[0] as LayerSpec)
-  const warming = (setup.world.memory || setup.scratch) && new Warming(setup, model)
   const fileSystems = new FileSystems(setup, stats)
   const queue = setup.shared.queues[setup.index] as QueueMemory
   const responder = new Responder(fileSystems.current, faultLogger(log), Buffer.from(queue.target))
@@ -113,7 +109,7 @@ function run(setup: WorkerSetup): void {
     const poller = new Poller(setup.shared.polling, setup.index)
     const activity = new WorkerActivity(setup.shared.activity)
     const service = new Service(device, responder, stats, pass, activity, fileSystems.opens)
-    service.run(poller, warming)
+    service.run(poller)
     tell('served')
     parentPort?.close()
   })
@@ -205,43 +201,6 @@ class FileSystems {
   }
 }
 
-/** Runs the steps of the warm-up. */
-class Warming {
-  private steps: Iterator<void> | undefined
-
-  /** @param model the image that is written, or one like it */
-  constructor({ index, caches }: WorkerSetup, model: LayerSpec) {
-    // Other workers start when there is something to do for them.
-    if (index > 0 || availableParallelism() === 1) return
-    this.guarded(() => {
-      this.steps = warmUp(model, caches)
-    })
-  }
-
-  /** Runs steps until a request comes, which waits for one step at most. Returns its length, or -1 at the end. */
-  poll(device: number, message: Buffer): number {
-    while (this.steps) {
-      const length = read(device, message, message.length)
-      if (length >= 0) return length
-      // The mount has gone already: the sleeping read reports why.
-      if (errno() !== EAGAIN) return -1
-      this.guarded(() => {
-        if (this.steps?.next().done) this.steps = undefined
-      })
-    }
-    return -1
-  }
-
-  private guarded(act: () => void): void {
-    try {
-      act()
-    } catch (error) {
-      this.steps = undefined
-      log({ level: 'debug', message: 'no warm-up', detail: { why: String(error) } })
-    }
-  }
-}
-
 /** Joins the helper, which starts with the first compressed cluster: most images have none. */
 function decompressQueue(memory: QueueMemory): DecompressQueue {
   const payload = Buffer.from(memory.target).subarray(OUT_HEADER.size)
@@ -289,7 +248,7 @@ class Service {
     this.asking = asking
   }
 
-  run(poller: Poller, warming: Warming | undefined): void {
+  run(poller: Poller): void {
     const { message, sleeping, asking, aside } = this
     const polling = availableParallelism() > 1 ? asking : -1
     for (;;) {
@@ -299,10 +258,7 @@ class Service {
       }
       let device = polling
       let length = -1
-      if (device >= 0) {
-        length = warming?.poll(device, message) ?? -1
-        if (length < 0) length = poller.poll(device, message)
-      }
+      if (device >= 0) length = poller.poll(device, message)
       if (length < 0) {
         device = sleeping
         length = read(device, message, message.length)

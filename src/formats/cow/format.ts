@@ -1,7 +1,6 @@
 /** cow images of User-mode Linux and of QEMU up to 2.1; see header.ts. */
 import { fixedBackingFile } from '../backing-file.js'
 import type { Format } from '../format.js'
-import { writeBlankCow } from './blank.js'
 import { CowDriver } from './driver.js'
 import { type CowHeader, cowNameAt, readCowHeader } from './header.js'
 import { CowWriter } from './writer.js'
@@ -47,10 +46,6 @@ export const cowFormat: Format<CowHeader> = {
   writing: {
     hasTables: true,
     writer: parts => new CowWriter(tableWriterParts(parts)),
-    blank: (model, store, diskBytes) => {
-      writeBlankCow(store, model.spec, diskBytes)
-      return { spec: readCowHeader(store) }
-    },
   },
   creating: { load: async () => (await import('./create.js')).cowCreator },
   checking,

@@ -2,7 +2,6 @@
 import { fixedBackingFile } from '../backing-file.js'
 import type { Format } from '../format.js'
 import { CRYPT, MAGIC } from '../qcow2/header.js'
-import { writeBlankQcow } from './blank.js'
 import { QcowDriver } from './driver.js'
 import {
   coverageBytes,
@@ -39,10 +38,6 @@ export const qcowFormat: Format<QcowHeader> = {
   writing: {
     hasTables: true,
     writer: parts => new QcowWriter(tableWriterParts(parts)),
-    blank: (model, store, diskBytes) => {
-      writeBlankQcow(store, model.spec, diskBytes)
-      return { spec: readQcowHeader(store) }
-    },
   },
   creating: { load: async () => (await import('./create.js')).qcowCreator },
   checking,

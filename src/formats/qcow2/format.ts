@@ -12,7 +12,7 @@ import type {
   OpenContext,
   OpenedLayer,
 } from '../format.js'
-import { BLANK_CLUSTER_BYTES, writeBlank, writeScratch } from './blank.js'
+import { writeScratch } from './scratch.js'
 import { describeQcow2 } from './describe.js'
 import { Qcow2Driver, type Qcow2Parts } from './driver.js'
 import {
@@ -29,7 +29,7 @@ import { Qcow2Mapping } from './mapping.js'
 import { recover, requireRecoverable } from './recovery.js'
 import { changeReference } from './reference-update.js'
 import { type Qcow2Snapshot, readSnapshots } from './snapshots.js'
-import { createQcow2Memory, type Qcow2Memory, STATE } from './write-memory.js'
+import { createQcow2Memory, type Qcow2Memory } from './write-memory.js'
 import { Qcow2Writer } from './writer.js'
 import { unpackCluster } from '../packed-cluster.js'
 import { filesNeededByQcow2 } from './files-needed.js'
@@ -124,20 +124,12 @@ const writing: FormatWriting<Qcow2Header> = {
   },
   writer: parts =>
     new Qcow2Writer({ ...tableWriterParts(parts), memory: parts.memory as Qcow2Memory }),
-  blank: (model, store, diskBytes) => {
-    writeBlank(store, model.spec, diskBytes)
-    return { spec: readHeader(store) }
-  },
   scratch: (store, diskBytes) => {
     writeScratch(store, diskBytes)
     return readHeader(store)
   },
   changeReference: ({ spec }, store, reference) => changeReference(store, spec, reference),
   makeEmpty: async ({ spec }, store) => (await import('./make-empty.js')).makeEmpty(store, spec),
-  allocateFrom: (memory, at) => {
-    const state = new Float64Array((memory as Qcow2Memory).state)
-    state[STATE.cursor] = Math.floor(at / BLANK_CLUSTER_BYTES)
-  },
 }
 
 const checking = oneFileChecking(async () => ({

@@ -20,10 +20,6 @@ export const rawFormat: Format<undefined> = {
     hasTables: false,
     writer: ({ store, layer, probedName, refusals }) =>
       layer.isProbed ? new ProbedRawWriter(store, probedName, refusals) : new RawWriter(store),
-    blank: (_, store, diskBytes) => {
-      store.truncate(diskBytes)
-      return { spec: undefined }
-    },
   },
   resizing: { load: async () => (await import('./resize.js')).rawResizer },
   creating: { load: async () => (await import('./create.js')).rawCreator },

@@ -16,7 +16,6 @@ import type {
   Reference,
 } from '../format.js'
 import { besideImage } from '../way-out.js'
-import { blankVmdk } from './blank.js'
 import { childrenOf } from './children.js'
 import { isDescriptor } from './descriptor.js'
 import { describeVmdk } from './describe.js'
@@ -129,12 +128,6 @@ const writing: FormatWriting<VmdkSpec> = {
       hasParent,
     }),
   changeReference,
-  blank: (model, store, diskBytes, file) => {
-    store.truncate(diskBytes)
-    const blankFile = { ...file, sizeBytes: store.sizeBytes }
-    const spec = blankVmdk(model.spec, diskBytes, blankFile)
-    return { spec, extentFiles: extentFilesOf(spec) }
-  },
 }
 
 function checkedExtents({ layer, storeOf, isDeviceFile, obstacle }: CheckedImage) {

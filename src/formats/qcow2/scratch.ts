@@ -1,30 +1,14 @@
-/** Writes an empty image (QEMU docs/interop/qcow2.rst), for disks that are thrown away. */
+/** Writes an empty image (QEMU docs/interop/qcow2.rst) that is thrown away after use. */
 import { ImageError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
 import { MAX_CLUSTER_BITS, MAX_L1_BYTES } from '../limits.js'
 import { setCount } from './refcount-bits.js'
 import { encodeHeader, INCOMPATIBLE, l2CoverageBytes, type Qcow2Header } from './header.js'
 
-const CLUSTER_BITS = 12
-/** The least cluster size of images with subclusters ("Extended L2 Entries"). */
-const EXTENDED_CLUSTER_BITS = 14
-export const BLANK_CLUSTER_BYTES = 2 ** CLUSTER_BITS
-
 type Shape = Pick<Qcow2Header, 'version' | 'refcountOrder' | 'incompatible' | 'clusterBits'>
 
 /** The header, the refcount table and one block take a cluster each; the L1 table follows. */
 const L1_CLUSTER = 3
-
-/**
- * Writes an image with a disk of `diskBytes` bytes, 64 GiB at most, to an empty file. It has small clusters, and the
- * version, L2 entries and counts of `model`. One block counts all clusters.
- */
-export function writeBlank(store: WritableStore, model: Qcow2Header, diskBytes: number): void {
-  const incompatible = model.incompatible & INCOMPATIBLE.extendedL2
-  const clusterBits = incompatible === 0n ? CLUSTER_BITS : EXTENDED_CLUSTER_BITS
-  const { version, refcountOrder } = model
-  writeEmpty(store, { version, refcountOrder, incompatible, clusterBits }, diskBytes)
-}
 
 /** The least clusters of a scratch disk, whose subclusters have 4 KiB, and the largest that an image can have. */
 const SCRATCH_CLUSTER_BITS = 17
