@@ -134,6 +134,16 @@ export async function deleteSnapshots(
   )
 }
 
+/** Gives a snapshot another tag, which none may have. Throws as `createSnapshot` does. */
+export async function renameSnapshot(
+  path: string,
+  name: SnapshotName,
+  tag: string,
+  options: SnapshotOptions = {},
+): Promise<void> {
+  await withSnapshots(path, options, image => image.rename(name, tag))
+}
+
 /**
  * Makes the disk what a snapshot is. Takes a snapshot of the present state first and resolves to its tag; to undefined with
  * `discard`, or if a snapshot shows the present state already. Throws as `createSnapshot` does.

@@ -10,10 +10,12 @@ import type { ProgressOptions } from './progress.js'
 
 /** What is wanted. Snapshots are named by `tags` and `ids`, or by their age. */
 export interface MountedRequest extends ProgressOptions {
-  readonly action: 'create' | 'delete' | 'revert'
+  readonly action: 'create' | 'delete' | 'rename' | 'revert'
   readonly tags: readonly string[]
   readonly ids: readonly string[]
   readonly olderThanSeconds: number | undefined
+  /** The new tag of a snapshot. */
+  readonly to: string
   readonly isDryRun: boolean
   readonly discards: boolean
   readonly waits: boolean
@@ -31,6 +33,10 @@ export async function changeMounted(
   const { action, tags, ids, discards: discard } = request
   if (action === 'create') return create(server, request)
   if (action === 'delete') return remove(server, request)
+  if (action === 'rename') {
+    await ask(server, { do: 'rename', tags, ids, to: request.to }, request)
+    return []
+  }
   const kept = await ask(server, { do: 'revert', tags, ids, discard }, request)
   return typeof kept === 'string' ? [`the state before is kept as snapshot "${kept}"`] : []
 }

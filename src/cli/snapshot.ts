@@ -32,7 +32,7 @@ const OPTIONS = {
   'force-share': { type: 'boolean', short: 'U' },
 } as const
 
-const ACTIONS = ['list', 'create', 'delete', 'revert'] as const
+const ACTIONS = ['list', 'create', 'delete', 'rename', 'revert'] as const
 type Action = (typeof ACTIONS)[number]
 
 /** The options that an action knows, besides those of all actions. */
@@ -40,6 +40,7 @@ const OWN_OPTIONS: Record<Action, readonly string[]> = {
   list: ['layers', 'output', 'allow-path', 'force-share'],
   create: ['allow-path', 'freeze', 'progress', 'replace'],
   delete: ['id', 'older-than', 'dry-run', 'progress', 'wait'],
+  rename: ['id', 'progress'],
   revert: ['id', 'discard', 'force', 'progress'],
 }
 const LETTERS = ['list', 'create', 'delete', 'apply']
@@ -52,6 +53,8 @@ interface Request {
   readonly tags: readonly string[]
   /** The snapshots that are older than so many seconds. */
   readonly olderThanSeconds: number | undefined
+  /** The new tag, to rename one. */
+  readonly to: string
 }
 
 type Values = ReturnType<typeof parseWords<typeof OPTIONS>>['values']
@@ -92,10 +95,12 @@ function requestOf(values: Values, positionals: readonly string[]): Request {
   const [image, ...words] = letter === undefined ? positionals.slice(1) : positionals
   if (image === undefined) throw usage('IMAGE is missing')
   const named = values.create ?? values.delete ?? values.apply
+  const to = action === 'rename' ? words.pop() : ''
+  if (to === undefined) throw usage('TAG and NEW are missing')
   const tags = [...(named === undefined ? [] : [named]), ...words]
   const age = values['older-than']
   const olderThanSeconds = age === undefined ? undefined : secondsOf(age)
-  const request = { action: action as Action, image, tags, olderThanSeconds }
+  const request = { action: action as Action, image, tags, olderThanSeconds, to }
   requireTags(request, values)
   return request
 }
@@ -109,6 +114,7 @@ function requireTags({ action, tags, olderThanSeconds }: Request, values: Values
     list: [0, 0],
     create: [1, 1],
     delete: byAge ? [0, 0] : [1, Number.POSITIVE_INFINITY],
+    rename: [1, 1],
     revert: [1, 1],
   }[action] as [number, number]
   if (named < least) throw usage('TAG is missing')
@@ -176,7 +182,7 @@ function layerLines(info: LayerInfo): string[] {
 
 /** Makes the change if the image is mounted. Returns whether it is. */
 async function changedMounted(
-  { action, image, tags, olderThanSeconds }: Request & { action: Exclude<Action, 'list'> },
+  { action, image, tags, olderThanSeconds, to }: Request & { action: Exclude<Action, 'list'> },
   values: Values,
 ): Promise<boolean> {
   const { ifMounted } = await import('./mounted.js')
@@ -184,7 +190,7 @@ async function changedMounted(
   const { id: ids = [], progress: force, quiet } = values
   const changed = await ifMounted(image, server =>
     changeMounted(server, {
-      ...{ action, tags, ids, olderThanSeconds, force, quiet, say },
+      ...{ action, tags, ids, olderThanSeconds, to, force, quiet, say },
       isDryRun: values['dry-run'] === true,
       discards: values.discard === true,
       waits: values.wait === true,
@@ -249,6 +255,10 @@ async function made(image: SnapshotImage, request: Request, values: Values): Pro
     return []
   }
   const [name] = namesOf(request, values) as [SnapshotName]
+  if (action === 'rename') {
+    await image.rename(name, request.to)
+    return []
+  }
   const kept = await image.revert(image.indexOf(name), values.discard === true)
   return kept === undefined ? [] : [`the state before is kept as snapshot "${kept}"`]
 }

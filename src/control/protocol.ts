@@ -58,6 +58,7 @@ const REQUESTS = {
     dryRun: 'flag',
     wait: 'flag',
   },
+  rename: { tags: 'texts', ids: 'texts', to: 'text' },
   revert: { tags: 'texts', ids: 'texts', discard: 'flag' },
   /** `sign` is + or - if the size changes by so many bytes, and empty if it becomes that. */
   resize: { sign: 'text', bytes: 'number' },

@@ -30,6 +30,8 @@ export interface SnapshotWriter {
   create(store: WritableStore, snapshot: NewSnapshot, options?: SnapshotWriting): void
   /** Deletes several at once. */
   delete(store: WritableStore, indexes: readonly number[], options?: SnapshotWriting): void
+  /** Gives a snapshot another tag: 1 to MAX_NEW_SNAPSHOT_NAME_BYTES bytes without NUL. */
+  rename(store: WritableStore, index: number, name: Buffer, options?: SnapshotWriting): void
   /**
    * Makes the disk what a snapshot is. It takes the snapshot `keep` of the present state first, unless an existing one shows the
    * same. Without `keep` the present state is lost.

@@ -25,6 +25,8 @@ export interface LiveDisk {
     names: readonly SnapshotName[],
     options?: WaitOptions,
   ): Promise<readonly InternalSnapshot[]>
+  /** Gives a snapshot another tag. Its file has the new name when this returns; who has it open keeps it. */
+  renameSnapshot(name: SnapshotName, tag: string): Promise<void>
   /**
    * Makes the disk what a snapshot is. Unless `discard` is set, it takes a snapshot of the present state first, and returns its
    * tag; undefined if a snapshot shows the present state already. Refuses if somebody has the disk open, and names who.

@@ -32,6 +32,8 @@ async function done(
       return live.createSnapshot(request.tag, { replace: request.replace })
     case 'delete':
       return sentList((await deleted(live, request, gone)).map(describeSnapshot))
+    case 'rename':
+      return live.renameSnapshot(onlyOne(namesOf(request), live), request.to)
     case 'revert':
       return live.revert(onlyOne(namesOf(request), live), request.discard)
     case 'resize': {
@@ -65,7 +67,7 @@ async function deleted(
   return live.deleteSnapshots(names, wait ? { wait: gone } : {})
 }
 
-const namesOf = (request: RequestOf<'delete' | 'revert'>): SnapshotName[] => [
+const namesOf = (request: RequestOf<'delete' | 'rename' | 'revert'>): SnapshotName[] => [
   ...request.tags.map(tag => ({ tag })),
   ...request.ids.map(id => ({ id })),
 ]

@@ -13,6 +13,7 @@ import {
   indexOfSnapshot,
   newSnapshot,
   offeringDiscard,
+  renaming,
   requireFreeTag,
   requireSnapshotWriting,
   snapshotBeforeRevert,
@@ -93,6 +94,12 @@ export class MountedDisk implements LiveDisk {
       await this.untilClosed(needed, wait)
       await this.change({ kind: 'delete', indexes }, needed)
       return deleted
+    })
+  }
+
+  renameSnapshot(name: SnapshotName, tag: string): Promise<void> {
+    return this.inTurn(async () => {
+      await this.change(renaming(this.list, name, tag), [])
     })
   }
 

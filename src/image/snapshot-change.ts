@@ -7,6 +7,7 @@ import { LOCAL_FILES } from './store-source.js'
 export type SnapshotChange =
   | { readonly kind: 'create'; readonly snapshot: NewSnapshot }
   | { readonly kind: 'delete'; readonly indexes: readonly number[] }
+  | { readonly kind: 'rename'; readonly index: number; readonly name: Buffer }
   | { readonly kind: 'revert'; readonly index: number; readonly keep: NewSnapshot | undefined }
 
 /** Plain data. */
@@ -40,6 +41,9 @@ export function makeChange(
       return true
     case 'delete':
       writer.delete(store, change.indexes, options)
+      return false
+    case 'rename':
+      writer.rename(store, change.index, Buffer.from(change.name), options)
       return false
     case 'revert': {
       const keep = change.keep && received(change.keep)

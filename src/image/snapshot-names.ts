@@ -48,13 +48,26 @@ export function requireFreeTag(image: SnapshotList, tag: string): void {
 
 /** Throws ImageError for a tag that none can have. */
 export function newSnapshot(tag: string, now: Date, path: string): NewSnapshot {
-  const name = Buffer.from(tag)
-  if (name.length === 0 || name.length > MAX_NEW_SNAPSHOT_NAME_BYTES || name.includes(0)) {
-    const what = `a tag has 1 to ${MAX_NEW_SNAPSHOT_NAME_BYTES} bytes, not ${name.length}`
-    throw new ImageError('REFUSED', what, { path, hint: 'choose another one' })
-  }
+  const name = tagBytes(tag, path)
   const dateSeconds = Math.floor(now.getTime() / 1000)
   return { name, dateSeconds, dateNanoseconds: (now.getTime() % 1000) * 1e6 }
+}
+
+/** Returns a tag as bytes. Throws ImageError for one that none can have. */
+function tagBytes(tag: string, path: string): Buffer {
+  const name = Buffer.from(tag)
+  if (name.length > 0 && name.length <= MAX_NEW_SNAPSHOT_NAME_BYTES && !name.includes(0))
+    return name
+  const what = `a tag has 1 to ${MAX_NEW_SNAPSHOT_NAME_BYTES} bytes, not ${name.length}`
+  throw new ImageError('REFUSED', what, { path, hint: 'choose another one' })
+}
+
+/** Returns the change that gives a snapshot another tag. Throws ImageError if another snapshot has that. */
+export function renaming(image: SnapshotList, name: SnapshotName, tag: string) {
+  const index = indexOfSnapshot(image, name)
+  const bytes = tagBytes(tag, image.path)
+  if (image.snapshots[index]?.name.equals(bytes) !== true) requireFreeTag(image, tag)
+  return { kind: 'rename', index, name: bytes } as const
 }
 
 /** Returns the snapshot that keeps the state before a revert, with a tag that is free. */

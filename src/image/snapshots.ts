@@ -14,6 +14,7 @@ import {
   indexOfSnapshot,
   newSnapshot,
   offeringDiscard,
+  renaming,
   requireFreeTag,
   requireSnapshotWriting,
   snapshotBeforeRevert,
@@ -87,6 +88,11 @@ export class SnapshotImage {
   /** Deletes snapshots, all at once. Throws ImageError, SystemError. */
   async delete(indexes: readonly number[]): Promise<void> {
     await this.change({ kind: 'delete', indexes })
+  }
+
+  /** Gives a snapshot another tag. Throws ImageError if another one has that, SystemError. */
+  async rename(name: SnapshotName, tag: string): Promise<void> {
+    await this.change(renaming(this, name, tag))
   }
 
   /**

@@ -8,6 +8,7 @@ import {
   deleteSnapshots,
   listSnapshots,
   openImage,
+  renameSnapshot,
   revertToSnapshot,
 } from '../../src/index.js'
 import { buildImage, type Cluster, type ImageSpec } from '../fixtures/qcow2-builder.js'
@@ -133,6 +134,34 @@ t.test('a new one in place of those of the same tag', async t => {
   t.same(namesIn(image), ['y', 'x', 'z'])
   t.equal((await here('revert', '--discard', image, 'x')).code, 0)
   t.equal(await firstByte(image), 3)
+})
+
+t.test('another tag', async t => {
+  const image = imageIn(t)
+  for (const [value, tag] of [
+    [1, 'x'],
+    [2, 'y'],
+  ] as const) {
+    await put(image, value)
+    await here('create', image, tag)
+  }
+  const before = listSnapshots(image).snapshots
+  const name = 'a much longer tag, which moves the entry after it'
+  t.same(await here('rename', image, 'x', name), { code: 0, stdout: '', stderr: '' })
+  t.same(listSnapshots(image).snapshots, [{ ...before[0], name }, before[1]])
+  t.same(await here('rename', image, '--id', '2', 'x'), { code: 0, stdout: '', stderr: '' })
+  await renameSnapshot(image, { tag: 'x' }, 'x')
+  t.same(namesIn(image), [name, 'x'])
+  t.match(await here('rename', image, 'x', name), {
+    code: 1,
+    stderr:
+      /^vimgfs: [^\n]*it has a snapshot "a much longer tag[^\n]* already; choose another tag\n$/,
+  })
+  t.match(await here('rename', image, 'z', 'w'), { code: 1, stderr: /has no snapshot "z"/ })
+  t.match(await here('rename', image, 'x', ''), { code: 1, stderr: /a tag has 1 to/ })
+  t.match(await here('rename', image, 'x'), { code: 2, stderr: /TAG is missing/ })
+  t.equal((await here('revert', '--discard', image, name)).code, 0)
+  t.equal(await firstByte(image), 1)
 })
 
 t.test('old ones are deleted together', async t => {
@@ -263,7 +292,7 @@ t.test("the snapshots of a vmdk's machine", async t => {
 
 t.test('wrong usage', async t => {
   const cases: [readonly string[], RegExp][] = [
-    [[], /the action is missing: list, create, delete, revert/],
+    [[], /the action is missing: list, create, delete, rename, revert/],
     [['undo', 'x'], /"undo" is no action/],
     [['list'], /IMAGE is missing/],
     [['create', 'x'], /TAG is missing/],

@@ -72,6 +72,11 @@ for (const place of await everyPlace(t)) {
       await write('again')
       t.equal(await done('snapshot', 'create', '--replace', folder, 'two'), '')
       t.equal(await start('disk@two.raw'), 'again')
+      t.equal(await done('snapshot', 'rename', image, 'one', 'first'), '')
+      t.equal(await start('disk@first.raw'), 'first')
+      t.equal(await done('snapshot', 'rename', folder, 'first', 'one'), '')
+      t.notOk((await names()).includes('disk@first.raw'))
+      t.equal(await start('disk@one.raw'), 'first')
       const list = await done('snapshot', 'list', '--output=json', image)
       t.same(
         JSON.parse(list).snapshots.map(({ name }: { name: string }) => name),

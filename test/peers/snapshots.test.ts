@@ -59,6 +59,14 @@ async function step(image: string, model: Model, random: Random, i: number): Pro
     snapshots.push({ tag, disk: Buffer.from(model.disk) })
     return `${who} creates ${tag}`
   }
+  if (isOurs && roll === 3) {
+    const index = random.below(snapshots.length)
+    const old = snapshots[index] as (typeof snapshots)[number]
+    const tag = `${'renamed'.repeat(random.below(4))}${i}`
+    await change(image, one => one.rename({ tag: old.tag }, tag))
+    snapshots[index] = { ...old, tag }
+    return `${who} renames ${old.tag} to ${tag}`
+  }
   if (roll < 5) {
     const index = random.below(snapshots.length)
     const tag = snapshots[index]?.tag as string

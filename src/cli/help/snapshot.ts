@@ -2,6 +2,7 @@
 export const HELP = `Usage: vimgfs snapshot list   [OPTION…] IMAGE
        vimgfs snapshot create [OPTION…] IMAGE TAG
        vimgfs snapshot delete [OPTION…] IMAGE TAG…
+       vimgfs snapshot rename [OPTION…] IMAGE TAG NEW
        vimgfs snapshot revert [OPTION…] IMAGE TAG
 
 Lists, takes and deletes the snapshots within a qcow2 image, and makes its disk what one of them is.
@@ -17,7 +18,7 @@ files that they have frozen.
 
 create takes all that was written before to a mount. What file systems mounted on its disk still hold
 in memory is in the snapshot with --freeze only; without, they are there as after a power cut. It
-refuses a TAG that exists. delete and revert refuse one that exists twice: then name it by ID.
+refuses a TAG that exists. delete, rename and revert refuse one that exists twice: then name it by ID.
 
 revert first takes the snapshot before-revert-DATE of the present state, unless a snapshot shows that
 state already. Delete it when you no longer need it. It refuses an image with persistent bitmaps.

@@ -110,6 +110,15 @@ export function encodeSnapshotEntry(entry: SnapshotEntry): Buffer {
   return Buffer.concat([fixed, extra, id, name], nextSnapshotEntry(used))
 }
 
+/** Returns the entry `entry`, with its padding, under another name. All else keeps its bytes. */
+export function renamedSnapshotEntry(entry: Buffer, name: Buffer): Buffer {
+  const { extraBytes } = snapshotLengths(entry)
+  const nameAt = FIXED.size + extraBytes + u16be.get(entry, FIXED.at.idBytes)
+  const head = Buffer.from(entry.subarray(0, nameAt))
+  u16be.put(head, FIXED.at.nameBytes, name.length)
+  return Buffer.concat([head, name], nextSnapshotEntry(nameAt + name.length))
+}
+
 function encodeExtra(entry: SnapshotEntry, isLong: boolean): Buffer {
   const { vmStateBytes, sizeBytes, icount, unknownExtra } = entry
   const known = EXTRA.encode({ vmStateBytes, sizeBytes: sizeBytes ?? 0, icount: icount ?? 0n })

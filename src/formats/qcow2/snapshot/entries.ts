@@ -6,7 +6,11 @@ import { MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS } from '../../limits.js'
 import { SnapshotLimit } from '../../snapshot-limit.js'
 import { readSnapshotTable } from '../check/snapshot-table.js'
 import type { Qcow2Header } from '../header.js'
-import { decodeSnapshotEntry, encodeSnapshotEntry } from '../snapshot-entry.js'
+import {
+  decodeSnapshotEntry,
+  encodeSnapshotEntry,
+  renamedSnapshotEntry,
+} from '../snapshot-entry.js'
 import type { L1Place } from './references.js'
 
 export interface Entry extends L1Place {
@@ -64,6 +68,12 @@ export function newEntry(
   })
   return { ...l1, bytes, id, sizeBytes }
 }
+
+/** Returns the entry under another name. */
+export const renamedEntry = (entry: Entry, name: Buffer): Entry => ({
+  ...entry,
+  bytes: renamedSnapshotEntry(entry.bytes, name),
+})
 
 /** Throws SnapshotLimit if the table of these entries would be too long. */
 export function requireRoom(entries: readonly Entry[], path: string): void {

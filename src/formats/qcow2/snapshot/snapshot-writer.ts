@@ -5,7 +5,7 @@ import type { NewSnapshot, SnapshotWriter } from '../../snapshot-writer.js'
 import { AUTOCLEAR, l2CoverageBytes, type Qcow2Header } from '../header.js'
 import { withoutFlags } from './active-tables.js'
 import { Change } from './change.js'
-import { type Entry, newEntry, requireRoom } from './entries.js'
+import { type Entry, newEntry, renamedEntry, requireRoom } from './entries.js'
 import { showsTheSame } from './same-disk.js'
 import type { L1Place } from './references.js'
 
@@ -16,6 +16,8 @@ export const qcow2SnapshotWriter: SnapshotWriter = {
     if (indexes.length === 0) return
     Change.run(store, change => deleteAll(change, new Set(indexes)), options)
   },
+  rename: (store, index, name, options) =>
+    Change.run(store, change => rename(store, change, index, name), options),
   revert: (store, index, kept, options) =>
     Change.run(store, change => revert(store, change, index, kept), options),
 }
@@ -52,6 +54,15 @@ function deleteAll(change: Change, indexes: ReadonlySet<number>): void {
   const { sizeBytes, l1Entries } = header
   const l1Offset = change.place(l1) || header.l1Offset
   change.commit(kept, { sizeBytes, l1Entries, l1Offset })
+}
+
+/** Only the table of snapshots changes. */
+function rename({ path }: WritableStore, change: Change, index: number, name: Buffer): void {
+  const { header, snapshots } = change
+  const renamed = snapshots.map((entry, i) => (i === index ? renamedEntry(entry, name) : entry))
+  requireRoom(renamed, path)
+  const { sizeBytes, l1Entries, l1Offset } = header
+  change.commit(renamed, { sizeBytes, l1Entries, l1Offset })
 }
 
 /** The disk gets the tables of a snapshot. The VM state stays with the snapshot alone. */
