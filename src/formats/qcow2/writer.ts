@@ -172,7 +172,7 @@ export class Qcow2Writer implements WritableDriver {
     if (driver.extended && clusters > 1) {
       clusters = Math.min(clusters, Math.max(1, Math.floor((inCluster + length) / this.unitBytes)))
     }
-    return this.reserveClusters(place, clusters, ALL_SUBCLUSTERS)
+    return this.reserveClusters(place, clusters)
   }
 
   /** Reserves the entry's own cluster, which is marked as zeros or has only some subclusters. */
@@ -183,55 +183,75 @@ export class Qcow2Writer implements WritableDriver {
     length: number,
     host: number,
   ): Qcow2Reservation {
-    const base = { ...place, host, clusters: 1, run: undefined, store: this.context.dataStore }
     if (!this.context.driver.extended) {
-      const whole = { length: this.unitBytes, at: host, isZeroed: false }
-      return { ...base, ...whole, subclusters: ALL_SUBCLUSTERS }
+      return this.reservation(place, place.offset, this.unitBytes, host, undefined, false)
     }
-    const { inSlice, offset } = place
-    const piece = this.subclusters.missing(slice, inSlice, inCluster, length)
-    return {
-      ...base,
-      offset: offset + piece.start,
-      length: piece.length,
-      at: host + piece.start,
-      isZeroed: false,
-      subclusters: piece.bits,
-    }
+    const piece = this.subclusters.missing(slice, place.inSlice, inCluster, length)
+    return this.reservation(
+      place,
+      place.offset + piece.start,
+      piece.length,
+      host,
+      undefined,
+      false,
+      piece.bits,
+    )
   }
 
   /** Reserves a new cluster of which only the written subclusters become allocated. */
   private reservePart(place: Place, inCluster: number, length: number): Qcow2Reservation {
     const piece = this.subclusters.touched(inCluster, length)
-    const whole = this.reserveClusters(place, 1, piece.bits)
-    return {
-      ...whole,
-      offset: place.offset + piece.start,
-      length: piece.length,
-      at: whole.host + piece.start,
-    }
+    const { host, run, isZeroed } = this.reserveClusters(place, 1)
+    return this.reservation(
+      place,
+      place.offset + piece.start,
+      piece.length,
+      host,
+      run,
+      isZeroed,
+      piece.bits,
+    )
   }
 
-  private reserveClusters(place: Place, clusters: number, subclusters: number): Qcow2Reservation {
-    const { driver, refcounts, dataStore: store } = this.context
-    const base = { ...place, store, subclusters }
+  private reserveClusters(place: Place, clusters: number): Qcow2Reservation {
+    const { driver, refcounts, dataStore } = this.context
+    const { offset } = place
     if (driver.external) {
       // Every byte of the disk has a fixed place in the data file ("External data files").
-      const host = place.offset
-      const length = clusters * this.unitBytes
-      return { ...base, host, at: host, clusters, length, run: undefined, isZeroed: false }
+      return this.reservation(place, offset, clusters * this.unitBytes, offset, undefined, false)
     }
     const run = refcounts.allocate(clusters)
+    const isZeroed = run.isZeroed && holesReadAsZeros(dataStore)
     const host = run.cluster * this.unitBytes
-    const length = run.clusters * this.unitBytes
+    return this.reservation(place, offset, run.clusters * this.unitBytes, host, run, isZeroed)
+  }
+
+  /**
+   * Returns a reservation of the piece of `length` bytes at `offset`.
+   * @param host the place in the file of the cluster in which the piece begins
+   */
+  private reservation(
+    { sliceAt, inSlice, offset: first }: Place,
+    offset: number,
+    length: number,
+    host: number,
+    run: ClusterRun | undefined,
+    isZeroed: boolean,
+    subclusters = ALL_SUBCLUSTERS,
+  ): Qcow2Reservation {
+    // Spelled out: to spread objects of so many fields takes longer than to write a page.
     return {
-      ...base,
-      host,
-      at: host,
-      clusters: run.clusters,
+      sliceAt,
+      inSlice,
+      offset,
       length,
+      store: this.context.dataStore,
+      at: host + offset - first,
+      isZeroed,
+      host,
+      clusters: Math.ceil(length / this.unitBytes),
       run,
-      isZeroed: run.isZeroed && holesReadAsZeros(store),
+      subclusters,
     }
   }
 
