@@ -330,10 +330,14 @@ export async function hasEnded(t: Test, pid: number): Promise<boolean> {
   return false
 }
 
-/** A process that has ended but that nobody has waited for does not run. */
+/**
+ * A process that has ended but that nobody has waited for does not run. As long as another of its threads is in a system call, it
+ * still has its files, and so its locks.
+ */
 export function isRunning(pid: number): boolean {
   try {
-    return !/^State:\tZ/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'))
+    const isEnded = /^State:\tZ/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'))
+    return !isEnded || readdirSync(`/proc/${pid}/task`).length > 1
   } catch {
     return false
   }
