@@ -203,6 +203,17 @@ export interface SnapshotTable {
   readonly entries: number
   /** The size of the disk that the table maps. */
   readonly sizeBytes: number
+  /** The snapshot that it belongs to. */
+  readonly snapshot: Pick<InternalSnapshot, 'id' | 'dateSeconds' | 'dateNanoseconds'>
+}
+
+/** Tells whether a snapshot still exists that another program may delete at any moment. */
+export interface SnapshotGuard {
+  /**
+   * Returns whether it does. If so, all that was read of it before is right: its tables and its data never change. Throws
+   * ImageError, SystemError.
+   */
+  isThere(): boolean
 }
 
 export interface InternalSnapshots<S> {
@@ -217,6 +228,8 @@ export interface InternalSnapshots<S> {
     snapshot: InternalSnapshot,
   ): { readonly table: SnapshotTable; readonly startOffset: number } | undefined
   driver(parts: DriverParts<S>, table: SnapshotTable): FormatDriver
+  /** Returns the guard of the snapshot that `table` belongs to. @param store the layer's own file */
+  guard(store: Store, spec: S, table: SnapshotTable): SnapshotGuard
   /** Undefined if snapshots are only read. */
   readonly writing?: { load(): Promise<SnapshotWriter> }
 }

@@ -123,10 +123,18 @@ export class Changer {
     }
   }
 
-  /** Makes a new world without any change of the image's tables. Call it in turn. `chain` is the image as it is now. */
-  async refresh(chain: Chain, changed: WhatChanged = 'files'): Promise<void> {
+  /**
+   * Makes a new world without any change of the image's tables. Call it in turn. `chain` is the image as it is now.
+   * @param onShown called when threads serve the new world; then the kernel still has to forget
+   */
+  async refresh(
+    chain: Chain,
+    changed: WhatChanged = 'files',
+    onShown: () => void = () => {},
+  ): Promise<void> {
     const before = this.image.world
     this.show(chain, changed)
+    onShown()
     // Afterwards nobody serves the old world.
     await this.gate.drained()
     await this.forget(before, changed === 'content')
@@ -160,8 +168,10 @@ export class Changer {
       isOther && isOfDisk(entry) ? [{ id: world.ids[index] as number, pages: true }] : [],
     )
     const names = staleNames(before, world)
+    const ids = new Set(world.ids)
+    const gone = before.ids.filter(id => !ids.has(id)).map(id => ({ id, pages: true }))
     const folder = { id: ROOT_ID, pages: true }
-    const stale: Forgetting = { names, files: [...changed, folder] }
+    const stale: Forgetting = { names, files: [...changed, ...gone, folder] }
     return this.session.forget(stale)
   }
 }

@@ -2,6 +2,7 @@
 import { constants } from 'node:os'
 import { ImageError } from '../errors.js'
 import type { View } from '../formats/driver.js'
+import type { SnapshotGuard } from '../formats/format.js'
 import type { WritableDisk } from '../formats/writable.js'
 import type { ChangeWatch } from '../image/change-watch.js'
 import type { DecompressQueue } from '../image/decompress-queue.js'
@@ -12,7 +13,7 @@ import { SEEK_DATA } from '../io/libc.js'
 import type { ImageNode } from './tree.js'
 import type { WrittenFiles } from './written-files.js'
 
-const { EIO, ENXIO } = constants.errno
+const { EIO, ENXIO, ESTALE } = constants.errno
 /** The handle of all programs that do not write the disk. A writer's handle is above 0. */
 export const READING = 0
 
@@ -22,10 +23,13 @@ export interface ReaderParts {
   readonly queue?: DecompressQueue
   /** Present if the image is only read, and nobody else is supposed to write it. */
   readonly watch?: ChangeWatch | undefined
+  /** Present if others may write the image meanwhile; called when a snapshot turns out to have been deleted. */
+  readonly onGone?: (() => void) | undefined
 }
 
 export class FileReader {
   private readonly views = new Map<number, View>()
+  private readonly guards = new Map<number, SnapshotGuard | undefined>()
 
   constructor(
     private readonly parts: ReaderParts,
@@ -44,8 +48,9 @@ export class FileReader {
   }
 
   /** Returns a handle for reading, or a negative errno. */
-  open(): number {
-    return this.parts.watch?.hasChanged() ? -EIO : READING
+  open(node: ImageNode): number {
+    const errno = this.errnoAfter(node)
+    return errno === 0 ? READING : -errno
   }
 
   /** Reads all of `length` bytes, at least one. Returns `length`, or a negative errno. Throws for damage. */
@@ -53,9 +58,9 @@ export class FileReader {
     try {
       this.fill(node, target, length, offset)
     } catch (error) {
-      return -this.errnoInstead(error)
+      return -this.errnoInstead(node, error)
     }
-    const errno = this.errnoAfter()
+    const errno = this.errnoAfter(node)
     return errno === 0 ? length : -errno
   }
 
@@ -68,11 +73,11 @@ export class FileReader {
       const view = this.view(node)
       found = whence === SEEK_DATA ? nextData(view, offset) : nextHole(view, offset)
     } catch (error) {
-      return -this.errnoInstead(error)
+      return -this.errnoInstead(node, error)
     } finally {
       disk?.endRead()
     }
-    const errno = this.errnoAfter()
+    const errno = this.errnoAfter(node)
     if (errno !== 0) return -errno
     return found < 0 ? -ENXIO : found
   }
@@ -104,16 +109,28 @@ export class FileReader {
   }
 
   /**
-   * Returns the errno if others have changed the image, so that anything may have been read; 0 otherwise. Asked after reading: what
-   * counts is that the bytes were read in time.
+   * Returns the errno if others have changed what `node` shows, so that anything may have been read; 0 otherwise. Asked after
+   * reading: what counts is that the bytes were read in time.
    */
-  private errnoAfter(): number {
-    return this.parts.watch?.hasChanged() ? EIO : 0
+  private errnoAfter(node: ImageNode): number {
+    const { watch, onGone } = this.parts
+    if (watch?.hasChanged()) return EIO
+    return onGone && !this.isThere(node, onGone) ? ESTALE : 0
   }
 
-  /** Does the same for a read that has failed: the damage may lie in the tables of another image. Else throws `error`. */
-  private errnoInstead(error: unknown): number {
-    if (this.parts.watch?.look()) return EIO
+  /** Does the same for a read that has failed: the damage may lie in what the tables were before. Else throws `error`. */
+  private errnoInstead(node: ImageNode, error: unknown): number {
+    const { watch, onGone } = this.parts
+    if (watch?.look()) return EIO
+    if (onGone && !this.isThere(node, onGone)) return ESTALE
     throw error
+  }
+
+  private isThere(node: ImageNode, onGone: () => void): boolean {
+    if (!this.guards.has(node.id)) this.guards.set(node.id, this.parts.views.guardOf(node.entry))
+    const guard = this.guards.get(node.id)
+    if (!guard || guard.isThere()) return true
+    onGone()
+    return false
   }
 }

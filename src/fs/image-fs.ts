@@ -5,12 +5,7 @@
 import fs from 'node:fs'
 import { constants } from 'node:os'
 import { READING } from './file-reader.js'
-import {
-  BLOCK_BYTES,
-  type FileSystemParts,
-  NodeOperations,
-  VALID_SECONDS,
-} from './node-operations.js'
+import { BLOCK_BYTES, type FileSystemParts, NodeOperations } from './node-operations.js'
 import {
   ACCESS_IN,
   ATTR,
@@ -157,7 +152,8 @@ export class ImageFs {
     const { opens } = this.parts
     if (node.kind === 'image') opens?.opened(node.id)
     // Only writes through this kernel change the files, so cached pages stay valid for every opening, but not after a revert.
-    let openFlags = opens?.hasStalePages === true ? 0 : FOPEN.KEEP_CACHE
+    const isKept = opens?.hasStalePages !== true && this.nodes.isSteady(node)
+    let openFlags = isKept ? FOPEN.KEEP_CACHE : 0
     if (node.kind === 'control') openFlags = FOPEN.DIRECT_IO
     if (this.isDirectCoherent && this.nodes.isWritable(node)) {
       // Writes past the page cache may run in parallel.
@@ -217,7 +213,7 @@ export class ImageFs {
   opendir(request: Request): number {
     const node = this.tree.node(request.nodeid)
     if (node?.kind !== 'dir') return node ? -ENOTDIR : -ESTALE
-    const openFlags = FOPEN.KEEP_CACHE | FOPEN.CACHE_DIR
+    const openFlags = this.nodes.isSteady(node) ? FOPEN.KEEP_CACHE | FOPEN.CACHE_DIR : 0
     OPEN_OUT.put(request.payload, 0, { fh: 0, openFlags, padding: 0 })
     return OPEN_OUT.size
   }
@@ -347,7 +343,7 @@ export class ImageFs {
     ENTRY_OUT.put(payload, at, {
       nodeid: node.id,
       generation: 0,
-      entryValid: VALID_SECONDS,
+      entryValid: this.nodes.nameValidity,
       attrValid: this.nodes.validity(node),
       entryValidNsec: 0,
       attrValidNsec: 0,

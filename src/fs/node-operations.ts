@@ -5,7 +5,7 @@
 import fs from 'node:fs'
 import { constants } from 'node:os'
 import type { LayerSpec } from '../formats/format.js'
-import { allocatedNow, filesOf } from '../image/layer.js'
+import { allocatedNow, filesOf, modifiedNow } from '../image/layer.js'
 import type { Timestamp } from '../io/file-spec.js'
 import { SEEK_DATA, SEEK_HOLE } from '../io/libc.js'
 import { AllocatedBytes } from './allocated-bytes.js'
@@ -110,7 +110,9 @@ export class NodeOperations {
   open(node: Node, flags: number): number {
     if (node.kind === 'dir') return -EISDIR
     const isWriting = (flags & ACCESS_MODE) !== 0 || (flags & O_TRUNC) !== 0
-    if (!isWriting) return node.kind === 'control' ? this.openControl(node) : this.reader.open()
+    if (!isWriting) {
+      return node.kind === 'control' ? this.openControl(node) : this.reader.open(node)
+    }
     const file = this.files.open(node)
     if (!file) return -EROFS
     const { writeErrno } = file.disk
@@ -239,9 +241,25 @@ export class NodeOperations {
   validity(node: Node): number {
     if (node.kind === 'control') return 0
     const file = this.files.find(node)
-    if (!file) return VALID_SECONDS
+    if (!file) return this.isSteady(node) ? VALID_SECONDS : 0
     if (file.truncations.isActive) return 0
     return this.allocated.isCurrent(node as ImageNode, file.disk) ? WRITTEN_VALID_SECONDS : 0
+  }
+
+  /** How long names stay valid, in seconds. */
+  get nameValidity(): number {
+    return this.parts.onGone ? 0 : VALID_SECONDS
+  }
+
+  /** Reports whether what a file or a folder shows never changes without the kernel being told. */
+  isSteady(node: Node): boolean {
+    if (!this.parts.onGone) return true
+    if (node.kind !== 'image') return false
+    const { table, kind, layer } = node.entry
+    // What a snapshot does not have itself comes from the layer below, which may be written.
+    return (
+      table !== undefined && (kind === 'vmstate' || this.parts.layers[layer]?.below === undefined)
+    )
   }
 
   modeOf(node: Node): number {
@@ -332,6 +350,9 @@ export class NodeOperations {
   }
 
   private modified(node: ImageNode): Timestamp {
+    const layer = this.parts.layers[node.entry.layer]
+    // Others write it, and nothing tells of their writes.
+    if (layer && !node.entry.table && !this.isSteady(node)) return modifiedNow(layer)
     const milliseconds = this.files.find(node)?.disk.modified ?? 0
     if (milliseconds === 0) return node.entry.modified
     const seconds = Math.floor(milliseconds / 1000)

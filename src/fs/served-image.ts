@@ -18,6 +18,7 @@ import { ScratchFiles } from './scratch-files.js'
 import { ScratchKeeper } from './scratch-keeper.js'
 import { ScratchMaker, type ScratchOptions } from './scratch-maker.js'
 import { sharedStats, WorkerStats } from './stats.js'
+import { tornNames, tornWarning } from './torn.js'
 import { makeWorld, type OwnWorld, type World, type WorldParts } from './world.js'
 
 const MAX_METADATA_BYTES = 48 * 2 ** 20
@@ -66,7 +67,9 @@ export class ServedImage {
     this.parts = { caches, counts, ids: new NodeIds(), showsPartitions, isShared, logger }
     const memory = this.newMemory(chain)
     this.now = this.worldOf(chain, 0, memory)
-    this.warnings = [...chain.warnings, ...this.now.warnings, ...(memory?.warnings ?? [])]
+    const torn = isShared ? tornWarning(tornNames(this.world)) : undefined
+    const own = torn === undefined ? [] : [torn]
+    this.warnings = [...chain.warnings, ...own, ...this.now.warnings, ...(memory?.warnings ?? [])]
     const countFlush = () => counts.countFlush()
     const { disk } = this.views
     const removed = () => removedFiles(top)

@@ -9,6 +9,7 @@ import type { CatalogEntry } from '../image/catalog.js'
 import { type Chain, closeChain, type OpenOptions } from '../image/chain.js'
 import { type AskPassphrase, lockChain, unlockChain } from '../image/encryption.js'
 import { openChain } from '../image/open-chain.js'
+import { rereadShared } from '../image/reread-shared.js'
 import { orInterrupted } from '../interruption.js'
 import { type MountInfo, realMountpoint } from '../io/mountinfo.js'
 import { nameEndingServer } from '../io/processes.js'
@@ -17,9 +18,11 @@ import { ChangeWatcher } from './change-watcher.js'
 import { VERSION } from '../version.js'
 import { Changer } from './changer.js'
 import { DirectSession } from './direct.js'
+import { Follower } from './follower.js'
 import { createGateMemory, Gate } from './gate.js'
 import type { LiveDisk } from './live-changes.js'
 import { liveRequests } from './live-requests.js'
+import { LookRequests } from './look-requests.js'
 import { checkMountpoint } from './mount.js'
 import { OpenCounts } from './open-counts.js'
 import { MountedDisk } from './mounted-disk.js'
@@ -91,6 +94,7 @@ export async function startServer(request: ServeRequest, logger: Logger): Promis
     await checkNotMounted(request.image, request.mountpoint)
     checkMountpoint(request.mountpoint)
     chain = await orInterrupted(unlockChain(opened, request.askPassphrase), request.interruption)
+    if (forceShare) chain = rereadShared(chain)
     return await serveBySomeTransport(chain, request, logger)
   } catch (error) {
     lockChain(chain)
@@ -134,10 +138,13 @@ async function serveChain(
   const watcher = new ChangeWatcher(image, logger)
   const onChanged = (path: string) => watcher.noticed(path)
   const control = ControlSocket.open(chain.layers[0].fd, logger)
-  const shared = { gate, opens: opens.shared, onChanged }
+  const looks = options.forceShare ? new LookRequests() : undefined
+  const onLook = async () => follower?.look()
+  const shared = { gate, opens: opens.shared, onChanged, looks, onLook }
   const parts = sessionParts(image, options, mountpoint, transport, shared, logger, control?.path)
   const session = await sessionOf(transport, parts, { views, counts, files: scratch?.files })
   const changer = new Changer(image, session, gate, logger)
+  const follower = looks && new Follower(image, changer, looks, logger)
   const mount = await bringUp(session, mountpoint, threads, logger).catch(error => {
     keeper?.close()
     control?.close()

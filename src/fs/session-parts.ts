@@ -12,7 +12,7 @@ export function sessionParts(
   options: MountOptions,
   mountpoint: string,
   transport: Transport,
-  shared: Pick<SessionParts, 'gate' | 'opens' | 'onChanged'>,
+  shared: Pick<SessionParts, 'gate' | 'opens' | 'onChanged' | 'looks' | 'onLook'>,
   logger: Logger,
   socket: string | undefined,
 ): SessionParts {

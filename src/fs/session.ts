@@ -2,6 +2,7 @@
 import type { CacheSizes, ViewSet } from '../image/view-set.js'
 import type { Logger } from '../log.js'
 import type { Gate } from './gate.js'
+import type { LookRequests } from './look-requests.js'
 import type { MountRequest } from './mount.js'
 import type { MountInfo } from '../io/mountinfo.js'
 import type { ScratchMaker } from './scratch-maker.js'
@@ -40,6 +41,10 @@ export interface SessionParts {
   readonly isGrowable: boolean
   /** Called when a thread has noticed that somebody else has changed the file at `path`. */
   readonly onChanged: (path: string) => void
+  /** Present if others may write the image meanwhile. */
+  readonly looks: LookRequests | undefined
+  /** Makes the main thread look for their snapshots. Resolves when it has. */
+  readonly onLook: () => Promise<void>
   readonly logger: Logger
 }
 

@@ -15,6 +15,7 @@ import { servingWorkers, WorkerActivity } from './activity.js'
 import { TextSlots } from './control.js'
 import { GatePass } from './gate.js'
 import { ImageFs } from './image-fs.js'
+import { LookRequests } from './look-requests.js'
 import { OpenCounts } from './open-counts.js'
 import { Responder } from './opcodes.js'
 import { Ownership } from './ownership.js'
@@ -28,6 +29,7 @@ import { type MailboxSetup, ScratchMailbox, type ScratchMessage } from './scratc
 import { WorkerStats } from './stats.js'
 import type { Appearance } from './tree.js'
 import { Truncations } from './truncations.js'
+import { tornStatus } from './torn.js'
 import { treeOf } from './tree-of-world.js'
 import { watchOf, type World } from './world.js'
 
@@ -56,6 +58,8 @@ export interface WorkerSetup {
     /** For Gate and OpenCounts. */
     readonly gate: SharedArrayBuffer
     readonly opens: SharedArrayBuffer
+    /** For LookRequests; present if others may write the image meanwhile. */
+    readonly looks: SharedArrayBuffer | undefined
     /** For Truncations, Ownership and PageDropper. */
     readonly truncations: SharedArrayBuffer
     readonly ownership: SharedArrayBuffer
@@ -82,6 +86,8 @@ export type WorkerMessage =
   /** The path of a file that somebody else has changed. */
   | { readonly changed: string }
   | ScratchMessage
+  /** Look for snapshots that others have taken or deleted. */
+  | 'look'
   | 'ready'
   | 'awake'
   | 'help'
@@ -108,7 +114,10 @@ function run(setup: WorkerSetup): void {
     fileSystems.speak(minor)
     const poller = new Poller(setup.shared.polling, setup.index)
     const activity = new WorkerActivity(setup.shared.activity)
-    const service = new Service(device, responder, stats, pass, activity, fileSystems.opens)
+    const { looks } = setup.shared
+    const requests = looks && new LookRequests(looks)
+    const { opens } = fileSystems
+    const service = new Service(device, responder, stats, pass, activity, opens, requests)
     service.run(poller)
     tell('served')
     parentPort?.close()
@@ -187,11 +196,19 @@ class FileSystems {
       views,
       layers,
       watch,
+      ...(world.isShared && { onGone: () => tell('look') }),
       allocated,
       ...(files && { files }),
       controlText: {
         status: () =>
-          statusText(status, world.snapshots, views, layers[0] as LayerSpec, watch, files),
+          statusText(
+            { ...status, ...tornStatus(world) },
+            world.snapshots,
+            views,
+            layers[0] as LayerSpec,
+            watch,
+            files,
+          ),
         stats: () => statsText(shared.stats, started, servingWorkers(shared.activity)),
         partitions: world.partitions,
       },
@@ -242,6 +259,7 @@ class Service {
     private readonly pass: GatePass,
     private readonly activity: WorkerActivity,
     private readonly opens: OpenCounts,
+    private readonly looks: LookRequests | undefined,
   ) {
     const { sleeping, asking } = openDevices(session)
     this.sleeping = sleeping
@@ -291,6 +309,8 @@ class Service {
 
   private handle(message: Buffer, length: number, device: number): void {
     const { responder, stats, pass, activity } = this
+    // Before it enters: it may then enter another world.
+    if (this.looks?.isDueFor(message)) this.looks.await(() => tell('look'))
     const started = stats.start()
     const isOpen = pass.enter()
     if (activity.mustTell()) tell('awake')

@@ -165,7 +165,7 @@ export class Workers {
 
   /** Starts a thread. Throws MountError if the system cannot. */
   private start(): Worker {
-    const { logger, onChanged } = this.parts
+    const { logger, onChanged, onLook } = this.parts
     const { port1, port2 } = new MessageChannel()
     port1.unref()
     const scratch = this.scratchMail?.mailbox()
@@ -174,6 +174,7 @@ export class Workers {
     this.threads.add(worker)
     worker.on('message', (message: WorkerMessage) => {
       if (message === 'awake') this.crowding?.begin()
+      else if (message === 'look') void onLook()
       else if (message === 'served') void this.leave(worker, true)
       else if (message === 'help') {
         if (!this.isHelped) startHelper(this.setup, logger)
@@ -243,11 +244,12 @@ function newWorker(setup: WorkerSetup): Worker {
 
 /** Returns what all workers start with. */
 function setupOf(parts: SessionParts): Omit<WorkerSetup, 'index' | 'worlds' | 'scratch'> {
-  const { world, gate, opens, stats, threads } = parts
+  const { world, gate, opens, looks, stats, threads } = parts
   const { appearance, onlyUids, caches, status, started, isGrowable } = parts
   const shared: WorkerSetup['shared'] = {
     stats,
     opens,
+    looks: looks?.shared,
     gate: gate.shared,
     slots: new TextSlots().shared,
     polling: createPollMemory(),

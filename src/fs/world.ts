@@ -35,6 +35,8 @@ export interface World {
   readonly modified: Timestamp | undefined
   /** How many snapshots there are, for status.json. */
   readonly snapshots: number
+  /** Whether others may write the image meanwhile. */
+  readonly isShared: boolean
   /** Present if the image is only read, and nobody else is supposed to write it. */
   readonly watched:
     | { readonly files: readonly WatchedFile[]; readonly word: SharedArrayBuffer }
@@ -88,6 +90,7 @@ export function makeWorld(
         ? undefined
         : { seconds: Math.floor(now / 1000), nanoseconds: (now % 1000) * 1e6 },
     snapshots: chain.snapshots.length + chain.externalSnapshots.length,
+    isShared,
     watched: isWatched
       ? { files: watchedFiles(chain.layers), word: ChangeWatch.memory() }
       : undefined,

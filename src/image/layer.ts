@@ -96,6 +96,10 @@ function allocatedBytes(stat: fs.BigIntStats, sizeBytes: number): number {
 export const allocatedNow = (file: FileSpec): number =>
   allocatedBytes(fs.fstatSync(file.fd, { bigint: true }), file.sizeBytes)
 
+/** Returns the time of a file's last write until now. */
+export const modifiedNow = (file: FileSpec): Timestamp =>
+  timestamp(fs.fstatSync(file.fd, { bigint: true }).mtimeNs)
+
 export function storeOf(file: Pick<FileSpec, 'path' | 'fd' | 'sizeBytes'>): FileStore {
   return new FileStore(file.path, file.fd, file.sizeBytes)
 }

@@ -4,7 +4,13 @@ import { STATISTICS } from '../cache/statistics.js'
 import { MetadataCache } from '../cache/metadata-cache.js'
 import { TablePool } from '../cache/table-pool.js'
 import type { FormatDriver, View } from '../formats/driver.js'
-import type { DriverParts, FormatWriting, LayerSpec, NumberedStore } from '../formats/format.js'
+import type {
+  DriverParts,
+  FormatWriting,
+  LayerSpec,
+  NumberedStore,
+  SnapshotGuard,
+} from '../formats/format.js'
 import { probedName } from '../formats/probe.js'
 import { formatOf } from '../formats/registry.js'
 import type { WritableDisk } from '../formats/writable.js'
@@ -122,6 +128,12 @@ export class ViewSet {
     return isOfDisk
       ? disk && new PartitionDisk(disk, entry.startOffset, entry.sizeBytes)
       : undefined
+  }
+
+  /** Returns the guard of the snapshot whose bytes `entry` shows; undefined if it shows none. */
+  guardOf({ layer, table }: CatalogEntry): SnapshotGuard | undefined {
+    const { store, spec } = this.layers[layer] as OpenLayer
+    return table && formatOf(spec).internalSnapshots?.guard(store, spec.spec, table)
   }
 
   private diskView(entry: CatalogEntry): View {

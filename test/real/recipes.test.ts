@@ -19,6 +19,7 @@ import {
 import { dirname, join } from 'node:path'
 import t, { type Test } from 'tap'
 import { loop, mountDevice } from '../support/loop.js'
+import { machine } from '../support/machine.js'
 import {
   attemptIn,
   HERE,
@@ -75,7 +76,7 @@ interface Recipe {
   /** Run by an ordinary user. */
   readonly needsNoRoot?: true
   /** Changes the image before the recipe runs. */
-  readonly prepare?: (folder: string) => Promise<void>
+  readonly prepare?: (folder: string, t: Test) => Promise<void>
   /** Looks at what the recipe has made. */
   readonly check?: (t: Test, folder: string) => Promise<void>
 }
@@ -134,6 +135,15 @@ const RECIPES: readonly Recipe[] = [
   },
   { lead: /of a system that is mounted/, content: PARTITIONED, prints: /^second$/m },
   { lead: /of a machine that is off/, content: PARTITIONED, prints: /before-todays-upgrade/ },
+  {
+    lead: /a running machine's snapshots/,
+    content: PARTITIONED,
+    prints: /^disk@before-upgrade\.raw$(.|\n)*^disk@today\.raw$(.|\n)*^second$/m,
+    prepare: async (folder, t) => {
+      const vm = await machine(t, join(folder, 'disk.qcow2'))
+      await vm.tell('savevm today')
+    },
+  },
   { lead: /how many bytes changed/, content: PARTITIONED, prints: /^[1-9][0-9]*$/m },
   {
     lead: /which parts of the disk have changed/,
@@ -283,7 +293,7 @@ for (const [index, recipe] of RECIPES.entries()) {
   t.test(String(lead), skip, async t => {
     const folder = sharedFolder(t)
     await makeImage(t, folder, content)
-    await prepare?.(folder)
+    await prepare?.(folder, t)
     const place = needsNoRoot ? await ordinaryUser(t) : HERE
     const mountpoint = mountFolder(t, place, 'x')
     const commands = (recipes()[index] as { commands: string }).commands

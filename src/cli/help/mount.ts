@@ -23,7 +23,8 @@ server has saved what was written.
        ro                  read only; do not open IMAGE for writing
        rw                  read and write, or fail; without ro and rw, a write-protected image is
                            mounted read-only
-       force-share         with ro: mount also while others write IMAGE; reads may be torn
+       force-share         with ro: mount also while others write IMAGE. Snapshots read as at rest,
+                           and come and go; disk.raw may be torn
        partitions          with ro: show the partitions of each disk as files: disk.p1.raw,
                            disk@SNAPSHOT.p1.raw, and a list in .vimgfs/partitions.json
        scratch             programs can write the disk and every snapshot; IMAGE stays as it is,

@@ -7,6 +7,7 @@ import type {
   DriverParts,
   Format,
   FormatWriting,
+  InternalSnapshot,
   InternalSnapshots,
   LayerSpec,
   OpenContext,
@@ -28,6 +29,7 @@ import { requireWhole } from './losses.js'
 import { Qcow2Mapping } from './mapping.js'
 import { recover, requireRecoverable } from './recovery.js'
 import { changeReference } from './reference-update.js'
+import { Qcow2SnapshotGuard } from './snapshot-guard.js'
 import { type Qcow2Snapshot, readSnapshots } from './snapshots.js'
 import { createQcow2Memory, type Qcow2Memory } from './write-memory.js'
 import { Qcow2Writer } from './writer.js'
@@ -93,13 +95,19 @@ function partsOf({ layer, ...parts }: DriverParts<Qcow2Header>): Qcow2Parts {
   return { header: layer.spec, store, dataStore, storeId, metadata, clusters }
 }
 
+const keyOf = ({ id, dateSeconds, dateNanoseconds }: InternalSnapshot) => ({
+  id,
+  dateSeconds,
+  dateNanoseconds,
+})
+
 const snapshots: InternalSnapshots<Qcow2Header> = {
   read: (store, header) =>
     header.snapshotCount === 0 ? [] : readSnapshots(store, header).snapshots,
   reread: readHeader,
   tableOf: snapshot => {
     const { l1Offset, l1Entries, sizeBytes } = snapshot as Qcow2Snapshot
-    return { offset: l1Offset, entries: l1Entries, sizeBytes }
+    return { offset: l1Offset, entries: l1Entries, sizeBytes, snapshot: keyOf(snapshot) }
   },
   // It lies in the snapshot's table, from the first L2 table past the disk's end on.
   vmStateOf: (header, snapshot) => {
@@ -108,9 +116,11 @@ const snapshots: InternalSnapshots<Qcow2Header> = {
     const startOffset = Math.ceil(sizeBytes / coverage) * coverage
     const endOffset = startOffset + vmStateBytes
     if (endOffset > l1Entries * coverage) return undefined
-    return { table: { offset: l1Offset, entries: l1Entries, sizeBytes: endOffset }, startOffset }
+    const place = { offset: l1Offset, entries: l1Entries, sizeBytes: endOffset }
+    return { table: { ...place, snapshot: keyOf(snapshot) }, startOffset }
   },
   driver: (parts, table) => new Qcow2Driver(partsOf(parts), table, table.sizeBytes),
+  guard: (store, header, table) => new Qcow2SnapshotGuard(store, header, table),
   writing: {
     load: async () => (await import('./snapshot/snapshot-writer.js')).qcow2SnapshotWriter,
   },

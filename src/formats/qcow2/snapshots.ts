@@ -83,6 +83,8 @@ export interface FoundEntry {
   /** Its buffers are valid only during the visit. */
   readonly entry: SnapshotEntry
   readonly extraBytes: number
+  /** All bytes of the entry; valid only during the visit. */
+  readonly bytes: Buffer
   /** Why the snapshot cannot be read; undefined if it can. */
   readonly problem: string | undefined
 }
@@ -123,7 +125,7 @@ export function walkSnapshotTable(
     // If the count is wrong, what follows the last entry is not an entry.
     if (isSuspect && problem !== undefined) return broken(problem)
     end = next
-    visit({ number, entryAt: header.snapshotsOffset + start, entry, extraBytes, problem })
+    visit({ number, entryAt: header.snapshotsOffset + start, entry, extraBytes, bytes, problem })
   }
   return { bytes: end }
 }

@@ -13,7 +13,7 @@ import type { WorkerStats } from '../stats.js'
 import type { ControlNode, Node } from '../tree.js'
 import type { Done, FuseOperations, FuseStat } from './package.js'
 
-const { ENODEV, ENOENT, ENOTDIR } = constants.errno
+const { ENODEV, ENOENT, ENOTDIR, ESTALE } = constants.errno
 const { O_APPEND } = fs.constants
 
 /** Opcodes of the kernel's protocol, for the statistics. */
@@ -40,6 +40,8 @@ const STATS_BYTES = 4096
 const FAILURE_BYTES = 3072
 
 export interface LibfuseFsOptions {
+  /** Present if others may write the image meanwhile: calls `act` when their snapshots are shown as they are now. */
+  readonly whenFresh?: (act: () => void) => void
   readonly stats: WorkerStats
   /** Called with everything that is thrown, and the opcode. */
   readonly onError: (error: unknown, opcode: number) => void
@@ -79,9 +81,9 @@ export class LibfuseFs {
 
   operations(): FuseOperations {
     return {
-      getattr: (path, done) => this.statWhenClosed(path, done),
+      getattr: (path, done) => this.whenFresh(() => this.statWhenClosed(path, done)),
       fgetattr: (path, fh, done) => this.stat(path, fh, done),
-      readdir: (path, done) => this.list(path, done),
+      readdir: (path, done) => this.whenFresh(() => this.list(path, done)),
       statfs: (path, done) => {
         const result = this.answer(STATFS, path, () => 0)
         done(result, this.statfs())
@@ -94,7 +96,9 @@ export class LibfuseFs {
         done(Math.min(0, fh), Math.max(0, fh))
       },
       read: (path, fh, target, length, offset, done) =>
-        done(this.answer(READ, path, node => this.read(node, fh, target, length, offset))),
+        done(
+          this.gone(this.answer(READ, path, node => this.read(node, fh, target, length, offset))),
+        ),
       write: (path, handle, source, length, offset, done) => {
         const writer = { handle, isAppending: this.appending.has(handle) }
         this.whenOpen(() =>
@@ -105,7 +109,11 @@ export class LibfuseFs {
           ),
         )
       },
-      flush: (path, fh, done) => done(this.answer(FLUSH, path, node => this.nodes.close(node, fh))),
+      // The file may have gone before its last descriptor.
+      flush: (path, fh, done) => {
+        const result = this.answer(FLUSH, path, node => this.nodes.close(node, fh))
+        done(result === -ENOENT ? 0 : result)
+      },
       release: (path, fh, done) => {
         this.appending.delete(fh)
         done(this.answer(RELEASE, path, node => this.release(node, fh)))
@@ -136,8 +144,21 @@ export class LibfuseFs {
 
   private open(node: Node, flags: number): number {
     const fh = this.nodes.open(node, flags)
-    if (fh >= 0 && node.kind === 'image') this.parts.opens?.opened(node.id)
-    return fh
+    if (fh < 0 || node.kind !== 'image') return fh
+    this.parts.opens?.opened(node.id)
+    // The path may be that of another snapshot when this one is read.
+    return this.options.whenFresh ? node.id : fh
+  }
+
+  /** An open file without a path has gone with a snapshot. */
+  private gone(result: number): number {
+    return this.options.whenFresh && result === -ENOENT ? -ESTALE : result
+  }
+
+  private whenFresh(act: () => void): void {
+    const { whenFresh } = this.options
+    if (whenFresh) whenFresh(act)
+    else act()
   }
 
   private release(node: Node, fh: number): number {
@@ -238,7 +259,10 @@ export class LibfuseFs {
   }
 
   private read(node: Node, fh: number, target: Buffer, size: number, offset: number): number {
-    if (node.kind !== 'control') return this.nodes.read(node, fh, target, size, offset)
+    if (node.kind !== 'control') {
+      if (this.options.whenFresh && fh !== node.id) return -ESTALE
+      return this.nodes.read(node, fh, target, size, offset)
+    }
     // Without FOPEN.DIRECT_IO the kernel does not read a file with size 0, so the text is padded to a constant size.
     const end = this.controlBytes(node)
     const length = Math.max(0, Math.min(size, end - offset))

@@ -10,7 +10,7 @@ import { type FuseOperations, loadFuseNative } from './package.js'
 
 /**
  * How long the kernel may keep names and attributes if the disk is written: its size changes when a handle that truncated it
- * is closed, and snapshots come and go. libfuse has one time for all files, and cannot make the kernel forget one.
+ * is closed, and snapshots come and go. The same where others write the image. libfuse has one time for all files, and cannot make the kernel forget one.
  */
 const WRITTEN_VALID_SECONDS = 0
 /** The size of fuse-native's buffers, which silently cut off longer strings. */
@@ -18,6 +18,8 @@ const MAX_BYTES = 1023
 const STDERR = 2
 
 export interface LibfuseRequest extends MountRequest {
+  /** Whether others may write the image meanwhile. */
+  readonly isShared: boolean
   /** Whether libfuse refuses all users but the mounting one and root. */
   readonly allowRoot: boolean
 }
@@ -90,7 +92,7 @@ function check(mountpoint: string, isRoot: boolean): void {
 
 /** Returns libfuse's command line (fuse(8), version 2.9). Of a name that is too long it keeps the end. */
 export function libfuseOptions(request: LibfuseRequest, isRoot: boolean): string {
-  const { isWritable, allowOther, allowRoot, defaultPermissions, fsname } = request
+  const { isWritable, isShared, allowOther, allowRoot, defaultPermissions, fsname } = request
   const options = [
     ...flagNames(flagsOf(request)),
     'subtype=vimgfs',
@@ -102,9 +104,11 @@ export function libfuseOptions(request: LibfuseRequest, isRoot: boolean): string
     'noforget',
     // Cached pages stay from one opening to the next if size and time have not changed.
     'auto_cache',
+    // libfuse takes a file for the same as long as its name is: the pages of two would be mixed.
+    ...(isShared ? ['direct_io'] : []),
     'ac_attr_timeout=0',
     ...['entry', 'attr'].map(
-      what => `${what}_timeout=${isWritable ? WRITTEN_VALID_SECONDS : VALID_SECONDS}`,
+      what => `${what}_timeout=${isWritable || isShared ? WRITTEN_VALID_SECONDS : VALID_SECONDS}`,
     ),
     ...(defaultPermissions ? ['default_permissions'] : []),
     ...(allowRoot ? ['allow_root'] : allowOther ? ['allow_other'] : []),

@@ -14,6 +14,7 @@ import type { FileSystemParts } from '../node-operations.js'
 import { OpenCounts } from '../open-counts.js'
 import type { Forgetting, MainThread, Session, SessionParts } from '../session.js'
 import { startPageDropper } from '../start-page-dropper.js'
+import { tornStatus } from '../torn.js'
 import { treeOf } from '../tree-of-world.js'
 import type { Tree } from '../tree.js'
 import { Truncations } from '../truncations.js'
@@ -47,7 +48,7 @@ export class LibfuseSession implements Session {
     this.finished = new Promise(resolve => {
       this.finish = resolve
     })
-    const { world, isGrowable, opens, logger } = parts
+    const { world, isGrowable, opens, looks, onLook, logger } = parts
     const log = ({ level, message, detail }: LogEntry) => logger[level](detail ?? {}, message)
     const logFault = faultLogger(log)
     if (parts.scratch) parts.scratch.onPageDrops = place => this.dropPages(place)
@@ -67,6 +68,7 @@ export class LibfuseSession implements Session {
     this.fileSystem = new LibfuseFs(this.partsOf(world, views), {
       stats: counts,
       gate: parts.gate,
+      ...(looks && { whenFresh: act => (looks.isDue() ? void onLook().then(act) : act()) }),
       onError: (error, opcode) => void setImmediate(() => logFault(error, opcode)),
     })
   }
@@ -74,8 +76,9 @@ export class LibfuseSession implements Session {
   async prepare(): Promise<void> {}
 
   async mount(): Promise<MountInfo | undefined> {
-    const { mountpoint, mountRequest, onlyUids, logger } = this.parts
-    const request = { ...mountRequest, allowRoot: onlyUids !== undefined }
+    const { mountpoint, mountRequest, onlyUids, looks, logger } = this.parts
+    const isShared = looks !== undefined
+    const request = { ...mountRequest, isShared, allowRoot: onlyUids !== undefined }
     const device = await mountByLibfuse(request, this.fileSystem.operations())
     this.device = device
     logger.info({ lacks: lackLines() }, 'libfuse 2 lacks what the direct transport has')
@@ -110,7 +113,7 @@ export class LibfuseSession implements Session {
   }
 
   private partsOf(world: World, views: ViewSet): FileSystemParts {
-    const { status, stats, started, onChanged } = this.parts
+    const { status, stats, started, onChanged, onLook } = this.parts
     const { layers, allocated, snapshots, partitions } = world
     const watch = watchOf(world, onChanged)
     return {
@@ -119,10 +122,18 @@ export class LibfuseSession implements Session {
       views,
       layers,
       watch,
+      ...(world.isShared && { onGone: () => void onLook() }),
       allocated: new Float64Array(allocated),
       controlText: {
         status: () =>
-          statusText(status, snapshots, views, layers[0] as LayerSpec, watch, this.lasting.files),
+          statusText(
+            { ...status, ...tornStatus(world) },
+            snapshots,
+            views,
+            layers[0] as LayerSpec,
+            watch,
+            this.lasting.files,
+          ),
         stats: () => statsText(stats, started, 1),
         partitions,
       },

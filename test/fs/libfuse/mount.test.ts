@@ -5,7 +5,7 @@ import { installCommand } from '../../../src/fs/libfuse/package.js'
 
 const REQUEST: LibfuseRequest = {
   ...{ mountpoint: '/mnt/x', fsname: '/disk.qcow2', isWritable: false, flags: 6 },
-  ...{ allowOther: false, allowRoot: false, defaultPermissions: false },
+  ...{ allowOther: false, allowRoot: false, defaultPermissions: false, isShared: false },
 }
 const optionsOf = (request: Partial<LibfuseRequest>, isRoot = true): string[] =>
   libfuseOptions({ ...REQUEST, ...request }, isRoot)
@@ -19,6 +19,11 @@ t.test('options', async t => {
   for (const option of ['rw', 'allow_other', 'allow_root', 'default_permissions'])
     t.notOk(plain.includes(option), option)
   t.ok(optionsOf({ isWritable: true }).includes('rw'))
+  const times = ['entry_timeout=0', 'attr_timeout=0', 'direct_io']
+  for (const option of times) {
+    t.ok(optionsOf({ isShared: true }).includes(option), 'nothing is kept of what others write')
+    t.notOk(plain.includes(option), option)
+  }
   t.notOk(optionsOf({}, false).includes('nonempty'), "fuse3's fusermount does not know it")
 })
 
