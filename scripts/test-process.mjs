@@ -25,7 +25,8 @@ const LIMITS = {
   busySeconds: process.env.VIMGFS_TEST_LONG === '1' ? 6 * 3600 : 900,
   /** Servers may still write when the test that has unmounted them has ended. */
   leftQuietSeconds: 20,
-  lookMs: 2000,
+  /** A look takes milliseconds of a processor. */
+  lookMs: 10_000,
 }
 /** For tap to say which test it was in. */
 const LAST_WORDS_MS = 15_000
