@@ -64,6 +64,8 @@ export class Changer {
     const before = image.world
     const disk = image.views.disk as WritableDisk
     let result: T
+    // Most of what has to reach the disk does so while requests go on.
+    disk.flush()
     gate.set(GATE.changesWait)
     try {
       await gate.drained()

@@ -69,6 +69,13 @@ export class CountLedger {
     this.page[at] = rest | REFERRED | (isOwned ? OWNED : cell & OWNED)
   }
 
+  /** Does the same for `clusters` clusters in a row. */
+  referRow(first: number, clusters: number, times: number, isOwned: boolean): void {
+    for (let cluster = first; cluster < first + clusters; cluster++) {
+      this.refer(cluster, times, isOwned)
+    }
+  }
+
   private turnTo(index: number): void {
     let page = this.pages.get(index)
     if (!page) {

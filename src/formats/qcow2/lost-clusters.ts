@@ -16,7 +16,7 @@ import type { CountLedger } from './count-ledger.js'
 import { clusterBytes, INCOMPATIBLE, l2EntryBytes, type Qcow2Header } from './header.js'
 import { packedLength, packedOffset } from './packed-entry.js'
 import { findEntry } from './table-entries.js'
-import { COMPRESSED, COPIED, blockOffset, hostOffset, wordBuffer } from './words.js'
+import { COMPRESSED, COPIED, blockOffset, hostOffset, readWords, wordBuffer } from './words.js'
 
 /** The most bytes of L2 tables: those of 1 TiB in clusters of 64 KiB, which take some tenths of a second. */
 const MAX_TABLE_BYTES = 128 * 2 ** 20
@@ -26,7 +26,7 @@ const MAX_SNAPSHOT_L1_ENTRIES = 2 ** 22
 const MAX_BLOCKS = 4096
 
 /** Compares the references of the walk with the reference counts. */
-type Ledger = Pick<CountLedger, 'refer'>
+type Ledger = Pick<CountLedger, 'refer' | 'referRow'>
 
 /**
  * Returns a place past the last cluster of the file where data of the disk or of a snapshot are said to be; undefined if
@@ -129,23 +129,46 @@ function walkL2(
   ledger: Ledger,
 ): number | undefined {
   const cluster = clusterBytes(header)
-  const step = l2EntryBytes(header) / 8
-  return findEntry(store, at, cluster, (high, low, index) => {
-    if (index % step !== 0) return undefined
-    if (!(high & COMPRESSED)) {
+  const step = l2EntryBytes(header) / 4
+  const words = readWords(store, wordBuffer(cluster), cluster, at)
+  // Clusters in a row with the same flag are referred to together.
+  let first = 0
+  let next = 0
+  let isOwned = false
+  const referRow = () => {
+    if (next > first) ledger.referRow(first / cluster, (next - first) / cluster, times, isOwned)
+    first = 0
+    next = 0
+  }
+  for (let i = 0; i < words.length; i += step) {
+    const high = words[i] as number
+    const low = words[i + 1] as number
+    if (high === 0 && low === 0) continue
+    if ((high & COMPRESSED) === 0) {
       const host = hostOffset(high, low)
-      if (host >= end) return host
+      if (host >= end) {
+        referRow()
+        return host
+      }
       // Reading and writing refuse a cluster that is not aligned.
-      if (host === 0 || host % cluster !== 0) return undefined
-      ledger.refer(host / cluster, times, isActive && (high & COPIED) !== 0)
-      return undefined
+      if (host === 0 || host % cluster !== 0) continue
+      const owns = isActive && (high & COPIED) !== 0
+      if (host !== next || owns !== isOwned) {
+        referRow()
+        first = host
+        isOwned = owns
+      }
+      next = host + cluster
+      continue
     }
+    referRow()
     const from = packedOffset(high, low, header.clusterBits)
     if (from >= end) return from
     const last = Math.floor((from + packedLength(high, low, header.clusterBits) - 1) / cluster)
     for (let c = Math.floor(from / cluster); c <= last; c++) {
       if (c * cluster < end) ledger.refer(c, times, false)
     }
-    return undefined
-  })
+  }
+  referRow()
+  return undefined
 }

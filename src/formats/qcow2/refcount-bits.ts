@@ -29,7 +29,8 @@ export function getCount(slice: Buffer, index: number, order: number): number {
 export function setCount(slice: Buffer, index: number, order: number, count: number): void {
   switch (order) {
     case 4:
-      slice.writeUInt16BE(count, index * 2)
+      slice[index * 2] = count >>> 8
+      slice[index * 2 + 1] = count & 0xff
       return
     case 3:
       slice[index] = count
@@ -67,4 +68,18 @@ export function readCount(store: Store, header: Qcow2Header, cluster: number): n
   const inBlock = cluster % perBlock
   store.read(counts, 0, counts.length, block + Math.floor(inBlock / 8) * counts.length)
   return getCount(counts, inBlock % 8, refcountOrder)
+}
+
+/** Returns the index of the first count that is 0, from `from` on and below `counts`; -1 if there is none. */
+export function zeroCount(slice: Buffer, from: number, counts: number, order: number): number {
+  // A zero reads the same in any byte order.
+  const words =
+    order === 4
+      ? new Uint16Array(slice.buffer, slice.byteOffset, counts)
+      : order === 3
+        ? slice
+        : undefined
+  if (words) return words.indexOf(0, from)
+  for (let i = from; i < counts; i++) if (getCount(slice, i, order) === 0) return i
+  return -1
 }

@@ -33,7 +33,10 @@ export function makeActiveTable(
     reached(index)
     const table = references.readL2(oldAt)
     let at = oldAt
-    if (correctFlags(table, references, counts)) {
+    // With a snapshot that holds the same tables, no cluster belongs to the disk alone.
+    const hasChanged =
+      holders > 1 ? references.clearFlags() : correctFlags(table, references, counts)
+    if (hasChanged) {
       const { cluster } = counts.takeRow(clusterBytes)
       at = cluster * clusterBytes
       if (holders > 1) counts.add(cluster, holders - 1)

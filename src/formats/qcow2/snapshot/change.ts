@@ -93,7 +93,8 @@ export class Change {
 
   /** Adds `change` to the counts of all that an L1 table refers to. Removing must come before adding: counts have limits. */
   refer(l1: L1Place, change: 1 | -1): void {
-    const visit = (cluster: number) => this.counts.add(cluster, change)
+    const visit = (cluster: number, clusters: number) =>
+      this.counts.addRow({ cluster, clusters }, change)
     this.references.each(l1, visit, index => this.tell(index))
     this.walked += l1.entries
   }

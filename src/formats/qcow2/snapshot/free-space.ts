@@ -27,6 +27,7 @@ export class FreeSpace {
   /** Returns a free cluster. Throws SystemError if the file would be too large. */
   takeOne(): number {
     for (let cluster = this.next; ; cluster++) {
+      cluster = this.counts.nextFree(cluster)
       if (!this.isFree(cluster) || this.isInRow(cluster)) continue
       this.next = cluster + 1
       return cluster
@@ -37,9 +38,11 @@ export class FreeSpace {
   takeRow(clusters: number): number {
     if (clusters === 1) return this.takeOne()
     let first = Math.max(this.next, this.nextRow)
-    for (let cluster = first; ; cluster++) {
-      if (!this.isFree(cluster)) first = cluster + 1
-      else if (cluster + 1 - first === clusters) break
+    for (let cluster = first; ; ) {
+      if (!this.isFree(cluster)) {
+        first = this.counts.nextFree(cluster + 1)
+        cluster = first
+      } else if (++cluster - first === clusters) break
     }
     const end = first + clusters
     this.nextRow = end

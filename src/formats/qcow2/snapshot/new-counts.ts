@@ -79,7 +79,24 @@ export class NewCounts {
   }
 
   addRow({ cluster, clusters }: Row, change: number): void {
-    for (let i = 0; i < clusters; i++) this.add(cluster + i, change)
+    const { order, maxCount, perBlock } = this
+    for (let done = 0; done < clusters; ) {
+      const first = cluster + done
+      const inBlock = first % perBlock
+      const count = Math.min(clusters - done, perBlock - inBlock)
+      // This makes the block one that has changed.
+      this.add(first, change)
+      const page = this.pageOf(first)
+      page.isDirty = true
+      const { bytes } = page
+      for (let i = inBlock + 1; i < inBlock + count; i++) {
+        const next = getCount(bytes, i, order) + change
+        if (next < 0) throw this.tooLow(first - inBlock + i)
+        if (next > maxCount) throw this.tooHigh()
+        setCount(bytes, i, order, next)
+      }
+      done += count
+    }
   }
 
   /** Takes clusters in a row for a table of `bytes` bytes, and counts them once. */

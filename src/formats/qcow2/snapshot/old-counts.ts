@@ -1,6 +1,6 @@
 /** The reference counts of an image as its file has them (QEMU docs/interop/qcow2.rst, "Reference counts"). */
 import type { Store } from '../../../io/store.js'
-import { getCount } from '../refcount-bits.js'
+import { getCount, zeroCount } from '../refcount-bits.js'
 import { clusterBytes, type Qcow2Header } from '../header.js'
 import { blockOffset, readWords, wordBuffer } from '../words.js'
 
@@ -19,7 +19,8 @@ export class OldCounts {
   ) {
     this.clusterBytes = clusterBytes(header)
     this.perBlock = (this.clusterBytes * 8) / 2 ** header.refcountOrder
-    this.block = Buffer.alloc(this.clusterBytes)
+    // Of its own, so that its counts are aligned.
+    this.block = wordBuffer(this.clusterBytes)
     const { refcountTableOffset, refcountTableClusters } = header
     const bytes = refcountTableClusters * this.clusterBytes
     const words = readWords(store, wordBuffer(bytes), bytes, refcountTableOffset)
@@ -32,11 +33,28 @@ export class OldCounts {
   get(cluster: number): number {
     const index = Math.floor(cluster / this.perBlock)
     if (!(this.places[index] as number)) return 0
+    return getCount(this.loadedBlock(index), cluster % this.perBlock, this.header.refcountOrder)
+  }
+
+  /** Returns the first cluster from `cluster` on whose count is 0. */
+  nextFree(cluster: number): number {
+    const { perBlock, header, places } = this
+    for (let at = cluster; ; ) {
+      const index = Math.floor(at / perBlock)
+      if (!(places[index] as number)) return at
+      const block = this.loadedBlock(index)
+      const found = zeroCount(block, at % perBlock, perBlock, header.refcountOrder)
+      if (found >= 0) return index * perBlock + found
+      at = (index + 1) * perBlock
+    }
+  }
+
+  private loadedBlock(index: number): Buffer {
     if (index !== this.loaded) {
       this.read(index, this.block)
       this.loaded = index
     }
-    return getCount(this.block, cluster % this.perBlock, this.header.refcountOrder)
+    return this.block
   }
 
   /** Reads the block with this index into `target`; zeros if there is none. */

@@ -3,7 +3,7 @@ import { ImageError } from '../../../errors.js'
 import type { Store } from '../../../io/store.js'
 import { walkL1 } from '../check/l1-walk.js'
 import { clusterBytes, l2EntryBytes, type Qcow2Header } from '../header.js'
-import { COMPRESSED, hostOffset } from '../words.js'
+import { COMPRESSED, COPIED, hostOffset } from '../words.js'
 import { readWhole } from './old-counts.js'
 import { packedOffset, packedLength } from '../packed-entry.js'
 
@@ -20,6 +20,7 @@ export class References {
   private readonly fileEnd: number
   /** The L2 table that was read last. */
   private readonly table: Buffer
+  private readonly view: DataView
 
   constructor(
     private readonly store: Store,
@@ -29,24 +30,57 @@ export class References {
     this.entryBytes = l2EntryBytes(header)
     this.fileEnd = Math.ceil(store.sizeBytes / this.clusterBytes) * this.clusterBytes
     this.table = Buffer.alloc(this.clusterBytes)
+    const { buffer, byteOffset, length } = this.table
+    this.view = new DataView(buffer, byteOffset, length)
   }
 
   /**
-   * Calls `visit` with each cluster that the table refers to, as often as it does, the L2 tables included.
+   * Calls `visit` with the clusters that the table refers to, as often as it does, the L2 tables included: the first of a row, and
+   * how many there are.
    * @param reached is told the index of each L1 entry that names a table
    */
   each(
     { at, entries }: L1Place,
-    visit: (cluster: number) => void,
+    visit: (first: number, clusters: number) => void,
     reached: (index: number) => void = () => {},
   ): void {
-    const { clusterBytes, entryBytes } = this
     this.eachTable({ at, entries }, (tableAt, index) => {
       reached(index)
-      visit(tableAt / clusterBytes)
-      const table = this.readL2(tableAt)
-      for (let i = 0; i < clusterBytes; i += entryBytes) this.eachOfEntry(table, i, tableAt, visit)
+      visit(tableAt / this.clusterBytes, 1)
+      this.readL2(tableAt)
+      this.eachRow(tableAt, visit)
     })
+  }
+
+  /** Calls `visit` with the rows of clusters that the table names which was read last. */
+  private eachRow(tableAt: number, visit: (first: number, clusters: number) => void): void {
+    const { clusterBytes, entryBytes, view } = this
+    let first = 0
+    let end = 0
+    for (let i = 0; i < clusterBytes; i += entryBytes) {
+      const high = view.getUint32(i)
+      const low = view.getUint32(i + 4)
+      const isPacked = (high & COMPRESSED) !== 0
+      const host = isPacked ? 0 : hostOffset(high, low)
+      if (host !== 0 && host === end) {
+        end += clusterBytes
+        continue
+      }
+      if (end > first) {
+        this.requireInFile(end - clusterBytes, tableAt)
+        visit(first / clusterBytes, (end - first) / clusterBytes)
+      }
+      first = host
+      end = host
+      if (isPacked) this.packedRow(high, low, visit)
+      else if (host !== 0) {
+        this.requireInFile(host, tableAt)
+        end += clusterBytes
+      }
+    }
+    if (end === first) return
+    this.requireInFile(end - clusterBytes, tableAt)
+    visit(first / clusterBytes, (end - first) / clusterBytes)
   }
 
   /** Calls `visit` with the place of each L2 table, and the index of the entry that names it. */
@@ -66,35 +100,42 @@ export class References {
     return this.table
   }
 
+  /**
+   * Clears the COPIED flags of the table that was read last, where an entry names a cluster that is not compressed. Returns whether
+   * one was set.
+   */
+  clearFlags(): boolean {
+    const { view, table, clusterBytes, entryBytes } = this
+    let hasChanged = false
+    for (let i = 0; i < clusterBytes; i += entryBytes) {
+      const high = view.getUint32(i)
+      if ((high & COPIED) === 0 || (high & COMPRESSED) !== 0) continue
+      if (hostOffset(high, view.getUint32(i + 4)) === 0) continue
+      table[i] = (table[i] as number) & 0x7f
+      hasChanged = true
+    }
+    return hasChanged
+  }
+
   /** Returns the place of the cluster that the entry at `i` names and that is not compressed; 0 if there is none. */
   hostOf(table: Buffer, i: number): number {
     const high = table.readUInt32BE(i)
     return (high & COMPRESSED) !== 0 ? 0 : hostOffset(high, table.readUInt32BE(i + 4))
   }
 
-  private eachOfEntry(
-    table: Buffer,
-    i: number,
-    tableAt: number,
-    visit: (cluster: number) => void,
+  private packedRow(
+    high: number,
+    low: number,
+    visit: (first: number, clusters: number) => void,
   ): void {
     const { clusterBytes } = this
-    const high = table.readUInt32BE(i)
-    if ((high & COMPRESSED) === 0) {
-      const host = hostOffset(high, table.readUInt32BE(i + 4))
-      if (host === 0) return
-      this.requireInFile(host, tableAt)
-      visit(host / clusterBytes)
-      return
-    }
     const { clusterBits } = this.header
-    const low = table.readUInt32BE(i + 4)
     const at = packedOffset(high, low, clusterBits)
+    const first = Math.floor(at / clusterBytes)
     const last = Math.floor((at + packedLength(high, low, clusterBits) - 1) / clusterBytes)
-    for (let cluster = Math.floor(at / clusterBytes); cluster <= last; cluster++) {
-      // The compressed bytes may end before their last sector, and the file with them.
-      if (cluster * clusterBytes < this.fileEnd) visit(cluster)
-    }
+    // The compressed bytes may end before their last sector, and the file with them.
+    const end = Math.min(last + 1, this.fileEnd / clusterBytes)
+    if (end > first) visit(first, end - first)
   }
 
   private requireInFile(at: number, namedAt: number): void {
