@@ -9,7 +9,7 @@ import { Forgetter } from './forgetter.js'
 import { answerInit } from './init.js'
 import { mountFuse, unmountFuse } from './mount.js'
 import { type MountInfo, mountAt } from '../io/mountinfo.js'
-import { MESSAGE_BYTES } from './protocol.js'
+import { COHERENT_DIRECT_IO_MINOR, MESSAGE_BYTES } from './protocol.js'
 import type { Forgetting, Session, SessionParts } from './session.js'
 import { Workers } from './workers.js'
 import type { World } from './world.js'
@@ -44,6 +44,11 @@ export class DirectSession implements Session {
     this.mounted = mountAt(mountpoint)
     try {
       const minor = negotiate(device, logger)
+      if (this.parts.sharesBytes && minor < COHERENT_DIRECT_IO_MINOR) {
+        throw new MountError(
+          'this kernel is older than 6.6, so partitions can only be read: -o ro,partitions',
+        )
+      }
       this.isServing = true
       this.device = device
       this.workers.serve({ device, minor })

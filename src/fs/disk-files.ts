@@ -3,7 +3,7 @@ import type { WritableDisk } from '../formats/writable.js'
 import type { ViewSet } from '../image/view-set.js'
 import { lowerCount } from './allocated-bytes.js'
 import { DiskFile, type DiskFileOptions } from './disk-file.js'
-import type { ImageNode, Node, Tree } from './tree.js'
+import { DISK_ID, type ImageNode, type Node, type Tree } from './tree.js'
 import type { FilePlace } from './truncations.js'
 import type { WrittenFiles } from './written-files.js'
 
@@ -63,6 +63,7 @@ export class DiskFiles implements WrittenFiles {
 /** Returns where the file of a node lies on its disk. Only a partition has a fixed end. */
 export function placeOf({ id, entry }: ImageNode): FilePlace {
   const { kind, startOffset, sizeBytes } = entry
-  if (kind !== 'partition') return { file: id, start: 0, end: Number.POSITIVE_INFINITY }
-  return { file: id, start: startOffset, end: startOffset + sizeBytes }
+  const place = { file: id, disk: DISK_ID }
+  if (kind !== 'partition') return { ...place, start: 0, end: Number.POSITIVE_INFINITY }
+  return { ...place, start: startOffset, end: startOffset + sizeBytes }
 }

@@ -4,8 +4,10 @@
  */
 import fs from 'node:fs'
 import { constants } from 'node:os'
+import { placeOf } from './disk-files.js'
 import { READING } from './file-reader.js'
 import { BLOCK_BYTES, type FileSystemParts, NodeOperations } from './node-operations.js'
+import { openFlagsOf } from './open-flags.js'
 import {
   ACCESS_IN,
   ATTR,
@@ -34,9 +36,10 @@ import {
 } from './protocol.js'
 import { askingHandle, putSized, type Request, stringAt } from './request.js'
 import { FIRST_FILE_ID, type Node, type Tree } from './tree.js'
+import type { FilePlace } from './truncations.js'
 
 const { EINVAL, ENODATA, ENOENT, ENOTDIR, EOPNOTSUPP, ESTALE } = constants.errno
-const { O_APPEND, O_DIRECT, O_TRUNC } = fs.constants
+const { O_APPEND } = fs.constants
 
 const DT_DIR = 4
 const DT_REG = 8
@@ -57,6 +60,12 @@ export class ImageFs {
   /** Sets the minor version of the protocol, as agreed with the kernel. */
   speak(minor: number): void {
     this.isDirectCoherent = minor >= COHERENT_DIRECT_IO_MINOR
+  }
+
+  /** Returns where the file of a node lies on its disk, if it can be written. */
+  placeOf(nodeid: number): FilePlace | undefined {
+    const node = this.tree.node(nodeid)
+    return node?.kind === 'image' && this.nodes.isWritable(node) ? placeOf(node) : undefined
   }
 
   /** Reports whether the user `uid` may use the mount at all. */
@@ -151,16 +160,16 @@ export class ImageFs {
     if (fh < 0) return fh
     const { opens } = this.parts
     if (node.kind === 'image') opens?.opened(node.id)
-    // Only writes through this kernel change the files, so cached pages stay valid for every opening, but not after a revert.
-    const isKept = opens?.hasStalePages !== true && this.nodes.isSteady(node)
-    let openFlags = isKept ? FOPEN.KEEP_CACHE : 0
-    if (node.kind === 'control') openFlags = FOPEN.DIRECT_IO
-    if (this.isDirectCoherent && this.nodes.isWritable(node)) {
-      // Writes past the page cache may run in parallel.
-      if (flags & O_DIRECT) openFlags |= FOPEN.DIRECT_IO | FOPEN.PARALLEL_DIRECT_WRITES
-      // A write that skips bytes zeroes them. Past the page cache the kernel drops the page in which such a write begins.
-      if (flags & O_TRUNC) openFlags |= FOPEN.DIRECT_IO
-    }
+    const isWritable = this.nodes.isWritable(node)
+    const openFlags =
+      node.kind === 'control'
+        ? FOPEN.DIRECT_IO
+        : openFlagsOf(flags, {
+            isWritable,
+            isShared: isWritable && this.parts.sharesBytes === true,
+            isStale: opens?.hasStalePages === true || !this.nodes.isSteady(node),
+            isDirectCoherent: this.isDirectCoherent,
+          })
     OPEN_OUT.put(request.payload, 0, { fh, openFlags, padding: 0 })
     return OPEN_OUT.size
   }

@@ -37,6 +37,8 @@ export interface FileSystemParts extends ReaderParts {
   }
   /** With allow_root the kernel admits all users, and all but these are refused here. */
   readonly onlyUids?: readonly number[]
+  /** Whether several files show the same bytes, and can be written. */
+  readonly sharesBytes?: boolean
   /** Whether writing past the disk's end makes it larger. */
   readonly isGrowable?: boolean
   /** Called whenever a request flushes the disk. */
@@ -82,7 +84,8 @@ export class NodeOperations {
         onFlush,
         truncations: truncations.at(place),
         ownership: ownership.of(node.id),
-        dropPages: parts.dropPages ?? (() => {}),
+        dropPages: (offset, length, isLocked) =>
+          parts.dropPages?.(place.start + offset, length, isLocked),
       }))
     this.reader = new FileReader(parts, this.files)
     this.allocated = new AllocatedBytes(views, layers, allocated, this.files, node =>
@@ -242,7 +245,7 @@ export class NodeOperations {
     if (node.kind === 'control') return 0
     const file = this.files.find(node)
     if (!file) return this.isSteady(node) ? VALID_SECONDS : 0
-    if (file.truncations.isActive) return 0
+    if (this.parts.sharesBytes || file.truncations.isActive) return 0
     return this.allocated.isCurrent(node as ImageNode, file.disk) ? WRITTEN_VALID_SECONDS : 0
   }
 

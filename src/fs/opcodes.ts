@@ -154,11 +154,20 @@ export class Responder {
       this.onError(error, opcode)
       result = -errnoOf(error)
     }
+    return this.finish(message, result)
+  }
+
+  private finish(message: Buffer, result: number): number {
     const bytes = OUT_HEADER.size + Math.max(0, result)
     this.reply.writeUInt32LE(bytes, OUT_HEADER.at.length)
     this.reply.writeInt32LE(Math.min(0, result), OUT_HEADER.at.error)
     message.copy(this.reply, OUT_HEADER.at.unique, IN_HEADER.at.unique, IN_HEADER.at.unique + 8)
     return bytes
+  }
+
+  /** Answers a request with an errno, which is above 0. */
+  refuse(message: Buffer, errno: number): number {
+    return this.finish(message, -errno)
   }
 
   private run(entry: Opcode | undefined, message: Buffer, length: number): number {

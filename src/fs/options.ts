@@ -82,9 +82,6 @@ export function parseMountOptions(lists: readonly string[]): MountOptions {
   if (flags.has('force-share') && access !== 'ro') {
     throw new UsageError('force-share is for reading only: -o ro,force-share')
   }
-  if (flags.has('partitions') && access !== 'ro') {
-    throw new UsageError('partitions are shown for reading only: -o ro,partitions')
-  }
   const number = (name: string, radix: 8 | 10, max: number): number | undefined => {
     const text = values.get(name)
     if (text === undefined) return undefined

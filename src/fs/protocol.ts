@@ -19,6 +19,7 @@ export const OPCODE = {
   WRITE: 16,
   RELEASE: 18,
   FSYNC: 20,
+  FLUSH: 25,
   FALLOCATE: 43,
 } as const
 /** The most bytes in a write request or a reply: 256 pages. */
@@ -191,6 +192,8 @@ export const READ_IN = layout({
   flags: u32le,
   padding: u32le,
 })
+/** In `readFlags`: the lock owner is valid. Programs have one, also past the page cache. Reads into the page cache have none. */
+export const READ_LOCKOWNER = 2
 /** The data follow. */
 export const WRITE_IN = layout({
   fh: u64le,

@@ -84,6 +84,11 @@ export class ServedImage {
     return this.chain.isWritable || this.scratch !== undefined
   }
 
+  /** Whether several files show the same bytes and can be written. */
+  get sharesBytes(): boolean {
+    return sharesBytes(this.chain, this.parts.showsPartitions)
+  }
+
   get chain(): Chain {
     return this.now.chain
   }
@@ -148,6 +153,10 @@ export class ServedImage {
     return { maker, files: new ScratchFiles(parts, maker) }
   }
 }
+
+/** Reports whether several files of a mount show the same bytes and can be written. */
+export const sharesBytes = ({ isWritable }: Chain, showsPartitions: boolean): boolean =>
+  isWritable && showsPartitions
 
 function cachesOf(
   layer: LayerSpec,

@@ -4,7 +4,7 @@
  */
 import { ControlSocket } from '../control/listener.js'
 import { type Greeting, PROTOCOL } from '../control/protocol.js'
-import { ProtocolError } from '../errors.js'
+import { MountError, ProtocolError } from '../errors.js'
 import type { CatalogEntry } from '../image/catalog.js'
 import { type Chain, closeChain, type OpenOptions } from '../image/chain.js'
 import { type AskPassphrase, lockChain, unlockChain } from '../image/encryption.js'
@@ -28,7 +28,7 @@ import { OpenCounts } from './open-counts.js'
 import { MountedDisk } from './mounted-disk.js'
 import type { MountOptions } from './options.js'
 import { checkNotMounted, namingItsMount, whenReleased } from './release.js'
-import { ServedImage } from './served-image.js'
+import { ServedImage, sharesBytes } from './served-image.js'
 import { abandon, bringUp, stopMount } from './served-mount.js'
 import type { MainThread, Session, SessionParts, Transport } from './session.js'
 import { sessionParts } from './session-parts.js'
@@ -128,9 +128,15 @@ async function serveChain(
   logger: Logger,
 ): Promise<Server> {
   const mountpoint = realMountpoint(request.mountpoint)
-  // The callbacks of libfuse run on the main thread.
-  const threads = transport === 'direct' ? request.threads : 0
   const { metadataBytes, options } = request
+  const isShared = sharesBytes(chain, options.partitions)
+  if (isShared && transport === 'libfuse') {
+    throw new MountError(
+      'through libfuse, partitions can only be read (-o ro,partitions): it cannot tell the kernel what has changed',
+    )
+  }
+  // The callbacks of libfuse run on the main thread.
+  const threads = transport === 'direct' ? request.threads + Number(isShared) : 0
   const image = new ServedImage(chain, threads, metadataBytes, logger, options)
   const { entries, warnings, keeper, views, counts, scratch, isWritable } = image
   const gate = new Gate(createGateMemory(threads))

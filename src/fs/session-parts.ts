@@ -21,6 +21,7 @@ export function sessionParts(
   const isShared = allowOther || allowRoot
   const started = Date.now()
   return {
+    sharesBytes: image.sharesBytes,
     ...{ ...shared, world, mountpoint, threads, caches, stats, started, logger },
     scratch: scratch?.maker,
     appearance: appearanceOf(chain, options),
@@ -41,7 +42,7 @@ export function sessionParts(
 
 /** Returns the fields of status.json that do not change. */
 function statusOf(
-  { chain, entries, threads, scratch }: ServedImage,
+  { chain, entries, threads, scratch, sharesBytes }: ServedImage,
   transport: Transport,
   mountpoint: string,
   started: number,
@@ -54,7 +55,7 @@ function statusOf(
     mountpoint,
     disk: entries[0]?.name,
     transport,
-    threads: Math.max(1, threads),
+    threads: Math.max(1, sharesBytes ? threads - 1 : threads),
     scratch: scratch?.maker.path,
     layers: chain.layers.map(layer => ({
       path: layer.path,

@@ -30,6 +30,8 @@ export interface SessionParts {
   readonly mountRequest: MountRequest
   /** The number of worker threads. Where threads are numbered, the main thread comes after them. */
   readonly threads: number
+  /** Whether several files show the same bytes and can be written. Then one of the threads takes what workers hand over. */
+  readonly sharesBytes: boolean
   /** The caches of each thread. */
   readonly caches: CacheSizes
   /** The counts of all threads, with the main one. */

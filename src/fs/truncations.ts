@@ -61,13 +61,14 @@ const WORDS_BYTES = 4 * (HEAD_WORDS + SLOTS * SLOT_WORDS)
  */
 const RELEASE_MS = 250
 
-/** Where a file lies on its disk, from `start` up to `end`, in bytes. Each file of a disk has another number. */
+/** Where a file lies on its disk, from `start` up to `end`, in bytes. Files and disks have numbers. */
 export interface FilePlace {
   readonly file: number
+  readonly disk: number
   readonly start: number
   readonly end: number
 }
-const WHOLE_DISK: FilePlace = { file: 0, start: 0, end: Number.POSITIVE_INFINITY }
+const WHOLE_DISK: FilePlace = { file: 0, disk: 0, start: 0, end: Number.POSITIVE_INFINITY }
 
 export class Truncations {
   private readonly words: Int32Array

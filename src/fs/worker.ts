@@ -1,18 +1,19 @@
 /**
- * A worker thread: a blocking loop over /dev/fuse that reads a request, answers it and writes the reply. It uses no promise
- * and no event loop, since each would cost more than the request.
+ * A worker thread: a blocking loop over /dev/fuse that reads a request, answers it and writes the reply (device-loop.ts). It
+ * uses no promise and no event loop, since each would cost more than the request. One thread may have another task
+ * (coherence-service.ts).
  */
-import fs from 'node:fs'
-import { availableParallelism, constants } from 'node:os'
-import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
-import { u64le } from '../binary.js'
-import { errnoName } from '../errors.js'
+import { availableParallelism } from 'node:os'
+import { MessagePort, parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
 import type { LayerSpec } from '../formats/format.js'
 import { type CacheSizes, ViewSet } from '../image/view-set.js'
 import { type QueueMemory, DecompressQueue } from '../image/decompress-queue.js'
-import { cloneDevice, errno, isReadyToRead, read, write } from '../io/libc.js'
 import { servingWorkers, WorkerActivity } from './activity.js'
+import { CachedPages } from './cached-pages.js'
+import { Coherence, Gaps } from './coherence.js'
+import { CoherenceService } from './coherence-service.js'
 import { TextSlots } from './control.js'
+import { countRequest, DeviceLoop, send } from './device-loop.js'
 import { GatePass } from './gate.js'
 import { ImageFs } from './image-fs.js'
 import { LookRequests } from './look-requests.js'
@@ -21,8 +22,8 @@ import { Responder } from './opcodes.js'
 import { Ownership } from './ownership.js'
 import { dropPages, PageDropper } from './page-dropper.js'
 import { Poller } from './poller.js'
-import { changesDisk, PutAside } from './put-aside.js'
-import { IN_HEADER, MESSAGE_BYTES, OPCODE, OUT_HEADER, WRITE_OUT } from './protocol.js'
+import { changesDisk } from './put-aside.js'
+import { OUT_HEADER } from './protocol.js'
 import { faultLogger, type LogEntry, stallMessage, statsText, statusText } from './diagnostics.js'
 import { ScratchFiles } from './scratch-files.js'
 import { type MailboxSetup, ScratchMailbox, type ScratchMessage } from './scratch-mail.js'
@@ -64,7 +65,14 @@ export interface WorkerSetup {
     readonly truncations: SharedArrayBuffer
     readonly ownership: SharedArrayBuffer
     readonly pageDrops: SharedArrayBuffer
+    /** For CachedPages. */
+    readonly pages: SharedArrayBuffer
   }
+  /**
+   * Present where several files show the same bytes and can be written: where a worker hands over requests. The thread that takes
+   * them gets 'taken', and later a port of each worker.
+   */
+  readonly jobs: MessagePort | 'taken' | undefined
   /** Present where programs write to scratch copies. */
   readonly scratch: MailboxSetup | undefined
 }
@@ -95,10 +103,6 @@ export type WorkerMessage =
 
 /** How long the page dropper may take to start: the main thread starts it, and the machine may be busy. */
 const PAGE_DROPPER_START_MS = 3_000
-const { EAGAIN, ECONNABORTED, EINTR, ENODEV, ENOENT } = constants.errno
-
-/** How long to wait for a request while others are put aside, in milliseconds. */
-const ASIDE_MS = 1
 
 function run(setup: WorkerSetup): void {
   const stats = new WorkerStats(setup.shared.stats, setup.index)
@@ -110,25 +114,77 @@ function run(setup: WorkerSetup): void {
     responder.serve(fileSystems.current)
     return number
   })
+  const pages = new CachedPages(setup.shared.pages)
+  const shared = { responder, pages, gaps: fileSystems.gaps }
+  const placeOf = (nodeid: number) => fileSystems.current.placeOf(nodeid)
+  const { jobs } = setup
+  if (jobs === 'taken') {
+    const answer = (message: Buffer) => answerAlone(message, responder, pass, stats)
+    const adopt = () => {
+      if (!pass.enter()) pass.admit(false, true)
+      pass.leave()
+    }
+    const parts = { ...shared, placeOf, adopt, answer, send: sendLogged }
+    serveJobs(new CoherenceService(parts), fileSystems)
+    return
+  }
   parentPort?.once('message', ({ device, minor }: SessionStart) => {
     fileSystems.speak(minor)
     const poller = new Poller(setup.shared.polling, setup.index)
     const activity = new WorkerActivity(setup.shared.activity)
-    const { looks } = setup.shared
-    const requests = looks && new LookRequests(looks)
+    const looks = setup.shared.looks && new LookRequests(setup.shared.looks)
+    const coherence = jobs && new Coherence({ ...shared, placeOf, jobs })
     const { opens } = fileSystems
-    const service = new Service(device, responder, stats, pass, activity, opens, requests)
-    service.run(poller)
+    const parts = { responder, stats, pass, activity, opens, looks, coherence, log, tell }
+    new DeviceLoop(device, parts).run(poller)
     tell('served')
     parentPort?.close()
   })
   tell('ready')
 }
 
+/** Messages to the thread that takes what workers hand over. 'end' comes when no worker serves any more. */
+export type JobsMessage = SessionStart | MessagePort | 'end'
+
+function serveJobs(service: CoherenceService, fileSystems: FileSystems): void {
+  parentPort?.on('message', (message: JobsMessage) => {
+    if (message instanceof MessagePort) return service.add(message)
+    if (message !== 'end') {
+      fileSystems.speak(message.minor)
+      service.begin(message.device)
+      return
+    }
+    service.end()
+    tell('served')
+    parentPort?.close()
+  })
+  tell('ready')
+}
+
+/** Answers a request, once it may be. Returns the length of the reply. */
+function answerAlone(
+  message: Buffer,
+  responder: Responder,
+  pass: GatePass,
+  stats: WorkerStats,
+): number {
+  const started = stats.start()
+  if (!pass.enter()) pass.admit(changesDisk(message, message.length), true)
+  const bytes = responder.answer(message, message.length)
+  pass.leave()
+  countRequest(stats, message, responder.reply, bytes, started)
+  return bytes
+}
+
+const sendLogged = (device: number, reply: Buffer, bytes: number): void => {
+  send(device, reply, bytes, log)
+}
+
 /** The file system of the world that this thread shows. What belongs to open handles goes from one world to the next. */
 class FileSystems {
   current: ImageFs
   readonly opens: OpenCounts
+  readonly gaps = new Gaps()
   private world: World
   private minor: number | undefined
   private readonly lasting
@@ -147,7 +203,11 @@ class FileSystems {
       truncations: new Truncations(shared.truncations, () => tell({ pageDrops: 0 })),
       ownership: new Ownership(shared.ownership),
       opens: this.opens,
-      dropPages: dropPages(new PageDropper(shared.pageDrops), PAGE_DROPPER_START_MS),
+      sharesBytes: setup.jobs !== undefined,
+      dropPages:
+        setup.jobs === undefined
+          ? dropPages(new PageDropper(shared.pageDrops), PAGE_DROPPER_START_MS)
+          : this.gaps.add,
       pageDropperStartMs: PAGE_DROPPER_START_MS,
       ...(onlyUids && { onlyUids }),
       ...(availableParallelism() > 1 && { queue: decompressQueue(queue) }),
@@ -222,142 +282,6 @@ class FileSystems {
 function decompressQueue(memory: QueueMemory): DecompressQueue {
   const payload = Buffer.from(memory.target).subarray(OUT_HEADER.size)
   return new DecompressQueue(memory, payload, OUT_HEADER.size, () => tell('help'))
-}
-
-/**
- * Opens the devices of a worker: one to sleep on and one to ask without waiting. A reply must go to the device that its request
- * came from. If the kernel does not allow cloning, all workers share `session`, and there is none to ask.
- */
-function openDevices(session: number): { sleeping: number; asking: number } {
-  const { O_RDWR, O_NONBLOCK } = fs.constants
-  const clone = (flags: number) => {
-    let fd: number
-    try {
-      fd = fs.openSync('/dev/fuse', O_RDWR | flags)
-    } catch {
-      return -1
-    }
-    if (cloneDevice(fd, session)) return fd
-    fs.closeSync(fd)
-    return -1
-  }
-  const sleeping = clone(0)
-  return { sleeping: sleeping < 0 ? session : sleeping, asking: clone(O_NONBLOCK) }
-}
-
-/** Reads requests and answers them until the mount is gone. */
-class Service {
-  private readonly message = Buffer.allocUnsafeSlow(MESSAGE_BYTES)
-  private readonly sleeping: number
-  private readonly asking: number
-  private readonly aside = new PutAside()
-
-  constructor(
-    session: number,
-    private readonly responder: Responder,
-    private readonly stats: WorkerStats,
-    private readonly pass: GatePass,
-    private readonly activity: WorkerActivity,
-    private readonly opens: OpenCounts,
-    private readonly looks: LookRequests | undefined,
-  ) {
-    const { sleeping, asking } = openDevices(session)
-    this.sleeping = sleeping
-    this.asking = asking
-  }
-
-  run(poller: Poller): void {
-    const { message, sleeping, asking, aside } = this
-    const polling = availableParallelism() > 1 ? asking : -1
-    for (;;) {
-      if (!aside.isEmpty) {
-        if (!this.runAside()) return
-        continue
-      }
-      let device = polling
-      let length = -1
-      if (device >= 0) length = poller.poll(device, message)
-      if (length < 0) {
-        device = sleeping
-        length = read(device, message, message.length)
-        if (length < 0) {
-          if (mayReadAgain()) continue
-          return
-        }
-      }
-      this.handle(message, length, device)
-    }
-  }
-
-  /**
-   * Handles one request while some are put aside: one of those, if the gate is open again, or else a new one. Returns false
-   * at the end of the mount.
-   */
-  private runAside(): boolean {
-    const { message, asking, aside } = this
-    if (!this.pass.holdsChanges) {
-      const waiting = aside.take()
-      if (waiting) this.handle(waiting.message, waiting.message.length, waiting.device)
-      return true
-    }
-    if (!isReadyToRead(asking, ASIDE_MS)) return true
-    const length = read(asking, message, message.length)
-    if (length < 0) return mayReadAgain()
-    this.handle(message, length, asking)
-    return true
-  }
-
-  private handle(message: Buffer, length: number, device: number): void {
-    const { responder, stats, pass, activity } = this
-    // Before it enters: it may then enter another world.
-    if (this.looks?.isDueFor(message)) this.looks.await(() => tell('look'))
-    const started = stats.start()
-    const isOpen = pass.enter()
-    if (activity.mustTell()) tell('awake')
-    if (!isOpen && !this.admit(message, length, device)) return
-    const bytes = responder.answer(message, length)
-    const opcode = message.readUInt32LE(IN_HEADER.at.opcode)
-    const error = bytes > 0 ? responder.reply.readInt32LE(OUT_HEADER.at.error) : 0
-    if (bytes > 0 && !send(device, responder.reply, bytes) && opcode === OPCODE.OPEN) {
-      // Nobody closes what was opened for a process that has gone.
-      if (error === 0) this.opens.released(u64le.get(message, IN_HEADER.at.nodeid))
-    }
-    pass.leave()
-    const written = error === 0 && opcode === OPCODE.WRITE
-    const dataBytes = written
-      ? responder.reply.readUInt32LE(OUT_HEADER.size + WRITE_OUT.at.size)
-      : bytes - OUT_HEADER.size
-    stats.count(opcode, error, dataBytes, started)
-  }
-
-  /** Puts a request aside if it has to wait, and returns false. Where no more can be put aside, this thread waits. */
-  private admit(message: Buffer, length: number, device: number): boolean {
-    const { asking, aside } = this
-    const isAdmitted = this.pass.admit(changesDisk(message, length), asking < 0 || aside.isFull)
-    if (!isAdmitted) aside.add(message, length, device)
-    return isAdmitted
-  }
-}
-
-/** Reports whether reading the device may be tried again, after an error. If not, the mount has gone. */
-function mayReadAgain(): boolean {
-  const reason = errno()
-  if (reason === ENOENT || reason === EINTR || reason === EAGAIN) return true
-  if (reason !== ENODEV && reason !== ECONNABORTED) {
-    log({ level: 'error', message: `reading /dev/fuse failed: ${errnoName(reason)}` })
-  }
-  return false
-}
-
-/** Returns whether the kernel has taken the reply. */
-function send(device: number, reply: Buffer, bytes: number): boolean {
-  if (write(device, reply, bytes) >= 0) return true
-  const reason = errno()
-  // The asking process (ENOENT) or the whole mount has gone.
-  if (reason !== ENOENT && reason !== ENODEV && reason !== ECONNABORTED) {
-    log({ level: 'error', message: `a reply of ${bytes} bytes was refused: ${errnoName(reason)}` })
-  }
-  return false
 }
 
 function log(entry: LogEntry): void {

@@ -15,6 +15,7 @@ import { queueMemories } from '../image/decompress-queue.js'
 import { isReadyToRead } from '../io/libc.js'
 import type { Logger } from '../log.js'
 import { Activity, createActivityMemory } from './activity.js'
+import { CachedPages } from './cached-pages.js'
 import { TextSlots } from './control.js'
 import { Crowding } from './crowding.js'
 import type { HelperSetup } from './decompress-helper.js'
@@ -34,7 +35,7 @@ import { ScratchMail } from './scratch-mail.js'
 import type { SessionParts } from './session.js'
 import { startPageDropper } from './start-page-dropper.js'
 import { Truncations } from './truncations.js'
-import type { SessionStart, WorkerMessage, WorkerSetup } from './worker.js'
+import type { JobsMessage, SessionStart, WorkerMessage, WorkerSetup } from './worker.js'
 import type { World } from './world.js'
 
 /** How long a thread may take to load what it needs. */
@@ -44,14 +45,18 @@ const END_TIMEOUT_MS = 2_000
 /** How long to wait after a worker could not be started before the next try. */
 const RETRY_MS = 60_000
 
+type CommonSetup = Omit<WorkerSetup, 'index' | 'worlds' | 'scratch' | 'jobs'>
+
 export class Workers {
   /** Settles when the last request has been served. */
   readonly finished: Promise<void>
-  private setup: Omit<WorkerSetup, 'index' | 'worlds' | 'scratch'>
+  private setup: CommonSetup
   private readonly scratchMail: ScratchMail | undefined
   /** They take new worlds to the workers. */
   private readonly worlds = new Map<Worker, MessagePort>()
   private readonly threads = new Set<Worker>()
+  /** Takes what workers hand over, where several files show the same bytes. */
+  private coherence: Worker | undefined
   private readonly activity: Activity
   private readonly code = new OwnCode(new URL('./worker.js', import.meta.url))
   private readonly numbers = new Map<Worker, number>()
@@ -78,14 +83,19 @@ export class Workers {
       this.finish = () => {
         this.hasFinished = true
         this.crowding?.end()
-        resolve()
+        if (!this.coherence) return resolve()
+        this.coherence.on('message', message => message === 'served' && resolve())
+        this.coherence.once('exit', () => resolve())
+        this.coherence.postMessage('end' satisfies JobsMessage)
       }
     })
   }
 
   /** Starts the first worker. Resolves when it can serve. Throws MountError. */
   async prepare(): Promise<void> {
-    await untilReady(this.start())
+    const { sharesBytes, threads } = this.parts
+    if (sharesBytes) this.coherence = this.launch(threads - 1, 'taken')
+    await Promise.all([this.coherence, this.start()].map(each => each && untilReady(each)))
   }
 
   /** Makes the first worker serve. */
@@ -93,6 +103,7 @@ export class Workers {
     this.session = session
     const { device } = session
     const hasRequests = () => isReadyToRead(device, 0)
+    this.coherence?.postMessage(session satisfies JobsMessage)
     this.crowding = new Crowding(this.activity, hasRequests, () => void this.startAnother())
     const [first] = this.threads
     this.serveBy(first as Worker)
@@ -108,7 +119,8 @@ export class Workers {
   async end(): Promise<void> {
     this.hasFinished = true
     const late = sleep(END_TIMEOUT_MS, undefined, { ref: false })
-    await Promise.race([Promise.all([...this.threads].map(worker => worker.terminate())), late])
+    const all = [...this.threads, ...(this.coherence ? [this.coherence] : [])]
+    await Promise.race([Promise.all(all.map(worker => worker.terminate())), late])
   }
 
   private serveBy(worker: Worker): void {
@@ -118,7 +130,8 @@ export class Workers {
   }
 
   private get canGrow(): boolean {
-    return this.numbers.size < this.parts.threads
+    const { threads, sharesBytes } = this.parts
+    return this.numbers.size < threads - Number(sharesBytes)
   }
 
   /** Starts one more worker, rule (1). Never throws: rule (3). */
@@ -163,15 +176,24 @@ export class Workers {
     logger.warn(detail, 'requests wait, and no other thread can be started')
   }
 
-  /** Starts a thread. Throws MountError if the system cannot. */
+  /** Starts a worker. Throws MountError if the system cannot. */
   private start(): Worker {
+    const jobs = this.coherence && new MessageChannel()
+    if (jobs) this.coherence?.postMessage(jobs.port2 satisfies JobsMessage, [jobs.port2])
+    const worker = this.launch(this.numbers.size, jobs?.port1)
+    this.threads.add(worker)
+    worker.once('exit', () => void this.leave(worker, false))
+    return worker
+  }
+
+  /** Starts a thread. Throws MountError if the system cannot. */
+  private launch(index: number, jobs: WorkerSetup['jobs']): Worker {
     const { logger, onChanged, onLook } = this.parts
     const { port1, port2 } = new MessageChannel()
     port1.unref()
     const scratch = this.scratchMail?.mailbox()
-    const worker = newWorker({ ...this.setup, index: this.numbers.size, worlds: port2, scratch })
+    const worker = newWorker({ ...this.setup, index, worlds: port2, scratch, jobs })
     this.worlds.set(worker, port1)
-    this.threads.add(worker)
     worker.on('message', (message: WorkerMessage) => {
       if (message === 'awake') this.crowding?.begin()
       else if (message === 'look') void onLook()
@@ -187,11 +209,10 @@ export class Workers {
     })
     worker.on('error', error => {
       // Whoever waits for it sees the error, and it has changed nothing.
-      if (!this.numbers.has(worker)) return
+      if (!this.numbers.has(worker) && worker !== this.coherence) return
       logger.fatal({ stack: error.stack ?? String(error) }, 'a worker has died')
       if (this.setup.world.memory || this.scratchMail) this.onDeath()
     })
-    worker.once('exit', () => void this.leave(worker, false))
     return worker
   }
 
@@ -232,7 +253,11 @@ function newWorker(setup: WorkerSetup): Worker {
   try {
     return new Worker(new URL('./worker.js', import.meta.url), {
       workerData: setup,
-      transferList: [setup.worlds, ...(setup.scratch ? [setup.scratch.port] : [])],
+      transferList: [
+        setup.worlds,
+        ...(setup.scratch ? [setup.scratch.port] : []),
+        ...(typeof setup.jobs === 'object' ? [setup.jobs] : []),
+      ],
       // A worker's objects die young; most of its memory is in buffers outside the heap.
       resourceLimits: { maxYoungGenerationSizeMb: 8 },
     })
@@ -243,7 +268,7 @@ function newWorker(setup: WorkerSetup): Worker {
 }
 
 /** Returns what all workers start with. */
-function setupOf(parts: SessionParts): Omit<WorkerSetup, 'index' | 'worlds' | 'scratch'> {
+function setupOf(parts: SessionParts): CommonSetup {
   const { world, gate, opens, looks, stats, threads } = parts
   const { appearance, onlyUids, caches, status, started, isGrowable } = parts
   const shared: WorkerSetup['shared'] = {
@@ -258,6 +283,7 @@ function setupOf(parts: SessionParts): Omit<WorkerSetup, 'index' | 'worlds' | 's
     truncations: new Truncations().shared,
     ownership: new Ownership().shared,
     pageDrops: new PageDropper().shared,
+    pages: new CachedPages().shared,
   }
   return { world, appearance, onlyUids, caches, status, started, isGrowable, shared }
 }

@@ -228,7 +228,7 @@ t.test('any handles in any order', async t => {
 t.test('two files of one disk', async t => {
   const { bytes, actions, calls } = disk()
   const whole = new Truncations()
-  const part = whole.at({ file: 17, start: 16, end: 48 })
+  const part = whole.at({ file: 17, disk: 16, start: 16, end: 48 })
   const handle = part.newHandle()
   const writer = whole.newHandle()
   part.truncate(handle, true)

@@ -99,6 +99,31 @@ const CALLS = {
     return result
   },
 
+  /**
+   * Changes a byte at `offset` of `file` through a map that is not synced, writes another one at `otherOffset` of `other`, and
+   * returns what both files show: [a byte of the map, a byte of `other`], once for each of the two places.
+   */
+  mapBeside(file, offset, other, otherOffset) {
+    const mmap = libc.func(
+      'void *mmap(void *address, size_t bytes, int protection, int flags, int fd, int64_t at)',
+    )
+    const fd = fs.openSync(file, fs.constants.O_RDWR)
+    const otherFd = fs.openSync(other, fs.constants.O_RDWR)
+    const { size } = fs.fstatSync(fd)
+    const address = mmap(null, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+    const bytes = new Uint8Array(koffi.view(address, size))
+    bytes[offset] = 77
+    fs.writeSync(otherFd, Buffer.of(78), 0, 1, otherOffset + 1)
+    const at = place => {
+      const found = Buffer.alloc(1)
+      fs.readSync(otherFd, found, 0, 1, otherOffset + place)
+      return [bytes[offset + place], found[0]]
+    }
+    const seen = [at(0), at(1)]
+    munmap(address, size)
+    return seen
+  },
+
   /** Writes to `file`, and then forbids the process `pid` to write past `limitBytes` of any file. */
   writeThenLimit(file, offset, text, pid, limitBytes) {
     const prlimit = libc.func('int prlimit64(int pid, int resource, void *limits, void *old)')

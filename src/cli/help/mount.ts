@@ -25,7 +25,7 @@ server has saved what was written.
                            mounted read-only
        force-share         with ro: mount also while others write IMAGE. Snapshots read as at rest,
                            and come and go; disk.raw may be torn
-       partitions          with ro: show the partitions of each disk as files: disk.p1.raw,
+       partitions          show the partitions of each disk as files, too: disk.p1.raw,
                            disk@SNAPSHOT.p1.raw, and a list in .vimgfs/partitions.json
        scratch             programs can write the disk and every snapshot; IMAGE stays as it is,
                            and what is written is gone after unmounting
