@@ -10,6 +10,7 @@ Usage: vimgfs COMMAND [OPTION…] ARGUMENT…
 
   mount IMAGE MOUNTPOINT   show IMAGE's disk and snapshots as files in the folder MOUNTPOINT
   umount MOUNTPOINT        unmount it, and return when its server has ended
+  refresh MOUNTPOINT       show what others have made of an image that is mounted
   check IMAGE              find leaks and damage in its tables, and repair them
   snapshot ACTION IMAGE    list, take and delete snapshots, and go back to one
   info IMAGE               show its format, sizes, snapshots and backing files
@@ -34,6 +35,7 @@ Example: vimgfs mount disk.qcow2 /mnt/x && ls -l /mnt/x && vimgfs umount /mnt/x
 const HELP: Record<string, () => Promise<{ HELP: string }>> = {
   mount: () => import('./help/mount.js'),
   umount: () => import('./help/umount.js'),
+  refresh: () => import('./help/refresh.js'),
   check: () => import('./help/check.js'),
   snapshot: () => import('./help/snapshot.js'),
   info: () => import('./help/info.js'),

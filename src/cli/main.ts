@@ -9,6 +9,7 @@ import { reported } from './reporting.js'
 const COMMANDS: Record<string, () => Promise<{ run(args: string[]): Promise<number> }>> = {
   mount: () => import('./mount.js'),
   umount: () => import('./umount.js'),
+  refresh: () => import('./refresh.js'),
   info: () => import('./info.js'),
   check: () => import('./check.js'),
   commit: () => import('./commit.js'),

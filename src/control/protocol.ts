@@ -47,6 +47,7 @@ type ValueOf<F extends Field> = F extends 'flag'
 /** The requests, and the fields of each; none may be missing. */
 const REQUESTS = {
   status: {},
+  refresh: {},
   list: { layers: 'flag' },
   create: { tag: 'text', replace: 'flag' },
   /** Those that the tags and IDs name; or with `byAge` all that are older than `before`, in seconds since 1970. */

@@ -229,6 +229,20 @@ export async function unlockLuks1(
   return undefined
 }
 
+/** Returns the cipher with a key that is known already; undefined if it is not the key of this header. Throws as `checkLuks1`. */
+export async function reuseLuks1(
+  store: Store,
+  area: LuksArea,
+  key: SharedArrayBuffer,
+): Promise<CipherSpec | undefined> {
+  const header = readLuks1(store, area)
+  checkLuks1(store, area, header)
+  if (key.byteLength !== header.keyBytes) return undefined
+  return (await isMasterKey(header, Buffer.from(key)))
+    ? { ...cipherOf(store, header), key }
+    : undefined
+}
+
 /** A cipher without its key. */
 type Cipher = Omit<CipherSpec, 'key'>
 

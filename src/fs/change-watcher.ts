@@ -43,7 +43,7 @@ export class ChangeWatcher {
     if (!this.current()?.isChanged) return
     this.logger.error(
       { file: path },
-      'another program has changed the image: reading its files fails until it is mounted anew',
+      'another program has changed the image: reading its files fails until vimgfs refresh',
     )
     this.dropPages()
   }

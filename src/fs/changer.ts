@@ -142,6 +142,24 @@ export class Changer {
     await this.forget(before, changed === 'content')
   }
 
+  /** Shows an image whose files were opened again, at once everywhere: then nobody uses the old ones any more. Call it in turn. */
+  async reopen(chain: Chain): Promise<void> {
+    const { gate, session } = this
+    const before = this.image.world
+    gate.set(GATE.allWait)
+    try {
+      await gate.drained()
+      this.show(chain, 'content')
+      await session.renewHelper()
+    } finally {
+      gate.set(GATE.open)
+    }
+    const { world } = this.image
+    const files = [...new Set([...before.ids, ...world.ids, ROOT_ID])]
+    const stale = files.map(id => ({ id, pages: true }))
+    await session.forget({ names: staleNames(before, world), files: stale })
+  }
+
   /** Makes the kernel ask anew for the attributes of a file. The gate is open. */
   forgetAttributes(id: number): Promise<void> {
     return this.session.forget({ names: [], files: [{ id, pages: false }] })

@@ -63,6 +63,10 @@ export class DirectSession implements Session {
     this.workers.show(world)
   }
 
+  renewHelper(): Promise<void> {
+    return this.workers.renewHelper()
+  }
+
   async forget(stale: Forgetting): Promise<void> {
     await this.forgetter.forget({ ...stale, paths: [], device: this.device })
   }

@@ -9,17 +9,19 @@ import { describeSnapshot } from '../image/info.js'
 import { snapshotListOf } from '../image/snapshot-list.js'
 import { indexOfSnapshot, type SnapshotName } from '../image/snapshot-names.js'
 import type { LiveDisk } from './live-changes.js'
+import type { Refresher } from './refresher.js'
 import type { ServedImage } from './served-image.js'
 
 export const liveRequests =
-  (image: ServedImage, live: LiveDisk): Handler =>
+  (image: ServedImage, live: LiveDisk, refresher: Refresher): Handler =>
   async (request, work) =>
     // JSON has no undefined.
-    (await done(image, live, request, work)) ?? null
+    (await done(image, live, refresher, request, work)) ?? null
 
 async function done(
   image: ServedImage,
   live: LiveDisk,
+  refresher: Refresher,
   request: Request,
   { remark, gone }: Work,
 ): Promise<unknown> {
@@ -28,6 +30,8 @@ async function done(
       return {}
     case 'list':
       return sentList(snapshotListOf(image.chain, live.path, live.snapshots(), request.layers))
+    case 'refresh':
+      return refresher.refresh()
     case 'create':
       return live.createSnapshot(request.tag, { replace: request.replace })
     case 'delete':

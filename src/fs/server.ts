@@ -4,6 +4,7 @@
  */
 import { ControlSocket } from '../control/listener.js'
 import { type Greeting, PROTOCOL } from '../control/protocol.js'
+import { resolve } from 'node:path'
 import { MountError, ProtocolError } from '../errors.js'
 import type { CatalogEntry } from '../image/catalog.js'
 import { type Chain, closeChain, type OpenOptions } from '../image/chain.js'
@@ -27,6 +28,7 @@ import { checkMountpoint } from './mount.js'
 import { OpenCounts } from './open-counts.js'
 import { MountedDisk } from './mounted-disk.js'
 import type { MountOptions } from './options.js'
+import { Refresher } from './refresher.js'
 import { checkNotMounted, namingItsMount, whenReleased } from './release.js'
 import { ServedImage, sharesBytes } from './served-image.js'
 import { abandon, bringUp, stopMount } from './served-mount.js'
@@ -103,6 +105,19 @@ export async function startServer(request: ServeRequest, logger: Logger): Promis
   }
 }
 
+/** Opens the image of a mount that only reads it, while that mount has it. */
+function openAgain({ image, open, options }: ServeRequest): Chain {
+  const { forceShare } = options
+  const chain = openChain(image, { ...open, access: 'read', takesLocks: !forceShare })
+  if (!forceShare) return chain
+  try {
+    return rereadShared(chain)
+  } catch (error) {
+    closeChain(chain)
+    throw error
+  }
+}
+
 /** By the transport that was asked for, or by the first that this kernel knows. */
 async function serveBySomeTransport(
   chain: Chain,
@@ -161,8 +176,12 @@ async function serveChain(
   keeper?.start(options.commitSeconds)
   watcher.start(() => changer.forgetPages())
   const { allowPaths = [] } = request.open
+  // A server in the background changes its folder.
+  const absolute = allowPaths.map(name => resolve(name))
+  const again = { ...request, image: path, open: { ...request.open, allowPaths: absolute } }
+  const refresher = new Refresher(image, changer, () => openAgain(again), logger)
   const live = new MountedDisk({ image, changer, opens, mountpoint, allowPaths })
-  control?.serve(() => greetingOf(image, mountpoint, mount), liveRequests(image, live))
+  control?.serve(() => greetingOf(image, mountpoint, mount), liveRequests(image, live, refresher))
   const finished = session.finished.then(async () => {
     nameEndingServer()
     watcher.stop()
@@ -171,8 +190,8 @@ async function serveChain(
     await stopMount(session, mount, 'no worker is left', logger)
     await changer.end()
     const isKept = keeper?.close() ?? true
-    closeChain(chain)
-    lockChain(chain)
+    closeChain(image.chain)
+    lockChain(image.chain)
     logger.info({ mountpoint }, 'unmounted')
     return isKept
   })

@@ -77,6 +77,8 @@ export interface Session {
   show(world: World, views: ViewSet): void
   /** Makes the kernel forget what a change has made stale. The gate is open. Resolves when it is done. */
   forget(stale: Forgetting): Promise<void>
+  /** Makes the thread that decompresses read the files of the newest world. No request is served meanwhile. */
+  renewHelper(): Promise<void>
   /** Unmounts. With `detach` the mount disappears at once, and its users may finish. Throws MountError with the reason. */
   unmount(mount: MountInfo, detach: boolean): Promise<void>
   /** Ends threads that serve nothing any more, or nothing yet. */

@@ -64,7 +64,7 @@ export class Workers {
   private session: SessionStart | undefined
   private hasFinished = false
   private starting: Promise<void> | undefined
-  private isHelped = false
+  private helper: Worker | undefined
   /** The places of the files that have a thread which drops their pages. */
   private readonly dropping = new Set<number>()
   private hasComplained = false
@@ -113,6 +113,13 @@ export class Workers {
   show(world: World): void {
     this.setup = { ...this.setup, world }
     for (const port of this.worlds.values()) port.postMessage(world)
+  }
+
+  /** Makes the helper, if there is one, read the files of the newest world. No worker has a job for it. */
+  async renewHelper(): Promise<void> {
+    if (!this.helper) return
+    await this.helper.terminate()
+    this.helper = startHelper(this.setup, this.parts.logger)
   }
 
   /** Ends workers that do not serve yet. */
@@ -199,8 +206,7 @@ export class Workers {
       else if (message === 'look') void onLook()
       else if (message === 'served') void this.leave(worker, true)
       else if (message === 'help') {
-        if (!this.isHelped) startHelper(this.setup, logger)
-        this.isHelped = true
+        this.helper ??= startHelper(this.setup, logger)
       } else if (typeof message !== 'object') return
       else if ('pageDrops' in message) this.dropPages(message.pageDrops)
       else if ('scratch' in message) this.makeScratch(message.scratch)
@@ -309,7 +315,7 @@ function untilReady(worker: Worker): Promise<void> {
 function startHelper(
   { shared, world }: Pick<WorkerSetup, 'shared' | 'world'>,
   logger: Logger,
-): void {
+): Worker {
   const helper = new Worker(new URL('./decompress-helper.js', import.meta.url), {
     // Compressed clusters are not encrypted, so the helper needs no keys.
     workerData: {
@@ -321,4 +327,5 @@ function startHelper(
   helper.unref()
   // Then the workers decompress alone.
   helper.on('error', error => logger.error({ stack: error.stack }, 'the helper has died'))
+  return helper
 }

@@ -1,6 +1,6 @@
 /** Unlocks the encrypted layers of a chain with their passphrases. */
 import { legacyAesSpec } from '../crypto/legacy-aes.js'
-import { checkLuks1, readLuks1, unlockLuks1 } from '../crypto/luks1.js'
+import { checkLuks1, readLuks1, reuseLuks1, unlockLuks1 } from '../crypto/luks1.js'
 import { createSectorCipher } from '../crypto/sector-cipher.js'
 import { ImageError } from '../errors.js'
 import type { StoreCipher } from '../io/cipher-store.js'
@@ -49,6 +49,30 @@ export async function unlockChain(
     lockChain(unlocked)
     throw error
   }
+}
+
+/**
+ * Returns `chain`, an image that was opened again, with the keys that it had as `before`. Throws ImageError if they may not be the
+ * right ones.
+ */
+export async function unlockAgain(chain: Chain, before: Chain): Promise<Chain> {
+  const layers = await Promise.all(
+    chain.layers.map(async (layer, index) => {
+      if (!layer.encryption) return layer
+      const { method, headerArea } = layer.encryption
+      const known = before.layers[index]?.encryption
+      const spec =
+        known?.spec && headerArea && method === known.method
+          ? await reuseLuks1(LOCAL_FILES.readable(layer), headerArea, known.spec.key)
+          : undefined
+      if (spec) return { ...layer, encryption: { ...layer.encryption, spec } }
+      throw new ImageError('REFUSED', 'it is encrypted, and may have another key now', {
+        path: layer.path,
+        hint: 'unmount it, and mount it with its passphrase',
+      })
+    }),
+  )
+  return { ...chain, layers: layers as unknown as Chain['layers'] }
 }
 
 /** Wipes the keys: encrypted layers cannot be read or written any more. */

@@ -1,5 +1,5 @@
 /** Somebody changes an image while it is mounted for reading: the mount answers errors, never a mixture. */
-import { readdirSync } from 'node:fs'
+import { readdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import {
@@ -12,6 +12,7 @@ import {
   overLibfuse,
   type Place,
   READ_ONLY,
+  runIn,
   sharedFolder,
   until,
   vimgfs,
@@ -89,7 +90,73 @@ for (const place of [HERE, overLibfuse(HERE)]) {
       t.match(await statusOf(at), { changed: true, removed: what.includes('its path') })
       t.equal(at.log().match(/another program has changed the image/g)?.length, 1, 'one line')
       t.notMatch(at.log(), /"msg":"(READ|OPEN)/, 'and no damage')
+      const refreshed = await vimgfs(place, ['refresh', at.folder])
+      t.same([refreshed.code, refreshed.stderr], [0, ''])
+      t.match(await statusOf(at), { changed: false, removed: false })
+      const model = `${image}.raw`
+      await run('qemu-img', ['convert', '-U', '-O', 'raw', image, model])
+      await runIn(place, 'cmp', [model, at.file('disk.raw')])
       t.equal((await vimgfs(place, ['umount', at.folder])).code, 0)
     })
   }
+
+  t.test(`an image that cannot be opened again: ${place.name}`, unless, async t => {
+    const { image, at } = await mounted(t, place)
+    await run('cp', ['-a', image, `${image}.kept`])
+    await run('sh', ['-c', `echo QFI > ${image}`])
+    t.ok(await until(async () => (await read(at, 'disk.raw')).code !== 0), 'it ends')
+    const refused = await vimgfs(place, ['refresh', at.folder])
+    t.equal(refused.code, 1)
+    t.match(refused.stderr, /^vimgfs: [^\n]*disk\.qcow2: [^\n]*\n$/, 'one line')
+    t.match((await read(at, 'disk.raw')).stderr, 'Input/output error')
+    await run('mv', [`${image}.kept`, image])
+    t.equal((await vimgfs(place, ['refresh', at.folder])).code, 0)
+    for (const name of readdirSync(at.folder)) t.equal((await read(at, name)).code, 0)
+  })
 }
+
+t.test('an encrypted image keeps its key, and no other image gets it', skip, async t => {
+  const folder = sharedFolder(t)
+  const image = join(folder, 'disk.qcow2')
+  const make = async (file: string, passphrase: string, value: number) => {
+    const secret = ['--object', `secret,id=s,data=${passphrase}`]
+    const options = 'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10'
+    await run('qemu-img', ['create', '-q', ...secret, '-f', 'qcow2', '-o', options, file, '1M'])
+    const opened = `driver=qcow2,encrypt.format=luks,encrypt.key-secret=s,file.filename=${file}`
+    const write = ['-c', `write -q -P ${value} 0 1M`]
+    await run('qemu-io', [...secret, '--image-opts', opened, ...write])
+  }
+  await make(image, 'one', 1)
+  const other = join(folder, 'other.qcow2')
+  await make(other, 'two', 2)
+  const key = join(folder, 'key')
+  writeFileSync(key, 'one')
+  const at = await mount(t, image, { args: [...READ_ONLY, '--passphrase-file', key] })
+  const first = async () =>
+    (await attemptIn(HERE, 'od', ['-An', '-tx1', '-N1', at.file('disk.raw')])).stdout
+  t.equal((await first()).trim(), '01')
+  await run('touch', [image])
+  t.ok(await until(async () => (await read(at, 'disk.raw')).code !== 0), 'it ends')
+  t.equal((await vimgfs(HERE, ['refresh', at.folder])).code, 0)
+  t.equal((await first()).trim(), '01')
+  await run('cp', [other, image])
+  const refused = await vimgfs(HERE, ['refresh', at.folder])
+  t.equal(refused.code, 1)
+  t.match(refused.stderr, /may have another key now; unmount it/)
+})
+
+t.test('mounts that need no refresh, and what is no mount', skip, async t => {
+  const { at, image } = await mounted(t, HERE)
+  t.equal((await vimgfs(HERE, ['refresh', at.folder])).code, 0, 'without a change')
+  t.equal((await read(at, 'disk@first.raw', 'iflag=direct')).code, 0)
+  await vimgfs(HERE, ['umount', at.folder])
+  const none = await vimgfs(HERE, ['refresh', at.folder])
+  t.same(
+    [none.code, none.stderr],
+    [1, `vimgfs: ${at.folder}: no image is mounted there by vimgfs\n`],
+  )
+  const written = await mount(t, image)
+  const refused = await vimgfs(HERE, ['refresh', written.folder])
+  t.equal(refused.code, 1)
+  t.match(refused.stderr, /it is mounted for writing, so nothing but the mount changes it/)
+})

@@ -134,6 +134,14 @@ t.test('what may be torn is named', skip, async t => {
   const status = async () =>
     JSON.parse((await attemptIn(HERE, 'cat', [at.file('.vimgfs/status.json')])).stdout)
   t.match(await status(), { mayBeTorn: ['disk.raw'] })
+  // Taking a snapshot writes out the tables that QEMU has in memory.
+  await vm.write(9, 0, HALF)
+  await vm.tell('savevm two')
+  t.equal((await vimgfs(HERE, ['refresh', at.folder])).code, 0)
+  t.match(readdirSync(at.folder), ['disk.raw', 'disk@one.raw'], 'at once')
+  t.ok(readdirSync(at.folder).includes('disk@two.raw'))
+  const disk = await attemptIn(HERE, 'od', ['-An', '-tx1', '-N1', at.file('disk.raw')])
+  t.equal(disk.stdout.trim(), '09', 'what has been written is shown, too')
   await vm.end()
   t.match(await status(), { mayBeTorn: [] }, 'nobody writes it any more')
 })

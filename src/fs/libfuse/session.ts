@@ -91,6 +91,9 @@ export class LibfuseSession implements Session {
     this.fileSystem.serve(this.partsOf(world, views))
   }
 
+  /** Does nothing: the main thread decompresses alone. */
+  async renewHelper(): Promise<void> {}
+
   /**
    * Makes the kernel forget pages only: libfuse 2 does not tell the kernel's numbers of folders, so names and attributes of what may
    * change are never kept.
