@@ -4,6 +4,7 @@ import os from 'node:os'
 import path from 'node:path'
 import { run } from './workplace.mjs'
 import { convertTable } from './convert.mjs'
+import { liveTable } from './live.mjs'
 import { chart } from './svg.mjs'
 
 export function median(values) {
@@ -248,6 +249,9 @@ function sections({ results, notes, skipped, readahead, options }) {
     const tools = { median, short, times, reached, ratioOf }
     parts.push(['Conversion', convertTable(results.convert, tools)])
   }
+  if (isMeasured('live')) {
+    parts.push(['Changes while mounted', liveTable(results.live, { median, short, reached })])
+  }
   const kb = Object.entries(readahead).map(([title, value]) => `${title} ${value}`)
   const isWritten = ['write', 'vmdkWrite', 'encryptedWrite'].some(isMeasured)
   const facts = [
@@ -272,6 +276,8 @@ function sections({ results, notes, skipped, readahead, options }) {
       `Readahead of the mounts, KiB: ${kb.join(', ')}. vimgfs raises it itself (as root), the floor got the same, the others keep the kernel's${options['readahead-all'] ? ', but here they all got it' : ''}.`,
     isMeasured('convert') &&
       'Conversions: 1 GiB of disk, half of it holes, a quarter text, a quarter random; the start of the program is in the time. Size and memory are those of vimgfs: the size against that of qemu-img, and the most memory that was resident. Both targets are compared with the source by qemu-img. On xfs both sync what they have written.',
+    isMeasured('live') &&
+      'Snapshots of a mounted image: the longest write of a program that writes 4 KiB after 4 KiB past the page cache, all over the allocated part. qemu-img takes its snapshot of the same image at rest; its start is in the time.',
     options.quick && 'A quick run: small images, short times. Not for comparison.',
     ...skipped.map(({ title, why }) => `Not measured: ${title}: ${why}.`),
     ...notes,

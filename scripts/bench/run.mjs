@@ -22,18 +22,20 @@ import {
 } from './cases.mjs'
 import { GiB, MiB } from './images.mjs'
 import { Conversions, convertCases } from './convert.mjs'
+import { liveCases, LiveSnapshots } from './live.mjs'
 import { calibrationOf, compare, Disturbance, memory, read } from './measure.mjs'
 import { machine, median, print, write } from './report.mjs'
 import { findServers, mount, readaheadKb, takesPart } from './servers.mjs'
 import { Workplace, isRoot, rotated } from './workplace.mjs'
 import { Writes } from './writes.mjs'
 
-const HELP = `usage: npm run bench -- [read] [write] [vmdk] [encrypted] [mount] [memory] [convert] [options]
+const HELP = `usage: npm run bench -- [read] [write] [vmdk] [encrypted] [mount] [memory] [convert] [live] [options]
 
 Measures vimgfs, by both transports, beside qemu-storage-daemon's FUSE export, qcowmount, vmdkmount, nbdfuse over
 qemu-nbd, fuse-native and a minimal C server (the floor), whichever of them are there, and prints
 the medians and ratios. Without a name everything is measured. vmdk reads and writes vmdk images,
-encrypted qcow2 images with LUKS, all others take qcow2. convert measures vimgfs convert beside qemu-img.
+encrypted qcow2 images with LUKS, all others take qcow2. convert measures vimgfs convert beside qemu-img,
+live how long writers wait for a snapshot of a mounted image.
 
   --rounds N        rounds of each case (5)
   --quick           small images, short times and 2 rounds: does it work, not how fast is it
@@ -70,6 +72,7 @@ const PARTS = {
   mount: mountCases,
   memory: memoryCases,
   convert: convertCases,
+  live: liveCases,
 }
 
 /** The benchmarks that have a name, and their parts. */
@@ -81,6 +84,7 @@ const KINDS = {
   mount: ['mount'],
   memory: ['memory'],
   convert: ['convert'],
+  live: ['live'],
 }
 
 const allCases = Object.values(PARTS).flat()
@@ -199,6 +203,7 @@ class Bench {
     const remembering = able('memory').filter(isDefault)
     await this.memories(place, remembering, this.chosen('memory', memoryCases))
     results.convert = await new Conversions(this).run(place, this.chosen('convert', convertCases))
+    results.live = await new LiveSnapshots(this).run(place, this.chosen('live', liveCases))
   }
 
   /** Mounts an image; or reports why not, and goes on without it. */

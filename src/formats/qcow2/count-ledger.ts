@@ -10,7 +10,7 @@ import { ImageError } from '../../errors.js'
 import type { Store } from '../../io/store.js'
 import { getCount } from './refcount-bits.js'
 import { clusterBytes, type Qcow2Header } from './header.js'
-import { blockOffset } from './words.js'
+import { blockOffset, wordBuffer } from './words.js'
 
 /** The clusters of one page, a power of two. A page takes 4 KiB. */
 const PAGE_CLUSTERS = 2048
@@ -71,8 +71,22 @@ export class CountLedger {
 
   /** Does the same for `clusters` clusters in a row. */
   referRow(first: number, clusters: number, times: number, isOwned: boolean): void {
-    for (let cluster = first; cluster < first + clusters; cluster++) {
+    const added = REFERRED | (isOwned ? OWNED : 0)
+    for (let cluster = first; cluster < first + clusters; ) {
+      // This turns to the page, and reports damage.
       this.refer(cluster, times, isOwned)
+      const start = cluster - this.current * PAGE_CLUSTERS
+      const end = Math.min(start + first + clusters - cluster, PAGE_CLUSTERS)
+      const { page } = this
+      let at = start + 1
+      for (; at < end; at++) {
+        const cell = page[at] as number
+        const left = cell & MANY
+        // What is usual: enough references are left, and nobody claims the cluster. All else is for `refer`.
+        if (left < times || (cell & OWNED) !== 0 || (isOwned && (times > 1 || cell !== left))) break
+        page[at] = (left === MANY ? MANY : left - times) | added
+      }
+      cluster += at - start
     }
   }
 
@@ -90,7 +104,8 @@ export class CountLedger {
     const page = new Uint16Array(PAGE_CLUSTERS)
     if (this.options.areCountsRight) return page.fill(MANY)
     const clusters = Math.min(PAGE_CLUSTERS, this.perBlock)
-    const counts = Buffer.alloc(Math.ceil((clusters * 2 ** this.header.refcountOrder) / 8))
+    const counts = wordBuffer(Math.ceil((clusters * 2 ** this.header.refcountOrder) / 8))
+    const words = new Uint16Array(counts.buffer, 0, counts.length >> 1)
     for (let done = 0; done < PAGE_CLUSTERS; done += clusters) {
       const first = index * PAGE_CLUSTERS + done
       const block = this.blockAt(Math.floor(first / this.perBlock))
@@ -99,6 +114,13 @@ export class CountLedger {
       const at = block + (inBlock * 2 ** this.header.refcountOrder) / 8
       const got = at < this.store.sizeBytes ? this.store.read(counts, 0, counts.length, at) : 0
       counts.fill(0, got)
+      if (this.header.refcountOrder === 4) {
+        counts.swap16()
+        for (let i = 0; i < clusters; i++) {
+          page[done + i] = Math.min(MANY, words[i] as number)
+        }
+        continue
+      }
       for (let i = 0; i < clusters; i++) {
         page[done + i] = Math.min(MANY, getCount(counts, i, this.header.refcountOrder))
       }

@@ -16,7 +16,15 @@ import type { CountLedger } from './count-ledger.js'
 import { clusterBytes, INCOMPATIBLE, l2EntryBytes, type Qcow2Header } from './header.js'
 import { packedLength, packedOffset } from './packed-entry.js'
 import { findEntry } from './table-entries.js'
-import { COMPRESSED, COPIED, blockOffset, hostOffset, readWords, wordBuffer } from './words.js'
+import {
+  blockOffset,
+  COMPRESSED,
+  COPIED,
+  hostOffset,
+  isHostAligned,
+  readWords,
+  wordBuffer,
+} from './words.js'
 
 /** The most bytes of L2 tables: those of 1 TiB in clusters of 64 KiB, which take some tenths of a second. */
 const MAX_TABLE_BYTES = 128 * 2 ** 20
@@ -151,7 +159,7 @@ function walkL2(
         return host
       }
       // Reading and writing refuse a cluster that is not aligned.
-      if (host === 0 || host % cluster !== 0) continue
+      if (host === 0 || !isHostAligned(low, cluster)) continue
       const owns = isActive && (high & COPIED) !== 0
       if (host !== next || owns !== isOwned) {
         referRow()

@@ -25,6 +25,10 @@ export const REFCOUNT_TABLE_RESERVED_LOW = 0x1ff
 export const hostOffset = (high: number, low: number): number =>
   (high & OFFSET_HIGH) * 2 ** 32 + ((low & OFFSET_LOW) >>> 0)
 
+/** Reports whether the host offset of an entry with the low half `low` is a multiple of `bytes`, a power of two up to 2^31. */
+export const isHostAligned = (low: number, bytes: number): boolean =>
+  (low & OFFSET_LOW & (bytes - 1)) === 0
+
 /** Returns the host offset of an entry of the refcount table. It has 64 bits; large ones are rounded. */
 export const blockOffset = (high: number, low: number): number =>
   high * 2 ** 32 + ((low & OFFSET_LOW) >>> 0)
