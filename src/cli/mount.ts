@@ -83,6 +83,7 @@ function leaveFolder({ request, logFile, passphraseFiles = [] }: Settings): void
     ...(open.allowPaths ?? []),
     ...secrets,
     options.scratch?.folder ?? '/',
+    options.scratch?.file ?? '/',
   ]) {
     path.resolve(name)
   }
@@ -282,16 +283,16 @@ function hints(
         ? 'You and root can use it.'
         : 'Only you can use it: root, for example for a loop mount, needs -o allow_root or -o allow_other.'
   return [
-    `${disk?.name} (${humanSize(disk?.sizeBytes ?? 0)})${extras.length > 0 ? ` with ${extras.join(', ')}` : ''} in ${server.mountpoint}, ${format}, ${ACCESS[server.access]}`,
+    `${disk?.name} (${humanSize(disk?.sizeBytes ?? 0)})${extras.length > 0 ? ` with ${extras.join(', ')}` : ''} in ${server.mountpoint}, ${format}, ${accessOf(server)}`,
     ...(who === '' ? [] : [who]),
     `Unmount it with: vimgfs umount ${server.mountpoint}${logPlace === undefined ? '' : ` (log: ${logPlace})`}`,
   ].map(printable)
 }
 
-const ACCESS = {
-  'read-only': 'read-only',
-  'read-write': 'read-write',
-  scratch: 'scratch copies: what is written is gone after unmounting',
+function accessOf({ access, keptIn, entries }: Server): string {
+  if (access !== 'scratch') return access
+  const kept = keptIn === undefined ? '' : `, but for ${entries[0]?.name}: ${keptIn} keeps that`
+  return `scratch copies: what is written is gone after unmounting${kept}`
 }
 
 const plural = (count: number, name: string): string =>

@@ -341,6 +341,16 @@ export interface FormatWriting<S> {
     reference: NewReference | undefined,
   ): void
   /**
+   * A note in an image about the layer below, which other programs neither read nor lose. The image is not in use. Undefined if the
+   * format's images have no room for one.
+   */
+  readonly baseNote?: {
+    /** Returns undefined if there is none. Throws SystemError. */
+    read(layer: LayerSpec<S>, store: Store): Buffer | undefined
+    /** Replaces the note, and syncs it. Throws ImageError if there is no room; SystemError. */
+    write(layer: LayerSpec<S>, store: WritableStore, note: Buffer): void
+  }
+  /**
    * Makes the whole disk of an image that is not in use unallocated, and syncs it. It may leave leaks, for a repair to give
    * back. Undefined if the format cannot do that.
    */

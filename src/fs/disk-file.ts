@@ -75,6 +75,11 @@ export class DiskFile {
     return this.options.view
   }
 
+  /** Whether nothing that is written has to survive the mount. */
+  get isThrownAway(): boolean {
+    return this.options.isThrownAway === true
+  }
+
   /** What a file that is not one of the image's takes for this disk alone, in bytes. */
   get ownBytes(): number {
     return this.options.ownBytes?.() ?? 0
@@ -152,7 +157,7 @@ export class DiskFile {
   }
 
   flush(): number {
-    if (this.options.isThrownAway) return 0
+    if (this.isThrownAway) return 0
     this.options.onFlush()
     this.disk.flush()
     return 0

@@ -39,10 +39,9 @@ const ACCEPTED_VALUES = new Set(['comment', 'helper', 'uhelper', 'user'])
 
 const FLAGS = new Set([
   ...['allow_other', 'allow_root', 'default_permissions', 'force-share', 'growable', 'partitions'],
-  'scratch',
 ])
 const VALUES = new Set([
-  ...['uid', 'gid', 'umask', 'fsname', 'commit', 'scratch-dir', 'scratch-size'],
+  ...['uid', 'gid', 'umask', 'fsname', 'commit', 'scratch', 'scratch-dir', 'scratch-size'],
 ])
 const DEFAULT_COMMIT_SECONDS = 5
 const MAX_COMMIT_SECONDS = 86400
@@ -56,6 +55,8 @@ export function parseMountOptions(lists: readonly string[]): MountOptions {
   for (const option of lists.flatMap(splitOptions)) {
     const [name = '', ...rest] = option.split('=')
     const value = rest.join('=')
+    if (name === 'scratch') flags.add(name)
+    if (option === 'scratch') continue
     if (VALUES.has(name)) {
       if (value === '') throw new UsageError(`-o ${name} needs a value: -o ${name}=…`)
       values.set(name, value)
@@ -128,8 +129,10 @@ function scratchOptions(
     throw new UsageError(`-o scratch-${folder === undefined ? 'size' : 'dir'} needs -o scratch`)
   }
   if (access === 'ro') throw new UsageError('scratch copies are written: leave out ro or scratch')
+  // A partition's file would not show what is written to the copy of its disk.
+  if (flags.has('partitions')) throw new UsageError('scratch and partitions exclude each other')
   const limitBytes = size === undefined ? undefined : parseDiskSize(size, '-o scratch-size')
-  return { folder, limitBytes }
+  return { file: values.get('scratch'), folder, limitBytes }
 }
 
 const splitOptions = (list: string): string[] =>

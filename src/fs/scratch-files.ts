@@ -108,7 +108,7 @@ export class ScratchFiles implements WrittenFiles {
     const caches = place === 0 ? this.parts.caches : SNAPSHOT_CACHES
     const { disk, view } = openScratchDisk(shared, base, caches, this.parts.writer)
     const file = new DiskFile(disk, {
-      ...{ view, isGrowable, onFlush, isThrownAway: true },
+      ...{ view, isGrowable, onFlush, isThrownAway: !shared.isKept },
       makeRoom: () => this.flushAllBut(disk),
       ownBytes: () => allocatedNow(shared.layer),
       onZero: (_, length) => lowerCount(allocated, place, length),

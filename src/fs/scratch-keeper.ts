@@ -1,7 +1,9 @@
 /**
- * Flushes scratch copies now and then, which gives back the space of what programs have discarded. Nothing of them is kept at the
- * end.
+ * Flushes scratch copies now and then, which gives back the space of what programs have discarded. At the end it closes the one that
+ * is kept.
  */
+import type { LayerSpec } from '../formats/format.js'
+import { removedFiles } from '../image/layer.js'
 import type { Logger } from '../log.js'
 import type { DiskFile } from './disk-file.js'
 import { DiskKeeper, type Keeper } from './disk-keeper.js'
@@ -16,6 +18,8 @@ export class ScratchKeeper implements Keeper {
     private readonly files: WrittenFiles,
     private readonly onFlush: () => void,
     private readonly logger: Logger,
+    /** The overlay that keeps what is written to the disk. */
+    private readonly kept: LayerSpec | undefined,
   ) {}
 
   start(seconds: number): void {
@@ -32,13 +36,16 @@ export class ScratchKeeper implements Keeper {
   close(): boolean {
     clearInterval(this.timer)
     this.isClosed = true
-    return true
+    const files = [...this.files.found].filter(({ isThrownAway }) => !isThrownAway)
+    return files.map(file => this.keeperOf(file).close()).every(isKept => isKept)
   }
 
   private keeperOf(file: DiskFile): DiskKeeper {
     let keeper = this.keepers.get(file)
     if (!keeper) {
-      keeper = new DiskKeeper(file.disk, this.onFlush, () => [], this.logger)
+      const { kept } = this
+      const removed = () => (kept && !file.isThrownAway ? removedFiles(kept) : [])
+      keeper = new DiskKeeper(file.disk, this.onFlush, removed, this.logger)
       this.keepers.set(file, keeper)
     }
     return keeper

@@ -39,6 +39,7 @@ export class ScratchMail {
     private readonly maker: ScratchMaker,
   ) {
     this.states = new Int32Array(new SharedArrayBuffer(4 * files))
+    for (const { place } of maker.all()) this.states[place] = MADE
   }
 
   /** Returns the end of one more worker. */

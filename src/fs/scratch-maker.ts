@@ -5,6 +5,7 @@ import type { Chain } from '../image/chain.js'
 import { openScratchFolder, type ScratchFolder } from '../image/scratch/scratch-folder.js'
 import { makeScratchLayer, shareScratchLayer } from '../image/scratch/scratch-layer.js'
 import { ScratchSpace } from '../image/scratch/space.js'
+import { allocatedNow } from '../image/layer.js'
 import { closeFile } from '../io/libc.js'
 import { Ownership } from './ownership.js'
 import { PageDropper } from './page-dropper.js'
@@ -13,6 +14,8 @@ import { Truncations } from './truncations.js'
 
 /** What the user asked for. */
 export interface ScratchOptions {
+  /** The overlay that keeps what is written to the disk; undefined if nothing is kept. */
+  readonly file: string | undefined
   /** The folder for what is written; by default the image's own. */
   readonly folder: string | undefined
   /** How much may be written in all, in bytes. */
@@ -30,12 +33,14 @@ export class ScratchMaker implements ScratchSource {
   /**
    * Throws ImageError if there is no folder for the files.
    * @param threads the number of worker threads
+   * @param kept the open overlay that keeps what is written to the disk
    */
   constructor(
     chain: Chain,
     private readonly entries: readonly CatalogEntry[],
     { folder, limitBytes }: ScratchOptions,
     private readonly threads: number,
+    kept: LayerSpec | undefined,
   ) {
     this.folder = openScratchFolder(chain.layers[0], folder)
     this.space = limitBytes === undefined ? undefined : new ScratchSpace(limitBytes)
@@ -47,6 +52,7 @@ export class ScratchMaker implements ScratchSource {
       this.folder.close()
       throw error
     }
+    if (kept) this.keep(kept)
   }
 
   /** The folder of the files. */
@@ -66,9 +72,20 @@ export class ScratchMaker implements ScratchSource {
   make(place: number): SharedScratch {
     const known = this.made.get(place)
     if (known) return known
-    const layer = this.layerFor(this.entries[place] as CatalogEntry)
+    return this.share(place, this.layerFor(this.entries[place] as CatalogEntry), false)
+  }
+
+  /** Makes the overlay the copy of the disk. What it has counts as written. */
+  private keep(overlay: LayerSpec): void {
+    const { memory } = this.share(0, overlay, true)
+    const { seconds, nanoseconds } = overlay.modified
+    new Float64Array(memory.times)[0] = seconds * 1000 + Math.floor(nanoseconds / 1e6)
+    this.space?.count(allocatedNow(overlay))
+  }
+
+  private share(place: number, layer: LayerSpec, isKept: boolean): SharedScratch {
     const made = {
-      ...shareScratchLayer(layer, this.threads + 1, this.space),
+      ...shareScratchLayer(layer, this.threads + 1, this.space, isKept),
       place,
       truncations: new Truncations().shared,
       ownership: new Ownership().shared,

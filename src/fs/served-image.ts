@@ -46,6 +46,7 @@ export class ServedImage {
   /**
    * @param threads the number of worker threads
    * @param metadataBytes of tables to keep, of all threads together; undefined for the rule of defaultMetadataBytes
+   * @param kept the overlay that keeps what is written to the disk
    * Throws ImageError if there is no folder for scratch copies.
    */
   constructor(
@@ -57,6 +58,7 @@ export class ServedImage {
       MountOptions,
       'partitions' | 'forceShare' | 'growable' | 'scratch'
     >,
+    kept?: LayerSpec,
   ) {
     const [top] = chain.layers
     this.caches = cachesOf(top, metadataBytes, Math.max(1, threads))
@@ -74,9 +76,10 @@ export class ServedImage {
     const { disk } = this.views
     const removed = () => removedFiles(top)
     this.diskKeeper = disk && new DiskKeeper(disk, countFlush, removed, logger)
-    this.scratch = scratch && this.scratchOf(scratch)
+    this.scratch = scratch && this.scratchOf(scratch, kept)
     this.keeper =
-      this.diskKeeper ?? (this.scratch && new ScratchKeeper(this.scratch.files, countFlush, logger))
+      this.diskKeeper ??
+      (this.scratch && new ScratchKeeper(this.scratch.files, countFlush, logger, kept))
   }
 
   /** Whether programs can write anything. */
@@ -139,9 +142,9 @@ export class ServedImage {
 
   private readonly onStall = (seconds: number) => this.logger.warn(stallMessage(seconds))
 
-  private scratchOf(options: ScratchOptions) {
+  private scratchOf(options: ScratchOptions, kept: LayerSpec | undefined) {
     const { chain, entries, threads, views, caches, counts, onStall } = this
-    const maker = new ScratchMaker(chain, entries, options, threads)
+    const maker = new ScratchMaker(chain, entries, options, threads, kept)
     const parts = {
       ...{ entries, views, caches, writer: { thread: threads, onStall } },
       allocated: new Float64Array(this.world.allocated),

@@ -11,6 +11,7 @@ import { type Chain, closeChain, type OpenOptions } from '../image/chain.js'
 import { type AskPassphrase, lockChain, unlockChain } from '../image/encryption.js'
 import { openChain } from '../image/open-chain.js'
 import { rereadShared } from '../image/reread-shared.js'
+import { openKeptOverlay } from '../image/scratch/kept-overlay.js'
 import { orInterrupted } from '../interruption.js'
 import { type MountInfo, realMountpoint } from '../io/mountinfo.js'
 import { nameEndingServer } from '../io/processes.js'
@@ -60,6 +61,8 @@ export interface Server {
   readonly entries: readonly CatalogEntry[]
   readonly warnings: readonly string[]
   readonly access: 'read-only' | 'read-write' | 'scratch'
+  /** The file that keeps what is written to a scratch copy of the disk, if one does. */
+  readonly keptIn: string | undefined
   /** The image's format, and whether it is but a guess: nothing in the file says raw. */
   readonly format: string
   readonly isGuessed: boolean
@@ -152,7 +155,9 @@ async function serveChain(
   }
   // The callbacks of libfuse run on the main thread.
   const threads = transport === 'direct' ? request.threads + Number(isShared) : 0
-  const image = new ServedImage(chain, threads, metadataBytes, logger, options)
+  const { file } = options.scratch ?? {}
+  const kept = file === undefined ? undefined : await openKeptOverlay(file, chain)
+  const image = new ServedImage(chain, threads, metadataBytes, logger, options, kept)
   const { entries, warnings, keeper, views, counts, scratch, isWritable } = image
   const gate = new Gate(createGateMemory(threads))
   const opens = new OpenCounts()
@@ -169,6 +174,7 @@ async function serveChain(
   const mount = await bringUp(session, mountpoint, threads, logger).catch(error => {
     keeper?.close()
     control?.close()
+    if (kept) closeChain({ layers: [kept] })
     throw error
   })
   const { path, format, isProbed } = chain.layers[0]
@@ -202,7 +208,8 @@ async function serveChain(
   }
   const isGuessed = isProbed === true && format === 'raw'
   const access = scratch ? 'scratch' : isWritable ? 'read-write' : 'read-only'
-  return { mountpoint, entries, warnings, access, format, isGuessed, finished, live, stop }
+  const server = { mountpoint, entries, warnings, access, format, isGuessed } as const
+  return { ...server, keptIn: kept?.path, finished, live, stop }
 }
 
 const greetingOf = (

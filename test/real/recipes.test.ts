@@ -133,6 +133,7 @@ const RECIPES: readonly Recipe[] = [
     prepare: keepCopy,
     check: isUnchanged,
   },
+  { lead: /Try an upgrade, and decide later/, content: PARTITIONED, check: isUpgraded },
   { lead: /of a system that is mounted/, content: PARTITIONED, prints: /^second$/m },
   { lead: /of a machine that is off/, content: PARTITIONED, prints: /before-todays-upgrade/ },
   {
@@ -213,6 +214,11 @@ async function makeImage(t: Test, folder: string, content: Content): Promise<str
   // Today's disk is another one.
   await run('qemu-img', ['convert', '-n', '-f', 'raw', '-O', 'qcow2', raw, image])
   return image
+}
+
+async function isUpgraded(t: Test, folder: string): Promise<void> {
+  const raw = await convert(join(folder, 'disk.qcow2'), join(folder, 'after.img'))
+  t.ok(readFileSync(raw).includes('upgraded\n'), 'the image has what was written')
 }
 
 async function keepCopy(folder: string): Promise<void> {

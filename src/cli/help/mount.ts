@@ -29,6 +29,8 @@ server has saved what was written.
                            disk@SNAPSHOT.p1.raw, and a list in .vimgfs/partitions.json
        scratch             programs can write the disk and every snapshot; IMAGE stays as it is,
                            and what is written is gone after unmounting
+       scratch=FILE        the same, but FILE, a qcow2 overlay on IMAGE, keeps what is written to
+                           disk.raw, for the next mount, vimgfs commit or QEMU
        scratch-dir=DIR     where what is written goes (a file without a name in IMAGE's folder)
        scratch-size=SIZE   how much may be written in all, such as 20G
        growable            truncate -s, or writing past the end, makes the disk larger

@@ -14,6 +14,7 @@ import type {
   OpenedLayer,
 } from '../format.js'
 import { writeScratch } from './scratch.js'
+import { readBaseNote, writeBaseNote } from './base-note.js'
 import { describeQcow2 } from './describe.js'
 import { Qcow2Driver, type Qcow2Parts } from './driver.js'
 import {
@@ -137,6 +138,10 @@ const writing: FormatWriting<Qcow2Header> = {
   scratch: (store, diskBytes) => {
     writeScratch(store, diskBytes)
     return readHeader(store)
+  },
+  baseNote: {
+    read: ({ spec }, store) => readBaseNote(store, spec),
+    write: ({ spec }, store, note) => writeBaseNote(store, spec, note),
   },
   changeReference: ({ spec }, store, reference) => changeReference(store, spec, reference),
   makeEmpty: async ({ spec }, store) => (await import('./make-empty.js')).makeEmpty(store, spec),

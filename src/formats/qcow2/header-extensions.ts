@@ -12,6 +12,8 @@ export const EXTENSION = {
   dataFile: 0x44415441,
   /** Ours: no data, but old extensions to be skipped while the header changes (header-replacement.ts). */
   gap: 0x76676170,
+  /** Ours: in what state the disk was that an overlay stands on (base-note.ts). */
+  baseNote: 0x7667626e,
 }
 /** The types of the extensions that reading the disk needs. */
 export const READ_THROUGH = new Set([

@@ -10,7 +10,7 @@
  */
 import { u32be, u64be } from '../../binary.js'
 import { ImageError } from '../../errors.js'
-import type { WritableStore } from '../../io/store.js'
+import type { Store, WritableStore } from '../../io/store.js'
 import { SECTOR_BYTES } from '../../sector.js'
 import {
   EXTENSION,
@@ -43,7 +43,7 @@ export interface NewHead {
 }
 
 /** Reads the header cluster. @param headerBytes the length of its fields */
-export function readHead(store: WritableStore, clusterBytes: number, headerBytes: number): OldHead {
+export function readHead(store: Store, clusterBytes: number, headerBytes: number): OldHead {
   const bytes = Buffer.alloc(clusterBytes)
   store.read(bytes, 0, bytes.length, 0)
   const nameAt = u64be.get(bytes, FIELD_AT.backingNameOffset)

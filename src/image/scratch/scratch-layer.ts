@@ -5,6 +5,7 @@ import type { FormatWriting, LayerEncryption, LayerSpec } from '../../formats/fo
 import { SCRATCH_FORMAT } from '../../formats/registry.js'
 import type { WritableDisk } from '../../formats/writable.js'
 import { createDiskMemory, type DiskMemory } from '../disk-memory.js'
+import { LOCAL_FILES, type StoreSource } from '../store-source.js'
 import { type CacheSizes, ViewSet } from '../view-set.js'
 import { SCRATCH_FILES } from './scratch-store.js'
 import { BoundedDriver, ScratchSpace } from './space.js'
@@ -12,6 +13,8 @@ import { BoundedDriver, ScratchSpace } from './space.js'
 /** A layer with the memory that the threads share which write it. Plain data. */
 export interface ScratchLayer {
   readonly layer: LayerSpec
+  /** Whether it outlives the mount, so that what is flushed has to be on the disk. */
+  readonly isKept: boolean
   readonly memory: DiskMemory
   /** Present where there is a bound on what is written. */
   readonly bound:
@@ -56,14 +59,19 @@ export function shareScratchLayer(
   layer: LayerSpec,
   threads: number,
   space: ScratchSpace | undefined,
+  isKept = false,
 ): ScratchLayer {
-  const memory = createDiskMemory(layer, threads, SCRATCH_FILES.readable(layer))
+  const memory = createDiskMemory(layer, threads, filesOf({ isKept }).readable(layer))
   const bound = space && {
     ...{ limitBytes: space.limitBytes, used: space.shared },
     freed: new SharedArrayBuffer(8),
   }
-  return { layer, memory, bound }
+  return { layer, isKept, memory, bound }
 }
+
+/** Returns what opens the file: of a layer that is kept, as that of an image that is mounted. */
+export const filesOf = ({ isKept }: Pick<ScratchLayer, 'isKept'>): StoreSource =>
+  isKept ? LOCAL_FILES : SCRATCH_FILES
 
 export interface ScratchDisk {
   readonly disk: WritableDisk
@@ -78,7 +86,7 @@ export interface ScratchThread {
 
 /** Opens one thread's part of a scratch copy of the disk `base`. */
 export function openScratchDisk(
-  { layer, memory, bound }: ScratchLayer,
+  { layer, isKept, memory, bound }: ScratchLayer,
   base: View,
   caches: CacheSizes,
   { thread, onStall }: ScratchThread,
@@ -89,7 +97,7 @@ export function openScratchDisk(
       boundedView({ driver, parent }, space, bound.freed, layer.path),
   }
   const writing = { memory, thread, onStall, ...(changes && { changes }) }
-  const set = new ViewSet([layer], caches, undefined, writing, SCRATCH_FILES, base)
+  const set = new ViewSet([layer], caches, undefined, writing, filesOf({ isKept }), base)
   return { disk: set.disk as WritableDisk, view: set.layerView(0) }
 }
 

@@ -28,6 +28,11 @@ export class ScratchSpace {
     return false
   }
 
+  /** Counts `bytes` that are there already, even if they are too many. */
+  count(bytes: number): void {
+    Atomics.add(this.used, 0, BigInt(bytes))
+  }
+
   giveBack(bytes: number): void {
     Atomics.sub(this.used, 0, BigInt(bytes))
   }
