@@ -3,6 +3,7 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { statSync } from 'node:fs'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import type { Test } from 'tap'
 import { type LiveMount, serve } from '../support/live.js'
@@ -117,6 +118,28 @@ t.test('a file that is open keeps its snapshot', skip, async t => {
     (await deleted).map(({ id }) => id),
     ['1'],
   )
+  // A map without a descriptor holds the file, too.
+  const mapped = `
+    const fs = require('node:fs')
+    const koffi = require('koffi')
+    const mmap = koffi
+      .load('libc.so.6')
+      .func('void *mmap(void *address, size_t bytes, int protection, int flags, int fd, int64_t at)')
+    const fd = fs.openSync(process.argv[1])
+    mmap(null, 4096, 1, 1, fd, 0)
+    fs.closeSync(fd)
+    console.log('mapped')
+    process.stdin.resume()`
+  const mapper = spawn(process.execPath, ['-e', mapped, mounted.file('disk@two.raw')], {
+    cwd: fileURLToPath(new URL('../..', import.meta.url)),
+    stdio: ['pipe', 'pipe', 'inherit'],
+  })
+  t.teardown(() => mapper.kill())
+  await once(mapper.stdout, 'data')
+  await t.rejects(live.deleteSnapshots([{ tag: 'two' }]), {
+    message: new RegExp(`"two" is in use: .*${mapper.pid}`),
+  })
+  mapper.kill()
   const writer = spawn(
     'sh',
     ['-c', 'exec 3<> "$0"; echo open; read line', mounted.file('disk.raw')],
