@@ -21,7 +21,9 @@ export class Refresher {
       const { chain: before, isWritable } = this.image
       const { path } = before.layers[0]
       if (isWritable) {
-        const what = 'it is mounted for writing, so nothing but the mount changes it'
+        const what = this.image.scratch
+          ? 'scratch copies stand on what it was'
+          : 'it is mounted for writing, so nothing but the mount changes it'
         throw new ImageError('REFUSED', what, { path, hint: 'unmount it, and mount it again' })
       }
       const opened = this.open()

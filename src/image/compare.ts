@@ -52,6 +52,8 @@ export async function compareDisks(
   const crew = new Crew(a, b, options)
   try {
     const found = await crew.compare()
+    a.requireThere()
+    b.requireThere()
     if (!found) return { kind: 'same', sizesDiffer }
     if (found.kind !== 'content') return found
     const { offset } = found

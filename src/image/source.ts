@@ -2,8 +2,9 @@
  * Opens a disk of an image for the commands that read: the image's own disk, or a snapshot that the name says. It tells
  * what each piece of the disk is, and where its bytes lie.
  */
+import { ImageError } from '../errors.js'
 import type { Extent, View } from '../formats/driver.js'
-import type { LayerSpec } from '../formats/format.js'
+import type { LayerSpec, SnapshotGuard } from '../formats/format.js'
 import { CipherStore, type StoreCipher } from '../io/cipher-store.js'
 import type { FileSpec } from '../io/file-spec.js'
 import type { Store } from '../io/store.js'
@@ -142,7 +143,8 @@ export class SourceImage {
     const choice = typeof name === 'string' ? { tag: name } : name
     const entry = choice ? snapshotChosen(this.entries, choice, layers[0].path) : own
     const view = this.views.viewOf(entry)
-    return new Source({ layers, entry }, view, this.files, this.warnings, onClose)
+    const guard = this.views.guardOf(entry)
+    return new Source({ layers, entry }, view, this.files, this.warnings, onClose, guard)
   }
 
   /** Reports whether there is a snapshot with that tag. */
@@ -187,6 +189,7 @@ export class Source {
     private readonly known: KnownFiles,
     readonly warnings: readonly string[],
     private readonly onClose: () => void,
+    private readonly guard?: SnapshotGuard,
   ) {
     this.sizeBytes = view.driver.sizeBytes
     this.layers = layersFrom(spec)
@@ -194,6 +197,16 @@ export class Source {
 
   close(): void {
     this.onClose()
+  }
+
+  /**
+   * Throws ImageError if it is a snapshot that another program has deleted: then what was read of it may be anything. Called when
+   * all has been read, and before anybody relies on it.
+   */
+  requireThere(): void {
+    if (!this.guard || this.guard.isThere()) return
+    const what = 'its snapshot has been deleted while it was read'
+    throw new ImageError('MISSING', what, { path: this.path, hint: 'what was read is of no use' })
   }
 
   /** The size in whole sectors, as QEMU has it: it rounds a raw file up, and other disks down. */

@@ -17,6 +17,7 @@ import {
   until,
   vimgfs,
 } from '../support/mount.js'
+import { quickClock } from '../peers/quick-clock.js'
 import { needs, run } from '../support/run.js'
 
 const skip = { ...needs('qemu-img', 'qemu-io'), ...noFuse() }
@@ -121,7 +122,8 @@ t.test('an encrypted image keeps its key, and no other image gets it', skip, asy
   const make = async (file: string, passphrase: string, value: number) => {
     const secret = ['--object', `secret,id=s,data=${passphrase}`]
     const options = 'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10'
-    await run('qemu-img', ['create', '-q', ...secret, '-f', 'qcow2', '-o', options, file, '1M'])
+    const create = ['create', '-q', ...secret, '-f', 'qcow2', '-o', options, file, '1M']
+    await run('qemu-img', create, { env: quickClock() })
     const opened = `driver=qcow2,encrypt.format=luks,encrypt.key-secret=s,file.filename=${file}`
     const write = ['-c', `write -q -P ${value} 0 1M`]
     await run('qemu-io', [...secret, '--image-opts', opened, ...write])

@@ -1,10 +1,14 @@
 /** QEMU takes and deletes snapshots while somebody reads one: he gets its bytes, or is told that it is gone. */
+import { existsSync, readFileSync, rmSync } from 'node:fs'
 import { constants } from 'node:os'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { catalogOf } from '../../src/image/catalog.js'
 import { closeChain } from '../../src/image/chain.js'
+import { compareDisks } from '../../src/image/compare.js'
+import { convertToNew } from '../../src/image/convert/convert.js'
 import { openChain } from '../../src/image/open-chain.js'
+import { openSource, type Source } from '../../src/image/source.js'
 import { ViewSet } from '../../src/image/view-set.js'
 import { TextSlots } from '../../src/fs/control.js'
 import { NodeOperations } from '../../src/fs/node-operations.js'
@@ -124,4 +128,27 @@ t.test('without the guard the bytes of others are read', skip, async t => {
   await write(image, 6)
   t.not(read('one'), 1)
   t.not(read('one'), 'ESTALE')
+})
+
+t.test('a copy of a snapshot that is deleted meanwhile gets no name', skip, async t => {
+  const { image } = await opened(t)
+  const target = `${image}.raw`
+  const source = await openSource(`${image}@one`, { takesLocks: false })
+  t.teardown(() => source.close())
+  const other = await openSource(`${image}@two`, { takesLocks: false })
+  t.teardown(() => other.close())
+  const request = { path: target, format: 'raw', options: {}, isPacked: false, force: false }
+  const convert = (from: Source) =>
+    convertToNew(from, {
+      ...request,
+      ...{ isVerified: false, base: undefined, passphrase: undefined, sparseBytes: 4096 },
+    })
+  await convert(source)
+  rmSync(target)
+  await snapshot(image, '-d', 'one')
+  await t.rejects(convert(source), { message: /its snapshot has been deleted while it was read/ })
+  t.notOk(existsSync(target))
+  await t.rejects(compareDisks(source, other), { message: /has been deleted/ })
+  await convert(other)
+  t.ok(readFileSync(target).every(byte => byte === 2))
 })

@@ -79,6 +79,8 @@ export async function convertToNew(
       await verifyUnnamed(source, target, files, { onProgress, onLoss, signal })
     // A small disk is copied before anything looks at the signal.
     signal?.throwIfAborted()
+    source.requireThere()
+    base?.source.requireThere()
     files.commit()
   } finally {
     files.discard()
@@ -129,6 +131,7 @@ export async function convertInto(
     throw new ImageError('REFUSED', what, { path, hint: 'make it larger first' })
   }
   await orNamed(copyDisk(source, new DiskSink(disk), { ...watching, sizeBytes, sparseBytes }))
+  source.requireThere()
 }
 
 /** Adds to errors of a damaged source where on its disk that is, and what to do. */
