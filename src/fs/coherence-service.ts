@@ -5,7 +5,7 @@
 import { type MessagePort, receiveMessageOnPort } from 'node:worker_threads'
 import { write } from '../io/libc.js'
 import type { DiskRange } from './cached-pages.js'
-import { changeOf, type CoherenceParts, type Job } from './coherence.js'
+import { changeOf, type CoherenceParts, type Job, noteTable } from './coherence.js'
 import { INVAL_INODE_OUT, NOTIFY_INVAL_INODE, OUT_HEADER } from './protocol.js'
 
 export interface ServiceParts extends CoherenceParts {
@@ -14,11 +14,21 @@ export interface ServiceParts extends CoherenceParts {
   /** Answers a request as a worker does. Returns the length of the reply. */
   answer(message: Buffer): number
   send(device: number, reply: Buffer, bytes: number): void
+  /** Asks the main thread to make the listing show the partition table as it is. `listed` follows, once for each call. */
+  askTables(): void
+}
+
+interface Waiting {
+  readonly reply: Buffer
+  readonly device: number
+  readonly after: number | undefined
 }
 
 export class CoherenceService {
   /** Replies that wait for drops, by the number of the last one. */
-  private readonly waiting: { reply: Buffer; device: number; after: number }[] = []
+  private readonly waiting: Waiting[] = []
+  /** Replies that wait for the listing, in the order in which it was asked for. */
+  private readonly unlisted: Waiting[] = []
   /** All drops up to this number are done, and beyond it those of `early`. */
   private dropped = 0
   private readonly early = new Set<number>()
@@ -80,7 +90,11 @@ export class CoherenceService {
     const change = changeOf(message, message.length, placeOf)
     if (change) this.drop(change.range, change.place.file)
     const bytes = answer(message)
-    if (change) this.drop(gaps.takeWith(change.range))
+    if (change) {
+      const changed = gaps.takeWith(change.range)
+      noteTable(this.parts, changed)
+      this.drop(changed)
+    }
     if (bytes > 0) send(device, responder.reply, bytes)
   }
 
@@ -101,10 +115,24 @@ export class CoherenceService {
   }
 
   private sendWaiting(): void {
-    const ready = this.waiting.filter(({ after }) => ((this.dropped - after) | 0) >= 0)
-    for (const each of ready) {
+    const isReady = ({ after }: Waiting) => after === undefined || ((this.dropped - after) | 0) >= 0
+    for (const each of this.waiting.filter(isReady)) {
       this.waiting.splice(this.waiting.indexOf(each), 1)
-      this.parts.send(each.device, each.reply, each.reply.length)
+      if (this.parts.tables.areShown) this.sendKept(each)
+      else {
+        this.unlisted.push(each)
+        this.parts.askTables()
+      }
     }
+  }
+
+  /** The listing shows the table as it was when it was asked for, or as it has become since. */
+  listed(): void {
+    const first = this.unlisted.shift()
+    if (first) this.sendKept(first)
+  }
+
+  private sendKept({ reply, device }: Waiting): void {
+    this.parts.send(device, reply, reply.length)
   }
 }

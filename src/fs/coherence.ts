@@ -24,6 +24,7 @@ import {
   WRITE_CACHE,
   WRITE_IN,
 } from './protocol.js'
+import type { TableWrites } from './table-writes.js'
 import type { FilePlace } from './truncations.js'
 
 const { ENFILE } = constants.errno
@@ -35,8 +36,8 @@ export type Job =
   | { readonly message: Uint8Array; readonly device: number }
   /** Send this reply when the pages of a range are gone. */
   | { readonly reply: Uint8Array; readonly device: number; readonly range: DiskRange }
-  /** Send this reply when all drops up to one are done. */
-  | { readonly reply: Uint8Array; readonly device: number; readonly after: number }
+  /** Send this reply when all drops up to one are done, and the listing shows the partition table as it is. */
+  | { readonly reply: Uint8Array; readonly device: number; readonly after: number | undefined }
   /** Drop the pages of a range of all files but one. */
   | { readonly range: DiskRange; readonly except: number; readonly ticket: number }
 
@@ -71,6 +72,9 @@ export interface CoherenceParts {
   readonly responder: Responder
   readonly pages: CachedPages
   readonly gaps: Gaps
+  readonly tables: TableWrites
+  /** Whether a range of the disk touches places where its partition table may be. */
+  touchesTable(range: DiskRange): boolean
   /** Returns where the file of a node lies on its disk, if it can be written. */
   placeOf(nodeid: number): FilePlace | undefined
 }
@@ -92,7 +96,9 @@ export class Coherence {
     const { place, range, isPage } = change
     if (isPage || opcode === SETATTR) {
       const bytes = responder.answer(message, length)
-      this.dropLater(this.parts.gaps.takeWith(range), isPage ? place.file : 0)
+      const changed = this.parts.gaps.takeWith(range)
+      noteTable(this.parts, changed)
+      this.dropLater(changed, isPage ? place.file : 0)
       return bytes
     }
     if (this.parts.pages.has(range)) {
@@ -101,6 +107,7 @@ export class Coherence {
     }
     const bytes = responder.answer(message, length)
     const changed = this.parts.gaps.takeWith(range)
+    noteTable(this.parts, changed)
     return this.parts.pages.has(changed) ? this.keepReply(bytes, { device, range: changed }) : bytes
   }
 
@@ -123,7 +130,8 @@ export class Coherence {
   private sync(message: Buffer, length: number, device: number): number {
     const bytes = this.parts.responder.answer(message, length)
     const after = this.parts.pages.pending()
-    return after === undefined ? bytes : this.keepReply(bytes, { device, after })
+    const isCurrent = after === undefined && this.parts.tables.areShown
+    return isCurrent ? bytes : this.keepReply(bytes, { device, after })
   }
 
   private dropLater(range: DiskRange, except: number): void {
@@ -133,7 +141,7 @@ export class Coherence {
 
   private keepReply(
     bytes: number,
-    rest: { device: number } & ({ range: DiskRange } | { after: number }),
+    rest: { device: number } & ({ range: DiskRange } | { after: number | undefined }),
   ): number {
     this.post({ reply: Uint8Array.from(this.parts.responder.reply.subarray(0, bytes)), ...rest })
     return 0
@@ -142,6 +150,11 @@ export class Coherence {
   private post(job: Job): void {
     this.parts.jobs.postMessage(job)
   }
+}
+
+/** Notes a change of the disk that may have changed its partition table. */
+export function noteTable({ tables, touchesTable }: CoherenceParts, changed: DiskRange): void {
+  if (changed.from < changed.to && touchesTable(changed)) tables.note()
 }
 
 /** Returns the change that a request makes in a file with a place; undefined for any other request. */

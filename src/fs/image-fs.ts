@@ -204,7 +204,8 @@ export class ImageFs {
   }
 
   fsync(request: Request): number {
-    return this.nodes.flush(this.tree.node(request.nodeid))
+    const node = this.tree.node(request.nodeid)
+    return node ? this.nodes.flush(node) : -ESTALE
   }
 
   /** Serves FLUSH. */

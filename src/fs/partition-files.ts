@@ -14,6 +14,25 @@ const MAX_FILES = 65_536
 const NAME_MAX_BYTES = 255
 const SUFFIX = '.raw'
 
+export interface ShownPartitions {
+  readonly entries: readonly CatalogEntry[]
+  /** The text of partitions.json. */
+  readonly text: string
+  /** What the text says of the disk itself. */
+  readonly ofDisk: string
+  /** Where on the disk its partition table may be. */
+  readonly places: readonly TablePlace[]
+}
+
+/** From `from` up to `to`, in bytes. */
+export interface TablePlace {
+  readonly from: number
+  readonly to: number
+}
+
+/** How far from both ends of a disk a table may reach: the largest GPT that is read takes a little more than 1 MiB. */
+const TABLE_REACH = 2 * 2 ** 20
+
 /**
  * Returns the entries of a mount with those of the partitions of each disk, snapshot and layer, and the text of partitions.json.
  * It logs what it leaves out: damage of a table fails no mount. If a partition's name is that of another entry, the other one gets
@@ -23,7 +42,7 @@ export function withPartitions(
   entries: readonly CatalogEntry[],
   views: ViewSet,
   logger: Pick<Logger, 'warn'>,
-): { readonly entries: readonly CatalogEntry[]; readonly text: string } {
+): ShownPartitions {
   const tables = new Map(
     entries
       .filter(({ kind }) => kind !== 'vmstate')
@@ -52,14 +71,55 @@ export function withPartitions(
     }
   }
   const text = jsonWithoutHidden(JSON.stringify({ disks }, undefined, 4))
-  return { entries: [...renamed, ...added], text: `${text}\n` }
+  const [disk] = entries as readonly [CatalogEntry]
+  const table = tables.get(disk)
+  return {
+    entries: [...renamed, ...added],
+    text: `${text}\n`,
+    ofDisk: JSON.stringify(table && listed('', table)),
+    places: placesOf(disk.sizeBytes, table),
+  }
+}
+
+/** Returns what `ShownPartitions.ofDisk` would be now. */
+export function partitionsNow(disk: CatalogEntry, views: ViewSet): string {
+  const table = tableOf(disk, views, { warn: () => {} })
+  return JSON.stringify(table && listed('', table))
+}
+
+/**
+ * Returns where the table of a disk may be: outside all partitions, and near the disk's ends. The chain of an MBR's logical
+ * partitions may be anywhere between them.
+ */
+function placesOf(sizeBytes: number, table: PartitionTable | undefined): TablePlace[] {
+  const all = { from: 0, to: Number.POSITIVE_INFINITY }
+  const partitions = table?.partitions.toSorted((a, b) => a.start - b.start) ?? []
+  const free: TablePlace[] = []
+  let { from } = all
+  for (const { start, size } of partitions) {
+    if (start > from) free.push({ from, to: start })
+    from = start + size
+  }
+  free.push({ from, to: all.to })
+  if (table?.table === 'dos') return free
+  const ends = [
+    { from: 0, to: TABLE_REACH },
+    { from: Math.max(0, sizeBytes - TABLE_REACH), to: all.to },
+  ]
+  return free.flatMap(place =>
+    ends
+      .map(end => ({ from: Math.max(end.from, place.from), to: Math.min(end.to, place.to) }))
+      .filter(({ from, to }) => from < to),
+  )
 }
 
 function tableOf(entry: CatalogEntry, views: ViewSet, logger: Pick<Logger, 'warn'>) {
   try {
     const view = views.viewOf(entry)
+    // The disk may have grown since.
+    const grown = entry.kind === 'disk' ? views.disk?.sizeBytes : undefined
     const table = readPartitionTable({
-      sizeBytes: entry.sizeBytes,
+      sizeBytes: grown ?? entry.sizeBytes,
       read: (target, start, length, offset) => {
         const { disk } = views
         disk?.beginRead(offset, length)

@@ -30,11 +30,13 @@ import { OpenCounts } from './open-counts.js'
 import { MountedDisk } from './mounted-disk.js'
 import type { MountOptions } from './options.js'
 import { Refresher } from './refresher.js'
+import { PartitionLister } from './partition-lister.js'
 import { checkNotMounted, namingItsMount, whenReleased } from './release.js'
 import { ServedImage, sharesBytes } from './served-image.js'
 import { abandon, bringUp, stopMount } from './served-mount.js'
 import type { MainThread, Session, SessionParts, Transport } from './session.js'
 import { sessionParts } from './session-parts.js'
+import { TableWrites } from './table-writes.js'
 import { isOfDisk } from './tree-of-world.js'
 
 export interface ServeRequest {
@@ -166,10 +168,13 @@ async function serveChain(
   const control = ControlSocket.open(chain.layers[0].fd, logger)
   const looks = options.forceShare ? new LookRequests() : undefined
   const onLook = async () => follower?.look()
-  const shared = { gate, opens: opens.shared, onChanged, looks, onLook }
+  const tables = new TableWrites()
+  const onTables = () => lister.list()
+  const shared = { gate, opens: opens.shared, onChanged, looks, onLook, tables, onTables }
   const parts = sessionParts(image, options, mountpoint, transport, shared, logger, control?.path)
   const session = await sessionOf(transport, parts, { views, counts, files: scratch?.files })
   const changer = new Changer(image, session, gate, logger)
+  const lister = new PartitionLister(image, changer, tables, logger)
   const follower = looks && new Follower(image, changer, looks, logger)
   const mount = await bringUp(session, mountpoint, threads, logger).catch(error => {
     keeper?.close()

@@ -12,7 +12,10 @@ export function sessionParts(
   options: MountOptions,
   mountpoint: string,
   transport: Transport,
-  shared: Pick<SessionParts, 'gate' | 'opens' | 'onChanged' | 'looks' | 'onLook'>,
+  shared: Pick<
+    SessionParts,
+    'gate' | 'opens' | 'onChanged' | 'looks' | 'onLook' | 'tables' | 'onTables'
+  >,
   logger: Logger,
   socket: string | undefined,
 ): SessionParts {

@@ -6,6 +6,7 @@ import type { LookRequests } from './look-requests.js'
 import type { MountRequest } from './mount.js'
 import type { MountInfo } from '../io/mountinfo.js'
 import type { ScratchMaker } from './scratch-maker.js'
+import type { TableWrites } from './table-writes.js'
 import type { WorkerStats } from './stats.js'
 import type { Appearance } from './tree.js'
 import type { World } from './world.js'
@@ -47,6 +48,9 @@ export interface SessionParts {
   readonly looks: LookRequests | undefined
   /** Makes the main thread look for their snapshots. Resolves when it has. */
   readonly onLook: () => Promise<void>
+  /** Writes where the partition table may be; called when the listing is to show what it says now. Never rejects. */
+  readonly tables: TableWrites
+  readonly onTables: () => Promise<void>
   readonly logger: Logger
 }
 

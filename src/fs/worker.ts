@@ -9,7 +9,7 @@ import type { LayerSpec } from '../formats/format.js'
 import { type CacheSizes, ViewSet } from '../image/view-set.js'
 import { type QueueMemory, DecompressQueue } from '../image/decompress-queue.js'
 import { servingWorkers, WorkerActivity } from './activity.js'
-import { CachedPages } from './cached-pages.js'
+import { CachedPages, type DiskRange } from './cached-pages.js'
 import { Coherence, Gaps } from './coherence.js'
 import { CoherenceService } from './coherence-service.js'
 import { TextSlots } from './control.js'
@@ -28,7 +28,8 @@ import { faultLogger, type LogEntry, stallMessage, statsText, statusText } from 
 import { ScratchFiles } from './scratch-files.js'
 import { type MailboxSetup, ScratchMailbox, type ScratchMessage } from './scratch-mail.js'
 import { WorkerStats } from './stats.js'
-import type { Appearance } from './tree.js'
+import { TableWrites } from './table-writes.js'
+import { type Appearance, DISK_ID } from './tree.js'
 import { Truncations } from './truncations.js'
 import { tornStatus } from './torn.js'
 import { treeOf } from './tree-of-world.js'
@@ -65,8 +66,9 @@ export interface WorkerSetup {
     readonly truncations: SharedArrayBuffer
     readonly ownership: SharedArrayBuffer
     readonly pageDrops: SharedArrayBuffer
-    /** For CachedPages. */
+    /** For CachedPages and TableWrites. */
     readonly pages: SharedArrayBuffer
+    readonly tables: SharedArrayBuffer
   }
   /**
    * Present where several files show the same bytes and can be written: where a worker hands over requests. The thread that takes
@@ -96,6 +98,7 @@ export type WorkerMessage =
   | ScratchMessage
   /** Look for snapshots that others have taken or deleted. */
   | 'look'
+  | 'tables'
   | 'ready'
   | 'awake'
   | 'help'
@@ -115,8 +118,10 @@ function run(setup: WorkerSetup): void {
     return number
   })
   const pages = new CachedPages(setup.shared.pages)
-  const shared = { responder, pages, gaps: fileSystems.gaps }
+  const tables = new TableWrites(setup.shared.tables)
   const placeOf = (nodeid: number) => fileSystems.current.placeOf(nodeid)
+  const touchesTable = (range: DiskRange) => fileSystems.touchesTable(range)
+  const shared = { responder, pages, tables, gaps: fileSystems.gaps, placeOf, touchesTable }
   const { jobs } = setup
   if (jobs === 'taken') {
     const answer = (message: Buffer) => answerAlone(message, responder, pass, stats)
@@ -124,7 +129,8 @@ function run(setup: WorkerSetup): void {
       if (!pass.enter()) pass.admit(false, true)
       pass.leave()
     }
-    const parts = { ...shared, placeOf, adopt, answer, send: sendLogged }
+    const askTables = () => tell('tables')
+    const parts = { ...shared, adopt, answer, send: sendLogged, askTables }
     serveJobs(new CoherenceService(parts), fileSystems)
     return
   }
@@ -133,7 +139,7 @@ function run(setup: WorkerSetup): void {
     const poller = new Poller(setup.shared.polling, setup.index)
     const activity = new WorkerActivity(setup.shared.activity)
     const looks = setup.shared.looks && new LookRequests(setup.shared.looks)
-    const coherence = jobs && new Coherence({ ...shared, placeOf, jobs })
+    const coherence = jobs && new Coherence({ ...shared, jobs })
     const { opens } = fileSystems
     const parts = { responder, stats, pass, activity, opens, looks, coherence, log, tell }
     new DeviceLoop(device, parts).run(poller)
@@ -143,12 +149,16 @@ function run(setup: WorkerSetup): void {
   tell('ready')
 }
 
-/** Messages to the thread that takes what workers hand over. 'end' comes when no worker serves any more. */
-export type JobsMessage = SessionStart | MessagePort | 'end'
+/**
+ * Messages to the thread that takes what workers hand over: 'listed' answers 'tables'; 'end' comes when no worker serves any
+ * more.
+ */
+export type JobsMessage = SessionStart | MessagePort | 'listed' | 'end'
 
 function serveJobs(service: CoherenceService, fileSystems: FileSystems): void {
   parentPort?.on('message', (message: JobsMessage) => {
     if (message instanceof MessagePort) return service.add(message)
+    if (message === 'listed') return service.listed()
     if (message !== 'end') {
       fileSystems.speak(message.minor)
       service.begin(message.device)
@@ -220,6 +230,11 @@ class FileSystems {
   speak(minor: number): void {
     this.minor = minor
     this.current.speak(minor)
+  }
+
+  touchesTable({ disk, from, to }: DiskRange): boolean {
+    if (disk !== DISK_ID) return false
+    return this.world.table?.places.some(place => place.from < to && place.to > from) ?? false
   }
 
   /** Takes the newest world that has been sent. Returns its number. */

@@ -204,6 +204,7 @@ export class Workers {
     worker.on('message', (message: WorkerMessage) => {
       if (message === 'awake') this.crowding?.begin()
       else if (message === 'look') void onLook()
+      else if (message === 'tables') void this.list()
       else if (message === 'served') void this.leave(worker, true)
       else if (message === 'help') {
         this.helper ??= startHelper(this.setup, logger)
@@ -235,6 +236,11 @@ export class Workers {
     if (this.activity.serving > 0 || this.hasFinished) return
     if (!hasServed && this.canGrow) await this.startAnother()
     if (this.activity.serving === 0) this.finish()
+  }
+
+  private async list(): Promise<void> {
+    await this.parts.onTables()
+    this.coherence?.postMessage('listed' satisfies JobsMessage)
   }
 
   private dropPages(place: number): void {
@@ -290,6 +296,7 @@ function setupOf(parts: SessionParts): CommonSetup {
     ownership: new Ownership().shared,
     pageDrops: new PageDropper().shared,
     pages: new CachedPages().shared,
+    tables: parts.tables.shared,
   }
   return { world, appearance, onlyUids, caches, status, started, isGrowable, shared }
 }

@@ -15,7 +15,7 @@ import { ViewSet } from '../image/view-set.js'
 import type { Timestamp } from '../io/file-spec.js'
 import type { Logger } from '../log.js'
 import type { NodeIds } from './node-ids.js'
-import { withPartitions } from './partition-files.js'
+import { type ShownPartitions, withPartitions } from './partition-files.js'
 import type { WorkerStats } from './stats.js'
 
 export interface World {
@@ -27,6 +27,8 @@ export interface World {
   readonly ids: readonly number[]
   /** The text of partitions.json, if it is shown. */
   readonly partitions: string | undefined
+  /** What that says of the disk itself, and where on the disk its table may be. */
+  readonly table: Pick<ShownPartitions, 'ofDisk' | 'places'> | undefined
   /** Present if the disk is written. */
   readonly memory: DiskMemory | undefined
   /** Allocated bytes by place in the catalog; -1 if not counted yet. */
@@ -83,6 +85,7 @@ export function makeWorld(
     entries,
     ids: ids.of(entries),
     partitions: shown?.text,
+    table: shown && { ofDisk: shown.ofDisk, places: shown.places },
     memory: writing?.memory,
     allocated,
     modified:

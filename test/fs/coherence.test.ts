@@ -8,6 +8,7 @@ import { Coherence, Gaps, HANDED_OVER, type Job } from '../../src/fs/coherence.j
 import { CoherenceService } from '../../src/fs/coherence-service.js'
 import type { Responder } from '../../src/fs/opcodes.js'
 import { WRITE_CACHE } from '../../src/fs/protocol.js'
+import { TableWrites } from '../../src/fs/table-writes.js'
 import type { FilePlace } from '../../src/fs/truncations.js'
 import { tempFolder } from '../support/run.js'
 import { message, readIn, u32, u64 } from './messages.js'
@@ -39,6 +40,7 @@ const readOf = (node: number) => {
 function worker(pages = new CachedPages()) {
   const { port1, port2 } = new MessageChannel()
   const gaps = new Gaps()
+  const tables = new TableWrites()
   let meanwhile = () => {}
   const calls: string[] = []
   const responder = {
@@ -50,10 +52,14 @@ function worker(pages = new CachedPages()) {
     },
     refuse: (_: Buffer, errno: number) => -errno,
   } as unknown as Responder
-  const coherence = new Coherence({ responder, pages, gaps, placeOf, jobs: port1 })
+  const coherence = new Coherence({
+    ...{ responder, pages, gaps, tables, placeOf, jobs: port1 },
+    touchesTable: ({ from }) => from < 512,
+  })
   return {
     pages,
     gaps,
+    tables,
     calls,
     answer: (request: Buffer) => coherence.answer(request, request.length, DEVICE),
     /** Does something while the next request is answered. */
@@ -72,7 +78,7 @@ t.test('without maps nothing waits', async t => {
   const { answer, job, close, pages } = worker()
   for (const request of [
     readOf(PART),
-    writeOf(DISK, 0, 100),
+    writeOf(DISK, 600, 100),
     message({ opcode: FSYNC, node: DISK }),
   ]) {
     t.equal(answer(request), 20)
@@ -137,7 +143,7 @@ t.test('a page that is written back is answered at once, and fsync waits', async
 })
 
 /** The service with a device that notes what it is told. */
-function service(t: Test, pages: CachedPages) {
+function service(t: Test, pages: CachedPages, tables = new TableWrites()) {
   const file = join(tempFolder(t), 'device')
   const device = openSync(file, 'w')
   t.teardown(() => closeSync(device))
@@ -152,7 +158,9 @@ function service(t: Test, pages: CachedPages) {
   }
   const { port1, port2 } = new MessageChannel()
   const served = new CoherenceService({
-    ...{ pages, placeOf, gaps: new Gaps(), adopt: () => {} },
+    ...{ pages, tables, placeOf, gaps: new Gaps(), adopt: () => {} },
+    touchesTable: () => false,
+    askTables: () => events.push('ask'),
     responder: { reply: Buffer.from('answer') } as unknown as Responder,
     answer: () => {
       events.push(`answer after ${noted().length}`)
@@ -168,6 +176,7 @@ function service(t: Test, pages: CachedPages) {
   return {
     events,
     noted,
+    listed: () => served.listed(),
     all(...jobs: Job[]) {
       for (const job of jobs) port1.postMessage(job)
       served.end()
@@ -208,6 +217,27 @@ t.test(
     t.equal(pages.pending(), undefined)
   },
 )
+
+t.test('who syncs waits for the listing once a table may have changed', async t => {
+  const { answer, job, close, tables } = worker()
+  const sync = message({ opcode: FSYNC, node: PART })
+  t.equal(answer(writeOf(DISK, 512, 100)), 20)
+  t.equal(answer(sync), 20)
+  t.equal(answer(writeOf(DISK, 0, 100)), 20)
+  t.notOk(tables.areShown)
+  t.equal(answer(sync), 0)
+  const reply = Uint8Array.from(Buffer.from('the reply of a worke'))
+  t.same(job(), { reply, device: DEVICE, after: undefined })
+  const { all, events, listed } = service(t, new CachedPages(), tables)
+  all({ reply, device: 5, after: undefined }, { reply, device: 6, after: undefined })
+  t.same(events, ['ask', 'ask'])
+  tables.show(tables.count)
+  listed()
+  listed()
+  t.same(events.slice(2), ['5: the reply of a worke after 0', '6: the reply of a worke after 0'])
+  t.equal(answer(sync), 20)
+  close()
+})
 
 t.test('pages are noted until they are dropped whole', async t => {
   const pages = new CachedPages()
