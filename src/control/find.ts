@@ -4,7 +4,7 @@ import path from 'node:path'
 import { MountError, printable } from '../errors.js'
 import { askServer } from '../fs/running-server.js'
 import { FS_TYPE, listMounts, mountOn, type MountInfo, ownerOf } from '../io/mountinfo.js'
-import { list, serverOfDevice, textOf } from '../io/processes.js'
+import { deviceOfServer, list, serverOfDevice, textOf } from '../io/processes.js'
 import { isAbandoned } from '../io/unix-sockets.js'
 import { NobodyListens, ServerConnection } from './client.js'
 import { openFolder, openForCommand, type SocketFolder } from './folders.js'
@@ -113,7 +113,11 @@ async function connect(
       `the server of a mounted image (process ${pid})`,
     )
   } catch (error) {
-    if (!(error instanceof NobodyListens)) throw error
+    if (!(error instanceof NobodyListens)) {
+      // A server that has lost its mount cannot help: the image's locks tell whether it has still to be waited for.
+      if (!hasMount(pid)) return undefined
+      throw error
+    }
     try {
       if (isAbandoned(folder.at(name))) fs.unlinkSync(folder.at(name))
     } catch {
@@ -121,6 +125,12 @@ async function connect(
     }
     return undefined
   }
+}
+
+/** Reports whether the mount of server `pid` is there, as far as this mount namespace shows. */
+function hasMount(pid: number): boolean {
+  const device = deviceOfServer(pid)
+  return listMounts().some(mount => mount.type === FS_TYPE && mount.device === device)
 }
 
 /**
