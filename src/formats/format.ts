@@ -13,6 +13,7 @@ import type { ImageError } from '../errors.js'
 import type { FileSpec, Timestamp } from '../io/file-spec.js'
 import type { Folder } from '../io/folders.js'
 import type { Access, Naming, OpenedFile, ReadersProblem } from '../io/named-file.js'
+import type { BaseNote } from './base-note.js'
 import type { Store, WritableStore } from '../io/store.js'
 import type { CheckOptions, CheckResult, RepairResult } from './check/report.js'
 import type { FormatCreating, OptionValues } from './creating.js'
@@ -340,26 +341,14 @@ export interface FormatWriting<S> {
     store: WritableStore,
     reference: NewReference | undefined,
   ): void
-  /**
-   * A note in an image about the layer below, which other programs neither read nor lose. The image is not in use. Undefined if the
-   * format's images have no room for one.
-   */
-  readonly baseNote?: {
-    /** Returns undefined if there is none. Throws SystemError. */
-    read(layer: LayerSpec<S>, store: Store): Buffer | undefined
-    /** Replaces the note, and syncs it. Throws ImageError if there is no room; SystemError. */
-    write(layer: LayerSpec<S>, store: WritableStore, note: Buffer): void
-  }
+  /** Undefined if the format's images have no room for a note. */
+  readonly baseNote?: BaseNote<S>
   /**
    * Makes the whole disk of an image that is not in use unallocated, and syncs it. It may leave leaks, for a repair to give
    * back. Undefined if the format cannot do that.
    */
   makeEmpty?(layer: LayerSpec<S>, store: WritableStore): Promise<void>
-  /**
-   * Makes an empty disk of `diskBytes` bytes in the empty file of `store`, for a layer that stands on any other disk and is
-   * thrown away. A write of 4 KiB to it, at a multiple of that, copies nothing from below. Undefined if the format's images cannot
-   * do that. Throws ImageError if the disk is too large.
-   */
+  /** Makes an empty disk in an empty file, for a layer that is thrown away; writes of 4 KiB to it copy nothing from below. */
   scratch?(store: WritableStore, diskBytes: number): S
 }
 

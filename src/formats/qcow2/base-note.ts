@@ -3,12 +3,14 @@
  * extensions"): programs that do not know its type ignore it, and QEMU keeps it when it writes the header anew.
  */
 import type { Store, WritableStore } from '../../io/store.js'
+import type { BaseNote } from '../base-note.js'
 import { clusterBytes, type Qcow2Header } from './header.js'
 import { EXTENSION, EXTENSION_HEADER } from './header-extensions.js'
 import { aligned, readHead, replaceHead } from './header-replacement.js'
 
-/** Returns the note; undefined if there is none. */
-export function readBaseNote(store: Store, header: Qcow2Header): Buffer | undefined {
+export const qcow2BaseNote: BaseNote<Qcow2Header> = { read, write }
+
+function read(header: Qcow2Header, store: Store): Buffer | undefined {
   const { extensions } = readHead(store, clusterBytes(header), header.headerBytes)
   const found = extensions.find(({ type }) => type === EXTENSION.baseNote)
   if (!found) return undefined
@@ -16,8 +18,7 @@ export function readBaseNote(store: Store, header: Qcow2Header): Buffer | undefi
   return found.bytes.subarray(EXTENSION_HEADER.size, EXTENSION_HEADER.size + length)
 }
 
-/** Replaces the note, and syncs it. Throws ImageError if the header has no room, and then nothing has changed; SystemError. */
-export function writeBaseNote(store: WritableStore, header: Qcow2Header, note: Buffer): void {
+function write(header: Qcow2Header, store: WritableStore, note: Buffer): void {
   const type = EXTENSION.baseNote
   const old = readHead(store, clusterBytes(header), header.headerBytes)
   const bytes = Buffer.alloc(EXTENSION_HEADER.size + aligned(note.length))

@@ -14,7 +14,7 @@ import type {
   OpenedLayer,
 } from '../format.js'
 import { writeScratch } from './scratch.js'
-import { readBaseNote, writeBaseNote } from './base-note.js'
+import { qcow2BaseNote } from './base-note.js'
 import { describeQcow2 } from './describe.js'
 import { Qcow2Driver, type Qcow2Parts } from './driver.js'
 import {
@@ -139,10 +139,7 @@ const writing: FormatWriting<Qcow2Header> = {
     writeScratch(store, diskBytes)
     return readHeader(store)
   },
-  baseNote: {
-    read: ({ spec }, store) => readBaseNote(store, spec),
-    write: ({ spec }, store, note) => writeBaseNote(store, spec, note),
-  },
+  baseNote: qcow2BaseNote,
   changeReference: ({ spec }, store, reference) => changeReference(store, spec, reference),
   makeEmpty: async ({ spec }, store) => (await import('./make-empty.js')).makeEmpty(store, spec),
 }

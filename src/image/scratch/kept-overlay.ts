@@ -121,12 +121,12 @@ const sameInode = (a: fs.BigIntStats, b: fs.BigIntStats): boolean =>
 function compareNotes(overlay: LayerSpec, chain: Chain, isNew: boolean): void {
   const { baseNote } = formatOf(overlay).writing ?? {}
   if (!baseNote) throw new TypeError(`${overlay.format} images have no room for a note`)
-  const found = baseNote.read(overlay, storeOf(overlay))
+  const found = baseNote.read(overlay.spec, storeOf(overlay))
   const note = noteOf(chain)
   if (found?.equals(note)) return
   if (isNew || isEmpty(overlay)) {
     const size = BigInt64Array.of(BigInt(overlay.sizeBytes))
-    baseNote.write(overlay, LOCAL_FILES.writable(overlay, size), note)
+    baseNote.write(overlay.spec, LOCAL_FILES.writable(overlay, size), note)
     return
   }
   const image = chain.layers[0].path
