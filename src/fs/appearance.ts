@@ -6,7 +6,7 @@ import type { MountOptions } from './options.js'
 import type { Appearance } from './tree.js'
 
 export function appearanceOf({ layers, isWritable }: Chain, options: MountOptions): Appearance {
-  const { umask, scratch } = options
+  const { umask, manage, scratch } = options
   const gid = options.gid ?? process.getgid?.() ?? 0
   const group = options.gid === undefined ? gid : undefined
   // The user who could open the image may read its content.
@@ -26,7 +26,7 @@ export function appearanceOf({ layers, isWritable }: Chain, options: MountOption
     diskMode: isWritable || scratch ? (writtenModes[0] as number) : readable(modes[0] as number),
     writtenModes: scratch && writtenModes,
     // Users who may read the image may enter the folder: the files' names come from the image.
-    dirMode: fileMode | (fileMode >> 2),
+    dirMode: fileMode | (fileMode >> 2) | (manage && isWritable ? 0o200 : 0),
     modified: top.modified,
   }
 }

@@ -25,6 +25,7 @@ import type { World } from './world.js'
 export class Changer {
   private last: Promise<unknown> = Promise.resolve()
   private hasEnded = false
+  private waiting = 0
 
   constructor(
     private readonly image: ServedImage,
@@ -39,8 +40,14 @@ export class Changer {
       if (this.hasEnded) throw new MountError('the mount has ended')
       return await act()
     })
-    this.last = run.catch(() => {})
+    this.waiting++
+    this.last = run.catch(() => {}).finally(() => this.waiting--)
     return run
+  }
+
+  /** Whether a change is in progress, or waits for its turn. */
+  get isBusy(): boolean {
+    return this.waiting > 0
   }
 
   /** Resolves when no change is in progress. None begins afterwards. */

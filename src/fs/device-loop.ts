@@ -7,6 +7,7 @@ import { cloneDevice, errno, isReadyToRead, read, write } from '../io/libc.js'
 import type { WorkerActivity } from './activity.js'
 import { type Coherence, HANDED_OVER } from './coherence.js'
 import type { LogEntry } from './diagnostics.js'
+import type { Errands } from './errands.js'
 import type { GatePass } from './gate.js'
 import type { LookRequests } from './look-requests.js'
 import type { OpenCounts } from './open-counts.js'
@@ -29,6 +30,8 @@ interface LoopParts {
   readonly opens: OpenCounts
   /** Present where several files show the same bytes and can be written. */
   readonly coherence: Coherence | undefined
+  /** Present where programs change snapshots by changing the folder. */
+  readonly errands: Errands | undefined
   log(entry: LogEntry): void
   /** Present if others may write the image meanwhile. */
   readonly looks: LookRequests | undefined
@@ -77,7 +80,7 @@ export class DeviceLoop {
     const { message, sleeping, asking, aside } = this
     const polling = availableParallelism() > 1 ? asking : -1
     for (;;) {
-      if (!aside.isEmpty) {
+      if (!aside.isEmpty || this.parts.errands?.isEmpty === false) {
         if (!this.runAside()) return
         continue
       }
@@ -97,16 +100,19 @@ export class DeviceLoop {
   }
 
   /**
-   * Handles one request while some are put aside: one of those, if the gate is open again, or else a new one. Returns false
-   * at the end of the mount.
+   * Handles one request while some wait: one that the main thread has done; one that was put aside, if the gate is open again; or
+   * else a new one. Returns false at the end of the mount.
    */
   private runAside(): boolean {
     const { message, asking, aside } = this
-    if (!this.parts.pass.holdsChanges) {
-      const waiting = aside.take()
-      if (waiting) this.handle(waiting.message, waiting.message.length, waiting.device)
+    const { errands, pass } = this.parts
+    const done = errands?.take()
+    const waiting = done ?? (pass.holdsChanges ? undefined : aside.take())
+    if (waiting) {
+      this.handle(waiting.message, waiting.message.length, waiting.device, done?.errno)
       return true
     }
+    // Without a device to ask this only sleeps.
     if (!isReadyToRead(asking, ASIDE_MS)) return true
     const length = read(asking, message, message.length)
     if (length < 0) return this.mayReadAgain()
@@ -114,17 +120,22 @@ export class DeviceLoop {
     return true
   }
 
-  private handle(message: Buffer, length: number, device: number): void {
-    const { responder, stats, pass, activity, coherence, looks, log } = this.parts
+  /** @param outcome what has become of a change of the tree that the main thread has made */
+  private handle(message: Buffer, length: number, device: number, outcome?: number): void {
+    const { responder, stats, pass, activity, coherence, errands, looks, log } = this.parts
     // Before it enters: it may then enter another world.
     if (looks?.isDueFor(message)) looks.await(() => this.parts.tell('look'))
     const started = stats.start()
     const isOpen = pass.enter()
     if (activity.mustTell()) this.parts.tell('awake')
     if (!isOpen && !this.admit(message, length, device)) return
+    if (outcome === undefined && errands?.begin(message, length, device)) {
+      pass.leave()
+      return
+    }
     const bytes = coherence
       ? coherence.answer(message, length, device)
-      : responder.answer(message, length)
+      : responder.answer(message, length, outcome)
     if (bytes > 0 && !send(device, responder.reply, bytes, log)) this.forget(message)
     pass.leave()
     if (bytes !== HANDED_OVER) countRequest(stats, message, responder.reply, bytes, started)
@@ -133,9 +144,10 @@ export class DeviceLoop {
   /** Nobody closes what was opened for a process that has gone. */
   private forget(message: Buffer): void {
     const { opens, responder } = this.parts
-    if (message.readUInt32LE(IN_HEADER.at.opcode) !== OPCODE.OPEN) return
+    const opcode = message.readUInt32LE(IN_HEADER.at.opcode)
     if (responder.reply.readInt32LE(OUT_HEADER.at.error) !== 0) return
-    opens.released(u64le.get(message, IN_HEADER.at.nodeid))
+    if (opcode === OPCODE.OPEN) opens.released(u64le.get(message, IN_HEADER.at.nodeid))
+    if (opcode === OPCODE.CREATE) opens.released(u64le.get(responder.reply, OUT_HEADER.size))
   }
 
   /** Puts a request aside if it has to wait, and returns false. Where no more can be put aside, this thread waits. */

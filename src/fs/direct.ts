@@ -68,7 +68,9 @@ export class DirectSession implements Session {
   }
 
   async forget(stale: Forgetting): Promise<void> {
-    await this.forgetter.forget({ ...stale, paths: [], device: this.device })
+    // The kernel keeps no names where programs change the tree, and forgetting one needs the lock of the folder.
+    const names = this.parts.changeTree ? [] : stale.names
+    await this.forgetter.forget({ ...stale, names, paths: [], device: this.device })
   }
 
   async unmount(mount: MountInfo, detach: boolean): Promise<void> {

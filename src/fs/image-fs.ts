@@ -20,13 +20,16 @@ import {
   FLUSH_IN,
   FOPEN,
   GETXATTR_IN,
+  IN_HEADER,
   LSEEK_IN,
   LSEEK_OUT,
   MAX_REQUEST_BYTES,
+  OPCODE,
   OPEN_IN,
   OPEN_OUT,
   READ_IN,
   RELEASE_IN,
+  ROOT_ID,
   SETATTR_IN,
   STATFS_OUT,
   STATX_OUT,
@@ -39,12 +42,14 @@ import { FIRST_FILE_ID, type Node, type Tree } from './tree.js'
 import type { FilePlace } from './truncations.js'
 
 const { EINVAL, ENODATA, ENOENT, ENOTDIR, EOPNOTSUPP, ESTALE } = constants.errno
-const { O_APPEND } = fs.constants
+const { O_APPEND, O_RDONLY } = fs.constants
 
 const DT_DIR = 4
 const DT_REG = 8
 const STATX_BASIC_STATS = 0x7ff
 const STATX_BTIME = 0x800
+/** The bytes of arguments of CREATE and MKNOD before the name. */
+const CREATE_BYTES = 16
 const XATTR_PREFIX = 'user.vimgfs.'
 
 export class ImageFs {
@@ -303,6 +308,23 @@ export class ImageFs {
       key => `${XATTR_PREFIX}${key}\0`,
     )
     return putSized(request.payload, size, Buffer.from(names.join('')))
+  }
+
+  /** Answers a request that has changed the tree. */
+  changedTree(request: Request): number {
+    const opcode = request.message.readUInt32LE(IN_HEADER.at.opcode)
+    if (opcode !== OPCODE.CREATE && opcode !== OPCODE.MKNOD) return 0
+    const node = this.tree.child(ROOT_ID, stringAt(request, request.args + CREATE_BYTES))
+    if (!node) return -ENOENT
+    this.putEntry(request, 0, node)
+    const bytes = ENTRY_OUT.size + ATTR.size
+    if (opcode === OPCODE.MKNOD) return bytes
+    // A snapshot is never written, however its file was opened.
+    const fh = this.nodes.open(node, O_RDONLY)
+    if (fh < 0) return fh
+    this.parts.opens?.opened(node.id)
+    OPEN_OUT.put(request.payload, bytes, { fh, openFlags: 0, padding: 0 })
+    return bytes + OPEN_OUT.size
   }
 
   /** Refuses requests that would change something. */

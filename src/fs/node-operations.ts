@@ -43,6 +43,8 @@ export interface FileSystemParts extends ReaderParts {
   readonly isGrowable?: boolean
   /** Called whenever a request flushes the disk. */
   readonly onFlush?: () => void
+  /** Whether programs change snapshots by changing the folder. */
+  readonly manages?: boolean
   /** Shared by the workers. */
   readonly truncations?: Truncations
   readonly ownership?: Ownership
@@ -65,6 +67,10 @@ const X_OK = 1
 const W_OK = 2
 const S_IFDIR = 0o040000
 const S_IFREG = 0o100000
+
+/** Times never change, so this changes nothing. */
+const isTouch = ({ mode, uid, gid, sizeBytes }: AttributeChange): boolean =>
+  [mode, uid, gid, sizeBytes].every(value => value === undefined)
 
 export class NodeOperations {
   readonly tree: Tree
@@ -105,7 +111,7 @@ export class NodeOperations {
   /** Sets attributes. Returns 0 or an errno. */
   setattr(node: Node | undefined, change: AttributeChange): number {
     const file = this.files.open(node)
-    if (!file) return -EROFS
+    if (!file) return this.parts.manages && isTouch(change) ? 0 : -EROFS
     return file.setattr(change, this.ownerOf(node as ImageNode))
   }
 
@@ -251,7 +257,8 @@ export class NodeOperations {
 
   /** How long names stay valid, in seconds. */
   get nameValidity(): number {
-    return this.parts.onGone ? 0 : VALID_SECONDS
+    // For `manages`: see tree-changes.ts.
+    return this.parts.onGone || this.parts.manages ? 0 : VALID_SECONDS
   }
 
   /** Reports whether what a file or a folder shows never changes without the kernel being told. */

@@ -141,15 +141,16 @@ export class Responder {
   /**
    * Answers the first `length` bytes of `message`. Returns the length of the reply in bytes; 0 if the kernel expects none.
    * Never throws: every failure becomes an errno.
+   * @param outcome what has become of a change of the tree: 0 or an errno
    */
-  answer(message: Buffer, length: number): number {
+  answer(message: Buffer, length: number, outcome?: number): number {
     if (length < IN_HEADER.size) return 0
     const opcode = message.readUInt32LE(IN_HEADER.at.opcode)
     const entry = OPCODES[opcode]
     if (entry !== undefined && entry.run === undefined) return 0
     let result: number
     try {
-      result = this.run(entry, message, length)
+      result = this.run(entry, message, length, outcome)
     } catch (error) {
       this.onError(error, opcode)
       result = -errnoOf(error)
@@ -170,7 +171,12 @@ export class Responder {
     return this.finish(message, -errno)
   }
 
-  private run(entry: Opcode | undefined, message: Buffer, length: number): number {
+  private run(
+    entry: Opcode | undefined,
+    message: Buffer,
+    length: number,
+    outcome: number | undefined,
+  ): number {
     if (entry?.run === undefined) return -ENOSYS
     if (length < IN_HEADER.size + entry.argumentBytes) return -EINVAL
     const uid = message.readUInt32LE(IN_HEADER.at.uid)
@@ -181,6 +187,7 @@ export class Responder {
     request.pid = message.readUInt32LE(IN_HEADER.at.pid)
     request.message = message
     request.end = length
+    if (outcome !== undefined) return outcome === 0 ? this.fs.changedTree(request) : -outcome
     return entry.run(this.fs, request)
   }
 }

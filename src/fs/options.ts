@@ -15,6 +15,8 @@ export interface MountOptions {
   readonly partitions: boolean
   /** Whether, and how, programs write to scratch copies. */
   readonly scratch: ScratchOptions | undefined
+  /** Whether programs change snapshots by changing the folder. */
+  readonly manage: boolean
   /** The time between flushes, in seconds; 0 for never. */
   readonly commitSeconds: number
   readonly allowOther: boolean
@@ -39,6 +41,7 @@ const ACCEPTED_VALUES = new Set(['comment', 'helper', 'uhelper', 'user'])
 
 const FLAGS = new Set([
   ...['allow_other', 'allow_root', 'default_permissions', 'force-share', 'growable', 'partitions'],
+  'manage',
 ])
 const VALUES = new Set([
   ...['uid', 'gid', 'umask', 'fsname', 'commit', 'scratch', 'scratch-dir', 'scratch-size'],
@@ -83,6 +86,12 @@ export function parseMountOptions(lists: readonly string[]): MountOptions {
   if (flags.has('force-share') && access !== 'ro') {
     throw new UsageError('force-share is for reading only: -o ro,force-share')
   }
+  if (flags.has('manage') && (access === 'ro' || flags.has('scratch'))) {
+    throw new UsageError('manage changes the image: leave out ro and scratch, or manage')
+  }
+  if (flags.has('manage') && flags.has('partitions')) {
+    throw new UsageError('manage and partitions exclude each other')
+  }
   const number = (name: string, radix: 8 | 10, max: number): number | undefined => {
     const text = values.get(name)
     if (text === undefined) return undefined
@@ -104,6 +113,7 @@ export function parseMountOptions(lists: readonly string[]): MountOptions {
     forceShare: flags.has('force-share'),
     growable: flags.has('growable'),
     partitions: flags.has('partitions'),
+    manage: flags.has('manage'),
     scratch: scratchOptions(flags, values, access),
     commitSeconds: number('commit', 10, MAX_COMMIT_SECONDS) ?? DEFAULT_COMMIT_SECONDS,
     allowOther: flags.has('allow_other'),

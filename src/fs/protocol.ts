@@ -20,7 +20,12 @@ export const OPCODE = {
   RELEASE: 18,
   FSYNC: 20,
   FLUSH: 25,
+  MKNOD: 8,
+  UNLINK: 10,
+  RENAME: 12,
+  CREATE: 35,
   FALLOCATE: 43,
+  RENAME2: 45,
 } as const
 /** The most bytes in a write request or a reply: 256 pages. */
 export const MAX_REQUEST_BYTES = 2 ** 20

@@ -37,6 +37,8 @@ import { abandon, bringUp, stopMount } from './served-mount.js'
 import type { MainThread, Session, SessionParts, Transport } from './session.js'
 import { sessionParts } from './session-parts.js'
 import { TableWrites } from './table-writes.js'
+import type { TreeChange } from './errands.js'
+import { treeChanger } from './tree-changes.js'
 import { isOfDisk } from './tree-of-world.js'
 
 export interface ServeRequest {
@@ -170,7 +172,20 @@ async function serveChain(
   const onLook = async () => follower?.look()
   const tables = new TableWrites()
   const onTables = () => lister.list()
-  const shared = { gate, opens: opens.shared, onChanged, looks, onLook, tables, onTables }
+  const changeTree =
+    options.manage && chain.isWritable
+      ? (change: TreeChange) => treeChanger(image, live, changer, logger)(change)
+      : undefined
+  const shared = {
+    gate,
+    opens: opens.shared,
+    onChanged,
+    looks,
+    onLook,
+    tables,
+    onTables,
+    changeTree,
+  }
   const parts = sessionParts(image, options, mountpoint, transport, shared, logger, control?.path)
   const session = await sessionOf(transport, parts, { views, counts, files: scratch?.files })
   const changer = new Changer(image, session, gate, logger)

@@ -14,7 +14,7 @@ export function sessionParts(
   transport: Transport,
   shared: Pick<
     SessionParts,
-    'gate' | 'opens' | 'onChanged' | 'looks' | 'onLook' | 'tables' | 'onTables'
+    'gate' | 'opens' | 'onChanged' | 'looks' | 'onLook' | 'tables' | 'onTables' | 'changeTree'
   >,
   logger: Logger,
   socket: string | undefined,

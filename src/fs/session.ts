@@ -7,6 +7,7 @@ import type { MountRequest } from './mount.js'
 import type { MountInfo } from '../io/mountinfo.js'
 import type { ScratchMaker } from './scratch-maker.js'
 import type { TableWrites } from './table-writes.js'
+import type { ChangeTree } from './errands.js'
 import type { WorkerStats } from './stats.js'
 import type { Appearance } from './tree.js'
 import type { World } from './world.js'
@@ -51,6 +52,8 @@ export interface SessionParts {
   /** Writes where the partition table may be; called when the listing is to show what it says now. Never rejects. */
   readonly tables: TableWrites
   readonly onTables: () => Promise<void>
+  /** Present where programs change snapshots by changing the folder. */
+  readonly changeTree: ChangeTree | undefined
   readonly logger: Logger
 }
 

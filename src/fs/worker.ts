@@ -14,6 +14,7 @@ import { Coherence, Gaps } from './coherence.js'
 import { CoherenceService } from './coherence-service.js'
 import { TextSlots } from './control.js'
 import { countRequest, DeviceLoop, send } from './device-loop.js'
+import { type Errand, Errands, type ErrandSetup } from './errands.js'
 import { GatePass } from './gate.js'
 import { ImageFs } from './image-fs.js'
 import { LookRequests } from './look-requests.js'
@@ -77,6 +78,8 @@ export interface WorkerSetup {
   readonly jobs: MessagePort | 'taken' | undefined
   /** Present where programs write to scratch copies. */
   readonly scratch: MailboxSetup | undefined
+  /** Present where programs change snapshots by changing the folder. */
+  readonly errands: ErrandSetup | undefined
 }
 
 /** The message that makes a worker serve. */
@@ -99,6 +102,7 @@ export type WorkerMessage =
   /** Look for snapshots that others have taken or deleted. */
   | 'look'
   | 'tables'
+  | { readonly errand: Errand }
   | 'ready'
   | 'awake'
   | 'help'
@@ -141,7 +145,8 @@ function run(setup: WorkerSetup): void {
     const looks = setup.shared.looks && new LookRequests(setup.shared.looks)
     const coherence = jobs && new Coherence({ ...shared, jobs })
     const { opens } = fileSystems
-    const parts = { responder, stats, pass, activity, opens, looks, coherence, log, tell }
+    const errands = setup.errands && new Errands(setup.errands, tell)
+    const parts = { responder, stats, pass, activity, opens, looks, coherence, errands, log, tell }
     new DeviceLoop(device, parts).run(poller)
     tell('served')
     parentPort?.close()
@@ -210,6 +215,7 @@ class FileSystems {
       slots: new TextSlots(shared.slots),
       isGrowable,
       onFlush: () => stats.countFlush(),
+      manages: setup.errands !== undefined,
       truncations: new Truncations(shared.truncations, () => tell({ pageDrops: 0 })),
       ownership: new Ownership(shared.ownership),
       opens: this.opens,

@@ -7,6 +7,7 @@
  *      places in shared memory are there from the beginning.
  *  (3) What prevents a later start does no harm: the mount goes on with the workers that it has.
  */
+import { constants } from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads'
 import { inWords, MountError } from '../errors.js'
@@ -19,6 +20,7 @@ import { CachedPages } from './cached-pages.js'
 import { TextSlots } from './control.js'
 import { Crowding } from './crowding.js'
 import type { HelperSetup } from './decompress-helper.js'
+import type { Errand, ErrandResult } from './errands.js'
 import { OwnCode } from './own-code.js'
 import { Ownership } from './ownership.js'
 import { PageDropper } from './page-dropper.js'
@@ -45,7 +47,7 @@ const END_TIMEOUT_MS = 2_000
 /** How long to wait after a worker could not be started before the next try. */
 const RETRY_MS = 60_000
 
-type CommonSetup = Omit<WorkerSetup, 'index' | 'worlds' | 'scratch' | 'jobs'>
+type CommonSetup = Omit<WorkerSetup, 'index' | 'worlds' | 'scratch' | 'jobs' | 'errands'>
 
 export class Workers {
   /** Settles when the last request has been served. */
@@ -199,7 +201,10 @@ export class Workers {
     const { port1, port2 } = new MessageChannel()
     port1.unref()
     const scratch = this.scratchMail?.mailbox()
-    const worker = newWorker({ ...this.setup, index, worlds: port2, scratch, jobs })
+    const results = this.parts.changeTree && new MessageChannel()
+    results?.port1.unref()
+    const errands = results && { port: results.port2, uid: process.geteuid?.() ?? 0 }
+    const worker = newWorker({ ...this.setup, index, worlds: port2, scratch, jobs, errands })
     this.worlds.set(worker, port1)
     worker.on('message', (message: WorkerMessage) => {
       if (message === 'awake') this.crowding?.begin()
@@ -211,6 +216,7 @@ export class Workers {
       } else if (typeof message !== 'object') return
       else if ('pageDrops' in message) this.dropPages(message.pageDrops)
       else if ('scratch' in message) this.makeScratch(message.scratch)
+      else if ('errand' in message) void this.changeTree(message.errand, results?.port1)
       else if ('changed' in message) onChanged(message.changed)
       else logger[message.log.level](message.log.detail ?? {}, message.log.message)
     })
@@ -254,6 +260,11 @@ export class Workers {
     )
   }
 
+  private async changeTree({ number, change }: Errand, port: MessagePort | undefined) {
+    const errno = (await this.parts.changeTree?.(change)) ?? constants.errno.EROFS
+    port?.postMessage({ number, errno } satisfies ErrandResult)
+  }
+
   private makeScratch(place: number): void {
     const failure = this.scratchMail?.answer(place)
     if (failure === undefined) return
@@ -269,6 +280,7 @@ function newWorker(setup: WorkerSetup): Worker {
         setup.worlds,
         ...(setup.scratch ? [setup.scratch.port] : []),
         ...(typeof setup.jobs === 'object' ? [setup.jobs] : []),
+        ...(setup.errands ? [setup.errands.port] : []),
       ],
       // A worker's objects die young; most of its memory is in buffers outside the heap.
       resourceLimits: { maxYoungGenerationSizeMb: 8 },

@@ -43,6 +43,26 @@ export function encodeTag(tag: Buffer): string {
   )
 }
 
+/**
+ * Returns the tag of a new snapshot of the image at `image` whose file is to be called `name`. Returns undefined if no snapshot's
+ * file could be called so, or if a partition's could.
+ */
+export function tagFor(image: string, name: string): string | undefined {
+  const [stem, suffix] = [`${stemOf(image)}@`, '.raw']
+  if (!name.startsWith(stem) || !name.endsWith(suffix)) return undefined
+  const text = name.slice(stem.length, -suffix.length)
+  if (text === '' || /\.p[0-9]+$/.test(text)) return undefined
+  let tag: string
+  try {
+    tag = decodeURIComponent(text.replace(/%(?![0-9A-F]{2})/g, '%25'))
+  } catch {
+    return undefined
+  }
+  // Only names that such a tag gets.
+  const [made] = distinctNames(stemOf(image), [{ tag: Buffer.from(tag), id: '' }])
+  return `${made}${suffix}` === name ? tag : undefined
+}
+
 export interface Tagged {
   readonly tag: Buffer
   /** Distinguishes entries with the same tag. */

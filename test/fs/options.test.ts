@@ -5,6 +5,7 @@ const NONE = {
   access: undefined,
   forceShare: false,
   growable: false,
+  manage: false,
   partitions: false,
   commitSeconds: 5,
   allowOther: false,

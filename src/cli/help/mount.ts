@@ -27,6 +27,8 @@ server has saved what was written.
                            and come and go; disk.raw may be torn
        partitions          show the partitions of each disk as files, too: disk.p1.raw,
                            disk@SNAPSHOT.p1.raw, and a list in .vimgfs/partitions.json
+       manage              touch disk@TAG.raw takes a snapshot, mv renames one, rm deletes one;
+                           for the mount's owner and root
        scratch             programs can write the disk and every snapshot; IMAGE stays as it is,
                            and what is written is gone after unmounting
        scratch=FILE        the same, but FILE, a qcow2 overlay on IMAGE, keeps what is written to

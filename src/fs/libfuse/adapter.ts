@@ -10,6 +10,7 @@ import type { Gate } from '../gate.js'
 import { BLOCK_BYTES, type FileSystemParts, NodeOperations } from '../node-operations.js'
 import { OPCODE } from '../protocol.js'
 import type { WorkerStats } from '../stats.js'
+import type { ChangeTree, TreeChange } from '../errands.js'
 import type { ControlNode, Node } from '../tree.js'
 import type { Done, FuseOperations, FuseStat } from './package.js'
 
@@ -46,6 +47,8 @@ export interface LibfuseFsOptions {
   /** Called with everything that is thrown, and the opcode. */
   readonly onError: (error: unknown, opcode: number) => void
   readonly gate?: Pick<Gate, 'holdsChanges'>
+  /** Present where programs change snapshots by changing the folder. */
+  readonly changeTree?: ChangeTree | undefined
 }
 
 export class LibfuseFs {
@@ -131,12 +134,21 @@ export class LibfuseFs {
           { ...(uid !== UNCHANGED && { uid }), ...(gid !== UNCHANGED && { gid }) },
           done,
         ),
-      create: (_path, _mode, done) => this.refuse(CHANGES.create, done),
-      mknod: (_path, _mode, _device, done) => this.refuse(CHANGES.mknod, done),
+      create: (path, _mode, done) =>
+        this.changeTree(CHANGES.create, { kind: 'create', name: path.slice(1) }, result => {
+          const fh = result === 0 ? this.answer(OPEN, path, node => this.open(node, 0)) : result
+          done(Math.min(0, fh), Math.max(0, fh))
+        }),
+      mknod: (path, _mode, _device, done) =>
+        this.changeTree(CHANGES.mknod, { kind: 'create', name: path.slice(1) }, done),
       mkdir: (_path, _mode, done) => this.refuse(CHANGES.mkdir, done),
-      unlink: (_path, done) => this.refuse(CHANGES.unlink, done),
+      unlink: (path, done) =>
+        this.changeTree(CHANGES.unlink, { kind: 'remove', name: path.slice(1) }, done),
       rmdir: (_path, done) => this.refuse(CHANGES.rmdir, done),
-      rename: (_from, _to, done) => this.refuse(CHANGES.rename, done),
+      rename: (from, to, done) => {
+        const change = { kind: 'rename', name: from.slice(1), to: to.slice(1) } as const
+        this.changeTree(CHANGES.rename, change, done)
+      },
       link: (_from, _to, done) => this.refuse(CHANGES.link, done),
       symlink: (_target, _path, done) => this.refuse(SYMLINK, done),
     }
@@ -195,6 +207,16 @@ export class LibfuseFs {
   private whenOpen(act: () => void): void {
     if (this.options.gate?.holdsChanges) setTimeout(() => this.whenOpen(act), LOOK_MS)
     else act()
+  }
+
+  /**
+   * The package does not say which user asks. The kernel admits only the mounting user, or checks the folder's mode itself, which
+   * lets only its owner and root change it.
+   */
+  private changeTree(opcode: number, change: TreeChange, done: (result: number) => void): void {
+    const { changeTree } = this.options
+    if (!changeTree) this.refuse(opcode, done)
+    else void changeTree(change).then(errno => done(this.answer(opcode, '/', () => -errno)))
   }
 
   private refuse(opcode: number, done: Done): void {

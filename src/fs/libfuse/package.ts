@@ -62,7 +62,7 @@ export interface FuseOperations {
   utimens(path: string, atime: number, mtime: number, done: Done): void
   chmod(path: string, mode: number, done: Done): void
   chown(path: string, uid: number, gid: number, done: Done): void
-  create(path: string, mode: number, done: Done): void
+  create(path: string, mode: number, done: (result: number, fh: number) => void): void
   mknod(path: string, mode: number, device: number, done: Done): void
   mkdir(path: string, mode: number, done: Done): void
   unlink(path: string, done: Done): void

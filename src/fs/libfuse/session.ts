@@ -56,6 +56,7 @@ export class LibfuseSession implements Session {
     this.lasting = {
       slots: new TextSlots(),
       isGrowable,
+      manages: parts.changeTree !== undefined,
       onFlush: () => counts.countFlush(),
       truncations: new Truncations(undefined, () => this.dropPages(0)),
       ownership: new Ownership(),
@@ -69,6 +70,7 @@ export class LibfuseSession implements Session {
       stats: counts,
       gate: parts.gate,
       ...(looks && { whenFresh: act => (looks.isDue() ? void onLook().then(act) : act()) }),
+      changeTree: parts.changeTree,
       onError: (error, opcode) => void setImmediate(() => logFault(error, opcode)),
     })
   }
