@@ -147,6 +147,35 @@ t.test('an encrypted image keeps its key, and no other image gets it', skip, asy
   t.match(refused.stderr, /may have another key now; unmount it/)
 })
 
+t.test('compressed clusters come from the new file', skip, async t => {
+  const folder = sharedFolder(t)
+  const image = join(folder, 'disk.qcow2')
+  const make = async (file: string, value: number) => {
+    const raw = join(folder, 'raw')
+    // Every cluster has a number of its own, so that none is compressed to nothing.
+    const clusters = Array.from({ length: 64 }, (_, i) => Buffer.alloc(65536, `${value} ${i} `))
+    writeFileSync(raw, Buffer.concat(clusters))
+    await run('qemu-img', ['convert', '-c', '-f', 'raw', '-O', 'qcow2', raw, file])
+  }
+  await make(image, 1)
+  const at = await mount(t, image, { args: READ_ONLY })
+  // One request of many clusters starts the thread that helps to decompress.
+  const copy = join(folder, 'copy')
+  const read = () =>
+    run('dd', [`if=${at.file('disk.raw')}`, `of=${copy}`, 'bs=1M', 'iflag=direct', 'status=none'])
+  for (let round = 2; round < 5; round++) {
+    for (let again = 0; again < 3; again++) {
+      await read()
+      await run('cmp', [join(folder, 'raw'), copy])
+    }
+    await make(`${image}.new`, round)
+    await run('mv', [`${image}.new`, image])
+    t.equal((await vimgfs(HERE, ['refresh', at.folder])).code, 0)
+  }
+  await read()
+  await run('cmp', [join(folder, 'raw'), copy])
+})
+
 t.test('mounts that need no refresh, and what is no mount', skip, async t => {
   const { at, image } = await mounted(t, HERE)
   t.equal((await vimgfs(HERE, ['refresh', at.folder])).code, 0, 'without a change')

@@ -86,18 +86,27 @@ async function steps(vm: Machine, count: number, isEnough: () => boolean): Promi
   const random = new Random(SEED)
   const tags: string[] = []
   const values: [number, number] = [0, 0]
+  const withState = new Set<string>()
   for (let step = 1; step <= count || (step < MOST_STEPS && !isEnough()); step++) {
     if (tags.length >= MOST_SNAPSHOTS || (tags.length > 0 && random.chance(0.4))) {
       const [tag] = tags.splice(random.below(tags.length), 1) as [string]
       await vm.tell(`delvm ${tag}`)
+    }
+    const back = tags[random.below(tags.length + 4)]
+    if (back !== undefined && withState.has(back)) {
+      await vm.tell(`loadvm ${back}`)
+      const [first, second] = back.slice(1).split('-').map(Number)
+      values.splice(0, 2, first as number, second as number)
     }
     // What is written takes clusters that were just freed.
     const half = random.below(2)
     values[half] = 1 + (step % 250)
     await vm.write(values[half] as number, half * HALF, HALF)
     const tag = `s${values.join('-')}`
-    if (random.chance(0.5)) await vm.tell(`savevm ${tag}`)
-    else await vm.ask('blockdev-snapshot-internal-sync', { device: 'disk', name: tag })
+    if (random.chance(0.5)) {
+      await vm.tell(`savevm ${tag}`)
+      withState.add(tag)
+    } else await vm.ask('blockdev-snapshot-internal-sync', { device: 'disk', name: tag })
     tags.push(tag)
   }
   return tags
