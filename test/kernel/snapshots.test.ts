@@ -4,7 +4,15 @@ import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { HERE, mount, noFuse, ordinaryUser, sharedFolder, vimgfs } from '../support/mount.js'
+import {
+  HERE,
+  mount,
+  noFuse,
+  ordinaryUser,
+  READ_ONLY,
+  sharedFolder,
+  vimgfs,
+} from '../support/mount.js'
 import { needs, run } from '../support/run.js'
 
 const skip = { ...needs('qemu-img', 'qemu-io', 'qemu-storage-daemon'), ...noFuse() }
@@ -21,9 +29,9 @@ const CHANGES = [
   ['revert', 'x'],
 ]
 
-t.test('a mounted image is refused, and its mount is named', skip, async t => {
+t.test('an image that a mount only reads is refused, and the mount is named', skip, async t => {
   const image = await makeImage(sharedFolder(t))
-  const mounted = await mount(t, image)
+  const mounted = await mount(t, image, { args: READ_ONLY })
   const before = readFileSync(image)
   for (const [action = '', tag = ''] of CHANGES) {
     const { code, stderr } = await vimgfs(HERE, ['snapshot', action, image, tag])
