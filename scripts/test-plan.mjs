@@ -18,7 +18,7 @@ const LONGEST = [
   ...['threads', 'vmdk-threads', 'encrypted-threads', 'image-threads'].map(
     name => `test/soundness/${name}`,
   ),
-  ...['writing', 'lifecycle', 'encrypted', 'remount', 'small-zeros'].map(
+  ...['lifecycle', 'writing', 'encrypted', 'remount', 'small-zeros'].map(
     name => `test/kernel/${name}`,
   ),
   'test/kernel/options',
@@ -34,7 +34,7 @@ const STARTS_PROCESSES =
   /child_process|support\/mount|\{[^}]*\b(?:run|attempt)\b[^}]*\} from '[^']*support\/run/
 /** Searches that take long, and not for a quick run. */
 const IS_SEARCH = /^test\/soundness\//
-/** Objects of what computes die young: with more room for them from the start, it takes a sixth less, and up to 90 MB more. */
+/** Objects of what computes die young: with more room for them it takes a tenth to a quarter less, and up to 90 MB more. */
 const COMPUTING_OPTIONS = ['--min-semi-space-size=32', '--max-semi-space-size=32']
 /** Shorter ones. */
 const IS_SHORT_SEARCH = /fuzz|hostile|properties|faults|power-cut|threads|claimed|test\/crypto/

@@ -2,6 +2,7 @@
  * npm test [-- FILES]: lint, types, build and all tests; with FILES, the build and these tests.
  * npm run test:quick: the build and the tests that only compute, in about a minute.
  * npm run test:long [-- FILES]: all tests with VIMGFS_TEST_LONG=1, for hours.
+ * npm run test:costs [-- FILES]: each file alone, and what it costs in seconds of a processor. Needs root.
  *
  *  (1) Nothing hides a failure: what fails, crashes, hangs, leaves something behind or never ran counts as
  *      failed, and the exit code is 0 only if nothing failed and something passed.
@@ -24,6 +25,7 @@ import {
   ROOT,
   run,
 } from './bootstrap.mjs'
+import { ProcessorTime } from './processor-time.mjs'
 import { allFiles, JOBS, mocksImports, optionsOf, planOf, quickFiles } from './test-plan.mjs'
 import { removeFolders, sweepAll, temporaryFolder, TestProcess } from './test-process.mjs'
 import { FileReport } from './test-report.mjs'
@@ -75,6 +77,7 @@ const PEERS = [
 /** These call npm. The others do without certificates, which Node reads whenever it starts: longer than the rest takes. */
 const usesNetwork = file => file.startsWith('test/package/')
 const IS_QUICK = process.argv[2] === '--quick'
+const SHOWS_COSTS = process.argv[2] === '--costs'
 /** The entry of a process that runs several files. */
 const SHARED = 'test/support/shared.ts'
 /** Raw TAP. A process that hangs is ended by test-process.mjs. */
@@ -82,6 +85,8 @@ const TAP_ENV = { TAP: '1', TAP_TIMEOUT: '0' }
 
 /** The process that looks at the code, if one has begun. */
 let checking
+/** Where costs are shown. */
+let processorTime
 
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
   process.once(signal, () => {
@@ -106,7 +111,7 @@ run(async () => {
 async function test() {
   // npm has changed to this package's folder; the user's paths are relative to where npm was called.
   const cwd = process.env.INIT_CWD ?? process.cwd()
-  const words = process.argv.slice(IS_QUICK ? 3 : 2)
+  const words = process.argv.slice(IS_QUICK || SHOWS_COSTS ? 3 : 2)
   const named = words.map(path => relative(ROOT, resolve(cwd, path)))
   const unknown = named.find(file => !existsSync(join(ROOT, file)))
   if (unknown !== undefined) throw new Error(`there is no test file ${unknown}`)
@@ -121,19 +126,21 @@ async function test() {
   ensureBuilt()
   if (process.env.VIMGFS_TEST_LONG === '1') takeFreshSeeds()
 
-  const groups =
-    named.length > 0 ? named.map(file => [file]) : planOf(IS_QUICK ? quickFiles() : allFiles())
-  const runner = await runnerOf(named.length > 0)
+  const files = named.length > 0 ? named : IS_QUICK ? quickFiles() : allFiles()
+  const groups = named.length > 0 || SHOWS_COSTS ? files.map(file => [file]) : planOf(files)
+  const runner = await runnerOf(named.length > 0 && !SHOWS_COSTS)
   /** Each resolves to the groups that have yet to run because of it. */
   const jobs = groups.map(group => () => runner(group))
-  if (named.length === 0 && !IS_QUICK) jobs.unshift(checks)
+  if (named.length === 0 && !IS_QUICK && !SHOWS_COSTS) jobs.unshift(checks)
   const worker = async () => {
     for (let job = jobs.shift(); job; job = jobs.shift()) {
       const rest = await job()
       jobs.unshift(...rest.map(group => () => runner(group)))
     }
   }
-  await Promise.all(Array.from({ length: JOBS }, worker))
+  if (SHOWS_COSTS) processorTime = new ProcessorTime()
+  await Promise.all(Array.from({ length: SHOWS_COSTS ? 1 : JOBS }, worker))
+  processorTime?.end()
 }
 
 /** Looks at the text of the code, while tests run. */
@@ -174,13 +181,14 @@ async function runnerOf(isVerbose) {
     let current
     const begin = (file, ofFile) => {
       begun.add(file)
-      current = { file, report: new FileReport(file, ofFile), started: Date.now() }
+      const started = { time: Date.now(), cost: processorTime?.seconds }
+      current = { file, report: new FileReport(file, ofFile), started }
     }
     const end = how => {
       const { file, report, started } = current
       current = undefined
       report.end(how)
-      tell(file, report, Date.now() - started, errors.splice(0), isVerbose, code)
+      tell(file, report, started, errors.splice(0), isVerbose, code)
     }
     if (isShared) {
       parser.on('child', child => begin(child.name, child))
@@ -220,7 +228,7 @@ function fail(line) {
   console.log(line)
 }
 
-function tell(file, report, milliseconds, errors, isVerbose, code) {
+function tell(file, report, started, errors, isVerbose, code) {
   const { passed, failed, skipped } = report
   total.passed += passed
   total.failed += failed
@@ -228,8 +236,12 @@ function tell(file, report, milliseconds, errors, isVerbose, code) {
   const print = text => process.stdout.write(code.inSources(text))
   if (failed > 0 || isVerbose) print(`${report.output}${Buffer.concat(errors)}`)
   if (failed > 0) print(report.text)
-  const seconds = (milliseconds / 1000).toFixed(1)
-  console.log(`${failed > 0 ? 'FAIL' : 'ok  '} ${file}: ${passed + failed} tests, ${seconds} s`)
+  const seconds = ((Date.now() - started.time) / 1000).toFixed(1)
+  const cost = processorTime
+    ? `, ${(processorTime.seconds - started.cost).toFixed(1)} s of a processor`
+    : ''
+  const how = failed > 0 ? 'FAIL' : 'ok  '
+  console.log(`${how} ${file}: ${passed + failed} tests, ${seconds} s${cost}`)
 }
 
 async function check(name, command, ...args) {
