@@ -120,6 +120,18 @@ const RECIPES: readonly Recipe[] = [
   },
   { lead: /`partx` lists partitions/, content: PARTITIONED, prints: /^ 1 +2048 (.|\n)*^note$/m },
   {
+    lead: /^Take a file out of last week's snapshot/m,
+    content: PARTITIONED,
+    needsNoRoot: true,
+    prints: /old-note$/m,
+  },
+  {
+    lead: /^Check the file system in a snapshot's partition/m,
+    content: PARTITIONED,
+    needsNoRoot: true,
+    prints: /^Pass 5: /m,
+  },
+  {
     lead: /something in a snapshot and throw it away/,
     content: PARTITIONED,
     prints: /^second$/m,
