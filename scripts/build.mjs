@@ -3,36 +3,46 @@
  * `--if-older` it does nothing where dist is as new as the sources: npm ci and npm pack both build.
  *
  * esbuild bundles what is started: the command, the library and each thread. Opening two hundred modules takes Node longer
- * than running them. npm packages stay outside.
+ * than running them.
  *
- *  (1) The bundles lie in dist itself, so names that are relative to a module hold in all of them: `./worker.js` for a
- *      module beside worker.ts, `../package.json` for a module of src. The command, which lies deeper, uses no such name.
+ *  (1) The bundles lie in dist itself, so names that are relative to a module hold in all of them: `./worker.cjs` for a
+ *      module beside worker.ts, `../package.json` for a module of src.
  *  (2) What starts a thread says `new Worker(new URL('./NAME.js', import.meta.url)`, and lies beside NAME.ts. These words
  *      tell which bundles to make.
  *  (3) What the command loads from a bundle of its own (ALONE) shares no object with it.
+ *  (4) What every mount starts, the command and `NAME.cjs` threads, is NAME.bundle.cjs, with V8's code of it in NAME.code
+ *      (src/cached-code.ts). These are CommonJS: only for that does Node take such code. They contain the npm packages that are
+ *      JavaScript alone. All other bundles leave packages outside.
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { readdirSync, readFileSync, rmSync } from 'node:fs'
+import { readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 import { build } from 'esbuild'
 import { CLI, isBuilt, ROOT } from './bootstrap.mjs'
 
 const DIST = join(ROOT, 'dist')
-const COMMAND = 'cli/main'
+const MAIN = 'cli/main'
+const COMMANDS = ['cli/command', 'cli/unmounting']
+const LOADER = 'cached-code'
 const LIBRARY = 'index'
 /** Commands that are short enough for the opening of files to count. */
 const ALONE = ['cli/converting']
-const STARTS_THREAD = /new Worker\(\s*new URL\('\.\/([^']+)\.js', import\.meta\.url\)/g
+const STARTS_THREAD = /new Worker\(\s*new URL\('\.\/([^']+)\.(c?)js', import\.meta\.url\)/g
 
-/** Returns the modules that are run as threads, relative to src and without a suffix. */
-function threads() {
+/**
+ * Returns the modules that are run as threads, relative to src and without a suffix.
+ * @param kind 'c' for those of rule (4), '' for the others
+ */
+function threads(kind) {
   const sources = readdirSync(join(ROOT, 'src'), { recursive: true }).filter(name =>
     name.endsWith('.ts'),
   )
   return sources.flatMap(name => {
     const text = readFileSync(join(ROOT, 'src', name), 'utf8')
-    return [...text.matchAll(STARTS_THREAD)].map(([, thread]) => join(dirname(name), thread))
+    return [...text.matchAll(STARTS_THREAD)]
+      .filter(([, , c]) => c === kind)
+      .map(([, thread]) => join(dirname(name), thread))
   })
 }
 
@@ -52,35 +62,68 @@ const OPTIONS = {
   logLevel: 'warning',
 }
 
+const entryOf = (name, out = basename(name)) => ({ in: `src/${name}.ts`, out })
+
 /** Leaves what ALONE names to its own bundle. */
 const leavingAlone = {
   name: 'leaving-alone',
   setup: ({ onResolve }) => {
     const names = ALONE.map(name => basename(name)).join('|')
     onResolve({ filter: new RegExp(`^\\./(${names})\\.js$`) }, ({ path }) => ({
-      path: `.${path}`,
+      path: path.replace(/\.js$/, '.cjs'),
       external: true,
     }))
   },
 }
 
-const entryOf = (name, out = basename(name)) => ({ in: `src/${name}.ts`, out })
+const COMMON_JS = {
+  ...OPTIONS,
+  splitting: false,
+  format: 'cjs',
+  outExtension: { '.js': '.cjs' },
+  charset: 'ascii',
+  define: { 'import.meta.url': '__bundleUrl' },
+  banner: { js: "const __bundleUrl=require('node:url').pathToFileURL(__filename).href;" },
+  // import() does not find its way out of code that is loaded in this way.
+  supported: { 'dynamic-import': false },
+}
+/** Packages that are not JavaScript alone, or that few need. */
+const OUTSIDE = ['koffi', 'fuse-native', 'pino-pretty']
 
 async function writeCode() {
-  const entryPoints = [entryOf(COMMAND, COMMAND), entryOf(LIBRARY)]
-  // These are one file each: opening the many parts that all have in common would take longer.
-  const [{ metafile }] = await Promise.all([
-    build({ ...OPTIONS, entryPoints, metafile: true, plugins: [leavingAlone] }),
-    ...[...threads(), ...ALONE].map(name =>
+  const cached = [...COMMANDS, ...threads('c')]
+  await Promise.all([
+    build({
+      ...OPTIONS,
+      entryPoints: [entryOf(MAIN, MAIN), entryOf(LIBRARY)],
+      external: ['*.cjs'],
+    }),
+    // These are one file each: opening the many parts that all have in common would take longer.
+    ...threads('').map(name =>
       build({ ...OPTIONS, entryPoints: [entryOf(name)], splitting: false }),
     ),
+    ...[LOADER, ...ALONE].map(name => build({ ...COMMON_JS, entryPoints: [entryOf(name)] })),
+    ...cached.map(name =>
+      build({
+        ...COMMON_JS,
+        entryPoints: [entryOf(name, `${basename(name)}.bundle`)],
+        packages: undefined,
+        external: OUTSIDE,
+        plugins: [leavingAlone],
+      }),
+    ),
   ])
-  const inCommand = metafile.outputs[`dist/${COMMAND}.js`].inputs
-  for (const name of Object.keys(inCommand)) {
-    if (readFileSync(join(ROOT, name), 'utf8').includes('import.meta')) {
-      throw new Error(`${name} uses import.meta, but its code is part of ${COMMAND}.js: rule (1)`)
-    }
+  for (const name of threads('c').map(each => basename(each))) {
+    writeFileSync(join(DIST, `${name}.cjs`), `require('./${LOADER}.cjs').loadBundle('${name}')\n`)
   }
+  await Promise.all(cached.map(name => writeV8Code(basename(name))))
+}
+
+async function writeV8Code(name) {
+  const loader = JSON.stringify(join(DIST, `${LOADER}.cjs`))
+  const script = `require(${loader}).makeCode('${name}').then(() => process.exit())`
+  const [code] = await once(spawn(process.execPath, ['-e', script], { stdio: 'inherit' }), 'exit')
+  if (code !== 0) throw new Error(`V8 could not make the code of ${name}`)
 }
 
 /** Only writes the types: `npm run types` and `npm test` check them, which takes longer. */

@@ -1,61 +1,8 @@
 #!/usr/bin/env node
-/** The command line: finds the command, reports errors in one line, and sets the exit code. */
-import './signals.js'
-import { UsageError } from '../errors.js'
-import { complain, print } from './output.js'
-import { reported } from './reporting.js'
+/** Starts the command, whose code is in bundles (scripts/build.mjs). */
+import { createRequire } from 'node:module'
 
-/** Each command is loaded only when it is called, so that mounting starts fast. */
-const COMMANDS: Record<string, () => Promise<{ run(args: string[]): Promise<number> }>> = {
-  mount: () => import('./mount.js'),
-  umount: () => import('./umount.js'),
-  refresh: () => import('./refresh.js'),
-  info: () => import('./info.js'),
-  check: () => import('./check.js'),
-  commit: () => import('./commit.js'),
-  rebase: () => import('./rebase.js'),
-  snapshot: () => import('./snapshot.js'),
-  create: () => import('./create.js'),
-  convert: () => import('./converting.js'),
-  map: () => import('./map.js'),
-  compare: () => import('./compare.js'),
-  diff: () => import('./diff.js'),
-  resize: () => import('./resize.js'),
-  measure: () => import('./measure.js'),
-  help: () => import('./help.js'),
-  // The guard that snapshot create --freeze starts.
-  'hold-frozen': () => import('./hold-frozen.js'),
-}
-
-async function main(args: string[]): Promise<number> {
-  const [first, ...rest] = args
-  if (first === undefined) {
-    const { overview } = await import('./help.js')
-    complain(overview())
-    return 2
-  }
-  if (first === '--version' || first === '-V') {
-    const { VERSION } = await import('../version.js')
-    print(`vimgfs ${VERSION}\n`)
-    return 0
-  }
-  if (first === '--help' || first === '-h') return (await import('./help.js')).run([])
-  const command = Object.hasOwn(COMMANDS, first) ? COMMANDS[first] : undefined
-  if (!command) {
-    const { mountArguments } = await import('./mount-helper.js')
-    const mounting = mountArguments(process.argv[1] ?? '', args)
-    if (mounting === 'nothing') return 0
-    if (mounting) return main(['mount', ...mounting])
-    throw new UsageError(`there is no command "${first}"; vimgfs --help lists them`)
-  }
-  if (rest.includes('--help') || rest.includes('-h')) {
-    return (await import('./help.js')).run([first])
-  }
-  return (await command()).run(rest)
-}
-
-// Node's own output, such as a warning, must not end the program if it cannot be written.
-process.stdout.on('error', () => {})
-process.stderr.on('error', () => {})
-
-process.exitCode = await reported(() => main(process.argv.slice(2)))
+const { loadBundle } = createRequire(import.meta.url)('../cached-code.cjs')
+const [, , name, ...args] = process.argv
+const asksForHelp = args.includes('--help') || args.includes('-h')
+loadBundle(name === 'umount' && !asksForHelp ? 'unmounting' : 'command').start()

@@ -255,7 +255,7 @@ async function serve(
   process.on('uncaughtException', die)
   process.on('unhandledRejection', die)
   stop = reason => server.stop(reason)
-  await closeDebugger()
+  closeDebugger()
   if (early !== undefined) stop(early)
   return server
 }

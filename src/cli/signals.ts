@@ -3,6 +3,7 @@
  * without a handler, SIGUSR1 makes Node listen for a debugger, which gives every local user the rights of this process,
  * and SIGUSR2 ends the process.
  */
+import { createRequire } from 'node:module'
 import type { LogTarget } from '../log.js'
 
 let log: LogTarget | undefined
@@ -41,10 +42,12 @@ const wantsDebugger = [...process.execArgv, process.env.NODE_OPTIONS ?? ''].some
 )
 
 /** Closes a debugger that SIGUSR1 has opened before this module was loaded. */
-export async function closeDebugger(): Promise<void> {
+export function closeDebugger(): void {
   if (wantsDebugger || !process.features.inspector) return
-  const inspector = await import('node:inspector')
+  const inspector: typeof import('node:inspector') = createRequire(import.meta.url)(
+    'node:inspector',
+  )
   if (inspector.url() !== undefined) inspector.close()
 }
 
-await closeDebugger()
+closeDebugger()

@@ -22,5 +22,5 @@ export class OwnCode {
   }
 }
 
-const identity = ({ dev, ino, size, mtimeNs }: BigIntStats): string =>
-  [dev, ino, size, mtimeNs].join()
+const identity = ({ dev, ino, size, ctimeNs }: BigIntStats): string =>
+  [dev, ino, size, ctimeNs].join()

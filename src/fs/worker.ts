@@ -313,4 +313,5 @@ function tell(message: WorkerMessage): void {
   parentPort?.postMessage(message)
 }
 
-run(workerData as WorkerSetup)
+// The build loads this module outside a thread.
+if (workerData !== null) run(workerData as WorkerSetup)

@@ -60,7 +60,7 @@ export class Workers {
   /** Takes what workers hand over, where several files show the same bytes. */
   private coherence: Worker | undefined
   private readonly activity: Activity
-  private readonly code = new OwnCode(new URL('./worker.js', import.meta.url))
+  private readonly code = new OwnCode(new URL('./worker.bundle.cjs', import.meta.url))
   private readonly numbers = new Map<Worker, number>()
   private finish: () => void = () => {}
   private session: SessionStart | undefined
@@ -274,7 +274,7 @@ export class Workers {
 
 function newWorker(setup: WorkerSetup): Worker {
   try {
-    return new Worker(new URL('./worker.js', import.meta.url), {
+    return new Worker(new URL('./worker.cjs', import.meta.url), {
       workerData: setup,
       transferList: [
         setup.worlds,

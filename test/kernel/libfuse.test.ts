@@ -220,7 +220,7 @@ t.test('a kernel that is too old for the direct transport', skip, async t => {
   const mountOld = async (hasPackage: boolean, ...options: string[]) => {
     const { main, dist } = copyOf(t, hasPackage)
     const oldest = /(\bOLDEST_MINOR_VERSION ?=) ?\d+/
-    for (const name of readdirSync(dist).filter(name => name.endsWith('.js'))) {
+    for (const name of readdirSync(dist).filter(name => /\.c?js$/.test(name))) {
       const text = readFileSync(join(dist, name), 'utf8')
       if (oldest.test(text)) writeFileSync(join(dist, name), text.replace(oldest, '$1 999'))
     }

@@ -28,7 +28,7 @@ t.test('a tarball from a clean source installs globally and works', async t => {
   const held = (await run('tar', ['-tzf', tarball], scratch)).trim().split('\n')
   const top = new Set(held.map(path => path.split('/')[1]))
   t.same([...top].sort(), [...documents, 'dist', 'docs', 'package.json'])
-  const notCode = held.filter(path => path.includes('/dist/') && !/\.(js|d\.ts)$/.test(path))
+  const notCode = held.filter(path => path.includes('/dist/') && !/\.(c?js|d\.ts|code)$/.test(path))
   t.same(notCode, [], 'only code and its types in dist')
   const links = [...readme.matchAll(/\]\(([^)#:]+)\)/g)].map(([, path]) => path)
   t.ok(links.length > 5)
