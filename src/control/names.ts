@@ -2,7 +2,6 @@
  * The names of sockets: the image's device and inode, the server's process, and random digits, which make a name unique also
  * among servers in several PID namespaces. A name with a dot in front is that of a server that has not mounted yet.
  */
-import { randomBytes } from 'node:crypto'
 import type { BigIntStats } from 'node:fs'
 
 const SUFFIX = '.sock'
@@ -16,8 +15,13 @@ export function imageKey({ dev, ino, rdev, mode }: BigIntStats): string {
   return isBlockDevice ? `b${rdev.toString(16)}` : `${dev.toString(16)}-${ino}`
 }
 
-export const newName = (key: string): string =>
-  `${key}.${process.pid}.${randomBytes(4).toString('hex')}${SUFFIX}`
+/** The digits are no secret: only the folder's owner sees them. */
+export const newName = (key: string): string => `${key}.${process.pid}.${digits()}${SUFFIX}`
+
+const digits = () =>
+  Math.floor(Math.random() * 2 ** 32)
+    .toString(16)
+    .padStart(8, '0')
 
 export const hiddenName = (name: string): string => `.${name}`
 
