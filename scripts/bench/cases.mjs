@@ -218,6 +218,17 @@ export const readWritableCases = readCases
   .filter(({ image }) => image === 'plain')
   .map(readCase => ({ ...readCase, id: `rw-${readCase.id}`, targets: { readOnly: 0.9 } }))
 
+/** The same for reading what has not been written, from a mount of scratch copies. */
+export const readScratchCases = readCases
+  .filter(({ image }) => image === 'plain')
+  .map(readCase => ({
+    ...readCase,
+    id: `scratch-${readCase.id}`,
+    title: `${readCase.title}, scratch`,
+    writable: 'scratch',
+    targets: { readOnly: 0.97 },
+  }))
+
 const SNAPSHOTS = 1000
 
 /** Measures the time from the command's start to the first answer. `than`: the target is so many times that case. */

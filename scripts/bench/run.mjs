@@ -15,6 +15,7 @@ import {
   mountCases,
   readCases,
   readImages,
+  readScratchCases,
   readWritableCases,
   treeCases,
   writeCases,
@@ -64,7 +65,7 @@ const MOUNT_ROUNDS_FACTOR = 2 // mounts are short and vary more than reads
 /** The parts of a run, in their order. Each is measured in one way, on one choice of servers. */
 const PARTS = {
   read: readCases,
-  write: [...writeCases, ...treeCases, ...readWritableCases],
+  write: [...writeCases, ...treeCases, ...readWritableCases, ...readScratchCases],
   vmdkRead: vmdkReadCases,
   vmdkWrite: vmdkWriteCases,
   encryptedRead: encryptedReadCases,
@@ -185,7 +186,7 @@ class Bench {
     const qcow2 = await writes('write', writeImages, {
       writing: this.chosen('write', writeCases),
       trees: this.chosen('write', treeCases),
-      reading: this.chosen('write', readWritableCases),
+      reading: this.chosen('write', [...readWritableCases, ...readScratchCases]),
     })
     results.write = qcow2.written
     results.readWritable = qcow2.read

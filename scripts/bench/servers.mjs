@@ -41,7 +41,7 @@ const needs = async (...commands) => {
 function launchVimgfs(program, { image, mountPoint, writable }, ...options) {
   // It goes to the background by itself; its exit code says whether it has mounted.
   const secret = image.passphrase ? ['--passphrase-file', image.passphrase] : []
-  const access = writable ? [] : ['-o', 'ro']
+  const access = writable === 'scratch' ? ['-o', 'scratch'] : writable ? [] : ['-o', 'ro']
   const args = ['mount', ...options, ...secret, ...access, image.file, mountPoint]
   return { command: run(process.execPath, [program, ...args]) }
 }

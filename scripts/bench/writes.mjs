@@ -122,7 +122,10 @@ export class Writes {
     const entries = servers
       .filter(({ id }) => id === 'vimgfs')
       .flatMap(server => [
-        { server, id: 'vimgfs', title: 'mounted read-write', writable: true, runs: [] },
+        {
+          ...{ server, id: 'vimgfs', title: 'mounted read-write', runs: [] },
+          writable: testCase.writable ?? true,
+        },
         { server, id: 'read-only', title: 'mounted read-only', writable: false, runs: [] },
       ])
     await this.#rounds(
