@@ -161,7 +161,10 @@ export class Workers {
       await untilReady(worker)
       // It may have been replaced while the thread read it.
       await this.code.requireUnchanged()
-      if (this.hasFinished) return
+      if (this.hasFinished) {
+        await worker.terminate()
+        return
+      }
       this.serveBy(worker)
       const { logger } = this.parts
       logger.debug(
