@@ -24,9 +24,13 @@ export class ProcessorTime {
     return Number(/^usage_usec (\d+)$/m.exec(text)?.[1]) / 1e6
   }
 
-  /** Removes the control group. */
+  /** Removes the control group; it stays as long as a process is in it that is still ending. */
   end() {
     writeFileSync(join(this.#root, 'cgroup.procs'), '0')
-    rmdirSync(this.#group)
+    try {
+      rmdirSync(this.#group)
+    } catch {
+      // An empty group costs nothing.
+    }
   }
 }

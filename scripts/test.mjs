@@ -92,6 +92,7 @@ for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
   process.once(signal, () => {
     checking?.kill()
     sweepAll()
+    processorTime?.end()
     process.kill(process.pid, signal)
   })
 }
