@@ -18,7 +18,7 @@ import { mocksImports } from './test-plan.mjs'
 
 const COMPILED = ['src', 'test']
 const STARTS_THREAD =
-  /(new (?:Worker|OwnCode)\(\s*)new URL\('(\.[^']+)\.[jt]s', import\.meta\.url\)/g
+  /(new (?:Worker|OwnCode)\(\s*)new URL\('(\.[^']+?)(?:\.bundle)?\.(?:js|ts|cjs)', import\.meta\.url\)/g
 const IMPORTS_TAP = /(\bfrom )'tap'/g
 /** A place that tap leaves out of the stacks that it shows. */
 const TAP = 'bundles/node_modules/@tapjs/tap/index.mjs'
