@@ -73,10 +73,18 @@ t.test('errors keep their kind', async t => {
   t.equal(sentError(new TypeError('a bug')), undefined)
 })
 
+/** Waits for a command, and sends this process signals until then: the command first looks whether the image is mounted. */
+async function signalled<T>(command: Promise<T>): Promise<T> {
+  const timer = setInterval(() => process.kill(process.pid, 'SIGUSR1'), 1)
+  try {
+    return await command
+  } finally {
+    clearInterval(timer)
+  }
+}
+
 t.test('a signal prints the progress of a check', async t => {
-  const checking = runHere(check, [enlarged(imageIn(t))], '/')
-  process.kill(process.pid, 'SIGUSR1')
-  const found = await checking
+  const found = await signalled(runHere(check, [enlarged(imageIn(t))], '/'))
   t.match(found, { code: 0, stdout: /no errors found/, stderr: /^ +\d+\.\d %/ })
 })
 
@@ -88,9 +96,8 @@ t.test('a signal prints the progress of each change of snapshots', async t => {
     [['revert', '--discard', image, 'ä'], ['ä']],
     [['delete', image, 'ä'], []],
   ] as const) {
-    const changing = runHere(snapshot, args, '/')
-    process.kill(process.pid, 'SIGUSR1')
-    t.match(await changing, { code: 0, stdout: '', stderr: /^ +\d+\.\d %/ }, args[0])
+    const changed = await signalled(runHere(snapshot, args, '/'))
+    t.match(changed, { code: 0, stdout: '', stderr: /^ +\d+\.\d %/ }, args[0])
     t.same(names(), after)
   }
   t.match(await runHere(check, [image], '/'), { code: 0 })
