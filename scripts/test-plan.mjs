@@ -34,7 +34,7 @@ const STARTS_PROCESSES =
   /child_process|support\/mount|\{[^}]*\b(?:run|attempt)\b[^}]*\} from '[^']*support\/run/
 /** Searches that take long, and not for a quick run. */
 const IS_SEARCH = /^test\/soundness\//
-/** Objects of what computes die young: with more room for them it takes a tenth to a quarter less, and up to 90 MB more. */
+/** Objects of what computes die young: with more room for them it takes some percent less, and up to 90 MB more. */
 const COMPUTING_OPTIONS = ['--min-semi-space-size=32', '--max-semi-space-size=32']
 /** Shorter ones. */
 const IS_SHORT_SEARCH = /fuzz|hostile|properties|faults|power-cut|threads|claimed|test\/crypto/
