@@ -27,7 +27,7 @@ export async function makeCode(name: string): Promise<void> {
   const source = readFileSync(placeOf(name))
   const script = compile(name, source, undefined)
   const { loadAll } = run(name, script) as { loadAll?: () => Promise<unknown> }
-  // What has run by now is in the code, too.
+  // The code includes all functions that have run by now.
   await loadAll?.()
   const code = script.createCachedData()
   const head = Buffer.alloc(CHECKSUM_BYTES)

@@ -77,7 +77,7 @@ export class AlreadyMounted extends MountError {
   override name = 'AlreadyMounted'
 }
 
-/** What the server of a mount has answered to a command: its words, and the exit code that goes with them. */
+/** The answer of a mount's server to a command: its words, and the exit code that goes with them. */
 export class RemoteError extends MountError {
   override name = 'RemoteError'
   constructor(

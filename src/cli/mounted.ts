@@ -1,4 +1,4 @@
-/** What commands do with an image that is mounted: the server of the mount does the work. */
+/** Commands on an image that is mounted: the server of the mount does the work. */
 import type { ServerConnection } from '../control/client.js'
 import { connectTo } from '../control/find.js'
 import type { Request } from '../control/protocol.js'

@@ -8,7 +8,7 @@ import type { SnapshotInfo } from '../image/info.js'
 import { ask, syncFiles } from './mounted.js'
 import type { ProgressOptions } from './progress.js'
 
-/** What is wanted. Snapshots are named by `tags` and `ids`, or by their age. */
+/** A change that the user asks for. Snapshots are named by `tags` and `ids`, or by their age. */
 export interface MountedRequest extends ProgressOptions {
   readonly action: 'create' | 'delete' | 'rename' | 'revert'
   readonly tags: readonly string[]

@@ -1,4 +1,4 @@
-/** What all bundles with commands do at their start and end. */
+/** The start and the end of all bundles with commands. */
 import { reported } from './reporting.js'
 
 /** Runs a command with the program's arguments, and sets the exit code. */

@@ -16,7 +16,7 @@ import type { StandingMount } from './standing-on.js'
 /** The command of vimgfs that is the guard; see cli/hold-frozen.ts. */
 export const GUARD_COMMAND = 'hold-frozen'
 
-/** What the guard answers: the places of those that it has frozen, and why one of them could not be. */
+/** The guard's answer: the places of those that it has frozen, and why one of them could not be. */
 export interface GuardAnswer {
   readonly frozen?: readonly number[]
   readonly error?: string

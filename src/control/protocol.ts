@@ -1,5 +1,5 @@
 /**
- * What commands and the server of a mount say to each other over its socket: lines of JSON. The server begins with its greeting.
+ * The messages between commands and the server of a mount, over its socket: lines of JSON. The server begins with its greeting.
  * The command sends one request, and gets any number of remarks and one answer.
  */
 import { isExpected, exitCodeOf, oneLine, printable } from '../errors.js'
@@ -74,7 +74,7 @@ export type RequestOf<N extends RequestName> = { readonly do: N } & {
 }
 export type Request = { [N in RequestName]: RequestOf<N> }[RequestName]
 
-/** What came over the socket is no request. */
+/** The bytes that came over the socket are no request. */
 export class NoRequest extends Error {
   override name = 'NoRequest'
 }

@@ -1,5 +1,5 @@
 /**
- * What the workers are doing, for the main thread (crowding.ts). The gate counts who answers a request; the main thread looks at
+ * The workers' activity, for the main thread (crowding.ts). The gate counts who answers a request; the main thread looks at
  * that only while it watches. A worker that takes a request while nobody watches tells the main thread, once.
  */
 import type { Gate } from './gate.js'

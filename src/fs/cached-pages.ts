@@ -1,5 +1,5 @@
 /**
- * What the kernel may hold in pages of files that show the same bytes, in memory that all threads share. Programs read and write
+ * The ranges that the kernel may hold in pages of files that show the same bytes, in memory that all threads share. Programs read and write
  * these files past the page cache, so only maps have pages.
  *
  * A thread notes a page before it reads the bytes for it, and a thread that writes looks for pages after it has written. So a

@@ -83,7 +83,7 @@ export class CoherenceService {
     }
   }
 
-  /** What a map has changed is written before the request, and what a map has read meanwhile is dropped after it. */
+  /** Writes the pages that a map has changed before the request, and drops those that a map has read meanwhile after it. */
   private answer(message: Buffer, device: number): void {
     const { responder, gaps, placeOf, send, answer } = this.parts
     this.parts.adopt()

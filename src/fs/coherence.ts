@@ -30,7 +30,7 @@ import type { FilePlace } from './truncations.js'
 const { ENFILE } = constants.errno
 const { READ, WRITE, SETATTR, FSYNC, FLUSH, FALLOCATE } = OPCODE
 
-/** What a worker hands over. Messages and replies are copies. */
+/** A request that a worker hands over. Messages and replies are copies. */
 export type Job =
   /** Answer this request, without pages before and afterwards. */
   | { readonly message: Uint8Array; readonly device: number }

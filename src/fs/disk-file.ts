@@ -80,7 +80,7 @@ export class DiskFile {
     return this.options.isThrownAway === true
   }
 
-  /** What a file that is not one of the image's takes for this disk alone, in bytes. */
+  /** The bytes that a file beside the image takes for this disk alone. */
   get ownBytes(): number {
     return this.options.ownBytes?.() ?? 0
   }

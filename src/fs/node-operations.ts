@@ -266,7 +266,7 @@ export class NodeOperations {
     if (!this.parts.onGone) return true
     if (node.kind !== 'image') return false
     const { table, kind, layer } = node.entry
-    // What a snapshot does not have itself comes from the layer below, which may be written.
+    // Bytes that a snapshot does not have itself come from the layer below, which may be written.
     return (
       table !== undefined && (kind === 'vmstate' || this.parts.layers[layer]?.below === undefined)
     )

@@ -18,7 +18,7 @@ export interface ShownPartitions {
   readonly entries: readonly CatalogEntry[]
   /** The text of partitions.json. */
   readonly text: string
-  /** What the text says of the disk itself. */
+  /** The part of the text about the disk itself. */
   readonly ofDisk: string
   /** Where on the disk its partition table may be. */
   readonly places: readonly TablePlace[]

@@ -44,7 +44,7 @@ export function requireThreads(count: number): void {
 }
 
 /**
- * What a thread takes that runs JavaScript: V8 reserves most of it and never uses it. Node aborts the process if it is not
+ * The memory of a thread that runs JavaScript: V8 reserves most of it and never uses it. Node aborts the process if it is not
  * there.
  */
 const THREAD_ADDRESS_BYTES = 768 * 2 ** 20

@@ -21,7 +21,7 @@ import type { ImageNode, Node } from './tree.js'
 import { Truncations } from './truncations.js'
 import type { WrittenFiles } from './written-files.js'
 
-/** What threads share of a file. */
+/** The memory that threads share for a file. */
 export interface SharedScratch extends ScratchLayer {
   /** The file's place in the catalog. */
   readonly place: number

@@ -21,7 +21,7 @@ export interface MailboxSetup {
   readonly folder: string
 }
 
-/** What a worker tells the main thread. */
+/** A worker's message to the main thread. */
 export type ScratchMessage =
   /** The scratch copy of the file at this place of the catalog is needed. */
   | { readonly scratch: number }

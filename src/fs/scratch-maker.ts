@@ -12,7 +12,7 @@ import { PageDropper } from './page-dropper.js'
 import type { ScratchSource, SharedScratch } from './scratch-files.js'
 import { Truncations } from './truncations.js'
 
-/** What the user asked for. */
+/** The options of the user. */
 export interface ScratchOptions {
   /** The overlay that keeps what is written to the disk; undefined if nothing is kept. */
   readonly file: string | undefined

@@ -18,7 +18,7 @@ export const TRANSPORTS = ['direct', 'libfuse'] as const
 export type Transport = (typeof TRANSPORTS)[number]
 
 export interface SessionParts {
-  /** What the mount shows at first. */
+  /** The world that the mount shows at first. */
   readonly world: World
   readonly gate: Gate
   /** How often each file is open, for OpenCounts. */
@@ -65,7 +65,7 @@ export interface MainThread {
   readonly files: WrittenFiles | undefined
 }
 
-/** What the kernel is told after a change: files whose pages or attributes it must forget, and names. */
+/** A notification to the kernel after a change: files whose pages or attributes it must forget, and names. */
 export interface Forgetting {
   /** The folder whose names are those below. */
   readonly names: readonly { readonly parent: number; readonly name: string }[]

@@ -16,7 +16,7 @@ export function tornNames({ entries, layers }: Pick<World, 'entries' | 'layers'>
   return entries
     .filter(({ kind, layer, table }) => {
       if (kind === 'vmstate') return false
-      // What a snapshot does not have itself comes from the layer below.
+      // Bytes that a snapshot does not have itself come from the layer below.
       return isTorn(table ? layers[layer]?.below : layer)
     })
     .map(({ name }) => name)

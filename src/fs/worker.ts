@@ -39,7 +39,7 @@ import { watchOf, type World } from './world.js'
 /** The data that a worker starts with: plain data and shared memory. */
 export interface WorkerSetup {
   readonly index: number
-  /** What the mount shows when the worker starts. */
+  /** The world that the mount shows when the worker starts. */
   readonly world: World
   /** Brings newer worlds. */
   readonly worlds: MessagePort

@@ -224,7 +224,7 @@ export class Workers {
       else logger[message.log.level](message.log.detail ?? {}, message.log.message)
     })
     worker.on('error', error => {
-      // Whoever waits for it sees the error, and it has changed nothing.
+      // The caller that waits for it sees the error, and nothing has changed.
       if (!this.numbers.has(worker) && worker !== this.coherence) return
       logger.fatal({ stack: error.stack ?? String(error) }, 'a worker has died')
       if (this.setup.world.memory || this.scratchMail) this.onDeath()

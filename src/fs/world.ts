@@ -1,6 +1,6 @@
 /**
- * What a mount shows at one time. When that changes, the main thread makes a new world as at mounting, and all threads build
- * their caches anew from it. So nothing that a thread keeps can be stale.
+ * A world is all that a mount shows at one time. When that changes, the main thread makes a new one as at mounting, and all
+ * threads build their caches anew from it. So nothing that a thread keeps can be stale.
  *
  * A world is plain data and shared memory, which can be sent to threads as a message. What belongs to open handles is not part
  * of it: truncations, ownership, the texts of control files.
@@ -27,7 +27,7 @@ export interface World {
   readonly ids: readonly number[]
   /** The text of partitions.json, if it is shown. */
   readonly partitions: string | undefined
-  /** What that says of the disk itself, and where on the disk its table may be. */
+  /** The part of that about the disk itself, and where on the disk its table may be. */
   readonly table: Pick<ShownPartitions, 'ofDisk' | 'places'> | undefined
   /** Present if the disk is written. */
   readonly memory: DiskMemory | undefined

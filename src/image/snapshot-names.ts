@@ -1,4 +1,4 @@
-/** Which snapshots an image has, what new ones are called, and the refusals that go with that. */
+/** Finds snapshots by their names, names new ones, and refuses names that cannot be. */
 import { ImageError, printable } from '../errors.js'
 import type { InternalSnapshot, InternalSnapshots, LayerSpec } from '../formats/format.js'
 import { MAX_NEW_SNAPSHOT_NAME_BYTES } from '../formats/limits.js'

@@ -1,4 +1,4 @@
-/** What tells whether somebody has changed a file: its identity, its size and its times (statx(2)). */
+/** The marks by which a change of a file is noticed: its identity, its size and its times (statx(2)). */
 import { AT_FDCWD } from './libc.js'
 import { loadLibc } from './native.js'
 

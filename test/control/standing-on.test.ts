@@ -1,4 +1,4 @@
-/** What stands on a mount's files, by lists that the kernel of this machine cannot show. */
+/** Devices that stand on a mount's files, by lists that the kernel of this machine cannot show. */
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import t from 'tap'

@@ -1,4 +1,4 @@
-/** Which requests of the kernel are changes of the tree. */
+/** The requests of the kernel that change the tree. */
 import fc from 'fast-check'
 import t from 'tap'
 import { treeChangeOf } from '../../src/fs/errands.js'

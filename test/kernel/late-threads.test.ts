@@ -99,7 +99,7 @@ const sizeOf = (pid: number, field: string): number =>
 const limit = (pid: number, option: string, value: number, place: Place = HERE) =>
   runIn(place, 'prlimit', [`--pid=${pid}`, `--${option}=${value}:`])
 
-/** What prevents a thread, by the words that the log says. */
+/** Reasons why no thread can start, by the words of the log. */
 const OBSTACLES: Record<string, (pid: number) => Promise<unknown>> = {
   'the limit of the address space': pid => limit(pid, 'as', sizeOf(pid, 'VmSize') + 2 ** 27),
   'the limit of the data size': pid => limit(pid, 'data', sizeOf(pid, 'VmData') + 2 ** 25),

@@ -98,7 +98,7 @@ async function steps(vm: Machine, count: number, isEnough: () => boolean): Promi
       const [first, second] = back.slice(1).split('-').map(Number)
       values.splice(0, 2, first as number, second as number)
     }
-    // What is written takes clusters that were just freed.
+    // Writes take clusters that were just freed.
     const half = random.below(2)
     values[half] = 1 + (step % 250)
     await vm.write(values[half] as number, half * HALF, HALF)

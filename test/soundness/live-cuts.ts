@@ -60,7 +60,7 @@ export function cutLive(kind: Kind, steps: readonly LiveStep[], options: LiveCut
 class Cutter {
   private model: DiskModel
   private snapshots: readonly Buffer[]
-  /** What a change in progress may leave. */
+  /** The states that a change in progress may leave. */
   private possible: readonly State[] | undefined
   private readonly random: Random
   private readonly replay: Replay<Mark>

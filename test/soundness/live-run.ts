@@ -25,7 +25,7 @@ export type Change =
 
 export type LiveStep = Step | { readonly kind: 'change'; readonly change: Change }
 
-/** What the image shows. */
+/** The bytes that the image shows. */
 export interface State {
   readonly disk: Buffer
   readonly snapshots: readonly Buffer[]

@@ -74,7 +74,7 @@ export interface LightEnd {
   readonly stderr: Buffer
 }
 
-/** What waits for each command to end, by its process id. */
+/** The functions to call when a command ends, by its process id. */
 const living = new Map<number, (status: number) => void>()
 
 /** Node waits only for processes that it has started itself. */

@@ -82,7 +82,7 @@ export class CountLedger {
       for (; at < end; at++) {
         const cell = page[at] as number
         const left = cell & MANY
-        // What is usual: enough references are left, and nobody claims the cluster. All else is for `refer`.
+        // The usual case: enough references are left, and nobody claims the cluster. All else is for `refer`.
         if (left < times || (cell & OWNED) !== 0 || (isOwned && (times > 1 || cell !== left))) break
         page[at] = (left === MANY ? MANY : left - times) | added
       }
