@@ -9,8 +9,10 @@ import { VALID_SECONDS } from '../node-operations.js'
 import { type FuseOperations, loadFuseNative } from './package.js'
 
 /**
- * How long the kernel may keep names and attributes if the disk is written: its size changes when a handle that truncated it
- * is closed, and snapshots come and go. The same where others write the image. libfuse has one time for all files, and cannot make the kernel forget one.
+ * How long the kernel may keep attributes if the disk is written: its size changes when a handle that truncated it is closed.
+ * libfuse has one time for all files, and cannot make the kernel forget one. Where others write the image, names are not kept
+ * either. Elsewhere they are: a name that is gone answers ENOENT to the question for its attributes, and to look a name up again
+ * would give the kernel the disk's whole size while a handle that truncated it is open.
  */
 const WRITTEN_VALID_SECONDS = 0
 /** The size of fuse-native's buffers, which silently cut off longer strings. */
@@ -107,9 +109,8 @@ export function libfuseOptions(request: LibfuseRequest, isRoot: boolean): string
     // libfuse takes a file for the same as long as its name is: the pages of two would be mixed.
     ...(isShared ? ['direct_io'] : []),
     'ac_attr_timeout=0',
-    ...['entry', 'attr'].map(
-      what => `${what}_timeout=${isWritable || isShared ? WRITTEN_VALID_SECONDS : VALID_SECONDS}`,
-    ),
+    `entry_timeout=${isShared ? WRITTEN_VALID_SECONDS : VALID_SECONDS}`,
+    `attr_timeout=${isWritable || isShared ? WRITTEN_VALID_SECONDS : VALID_SECONDS}`,
     ...(defaultPermissions ? ['default_permissions'] : []),
     ...(allowRoot ? ['allow_root'] : allowOther ? ['allow_other'] : []),
     ...(isRoot ? ['nonempty'] : []),
