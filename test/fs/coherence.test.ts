@@ -190,7 +190,7 @@ t.test('the thread drops before a write and after it', async t => {
   pages.note(PLACES[0] as FilePlace, 0, 8192)
   const { all, events, noted } = service(t, pages)
   all({ message: Uint8Array.from(writeOf(DISK, 6000, 1000)), device: 5 })
-  // What others have changed first; afterwards all that was read meanwhile, also through the file itself.
+  // The pages that others have changed come first; all that was read meanwhile follows, also through the file itself.
   t.equal(noted()[0], '17 5000 1000')
   t.same(noted().slice(1).sort(), ['16 6000 1000', '17 5000 1000'])
   t.same(events, ['answer after 1', '5: answer after 3'])

@@ -182,7 +182,7 @@ t.test('files that are truncated and written anew', skip, async t => {
   t.match(await call(HERE, 'truncating', target, 'ftruncate', 8192), {
     ...{ empty: 0, written: 30_000, after: SIZE },
   })
-  // What was before and after the partition, and what the handle has skipped.
+  // The bytes before and after the partition stay, and both names show the same ones within it.
   const whole = readFileSync(mounted.file('disk.raw'))
   t.ok(whole.subarray(0, SECOND).equals(expected.subarray(0, SECOND)))
   t.ok(whole.subarray(SECOND + SIZE).equals(expected.subarray(SECOND + SIZE)))

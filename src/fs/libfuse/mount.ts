@@ -11,8 +11,8 @@ import { type FuseOperations, loadFuseNative } from './package.js'
 /**
  * How long the kernel may keep attributes if the disk is written: its size changes when a handle that truncated it is closed.
  * libfuse has one time for all files, and cannot make the kernel forget one. Where others write the image, names are not kept
- * either. Elsewhere they are: a name that is gone answers ENOENT to the question for its attributes, and to look a name up again
- * would give the kernel the disk's whole size while a handle that truncated it is open.
+ * either. Elsewhere names are kept: without that, readers beside a handle that had truncated the disk got old bytes from the
+ * page cache (test/kernel/truncating.test.ts). A name that is gone answers ENOENT to the question for its attributes.
  */
 const WRITTEN_VALID_SECONDS = 0
 /** The size of fuse-native's buffers, which silently cut off longer strings. */
