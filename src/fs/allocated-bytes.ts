@@ -6,6 +6,7 @@ import type { View } from '../formats/driver.js'
 import { countAllocated } from '../image/holes.js'
 import type { ViewSet } from '../image/view-set.js'
 import type { WritableDisk } from '../formats/writable.js'
+import type { DiskFile } from './disk-file.js'
 import type { ImageNode } from './tree.js'
 import type { WrittenFiles } from './written-files.js'
 
@@ -35,7 +36,7 @@ export class AllocatedBytes {
     private readonly layers: readonly LayerSpec[],
     private readonly counts: Float64Array,
     private readonly written: WrittenFiles,
-    private readonly viewOf: (node: ImageNode) => View,
+    private readonly viewOf: (node: ImageNode, file: DiskFile | undefined) => View,
   ) {}
 
   isKnown(node: ImageNode): boolean {
@@ -84,7 +85,7 @@ export class AllocatedBytes {
     disk?.beginRead(0, 0)
     try {
       const bytes = this.fileBytes(node.entry.layer) + (file?.ownBytes ?? 0)
-      return countAllocated(this.viewOf(node), bytes, milliseconds)
+      return countAllocated(this.viewOf(node, file), bytes, milliseconds)
     } catch (error) {
       if (isExpected(error)) return 0
       throw error

@@ -133,9 +133,10 @@ export class DeviceLoop {
       pass.leave()
       return
     }
-    const bytes = coherence
-      ? coherence.answer(message, length, device)
-      : responder.answer(message, length, outcome)
+    const bytes =
+      coherence && outcome === undefined
+        ? coherence.answer(message, length, device)
+        : responder.answer(message, length, outcome)
     if (bytes > 0 && !send(device, responder.reply, bytes, log)) this.forget(message)
     pass.leave()
     if (bytes !== HANDED_OVER) countRequest(stats, message, responder.reply, bytes, started)

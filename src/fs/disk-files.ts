@@ -3,7 +3,7 @@ import type { WritableDisk } from '../formats/writable.js'
 import type { ViewSet } from '../image/view-set.js'
 import { lowerCount } from './allocated-bytes.js'
 import { DiskFile, type DiskFileOptions } from './disk-file.js'
-import { DISK_ID, type ImageNode, type Node, type Tree } from './tree.js'
+import type { ImageNode, Node, Tree } from './tree.js'
 import type { FilePlace } from './truncations.js'
 import type { WrittenFiles } from './written-files.js'
 
@@ -27,7 +27,7 @@ export class DiskFiles implements WrittenFiles {
     const { tree, views } = parts
     this.nodes = tree.images().filter(({ entry }) => views.diskOf(entry))
     for (const node of this.nodes) {
-      const place = placeOf(node)
+      const place = placeOf(node, tree)
       const onZero = (offset: number, length: number) => this.lower(place.start + offset, length)
       const disk = views.diskOf(node.entry) as WritableDisk
       this.files.set(node.id, new DiskFile(disk, { ...optionsOf(node, place), onZero }))
@@ -37,7 +37,7 @@ export class DiskFiles implements WrittenFiles {
   /** Lowers the counts of all files that show a range of the disk that was zeroed. */
   private lower(offset: number, length: number): void {
     for (const node of this.nodes) {
-      const { start, end } = placeOf(node)
+      const { start, end } = placeOf(node, this.parts.tree)
       const bytes = Math.min(offset + length, end) - Math.max(offset, start)
       if (bytes > 0) lowerCount(this.parts.allocated, node.place, bytes)
     }
@@ -61,9 +61,9 @@ export class DiskFiles implements WrittenFiles {
 }
 
 /** Returns where the file of a node lies on its disk. Only a partition has a fixed end. */
-export function placeOf({ id, entry }: ImageNode): FilePlace {
-  const { kind, startOffset, sizeBytes } = entry
-  const place = { file: id, disk: DISK_ID }
+export function placeOf(node: ImageNode, tree: Tree): FilePlace {
+  const { kind, startOffset, sizeBytes } = node.entry
+  const place = { file: node.id, disk: tree.wholeOf(node) }
   if (kind !== 'partition') return { ...place, start: 0, end: Number.POSITIVE_INFINITY }
   return { ...place, start: startOffset, end: startOffset + sizeBytes }
 }

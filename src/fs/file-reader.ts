@@ -10,6 +10,7 @@ import { readView } from '../image/engine.js'
 import { nextData, nextHole } from '../image/holes.js'
 import type { ViewSet } from '../image/view-set.js'
 import { SEEK_DATA } from '../io/libc.js'
+import type { DiskFile } from './disk-file.js'
 import type { ImageNode } from './tree.js'
 import type { WrittenFiles } from './written-files.js'
 
@@ -36,9 +37,9 @@ export class FileReader {
     private readonly files: WrittenFiles,
   ) {}
 
-  view(node: ImageNode): View {
-    const written = this.files.find(node)?.view
-    if (written) return written
+  /** @param file the file of `node` as it is written, if it is; found once, because another thread may make it meanwhile */
+  view(node: ImageNode, file: DiskFile | undefined): View {
+    if (file?.view) return file.view
     let view = this.views.get(node.id)
     if (view === undefined) {
       view = this.parts.views.viewOf(node.entry)
@@ -66,11 +67,12 @@ export class FileReader {
 
   /** Returns where the next data, or the next hole, begin; or a negative errno. Throws for damage. */
   seek(node: ImageNode, offset: number, whence: number): number {
-    const disk = this.lockedDisk(node)
+    const file = this.files.find(node)
+    const disk = this.lockedDisk(file)
     let found: number
     disk?.beginRead(0, 0)
     try {
-      const view = this.view(node)
+      const view = this.view(node, file)
       found = whence === SEEK_DATA ? nextData(view, offset) : nextHole(view, offset)
     } catch (error) {
       return -this.errnoInstead(node, error)
@@ -85,14 +87,14 @@ export class FileReader {
   private fill(node: ImageNode, target: Buffer, length: number, offset: number): void {
     const { queue } = this.parts
     const file = this.files.find(node)
-    const disk = this.lockedDisk(node)
+    const disk = this.lockedDisk(file)
     // Data of snapshots and lower layers are never overwritten. The lock only keeps their place, so no stripe is needed.
     if (file) {
       file.truncations.noteRead()
       file.disk.beginRead(offset, length)
     } else disk?.beginRead(0, 0)
     try {
-      readView(this.view(node), target, 0, length, offset, queue)
+      readView(this.view(node, file), target, 0, length, offset, queue)
     } catch (error) {
       if (error instanceof ImageError) disk?.checkFiles()
       throw error
@@ -103,9 +105,9 @@ export class FileReader {
     }
   }
 
-  /** Returns the disk whose lock keeps the places of the bytes of `node`, if any disk is written. */
-  private lockedDisk(node: ImageNode): WritableDisk | undefined {
-    return this.files.find(node)?.disk ?? this.parts.views.disk
+  /** Returns the disk whose lock keeps the places of the bytes that are read, if any disk is written. */
+  private lockedDisk(file: DiskFile | undefined): WritableDisk | undefined {
+    return file?.disk ?? this.parts.views.disk
   }
 
   /**

@@ -70,7 +70,9 @@ export class ImageFs {
   /** Returns where the file of a node lies on its disk, if it can be written. */
   placeOf(nodeid: number): FilePlace | undefined {
     const node = this.tree.node(nodeid)
-    return node?.kind === 'image' && this.nodes.isWritable(node) ? placeOf(node) : undefined
+    return node?.kind === 'image' && this.nodes.isWritable(node)
+      ? placeOf(node, this.tree)
+      : undefined
   }
 
   /** Reports whether the user `uid` may use the mount at all. */

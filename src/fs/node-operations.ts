@@ -94,8 +94,8 @@ export class NodeOperations {
           parts.dropPages?.(place.start + offset, length, isLocked),
       }))
     this.reader = new FileReader(parts, this.files)
-    this.allocated = new AllocatedBytes(views, layers, allocated, this.files, node =>
-      this.reader.view(node),
+    this.allocated = new AllocatedBytes(views, layers, allocated, this.files, (node, file) =>
+      this.reader.view(node, file),
     )
   }
 
@@ -250,8 +250,10 @@ export class NodeOperations {
   validity(node: Node): number {
     if (node.kind === 'control') return 0
     const file = this.files.find(node)
+    // Writes through other files change it, too.
+    if (this.parts.sharesBytes && this.isWritable(node)) return 0
     if (!file) return this.isSteady(node) ? VALID_SECONDS : 0
-    if (this.parts.sharesBytes || file.truncations.isActive) return 0
+    if (file.truncations.isActive) return 0
     return this.allocated.isCurrent(node as ImageNode, file.disk) ? WRITTEN_VALID_SECONDS : 0
   }
 

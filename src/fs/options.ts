@@ -89,9 +89,6 @@ export function parseMountOptions(lists: readonly string[]): MountOptions {
   if (flags.has('manage') && (access === 'ro' || flags.has('scratch'))) {
     throw new UsageError('manage changes the image: leave out ro and scratch, or manage')
   }
-  if (flags.has('manage') && flags.has('partitions')) {
-    throw new UsageError('manage and partitions exclude each other')
-  }
   const number = (name: string, radix: 8 | 10, max: number): number | undefined => {
     const text = values.get(name)
     if (text === undefined) return undefined
@@ -139,8 +136,6 @@ function scratchOptions(
     throw new UsageError(`-o scratch-${folder === undefined ? 'size' : 'dir'} needs -o scratch`)
   }
   if (access === 'ro') throw new UsageError('scratch copies are written: leave out ro or scratch')
-  // A partition's file would not show what is written to the copy of its disk.
-  if (flags.has('partitions')) throw new UsageError('scratch and partitions exclude each other')
   const limitBytes = size === undefined ? undefined : parseDiskSize(size, '-o scratch-size')
   return { file: values.get('scratch'), folder, limitBytes }
 }

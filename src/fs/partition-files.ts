@@ -1,13 +1,12 @@
 /** The files that `-o partitions` adds to a mount. */
 import { inWords, isExpected } from '../errors.js'
 import type { CatalogEntry } from '../image/catalog.js'
-import { readView } from '../image/engine.js'
 import { listed } from '../image/partitions/listed.js'
 import type { Partition, PartitionTable } from '../image/partitions/partition.js'
 import { readPartitionTable } from '../image/partitions/read-table.js'
-import type { ViewSet } from '../image/view-set.js'
 import { jsonWithoutHidden } from '../hidden-characters.js'
 import type { Logger } from '../log.js'
+import type { ReadableDisk } from './readable-disk.js'
 
 /** The most files that are added: a damaged image may have a thousand snapshots with 128 partitions each. */
 const MAX_FILES = 65_536
@@ -18,11 +17,22 @@ export interface ShownPartitions {
   readonly entries: readonly CatalogEntry[]
   /** The text of partitions.json. */
   readonly text: string
-  /** The part of the text about the disk itself. */
-  readonly ofDisk: string
-  /** Where on the disk its partition table may be. */
+  /** Those of the disk and of the snapshots. */
+  readonly tables: readonly ShownTable[]
+}
+
+/** The partition table of a disk as it is shown. Plain data. */
+export interface ShownTable {
+  /** The place of the disk in the catalog. */
+  readonly place: number
+  /** What partitions.json says of it. */
+  readonly text: string
+  /** Where on the disk the table may be. */
   readonly places: readonly TablePlace[]
 }
+
+/** Returns a disk of the catalog. Throws what opening its tables throws. */
+type ReadableAt = (entry: CatalogEntry, place: number) => ReadableDisk
 
 /** From `from` up to `to`, in bytes. */
 export interface TablePlace {
@@ -40,14 +50,13 @@ const TABLE_REACH = 2 * 2 ** 20
  */
 export function withPartitions(
   entries: readonly CatalogEntry[],
-  views: ViewSet,
+  readableAt: ReadableAt,
   logger: Pick<Logger, 'warn'>,
 ): ShownPartitions {
-  const tables = new Map(
-    entries
-      .filter(({ kind }) => kind !== 'vmstate')
-      .map(entry => [entry, tableOf(entry, views, logger)]),
-  )
+  const tables = new Map<CatalogEntry, PartitionTable | undefined>()
+  for (const [place, entry] of entries.entries()) {
+    if (entry.kind !== 'vmstate') tables.set(entry, tableOf(entry, place, readableAt, logger))
+  }
   const stems = distinctStems(tables)
   const renamed = entries.map(entry => {
     const { name } = entry
@@ -63,7 +72,7 @@ export function withPartitions(
     const shown = renamed[index] as CatalogEntry
     disks.push(listed(shown.name, table))
     for (const partition of table.partitions) {
-      const file = fileOf(shown, partition)
+      const file = fileOf(shown, index, partition)
       if (added.length === MAX_FILES || Buffer.byteLength(file.name) > NAME_MAX_BYTES) {
         const why = added.length === MAX_FILES ? 'there are too many' : 'its name is too long'
         logger.warn(`partition ${partition.number} of ${shown.name} is not shown: ${why}`)
@@ -71,21 +80,21 @@ export function withPartitions(
     }
   }
   const text = jsonWithoutHidden(JSON.stringify({ disks }, undefined, 4))
-  const [disk] = entries as readonly [CatalogEntry]
-  const table = tables.get(disk)
-  return {
-    entries: [...renamed, ...added],
-    text: `${text}\n`,
-    ofDisk: JSON.stringify(table && listed('', table)),
-    places: placesOf(disk.sizeBytes, table),
-  }
+  const shownTables = entries.flatMap((entry, place) => {
+    if (entry.kind !== 'disk' && entry.kind !== 'snapshot') return []
+    const table = tables.get(entry)
+    return { place, text: textOf(table), places: placesOf(entry.sizeBytes, table) }
+  })
+  return { entries: [...renamed, ...added], text: `${text}\n`, tables: shownTables }
 }
 
-/** Returns what `ShownPartitions.ofDisk` would be now. */
-export function partitionsNow(disk: CatalogEntry, views: ViewSet): string {
-  const table = tableOf(disk, views, { warn: () => {} })
-  return JSON.stringify(table && listed('', table))
+/** Returns what `ShownTable.text` would be now. */
+export function tableTextNow(entry: CatalogEntry, disk: ReadableDisk): string {
+  return textOf(tableOf(entry, 0, () => disk, { warn: () => {} }))
 }
+
+const textOf = (table: PartitionTable | undefined): string =>
+  JSON.stringify(table && listed('', table)) ?? ''
 
 /**
  * Returns where the table of a disk may be: outside all partitions, and near the disk's ends. The chain of an MBR's logical
@@ -113,23 +122,14 @@ function placesOf(sizeBytes: number, table: PartitionTable | undefined): TablePl
   )
 }
 
-function tableOf(entry: CatalogEntry, views: ViewSet, logger: Pick<Logger, 'warn'>) {
+function tableOf(
+  entry: CatalogEntry,
+  place: number,
+  readableAt: ReadableAt,
+  logger: Pick<Logger, 'warn'>,
+) {
   try {
-    const view = views.viewOf(entry)
-    // The disk may have grown since.
-    const grown = entry.kind === 'disk' ? views.disk?.sizeBytes : undefined
-    const table = readPartitionTable({
-      sizeBytes: grown ?? entry.sizeBytes,
-      read: (target, start, length, offset) => {
-        const { disk } = views
-        disk?.beginRead(offset, length)
-        try {
-          readView(view, target, start, length, offset)
-        } finally {
-          disk?.endRead()
-        }
-      },
-    })
+    const table = readPartitionTable(readableAt(entry, place))
     for (const warning of table.warnings) logger.warn(`${entry.name}: ${warning}`)
     return table
   } catch (error) {
@@ -166,13 +166,14 @@ function distinctStems(
   return stems
 }
 
-function fileOf(disk: CatalogEntry, partition: Partition): CatalogEntry {
+function fileOf(disk: CatalogEntry, whole: number, partition: Partition): CatalogEntry {
   const { number, start, size, type, label, uuid } = partition
   return {
     ...disk,
     name: nameOf(stemOf(disk), partition),
     kind: 'partition',
     startOffset: disk.startOffset + start,
+    whole,
     sizeBytes: size,
     attributes: {
       ...disk.attributes,

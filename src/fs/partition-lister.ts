@@ -1,18 +1,18 @@
 /**
- * Makes the listing of a mount follow the disk's partition table, on the main thread. Whoever has written the table waits for it
+ * Makes the listing of a mount follow the partition tables of disks that are written, on the main thread. Whoever has written the table waits for it
  * when he syncs or closes the disk's file, so that he sees the new files.
  */
 import { inWords } from '../errors.js'
 import type { CatalogEntry } from '../image/catalog.js'
 import type { Logger } from '../log.js'
 import type { Changer } from './changer.js'
-import { partitionsNow } from './partition-files.js'
+import { tableTextNow } from './partition-files.js'
 import type { ServedImage } from './served-image.js'
 import type { TableWrites } from './table-writes.js'
 
 export class PartitionLister {
   constructor(
-    private readonly image: Pick<ServedImage, 'chain' | 'entries' | 'views' | 'world'>,
+    private readonly image: Pick<ServedImage, 'chain' | 'entries' | 'readableAt' | 'world'>,
     private readonly changer: Changer,
     private readonly tables: TableWrites,
     private readonly logger: Pick<Logger, 'warn'>,
@@ -32,9 +32,11 @@ export class PartitionLister {
     if (tables.areShown) return
     // Before the table is read: what is written meanwhile is for the next call.
     const { count } = tables
-    const [disk] = image.entries as readonly [CatalogEntry]
-    const now = partitionsNow(disk, image.views)
-    if (now !== image.world.table?.ofDisk) await this.changer.refresh(image.chain)
+    const hasChanged = image.world.tables.some(({ place, text }) => {
+      const disk = image.readableAt(place)
+      return disk.isWritten && tableTextNow(image.entries[place] as CatalogEntry, disk) !== text
+    })
+    if (hasChanged) await this.changer.refresh(image.chain)
     tables.show(count)
   }
 }

@@ -5,7 +5,7 @@
 import { MessageChannel, type MessagePort, receiveMessageOnPort } from 'node:worker_threads'
 import { constants } from 'node:os'
 import { errnoOf, SystemError } from '../errors.js'
-import type { ScratchSource, SharedScratch } from './scratch-files.js'
+import type { ScratchSource, SharedScratch } from './scratch-disks.js'
 import type { ScratchMaker } from './scratch-maker.js'
 
 /** The state of each file, by place in the catalog. Below 0: the errno of the last attempt. */

@@ -9,7 +9,7 @@ import { allocatedNow } from '../image/layer.js'
 import { closeFile } from '../io/libc.js'
 import { Ownership } from './ownership.js'
 import { PageDropper } from './page-dropper.js'
-import type { ScratchSource, SharedScratch } from './scratch-files.js'
+import type { ScratchSource, SharedScratch } from './scratch-disks.js'
 import { Truncations } from './truncations.js'
 
 /** The options of the user. */

@@ -14,6 +14,8 @@ import { DiskKeeper, type Keeper } from './disk-keeper.js'
 import { stallMessage } from './diagnostics.js'
 import { NodeIds } from './node-ids.js'
 import type { MountOptions } from './options.js'
+import { type ReadableDisk, readableDisk } from './readable-disk.js'
+import { ScratchDisks } from './scratch-disks.js'
 import { ScratchFiles } from './scratch-files.js'
 import { ScratchKeeper } from './scratch-keeper.js'
 import { ScratchMaker, type ScratchOptions } from './scratch-maker.js'
@@ -35,12 +37,13 @@ export class ServedImage {
   /** The counts of all threads; the main thread, which flushes, counts as a worker does. */
   readonly stats: SharedArrayBuffer
   readonly counts: WorkerStats
-  /** Present where programs write to scratch copies; then the world never changes. */
+  /** Present where programs write to scratch copies. */
   readonly scratch: { readonly maker: ScratchMaker; readonly files: ScratchFiles } | undefined
   /** Present where something is written. */
   readonly keeper: Keeper | undefined
   private readonly diskKeeper: DiskKeeper | undefined
   private readonly parts: WorldParts
+  private scratchDisks: ScratchDisks | undefined
   private now: OwnWorld
 
   /**
@@ -66,7 +69,18 @@ export class ServedImage {
     this.counts = new WorkerStats(this.stats, threads)
     const { caches, counts } = this
     const { partitions: showsPartitions, forceShare: isShared, scratch } = options
-    this.parts = { caches, counts, ids: new NodeIds(), showsPartitions, isShared, logger }
+    let maker: ScratchMaker | undefined
+    const scratchOf = (entries: readonly CatalogEntry[], views: ViewSet) => {
+      if (this.scratchDisks) return this.scratchDisks
+      maker = new ScratchMaker(chain, entries, scratch as ScratchOptions, threads, kept)
+      const writer = { thread: threads, onStall: this.onStall }
+      this.scratchDisks = new ScratchDisks({ entries, views, caches, writer }, maker)
+      return this.scratchDisks
+    }
+    this.parts = {
+      ...{ caches, counts, ids: new NodeIds(), showsPartitions, isShared, logger },
+      scratchOf: scratch && scratchOf,
+    }
     const memory = this.newMemory(chain)
     this.now = this.worldOf(chain, 0, memory)
     const torn = isShared ? tornWarning(tornNames(this.world)) : undefined
@@ -76,7 +90,7 @@ export class ServedImage {
     const { disk } = this.views
     const removed = () => removedFiles(top)
     this.diskKeeper = disk && new DiskKeeper(disk, countFlush, removed, logger)
-    this.scratch = scratch && this.scratchOf(scratch, kept)
+    this.scratch = maker && { maker, files: this.scratchFiles(this.scratchDisks as ScratchDisks) }
     this.keeper =
       this.diskKeeper ??
       (this.scratch && new ScratchKeeper(this.scratch.files, countFlush, logger, kept))
@@ -89,7 +103,7 @@ export class ServedImage {
 
   /** Whether several files show the same bytes and can be written. */
   get sharesBytes(): boolean {
-    return sharesBytes(this.chain, this.parts.showsPartitions)
+    return this.isWritable && this.parts.showsPartitions
   }
 
   get chain(): Chain {
@@ -142,24 +156,24 @@ export class ServedImage {
 
   private readonly onStall = (seconds: number) => this.logger.warn(stallMessage(seconds))
 
-  private scratchOf(options: ScratchOptions, kept: LayerSpec | undefined) {
-    const { chain, entries, threads, views, caches, counts, onStall } = this
-    const maker = new ScratchMaker(chain, entries, options, threads, kept)
-    const parts = {
-      ...{ entries, views, caches, writer: { thread: threads, onStall } },
+  /** Returns the disk at `place` of the catalog as it reads now. Throws ImageError if its table is impossible. */
+  readableAt(place: number): ReadableDisk {
+    return readableDisk(this.entries[place] as CatalogEntry, place, this.views, this.scratchDisks)
+  }
+
+  /** The main thread serves these only through libfuse, where their list never changes. */
+  private scratchFiles(disks: ScratchDisks): ScratchFiles {
+    const { entries, counts } = this
+    return new ScratchFiles({
+      ...{ entries, disks, dropShared: undefined },
       allocated: new Float64Array(this.world.allocated),
       isGrowable: this.options.growable,
       onFlush: () => counts.countFlush(),
       // The main thread has to answer other requests meanwhile.
       pageDropperStartMs: 0,
-    }
-    return { maker, files: new ScratchFiles(parts, maker) }
+    })
   }
 }
-
-/** Reports whether several files of a mount show the same bytes and can be written. */
-export const sharesBytes = ({ isWritable }: Chain, showsPartitions: boolean): boolean =>
-  isWritable && showsPartitions
 
 function cachesOf(
   layer: LayerSpec,

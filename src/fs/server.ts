@@ -32,7 +32,7 @@ import type { MountOptions } from './options.js'
 import { Refresher } from './refresher.js'
 import { PartitionLister } from './partition-lister.js'
 import { checkNotMounted, namingItsMount, whenReleased } from './release.js'
-import { ServedImage, sharesBytes } from './served-image.js'
+import { ServedImage } from './served-image.js'
 import { abandon, bringUp, stopMount } from './served-mount.js'
 import type { MainThread, Session, SessionParts, Transport } from './session.js'
 import { sessionParts } from './session-parts.js'
@@ -151,10 +151,11 @@ async function serveChain(
 ): Promise<Server> {
   const mountpoint = realMountpoint(request.mountpoint)
   const { metadataBytes, options } = request
-  const isShared = sharesBytes(chain, options.partitions)
+  const isShared = options.partitions && (chain.isWritable || options.scratch !== undefined)
   if (isShared && transport === 'libfuse') {
+    const way = options.scratch ? 'leave out scratch or partitions' : '-o ro,partitions'
     throw new MountError(
-      'through libfuse, partitions can only be read (-o ro,partitions): it cannot tell the kernel what has changed',
+      `through libfuse, partitions can only be read (${way}): it cannot tell the kernel what has changed`,
     )
   }
   // The callbacks of libfuse run on the main thread.

@@ -59,6 +59,8 @@ export class Tree {
   private readonly nodes = new Map<number, Node>()
   /** The nodes by folder id and name. */
   private readonly names = new Map<string, Node>()
+  /** The numbers of the files, by place in the catalog. */
+  private readonly ids: readonly number[]
   /** The number of image files. */
   readonly fileCount: number
 
@@ -73,6 +75,7 @@ export class Tree {
       const id = ids[index] as number
       return { id, name: entry.name, parent: ROOT_ID, kind: 'image', entry, place: index }
     })
+    this.ids = ids
     this.fileCount = files.length
     const shown = CONTROL_FILES.filter(file => hasPartitions || file !== 'partitions.json')
     const controls = shown.map((file, index): ControlNode => {
@@ -115,6 +118,11 @@ export class Tree {
     const pathOf = ({ id, name, parent }: Node): string =>
       id === ROOT_ID ? '' : `${pathOf(this.node(parent) as Node)}/${name}`
     return new Map([...this.nodes.values()].map(node => [pathOf(node) || '/', node]))
+  }
+
+  /** Returns the number of the file of the whole disk that `node` shows, or of which it shows a part. */
+  wholeOf({ entry, id }: ImageNode): number {
+    return entry.whole === undefined ? id : (this.ids[entry.whole] as number)
   }
 
   /** The file of the disk itself; undefined only in tests. */

@@ -26,11 +26,13 @@ import { Poller } from './poller.js'
 import { changesDisk } from './put-aside.js'
 import { OUT_HEADER } from './protocol.js'
 import { faultLogger, type LogEntry, stallMessage, statsText, statusText } from './diagnostics.js'
+import { ScratchDisks } from './scratch-disks.js'
 import { ScratchFiles } from './scratch-files.js'
 import { type MailboxSetup, ScratchMailbox, type ScratchMessage } from './scratch-mail.js'
 import { WorkerStats } from './stats.js'
+import type { TablePlace } from './partition-files.js'
 import { TableWrites } from './table-writes.js'
-import { type Appearance, DISK_ID } from './tree.js'
+import type { Appearance } from './tree.js'
 import { Truncations } from './truncations.js'
 import { tornStatus } from './torn.js'
 import { treeOf } from './tree-of-world.js'
@@ -201,6 +203,10 @@ class FileSystems {
   readonly opens: OpenCounts
   readonly gaps = new Gaps()
   private world: World
+  /** Where partition tables may be, by the number of the disk's file. */
+  private tables: ReadonlyMap<number, readonly TablePlace[]> = new Map()
+  /** They outlive a world. */
+  private scratch: ScratchDisks | undefined
   private minor: number | undefined
   private readonly lasting
 
@@ -239,8 +245,8 @@ class FileSystems {
   }
 
   touchesTable({ disk, from, to }: DiskRange): boolean {
-    if (disk !== DISK_ID) return false
-    return this.world.table?.places.some(place => place.from < to && place.to > from) ?? false
+    const places = this.tables.get(disk)
+    return places?.some(place => place.from < to && place.to > from) ?? false
   }
 
   /** Takes the newest world that has been sent. Returns its number. */
@@ -260,17 +266,23 @@ class FileSystems {
     const onStall = (seconds: number) => log({ level: 'warn', message: stallMessage(seconds) })
     const writer = { thread: setup.index, onStall }
     const writing = memory && { memory, ...writer }
-    const views = new ViewSet(layers, setup.caches, stats, writing)
+    this.tables = new Map(
+      world.tables.map(({ place, places }) => [world.ids[place] as number, places]),
+    )
+    // The image below scratch copies never changes.
+    const views = this.scratch?.base ?? new ViewSet(layers, setup.caches, stats, writing)
     const { status, started, shared } = setup
     const watch = watchOf(world, changed => tell({ changed }))
     const allocated = new Float64Array(world.allocated)
-    const { scratch, caches } = setup
-    const files =
+    const { scratch, caches, jobs } = setup
+    const { entries } = world
+    this.scratch ??=
       scratch &&
-      new ScratchFiles(
-        { ...this.lasting, entries: world.entries, views, allocated, caches, writer },
-        new ScratchMailbox(scratch, tell),
-      )
+      new ScratchDisks({ entries, views, caches, writer }, new ScratchMailbox(scratch, tell))
+    const dropShared = jobs && this.gaps.add
+    const files =
+      this.scratch &&
+      new ScratchFiles({ ...this.lasting, entries, disks: this.scratch, allocated, dropShared })
     const fileSystem = new ImageFs({
       ...this.lasting,
       tree: treeOf(world, setup.appearance),

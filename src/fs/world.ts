@@ -15,7 +15,9 @@ import { ViewSet } from '../image/view-set.js'
 import type { Timestamp } from '../io/file-spec.js'
 import type { Logger } from '../log.js'
 import type { NodeIds } from './node-ids.js'
-import { type ShownPartitions, withPartitions } from './partition-files.js'
+import { type ShownTable, withPartitions } from './partition-files.js'
+import { readableDisk } from './readable-disk.js'
+import type { ScratchDisks } from './scratch-disks.js'
 import type { WorkerStats } from './stats.js'
 
 export interface World {
@@ -27,8 +29,8 @@ export interface World {
   readonly ids: readonly number[]
   /** The text of partitions.json, if it is shown. */
   readonly partitions: string | undefined
-  /** The part of that about the disk itself, and where on the disk its table may be. */
-  readonly table: Pick<ShownPartitions, 'ofDisk' | 'places'> | undefined
+  /** The tables of the disks that can be written, if their partitions are shown. */
+  readonly tables: readonly ShownTable[]
   /** Present if the disk is written. */
   readonly memory: DiskMemory | undefined
   /** Allocated bytes by place in the catalog; -1 if not counted yet. */
@@ -62,6 +64,10 @@ export interface WorldParts {
   /** Whether others may write the image meanwhile. */
   readonly isShared: boolean
   readonly logger: Logger
+  /** Present where programs write to scratch copies: returns these, and makes them for the first world. */
+  readonly scratchOf?:
+    | ((entries: readonly CatalogEntry[], views: ViewSet) => ScratchDisks)
+    | undefined
 }
 
 /** Makes the world of an image. @param writing the main thread's part in writing; undefined if the disk is only read */
@@ -69,11 +75,15 @@ export function makeWorld(
   chain: Chain,
   number: number,
   writing: Writing | undefined,
-  { caches, counts, ids, showsPartitions, isShared, logger }: WorldParts,
+  { caches, counts, ids, showsPartitions, isShared, logger, scratchOf }: WorldParts,
 ): OwnWorld {
   const catalog = catalogOf(chain)
   const views = new ViewSet(chain.layers, caches, counts, writing)
-  const shown = showsPartitions ? withPartitions(catalog.entries, views, logger) : undefined
+  const scratch = scratchOf?.(catalog.entries, views)
+  const readableAt = (entry: CatalogEntry, place: number) =>
+    readableDisk(entry, place, views, scratch)
+  const shown = showsPartitions ? withPartitions(catalog.entries, readableAt, logger) : undefined
+  const isWritable = ({ place }: ShownTable) => scratch !== undefined || (writing && place === 0)
   const entries = shown?.entries ?? catalog.entries
   const allocated = new SharedArrayBuffer(entries.length * 8)
   new Float64Array(allocated).fill(-1)
@@ -85,7 +95,7 @@ export function makeWorld(
     entries,
     ids: ids.of(entries),
     partitions: shown?.text,
-    table: shown && { ofDisk: shown.ofDisk, places: shown.places },
+    tables: shown?.tables.filter(isWritable) ?? [],
     memory: writing?.memory,
     allocated,
     modified:

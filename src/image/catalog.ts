@@ -23,6 +23,8 @@ export interface CatalogEntry {
    * The place of the file's first byte on the disk of its table, in bytes: VM states lie past the disk's end, partitions in it.
    */
   readonly startOffset: number
+  /** Of a partition: the place in the catalog of the disk that it is part of. */
+  readonly whole?: number
   readonly sizeBytes: number
   readonly modified: Timestamp
   readonly attributes: Readonly<Record<string, string>>

@@ -245,7 +245,7 @@ export const packedStores = (layers: readonly LayerSpec[]): FileStore[] =>
   [...layers, ...layers.flatMap(({ extentFiles = [] }) => extentFiles)].map(storeOf)
 
 /** Returns `length` bytes of a disk from `offset` on, as a disk. */
-function windowOf({ driver, parent }: View, offset: number, length: number): View {
+export function windowOf({ driver, parent }: View, offset: number, length: number): View {
   return {
     driver: new ShiftedDriver(driver, offset, length),
     parent: parent && windowOf(parent, offset, length),

@@ -1,5 +1,6 @@
 /** `-o manage`: programs take, rename and delete snapshots by changing the folder of the mount. */
 import { chownSync } from 'node:fs'
+import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import {
   attemptIn,
@@ -12,6 +13,7 @@ import {
   type Place,
   runIn,
   sampleImage,
+  sharedFolder,
   vimgfs,
 } from '../support/mount.js'
 import { needs, run } from '../support/run.js'
@@ -98,6 +100,56 @@ for (const place of noFuse().skip ? [] : [HERE, overLibfuse(HERE)]) {
     t.match(await vimgfs(place, ['check', folder]), { code: 0 })
   })
 }
+
+t.test(
+  'partitions follow, while others change the table',
+  { ...noFuse(), ...needs('qemu-img', 'sfdisk') },
+  async t => {
+    const image = join(sharedFolder(t), 'disk.qcow2')
+    await run('qemu-img', ['create', '-q', '-f', 'qcow2', image, '16M'])
+    const { folder, file } = await mount(t, image, { args: ['-o', 'manage,partitions'] })
+    const names = async () => (await run('ls', [folder])).trim().split('\n')
+    const limited = (...words: string[]) => attemptIn(HERE, 'timeout', ['60', ...words])
+    const done = async (...words: string[]) =>
+      t.match(await limited(...words), { code: 0, stderr: '' }, words.join(' '))
+    const sfdisk = ['sfdisk', '--quiet', '--no-reread', '--no-tell-kernel', file('disk.raw')]
+    await run('sh', ['-c', `echo start=2048,size=4M | ${sfdisk.join(' ')}`])
+    await run('dd', [`of=${file('disk.p1.raw')}`, 'conv=notrunc', 'status=none'], { input: 'old' })
+    await done('touch', file('disk@one.raw'))
+    t.same(await names(), ['disk.p1.raw', 'disk.raw', 'disk@one.p1.raw', 'disk@one.raw'])
+    await run('dd', [`of=${file('disk.p1.raw')}`, 'conv=notrunc', 'status=none'], { input: 'new' })
+    t.equal(await run('head', ['-c', '3', file('disk@one.p1.raw')]), 'old')
+    t.match(await limited('rm', '-f', file('disk@one.p1.raw')), {
+      stderr: /Operation not permitted/,
+    })
+    const one = file('disk@one.raw')
+    const holding = `exec 5< ${file('disk@one.p1.raw')}; exec rm -f ${one}`
+    t.match(await limited('sh', '-c', holding), { stderr: /Device or resource busy/ })
+    await done('mv', one, file('disk@two.raw'))
+    t.ok((await names()).includes('disk@two.p1.raw'))
+    const changes = [
+      'for i in 1 2 3 4 5 6',
+      'do touch "$1@t$i.raw"',
+      'rm "$1@t$i.raw" || exit 1',
+      'done',
+    ]
+    const tables = [
+      'for i in 1 2 3 4 5 6',
+      `do echo "start=2048,size=$i"M | ${sfdisk.join(' ')}`,
+      'done',
+    ]
+    const both = await Promise.all([
+      limited('sh', '-c', changes.join('; '), 'sh', file('disk')),
+      limited('sh', '-c', tables.join('; ')),
+    ])
+    t.match(both, [{ code: 0 }, { code: 0 }], 'nobody hangs')
+    await done('rm', '-f', file('disk@two.raw'))
+    t.same(await names(), ['disk.p1.raw', 'disk.raw'])
+    t.equal((await run('stat', ['-c', '%s', file('disk.p1.raw')])).trim(), `${6 * 2 ** 20}`)
+    t.match(await vimgfs(HERE, ['umount', folder]), { code: 0 })
+    await run('qemu-img', ['check', '-q', image])
+  },
+)
 
 t.test('without the option the folder stays as it is', noFuse(), async t => {
   const { file } = await mount(t, ownImage(t, HERE))

@@ -332,7 +332,6 @@ const REFUSALS: readonly {
 }[] = [
   { options: 'ro,scratch', says: /leave out ro or scratch/, code: 2 },
   { options: 'force-share,scratch', says: /force-share is for reading only/, code: 2 },
-  { options: 'scratch,partitions', says: /scratch and partitions exclude each other/, code: 2 },
   { options: 'scratch-dir=/tmp', says: /-o scratch-dir needs -o scratch/, code: 2 },
   { options: 'scratch-size=1G', says: /-o scratch-size needs -o scratch/, code: 2 },
   { options: 'scratch,scratch-size=much', says: /-o scratch-size takes a size/, code: 2 },

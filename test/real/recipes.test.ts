@@ -129,7 +129,9 @@ const RECIPES: readonly Recipe[] = [
     lead: /^Check the file system in a snapshot's partition/m,
     content: PARTITIONED,
     needsNoRoot: true,
-    prints: /^Pass 5: /m,
+    prints: /recovering journal(.|\n)*^Pass 5: (.|\n)*^second$/m,
+    prepare: keepCopy,
+    check: isUnchanged,
   },
   {
     lead: /something in a snapshot and throw it away/,
