@@ -9,7 +9,7 @@ import {
   NO_LOG,
   noFuse,
   sampleImage,
-  vimgfs,
+  launched,
 } from '../support/mount.js'
 import { tempFolder } from '../support/run.js'
 
@@ -18,7 +18,7 @@ const COMMANDS = ['mount', 'umount', 'check', 'info', 'help']
 
 t.test('help', async t => {
   for (const args of [['--help'], ['-h'], ['help']]) {
-    const { code, stdout, stderr } = await vimgfs(HERE, args)
+    const { code, stdout, stderr } = await launched(HERE, args)
     t.equal(code, 0)
     t.equal(stderr, '')
     for (const command of COMMANDS) t.match(stdout, new RegExp(`^  ${command} `, 'm'), command)
@@ -34,7 +34,7 @@ t.test('help of each command, with an example', async t => {
       [command, '--help'],
       [command, '-h'],
     ]) {
-      const { code, stdout, stderr } = await vimgfs(HERE, args)
+      const { code, stdout, stderr } = await launched(HERE, args)
       t.equal(code, 0, args.join(' '))
       t.equal(stderr, '')
       texts.push(stdout)
@@ -48,7 +48,7 @@ t.test('help of each command, with an example', async t => {
 })
 
 t.test('the help of mount names all of its options', async t => {
-  const { stdout } = await vimgfs(HERE, ['help', 'mount'])
+  const { stdout } = await launched(HERE, ['help', 'mount'])
   for (const option of [
     ...['allow_root', 'allow_other', 'default_permissions', 'uid=', 'gid=', 'umask=', 'fsname='],
     ...['--foreground', '--format', '--threads', '--metadata-cache', '--allow-path', '--max-chain'],
@@ -61,13 +61,13 @@ t.test('the help of mount names all of its options', async t => {
 
 t.test('version', async t => {
   for (const option of ['--version', '-V']) {
-    const { code, stdout } = await vimgfs(HERE, [option])
+    const { code, stdout } = await launched(HERE, [option])
     t.same({ code, stdout }, { code: 0, stdout: `vimgfs ${version}\n` })
   }
 })
 
 t.test('no command at all: the help, as an error', async t => {
-  const { code, stdout, stderr } = await vimgfs(HERE, [])
+  const { code, stdout, stderr } = await launched(HERE, [])
   t.equal(code, 2)
   t.equal(stdout, '')
   t.match(stderr, 'Usage: vimgfs COMMAND')
@@ -93,7 +93,7 @@ t.test('wrong usage: one line, exit code 2', async t => {
     [['umount', '--force', 'a'], /Unknown option '--force'; vimgfs help umount/],
   ]
   for (const [args, message] of cases) {
-    const { code, stdout, stderr } = await vimgfs(HERE, args)
+    const { code, stdout, stderr } = await launched(HERE, args)
     t.equal(code, 2, args.join(' '))
     t.equal(stdout, '')
     t.match(stderr, message)

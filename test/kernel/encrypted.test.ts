@@ -29,6 +29,7 @@ import {
   kill,
   MAIN,
   mount,
+  launched,
   mountFolder,
   NO_LOG,
   noFuse,
@@ -312,7 +313,7 @@ t.test('a command that asks can be interrupted', skip, async t => {
     const signals = ['SIGTERM', 'SIGHUP', 'SIGINT'] as const
     for (const signal of front.length === 0 ? signals : signals.slice(0, 1)) {
       const title = `${signal} ${front}`
-      const waiting = vimgfs(
+      const waiting = launched(
         HERE,
         ['mount', ...NO_LOG, ...front, '--passphrase-file', fifo, file, mnt],
         plain,

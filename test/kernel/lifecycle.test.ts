@@ -27,7 +27,7 @@ import {
   sampleImage,
   serversOf,
   until,
-  vimgfs,
+  launched,
   wordsOf,
 } from '../support/mount.js'
 import { needsRoot } from '../support/run.js'
@@ -81,7 +81,7 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
   for (const signal of [...signals, 'SIGHUP'] as const) {
     await t.test(`${signal} in front: exit code 0`, async t => {
       const folder = mountFolder(t, place)
-      const ended = vimgfs(place, ['mount', '-f', ...READ_ONLY, SAMPLE, folder])
+      const ended = launched(place, ['mount', '-f', ...READ_ONLY, SAMPLE, folder])
       t.ok(await until(() => isMounted(place, folder)))
       t.equal(await runIn(place, 'ls', [folder]), LISTING, 'it answers')
       for (const pid of serversOf(folder)) process.kill(pid, signal)
@@ -109,21 +109,21 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
     const { folder, pid, file } = await mount(t, SAMPLE, { place, args: READ_ONLY })
     for (const cwd of ['/', folder]) {
       const { finish } = await holder(t, place, cwd === '/' ? file('disk.raw') : '/dev/zero', cwd)
-      const { code, stderr } = await vimgfs(place, ['umount', folder])
+      const { code, stderr } = await launched(place, ['umount', folder])
       t.equal(code, 1)
       oneLine(t, stderr, /^vimgfs: .*: it is in use .*fuser.*--lazy/)
       t.ok(isRunning(pid))
       t.equal(await runIn(place, 'ls', [folder]), LISTING, 'it works')
       t.equal(await finish(), '65536')
     }
-    t.equal((await vimgfs(place, ['umount', folder])).code, 0, 'now it is free')
+    t.equal((await launched(place, ['umount', folder])).code, 0, 'now it is free')
     t.notOk(isRunning(pid))
   })
 
   await t.test('in use: umount --lazy takes it away', async t => {
     const { folder, pid, file } = await mount(t, SAMPLE, { place, args: READ_ONLY })
     const { finish } = await holder(t, place, file('disk.raw'))
-    t.equal((await vimgfs(place, ['umount', '--lazy', folder])).code, 0)
+    t.equal((await launched(place, ['umount', '--lazy', folder])).code, 0)
     t.notOk(await isMounted(place, folder))
     t.ok(isRunning(pid))
     t.equal(await finish(), '65536')
@@ -137,11 +137,11 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
     const dead = await attemptIn(place, 'cat', [file('disk.raw')])
     t.match(dead.stderr, /endpoint is not connected|caused connection abort/)
 
-    const again = await vimgfs(place, ['mount', ...NO_LOG, ...READ_ONLY, SAMPLE, folder])
+    const again = await launched(place, ['mount', ...NO_LOG, ...READ_ONLY, SAMPLE, folder])
     t.equal(again.code, 1)
     oneLine(t, again.stderr, /there already.*vimgfs umount/)
 
-    const { code, stderr } = await vimgfs(place, ['umount', folder])
+    const { code, stderr } = await launched(place, ['umount', folder])
     t.same({ code, stderr }, { code: 0, stderr: '' })
     t.notOk(await isMounted(place, folder))
     await mount(t, SAMPLE, { place, folder, args: READ_ONLY })
@@ -153,10 +153,10 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
     const { finish } = await holder(t, place, file('disk.raw'))
     kill(pid, 'SIGKILL')
     t.ok(await hasEnded(t, pid))
-    const refused = await vimgfs(place, ['umount', folder])
+    const refused = await launched(place, ['umount', folder])
     if (refused.code !== 0) {
       oneLine(t, refused.stderr, /in use/)
-      t.equal((await vimgfs(place, ['umount', '--lazy', folder])).code, 0)
+      t.equal((await launched(place, ['umount', '--lazy', folder])).code, 0)
     }
     t.notOk(await isMounted(place, folder))
     t.equal(await finish(), '0', 'the reader got an error')
@@ -165,7 +165,7 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
   await t.test('stopped: umount does not wait for its answer forever', async t => {
     const { folder, pid } = await mount(t, SAMPLE, { place, args: READ_ONLY })
     process.kill(pid, 'SIGSTOP')
-    const ended = vimgfs(place, ['umount', folder])
+    const ended = launched(place, ['umount', folder])
     t.ok(await until(async () => !(await isMounted(place, folder))))
     process.kill(pid, 'SIGCONT')
     t.equal((await ended).code, 0)
@@ -195,10 +195,10 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
     const { folder, pid } = await mount(t, SAMPLE, { place, args: READ_ONLY })
     const parent = join(folder, '..')
     await runIn(place, 'ln', ['-s', folder, join(parent, 'link')])
-    t.equal((await vimgfs(place, ['umount', 'link/'], { cwd: parent })).code, 0)
+    t.equal((await launched(place, ['umount', 'link/'], { cwd: parent })).code, 0)
     t.notOk(isRunning(pid))
     await mount(t, SAMPLE, { place, folder, args: READ_ONLY })
-    t.equal((await vimgfs(place, ['umount', './mnt'], { cwd: parent })).code, 0)
+    t.equal((await launched(place, ['umount', './mnt'], { cwd: parent })).code, 0)
     t.notOk(await isMounted(place, folder))
   })
 
@@ -212,7 +212,7 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
       ]
       const { stdout } = await attemptIn(place, 'timeout', command)
       // The signal may have come after the report.
-      if (stdout.includes('Unmount it with')) await vimgfs(place, ['umount', folder])
+      if (stdout.includes('Unmount it with')) await launched(place, ['umount', folder])
       t.ok(await until(() => serversOf(folder).length === 0), `after ${seconds} s`)
       t.notOk(await isMounted(place, folder))
     }
@@ -223,7 +223,7 @@ async function lifecycle(t: Test, place: Place): Promise<void> {
       Array.from({ length: 4 }, () => mount(t, SAMPLE, { place, args: READ_ONLY })),
     )
     for (const { folder } of mounts) t.equal(await runIn(place, 'ls', [folder]), LISTING)
-    const ends = await Promise.all(mounts.map(({ folder }) => vimgfs(place, ['umount', folder])))
+    const ends = await Promise.all(mounts.map(({ folder }) => launched(place, ['umount', folder])))
     t.same(
       ends.map(end => end.code),
       [0, 0, 0, 0],
@@ -243,9 +243,9 @@ t.test("where the log of an ordinary user's server goes", skip, async t => {
   const state = join(folder, '..', 'state')
   await runIn(place, 'mkdir', [state])
   const env = { XDG_STATE_HOME: state }
-  const { stdout } = await vimgfs(place, ['mount', ...READ_ONLY, SAMPLE, folder], { env })
+  const { stdout } = await launched(place, ['mount', ...READ_ONLY, SAMPLE, folder], { env })
   t.match(stdout, `(log: ${existsSync('/dev/log') ? 'syslog' : `${state}/vimgfs/vimgfs.log`})`)
-  t.equal((await vimgfs(place, ['umount', folder])).code, 0)
+  t.equal((await launched(place, ['umount', folder])).code, 0)
   if (existsSync('/dev/log')) return
   const lines = readFileSync(`${state}/vimgfs/vimgfs.log`, 'utf8').trim().split('\n')
   t.same(
@@ -268,7 +268,7 @@ t.test('an image that is removed, or replaced, while it is mounted', skip, async
         const to = `of=${file('disk.raw')}`
         await runIn(place, 'dd', [to, 'if=/dev/zero', 'count=8', 'conv=notrunc', 'status=none'])
         t.ok(await until(() => /"why":".*disk\.qcow2 has been removed, or replaced/.test(log())))
-        const { code, stderr } = await vimgfs(place, ['umount', folder])
+        const { code, stderr } = await launched(place, ['umount', folder])
         t.equal(code, 1)
         oneLine(t, stderr, /unmounted, but .*disk\.qcow2, .* was written to that is gone\n$/)
         t.notOk(await isMounted(place, folder))
@@ -279,7 +279,7 @@ t.test('an image that is removed, or replaced, while it is mounted', skip, async
     const image = sampleImage(t)
     const { folder } = await mount(t, image, { args: READ_ONLY })
     rmSync(image)
-    t.equal((await vimgfs(HERE, ['umount', folder])).code, 0)
+    t.equal((await launched(HERE, ['umount', folder])).code, 0)
   })
 })
 
@@ -287,7 +287,7 @@ t.test("umount of another user's mount", needsRoot(), async t => {
   const { root, user } = await namespace(t)
   const folder = mountFolder(t, root)
   await mount(t, SAMPLE, { place: root, folder })
-  const { code, stderr } = await vimgfs(user, ['umount', folder])
+  const { code, stderr } = await launched(user, ['umount', folder])
   t.equal(code, 1)
   oneLine(t, stderr, /mnt: user 0 mounted it, and that user or root may unmount it\n$/)
   t.ok(await isMounted(root, folder))
@@ -305,7 +305,7 @@ t.test('umount refuses a mount of another program', async t => {
     { folder: '', message: /^vimgfs: .*nothing is mounted there\n$/ },
   ]
   for (const { folder, message } of cases) {
-    const { code, stderr } = await vimgfs(HERE, ['umount', folder])
+    const { code, stderr } = await launched(HERE, ['umount', folder])
     t.equal(code, 1, folder)
     oneLine(t, stderr, message)
   }

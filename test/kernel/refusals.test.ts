@@ -18,7 +18,7 @@ import {
   serversOf,
   sharedFolder,
   until,
-  vimgfs,
+  launched,
   sampleImage,
 } from '../support/mount.js'
 import { needsRoot } from '../support/run.js'
@@ -43,7 +43,7 @@ async function refused(
   // Both check alike, and one process in front costs half.
   for (const how of [mounts++ % 4 === 0 ? [] : ['-f']]) {
     const before = await mountsOn(place, folder)
-    const { code, stdout, stderr } = await vimgfs(place, [
+    const { code, stdout, stderr } = await launched(place, [
       'mount',
       ...NO_LOG,
       ...how,
@@ -95,7 +95,7 @@ t.test('mount points', noFuse(), async t => {
     const busy = await mount(t, SAMPLE, { place, args: READ_ONLY })
     const pattern = /disk\.qcow2 is mounted there already; unmount it with vimgfs umount/
     for (const how of [[], ['-f']]) {
-      const { code, stderr } = await vimgfs(place, [
+      const { code, stderr } = await launched(place, [
         'mount',
         ...NO_LOG,
         ...READ_ONLY,
@@ -193,7 +193,7 @@ t.test('names that need care', noFuse(), async t => {
         SAMPLE,
         target,
       ]
-      const { code, stderr } = await vimgfs(place, args)
+      const { code, stderr } = await launched(place, args)
       t.equal(code, 0, `${JSON.stringify(name)} by ${place.name}: ${stderr}`)
       t.match(await runIn(place, 'ls', [target]), 'disk.raw')
       const escape = (c: string) => `\\${c.charCodeAt(0).toString(8).padStart(3, '0')}`
@@ -202,7 +202,7 @@ t.test('names that need care', noFuse(), async t => {
         await runIn(place, 'cat', ['/proc/self/mounts']),
         `${escaped} ${dirname(target)}/${escaped} `,
       )
-      t.equal((await vimgfs(place, ['umount', target])).code, 0)
+      t.equal((await launched(place, ['umount', target])).code, 0)
       t.notOk(await isMounted(place, target))
     }
   }

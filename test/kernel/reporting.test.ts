@@ -23,7 +23,7 @@ import {
   serversOf,
   sharedFolder,
   until,
-  vimgfs,
+  launched,
 } from '../support/mount.js'
 import { needsRoot, type Finished } from '../support/run.js'
 
@@ -120,7 +120,7 @@ t.test('in front, the reader of the output goes away, or stops reading', skip, a
 t.test('a log on a full device, and one that the machine does not give', needsRoot(), async t => {
   await t.test('/dev/full', async t => {
     const folder = mountFolder(t)
-    const { code } = await vimgfs(HERE, ['mount', '--log-file', '/dev/full', SAMPLE, folder])
+    const { code } = await launched(HERE, ['mount', '--log-file', '/dev/full', SAMPLE, folder])
     t.equal(code, 0)
     await serves(t, folder)
   })
@@ -164,7 +164,7 @@ t.test('SIGUSR1 switches the level, and no debugger listens', skip, async t => {
 
 t.test('SIGUSR1 before the program is loaded', skip, async t => {
   const folder = mountFolder(t)
-  const starting = vimgfs(HERE, ['mount', ...NO_LOG, ...READ_ONLY, SAMPLE, folder])
+  const starting = launched(HERE, ['mount', ...NO_LOG, ...READ_ONLY, SAMPLE, folder])
   // Node itself takes some ten milliseconds to start, in both processes.
   let sent = 0
   while (!(await isMounted(HERE, folder))) {
@@ -200,7 +200,7 @@ t.test('SIGUSR2 and SIGHUP open the log again', skip, async t => {
 async function serves(t: Test, folder: string): Promise<void> {
   const [pid = 0] = serversOf(folder)
   t.match(await runIn(HERE, 'ls', [folder]), 'disk.raw', 'it answers')
-  const { code, stderr } = await vimgfs(HERE, ['umount', folder])
+  const { code, stderr } = await launched(HERE, ['umount', folder])
   t.equal(code, 0, stderr)
   t.ok(await hasEnded(t, pid), 'and ends')
 }

@@ -26,7 +26,9 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import type { Test } from 'tap'
 import type { Transport } from '../../src/fs/session.js'
-import { callIn, endCallers } from './caller.js'
+import { callIn } from './caller.js'
+import { endKept } from './kept-processes.js'
+import { isKept, runKept } from './kept-commands.js'
 import { attempt, type Finished, type RunOptions, tempFolder } from './run.js'
 import { until } from './until.js'
 
@@ -80,21 +82,28 @@ export interface NamespaceOptions {
   readonly fuseConf?: string
   /** The mode of /dev/fuse; by default all users may use it. */
   readonly deviceMode?: number | 'missing'
+  /** The id of the ordinary user and of its group: of one whom only this namespace knows. By default nobody's. */
+  readonly uid?: number
 }
 
 /** Makes a mount namespace that lasts until the test ends. Needs root. */
 export async function namespace(
   t: Test,
-  { fuseConf = '', deviceMode = 0o666 }: NamespaceOptions = {},
+  { fuseConf = '', deviceMode = 0o666, uid = NOBODY }: NamespaceOptions = {},
 ): Promise<{ root: Place; user: Place }> {
   const folder = sharedFolder(t)
   const conf = join(folder, 'fuse.conf')
   writeFileSync(conf, fuseConf, { mode: 0o644 })
   const device = join(folder, 'fuse')
+  const users = join(folder, 'passwd')
+  const user = `tester:x:${uid}:${uid}::${folder}:/bin/sh\n`
+  if (uid !== NOBODY) writeFileSync(users, `${readFileSync('/etc/passwd', 'utf8')}${user}`)
   const script = [
     'set -e',
     letGo(),
     `mount --bind ${conf} /etc/fuse.conf`,
+    // fusermount3 wants a name.
+    ...(uid === NOBODY ? [] : [`mount --bind ${users} /etc/passwd`]),
     ...(deviceMode === 'missing'
       ? [
           `mkdir ${folder}/dev`,
@@ -112,7 +121,7 @@ export async function namespace(
   const holder = spawn('unshare', ['--mount', '--propagation', 'private', 'sh', '-c', script])
   const ended = once(holder, 'close')
   t.teardown(async () => {
-    await endCallers(`${TARGET}${holder.pid}`)
+    await endKept(`${TARGET}${holder.pid}`)
     holder.stdin.end()
     await ended
   })
@@ -120,11 +129,11 @@ export async function namespace(
   if (String(text).trim() !== 'ready') throw new Error(`no mount namespace: ${text}`)
 
   const prefix = ['nsenter', `${TARGET}${holder.pid}`, '--mount', '--']
-  const drop = ['setpriv', `--reuid=${NOBODY}`, `--regid=${NOBODY}`, '--clear-groups']
+  const drop = ['setpriv', `--reuid=${uid}`, `--regid=${uid}`, '--clear-groups']
   const env = { HOME: folder, XDG_STATE_HOME: folder }
   return {
     root: { name: 'root', uid: 0, prefix: [...prefix, ...PLAIN] },
-    user: { name: 'ordinary user', uid: NOBODY, prefix: [...prefix, ...drop, ...PLAIN], env },
+    user: { name: 'ordinary user', uid, prefix: [...prefix, ...drop, ...PLAIN], env },
   }
 }
 
@@ -214,13 +223,31 @@ export const wordsOf = ({ transport }: Place, args: readonly string[]): string[]
     ? [MAIN, 'mount', '--transport', transport, ...args.slice(1)]
     : [MAIN, ...args]
 
+/** What a kept process cannot do: it has no terminal, nothing to read, and serves no mount itself. */
+const NEEDS_LAUNCH = new Set(['-f', '--foreground', '-', '-h', '--help'])
+
+/**
+ * Does what the command `vimgfs` does, where it can in a process that is kept for the next command: without the start of Node,
+ * which takes most of the time. Servers start as ever. Tests of how a command starts, ends or is interrupted use `launched`.
+ */
 export function vimgfs(
   place: Place,
   args: readonly string[],
   options: RunOptions = {},
 ): Promise<Finished> {
-  return attemptIn(place, process.execPath, wordsOf(place, args), options)
+  const { input, cwd, env } = options
+  if (input !== undefined || !isKept(args[0]) || args.some(arg => NEEDS_LAUNCH.has(arg))) {
+    return launched(place, args, options)
+  }
+  return runKept(place.prefix, { ...place.env, ...env }, wordsOf(place, args), cwd)
 }
+
+/** Runs the command `vimgfs` in a process of its own. */
+export const launched = (
+  place: Place,
+  args: readonly string[],
+  options: RunOptions = {},
+): Promise<Finished> => attemptIn(place, process.execPath, wordsOf(place, args), options)
 
 /** Runs a function of calls.mjs in another process. */
 export const call = (place: Place, name: string, ...args: (string | number)[]): Promise<any> =>
