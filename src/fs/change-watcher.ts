@@ -19,9 +19,13 @@ export class ChangeWatcher {
   private watch: ChangeWatch | undefined
   private dropPages: () => void = () => {}
 
-  /** @param image tells what the mount shows now */
+  /**
+   * @param image tells what the mount shows now
+   * @param isScratch whether programs write scratch copies of it
+   */
   constructor(
     private readonly image: { readonly world: World },
+    private readonly isScratch: boolean,
     private readonly logger: Pick<Logger, 'error'>,
   ) {}
 
@@ -43,7 +47,9 @@ export class ChangeWatcher {
     if (!this.current()?.isChanged) return
     this.logger.error(
       { file: path },
-      'another program has changed the image: reading its files fails until vimgfs refresh',
+      this.isScratch
+        ? 'another program has changed the image: only what has been written to scratch copies can be read'
+        : 'another program has changed the image: reading its files fails until vimgfs refresh',
     )
     this.dropPages()
   }

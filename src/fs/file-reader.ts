@@ -50,19 +50,22 @@ export class FileReader {
 
   /** Returns a handle for reading, or a negative errno. */
   open(node: ImageNode): number {
-    const errno = this.errnoAfter(node)
+    // What has been written to a scratch copy can be read whatever happens to the image.
+    const errno = this.files.find(node)?.view ? 0 : this.errnoAfter(node)
     return errno === 0 ? READING : -errno
   }
 
   /** Reads all of `length` bytes, at least one. Returns `length`, or a negative errno. Throws for damage. */
   read(node: ImageNode, target: Buffer, length: number, offset: number): number {
+    let errno: number
     try {
       this.fill(node, target, length, offset)
+      errno = this.errnoAfter(node)
     } catch (error) {
-      return -this.errnoInstead(node, error)
+      errno = this.errnoInstead(node, error)
     }
-    const errno = this.errnoAfter(node)
-    return errno === 0 ? length : -errno
+    if (errno === 0 || (errno === EIO && this.fillOwn(node, target, length, offset))) return length
+    return -errno
   }
 
   /** Returns where the next data, or the next hole, begin; or a negative errno. Throws for damage. */
@@ -102,6 +105,28 @@ export class FileReader {
       // Also if the read failed: the helper must not write to the target any more.
       queue?.finish()
       disk?.endRead()
+    }
+  }
+
+  /**
+   * Reads bytes all of which have been written to the scratch copy of `node`. Returns false if it has none, or if some of them come
+   * from the image below.
+   */
+  private fillOwn(node: ImageNode, target: Buffer, length: number, offset: number): boolean {
+    const file = this.files.find(node)
+    const view = file?.view
+    if (!view) return false
+    file.disk.beginRead(offset, length)
+    try {
+      for (let done = 0; done < length; ) {
+        const extent = view.driver.lookup(offset + done, length - done)
+        if (extent.kind === 'parent') return false
+        done += extent.length
+      }
+      readView(view, target, 0, length, offset)
+      return true
+    } finally {
+      file.disk.endRead()
     }
   }
 

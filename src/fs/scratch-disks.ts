@@ -7,6 +7,7 @@ import {
   type ScratchLayer,
   type ScratchThread,
 } from '../image/scratch/scratch-layer.js'
+import type { ChangeWatch } from '../image/change-watch.js'
 import type { CacheSizes, ViewSet } from '../image/view-set.js'
 
 /** The memory that threads share for a copy. */
@@ -40,6 +41,10 @@ interface Parts {
   /** The disks and snapshots of the image, in any world: their places never change. */
   readonly entries: readonly CatalogEntry[]
   readonly views: ViewSet
+  /** Tells whether others have changed the image. */
+  readonly watch: ChangeWatch | undefined
+  /** The path of the image. */
+  readonly path: string
   readonly caches: CacheSizes
 }
 
@@ -87,8 +92,8 @@ export class ScratchDisks {
     const { place } = shared
     const known = this.disks.get(place)
     if (known) return known
-    const { entries, views, writer } = this.parts
-    const base = views.viewOf(entries[place] as CatalogEntry)
+    const { entries, views, writer, watch, path } = this.parts
+    const base = { view: views.viewOf(entries[place] as CatalogEntry), watch, path }
     const caches = place === 0 ? this.parts.caches : SNAPSHOT_CACHES
     const opened = { ...openScratchDisk(shared, base, caches, writer), shared }
     this.disks.set(place, opened)

@@ -21,7 +21,14 @@ import { ScratchKeeper } from './scratch-keeper.js'
 import { ScratchMaker, type ScratchOptions } from './scratch-maker.js'
 import { sharedStats, WorkerStats } from './stats.js'
 import { tornNames, tornWarning } from './torn.js'
-import { makeWorld, type OwnWorld, type World, type WorldParts } from './world.js'
+import {
+  makeWorld,
+  type OwnWorld,
+  type Watched,
+  watchOf,
+  type World,
+  type WorldParts,
+} from './world.js'
 
 const MAX_METADATA_BYTES = 48 * 2 ** 20
 /** Decompressed clusters of all threads together. */
@@ -39,6 +46,8 @@ export class ServedImage {
   readonly counts: WorkerStats
   /** Present where programs write to scratch copies. */
   readonly scratch: { readonly maker: ScratchMaker; readonly files: ScratchFiles } | undefined
+  /** Called when the main thread's part of a scratch copy has noticed that others have changed the file at a path. */
+  onChanged: (path: string) => void = () => {}
   /** Present where something is written. */
   readonly keeper: Keeper | undefined
   private readonly diskKeeper: DiskKeeper | undefined
@@ -70,11 +79,13 @@ export class ServedImage {
     const { caches, counts } = this
     const { partitions: showsPartitions, forceShare: isShared, scratch } = options
     let maker: ScratchMaker | undefined
-    const scratchOf = (entries: readonly CatalogEntry[], views: ViewSet) => {
+    const scratchOf = (entries: readonly CatalogEntry[], views: ViewSet, watched: Watched) => {
       if (this.scratchDisks) return this.scratchDisks
+      const watch = watchOf({ watched }, path => this.onChanged(path))
       maker = new ScratchMaker(chain, entries, scratch as ScratchOptions, threads, kept)
       const writer = { thread: threads, onStall: this.onStall }
-      this.scratchDisks = new ScratchDisks({ entries, views, caches, writer }, maker)
+      const parts = { entries, views, watch, path: top.path, caches, writer }
+      this.scratchDisks = new ScratchDisks(parts, maker)
       return this.scratchDisks
     }
     this.parts = {
@@ -82,7 +93,7 @@ export class ServedImage {
       scratchOf: scratch && scratchOf,
     }
     const memory = this.newMemory(chain)
-    this.now = this.worldOf(chain, 0, memory)
+    this.now = this.worldOf(chain, 0, memory, undefined)
     const torn = isShared ? tornWarning(tornNames(this.world)) : undefined
     const own = torn === undefined ? [] : [torn]
     this.warnings = [...chain.warnings, ...own, ...this.now.warnings, ...(memory?.warnings ?? [])]
@@ -134,7 +145,8 @@ export class ServedImage {
   replace(chain: Chain, changed: WhatChanged): void {
     const { memory, world } = this
     const next = changed === 'files' ? memory : this.newMemory(chain)
-    this.now = this.worldOf(chain, world.number + 1, next)
+    const watched = changed === 'files' && chain === this.chain ? world.watched : undefined
+    this.now = this.worldOf(chain, world.number + 1, next, watched)
     const { disk } = this.views
     if (disk) this.diskKeeper?.follow(disk)
     if (memory === undefined || next === undefined || next === memory) return
@@ -149,9 +161,14 @@ export class ServedImage {
     return chain.isWritable ? createDiskMemory(top, this.threads + 1, storeOf(top)) : undefined
   }
 
-  private worldOf(chain: Chain, number: number, memory: DiskMemory | undefined): OwnWorld {
+  private worldOf(
+    chain: Chain,
+    number: number,
+    memory: DiskMemory | undefined,
+    watched: Watched | undefined,
+  ): OwnWorld {
     const writing = memory && { memory, thread: this.threads, onStall: this.onStall }
-    return makeWorld(chain, number, writing, this.parts)
+    return makeWorld(chain, number, writing, watched, this.parts)
   }
 
   private readonly onStall = (seconds: number) => this.logger.warn(stallMessage(seconds))

@@ -166,8 +166,9 @@ async function serveChain(
   const { entries, warnings, keeper, views, counts, scratch, isWritable } = image
   const gate = new Gate(createGateMemory(threads))
   const opens = new OpenCounts()
-  const watcher = new ChangeWatcher(image, logger)
+  const watcher = new ChangeWatcher(image, scratch !== undefined, logger)
   const onChanged = (path: string) => watcher.noticed(path)
+  image.onChanged = onChanged
   const control = ControlSocket.open(chain.layers[0].fd, logger)
   const looks = options.forceShare ? new LookRequests() : undefined
   const onLook = async () => follower?.look()

@@ -278,7 +278,10 @@ class FileSystems {
     const { entries } = world
     this.scratch ??=
       scratch &&
-      new ScratchDisks({ entries, views, caches, writer }, new ScratchMailbox(scratch, tell))
+      new ScratchDisks(
+        { entries, views, watch, path: (layers[0] as LayerSpec).path, caches, writer },
+        new ScratchMailbox(scratch, tell),
+      )
     const dropShared = jobs && this.gaps.add
     const files =
       this.scratch &&

@@ -42,9 +42,13 @@ export interface World {
   /** Whether others may write the image meanwhile. */
   readonly isShared: boolean
   /** Present if the image is only read, and nobody else is supposed to write it. */
-  readonly watched:
-    | { readonly files: readonly WatchedFile[]; readonly word: SharedArrayBuffer }
-    | undefined
+  readonly watched: Watched | undefined
+}
+
+export interface Watched {
+  readonly files: readonly WatchedFile[]
+  /** For ChangeWatch. */
+  readonly word: SharedArrayBuffer
 }
 
 /** The main thread's part of a world. */
@@ -66,20 +70,26 @@ export interface WorldParts {
   readonly logger: Logger
   /** Present where programs write to scratch copies: returns these, and makes them for the first world. */
   readonly scratchOf?:
-    | ((entries: readonly CatalogEntry[], views: ViewSet) => ScratchDisks)
+    | ((entries: readonly CatalogEntry[], views: ViewSet, watched: Watched) => ScratchDisks)
     | undefined
 }
 
-/** Makes the world of an image. @param writing the main thread's part in writing; undefined if the disk is only read */
+/**
+ * Makes the world of an image.
+ * @param writing the main thread's part in writing; undefined if the disk is only read
+ * @param known what is watched already, if the image's files are those of the world before
+ */
 export function makeWorld(
   chain: Chain,
   number: number,
   writing: Writing | undefined,
+  known: Watched | undefined,
   { caches, counts, ids, showsPartitions, isShared, logger, scratchOf }: WorldParts,
 ): OwnWorld {
   const catalog = catalogOf(chain)
   const views = new ViewSet(chain.layers, caches, counts, writing)
-  const scratch = scratchOf?.(catalog.entries, views)
+  const watched = known ?? watchedOf(chain, isShared)
+  const scratch = scratchOf?.(catalog.entries, views, watched as Watched)
   const readableAt = (entry: CatalogEntry, place: number) =>
     readableDisk(entry, place, views, scratch)
   const shown = showsPartitions ? withPartitions(catalog.entries, readableAt, logger) : undefined
@@ -88,7 +98,6 @@ export function makeWorld(
   const allocated = new SharedArrayBuffer(entries.length * 8)
   new Float64Array(allocated).fill(-1)
   const now = Date.now()
-  const isWatched = !chain.isWritable && !isShared
   const world: World = {
     number,
     layers: chain.layers,
@@ -104,15 +113,16 @@ export function makeWorld(
         : { seconds: Math.floor(now / 1000), nanoseconds: (now % 1000) * 1e6 },
     snapshots: chain.snapshots.length + chain.externalSnapshots.length,
     isShared,
-    watched: isWatched
-      ? { files: watchedFiles(chain.layers), word: ChangeWatch.memory() }
-      : undefined,
+    watched,
   }
   return { chain, world, views, warnings: catalog.warnings }
 }
 
+const watchedOf = ({ isWritable, layers }: Chain, isShared: boolean): Watched | undefined =>
+  isWritable || isShared ? undefined : { files: watchedFiles(layers), word: ChangeWatch.memory() }
+
 /** Returns a thread's part in watching the image. @param onChange see ChangeWatch */
 export const watchOf = (
-  { watched }: World,
+  { watched }: Pick<World, 'watched'>,
   onChange: (path: string) => void,
 ): ChangeWatch | undefined => watched && new ChangeWatch(watched.files, watched.word, onChange)

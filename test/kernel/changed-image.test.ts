@@ -116,6 +116,53 @@ for (const place of [HERE, overLibfuse(HERE)]) {
   })
 }
 
+for (const place of [HERE, overLibfuse(HERE)]) {
+  const unless = place.transport ? { ...skip, ...noLibfuse() } : skip
+  t.test(`what was written to scratch copies stays: ${place.name}`, unless, async t => {
+    const { image, at: readOnly } = await mounted(t, HERE)
+    await vimgfs(HERE, ['umount', readOnly.folder])
+    const at = await mount(t, image, { place, args: ['-o', 'scratch'] })
+    const dd = (name: string, isWriting: boolean, bytes: number, offset: number) =>
+      attemptIn(place, 'dd', [
+        ...(isWriting
+          ? ['if=/dev/urandom', `of=${at.file(name)}`, 'conv=notrunc', 'oflag=direct']
+          : []),
+        ...(isWriting ? [] : [`if=${at.file(name)}`, 'of=/dev/null', 'iflag=direct']),
+        ...[`bs=${bytes}`, 'count=1', `${isWriting ? 'seek' : 'skip'}=${offset / bytes}`],
+      ])
+    const [disk, snapshot] = ['disk.raw', 'disk@first.raw'] as const
+    t.equal((await dd(disk, true, 65_536, 0)).code, 0)
+    t.equal((await dd(snapshot, true, 8192, 8192)).code, 0)
+    await CHANGES['a cluster is written into it']?.(image)
+    await until(async () => (await statusOf(at)).changed === true)
+    for (const [name, bytes, offset] of [
+      [disk, 65_536, 0],
+      [disk, 4096, 8192],
+      [snapshot, 8192, 8192],
+    ] as const) {
+      t.match(
+        await dd(name, false, bytes, offset),
+        { code: 0 },
+        `${bytes} bytes at ${offset} of ${name}`,
+      )
+    }
+    for (const [name, bytes, offset] of [
+      [disk, 131_072, 0],
+      [disk, 4096, 131_072],
+      [snapshot, 16_384, 0],
+    ] as const) {
+      const { stderr } = await dd(name, false, bytes, offset)
+      t.match(stderr, /Input\/output error/, `${bytes} bytes at ${offset} of ${name}`)
+    }
+    // The rest of the unit would come from the changed image.
+    t.match((await dd(disk, true, 512, 262_144)).stderr, /Input\/output error/)
+    t.match((await dd(disk, false, 4096, 262_144)).stderr, /Input\/output error/)
+    t.match(await dd(disk, true, 4096, 262_144), { code: 0 }, 'a whole unit needs nothing of it')
+    t.match(await dd(disk, true, 512, 262_656), { code: 0 })
+    t.match(await dd(disk, false, 4096, 262_144), { code: 0 })
+  })
+}
+
 t.test('an encrypted image keeps its key, and no other image gets it', skip, async t => {
   const folder = sharedFolder(t)
   const image = join(folder, 'disk.qcow2')

@@ -7,6 +7,9 @@ import type { WritableDisk } from '../../formats/writable.js'
 import { createDiskMemory, type DiskMemory } from '../disk-memory.js'
 import { LOCAL_FILES, type StoreSource } from '../store-source.js'
 import { type CacheSizes, ViewSet } from '../view-set.js'
+import type { ChangeWatch } from '../change-watch.js'
+import type { WritableView } from '../write-engine.js'
+import { BaseGuard } from './base-guard.js'
 import { SCRATCH_FILES } from './scratch-store.js'
 import { BoundedDriver, ScratchSpace } from './space.js'
 
@@ -84,32 +87,35 @@ export interface ScratchThread {
   readonly onStall: (seconds: number) => void
 }
 
+/** The disk that a copy stands on. */
+export interface ScratchBase {
+  readonly view: View
+  /** Tells whether others have changed the image. */
+  readonly watch: ChangeWatch | undefined
+  /** The path of the image. */
+  readonly path: string
+}
+
 /** Opens one thread's part of a scratch copy of the disk `base`. */
 export function openScratchDisk(
   { layer, isKept, memory, bound }: ScratchLayer,
-  base: View,
+  base: ScratchBase,
   caches: CacheSizes,
   { thread, onStall }: ScratchThread,
 ): ScratchDisk {
   const space = bound && new ScratchSpace(bound.limitBytes, bound.used)
-  const changes = space && {
-    view: ({ driver, parent }: Parameters<typeof boundedView>[0]) =>
-      boundedView({ driver, parent }, space, bound.freed, layer.path),
+  const changes = {
+    view({ driver: written, parent }: WritableView): WritableView {
+      let driver = written
+      if (space) driver = new BoundedDriver(driver, space, bound.freed, layer.path)
+      if (base.watch) driver = new BaseGuard(driver, base.watch, base.path)
+      return { driver, parent }
+    },
   }
-  const writing = { memory, thread, onStall, ...(changes && { changes }) }
-  const set = new ViewSet([layer], caches, undefined, writing, filesOf({ isKept }), base)
+  const writing = { memory, thread, onStall, changes }
+  const set = new ViewSet([layer], caches, undefined, writing, filesOf({ isKept }), base.view)
   return { disk: set.disk as WritableDisk, view: set.layerView(0) }
 }
-
-const boundedView = (
-  {
-    driver,
-    parent,
-  }: { driver: ConstructorParameters<typeof BoundedDriver>[0]; parent?: View | undefined },
-  space: ScratchSpace,
-  freed: SharedArrayBuffer,
-  path: string,
-) => ({ driver: new BoundedDriver(driver, space, freed, path), parent })
 
 /** Its initialization vectors count sectors of the file, as those of LUKS do. */
 function randomEncryption(): LayerEncryption {

@@ -1,8 +1,8 @@
 /** The bound on what may be written to the scratch copies of a mount, all together. */
 import { constants } from 'node:os'
 import { SystemError } from '../../errors.js'
-import type { Extent } from '../../formats/driver.js'
-import type { Flush, InPlace, Reservation, WritableDriver } from '../../formats/writable.js'
+import type { Flush, Reservation, WritableDriver } from '../../formats/writable.js'
+import { PassingDriver } from './passing-driver.js'
 
 const { ENOSPC } = constants.errno
 
@@ -42,65 +42,34 @@ export class ScratchSpace {
  * A driver that takes space for each piece that it allocates. What becomes zero is given back by the flush that frees it: until
  * then its place is not used again.
  */
-export class BoundedDriver implements WritableDriver {
+export class BoundedDriver extends PassingDriver {
   /** How much has become zero since the last flush, in bytes; all threads of the disk add to it. */
   private readonly freed: BigInt64Array
 
   /** @param freed 8 bytes for each disk, which its threads share */
   constructor(
-    private readonly driver: WritableDriver,
+    driver: WritableDriver,
     private readonly space: ScratchSpace,
     freed: SharedArrayBuffer,
     private readonly path: string,
   ) {
+    super(driver)
     this.freed = new BigInt64Array(freed)
   }
 
-  get sizeBytes(): number {
-    return this.driver.sizeBytes
-  }
-
-  get unitBytes(): number {
-    return this.driver.unitBytes
-  }
-
-  get fillBytes(): number {
-    return this.driver.fillBytes
-  }
-
-  get zeroUnitBytes(): number {
-    return this.driver.zeroUnitBytes
-  }
-
-  get detectsZeros(): boolean {
-    return this.driver.detectsZeros
-  }
-
-  lookup(offset: number, length: number): Extent {
-    return this.driver.lookup(offset, length)
-  }
-
-  overwritable(offset: number, length: number): InPlace | undefined {
-    return this.driver.overwritable(offset, length)
-  }
-
-  reserve(offset: number, length: number): Reservation {
+  override reserve(offset: number, length: number): Reservation {
     const reservation = this.driver.reserve(offset, length)
     if (this.space.take(this.bytesOf(reservation))) return reservation
     this.driver.cancel(reservation)
     throw new SystemError('write', ENOSPC, this.path)
   }
 
-  link(reservation: Reservation): void {
-    this.driver.link(reservation)
-  }
-
-  cancel(reservation: Reservation): void {
+  override cancel(reservation: Reservation): void {
     this.space.giveBack(this.bytesOf(reservation))
     this.driver.cancel(reservation)
   }
 
-  zeroUnits(offset: number, length: number): number {
+  override zeroUnits(offset: number, length: number): number {
     const most = Math.min(length, STEP_BYTES)
     const pieces = this.allocatedIn(offset, most)
     const done = this.driver.zeroUnits(offset, most)
@@ -110,7 +79,7 @@ export class BoundedDriver implements WritableDriver {
     return done
   }
 
-  collect(): Flush {
+  override collect(): Flush {
     const flush = this.driver.collect()
     const freed = Atomics.load(this.freed, 0)
     return {
@@ -124,42 +93,6 @@ export class BoundedDriver implements WritableDriver {
         return flush.hasMore
       },
     }
-  }
-
-  begin(...first: Parameters<WritableDriver['begin']>): void {
-    this.driver.begin(...first)
-  }
-
-  hasCapacity(): boolean {
-    return this.driver.hasCapacity()
-  }
-
-  mark(offset: number, length: number): void {
-    this.driver.mark(offset, length)
-  }
-
-  lookEverywhere(): void {
-    this.driver.lookEverywhere()
-  }
-
-  refresh(): void {
-    this.driver.refresh()
-  }
-
-  checkGrowth(sizeBytes: number): void {
-    this.driver.checkGrowth(sizeBytes)
-  }
-
-  grow(sizeBytes: number): void {
-    this.driver.grow(sizeBytes)
-  }
-
-  keepSize(): void {
-    this.driver.keepSize()
-  }
-
-  close(): readonly string[] {
-    return this.driver.close()
   }
 
   /** Returns how much of the disk is in the reservation: its last unit may end past the disk. */

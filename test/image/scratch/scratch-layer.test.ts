@@ -48,7 +48,12 @@ function scratchOf(t: Test, view: View, limitBytes: number, isEncrypted = false)
   t.teardown(() => closeFile(fd))
   const space = new ScratchSpace(limitBytes)
   const layer = makeScratchLayer({ path: 'scratch', fd }, SIZE, isEncrypted)
-  const opened = openScratchDisk(shareScratchLayer(layer, 1, space), view, CACHES, THREAD)
+  const opened = openScratchDisk(
+    shareScratchLayer(layer, 1, space),
+    { view, watch: undefined, path: 'image' },
+    CACHES,
+    THREAD,
+  )
   const used = () => Number(new BigInt64Array(space.shared)[0])
   return { ...opened, used, fd }
 }
