@@ -326,6 +326,8 @@ export interface NewReference {
 export interface FormatWriting<S> {
   /** Whether writing changes tables of the image. */
   readonly hasTables: boolean
+  /** Whether nothing else of the image changes when programs write to the file of its bytes through maps. False by default. */
+  readonly allowsUnseenWrites?: boolean
   /** Makes the memory that the writing threads share: plain data. Throws SystemError if `store` cannot be read. */
   createMemory?(
     spec: S,
@@ -344,8 +346,7 @@ export interface FormatWriting<S> {
   /** Undefined if the format's images have no room for a note. */
   readonly baseNote?: BaseNote<S>
   /**
-   * Makes the whole disk of an image that is not in use unallocated, and syncs it. It may leave leaks, for a repair to give
-   * back. Undefined if the format cannot do that.
+   * Makes the whole disk of an image that is not in use unallocated, and syncs it. It may leave leaks. Undefined if it cannot.
    */
   makeEmpty?(layer: LayerSpec<S>, store: WritableStore): Promise<void>
   /** Makes an empty disk in an empty file, for a layer that is thrown away; writes of 4 KiB to it copy nothing from below. */

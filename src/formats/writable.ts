@@ -107,6 +107,10 @@ export interface WritableDisk {
   readonly modified: number
   /** Whether there are writes that no flush has made durable yet. */
   readonly isDirty: boolean
+  /** Whether programs may have written the disk's file past this program. */
+  readonly isMapped: boolean
+  /** Notes that programs may do so from now on, through maps. Every flush then syncs. */
+  noteMaps(): void
   /**
    * Why the disk can only be read from now on. Empty while all is well.
    */

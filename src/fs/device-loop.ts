@@ -11,9 +11,10 @@ import type { Errands } from './errands.js'
 import type { GatePass } from './gate.js'
 import type { LookRequests } from './look-requests.js'
 import type { OpenCounts } from './open-counts.js'
+import { countReleased } from './opening.js'
 import type { Responder } from './opcodes.js'
 import type { Poller } from './poller.js'
-import { IN_HEADER, MESSAGE_BYTES, OPCODE, OUT_HEADER, WRITE_OUT } from './protocol.js'
+import { IN_HEADER, MESSAGE_BYTES, OPCODE, OPEN_OUT, OUT_HEADER, WRITE_OUT } from './protocol.js'
 import { changesDisk, PutAside } from './put-aside.js'
 import type { WorkerStats } from './stats.js'
 
@@ -147,7 +148,10 @@ export class DeviceLoop {
     const { opens, responder } = this.parts
     const opcode = message.readUInt32LE(IN_HEADER.at.opcode)
     if (responder.reply.readInt32LE(OUT_HEADER.at.error) !== 0) return
-    if (opcode === OPCODE.OPEN) opens.released(u64le.get(message, IN_HEADER.at.nodeid))
+    if (opcode === OPCODE.OPEN) {
+      const at = OUT_HEADER.size + OPEN_OUT.at.fh
+      countReleased(opens, u64le.get(message, IN_HEADER.at.nodeid), responder.reply, at)
+    }
     if (opcode === OPCODE.CREATE) opens.released(u64le.get(responder.reply, OUT_HEADER.size))
   }
 

@@ -3,12 +3,14 @@
  * after that (workers.ts, worker.ts).
  */
 import { MountError } from '../errors.js'
+import { closeBacking } from '../io/backing.js'
 import { errno, read, write } from '../io/libc.js'
 import type { Logger } from '../log.js'
 import { Forgetter } from './forgetter.js'
-import { answerInit } from './init.js'
+import { answerInit, type InitAnswer } from './init.js'
 import { mountFuse, unmountFuse } from './mount.js'
 import { type MountInfo, mountAt } from '../io/mountinfo.js'
+import type { PassthroughRules } from './passthrough.js'
 import { COHERENT_DIRECT_IO_MINOR, MESSAGE_BYTES } from './protocol.js'
 import type { Forgetting, Session, SessionParts } from './session.js'
 import { Workers } from './workers.js'
@@ -43,7 +45,7 @@ export class DirectSession implements Session {
     const device = mountFuse(mountRequest)
     this.mounted = mountAt(mountpoint)
     try {
-      const minor = negotiate(device, logger)
+      const { minor, hasPassthrough } = negotiate(device, this.parts.passthrough, logger)
       if (this.parts.sharesBytes && minor < COHERENT_DIRECT_IO_MINOR) {
         throw new MountError(
           'this kernel is older than 6.6, so partitions can only be read: -o ro,partitions',
@@ -51,7 +53,7 @@ export class DirectSession implements Session {
       }
       this.isServing = true
       this.device = device
-      this.workers.serve({ device, minor })
+      this.workers.serve({ device, minor, hasPassthrough })
     } catch (error) {
       if (this.mounted) unmountFuse(this.mounted, true)
       throw error
@@ -61,6 +63,11 @@ export class DirectSession implements Session {
 
   show(world: World): void {
     this.workers.show(world)
+    // No request is served where such files go, so nobody is about to open one.
+    const ids = new Set(world.ids)
+    for (const backing of this.parts.backings.retire(id => ids.has(id))) {
+      closeBacking(this.device, backing)
+    }
   }
 
   renewHelper(): Promise<void> {
@@ -82,8 +89,12 @@ export class DirectSession implements Session {
   }
 }
 
-/** Reads INIT and answers it, before any worker reads. Returns the protocol's minor version. */
-function negotiate(device: number, logger: Logger): number {
+/** Reads INIT and answers it, before any worker reads. */
+function negotiate(
+  device: number,
+  { why }: PassthroughRules,
+  logger: Logger,
+): Pick<InitAnswer, 'minor' | 'hasPassthrough'> {
   const message = Buffer.alloc(MESSAGE_BYTES)
   for (;;) {
     const length = read(device, message, message.length)
@@ -92,13 +103,14 @@ function negotiate(device: number, logger: Logger): number {
       if (reason === 4 || reason === 11) continue
       throw new MountError(`the kernel's first message could not be read (errno ${reason})`)
     }
-    const { reply, isFinal, minor, flags } = answerInit(message.subarray(0, length))
+    const answer = answerInit(message.subarray(0, length), why === undefined)
+    const { reply, isFinal, minor, flags, hasPassthrough } = answer
     if (write(device, reply, reply.length) < 0) {
       throw new MountError(`the kernel refused our answer to INIT (errno ${errno()})`)
     }
     if (isFinal) {
-      logger.debug({ protocol: `7.${minor}`, flags }, 'negotiated with the kernel')
-      return minor
+      logger.debug({ protocol: `7.${minor}`, flags, hasPassthrough }, 'negotiated with the kernel')
+      return answer
     }
   }
 }

@@ -7,12 +7,12 @@ import { constants } from 'node:os'
 import { placeOf } from './disk-files.js'
 import { READING } from './file-reader.js'
 import { BLOCK_BYTES, type FileSystemParts, NodeOperations } from './node-operations.js'
-import { openFlagsOf } from './open-flags.js'
+import { countReleased, Openings } from './opening.js'
+import type { KernelSession } from './passthrough.js'
 import {
   ACCESS_IN,
   ATTR,
   ATTR_OUT,
-  COHERENT_DIRECT_IO_MINOR,
   DIRENT,
   ENTRY_OUT,
   FALLOCATE_IN,
@@ -38,7 +38,7 @@ import {
   WRITE_OUT,
 } from './protocol.js'
 import { askingHandle, putSized, type Request, stringAt } from './request.js'
-import { FIRST_FILE_ID, type Node, type Tree } from './tree.js'
+import type { Node, Tree } from './tree.js'
 import type { FilePlace } from './truncations.js'
 
 const { EINVAL, ENODATA, ENOENT, ENOTDIR, EOPNOTSUPP, ESTALE } = constants.errno
@@ -55,16 +55,18 @@ const XATTR_PREFIX = 'user.vimgfs.'
 export class ImageFs {
   private readonly tree: Tree
   private readonly nodes: NodeOperations
-  private isDirectCoherent = false
+  private readonly openings: Openings
 
   constructor(private readonly parts: FileSystemParts) {
     this.tree = parts.tree
     this.nodes = new NodeOperations(parts)
+    this.openings = new Openings(parts, this.nodes)
   }
 
-  /** Sets the minor version of the protocol, as agreed with the kernel. */
-  speak(minor: number): void {
-    this.isDirectCoherent = minor >= COHERENT_DIRECT_IO_MINOR
+  /** Sets what was agreed with the kernel: the minor version of the protocol, and whether files may be passed through. */
+  speak(minor: number, session?: KernelSession): void {
+    this.openings.speak(minor)
+    if (session) this.parts.passthrough?.connect(session)
   }
 
   /** Returns where the file of a node lies on its disk, if it can be written. */
@@ -165,20 +167,7 @@ export class ImageFs {
     const { flags } = OPEN_IN.decode(request.message, request.args)
     const fh = this.nodes.open(node, flags)
     if (fh < 0) return fh
-    const { opens } = this.parts
-    if (node.kind === 'image') opens?.opened(node.id)
-    const isWritable = this.nodes.isWritable(node)
-    const openFlags =
-      node.kind === 'control'
-        ? FOPEN.DIRECT_IO
-        : openFlagsOf(flags, {
-            isWritable,
-            isShared: isWritable && this.parts.sharesBytes === true,
-            isStale: opens?.hasStalePages === true || !this.nodes.isSteady(node),
-            isDirectCoherent: this.isDirectCoherent,
-          })
-    OPEN_OUT.put(request.payload, 0, { fh, openFlags, padding: 0 })
-    return OPEN_OUT.size
+    return this.openings.put(request.payload, node, flags, fh)
   }
 
   write(request: Request): number {
@@ -222,8 +211,9 @@ export class ImageFs {
   }
 
   release(request: Request): number {
-    const fh = request.message.readUInt32LE(request.args + RELEASE_IN.at.fh)
-    if (request.nodeid >= FIRST_FILE_ID) this.parts.opens?.released(request.nodeid)
+    const at = request.args + RELEASE_IN.at.fh
+    const fh = request.message.readUInt32LE(at)
+    countReleased(this.parts.opens, request.nodeid, request.message, at)
     return this.nodes.release(this.tree.node(request.nodeid), fh)
   }
 
@@ -231,7 +221,7 @@ export class ImageFs {
     const node = this.tree.node(request.nodeid)
     if (node?.kind !== 'dir') return node ? -ENOTDIR : -ESTALE
     const openFlags = this.nodes.isSteady(node) ? FOPEN.KEEP_CACHE | FOPEN.CACHE_DIR : 0
-    OPEN_OUT.put(request.payload, 0, { fh: 0, openFlags, padding: 0 })
+    OPEN_OUT.put(request.payload, 0, { fh: 0, openFlags, backing: 0 })
     return OPEN_OUT.size
   }
 
@@ -325,7 +315,7 @@ export class ImageFs {
     const fh = this.nodes.open(node, O_RDONLY)
     if (fh < 0) return fh
     this.parts.opens?.opened(node.id)
-    OPEN_OUT.put(request.payload, bytes, { fh, openFlags: 0, padding: 0 })
+    OPEN_OUT.put(request.payload, bytes, { fh, openFlags: 0, backing: 0 })
     return bytes + OPEN_OUT.size
   }
 

@@ -23,6 +23,12 @@ import {
  */
 const WANTED_FLAGS = Object.values(INIT_FLAG).reduce((all, flag) => all | flag, 0)
 
+/**
+ * How deep file systems may be stacked below the files that are passed through: those of overlayfs are not. With more than 1, no
+ * overlay could be put over the mount.
+ */
+const STACK_DEPTH = 1
+
 /** The largest number of background requests in flight, such as readahead. The kernel's default is 12. */
 const MAX_BACKGROUND = 64
 
@@ -34,10 +40,15 @@ export interface InitAnswer {
   readonly minor: number
   /** INIT_FLAG bits that both know. */
   readonly flags: number
+  /** Whether files may be passed through. */
+  readonly hasPassthrough: boolean
 }
 
-/** Returns the answer to the INIT request `message`. Throws ProtocolError for a kernel that is too old. */
-export function answerInit(message: Buffer): InitAnswer {
+/**
+ * Returns the answer to the INIT request `message`. Throws ProtocolError for a kernel that is too old.
+ * @param wantsPassthrough whether some file may be passed through
+ */
+export function answerInit(message: Buffer, wantsPassthrough = false): InitAnswer {
   const header = IN_HEADER.decode(message)
   const offered = INIT_IN.decode(message, IN_HEADER.size)
   if (
@@ -58,6 +69,9 @@ export function answerInit(message: Buffer): InitAnswer {
   const offered2 = isExtended
     ? INIT_IN_EXT.decode(message, IN_HEADER.size + INIT_IN.size).flags2
     : 0
+  const flags2 =
+    offered2 & (INIT_FLAG2.DIRECT_IO_ALLOW_MMAP | (wantsPassthrough ? INIT_FLAG2.PASSTHROUGH : 0))
+  const hasPassthrough = (flags2 & INIT_FLAG2.PASSTHROUGH) !== 0
   const out = INIT_OUT.encode({
     major: KERNEL_VERSION,
     minor: isFinal ? minor : MINOR_VERSION,
@@ -69,11 +83,11 @@ export function answerInit(message: Buffer): InitAnswer {
     timeGranularity: 1,
     maxPages: flags & INIT_FLAG.MAX_PAGES ? MAX_REQUEST_BYTES / 4096 : 0,
     mapAlignment: 0,
-    flags2: offered2 & INIT_FLAG2.DIRECT_IO_ALLOW_MMAP,
-    maxStackDepth: 0,
+    flags2,
+    maxStackDepth: hasPassthrough ? STACK_DEPTH : 0,
     unused: Buffer.alloc(24),
   })
   const length = OUT_HEADER.size + out.length
   const head = OUT_HEADER.encode({ length, error: 0, unique: header.unique })
-  return { reply: Buffer.concat([head, out]), isFinal, minor, flags }
+  return { reply: Buffer.concat([head, out]), isFinal, minor, flags, hasPassthrough }
 }

@@ -6,6 +6,11 @@ export class NodeIds {
   private known = new Map<string, number>()
   private next = FIRST_FILE_ID
 
+  /** Gives the files with these numbers other ones in the next world. */
+  renew(isStale: (id: number) => boolean): void {
+    for (const [key, id] of this.known) if (isStale(id)) this.known.delete(key)
+  }
+
   /** Returns the numbers of all files that there are now. A number never comes back for another thing. */
   of(entries: readonly CatalogEntry[]): number[] {
     const before = this.known

@@ -17,6 +17,7 @@ import { FileReader, READING, type ReaderParts } from './file-reader.js'
 import type { GapActions } from './gap-actions.js'
 import type { OpenCounts } from './open-counts.js'
 import { type Owner, Ownership } from './ownership.js'
+import type { Passthrough } from './passthrough.js'
 import type { ControlNode, DirNode, ImageNode, Node, Tree } from './tree.js'
 import { Truncations } from './truncations.js'
 import type { WrittenFiles } from './written-files.js'
@@ -49,6 +50,8 @@ export interface FileSystemParts extends ReaderParts {
   readonly truncations?: Truncations
   readonly ownership?: Ownership
   readonly opens?: OpenCounts
+  /** Present where the kernel may read files itself. */
+  readonly passthrough?: Passthrough
   /** Makes the kernel drop pages of the disk's file, see `GapActions`. */
   readonly dropPages?: GapActions['dropPages']
   /** The files that programs can write; by default that of `views.disk`, with the parts above. */
@@ -365,7 +368,9 @@ export class NodeOperations {
     const layer = this.parts.layers[node.entry.layer]
     // Others write it, and nothing tells of their writes.
     if (layer && !node.entry.table && !this.isSteady(node)) return modifiedNow(layer)
-    const milliseconds = this.files.find(node)?.disk.modified ?? 0
+    const disk = this.files.find(node)?.disk
+    if (layer && disk?.isMapped) return modifiedNow(layer)
+    const milliseconds = disk?.modified ?? 0
     if (milliseconds === 0) return node.entry.modified
     const seconds = Math.floor(milliseconds / 1000)
     return { seconds, nanoseconds: (milliseconds - seconds * 1000) * 1_000_000 }

@@ -11,7 +11,7 @@ const COUNTS = 2 ** 16
 export class OpenCounts {
   private readonly counts: Int32Array
 
-  constructor(readonly shared = new SharedArrayBuffer(4 * (HEAD + COUNTS))) {
+  constructor(readonly shared = new SharedArrayBuffer(4 * (HEAD + 2 * COUNTS))) {
     this.counts = new Int32Array(shared)
   }
 
@@ -24,12 +24,19 @@ export class OpenCounts {
     Atomics.store(this.counts, STALE, isStale ? 1 : 0)
   }
 
-  opened(id: number): void {
+  /** @param isPastCache whether it is open for writing past the page cache */
+  opened(id: number, isPastCache = false): void {
     Atomics.add(this.counts, HEAD + (id % COUNTS), 1)
+    if (isPastCache) Atomics.add(this.counts, HEAD + COUNTS + (id % COUNTS), 1)
   }
 
-  released(id: number): void {
+  released(id: number, isPastCache = false): void {
     Atomics.sub(this.counts, HEAD + (id % COUNTS), 1)
+    if (isPastCache) Atomics.sub(this.counts, HEAD + COUNTS + (id % COUNTS), 1)
+  }
+
+  hasWriterPastCache(id: number): boolean {
+    return Atomics.load(this.counts, HEAD + COUNTS + (id % COUNTS)) > 0
   }
 
   isOpen(id: number): boolean {

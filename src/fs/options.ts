@@ -17,6 +17,8 @@ export interface MountOptions {
   readonly scratch: ScratchOptions | undefined
   /** Whether programs change snapshots by changing the folder. */
   readonly manage: boolean
+  /** Whether the kernel may read files itself: never, where nothing is lost by it, or also where others could change the image. */
+  readonly passthrough: 'off' | 'auto' | 'on'
   /** The time between flushes, in seconds; 0 for never. */
   readonly commitSeconds: number
   readonly allowOther: boolean
@@ -45,6 +47,7 @@ const FLAGS = new Set([
 ])
 const VALUES = new Set([
   ...['uid', 'gid', 'umask', 'fsname', 'commit', 'scratch', 'scratch-dir', 'scratch-size'],
+  'passthrough',
 ])
 const DEFAULT_COMMIT_SECONDS = 5
 const MAX_COMMIT_SECONDS = 86400
@@ -112,6 +115,7 @@ export function parseMountOptions(lists: readonly string[]): MountOptions {
     partitions: flags.has('partitions'),
     manage: flags.has('manage'),
     scratch: scratchOptions(flags, values, access),
+    passthrough: passthroughOf(values.get('passthrough') ?? 'auto'),
     commitSeconds: number('commit', 10, MAX_COMMIT_SECONDS) ?? DEFAULT_COMMIT_SECONDS,
     allowOther: flags.has('allow_other'),
     allowRoot: flags.has('allow_root'),
@@ -122,6 +126,11 @@ export function parseMountOptions(lists: readonly string[]): MountOptions {
     umask: number('umask', 8, 0o777),
     flags: mountFlags,
   }
+}
+
+function passthroughOf(value: string): MountOptions['passthrough'] {
+  if (value === 'off' || value === 'auto' || value === 'on') return value
+  throw new UsageError(`-o passthrough=${value}: it takes off, auto or on`)
 }
 
 function scratchOptions(

@@ -5,8 +5,8 @@
 import { bytes, i32le, i64le, layout, u16le, u32le, u64le } from '../binary.js'
 
 export const KERNEL_VERSION = 7
-/** The newest minor version that is known here: 7.39 brought STATX. */
-export const MINOR_VERSION = 39
+/** The newest minor version that is known here: 7.40 brought passthrough. */
+export const MINOR_VERSION = 40
 /** The version of Linux 4.18. */
 export const OLDEST_MINOR_VERSION = 27
 
@@ -96,8 +96,13 @@ export const INIT_FLAG = {
   HANDLE_KILLPRIV_V2: 1 << 28,
   INIT_EXT: 1 << 30,
 }
-/** In `flags2`: FUSE_DIRECT_IO_ALLOW_MMAP, bit 36 of all. Files opened with FOPEN.DIRECT_IO may be mapped. */
-export const INIT_FLAG2 = { DIRECT_IO_ALLOW_MMAP: 1 << 4 }
+/** In `flags2`, the bits from 32 on. */
+export const INIT_FLAG2 = {
+  /** Files opened with FOPEN.DIRECT_IO may be mapped. */
+  DIRECT_IO_ALLOW_MMAP: 1 << 4,
+  /** Files may be opened with FOPEN.PASSTHROUGH. */
+  PASSTHROUGH: 1 << 5,
+}
 
 /** The header calls times unsigned, but the kernel takes them as signed, so times before 1970 work. */
 export const ATTR = layout({
@@ -174,12 +179,15 @@ export const STATX_OUT = layout({
 })
 
 export const OPEN_IN = layout({ flags: u32le, openFlags: u32le })
-export const OPEN_OUT = layout({ fh: u64le, openFlags: u32le, padding: u32le })
+/** `backing` is the number of the file to pass through, see FOPEN.PASSTHROUGH. */
+export const OPEN_OUT = layout({ fh: u64le, openFlags: u32le, backing: u32le })
 export const FOPEN = {
   DIRECT_IO: 1 << 0,
   KEEP_CACHE: 1 << 1,
   CACHE_DIR: 1 << 3,
   PARALLEL_DIRECT_WRITES: 1 << 6,
+  /** The kernel reads and writes another file itself; with DIRECT_IO only maps go there. KEEP_CACHE must not be set. */
+  PASSTHROUGH: 1 << 7,
 }
 /**
  * From this minor version on (Linux 6.6) a write past the page cache drops the cached pages that it makes stale. So handles

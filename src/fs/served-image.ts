@@ -10,6 +10,7 @@ import { createDiskMemory, type DiskMemory } from '../image/disk-memory.js'
 import type { CacheSizes, ViewSet } from '../image/view-set.js'
 import { removedFiles, storeOf } from '../image/layer.js'
 import type { Logger } from '../log.js'
+import { Backings } from './backings.js'
 import { DiskKeeper, type Keeper } from './disk-keeper.js'
 import { stallMessage } from './diagnostics.js'
 import { NodeIds } from './node-ids.js'
@@ -50,6 +51,7 @@ export class ServedImage {
   onChanged: (path: string) => void = () => {}
   /** Present where something is written. */
   readonly keeper: Keeper | undefined
+  readonly backings = new Backings()
   private readonly diskKeeper: DiskKeeper | undefined
   private readonly parts: WorldParts
   private scratchDisks: ScratchDisks | undefined
@@ -144,6 +146,9 @@ export class ServedImage {
    */
   replace(chain: Chain, changed: WhatChanged): void {
     const { memory, world } = this
+    // Handles that are passed through keep the old file, and the kernel allows an inode one file at a time.
+    const isOpenedAnew = chain.layers[0].fd !== this.chain.layers[0].fd
+    if (isOpenedAnew) this.parts.ids.renew(id => this.backings.isPassed(id))
     const next = changed === 'files' ? memory : this.newMemory(chain)
     const watched = changed === 'files' && chain === this.chain ? world.watched : undefined
     this.now = this.worldOf(chain, world.number + 1, next, watched)

@@ -4,6 +4,7 @@ import { VERSION } from '../version.js'
 import type { Logger } from '../log.js'
 import { appearanceOf } from './appearance.js'
 import type { MountOptions } from './options.js'
+import type { PassthroughRules } from './passthrough.js'
 import type { SessionParts, Transport } from './session.js'
 
 /** @param socket the path of the socket for commands, if there is one */
@@ -40,7 +41,22 @@ export function sessionParts(
     },
     status: { ...statusOf(image, transport, mountpoint, started), socket: socket ?? null },
     isGrowable: growable,
+    passthrough: rulesOf(options, transport),
+    backings: image.backings,
   }
+}
+
+function rulesOf(options: MountOptions, transport: Transport): PassthroughRules {
+  const { passthrough, scratch, partitions, manage, forceShare } = options
+  const off: [boolean, string][] = [
+    [passthrough === 'off', 'passthrough=off'],
+    [transport !== 'direct', 'libfuse has no passthrough'],
+    [scratch !== undefined, 'scratch'],
+    [partitions, 'partitions'],
+    [manage, 'manage'],
+    [forceShare, 'force-share'],
+  ]
+  return { why: off.find(([is]) => is)?.[1], isForced: passthrough === 'on' }
 }
 
 /** Returns the fields of status.json that do not change. */

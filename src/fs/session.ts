@@ -1,9 +1,11 @@
 /** The main thread's view of a transport. */
 import type { CacheSizes, ViewSet } from '../image/view-set.js'
 import type { Logger } from '../log.js'
+import type { Backings } from './backings.js'
 import type { Gate } from './gate.js'
 import type { LookRequests } from './look-requests.js'
 import type { MountRequest } from './mount.js'
+import type { PassthroughRules } from './passthrough.js'
 import type { MountInfo } from '../io/mountinfo.js'
 import type { ScratchMaker } from './scratch-maker.js'
 import type { TableWrites } from './table-writes.js'
@@ -43,6 +45,8 @@ export interface SessionParts {
   /** The start of the server, in milliseconds since 1970. */
   readonly started: number
   readonly isGrowable: boolean
+  readonly passthrough: PassthroughRules
+  readonly backings: Backings
   /** Called when a thread has noticed that somebody else has changed the file at `path`. */
   readonly onChanged: (path: string) => void
   /** Present if others may write the image meanwhile. */

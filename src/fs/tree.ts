@@ -9,7 +9,7 @@ import { ROOT_ID } from './protocol.js'
 export const CONTROL_DIR_ID = 2
 const FIRST_CONTROL_FILE_ID = 3
 export const FIRST_FILE_ID = 16
-/** The disk is the first file. */
+/** The number of the disk's file, unless an image that is only read was opened anew. */
 export const DISK_ID = FIRST_FILE_ID
 const CONTROL_DIR_NAME = '.vimgfs'
 /** partitions.json is there with `-o partitions` only. */
@@ -63,6 +63,8 @@ export class Tree {
   private readonly ids: readonly number[]
   /** The number of image files. */
   readonly fileCount: number
+  /** The file of the disk itself; undefined only in tests. */
+  readonly disk: ImageNode | undefined
 
   /** @param ids the numbers of the files, in the order of `entries` */
   constructor(
@@ -77,6 +79,7 @@ export class Tree {
     })
     this.ids = ids
     this.fileCount = files.length
+    this.disk = files[0]
     const shown = CONTROL_FILES.filter(file => hasPartitions || file !== 'partitions.json')
     const controls = shown.map((file, index): ControlNode => {
       const id = FIRST_CONTROL_FILE_ID + index
@@ -123,12 +126,6 @@ export class Tree {
   /** Returns the number of the file of the whole disk that `node` shows, or of which it shows a part. */
   wholeOf({ entry, id }: ImageNode): number {
     return entry.whole === undefined ? id : (this.ids[entry.whole] as number)
-  }
-
-  /** The file of the disk itself; undefined only in tests. */
-  get disk(): ImageNode | undefined {
-    const node = this.nodes.get(FIRST_FILE_ID)
-    return node?.kind === 'image' ? node : undefined
   }
 
   private add(node: Node): void {

@@ -9,6 +9,7 @@ import type { LayerSpec } from '../formats/format.js'
 import { type CacheSizes, ViewSet } from '../image/view-set.js'
 import { type QueueMemory, DecompressQueue } from '../image/decompress-queue.js'
 import { servingWorkers, WorkerActivity } from './activity.js'
+import { Backings } from './backings.js'
 import { CachedPages, type DiskRange } from './cached-pages.js'
 import { Coherence, Gaps } from './coherence.js'
 import { CoherenceService } from './coherence-service.js'
@@ -22,6 +23,7 @@ import { OpenCounts } from './open-counts.js'
 import { Responder } from './opcodes.js'
 import { Ownership } from './ownership.js'
 import { dropPages, PageDropper } from './page-dropper.js'
+import { Passthrough, type PassthroughRules } from './passthrough.js'
 import { Poller } from './poller.js'
 import { changesDisk } from './put-aside.js'
 import { OUT_HEADER } from './protocol.js'
@@ -51,6 +53,7 @@ export interface WorkerSetup {
   readonly status: Readonly<Record<string, unknown>>
   readonly started: number
   readonly isGrowable: boolean
+  readonly passthrough: PassthroughRules
   readonly shared: {
     readonly stats: SharedArrayBuffer
     readonly slots: SharedArrayBuffer
@@ -63,6 +66,8 @@ export interface WorkerSetup {
     /** For Gate and OpenCounts. */
     readonly gate: SharedArrayBuffer
     readonly opens: SharedArrayBuffer
+    /** For Backings. */
+    readonly backings: SharedArrayBuffer
     /** For LookRequests; present if others may write the image meanwhile. */
     readonly looks: SharedArrayBuffer | undefined
     /** For Truncations, Ownership and PageDropper. */
@@ -90,6 +95,7 @@ export interface SessionStart {
   readonly device: number
   /** The minor version of the protocol that was agreed on. */
   readonly minor: number
+  readonly hasPassthrough: boolean
 }
 
 /**
@@ -140,8 +146,8 @@ function run(setup: WorkerSetup): void {
     serveJobs(new CoherenceService(parts), fileSystems)
     return
   }
-  parentPort?.once('message', ({ device, minor }: SessionStart) => {
-    fileSystems.speak(minor)
+  parentPort?.once('message', (session: SessionStart) => {
+    fileSystems.speak(session)
     const poller = new Poller(setup.shared.polling, setup.index)
     const activity = new WorkerActivity(setup.shared.activity)
     const looks = setup.shared.looks && new LookRequests(setup.shared.looks)
@@ -149,7 +155,7 @@ function run(setup: WorkerSetup): void {
     const { opens } = fileSystems
     const errands = setup.errands && new Errands(setup.errands, tell)
     const parts = { responder, stats, pass, activity, opens, looks, coherence, errands, log, tell }
-    new DeviceLoop(device, parts).run(poller)
+    new DeviceLoop(session.device, parts).run(poller)
     tell('served')
     parentPort?.close()
   })
@@ -167,7 +173,7 @@ function serveJobs(service: CoherenceService, fileSystems: FileSystems): void {
     if (message instanceof MessagePort) return service.add(message)
     if (message === 'listed') return service.listed()
     if (message !== 'end') {
-      fileSystems.speak(message.minor)
+      fileSystems.speak(message)
       service.begin(message.device)
       return
     }
@@ -207,7 +213,7 @@ class FileSystems {
   private tables: ReadonlyMap<number, readonly TablePlace[]> = new Map()
   /** They outlive a world. */
   private scratch: ScratchDisks | undefined
-  private minor: number | undefined
+  private session: SessionStart | undefined
   private readonly lasting
 
   constructor(
@@ -238,10 +244,10 @@ class FileSystems {
     this.current = this.of(this.world)
   }
 
-  /** Sets the minor version of the protocol, as agreed with the kernel. */
-  speak(minor: number): void {
-    this.minor = minor
-    this.current.speak(minor)
+  /** Sets what was agreed with the kernel. */
+  speak(session: SessionStart): void {
+    this.session = session
+    this.current.speak(session.minor, session)
   }
 
   touchesTable({ disk, from, to }: DiskRange): boolean {
@@ -261,7 +267,7 @@ class FileSystems {
   }
 
   private of(world: World): ImageFs {
-    const { setup, stats, minor } = this
+    const { setup, stats, session } = this
     const { memory, layers } = world
     const onStall = (seconds: number) => log({ level: 'warn', message: stallMessage(seconds) })
     const writer = { thread: setup.index, onStall }
@@ -286,9 +292,14 @@ class FileSystems {
     const files =
       this.scratch &&
       new ScratchFiles({ ...this.lasting, entries, disks: this.scratch, allocated, dropShared })
+    const { isGrowable, passthrough: rules } = setup
+    const backings = new Backings(shared.backings)
+    const passthrough = new Passthrough({ rules, backings, views, layers, isGrowable, watch })
+    const tree = treeOf(world, setup.appearance)
     const fileSystem = new ImageFs({
       ...this.lasting,
-      tree: treeOf(world, setup.appearance),
+      tree,
+      passthrough,
       views,
       layers,
       watch,
@@ -298,7 +309,7 @@ class FileSystems {
       controlText: {
         status: () =>
           statusText(
-            { ...status, ...tornStatus(world) },
+            { ...status, ...tornStatus(world), files: passthrough.report(tree.images()) },
             world.snapshots,
             views,
             layers[0] as LayerSpec,
@@ -309,7 +320,7 @@ class FileSystems {
         partitions: world.partitions,
       },
     })
-    if (minor !== undefined) fileSystem.speak(minor)
+    if (session) fileSystem.speak(session.minor, session)
     return fileSystem
   }
 }

@@ -297,10 +297,11 @@ function newWorker(setup: WorkerSetup): Worker {
 /** Returns what all workers start with. */
 function setupOf(parts: SessionParts): CommonSetup {
   const { world, gate, opens, looks, stats, threads } = parts
-  const { appearance, onlyUids, caches, status, started, isGrowable } = parts
+  const { appearance, onlyUids, caches, status, started, isGrowable, passthrough } = parts
   const shared: WorkerSetup['shared'] = {
     stats,
     opens,
+    backings: parts.backings.shared,
     looks: looks?.shared,
     gate: gate.shared,
     slots: new TextSlots().shared,
@@ -313,7 +314,8 @@ function setupOf(parts: SessionParts): CommonSetup {
     pages: new CachedPages().shared,
     tables: parts.tables.shared,
   }
-  return { world, appearance, onlyUids, caches, status, started, isGrowable, shared }
+  const plain = { appearance, onlyUids, caches, status, started, isGrowable, passthrough }
+  return { world, ...plain, shared }
 }
 
 function untilReady(worker: Worker): Promise<void> {

@@ -21,6 +21,14 @@ export class PartitionDisk implements WritableDisk {
     return this.disk.isDirty
   }
 
+  get isMapped(): boolean {
+    return this.disk.isMapped
+  }
+
+  noteMaps(): void {
+    this.disk.noteMaps()
+  }
+
   get failure(): string {
     return this.disk.failure
   }

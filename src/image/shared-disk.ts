@@ -18,7 +18,7 @@ import { areZeros, MIN_ZEROS_BYTES } from './zeros.js'
 import { atOffset } from '../errors.js'
 
 /** Indexes of `DiskMemory.counters`. */
-const COUNTER = { writes: 0, flushed: 1, begun: 2, failed: 3, generation: 4 } as const
+const COUNTER = { writes: 0, flushed: 1, begun: 2, failed: 3, generation: 4, mapped: 5 } as const
 
 /** How long steps may hold the disk, in milliseconds. */
 const HOLD_MS = 20
@@ -63,6 +63,14 @@ export class SharedDisk implements WritableDisk {
 
   get isDirty(): boolean {
     return Atomics.load(this.counters, COUNTER.writes) !== this.flushedWrites()
+  }
+
+  get isMapped(): boolean {
+    return Atomics.load(this.counters, COUNTER.mapped) !== 0
+  }
+
+  noteMaps(): void {
+    Atomics.store(this.counters, COUNTER.mapped, 1)
   }
 
   get writeErrno(): number {
@@ -116,6 +124,8 @@ export class SharedDisk implements WritableDisk {
   }
 
   flush(): void {
+    // What programs wrote through maps counts as one write, which came before.
+    if (this.isMapped) Atomics.add(this.counters, COUNTER.writes, 1)
     const mine = Atomics.load(this.counters, COUNTER.writes)
     this.lock.acquireFlush()
     try {
@@ -179,7 +189,7 @@ export class SharedDisk implements WritableDisk {
   }
 
   close(): readonly string[] {
-    if (Atomics.load(this.counters, COUNTER.begun) === 0) return []
+    if (Atomics.load(this.counters, COUNTER.begun) === 0 && !this.isMapped) return []
     this.lock.acquireFlush()
     try {
       this.flushAll()

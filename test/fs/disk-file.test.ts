@@ -3,9 +3,11 @@ import { constants } from 'node:os'
 import fs from 'node:fs'
 import t from 'tap'
 import { SystemError } from '../../src/errors.js'
+import { ImageFs } from '../../src/fs/image-fs.js'
 import { answer } from '../../src/fs/opcodes.js'
+import { OpenCounts } from '../../src/fs/open-counts.js'
 import { WRITE_CACHE } from '../../src/fs/protocol.js'
-import { DISK, DISK_BYTES, SNAPSHOT, writtenFs } from './fake-disk.js'
+import { DISK, DISK_BYTES, SNAPSHOT, writtenFs, writtenParts } from './fake-disk.js'
 import { type Asking, message, readIn, reply, text, u32, u64 } from './messages.js'
 
 const { EDQUOT, EFBIG, EINVAL, EIO, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, EROFS, ESTALE } =
@@ -33,6 +35,8 @@ const OPEN = (flags: number) => `${u32(flags)} 00000000`
 
 const SETATTR = 4
 const WRITE = 16
+const RELEASE = 18
+const PAST_CACHE = 2 ** 32
 const FALLOCATE = 43
 const FH = 64
 const SIZE = 8
@@ -393,7 +397,7 @@ t.test('OPEN', async t => {
     { flags: O_RDWR | O_TRUNC, fh: 1, open: 2, minor: 38 },
     { flags: O_RDONLY | O_TRUNC, fh: 1, open: 3 },
     { flags: O_RDWR | O_DIRECT, fh: 1, open: DIRECT },
-    { flags: O_RDONLY | O_DIRECT, fh: 0, open: DIRECT },
+    { flags: O_RDONLY | O_DIRECT, fh: 0, open: 2 },
     { flags: O_RDWR | O_DIRECT, fh: 1, open: 2, minor: 38 },
     { flags: O_RDONLY | O_DIRECT, node: SNAPSHOT, fh: 0, open: 2 },
     { flags: O_WRONLY, node: SNAPSHOT, error: EROFS },
@@ -407,10 +411,41 @@ t.test('OPEN', async t => {
     fs.speak(minor)
     disk.failure = failure
     const got = answer(fs, message({ opcode: 14, node, args: OPEN(flags) }))
-    const expected = error ? { error } : { payload: `${u64(fh)} ${u32(open)} 00000000` }
+    // The upper half of the handle says that it writes past the page cache.
+    const past = fh !== 0 && (open & 1) !== 0 ? PAST_CACHE : 0
+    const expected = error ? { error } : { payload: `${u64(fh + past)} ${u32(open)} 00000000` }
     t.same(got, reply(expected), `${flags.toString(8)} ${node} ${minor} ${failure}`)
     t.same(disk.calls, [])
   }
+})
+
+t.test('a reader with O_DIRECT goes past the cache while a writer does', async t => {
+  const opens = new OpenCounts()
+  const fs = new ImageFs({ ...writtenParts().parts, opens })
+  fs.speak(39)
+  const open = (flags: number) => {
+    const got = answer(fs, message({ opcode: 14, node: DISK, args: OPEN(flags) })) as Buffer
+    return { fh: Number(got.readBigUInt64LE(16)), flags: got.readUInt32LE(24) }
+  }
+  const release = (fh: number) =>
+    answer(fs, message({ opcode: RELEASE, node: DISK, args: releaseIn(fh) }))
+  const readerFlags = () => {
+    const { fh, flags } = open(O_RDONLY | O_DIRECT)
+    release(fh)
+    return flags
+  }
+  t.equal(readerFlags(), 2)
+  const cached = open(O_RDWR)
+  t.equal(readerFlags(), 2, 'a writer through the cache')
+  const [first, second] = [open(O_RDWR | O_DIRECT), open(O_WRONLY | O_TRUNC)]
+  t.equal(readerFlags(), 1 | 2 | 64)
+  release(first.fh)
+  t.equal(readerFlags(), 1 | 2 | 64, 'one of two is closed')
+  release(second.fh)
+  t.equal(readerFlags(), 2, 'both are closed')
+  t.ok(opens.isOpen(DISK))
+  release(cached.fh)
+  t.notOk(opens.isOpen(DISK))
 })
 
 t.test('a handle that truncates', async t => {

@@ -22,6 +22,7 @@ export class FakeDisk implements WritableDisk {
   modified = 0
   failure = ''
   isDirty = false
+  isMapped = false
   /** Thrown by whatever is asked next. */
   error: Error | undefined
   private readers = 0
@@ -32,6 +33,10 @@ export class FakeDisk implements WritableDisk {
 
   get writeErrno(): number {
     return this.failure === '' ? 0 : constants.errno.EROFS
+  }
+
+  noteMaps(): void {
+    this.isMapped = true
   }
 
   end(why: string): void {

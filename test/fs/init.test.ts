@@ -72,10 +72,10 @@ t.test('kernels', async t => {
     },
     { minor: 38, offered: ALL_FLAGS, flags: wanted, pages: 256, flags2: 16 },
     { minor: 38, offered: (ALL_FLAGS & ~INIT_EXT) >>> 0, flags: wanted & ~INIT_EXT, pages: 256 },
-    { minor: 45, offered: 0xffffffff, flags: wanted, pages: 256, spoken: 39, flags2: 16 },
+    { minor: 45, offered: 0xffffffff, flags: wanted, pages: 256, spoken: 40, flags2: 16 },
     // It says that more follows, but nothing does.
     { minor: 31, offered: 0xffffffff, flags: wanted, pages: 256 },
-    { minor: 45, offered: 0, flags: 0, pages: 0, spoken: 39 },
+    { minor: 45, offered: 0, flags: 0, pages: 0, spoken: 40 },
   ]
   for (const { minor, offered, flags, pages, spoken = minor, flags2 = 0 } of cases) {
     const title = `7.${minor} with ${offered.toString(16)}`
@@ -98,6 +98,19 @@ t.test('flags2: the features we want, if the kernel has them', async t => {
   ] as const) {
     const { reply } = answerInit(init(7, 39, ALL_FLAGS, 131072, offered2))
     t.equal(reply.readUInt32LE(48), flags2)
+  }
+})
+
+t.test('passthrough, if it is wanted and the kernel has it', async t => {
+  for (const [offered2, wants, flags2, depth] of [
+    [0x30, true, 0x30, 1],
+    [0x30, false, 0x10, 0],
+    [0x10, true, 0x10, 0],
+  ] as const) {
+    const { reply, hasPassthrough } = answerInit(init(7, 40, ALL_FLAGS, 131072, offered2), wants)
+    t.equal(reply.readUInt32LE(48), flags2)
+    t.equal(reply.readUInt32LE(52), depth, 'max_stack_depth')
+    t.equal(hasPassthrough, depth > 0)
   }
 })
 

@@ -23,6 +23,14 @@ const snapshot = (name: string, id: string, seconds = 5) =>
     modified: { seconds, nanoseconds: 0 },
   })
 
+t.test('files that were opened anew get other numbers', async t => {
+  const ids = new NodeIds()
+  t.same(ids.of([disk, snapshot('a', '1')]), [16, 17])
+  ids.renew(id => id === 16)
+  t.same(ids.of([disk, snapshot('a', '1')]), [18, 17])
+  t.same(ids.of([disk, snapshot('a', '1')]), [18, 17])
+})
+
 t.test('files keep their numbers', async t => {
   const ids = new NodeIds()
   t.same(ids.of([disk, snapshot('a', '1'), snapshot('b', '2')]), [16, 17, 18])

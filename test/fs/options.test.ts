@@ -7,6 +7,7 @@ const NONE = {
   growable: false,
   manage: false,
   partitions: false,
+  passthrough: 'auto',
   commitSeconds: 5,
   allowOther: false,
   allowRoot: false,
@@ -54,6 +55,8 @@ t.test('accepted options', async t => {
     [['fsname=a=b,ro'], { access: 'ro', fsname: 'a=b' }],
     [['fsname=one\\,two\\\\three,allow_other'], { fsname: 'one,two\\three', allowOther: true }],
     [['fsname=with space'], { fsname: 'with space' }],
+    [['passthrough=off'], { passthrough: 'off' }],
+    [['passthrough=off,passthrough=on'], { passthrough: 'on' }],
   ]
   for (const [lists, expected] of cases) {
     t.same(parseMountOptions(lists), { ...NONE, ...expected }, lists.join(' -o ') || 'nothing')
@@ -70,6 +73,8 @@ t.test('refused options', async t => {
     'rw,force-share': 'force-share is for reading only: -o ro,force-share',
     'ro,force-share,rw': 'force-share is for reading only: -o ro,force-share',
     force_share: 'unknown mount option "force_share"',
+    'passthrough=yes': '-o passthrough=yes: it takes off, auto or on',
+    passthrough: '-o passthrough needs a value: -o passthrough=…',
     'growable=1': 'unknown mount option "growable=1"',
     commit: '-o commit needs a value: -o commit=…',
     'commit=1s': '-o commit=1s: it takes seconds, up to 86400',

@@ -138,11 +138,11 @@ for (const [name, { layout, size, at }] of Object.entries(cases)) {
 
 t.test('flags', async t => {
   t.same(protocol.FOPEN, {
-    ...{ DIRECT_IO: 1, KEEP_CACHE: 2, CACHE_DIR: 8, PARALLEL_DIRECT_WRITES: 64 },
+    ...{ DIRECT_IO: 1, KEEP_CACHE: 2, CACHE_DIR: 8, PARALLEL_DIRECT_WRITES: 64, PASSTHROUGH: 128 },
   })
   t.same(protocol.FATTR, { MODE: 1, UID: 2, GID: 4, SIZE: 8, FH: 64 })
-  // Bit 36 of both words.
-  t.same(protocol.INIT_FLAG2, { DIRECT_IO_ALLOW_MMAP: 16 })
+  // Bits 36 and 37 of both words.
+  t.same(protocol.INIT_FLAG2, { DIRECT_IO_ALLOW_MMAP: 16, PASSTHROUGH: 32 })
   t.same(protocol.INIT_FLAG, {
     ASYNC_READ: 1,
     ATOMIC_O_TRUNC: 8,

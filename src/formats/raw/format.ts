@@ -18,6 +18,7 @@ export const rawFormat: Format<undefined> = {
   mapping: () => mappingWithHoles(() => 'zero'),
   writing: {
     hasTables: false,
+    allowsUnseenWrites: true,
     writer: ({ store, layer, probedName, refusals }) =>
       layer.isProbed ? new ProbedRawWriter(store, probedName, refusals) : new RawWriter(store),
   },

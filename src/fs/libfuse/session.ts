@@ -13,6 +13,7 @@ import type { ViewSet } from '../../image/view-set.js'
 import type { FileSystemParts } from '../node-operations.js'
 import { OpenCounts } from '../open-counts.js'
 import type { Forgetting, MainThread, Session, SessionParts } from '../session.js'
+import { servedFiles } from '../passthrough.js'
 import { startPageDropper } from '../start-page-dropper.js'
 import { tornStatus } from '../torn.js'
 import { treeOf } from '../tree-of-world.js'
@@ -118,7 +119,8 @@ export class LibfuseSession implements Session {
   }
 
   private partsOf(world: World, views: ViewSet): FileSystemParts {
-    const { status, stats, started, onChanged, onLook } = this.parts
+    const { status, stats, started, onChanged, onLook, passthrough } = this.parts
+    const { why } = passthrough
     const { layers, allocated, snapshots, partitions } = world
     const watch = watchOf(world, onChanged)
     return {
@@ -132,7 +134,7 @@ export class LibfuseSession implements Session {
       controlText: {
         status: () =>
           statusText(
-            { ...status, ...tornStatus(world) },
+            { ...status, ...tornStatus(world), files: servedFiles(this.tree.images(), () => why) },
             snapshots,
             views,
             layers[0] as LayerSpec,
