@@ -125,6 +125,13 @@ async function fromRaw(place, id, sizeBytes, stream, kind, convertOptions = []) 
 export const plain = (place, sizeBytes, kind = kindOf('qcow2')) =>
   fromRaw(place, 'plain', sizeBytes, randomStream('plain'), kind)
 
+/** Makes the same disk as a raw image. */
+export async function plainRaw(place, sizeBytes) {
+  const image = planned(place, 'plain', sizeBytes, kindOf('raw'))
+  writeFilled(image.raw, sizeBytes, randomStream('plain'))
+  return { ...image, check: image.raw }
+}
+
 /** Makes the same image, all of it shared with a snapshot. */
 export async function snapshotted(place, sizeBytes) {
   const image = await fromRaw(place, 'snapshot', sizeBytes, randomStream('plain'), kindOf('qcow2'))

@@ -17,6 +17,7 @@ export function median(values) {
 const TRANSFERS = [
   { part: 'read', verb: 'read', heading: 'Reading' },
   { part: 'write', verb: 'written', heading: 'Writing' },
+  { part: 'rawRead', verb: 'read', heading: 'Reading raw images', panel: 'raw, read: ' },
   { part: 'vmdkRead', verb: 'read', heading: 'Reading vmdk', panel: 'vmdk, read: ' },
   { part: 'vmdkWrite', verb: 'written', heading: 'Writing vmdk', panel: 'vmdk, written: ' },
   { part: 'encryptedRead', verb: 'read', heading: 'Reading LUKS', panel: 'LUKS, read: ' },
@@ -74,6 +75,8 @@ export async function machine() {
 const PEERS = [
   { name: 'qsd', head: '/ daemon', find: bestDaemon },
   { name: 'floor', head: '/ floor', find: entries => byId(entries, 'floor') },
+  { name: 'raw', head: '/ the file itself', find: entries => byId(entries, 'raw') },
+  { name: 'plain', head: '/ without passthrough', find: entries => byId(entries, 'vimgfs-plain') },
   { name: 'vmdkmount', head: '/ vmdkmount', find: entries => byId(entries, 'vmdkmount') },
 ]
 

@@ -9,6 +9,7 @@ import {
   encryptedWriteCases,
   encryptedWriteImages,
 } from './cases-encrypted.mjs'
+import { rawReadCases, rawReadImages } from './cases-raw.mjs'
 import { vmdkReadCases, vmdkReadImages, vmdkWriteCases, vmdkWriteImages } from './cases-vmdk.mjs'
 import {
   memoryCases,
@@ -30,12 +31,13 @@ import { findServers, mount, readaheadKb, takesPart } from './servers.mjs'
 import { Workplace, isRoot, rotated } from './workplace.mjs'
 import { Writes } from './writes.mjs'
 
-const HELP = `usage: npm run bench -- [read] [write] [vmdk] [encrypted] [mount] [memory] [convert] [live] [options]
+const HELP = `usage: npm run bench -- [read] [write] [raw] [vmdk] [encrypted] [mount] [memory] [convert] [live] [options]
 
 Measures vimgfs, by both transports, beside qemu-storage-daemon's FUSE export, qcowmount, vmdkmount, nbdfuse over
 qemu-nbd, fuse-native and a minimal C server (the floor), whichever of them are there, and prints
 the medians and ratios. Without a name everything is measured. vmdk reads and writes vmdk images,
-encrypted qcow2 images with LUKS, all others take qcow2. convert measures vimgfs convert beside qemu-img,
+encrypted qcow2 images with LUKS, all others take qcow2. raw reads raw images, with passthrough and without, beside
+the file itself. convert measures vimgfs convert beside qemu-img,
 live how long writers wait for a snapshot of a mounted image.
 
   --rounds N        rounds of each case (5)
@@ -43,7 +45,7 @@ live how long writers wait for a snapshot of a mounted image.
   --out DIR         where bench.md, bench.svg and bench.json go (bench-results)
   --only CASE       only this case; may be given again (--list names them)
   --servers A,B     only these: vimgfs, vimgfs-before, vimgfs-libfuse, floor, qsd, qsd-given, qcowmount, vmdkmount, nbdfuse,
-                    fuse-native
+                    fuse-native, vimgfs-plain, raw
   --qsd-setting S   do not look for qemu-storage-daemon's best setting, take this one
   --size MIB        size of the disk that is read (2048); those that are written are half as large
   --readahead KB    readahead of the floor (that of vimgfs, or 1024 without vimgfs)
@@ -66,6 +68,7 @@ const MOUNT_ROUNDS_FACTOR = 2 // mounts are short and vary more than reads
 const PARTS = {
   read: readCases,
   write: [...writeCases, ...treeCases, ...readWritableCases, ...readScratchCases],
+  rawRead: rawReadCases,
   vmdkRead: vmdkReadCases,
   vmdkWrite: vmdkWriteCases,
   encryptedRead: encryptedReadCases,
@@ -80,6 +83,7 @@ const PARTS = {
 const KINDS = {
   read: ['read'],
   write: ['write'],
+  raw: ['rawRead'],
   vmdk: ['vmdkRead', 'vmdkWrite'],
   encrypted: ['encryptedRead', 'encryptedWrite'],
   mount: ['mount'],
@@ -190,6 +194,7 @@ class Bench {
     })
     results.write = qcow2.written
     results.readWritable = qcow2.read
+    results.rawRead = await reads('rawRead', rawReadImages, rawReadCases)
     results.vmdkRead = await reads('vmdkRead', vmdkReadImages, vmdkReadCases)
     const vmdk = await writes('vmdkWrite', vmdkWriteImages, {
       writing: this.chosen('vmdkWrite', vmdkWriteCases),
@@ -321,6 +326,7 @@ class Bench {
     const kb = options.readahead ?? (own ? await readaheadKb(own) : DEFAULT_READAHEAD_KB)
     for (const mounted of mounts) {
       const { id, title } = mounted.server
+      if (mounted.server.isFile) continue
       const raise = isRoot && (id === 'floor' || options['readahead-all'])
       this.readahead[title] = await readaheadKb(mounted, raise ? kb : undefined)
     }

@@ -42,7 +42,8 @@ function launchVimgfs(program, { image, mountPoint, writable }, ...options) {
   // It goes to the background by itself; its exit code says whether it has mounted.
   const secret = image.passphrase ? ['--passphrase-file', image.passphrase] : []
   const access = writable === 'scratch' ? ['-o', 'scratch'] : writable ? [] : ['-o', 'ro']
-  const args = ['mount', ...options, ...secret, ...access, image.file, mountPoint]
+  const raw = image.format === 'raw' ? ['--format', 'raw', '-o', 'passthrough=on'] : []
+  const args = ['mount', ...raw, ...options, ...secret, ...access, image.file, mountPoint]
   return { command: run(process.execPath, [program, ...args]) }
 }
 
@@ -69,6 +70,25 @@ const vimgfsBefore = {
   launch: job => launchVimgfs(CLI_BEFORE, job),
 }
 
+const vimgfsPlain = {
+  ...vimgfs,
+  id: 'vimgfs-plain',
+  title: 'vimgfs, passthrough=off',
+  parts: ['rawRead'],
+  launch: job => launchVimgfs(CLI, job, '-o', 'passthrough=off'),
+}
+
+/** The limit of passthrough: no server at all. */
+const rawFile = {
+  id: 'raw',
+  title: 'the file itself',
+  isFile: true,
+  parts: ['rawRead'],
+  async find() {},
+  launch: () => ({}),
+  file: ({ image }) => image.file,
+}
+
 const vimgfsByLibfuse = {
   ...vimgfs,
   id: 'vimgfs-libfuse',
@@ -88,7 +108,10 @@ const floor = {
   id: 'floor',
   title: 'floor (C)',
   raw: true,
-  parts: ['read', 'write', 'vmdkRead', 'vmdkWrite', 'encryptedRead', 'encryptedWrite', 'mount'],
+  parts: [
+    ...['read', 'write', 'rawRead', 'vmdkRead', 'vmdkWrite', 'encryptedRead', 'encryptedWrite'],
+    'mount',
+  ],
   async find({ place }) {
     if (!isRoot) return 'it calls mount(2), which needs root'
     const compiler = await findCompiler()
@@ -236,6 +259,8 @@ export async function findServers(context, skip) {
   const all = [
     vimgfs,
     ...(CLI_BEFORE ? [vimgfsBefore] : []),
+    vimgfsPlain,
+    rawFile,
     vimgfsByLibfuse,
     floor,
     ...storageDaemons('qsd', 'qemu-storage-daemon', 'qemu-storage-daemon'),

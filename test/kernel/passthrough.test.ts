@@ -1,6 +1,7 @@
 /** FUSE passthrough: which files have it, and that they read and write as all others do, also under faults. */
 import {
   appendFileSync,
+  constants,
   copyFileSync,
   mkdirSync,
   readFileSync,
@@ -35,6 +36,7 @@ import { needs, run } from '../support/run.js'
 const MIB = 2 ** 20
 const SIZE = 2 * MIB
 const FUZZ = fileURLToPath(new URL('./open-modes.mjs', import.meta.url))
+const BESIDE = fileURLToPath(new URL('./beside-writers.mjs', import.meta.url))
 const isLong = process.env.VIMGFS_TEST_LONG === '1'
 
 function noPassthrough(): { skip?: string } {
@@ -165,6 +167,22 @@ t.test('handles of all kinds see one disk, by each way', skip, async t => {
     }
     const [passed = '', plain = ''] = images
     t.ok(readFileSync(passed).equals(readFileSync(plain)), 'both ways have written the same')
+  }
+})
+
+t.test('readers beside writers see what was written before, or meanwhile', skip, async t => {
+  const { O_DIRECT, O_RDONLY, O_RDWR } = constants
+  for (const way of ['auto', 'off']) {
+    const image = rawImage(sharedFolder(t))
+    const at = await mount(t, image, { args: [...RAW, '-o', `passthrough=${way}`] })
+    const disk = at.file('disk.raw')
+    const kinds = [O_RDONLY, O_RDONLY | O_DIRECT, O_RDWR]
+    // What the file itself shows is what the kernel reads.
+    const readers = [...kinds.map(flags => `${disk}:${flags}`), `${image}:${O_RDONLY}`]
+    const words = [BESIDE, disk, '7', isLong ? '100000' : '2000', ...readers]
+    const { stdout, stderr } = await attemptIn(HERE, process.execPath, words)
+    t.equal(stdout + stderr, 'ok\n', way)
+    await run('umount', [at.folder])
   }
 })
 
