@@ -229,6 +229,18 @@ export const readScratchCases = readCases
     targets: { readOnly: 0.97 },
   }))
 
+/** Writing to a scratch copy of an image full of data, and to a new image of the same size. */
+export const writeScratchCases = [
+  ...writeCases.filter(({ image }) => image === 'empty'),
+  { id: 'write-new-4k', title: '4 KiB random, O_DIRECT', ...randomWrites },
+].map(writeCase => ({
+  ...writeCase,
+  id: writeCase.id.replace('write-new', 'scratch-write'),
+  title: `${writeCase.title}, scratch`,
+  image: 'plain',
+  targets: { fresh: 1 },
+}))
+
 const SNAPSHOTS = 1000
 
 /** Measures the time from the command's start to the first answer. `than`: the target is so many times that case. */

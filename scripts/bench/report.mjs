@@ -140,16 +140,17 @@ function settingsTable(results, verb) {
   }
 }
 
-/** Compares the same server, mounted in two ways. */
-function readWritableTable(results) {
+/** Compares the same server, mounted in two ways. The ratio is that to `otherId`; `target` is its name. */
+function twoWaysTable(results, heads, otherId, target) {
   return {
-    head: ['read', 'unit', 'mounted read-write', 'mounted read-only', 'ratio', 'target', 'reached'],
+    head: [heads[0], 'unit', heads[1], heads[2], 'ratio', 'target', 'reached'],
     rows: results.map(({ case: c, entries }) => {
-      const target = `≥ ${c.targets.readOnly}`
-      const [own, other] = ['vimgfs', 'read-only'].map(id => byId(entries, id))
-      if (!own || !other) return [c.title, c.unit, '–', '–', '–', target, '–']
+      const least = c.targets[target]
+      const wanted = `≥ ${least}`
+      const [own, other] = ['vimgfs', otherId].map(id => byId(entries, id))
+      if (!own || !other) return [c.title, c.unit, '–', '–', '–', wanted, '–']
       const { ratio, range } = ratioOf(own, other)
-      const verdict = [`${times(ratio)} (${range})`, target, reached(ratio >= c.targets.readOnly)]
+      const verdict = [`${times(ratio)} (${range})`, wanted, reached(ratio >= least)]
       return [c.title, c.unit, spread(own), spread(other), ...verdict]
     }),
   }
@@ -235,7 +236,14 @@ function sections({ results, notes, skipped, readahead, options }) {
     }
   }
   if (isMeasured('readWritable')) {
-    parts.push(['Reading what can be written', readWritableTable(results.readWritable)])
+    const heads = ['read', 'mounted read-write', 'mounted read-only']
+    const table = twoWaysTable(results.readWritable, heads, 'read-only', 'readOnly')
+    parts.push(['Reading what can be written', table])
+  }
+  if (isMeasured('writeScratch')) {
+    const heads = ['write', 'scratch copy', 'new qcow2']
+    const table = twoWaysTable(results.writeScratch, heads, 'fresh', 'fresh')
+    parts.push(['Writing to scratch copies', table])
   }
   if (isMeasured('mount')) {
     const { figures, targets } = mountTables(results.mount)
@@ -275,6 +283,8 @@ function sections({ results, notes, skipped, readahead, options }) {
       "The tree is timed from losetup to the last sync, on a server just started; its MB/s are the tree's bytes by that time. The file system has to pass e2fsck, and its files have to be those of the tree.",
     isMeasured('readWritable') &&
       'Reading what can be written: each round mounts the same image anew, read-write and read-only in turn; twice as many rounds.',
+    isMeasured('writeScratch') &&
+      'Writing to scratch copies: of an image full of data, and to a new qcow2 of the same size. The closing fsync does nothing for a copy. What was written is looked at through the mount before it ends, and the image has to be as it was.',
     kb.length > 0 &&
       `Readahead of the mounts, KiB: ${kb.join(', ')}. vimgfs raises it itself (as root), the floor got the same, the others keep the kernel's${options['readahead-all'] ? ', but here they all got it' : ''}.`,
     isMeasured('convert') &&
@@ -344,6 +354,13 @@ function draw({ results, machine: m }) {
       return { label: title, value, text: `${short(value)} ${c.unit}`, kind: kindOf(id) }
     })
     panels.push({ title: `Read while writable: ${c.title}`, bars })
+  }
+  for (const { case: c, entries } of results.writeScratch ?? []) {
+    const bars = entries.map(({ id, title, values }) => {
+      const value = median(values)
+      return { label: title, value, text: `${short(value)} ${c.unit}`, kind: kindOf(id) }
+    })
+    panels.push({ title: `Write: ${c.title}`, bars })
   }
   for (const { case: c, entries } of results.mount ?? []) {
     const bars = entries.map(({ id, title, values }) => {

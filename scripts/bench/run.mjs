@@ -18,6 +18,7 @@ import {
   readImages,
   readScratchCases,
   readWritableCases,
+  writeScratchCases,
   treeCases,
   writeCases,
   writeImages,
@@ -67,7 +68,13 @@ const MOUNT_ROUNDS_FACTOR = 2 // mounts are short and vary more than reads
 /** The parts of a run, in their order. Each is measured in one way, on one choice of servers. */
 const PARTS = {
   read: readCases,
-  write: [...writeCases, ...treeCases, ...readWritableCases, ...readScratchCases],
+  write: [
+    ...writeCases,
+    ...treeCases,
+    ...readWritableCases,
+    ...readScratchCases,
+    ...writeScratchCases,
+  ],
   rawRead: rawReadCases,
   vmdkRead: vmdkReadCases,
   vmdkWrite: vmdkWriteCases,
@@ -191,10 +198,12 @@ class Bench {
       writing: this.chosen('write', writeCases),
       trees: this.chosen('write', treeCases),
       reading: this.chosen('write', [...readWritableCases, ...readScratchCases]),
+      scratch: this.chosen('write', writeScratchCases),
     })
     results.write = qcow2.written
     results.readWritable = qcow2.read
     results.rawRead = await reads('rawRead', rawReadImages, rawReadCases)
+    results.writeScratch = qcow2.scratch
     results.vmdkRead = await reads('vmdkRead', vmdkReadImages, vmdkReadCases)
     const vmdk = await writes('vmdkWrite', vmdkWriteImages, {
       writing: this.chosen('vmdkWrite', vmdkWriteCases),

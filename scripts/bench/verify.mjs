@@ -27,6 +27,12 @@ export async function verifyWritten(image, bytes) {
   if (image.snapshot) await verifySnapshot(image, seen)
 }
 
+/** Throws unless a mounted disk shows `bytes` bytes that fio has written, and all others as they are in the image. */
+export function verifyShown(file, image, bytes) {
+  const found = writtenUnits(file, image.check) * UNIT
+  if (found !== bytes) throw new Error(`${bytes} bytes were written and ${found} are shown`)
+}
+
 async function verifySnapshot({ file, format, snapshot, check }, target) {
   const args = ['-l', `snapshot.name=${snapshot}`, '-f', format, '-O', 'raw', file, target]
   await run('qemu-img', ['convert', ...args])

@@ -5,13 +5,13 @@
  */
 import fs from 'node:fs'
 import path from 'node:path'
-import { MiB, copyFor } from './images.mjs'
+import { MiB, copyFor, empty } from './images.mjs'
 import { calibrationOf, read, write } from './measure.mjs'
 import { median } from './report.mjs'
 import { mount } from './servers.mjs'
 import { copyIn, makeTree, verifyTree } from './tree.mjs'
-import { verifyWritten } from './verify.mjs'
-import { isRoot, rotated } from './workplace.mjs'
+import { verifyShown, verifyWritten } from './verify.mjs'
+import { isRoot, rotated, run } from './workplace.mjs'
 
 const WARM_UP = 8 // one part of so many of the disk
 const TREE_BYTES = 500e6
@@ -27,13 +27,15 @@ export class Writes {
     this.#options = bench.options
   }
 
-  /** The results of cases on these images: `written`, trees included, and `read`. */
+  /** The results of cases on these images: `written`, trees included, `read`, and `scratch`. */
   async run(place, servers, images, cases) {
-    const results = { written: [], read: [] }
+    const results = { written: [], read: [], scratch: [] }
     for (const [name, { title, make, without = [] }] of Object.entries(images)) {
       const own = (some = []) => some.filter(({ image }) => image === name)
-      const [writing, trees, reading] = [cases.writing, cases.trees, cases.reading].map(own)
-      if (writing.length + trees.length + reading.length === 0) continue
+      const [writing, trees, reading, scratch] = ['writing', 'trees', 'reading', 'scratch'].map(
+        kind => own(cases[kind]),
+      )
+      if (writing.length + trees.length + reading.length + scratch.length === 0) continue
       this.#bench.say(`image to write: ${title}`)
       const image = await make(place, this.#options)
       const able = servers.filter(({ id }) => !without.includes(id))
@@ -48,6 +50,9 @@ export class Writes {
       }
       for (const testCase of reading) {
         results.read.push(await this.#reading(image, servers, testCase))
+      }
+      for (const testCase of scratch) {
+        results.scratch.push(await this.#scratch(place, image, servers, testCase))
       }
       fs.rmSync(path.dirname(image.file), { recursive: true })
     }
@@ -143,6 +148,35 @@ export class Writes {
     return { case: testCase, entries: entries.filter(e => !e.failed).map(figures) }
   }
 
+  /** A scratch copy of an image, and a new image of the same size. */
+  async #scratch(place, image, servers, testCase) {
+    const fresh = await empty(place, image.sizeBytes)
+    const entries = servers
+      .filter(({ id }) => id === 'vimgfs')
+      .flatMap(server => [
+        { server, id: 'vimgfs', title: 'scratch copy', writable: 'scratch', runs: [], image },
+        { server, id: 'fresh', title: 'new qcow2', writable: true, runs: [], image: fresh },
+      ])
+    const { measure, verify } = this.#writing(place, image, testCase)
+    await this.#rounds(
+      testCase,
+      entries,
+      {
+        imageFor: (server, entry) => copyFor(place, entry.image, server),
+        async measure(mounted, entry) {
+          const result = await measure(mounted)
+          if (entry.image === image) verifyShown(mounted.file, image, result.writtenBytes)
+          return result
+        },
+        verify: (copy, result, entry) =>
+          entry.image === image ? run('cmp', [copy.file, image.file]) : verify(copy, result),
+      },
+      this.#options.rounds,
+    )
+    fs.rmSync(path.dirname(fresh.file), { recursive: true })
+    return { case: testCase, entries: entries.filter(e => !e.failed).map(figures) }
+  }
+
   async #rounds(testCase, entries, work, rounds) {
     for (let round = 0; round < rounds; round++) {
       this.#bench.say(`  ${testCase.id}, round ${round + 1} of ${rounds}`)
@@ -162,14 +196,14 @@ export class Writes {
     let image
     let mounted
     try {
-      image = await imageFor(server)
+      image = await imageFor(server, entry)
       mounted = await mount(server, image, context, { writable })
       // A server may have fallen back to read-only.
       if (writable) await (await fs.promises.open(mounted.file, 'r+')).close()
-      const result = await measure(mounted)
+      const result = await measure(mounted, entry)
       await mounted.stop()
       mounted = undefined
-      if (verify && isVerified) await verify(image, result)
+      if (verify && isVerified) await verify(image, result, entry)
       return result
     } catch (error) {
       entry.failed = true

@@ -4,11 +4,28 @@
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { chmodSync, existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { loop, mountDevice } from '../support/loop.js'
-import { HERE, kill, MAIN, mount, ordinaryUser, sampleImage, vimgfs } from '../support/mount.js'
+import {
+  HERE,
+  kill,
+  MAIN,
+  mount,
+  mountFolder,
+  ordinaryUser,
+  sampleImage,
+  vimgfs,
+} from '../support/mount.js'
 import { attempt, needs, needsRoot, run, tempFolder } from '../support/run.js'
 import { until } from '../support/until.js'
 
@@ -218,6 +235,55 @@ t.test('what could not go on without a frozen file system is refused', skip, asy
   await above.detach()
   await vimgfs(HERE, ['umount', other.folder])
 })
+
+/**
+ * Mounts an image where a loop device's file was before, so that the file system on that device counts as one on the image's disk: a
+ * real one of these cannot hold what its own mount needs from the beginning.
+ */
+async function mountedOver(t: Test, what: 'image' | 'log' | 'socket') {
+  const point = mountFolder(t)
+  const file = join(point, 'disk.raw')
+  await run('truncate', ['-s', '32M', file])
+  const { device, detach } = await loop(t, file)
+  await run('mkfs.ext4', ['-q', device])
+  const inside = await mountDevice(t, device, 'ext4')
+  const folder = what === 'image' ? inside.folder : tempFolder(t)
+  const image = join(folder, 'disk.qcow2')
+  await run('qemu-img', ['create', '-q', '-f', 'qcow2', image, '1M'])
+  if (what === 'socket') {
+    const sockets = join(inside.folder, 'sockets')
+    mkdirSync(sockets, { mode: 0o700 })
+    mkdirSync('/run/vimgfs', { recursive: true, mode: 0o700 })
+    await run('mount', ['--bind', sockets, '/run/vimgfs'])
+    t.teardown(() => attempt('umount', ['-l', '/run/vimgfs']))
+  }
+  const args = what === 'log' ? ['--log-file', join(inside.folder, 'log')] : []
+  const disk = await mount(t, image, { folder: point, args })
+  const end = async () => {
+    t.match(await vimgfs(HERE, ['umount', disk.folder]), { code: 0 })
+    if (what === 'socket') await run('umount', ['/run/vimgfs'])
+    await inside.unmount()
+    await detach()
+  }
+  return { image, folder: inside.folder, end }
+}
+
+for (const [what, named] of [
+  ['image', /disk\.qcow2/],
+  ['log', /inside\/log/],
+  ['socket', /sockets|\/run\/vimgfs/],
+] as const) {
+  t.test(`it is refused where the ${what} lies on the file system`, skip, async t => {
+    const { image, folder, end } = await mountedOver(t, what)
+    const { code, stderr } = await vimgfs(HERE, ['snapshot', 'create', '--freeze', image, 'one'])
+    t.equal(code, 1)
+    t.match(stderr, /^vimgfs: --freeze would wait for ever: [^\n]* would be frozen[^\n]*\n$/)
+    t.match(stderr, named)
+    t.notOk(await isFrozen(folder))
+    t.match(await vimgfs(HERE, ['snapshot', 'create', image, 'one']), { code: 0 })
+    await end()
+  })
+}
 
 t.test('it is for root', needsRoot(), async t => {
   const user = await ordinaryUser(t)
