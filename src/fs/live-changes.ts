@@ -35,8 +35,11 @@ export interface LiveDisk {
   revert(name: SnapshotName, discard: boolean, options?: WaitOptions): Promise<string | undefined>
   /** Makes the disk larger, and returns its size before and after, in bytes. Returns when its file has the new size. */
   resize(sizeBytes: number): Promise<{ readonly beforeBytes: number; readonly afterBytes: number }>
-  /** Checks the image while it is mounted; `progress` is told the part that is done, 0 to 1. */
-  check(progress?: (part: number) => void): Promise<CheckResult>
+  /**
+   * Checks the image while it is mounted; `progress` is told the part that is done, 0 to 1. Changes of the disk wait meanwhile, so
+   * `cancel` ends it at once when nobody wants the result any more.
+   */
+  check(progress?: (part: number) => void, cancel?: AbortSignal): Promise<CheckResult>
 }
 
 export interface CreateOptions {

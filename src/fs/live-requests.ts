@@ -48,7 +48,7 @@ async function done(
     case 'check': {
       const { format } = live
       if (!findFormat(format)?.checking) return { format, result: null }
-      return { format, result: await live.check(part => remark({ progress: part })) }
+      return { format, result: await live.check(part => remark({ progress: part }), gone) }
     }
   }
 }

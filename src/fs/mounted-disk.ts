@@ -2,7 +2,7 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type ErrorCode, type ErrorContext, ImageError, printable } from '../errors.js'
+import { type ErrorCode, type ErrorContext, ImageError, MountError, printable } from '../errors.js'
 import type { CheckResult } from '../formats/check/report.js'
 import type { InternalSnapshot, InternalSnapshots } from '../formats/format.js'
 import { formatOf } from '../formats/registry.js'
@@ -152,11 +152,12 @@ export class MountedDisk implements LiveDisk {
     })
   }
 
-  check(progress?: (part: number) => void): Promise<CheckResult> {
+  check(progress?: (part: number) => void, cancel?: AbortSignal): Promise<CheckResult> {
     const { changer, allowPaths } = this.parts
     return changer.inTurn(() =>
       changer.whileQuiet(async () => {
         const { path, format } = this
+        if (cancel?.aborted) throw new MountError('nobody waits for this check any more')
         this.requireSameFile()
         const check = ImageCheck.open(path, { format, allowPaths, takesLocks: false })
         if (!check) {
@@ -164,7 +165,7 @@ export class MountedDisk implements LiveDisk {
           throw new ImageError('UNSUPPORTED', what, { path })
         }
         try {
-          return (await check.run(progress ? { progress } : {})).after
+          return (await check.run(progress ? { progress } : {}, cancel)).after
         } finally {
           check.close()
         }

@@ -1,6 +1,7 @@
 /** Runs long work on an image in a thread of its own, so that this thread can take signals meanwhile. */
 import fs from 'node:fs'
 import { Worker } from 'node:worker_threads'
+import { MountError } from '../errors.js'
 import type { LayerSpec } from '../formats/format.js'
 import type { ApartMessage, ResultOf, SetupOf, TaskName } from './apart-tasks.js'
 import { filesOf } from './layer.js'
@@ -9,6 +10,7 @@ import { receivedError } from './sent-error.js'
 /** Work on larger images, in bytes that their files take, may last seconds. */
 const APART_FROM_BYTES = 64 * 2 ** 20
 const STAT_BLOCK_BYTES = 512
+const CANCELLED = 'whoever asked for it has gone, so it was not finished'
 
 /** Reports whether work on all tables of an image is worth a thread, which takes a tenth of a second to start. */
 export function isLongWork(layer: LayerSpec): boolean {
@@ -19,11 +21,13 @@ export function isLongWork(layer: LayerSpec): boolean {
 /**
  * Runs a task. All files in `setup` must stay open until it ends. Throws what the task throws.
  * @param setup plain data: it is copied
+ * @param cancel ends the thread when it is aborted, in the middle of its work: only for tasks that change nothing
  */
 export function runApart<N extends TaskName>(
   task: N,
   setup: SetupOf<N>,
   progress: (part: number) => void = () => {},
+  cancel?: AbortSignal,
 ): Promise<ResultOf<N>> {
   const workerData = { task, setup }
   const thread = new Worker(new URL('./apart-thread.js', import.meta.url), { workerData })
@@ -34,7 +38,16 @@ export function runApart<N extends TaskName>(
       else reject(receivedError(message.error))
     })
     thread.on('error', reject)
+    const end = () => {
+      // The files may be closed when the thread has ended.
+      void thread.terminate().then(() => reject(new MountError(CANCELLED)))
+    }
+    thread.on('exit', () => cancel?.removeEventListener('abort', end))
+    if (cancel?.aborted) end()
+    else cancel?.addEventListener('abort', end)
     // After a result this changes nothing.
-    thread.on('exit', code => reject(new Error(`the thread "${task}" ended with code ${code}`)))
+    thread.on('exit', code => {
+      if (!cancel?.aborted) reject(new Error(`the thread "${task}" ended with code ${code}`))
+    })
   })
 }

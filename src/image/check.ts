@@ -61,11 +61,16 @@ export class ImageCheck {
     }
   }
 
-  /** Checks or repairs the image. Throws ImageError, SystemError. */
-  run(options: CheckOptions = {}): Promise<Found> {
+  /**
+   * Checks or repairs the image. Throws ImageError, SystemError.
+   * @param cancel ends a check of a larger image when it is aborted; then MountError is thrown
+   */
+  run(options: CheckOptions = {}, cancel?: AbortSignal): Promise<Found> {
     const { layer, obstacle } = this
     const setup = { layer, repair: this.request.repair, obstacle }
-    return isLongWork(layer) ? runApart('check', setup, options.progress) : runCheck(setup, options)
+    return isLongWork(layer)
+      ? runApart('check', setup, options.progress, cancel)
+      : runCheck(setup, options)
   }
 
   close(): void {

@@ -52,6 +52,19 @@ t.test('a check finds the same in both threads', async t => {
   closeChain(chain)
 })
 
+t.test('a check ends at once when nobody wants it any more', async t => {
+  const image = imageIn(t)
+  const chain = openChain(image, { describe: 'file' })
+  const setup = { layer: chain.layers[0], repair: undefined, obstacle: undefined }
+  const cancel = new AbortController()
+  const checking = runApart('check', setup, undefined, cancel.signal)
+  // The thread has not started yet.
+  cancel.abort()
+  await t.rejects(checking, { name: 'MountError' })
+  await t.rejects(runApart('check', setup, undefined, cancel.signal), { name: 'MountError' })
+  closeChain(chain)
+})
+
 t.test('errors keep their kind', async t => {
   const image = imageIn(t)
   const chain = openChain(image, { describe: 'file' })

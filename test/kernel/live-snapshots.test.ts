@@ -34,6 +34,23 @@ async function isSound(t: Test, image: string): Promise<void> {
   t.match(await run('qemu-img', ['check', image]), /No errors were found/)
 }
 
+t.test('a check whose command has gone ends, and the mount goes on', skip, async t => {
+  const image = await makeImage(t)
+  // Checks of larger files get a thread.
+  await run('fallocate', ['-o', String(statSync(image).size), '-l', '64M', image])
+  const mounted = await serve(t, image)
+  const { live } = mounted
+  const gone = new AbortController()
+  const checks = [live.check(() => {}, gone.signal), live.check(() => {}, gone.signal)]
+  gone.abort()
+  for (const check of checks) await t.rejects(check, { name: 'MountError' })
+  await fill(mounted, 'a')
+  await live.createSnapshot('one')
+  t.match(await live.check(), { corruptions: 0, checkErrors: 0 })
+  t.equal(await mounted.end(), true)
+  await isSound(t, image)
+})
+
 t.test('taken and deleted', skip, async t => {
   const image = await makeImage(t)
   const mounted = await serve(t, image)
