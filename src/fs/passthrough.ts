@@ -23,7 +23,7 @@ import type { Backings, Decision } from './backings.js'
 import { FOPEN } from './protocol.js'
 import type { ImageNode } from './tree.js'
 
-const { ELOOP, EPERM } = constants.errno
+const { EPERM } = constants.errno
 const { O_DIRECT, O_TRUNC, O_WRONLY } = fs.constants
 const ACCESS_MODE = 3
 
@@ -40,7 +40,6 @@ const REASONS = {
   watched:
     'another program could change its file unnoticed; -o passthrough=on allows that, and an immutable file (chattr +i) needs no option',
   notAllowed: 'the kernel allows that to root of the first user namespace only',
-  overlay: 'its file lies on overlayfs',
   refused: 'the kernel refuses its file',
   many: 'the mount has too many files',
   unreadable: 'its tables cannot be read',
@@ -180,7 +179,6 @@ export class Passthrough {
     if (watch && !rules.isForced && !isUnchangeable(fd)) return because('watched')
     const number = openBacking(this.device as number, fd)
     if (number === -EPERM) return because('notAllowed')
-    if (number === -ELOOP) return because('overlay')
     if (number <= 0) return because('refused')
     const alignment = UNALIGNED.includes(type) ? 1 : directAlignment(fd)
     const isAligned = alignment !== undefined && alignment > 0 && alignment <= SECTOR_BYTES

@@ -13,7 +13,7 @@ const FUSE_DEV_IOC_BACKING_CLOSE = 0x4004e502
 
 /**
  * Registers the file that is open at `fd` as one that the kernel reads and writes itself. `device` is a /dev/fuse of the mount.
- * Returns its number, which is above 0, or a negative errno: EPERM outside the first user namespace, ELOOP on overlayfs.
+ * Returns its number, which is above 0, or a negative errno: EPERM outside the first user namespace.
  */
 export function openBacking(device: number, fd: number): number {
   const map = Buffer.alloc(16)
