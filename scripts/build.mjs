@@ -9,8 +9,7 @@
  *      module beside worker.ts, `../package.json` for a module of src.
  *  (2) What starts a thread says `new Worker(new URL('./NAME.js', import.meta.url)`, and lies beside NAME.ts. These words
  *      tell which bundles to make.
- *  (3) What the command loads from a bundle of its own (ALONE) shares no object with it.
- *  (4) What every mount starts, the command and `NAME.cjs` threads, is NAME.bundle.cjs, with V8's code of it in NAME.code
+ *  (3) What every mount starts, the command and `NAME.cjs` threads, is NAME.bundle.cjs, with V8's code of it in NAME.code
  *      (src/cached-code.ts). These are CommonJS: only for that does Node take such code. They contain the npm packages that are
  *      JavaScript alone. All other bundles leave packages outside.
  */
@@ -23,16 +22,14 @@ import { CLI, isBuilt, ROOT } from './bootstrap.mjs'
 
 const DIST = join(ROOT, 'dist')
 const MAIN = 'cli/main'
-const COMMANDS = ['cli/command', 'cli/unmounting']
+const COMMANDS = ['cli/command', 'cli/unmounting', 'cli/reading']
 const LOADER = 'cached-code'
 const LIBRARY = 'index'
-/** Commands that are short enough for the opening of files to count. */
-const ALONE = ['cli/converting']
 const STARTS_THREAD = /new Worker\(\s*new URL\('\.\/([^']+)\.(c?)js', import\.meta\.url\)/g
 
 /**
  * Returns the modules that are run as threads, relative to src and without a suffix.
- * @param kind 'c' for those of rule (4), '' for the others
+ * @param kind 'c' for those of rule (3), '' for the others
  */
 function threads(kind) {
   const sources = readdirSync(join(ROOT, 'src'), { recursive: true }).filter(name =>
@@ -64,18 +61,6 @@ const OPTIONS = {
 
 const entryOf = (name, out = basename(name)) => ({ in: `src/${name}.ts`, out })
 
-/** Leaves what ALONE names to its own bundle. */
-const leavingAlone = {
-  name: 'leaving-alone',
-  setup: ({ onResolve }) => {
-    const names = ALONE.map(name => basename(name)).join('|')
-    onResolve({ filter: new RegExp(`^\\./(${names})\\.js$`) }, ({ path }) => ({
-      path: path.replace(/\.js$/, '.cjs'),
-      external: true,
-    }))
-  },
-}
-
 const COMMON_JS = {
   ...OPTIONS,
   splitting: false,
@@ -93,26 +78,23 @@ const OUTSIDE = ['koffi', 'fuse-native', 'pino-pretty']
 async function writeCode() {
   const cached = [...COMMANDS, ...threads('c')]
   await Promise.all([
-    build({
-      ...OPTIONS,
-      entryPoints: [entryOf(MAIN, MAIN), entryOf(LIBRARY)],
-      external: ['*.cjs'],
-    }),
+    build({ ...OPTIONS, entryPoints: [entryOf(LIBRARY)] }),
+    build({ ...COMMON_JS, entryPoints: [entryOf(MAIN, MAIN)], outExtension: {} }),
     // These are one file each: opening the many parts that all have in common would take longer.
     ...threads('').map(name =>
       build({ ...OPTIONS, entryPoints: [entryOf(name)], splitting: false }),
     ),
-    ...[LOADER, ...ALONE].map(name => build({ ...COMMON_JS, entryPoints: [entryOf(name)] })),
+    build({ ...COMMON_JS, entryPoints: [entryOf(LOADER)] }),
     ...cached.map(name =>
       build({
         ...COMMON_JS,
         entryPoints: [entryOf(name, `${basename(name)}.bundle`)],
         packages: undefined,
         external: OUTSIDE,
-        plugins: [leavingAlone],
       }),
     ),
   ])
+  writeFileSync(join(DIST, dirname(MAIN), 'package.json'), '{"type":"commonjs"}\n')
   for (const name of threads('c').map(each => basename(each))) {
     writeFileSync(join(DIST, `${name}.cjs`), `require('./${LOADER}.cjs').loadBundle('${name}')\n`)
   }

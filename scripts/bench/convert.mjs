@@ -73,6 +73,9 @@ const SOURCES = {
 
 const PIECE_BYTES = 4 * MiB
 
+/** As the command sets it for itself when it is started by its name (src/cli/main.ts). */
+const ENV = { ...process.env, NODE_EXTRA_CA_CERTS: undefined }
+
 export class Conversions {
   constructor(bench) {
     this.bench = bench
@@ -232,7 +235,7 @@ function start(source, folder, testCase, { id, argv }) {
   const writeback = isReflink && id !== 'vimgfs' ? ['-t', 'writeback'] : []
   const all = [...argv, ...writeback, '-f', source.format, '-O', to, ...args, source.file, target]
   if (!isReflink || id === 'vimgfs')
-    return spawn(all[0], all.slice(1), { stdio: ['ignore', 'ignore', 'pipe'] })
+    return spawn(all[0], all.slice(1), { stdio: ['ignore', 'ignore', 'pipe'], env: ENV })
   // vimgfs syncs what it writes; here qemu-img has to do so, too.
   return spawn('sh', ['-c', 'last="$1"; shift; "$@" && sync "$last"', 'sh', target, ...all], {
     stdio: ['ignore', 'ignore', 'pipe'],

@@ -15,7 +15,6 @@ import type { Loss } from '../image/salvage.js'
 import { openSource, type Source } from '../image/source.js'
 import { parseCount, parseWords } from './arguments.js'
 import { BACKING_OPTIONS, parseCreateOptions, printOptions, wantsList } from './create-options.js'
-import { optimizeLate } from './late-optimizing.js'
 import { complain } from './output.js'
 import type { PassphraseSource } from './passphrase.js'
 import { Progress } from './progress.js'
@@ -68,7 +67,6 @@ export async function run(args: string[]): Promise<number> {
     printOptions((await creatorOf(await formatNamed(format))).options, format)
     return 0
   }
-  optimizeLate()
   const { values, positionals } = parsed(args, ['SRC', 'DST'])
   const [name, target] = positionals as [string, string]
   check(values)

@@ -4,7 +4,7 @@
  */
 import v8 from 'node:v8'
 
-/** How many bytes of code a function runs before V8 considers it; by default 132 KiB. */
+/** How many bytes of code a function runs before V8 considers it; by default 66 KiB. */
 const BUDGET_BYTES = 2 * 2 ** 20
 
 export function optimizeLate(): void {

@@ -57,7 +57,8 @@ export async function launch(
     [...process.execArgv, NO_DEBUGGER, script, 'mount', ...args],
     {
       stdio: ['ignore', 'ignore', 'pipe', 'pipe', 'pipe'],
-      env: { ...process.env, [REPORT_FD_VARIABLE]: '3' },
+      // Node would read certificates at its start; see main.ts.
+      env: { ...process.env, NODE_EXTRA_CA_CERTS: undefined, [REPORT_FD_VARIABLE]: '3' },
     },
   )
   server = child

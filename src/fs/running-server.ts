@@ -1,5 +1,4 @@
 /** Asks the server of a mount, from another process. */
-import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import path from 'node:path'
 import { text } from 'node:stream/consumers'
@@ -76,6 +75,7 @@ export async function runAsOwner(
 ): Promise<Ran> {
   const owner = ownerOf(mount)
   const isOthers = process.geteuid?.() === 0 && owner !== 0
+  const { spawn } = await import('node:child_process')
   const child = spawn(command, args, {
     cwd: '/',
     stdio: ['ignore', 'pipe', 'pipe'],

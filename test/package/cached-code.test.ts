@@ -53,9 +53,9 @@ t.test('this version of Node takes the code', t => {
         console.log(options.filename.split('/').at(-1), this.cachedDataRejected)
       }
     }
-    for (const name of ['command', 'unmounting', 'worker']) require(${JSON.stringify(loader)}).loadBundle(name)`
+    for (const name of ['command', 'reading', 'unmounting', 'worker']) require(${JSON.stringify(loader)}).loadBundle(name)`
   const { stdout } = spawnSync(process.execPath, ['-e', script], { encoding: 'utf8' })
-  for (const name of ['command', 'unmounting', 'worker']) {
+  for (const name of ['command', 'reading', 'unmounting', 'worker']) {
     t.match(stdout, `${name}.bundle.cjs false`)
   }
   t.end()
