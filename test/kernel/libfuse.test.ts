@@ -91,6 +91,11 @@ const SHOWN: Record<keyof typeof LACKS, (t: Test, m: Mount) => Promise<string | 
     t.notOk((await statsOf(mounted)).requests.READDIRPLUS)
     return undefined
   },
+  passthrough: async (t, { place, file }) => {
+    const status = JSON.parse(await runIn(place, 'cat', [file('.vimgfs/status.json')]))
+    t.match(status.files, [{ name: 'disk.raw', passthrough: false, why: /libfuse/ }])
+    return undefined
+  },
   nanoseconds: async (t, { place, file }) => {
     for (const name of ['disk.raw', 'disk@fresh-install.raw']) {
       const { mtimeNs } = await call(place, 'stat', file(name))

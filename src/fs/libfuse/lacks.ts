@@ -43,6 +43,10 @@ export const LACKS = {
     what: 'READDIRPLUS',
     instead: 'the kernel asks for each file of a listing separately',
   },
+  passthrough: {
+    what: 'passthrough of raw images',
+    instead: 'they are served as all others',
+  },
   nanoseconds: {
     what: 'times finer than a millisecond, before 1970, and of birth',
     instead: 'milliseconds since 1970',
