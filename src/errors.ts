@@ -144,6 +144,17 @@ const REASONS: Record<string, string> = {
   ENAMETOOLONG: 'the name is too long',
   EMFILE: 'this process may open no more files (ulimit -n)',
   ENFILE: 'the system may open no more files (fs.file-max)',
+  ENOSPC: 'no space is left there',
+  EDQUOT: 'the quota of disk space is used up',
+  EFBIG: 'the file would be larger than its file system, or a limit (ulimit -f), allows',
+  EIO: 'the storage reports an error (EIO)',
+}
+/** The ways out of errors that the user can do something about. */
+const WAYS_OUT: Record<string, string> = {
+  ENOSPC: 'make room, or use another folder',
+  EDQUOT: 'make room, or use another folder',
+  EFBIG: 'use another file system, or make the disk smaller',
+  EIO: 'look at the log of the kernel (dmesg)',
 }
 
 /** Returns why a system call on a file failed, in words if there are any, without the call and the path. */
@@ -193,8 +204,15 @@ function wordsOf(error: Error): string {
   // Only relative names need the current folder.
   if ((error as NodeJS.ErrnoException).syscall === 'uv_cwd') return NO_FOLDER
   const missing = missingPackage(error)
-  if (missing === undefined) return error.message
+  if (missing === undefined) return error instanceof SystemError ? failedCall(error) : error.message
   return `the package ${missing}, which vimgfs needs, is not installed; ${installHint(false)}`
+}
+
+/** Returns what a system call could not do, in words where the user can do something about it. */
+function failedCall({ syscall, path, code, message }: SystemError): string {
+  const way = WAYS_OUT[code]
+  if (way === undefined || path === undefined) return message
+  return `${path}: ${syscall} failed: ${REASONS[code]}; ${way}`
 }
 
 /** Returns `text` for a terminal: hidden characters are escaped, and it is cut at 2000 characters. */

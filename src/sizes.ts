@@ -14,7 +14,8 @@ const UNITS: Record<string, bigint> = {
 const SECTOR_BYTES = 512
 
 /**
- * Returns the size that `text` says, in bytes. Units are powers of 1024, and a fraction may stand before a unit. Throws
+ * Returns the size that `text` says, in bytes. Units are powers of 1024, and a fraction may stand before a unit; a
+ * hexadecimal number (0x…) counts bytes. Throws
  * UsageError, also past 2^53, which is more than any format of this program holds.
  * @param what names the argument in the error
  */
@@ -46,6 +47,7 @@ export function parseSizeChange(text: string, what: string): SizeChange {
 export const toSectors = (bytes: number): number => Math.ceil(bytes / SECTOR_BYTES) * SECTOR_BYTES
 
 function bytesOf(text: string): bigint | undefined {
+  if (/^0x[0-9a-f]{1,16}$/i.test(text)) return BigInt(text)
   const match = /^([0-9]{1,20})(?:\.([0-9]{1,9}))?([bkmgtpe]?)(?:i?b)?$/i.exec(text)
   if (!match) return undefined
   const [, whole = '', fraction = '', unit = ''] = match

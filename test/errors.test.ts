@@ -77,3 +77,16 @@ t.test('printable', async t => {
   t.equal(printable('ü\x7f\x9f\0'), 'ü\\x7f\\x9f\\x00')
   t.equal(printable('x'.repeat(3000)), `${'x'.repeat(2000)}…`)
 })
+
+t.test('errors of a file system, in words', async t => {
+  const { ENOSPC, EFBIG } = constants.errno
+  t.equal(
+    oneLine(new SystemError('write', ENOSPC, '/x/disk')),
+    '/x/disk: write failed: no space is left there; make room, or use another folder',
+  )
+  t.match(
+    oneLine(new SystemError('ftruncate', EFBIG, '/x/disk')),
+    /would be larger .*; use another/,
+  )
+  t.equal(oneLine(new SystemError('write', EINVAL, '/x/disk')), 'write /x/disk: EINVAL')
+})

@@ -4,7 +4,7 @@ import { parse } from './arguments.js'
 import { CHANGING_OPTIONS, changing } from './changing.js'
 import { humanSize } from './human.js'
 import { print } from './output.js'
-import { checkCacheMode } from './qemu-options.js'
+import { checkCacheMode, requireWhole } from './qemu-options.js'
 
 const OPTIONS = {
   ...CHANGING_OPTIONS,
@@ -20,6 +20,7 @@ export async function run(args: string[]): Promise<number> {
   const { values, positionals } = parse(args, OPTIONS, 'commit', ['IMAGE'])
   checkCacheMode(values.cache, '-t')
   const [name] = positionals as [string]
+  requireWhole(name, 'commit')
   const { base, bytes, isEmptied } = await changing(values, settings =>
     commitImage(name, {
       ...settings,

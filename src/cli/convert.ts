@@ -9,6 +9,7 @@ import {
   verify,
   type Watching,
 } from '../image/convert/convert.js'
+import { type ConvertSource, JoinedDisk } from '../image/convert/joined-disk.js'
 import type { OptionValues } from '../formats/creating.js'
 import { creatorOf } from '../image/new-image.js'
 import type { Loss } from '../image/salvage.js'
@@ -18,8 +19,9 @@ import { BACKING_OPTIONS, parseCreateOptions, printOptions, wantsList } from './
 import { complain } from './output.js'
 import type { PassphraseSource } from './passphrase.js'
 import { Progress } from './progress.js'
-import { checkCacheMode } from './qemu-options.js'
+import { checkCacheMode, piecesOf } from './qemu-options.js'
 import { formatNamed, SOURCE_OPTIONS, SourceOpener } from './sources.js'
+import { SECTOR_BYTES } from '../sector.js'
 import { parseDiskSize } from '../sizes.js'
 import { hintAtSuffix } from './suffix-hint.js'
 
@@ -54,24 +56,27 @@ const OPTIONS = {
 
 /** Runs of so many zeros are not stored, as with qemu-img. */
 const SPARSE_BYTES = 4096
+/** The limit of qemu-img. */
+const MAX_SPARSE_BYTES = 16 * 2 ** 20
 const EXIT = { done: 0, salvaged: 3 }
 
 type Values = ReturnType<typeof parsed>['values']
 
 const parsed = (args: string[], required: readonly string[]) =>
-  parseWords(args, OPTIONS, 'convert', { required, hasMore: required.length === 0 })
+  parseWords(args, OPTIONS, 'convert', { required, hasMore: true })
 
 export async function run(args: string[]): Promise<number> {
   const { 'output-format': format = 'raw', options = [] } = parsed(args, []).values
   if (wantsList(options)) {
-    printOptions((await creatorOf(await formatNamed(format))).options, format)
+    printOptions((await creatorOf(await formatNamed(format, '-O'))).options, format)
     return 0
   }
   const { values, positionals } = parsed(args, ['SRC', 'DST'])
-  const [name, target] = positionals as [string, string]
+  const [names, target] = [positionals.slice(0, -1), positionals.at(-1) as string]
   check(values)
+  if (names.length > 1) checkJoined(values)
   const conversion = new Conversion(values, target)
-  return conversion.run(name)
+  return conversion.run(names as [string, ...string[]])
 }
 
 /** Throws UsageError for options that do not go together. */
@@ -100,6 +105,22 @@ function check(values: Values): void {
   if (refused) {
     throw new UsageError(`${refused[0]} says how to make the target, and -n makes none`)
   }
+}
+
+/** Returns how many zeros in a row take no space. Throws UsageError. */
+function sparseBytesOf(text: string | undefined): number {
+  if (text === undefined) return SPARSE_BYTES
+  const bytes = parseDiskSize(text, '-S')
+  if (bytes % SECTOR_BYTES === 0 && bytes <= MAX_SPARSE_BYTES) return bytes
+  throw new UsageError(`-S takes a multiple of ${SECTOR_BYTES} up to 16M, not "${text}"`)
+}
+
+/** Throws UsageError for options that are for one source only. */
+function checkJoined({ snapshot, base, options = [] }: Values): void {
+  const what = snapshot !== undefined ? '-l' : base !== undefined ? '-B' : undefined
+  const named = what ?? options.flatMap(piecesOf).find(option => option.startsWith('backing_'))
+  if (named === undefined) return
+  throw new UsageError(`${named} is for one source, and these are several`)
 }
 
 interface Base {
@@ -136,12 +157,12 @@ class Conversion {
     private readonly target: string,
   ) {
     this.opener = new SourceOpener(values, true, this.ending.signal)
-    this.sparseBytes =
-      values.sparse === undefined ? SPARSE_BYTES : parseDiskSize(values.sparse, '-S')
+    this.sparseBytes = sparseBytesOf(values.sparse)
   }
 
-  async run(name: string): Promise<number> {
-    const source = await this.openSource(name)
+  /** @param names the sources, whose disks follow one another in the target */
+  async run(names: readonly [string, ...string[]]): Promise<number> {
+    const source = await this.openSources(names)
     try {
       if (this.values['no-create']) await this.intoExisting(source)
       else await this.intoNew(source)
@@ -153,13 +174,21 @@ class Conversion {
     return this.reportLost(source)
   }
 
-  private async openSource(name: string): Promise<Source> {
-    return this.opener.openChosen(name, this.values.snapshot)
+  private async openSources(names: readonly [string, ...string[]]): Promise<ConvertSource> {
+    if (names.length === 1) return this.opener.openChosen(names[0], this.values.snapshot)
+    const sources: Source[] = []
+    try {
+      for (const name of names) sources.push(await this.opener.open(name))
+      return new JoinedDisk(sources as [Source, ...Source[]])
+    } catch (error) {
+      for (const source of sources) source.close()
+      throw error
+    }
   }
 
-  private async intoNew(source: Source): Promise<void> {
+  private async intoNew(source: ConvertSource): Promise<void> {
     const { values, target } = this
-    const format = await formatNamed(values['output-format'] ?? 'raw')
+    const format = await formatNamed(values['output-format'] ?? 'raw', '-O')
     const creator = await creatorOf(format)
     const known = [...BACKING_OPTIONS, ...creator.options]
     const given = parseCreateOptions(known, values.options ?? [], format)
@@ -212,11 +241,11 @@ class Conversion {
   private async targetPassphrases() {
     const { passphraseSource } = await import('./passphrase.js')
     const file = this.values['target-passphrase-file']
-    return passphraseSource(file === undefined ? [] : [file], this.ending.signal)
+    return passphraseSource(file === undefined ? [] : [file], this.ending.signal, TARGET_FILE)
   }
 
   /** Writes into an image that is there, and closes it well whatever happens. */
-  private async intoExisting(source: Source): Promise<void> {
+  private async intoExisting(source: ConvertSource): Promise<void> {
     const passphrases = await this.targetPassphrases()
     try {
       const format = await this.overwrite(source, passphrases)
@@ -227,7 +256,7 @@ class Conversion {
   }
 
   /** Returns the target's format. */
-  private async overwrite(source: Source, passphrases: PassphraseSource): Promise<string> {
+  private async overwrite(source: ConvertSource, passphrases: PassphraseSource): Promise<string> {
     const { values, target } = this
     const [{ openImage }, { namingItsMount }, { formatOfImage }] = await Promise.all([
       import('../image/open-image.js'),
@@ -240,7 +269,9 @@ class Conversion {
       access: 'write',
       // As with qemu-img, a target that is no image is raw: a new volume has nothing that could be known.
       format:
-        stated === undefined ? formatOfImage(target, undefined).name : await formatNamed(stated),
+        stated === undefined
+          ? formatOfImage(target, undefined).name
+          : await formatNamed(stated, '-O'),
       allowPaths: values['allow-path'] ?? [],
       passphrase: passphrases.ask,
     }).catch(error => {
@@ -261,7 +292,11 @@ class Conversion {
   }
 
   /** Reads the target as any reader would, and compares. */
-  private async verify(source: Source, format: string, { ask }: PassphraseSource): Promise<void> {
+  private async verify(
+    source: ConvertSource,
+    format: string,
+    { ask }: PassphraseSource,
+  ): Promise<void> {
     const allowPaths = this.values['allow-path'] ?? []
     const written = await openSource(path.resolve(this.target), { format, allowPaths, ask })
     try {
@@ -289,7 +324,7 @@ class Conversion {
   }
 
   /** Lists the places that could not be read. Returns the exit code. */
-  private reportLost(source: Source): number {
+  private reportLost(source: ConvertSource): number {
     if (this.lost.length === 0) return EXIT.done
     const places = joined(this.lost)
     for (const { offset, length, reason } of places) {
@@ -300,6 +335,8 @@ class Conversion {
   }
 }
 
+/** The option with the passphrase of the target. */
+const TARGET_FILE = '--target-passphrase-file'
 const ENDING_SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
 
 const say = (line: string) => complain(`vimgfs: ${printable(line)}\n`)

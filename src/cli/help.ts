@@ -17,7 +17,7 @@ Usage: vimgfs COMMAND [OPTION…] ARGUMENT…
   commit IMAGE             write what it holds into its backing file
   rebase -b BASE IMAGE     make it stand on another backing file
   create FILE SIZE         make a new image, or one that stands on another
-  convert SRC DST          copy a disk into an image of another kind
+  convert SRC… DST         copy a disk into an image of another kind
   map IMAGE                show which parts are data, and where they are
   compare IMAGE IMAGE      tell whether two disks have the same content
   diff IMAGE TAG           show what has changed since a snapshot

@@ -7,7 +7,7 @@ export function humanSize(bytes: number): string {
   let power = 0
   while (bytes / 1024 ** power >= 1000 && power < UNITS.length - 1) power++
   const value = bytes / 1024 ** power
-  const scale = value >= 100 ? 1 : value >= 10 ? 10 : 100
+  const scale = value >= 100 ? 1 : value >= 10 ? 10 : value >= 1 ? 100 : 1000
   return `${roundToEven(value * scale) / scale} ${UNITS[power]}`
 }
 

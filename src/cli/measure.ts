@@ -3,7 +3,7 @@ import { UsageError } from '../errors.js'
 import { checkOptions, creatorOf } from '../image/new-image.js'
 import { SECTOR_BYTES } from '../sector.js'
 import { parseChoice, parseWords } from './arguments.js'
-import { parseCreateOptions } from './create-options.js'
+import { BACKING_OPTIONS, parseCreateOptions } from './create-options.js'
 import { print } from './output.js'
 import { parseDiskSize } from '../sizes.js'
 import { SOURCE_OPTIONS, SourceOpener } from './sources.js'
@@ -35,16 +35,22 @@ export async function run(args: string[]): Promise<number> {
     throw new UsageError('-l names a snapshot of IMAGE, and --size has no IMAGE')
   }
   const creator = await creatorOf(format)
-  const options = parseCreateOptions(creator.options, values.options ?? [], format)
+  const known = [...BACKING_OPTIONS, ...creator.options]
+  const given = parseCreateOptions(known, values.options ?? [], format)
+  const { backing_file, backing_fmt, ...options } = given
+  const isOnBase = backing_file !== undefined || backing_fmt !== undefined
   checkOptions(creator.options, options, format)
   const { measure } = creator
-  if (!measure) throw new UsageError(`${format} images are not measured, only raw, qcow2 and vmdk`)
   const say = ({ sizeBytes, data }: Disk) => {
     const whole = Math.ceil(sizeBytes / SECTOR_BYTES) * SECTOR_BYTES
     const { required, fullyAllocated } = measure({ sizeBytes: whole, options, data })
-    const fields = { required, 'fully-allocated': fullyAllocated }
+    // As with QEMU: all of the disk may differ from a base, which nobody has looked at.
+    const fields = {
+      required: isOnBase ? fullyAllocated : required,
+      'fully-allocated': fullyAllocated,
+    }
     if (output === 'json') print(`${JSON.stringify(fields, undefined, 4)}\n`)
-    else print(`required size: ${required}\nfully allocated size: ${fullyAllocated}\n`)
+    else print(`required size: ${fields.required}\nfully allocated size: ${fullyAllocated}\n`)
   }
   if (size !== undefined) {
     say({ sizeBytes: parseDiskSize(size, '--size'), data: [] })

@@ -30,8 +30,13 @@ export interface PassphraseSource {
  * @param files the files of --passphrase-file, one for each encrypted layer in the order in which they are asked for; the
  *   last one is for all layers that follow
  * @param signal ends asking: then `ask` throws Interrupted
+ * @param option the option that names these files, for messages
  */
-export function passphraseSource(files: readonly string[], signal: AbortSignal): PassphraseSource {
+export function passphraseSource(
+  files: readonly string[],
+  signal: AbortSignal,
+  option = '--passphrase-file',
+): PassphraseSource {
   const { [FILE_VARIABLE]: variable = '' } = process.env
   const named = files.length > 0 ? files : variable === '' ? [] : [variable]
   let asked = 0
@@ -43,7 +48,7 @@ export function passphraseSource(files: readonly string[], signal: AbortSignal):
     const name = named[Math.min(asked++, named.length - 1)]
     const isInput = name === STDIN && !process.stdin.isTTY
     if (name === undefined || (name === STDIN && !isInput)) {
-      return askOnTerminal(path, isTwice, signal)
+      return askOnTerminal(path, isTwice, signal, option)
     }
     if (!isInput) return candidates(await orInterrupted(readNamed(name), signal))
     // Standard input can be read only once, and several layers may need it.
@@ -121,11 +126,12 @@ async function askOnTerminal(
   path: string,
   isTwice: boolean,
   signal: AbortSignal,
+  option: string,
 ): Promise<Buffer[]> {
   const { stdin } = process
   if (!stdin.isTTY) {
     throw new MountError(
-      `${printable(path)}: it is encrypted; name a file with its passphrase with --passphrase-file FILE (- for standard input)`,
+      `${printable(path)}: it is encrypted; name a file with its passphrase with ${option} FILE (- for standard input)`,
     )
   }
   const typed = await prompt(stdin, `Passphrase of ${printable(path)}: `, signal)

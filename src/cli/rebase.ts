@@ -4,7 +4,7 @@ import { parse } from './arguments.js'
 import { CHANGING_OPTIONS, changing, formatOf } from './changing.js'
 import { humanSize } from './human.js'
 import { print } from './output.js'
-import { checkCacheMode } from './qemu-options.js'
+import { checkCacheMode, requireWhole } from './qemu-options.js'
 
 const OPTIONS = {
   ...CHANGING_OPTIONS,
@@ -22,6 +22,7 @@ export async function run(args: string[]): Promise<number> {
   checkCacheMode(values.cache, '-t')
   checkCacheMode(values['source-cache'], '-T')
   const [name] = positionals as [string]
+  requireWhole(name, 'rebase')
   const { backing } = values
   if (backing === undefined) {
     throw new UsageError(

@@ -4,6 +4,7 @@ import { parseChoice, parseWords } from './arguments.js'
 import { CHANGING_OPTIONS, changing } from './changing.js'
 import { humanSize } from './human.js'
 import { print } from './output.js'
+import { requireWhole } from './qemu-options.js'
 import { parseSizeChange } from '../sizes.js'
 
 const OPTIONS = {
@@ -19,6 +20,7 @@ export async function run(args: string[]): Promise<number> {
   const words = { required: ['IMAGE', 'SIZE'], takesNegative: true }
   const { values, positionals } = parseWords(args, OPTIONS, 'resize', words)
   const [name, sizeText] = positionals as [string, string]
+  requireWhole(name, 'resize')
   const output = parseChoice(values.output ?? 'human', '--output', ['human', 'json'])
   const { sign, bytes } = parseSizeChange(sizeText, 'SIZE')
   if (sign === '-' && !values.shrink) {

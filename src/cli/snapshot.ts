@@ -8,6 +8,7 @@ import { humanSize } from './human.js'
 import { json } from './info.js'
 import { complain, print } from './output.js'
 import { Progress } from './progress.js'
+import { requireWhole } from './qemu-options.js'
 import { snapshotTable } from './snapshot-table.js'
 
 const OPTIONS = {
@@ -88,12 +89,17 @@ function requestOf(values: Values, positionals: readonly string[]): Request {
   if (letters.length > 1) throw usage('-l, -c, -d and -a exclude each other')
   const [letter] = letters
   const action = letter === undefined ? positionals[0] : letter === 'apply' ? 'revert' : letter
+  if (letter === undefined && positionals.length === 1 && !ACTIONS.includes(action as Action)) {
+    // As with qemu-img, IMAGE alone lists its snapshots.
+    return requestOf({ ...values, list: true }, positionals)
+  }
   if (!ACTIONS.includes(action as Action)) {
     const what = action === undefined ? 'the action is missing' : `"${action}" is no action`
     throw usage(`${what}: ${ACTIONS.join(', ')}`)
   }
   const [image, ...words] = letter === undefined ? positionals.slice(1) : positionals
   if (image === undefined) throw usage('IMAGE is missing')
+  requireWhole(image, `snapshot ${action}`)
   const named = values.create ?? values.delete ?? values.apply
   const to = action === 'rename' ? words.pop() : ''
   if (to === undefined) throw usage('TAG and NEW are missing')

@@ -116,10 +116,10 @@ export class SourceOpener {
 
 const say = (line: string) => complain(`vimgfs: ${printable(line)}\n`)
 
-/** Returns the name of the format for -f. QEMU calls VHD by its program. Throws UsageError. */
-export async function formatNamed(name: string): Promise<string> {
+/** Returns the name of the format that `option` gives. QEMU calls VHD by its program. Throws UsageError. */
+export async function formatNamed(name: string, option = '-f'): Promise<string> {
   const { FORMAT_NAMES } = await import('../formats/registry.js')
-  return name === 'vhd' ? 'vpc' : parseChoice(name, '-f', FORMAT_NAMES)
+  return name === 'vhd' ? 'vpc' : parseChoice(name, option, FORMAT_NAMES)
 }
 
 const READ_ANYWAY = 'end that, or read it as it is with -U: what is read may be torn'

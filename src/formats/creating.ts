@@ -70,10 +70,12 @@ export interface Measurement {
 
 export interface FormatCreator {
   readonly options: readonly CreateOption[]
+  /** The option of images with compressed data, where others have none. */
+  readonly packedOption?: string
   /** Reports whether these options ask for encryption, for which the image needs a passphrase. */
   isEncrypted?(options: OptionValues): boolean
   /** Returns how large an image may become, as qemu-img measure says it for formats that it measures. Throws UsageError. */
-  measure?(image: MeasuredImage): Measurement
+  measure(image: MeasuredImage): Measurement
   /** Begins an image in empty files. Throws UsageError for options that contradict each other, ImageError, SystemError. */
   begin(image: NewImage): Promise<ImageBuilder>
 }

@@ -30,8 +30,11 @@ export interface FormatResizer {
   check(layer: ResizedLayer, sizeBytes: number): void
   /** Makes the disk larger, where the writer cannot do that, and syncs it. The new part reads as zeros. */
   grow?(image: ResizedImage, sizeBytes: number): void
-  /** Makes the disk smaller, and syncs that. What is cut off reads as zeros already, where that is possible. */
-  shrink(image: ResizedImage, sizeBytes: number): void
+  /**
+   * Makes the disk smaller, and syncs that. What is cut off reads as zeros already, where that is possible. Returns warnings
+   * about what was not kept.
+   */
+  shrink(image: ResizedImage, sizeBytes: number): readonly string[]
   /** Raises the version, where the image's own version cannot have another size. Returns whether it did. */
   upgrade?(image: ResizedImage): boolean
 }

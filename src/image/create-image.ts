@@ -38,8 +38,9 @@ export interface NewBacking {
   readonly isUnseen?: boolean
 }
 
-/** How much of the disk is allocated at once, so that progress shows. */
+/** How much of the disk is allocated at once, so that progress shows, and how often at most. */
 const STEP_BYTES = 256 * 2 ** 20
+const STEPS = 4096
 
 /** Makes the image at `file`. Throws UsageError, ImageError, SystemError, and then leaves nothing behind. */
 export async function createImage(file: string, request: CreateImageOptions = {}): Promise<void> {
@@ -80,7 +81,8 @@ async function allocate(
   onProgress: CreateImageOptions['onProgress'],
 ): Promise<void> {
   if (!builder.skip || !onProgress) return
-  const step = Math.max(STEP_BYTES, builder.unitBytes)
+  const least = Math.max(STEP_BYTES, builder.unitBytes)
+  const step = least * Math.ceil(sizeBytes / least / STEPS)
   for (let offset = step; offset < sizeBytes; offset += step) {
     builder.skip(offset)
     onProgress(offset, sizeBytes)

@@ -62,7 +62,9 @@ function renameOnly(name: string, options: RebaseOptions): Rebased {
   try {
     const [top] = opened.layers
     requireChangeable(top)
-    const below = options.backing === undefined ? undefined : openNew(top, options.backing, options)
+    const { backing } = options
+    const below =
+      backing === undefined || isMissing(top, options) ? undefined : openNew(top, backing, options)
     try {
       writeName(top, options, below)
       const warnings = below ? outsideWarning(top, below.layers[0]) : []
@@ -113,6 +115,12 @@ async function rebaseSafely(name: string, options: RebaseOptions): Promise<Rebas
   } finally {
     closeChain(opened)
   }
+}
+
+/** Reports whether the new backing file is not there: if its format is stated, its name alone can be written. */
+function isMissing(top: LayerSpec, { backing, backingFormat }: RebaseOptions): boolean {
+  if (backing === undefined || backingFormat === undefined) return false
+  return !fs.existsSync(path.resolve(path.dirname(top.path), backing))
 }
 
 /** Opens the new backing file with all that it stands on. If its bytes count, nobody may write it meanwhile. */
@@ -211,8 +219,9 @@ function contentOf(view: View | undefined, offset: number, length: number): Buff
 function writeName(top: LayerSpec, options: RebaseOptions, below: Chain | undefined): void {
   const [layer] = below?.layers ?? []
   const { backing: name } = options
+  const format = layer?.format ?? options.backingFormat
   const reference =
-    layer && name !== undefined ? { name, format: layer.format, below: layer } : undefined
+    name === undefined || format === undefined ? undefined : { name, format, below: layer }
   rewriteReference(top.path, reference, top.format)
 }
 

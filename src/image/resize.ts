@@ -77,8 +77,8 @@ export async function resizeImage(name: string, options: ResizeOptions): Promise
         beforeBytes,
         options,
       )
-      resizer.shrink(resizedImage(chain), afterBytes)
-      return { ...done, lostBytes, warnings: [...all, ...more] }
+      const lost = resizer.shrink(resizedImage(chain), afterBytes)
+      return { ...done, lostBytes, warnings: [...all, ...more, ...lost] }
     } finally {
       lockChain(chain)
     }

@@ -35,6 +35,6 @@ export function requireUnneeded(
   throw new WriteProtected(
     top.path,
     `${what} (--force writes it)`,
-    'mount the image that needs it, or mount this one with -o ro',
+    'use the image that needs it, or only read this one (mount -o ro)',
   )
 }

@@ -139,7 +139,10 @@ t.test('wrong usage', async t => {
     ],
     [['-f', 'qcow2', '-o', 'cluster_size=3k', 'disk', '1M'], /cluster_size is a power of two/],
     [['-f', 'qcow2', '-o', 'cluster_size', 'disk', '1M'], /cluster_size needs a value/],
-    [['-f', 'qcow2', '-o', 'compat=2', 'disk', '1M'], /the option compat takes 0.10, 1.1, not "2"/],
+    [
+      ['-f', 'qcow2', '-o', 'compat=2', 'disk', '1M'],
+      /the option compat takes 0.10, 1.1, v2, v3, not "2"/,
+    ],
     [['-f', 'qcow2', '-o', 'extended_l2=maybe', 'disk', '1M'], /extended_l2 takes on or off/],
     [['-f', 'qcow2', '-o', 'refcount_bits=3', 'disk', '1M'], /refcount_bits is a power of two/],
     [['-f', 'qcow2', '-o', 'extended_l2=on,cluster_size=8k', 'disk', '1M'], /16K at least/],
@@ -197,4 +200,28 @@ t.test('a passphrase from a file, without its newline', async t => {
   const image = await openImage(join(folder, 'disk'), { passphrase: 'secret' })
   image.close()
   t.ok(existsSync(join(folder, 'disk')))
+})
+
+t.test('words of qemu-img', async t => {
+  const folder = tempFolder(t)
+  for (const [compat, version] of [
+    ['v2', 2],
+    ['v3', 3],
+  ] as const) {
+    await runHere(create, ['-q', '-f', 'qcow2', '-o', `compat=${compat}`, compat, '1M'], folder)
+    t.equal(readFileSync(join(folder, compat)).readUInt32BE(4), version)
+  }
+  await runHere(create, ['-q', 'hex', '0x1400'], folder)
+  t.equal(statSync(join(folder, 'hex')).size, 0x1400)
+})
+
+t.test('a vmdk without bytes, which nobody could open', async t => {
+  const folder = tempFolder(t)
+  for (const subformat of ['monolithicSparse', 'twoGbMaxExtentFlat']) {
+    const args = ['-f', 'vmdk', '-o', `subformat=${subformat}`, 'disk.vmdk', '0']
+    t.strictSame(await runHere(create, args, folder), {
+      ...{ code: 2, stdout: '', stderr: 'vimgfs: a vmdk disk has one sector at least\n' },
+    })
+  }
+  t.strictSame(readdirSync(folder), [])
 })

@@ -556,3 +556,9 @@ t.test('launched: a result, and a refusal', async t => {
     t.equal(launched.code, args.length === 2 ? 0 : 1)
   }
 })
+
+t.test('a size below one of its unit has three digits, too', needs('qemu-img'), async t => {
+  const folder = tempFolder(t)
+  writeFileSync(join(folder, 'disk'), Buffer.alloc(1_032_192, 1))
+  await compare(t, folder, 'disk', '--format', 'raw')
+})

@@ -86,6 +86,8 @@ t.test('the letters of qemu-img', async t => {
   t.match(await here('-a', 'one', image, '-q', '--discard', '-f', 'qcow2'), { code: 0, stdout: '' })
   t.equal(await firstByte(image), 1)
   t.match((await here('-l', image)).stdout, /^Snapshot list:\nID .*\n1 +one /)
+  t.strictSame(await here(image), await here('-l', image), 'the image alone is a list, too')
+  t.match(await here('-c', 'two', `${image}@one`), { code: 2, stderr: /takes a whole image/ })
   t.match(await here('-d', 'one', image), { code: 0 })
   t.same(namesIn(image), [])
 })

@@ -39,7 +39,7 @@ for (const format of ['raw', 'qcow2', 'qcow', 'vmdk']) {
 
     const refused = await vimgfs(HERE, ['mount', ...NO_LOG, ...args, '-orw', base, mountFolder(t)])
     t.equal(refused.code, 1)
-    const hint = 'mount the image that needs it, or mount this one with -o ro'
+    const hint = 'use the image that needs it, or only read this one (mount -o ro)'
     t.equal(refused.stderr, `vimgfs: ${join(folder, said)}; ${hint}\n`)
 
     const reading = await mount(t, base, { args: [...args, ...READ_ONLY] })

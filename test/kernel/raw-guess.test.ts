@@ -55,7 +55,7 @@ for (const { place, skip } of [
     t.equal(code, 1)
     t.match(
       stderr,
-      /^vimgfs: [^\n]*unknown\.img: [^\n]*guessed as raw[^\n]*; mount it with --format raw\n$/,
+      /^vimgfs: [^\n]*unknown\.img: [^\n]*guessed as raw[^\n]*; if it is one, give --format raw\n$/,
     )
   })
 }

@@ -233,6 +233,19 @@ t.test('rebase', tools, async t => {
     }
   })
 
+  await t.test('-u -F names a file that is not there', async t => {
+    const folder = tempFolder(t)
+    await make(folder, 'old', QCOW2, M, 1)
+    const image = await make(folder, 'top', QCOW2, M, 2, { name: 'old', kind: QCOW2 })
+    const args = ['-u', '-b', '/srv/elsewhere.qcow2', '-F', 'qcow2', image]
+    t.match(await runHere(rebase, args, folder), { code: 0, stderr: '' })
+    const info = JSON.parse(await qemuImg('info', '--output=json', image))
+    t.match(info, {
+      'backing-filename': '/srv/elsewhere.qcow2',
+      'backing-filename-format': 'qcow2',
+    })
+  })
+
   await t.test('-u changes the name only', async t => {
     const folder = tempFolder(t)
     await make(folder, 'old', QCOW2, M, 1)

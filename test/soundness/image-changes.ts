@@ -25,7 +25,6 @@ export interface ImageKind {
   /** A line of so many bytes makes the descriptor, or the header, longer than a sector. */
   readonly padding?: number
   readonly hasSnapshot?: boolean
-  /** Then it only grows. */
   readonly hasBitmap?: boolean
   /** The size of a raw base. */
   readonly baseBytes?: number

@@ -1,9 +1,10 @@
 /** The help of `vimgfs convert`. */
-export const HELP = `Usage: vimgfs convert [OPTION…] SRC DST
+export const HELP = `Usage: vimgfs convert [OPTION…] SRC… DST
 
 Copies the disk of SRC, an image or IMAGE@SNAPSHOT, with all that it stands on, into the new image
 DST. Holes and zeros take no space there. DST appears when it is whole and on the disk; before that
 nothing is there, whatever happens. SRC may be of any format ({readable}).
+Several SRC become one disk, one after the other.
 
   -f, --format F           format of SRC (found by its bytes)
   -O, --output-format F    format of DST: {creatable} (raw)
@@ -16,7 +17,7 @@ nothing is there, whatever happens. SRC may be of any format ({readable}).
   -F, --base-format F      format of IMAGE (found by its bytes)
   -n, --no-create          write into DST, an image or a block device that is large enough already;
                            -O then says its format (found by its bytes)
-  -S, --sparse SIZE        how many zeros in a row take no space (4k, 2M at most); 0 stores them all
+  -S, --sparse SIZE        how many zeros in a row take no space (4k; more than 2M count as 2M); 0 stores all
       --force              replace DST if it is there
       --verify             read DST again and compare it with SRC
       --salvage            where SRC is damaged, write zeros, list the places and end with 3

@@ -5,8 +5,8 @@ export const HELP = `Usage: vimgfs measure [-O FMT] [-o OPTION,…] IMAGE
 Says how large the file of a new image would be, in bytes: with the data that IMAGE (or IMAGE@TAG)
 has, and with data everywhere. All tables of the disk count. Reads no data.
 
-  -O, --target-format FMT  raw (the default), qcow2 or vmdk (all its files together; compressed data
-                         count as if they could not be compressed)
+  -O, --target-format FMT  {creatable} (raw): all files of the image together. Compressed
+                         data count as if they could not be compressed.
   -o NAME=VALUE,…        options of the new image, as for vimgfs create
       --size SIZE        for an empty disk of SIZE
   -l TAG                 the same as IMAGE@TAG; also snapshot.name=TAG, snapshot.id=ID

@@ -9,7 +9,7 @@ snapshots would change.
                          folder of IMAGE; "" for none
   -F, --backing-format F the format of BASE (found by its bytes)
   -u, --unsafe           change the name only: for a backing file that was moved or renamed. If BASE
-                         holds something else, the disk changes.
+                         holds something else, the disk changes. With -F, BASE need not be there.
       --force            also if other images need IMAGE
   -p, --progress         show the progress although standard error is no terminal
   -q, --quiet            print errors and warnings only

@@ -23,7 +23,7 @@ refuses a TAG that exists. delete, rename and revert refuse one that exists twic
 revert first takes the snapshot before-revert-DATE of the present state, unless a snapshot shows that
 state already. Delete it when you no longer need it. It refuses an image with persistent bitmaps.
 
-  -l IMAGE               the same as list
+  -l IMAGE               the same as list; so is IMAGE alone
   -c, -d, -a TAG IMAGE   the same as create, delete and revert
   --freeze               create: meanwhile freeze the file systems on a mounted disk; for root
   --replace              create: delete the snapshots of the same TAG afterwards

@@ -1,16 +1,34 @@
 /** Makes cow images in the layout of QEMU for x86-64: every sector has its place, and a bit says whether it is there. */
 import { UsageError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
-import type { FormatCreator, ImageBuilder, NewImage, Place } from '../creating.js'
+import type {
+  FormatCreator,
+  ImageBuilder,
+  MeasuredImage,
+  Measurement,
+  NewImage,
+  Place,
+} from '../creating.js'
 import { placesOf, SHAPES } from './header.js'
 import { SECTOR_BYTES } from '../../sector.js'
 
 export const cowCreator: FormatCreator = {
   options: [],
+  measure: measureCow,
   begin: async image => new CowBuilder(image),
 }
 
 const LAYOUT = 'qemu-x86-64'
+
+/** Each sector has its place, so the file ends with the last data. */
+function measureCow({ sizeBytes, data }: MeasuredImage): Measurement {
+  const { bitmapOffset, bitmapBytes, dataOffset } = placesOf(LAYOUT, sizeBytes, SECTOR_BYTES)
+  let required = bitmapOffset + bitmapBytes
+  for (const { offset, length } of data) {
+    required = dataOffset + Math.ceil((offset + length) / SECTOR_BYTES) * SECTOR_BYTES
+  }
+  return { required, fullyAllocated: Math.max(required, dataOffset + sizeBytes) }
+}
 /** How much of the bitmap is in memory. */
 const WINDOW_BYTES = 64 * 1024
 

@@ -4,7 +4,16 @@
  */
 import { UsageError } from '../../errors.js'
 import type { WritableStore } from '../../io/store.js'
-import type { FormatCreator, ImageBuilder, NewImage, Packing, Place } from '../creating.js'
+import type {
+  FormatCreator,
+  ImageBuilder,
+  MeasuredImage,
+  Measurement,
+  NewImage,
+  Packing,
+  Place,
+} from '../creating.js'
+import { unitsTouched } from '../units-touched.js'
 import { MAX_BACKING_NAME_BYTES } from '../limits.js'
 import {
   coverageBytes,
@@ -19,7 +28,21 @@ import { packedEntry, writeWord } from './words.js'
 
 export const qcowCreator: FormatCreator = {
   options: [],
+  measure: measureQcow,
   begin: async image => new QcowBuilder(image),
+}
+
+/** Returns the sizes of an image without a backing file, in whole clusters. All its tables count. */
+function measureQcow({ sizeBytes, data }: MeasuredImage): Measurement {
+  const { clusterBits } = SHAPE.alone
+  const cluster = 2 ** clusterBits
+  const tables = Math.ceil(sizeBytes / coverageBytes(SHAPE.alone))
+  const head = roundUp(HEADER.size + tables * ENTRY_BYTES + SECTOR_BYTES, cluster)
+  const empty = head + tables * tableBytes(SHAPE.alone)
+  return {
+    required: empty + unitsTouched(data, cluster) * cluster,
+    fullyAllocated: empty + roundUp(sizeBytes, cluster),
+  }
 }
 
 /** QEMU's sizes. With a backing file clusters are sectors, so that no write has to copy from it. */

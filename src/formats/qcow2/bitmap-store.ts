@@ -22,6 +22,7 @@ import type { WritableStore } from '../../io/store.js'
 import { MAX_BITMAP_BYTES } from '../limits.js'
 import { type BitmapMemory, isAuto, lossOf, type ValidBitmap } from './bitmap-memory.js'
 import {
+  ALL_ONES,
   ALL_ZEROS,
   type BitmapTable,
   bitmapBytesFor,
@@ -112,6 +113,7 @@ export function storeBitmaps(
   for (const { bitmap } of moved) {
     space.free(bitmap.tableAt, tableClusters(bitmap.tableEntries, memory.clusterBytes)) // rule (4)
   }
+  for (const { dropped } of stored) for (const at of dropped) space.free(at, 1)
   return warnings
 }
 
@@ -133,6 +135,8 @@ interface Stored {
   readonly table: Buffer
   /** Whether its table stays where it is, and is still to be written. */
   readonly isEdited: boolean
+  /** The places of the clusters that a smaller disk no longer needs. */
+  readonly dropped: readonly number[]
 }
 
 /** Writes the parts that do not matter while the bitmap is in use. Does not sync. */
@@ -147,10 +151,9 @@ function writeBack(
   const old = readTable(store, bitmap.tableAt, bitmap.tableEntries, clusterBytes)
   const bits = bitsOf(store, memory, bitmap, sizeBytes, old)
   const table: BitmapTable = new Float64Array(Math.ceil(bits.length / clusterBytes))
-  assert(table.length >= old.length, 'a disk never shrinks')
-  table.set(old)
+  table.set(old.subarray(0, table.length))
 
-  const chunks = chunksToWrite(memory, bitmap, bits, table, sizeBytes > memory.sizeBytes)
+  const chunks = chunksToWrite(memory, bitmap, bits, table, sizeBytes)
   const fresh = chunks.filter(chunk => !isCluster(table[chunk]!))
   const tableRun = tableClusters(table.length, clusterBytes)
   const isMoved = tableRun > tableClusters(old.length, clusterBytes)
@@ -169,10 +172,14 @@ function writeBack(
     throw error
   }
   const isEdited = !isMoved && !bytes.equals(encodeTable(old))
-  return { bitmap, tableAt, tableEntries: table.length, table: bytes, isEdited }
+  const dropped = [...old.subarray(table.length).filter(isCluster)]
+  for (let i = tableRun; i < tableClusters(old.length, clusterBytes); i++) {
+    dropped.push(bitmap.tableAt + i * clusterBytes)
+  }
+  return { bitmap, tableAt, tableEntries: table.length, table: bytes, isEdited, dropped }
 }
 
-/** Returns the bits of a disk of `sizeBytes`. The part by which a disk has grown is clean, as in QEMU. */
+/** Returns the bits of a disk of `sizeBytes`, zeros after them. The part by which a disk has grown is clean, as in QEMU. */
 function bitsOf(
   store: WritableStore,
   { sizeBytes: oldBytes, clusterBytes }: BitmapMemory,
@@ -184,25 +191,31 @@ function bitsOf(
   if (bytes > (record?.bits.byteLength ?? MAX_BITMAP_BYTES)) {
     throw new ImageError('UNSUPPORTED', `the disk has grown to ${sizeBytes} bytes`)
   }
-  if (record) return Buffer.from(record.bits, 0, bytes)
-  const bits = Buffer.alloc(bytes)
-  readBits(store, table, bits, bitsFor(oldBytes, granularityBits), clusterBytes)
+  const count = bitsFor(Math.min(oldBytes, sizeBytes), granularityBits)
+  const bits = record ? Buffer.from(record.bits, 0, bytes) : Buffer.alloc(bytes)
+  if (!record) readBits(store, table, bits, count, clusterBytes)
+  const inLast = count % 8
+  if (sizeBytes < oldBytes && inLast !== 0) bits[bytes - 1] = bits[bytes - 1]! & (2 ** inLast - 1)
   return bits
 }
 
 /**
  * Returns the chunks that differ from the file and need a cluster; sets the entries of those that need none. If the disk has
- * grown, the chunk that was last before may hold anything past its old end.
+ * grown, the chunk that was last before may hold anything past its old end. If it has become smaller, the chunk that is last now
+ * holds bits past the new end; where all of it is ones, readers leave those out.
  */
 function chunksToWrite(
-  { clusterBytes }: BitmapMemory,
+  { clusterBytes, sizeBytes: oldBytes }: BitmapMemory,
   { record, tableEntries }: ValidBitmap,
   bits: Buffer,
   table: BitmapTable,
-  isGrown: boolean,
+  sizeBytes: number,
 ): number[] {
   const changed = record && new Uint8Array(record.changed)
-  const firstNew = isGrown ? tableEntries - 1 : tableEntries
+  const isShrunk = sizeBytes < oldBytes
+  const last = Math.min(tableEntries, table.length) - 1
+  const firstNew =
+    sizeBytes === oldBytes || (isShrunk && table[last] === ALL_ONES) ? last + 1 : last
   const zeros = Buffer.alloc(clusterBytes)
   const chunks: number[] = []
   table.forEach((entry, chunk) => {

@@ -1,7 +1,7 @@
 /**
  * Reference counts in a block (QEMU docs/interop/qcow2.rst, "Reference counts"): each has 2^order bits, 1 to 64.
  */
-import type { Store } from '../../io/store.js'
+import type { Store, WritableStore } from '../../io/store.js'
 import { clusterBytes, type Qcow2Header } from './header.js'
 import { blockOffset } from './words.js'
 
@@ -55,19 +55,33 @@ export function setCount(slice: Buffer, index: number, order: number, count: num
 
 /** Reads the count of a cluster from the file; 0 if there is no block. Meant for a few clusters. */
 export function readCount(store: Store, header: Qcow2Header, cluster: number): number {
+  const place = placeOf(store, header, cluster)
+  return place ? getCount(place.counts, place.index, header.refcountOrder) : 0
+}
+
+/** Sets the count of a cluster in the file to 0, if there is a block. Meant for a few clusters. Does not sync. */
+export function clearCount(store: WritableStore, header: Qcow2Header, cluster: number): void {
+  const place = placeOf(store, header, cluster)
+  if (!place) return
+  setCount(place.counts, place.index, header.refcountOrder, 0)
+  store.write(place.counts, 0, place.counts.length, place.at)
+}
+
+/** Returns eight counts with that of a cluster among them, so that counts of less than a byte come with their whole byte. */
+function placeOf(store: Store, header: Qcow2Header, cluster: number) {
   const { refcountTableOffset, refcountTableClusters, refcountOrder } = header
   const perBlock = (clusterBytes(header) * 8) / 2 ** refcountOrder
   const index = Math.floor(cluster / perBlock)
-  if (index * 8 >= refcountTableClusters * clusterBytes(header)) return 0
+  if (index * 8 >= refcountTableClusters * clusterBytes(header)) return undefined
   const entry = Buffer.alloc(8)
   store.read(entry, 0, 8, refcountTableOffset + index * 8)
   const block = blockOffset(entry.readUInt32BE(0), entry.readUInt32BE(4))
-  if (block === 0 || !Number.isSafeInteger(block)) return 0
-  // Read eight counts, so that counts of less than a byte come with their whole byte.
+  if (block === 0 || !Number.isSafeInteger(block)) return undefined
   const counts = Buffer.alloc(2 ** refcountOrder)
   const inBlock = cluster % perBlock
-  store.read(counts, 0, counts.length, block + Math.floor(inBlock / 8) * counts.length)
-  return getCount(counts, inBlock % 8, refcountOrder)
+  const at = block + Math.floor(inBlock / 8) * counts.length
+  store.read(counts, 0, counts.length, at)
+  return { counts, at, index: inBlock % 8 }
 }
 
 /** Returns the index of the first count that is 0, from `from` on and below `counts`; -1 if there is none. */

@@ -50,7 +50,7 @@ export function requireWritableFormat(store: Store, format: string | undefined):
   throw new WriteProtected(
     store.path,
     `${what} (--format raw says that it is a disk)`,
-    'mount it with --format raw',
+    'if it is one, give --format raw',
   )
 }
 

@@ -8,5 +8,6 @@ export const rawResizer: FormatResizer = {
   shrink: ({ store }, sizeBytes) => {
     store.truncate(sizeBytes)
     store.sync()
+    return []
   },
 }

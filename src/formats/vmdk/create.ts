@@ -21,8 +21,13 @@ import { SECTOR_BYTES } from '../../sector.js'
 
 export const vmdkCreator: FormatCreator = {
   options: VMDK_OPTIONS,
+  packedOption: 'subformat=streamOptimized',
   measure: measureVmdk,
-  begin: async image => new VmdkBuilder(image, shapeOf(image)),
+  begin: async image => {
+    // Neither QEMU nor this program opens an image whose extents hold nothing.
+    if (image.sizeBytes === 0) throw new UsageError('a vmdk disk has one sector at least')
+    return new VmdkBuilder(image, shapeOf(image))
+  },
 }
 
 interface Part {
@@ -107,7 +112,7 @@ function partsOf(image: NewImage, shape: VmdkShape): Part[] {
   }
   const type = isFlat(shape) ? 'FLAT' : shape.subformat === 'vmfsSparse' ? 'VMFSSPARSE' : 'SPARSE'
   const step = isSplit(shape) ? SPLIT_BYTES : sizeBytes
-  const count = sizeBytes === 0 ? 0 : Math.ceil(sizeBytes / step)
+  const count = Math.ceil(sizeBytes / step)
   if (count > MAX_EXTENT_LINES) {
     throw new UsageError(`it would have ${count} extents; ${MAX_EXTENT_LINES} are the most`)
   }

@@ -85,13 +85,14 @@ function growFlat(store: WritableStore, start: number, extent: VmdkExtent, wante
   store.sync()
 }
 
-function shrink(image: ResizedImage, sizeBytes: number): void {
+function shrink(image: ResizedImage, sizeBytes: number): readonly string[] {
   const { extent, sizeBytes: wanted } = lastExtent(image.layer, sizeBytes)
   changedText(image, wanted, sizeBytes)()
   const store = image.storeOf(extent.file)
   if (extent.layout.kind === 'flat') store.truncate(extent.layout.startBytes + wanted)
   else setCapacity(store, wanted)
   store.sync()
+  return []
 }
 
 /** Returns a function that writes the descriptor for the new size. Throws ImageError if there is no room for it. */

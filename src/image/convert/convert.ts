@@ -3,7 +3,7 @@ import fs from 'node:fs'
 import { ImageError, UsageError } from '../../errors.js'
 import type { BackingTarget, ImageBuilder, OptionValues } from '../../formats/creating.js'
 import type { FileSpec } from '../../io/file-spec.js'
-import { beginImage, targetOf } from '../new-image.js'
+import { beginImage, creatorOf, targetOf } from '../new-image.js'
 import { NewFiles } from '../new-files.js'
 import type { ImageDisk } from '../open-image.js'
 import type { Source } from '../source.js'
@@ -13,6 +13,7 @@ import { mayBeCloned } from './cloner.js'
 import { copyDirectly, hasPacked } from './direct-copy.js'
 import { copyDisk } from './copy-disk.js'
 import { DiskSink } from './disk-sink.js'
+import type { ConvertSource } from './joined-disk.js'
 import { openUnnamed } from './unnamed-image.js'
 import { VerifyingSink } from './verifying-sink.js'
 
@@ -51,7 +52,7 @@ export interface NewTarget {
  * nothing is left.
  */
 export async function convertToNew(
-  source: Source,
+  source: ConvertSource,
   target: NewTarget,
   { onProgress, onLoss, signal }: Watching = {},
 ): Promise<void> {
@@ -65,7 +66,7 @@ export async function convertToNew(
     const builder = await beginImage(targetOf(files), request)
     const sink = new BuilderSink(
       builder,
-      packs(builder, isPacked, format),
+      await packs(builder, isPacked, format),
       files.main.fd,
       (bytes, offset) => source.read(bytes, 0, bytes.length, offset),
     )
@@ -88,7 +89,7 @@ export async function convertToNew(
 }
 
 async function verifyUnnamed(
-  source: Source,
+  source: ConvertSource,
   { format, base, passphrase }: NewTarget,
   files: NewFiles,
   { onProgress, onLoss, signal }: Watching,
@@ -106,10 +107,12 @@ async function verifyUnnamed(
   }
 }
 
-function packs(builder: ImageBuilder, isPacked: boolean, format: string): boolean {
+async function packs(builder: ImageBuilder, isPacked: boolean, format: string): Promise<boolean> {
   if (builder.isPackedOnly) return true
   if (isPacked && !builder.packing) {
-    throw new UsageError(`this ${format} image cannot have compressed data; leave out -c`)
+    const { packedOption } = await creatorOf(format)
+    const way = packedOption ? `use -o ${packedOption}, or leave out -c` : 'leave out -c'
+    throw new UsageError(`this ${format} image cannot have compressed data; ${way}`)
   }
   return isPacked
 }
@@ -119,7 +122,7 @@ function packs(builder: ImageBuilder, isPacked: boolean, format: string): boolea
  * may have been written.
  */
 export async function convertInto(
-  source: Source,
+  source: ConvertSource,
   disk: ImageDisk,
   path: string,
   sparseBytes: number,
@@ -148,7 +151,7 @@ async function orNamed(copied: Promise<void>): Promise<void> {
 
 /** Compares the disk of `source` with `target`, which was made of it. Throws ImageError at the first byte that differs. */
 export async function verify(
-  source: Source,
+  source: ConvertSource,
   target: Source,
   watching: Watching = {},
 ): Promise<void> {

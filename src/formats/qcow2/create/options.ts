@@ -9,7 +9,12 @@ export type Preallocation = (typeof PREALLOCATIONS)[number]
 
 export const QCOW2_OPTIONS: readonly CreateOption[] = [
   { name: 'cluster_size', type: 'size', default: '64K', help: 'size of a cluster, 512 to 2M' },
-  { name: 'compat', type: ['0.10', '1.1'], default: '1.1', help: 'version: 0.10 is 2, 1.1 is 3' },
+  {
+    name: 'compat',
+    type: ['0.10', '1.1', 'v2', 'v3'],
+    default: '1.1',
+    help: 'version: 0.10 is v2, 1.1 is v3',
+  },
   {
     name: 'compression_type',
     type: ['zlib', 'zstd'],
@@ -67,7 +72,7 @@ export interface Qcow2Shape {
 /** Returns what the options mean together. Throws UsageError. */
 export function shapeOf({ options, backing }: Pick<NewImage, 'options' | 'backing'>): Qcow2Shape {
   const isOn = (name: string) => options[name] === true
-  const version = options.compat === '0.10' ? 2 : 3
+  const version = options.compat === '0.10' || options.compat === 'v2' ? 2 : 3
   const isExtended = isOn('extended_l2')
   const dataFile = dataFileOf(options)
   const asked = (options.preallocation as Preallocation | undefined) ?? 'off'
