@@ -125,4 +125,9 @@ export interface ImageBuilder {
   skip?(offset: number): void
   /** Writes the last tables and the header. After this the image is whole, but not synced. */
   finish(): void
+  /**
+   * Returns the content of the image's own file if its other files had other names, after `finish`; undefined where that is more
+   * than a text. Without it, the images have no other files that could be replaced together with it.
+   */
+  mainWith?(nameOf: (name: string) => string): Buffer | undefined
 }

@@ -61,7 +61,7 @@ export async function createImage(file: string, request: CreateImageOptions = {}
       const builder = await beginImage(targetOf(files), image)
       await allocate(builder, sizeBytes, request.onProgress)
       builder.finish()
-      files.commit()
+      files.commit(builder.mainWith?.bind(builder))
     } catch (error) {
       files.discard()
       throw error

@@ -15,6 +15,7 @@ import { lacksTmpfile, openTmpfile } from '../io/unnamed-file.js'
 import type { WritableStore } from '../io/store.js'
 import { removeAtEnd, keepAtEnd } from './removed-at-end.js'
 import { namingItsMount } from './mounted.js'
+import { type MainWith, replaceWhole } from './replacing-names.js'
 import { LOCAL_FILES } from './store-source.js'
 
 export interface NewFilesOptions {
@@ -72,14 +73,15 @@ export class NewFiles {
   }
 
   /**
-   * Syncs all files and gives them their names, the main file last. If another file than the main one is replaced, the old main
-   * file goes first: it would describe files that are not its own. Throws ImageError, SystemError: then the main file's name is
-   * as before, or there is none, and files that are complete may have got their names.
+   * Syncs all files and gives them their names, the main file last. If another file than the main one is replaced, and `mainWith`
+   * can help, the main file describes a whole image at every moment (replacing-names.ts). Otherwise the old main file goes first: it
+   * would describe files that are not its own. Throws ImageError, SystemError: then the main file's name is as before, or there
+   * is none, and files that are complete may have got their names.
    */
-  commit(): void {
+  commit(mainWith: MainWith = () => undefined): void {
     try {
       for (const { fd } of this.pending) fs.fsyncSync(fd)
-      this.nameAll()
+      this.nameAll(mainWith)
       for (const folder of new Set(this.pending.map(file => path.dirname(file.path)))) {
         syncFolder(folder)
       }
@@ -146,13 +148,14 @@ export class NewFiles {
     return openLocked(final)
   }
 
-  private nameAll(): void {
+  private nameAll(mainWith: MainWith): void {
     const [main, ...others] = this.pending as [Pending, ...Pending[]]
     const replacesPart = others.some(({ replaced }) => replaced !== undefined)
     if (main.replaced === undefined || !replacesPart) {
       for (const file of [...others, main]) this.name(file)
       return
     }
+    if (replacedWhole(main, others, mainWith)) return
     const old = temporaryName(main.path)
     renameKnown(main.path, old)
     syncFolder(path.dirname(main.path))
@@ -197,6 +200,15 @@ export class NewFiles {
     } catch (error) {
       refuse(error)
     }
+  }
+}
+
+function replacedWhole(main: Pending, others: readonly Pending[], mainWith: MainWith): boolean {
+  try {
+    return replaceWhole(main, others, mainWith, temporaryName)
+  } catch (error) {
+    const what = `the new files cannot get their names: ${inWords(error)}`
+    throw new ImageError('REFUSED', what, { path: main.path, hint: 'choose another name' })
   }
 }
 

@@ -3,8 +3,11 @@ import fs from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { ImageError, oneLine } from '../../src/errors.js'
+import { run as convert } from '../../src/cli/convert.js'
+import { beginImage, targetOf } from '../../src/image/new-image.js'
 import { NewFiles, type NewFilesOptions } from '../../src/image/new-files.js'
 import { lockImage } from '../../src/io/locks.js'
+import { runHere } from '../support/command.js'
 import { run, tempFolder } from '../support/run.js'
 
 const unsupported = (): never => {
@@ -193,4 +196,85 @@ t.test('a signal leaves no temporary name behind', async t => {
   const { code, stderr } = await attempt(process.execPath, args, { env })
   t.equal(code, 143, stderr)
   t.strictSame(fs.readdirSync(folder), [])
+})
+
+t.test('an image of several files is whole at every moment', async t => {
+  for (const openUnnamed of [undefined, unsupported]) {
+    for (const before of ['twoGbMaxExtentFlat', 'without help', 'monolithicFlat']) {
+      const isHelped = before !== 'without help'
+      const subformat = isHelped ? before : 'twoGbMaxExtentFlat'
+      const folder = tempFolder(t)
+      const at = (name: string) => join(folder, name)
+      fs.writeFileSync(at('old.raw'), Buffer.alloc(4096, 1))
+      const convertTo = (source: string, subformat: string) =>
+        runHere(
+          convert,
+          [
+            '-O',
+            'vmdk',
+            '-o',
+            `subformat=${subformat}`,
+            '--force',
+            '-f',
+            'raw',
+            source,
+            'disk.vmdk',
+          ],
+          folder,
+        )
+      t.match(await convertTo('old.raw', subformat), { code: 0, stderr: '' })
+      let isNew = false
+      let missing = 0
+      const look = () => {
+        if (!fs.existsSync(at('disk.vmdk'))) {
+          missing++
+          return
+        }
+        const text = fs.readFileSync(at('disk.vmdk'), 'latin1')
+        const extents = [...text.matchAll(/^RW (\d+) FLAT "(.*)" 0$/gm)]
+        const bytes = extents.map(([, sectors, name]) => {
+          const file = fs.readFileSync(at(name as string))
+          t.equal(file.length, Number(sectors) * 512)
+          return file
+        })
+        const value = Buffer.concat(bytes)
+        const expected = Buffer.alloc(value.length, value.length === 8192 ? 2 : 1)
+        t.ok(value.length > 0 && value.equals(expected), 'the old image or the new one')
+        t.ok(value.length === 8192 || !isNew, 'never back to the old one')
+        isNew = value.length === 8192
+      }
+      const { renameSync, rmSync, linkSync } = fs
+      const watched = <F extends (...args: never[]) => void>(call: F) =>
+        ((...args) => {
+          look()
+          call(...args)
+          look()
+        }) as F
+      const restore = () => Object.assign(fs, { renameSync, rmSync, linkSync })
+      t.teardown(restore)
+      Object.assign(fs, {
+        renameSync: watched(renameSync),
+        rmSync: watched(rmSync),
+        linkSync: watched(linkSync),
+      })
+      const files = new NewFiles(at('disk.vmdk'), {
+        force: true,
+        ...(openUnnamed && { openUnnamed }),
+      })
+      const options = { subformat: 'twoGbMaxExtentFlat' }
+      const request = { format: 'vmdk', sizeBytes: 8192, options }
+      const builder = await beginImage(targetOf(files), request)
+      for (const { store, at: place, length } of builder.place(0, 8192)) {
+        store.write(Buffer.alloc(length, 2), 0, length, place)
+      }
+      builder.finish()
+      files.commit(isHelped ? builder.mainWith?.bind(builder) : undefined)
+      restore()
+      t.ok(isNew)
+      t.equal(missing === 0, isHelped, `no image at ${missing} moments`)
+      const kept = before === 'monolithicFlat' ? ['disk-flat.vmdk'] : []
+      const names = ['disk-f001.vmdk', ...kept, 'disk.vmdk', 'old.raw']
+      t.strictSame(fs.readdirSync(folder).sort(), names.sort())
+    }
+  }
 })

@@ -3,7 +3,7 @@ import path from 'node:path'
 import { UsageError } from '../../errors.js'
 import type { FormatCreator, ImageBuilder, NewImage, Packing, Place } from '../creating.js'
 import { CowdExtent } from './create/cowd-extent.js'
-import { descriptorText, type NewExtentLine } from './create/descriptor-text.js'
+import { descriptorText, newContentId, type NewExtentLine } from './create/descriptor-text.js'
 import { FlatExtent, type NewExtent } from './create/extent.js'
 import {
   isFlat,
@@ -43,6 +43,7 @@ class VmdkBuilder implements ImageBuilder {
   readonly packing: Packing | undefined
   readonly isPackedOnly: boolean
   private readonly parts: readonly Part[]
+  private readonly contentId = newContentId()
 
   constructor(
     private readonly image: NewImage,
@@ -71,14 +72,23 @@ class VmdkBuilder implements ImageBuilder {
 
   finish(): void {
     for (const { extent } of this.parts) extent.finish()
-    const { sizeBytes, backing, files } = this.image
-    const lines = this.parts.map(({ line }) => line)
-    const text = Buffer.from(descriptorText(this.shape, sizeBytes, backing, lines))
+    const text = this.descriptor(name => name)
     const isEmbedded = hasOwnExtent(this.shape)
     if (isEmbedded && text.length > DESCRIPTOR.sectors * SECTOR_BYTES) {
       throw new UsageError("the parent's name is too long for the image")
     }
-    files.main.write(text, 0, text.length, isEmbedded ? DESCRIPTOR.sector * SECTOR_BYTES : 0)
+    const { main } = this.image.files
+    main.write(text, 0, text.length, isEmbedded ? DESCRIPTOR.sector * SECTOR_BYTES : 0)
+  }
+
+  mainWith(nameOf: (name: string) => string): Buffer | undefined {
+    return hasOwnExtent(this.shape) ? undefined : this.descriptor(nameOf)
+  }
+
+  private descriptor(nameOf: (name: string) => string): Buffer {
+    const { sizeBytes, backing } = this.image
+    const lines = this.parts.map(({ line }) => ({ ...line, fileName: nameOf(line.fileName) }))
+    return Buffer.from(descriptorText(this.shape, sizeBytes, backing, lines, this.contentId))
   }
 
   /** Calls `act` for each extent that a range lies in, with the place and the length within it. */

@@ -82,7 +82,7 @@ export async function convertToNew(
     signal?.throwIfAborted()
     source.requireThere()
     base?.source.requireThere()
-    files.commit()
+    files.commit(builder.mainWith?.bind(builder))
   } finally {
     files.discard()
   }

@@ -16,12 +16,16 @@ const SECTORS_PER_TRACK = 63
 /** VMware's numbers: an IDE disk has 16 heads, all others 255. */
 const HEADS = { ide: 16, others: 255 }
 
-/** Returns the text of a new disk's descriptor, with a random content ID. Throws UsageError for names that it cannot hold. */
+/** Returns a random content ID: neither 0 nor one of the two highest, which have meanings of their own. */
+export const newContentId = (): number => randomInt(1, NO_PARENT_CID - 1)
+
+/** Returns the text of a new disk's descriptor. Throws UsageError for names that it cannot hold. */
 export function descriptorText(
   shape: VmdkShape,
   sizeBytes: number,
   backing: BackingTarget | undefined,
   extents: readonly NewExtentLine[],
+  contentId: number,
 ): string {
   const heads = shape.adapter === 'ide' ? HEADS.ide : HEADS.others
   const cylinders = Math.floor(sizeBytes / (SECTORS_PER_TRACK * heads * SECTOR_BYTES))
@@ -30,8 +34,7 @@ export function descriptorText(
   return [
     '# Disk DescriptorFile',
     'version=1',
-    // Neither 0 nor one of the two highest, which have meanings of their own.
-    `CID=${hex(randomInt(1, NO_PARENT_CID - 1))}`,
+    `CID=${hex(contentId)}`,
     `parentCID=${hex(parent)}`,
     `createType="${shape.subformat}"`,
     backing ? `parentFileNameHint="${named(backing.name)}"` : '',
