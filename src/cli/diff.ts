@@ -2,7 +2,7 @@
 import { printable, UsageError } from '../errors.js'
 import { changesOf, type Range } from '../image/diff.js'
 import { isFile, splitImageName } from '../image/image-name.js'
-import type { Source } from '../image/source.js'
+import { type Source, whileThere } from '../image/source.js'
 import { VERSION } from '../version.js'
 import { parseChoice, parseWords } from './arguments.js'
 import { humanSize } from './human.js'
@@ -35,7 +35,10 @@ export async function run(args: string[]): Promise<number> {
   const shown = new Progress(totalBytes, { force, quiet: quiet === true || !isExact })
   try {
     const progress = (done: number) => shown.update(done)
-    printAll(OUTPUTS[output](changesOf(before, after, { isExact, progress }), totalBytes))
+    const ranges = changesOf(before, after, { isExact, progress })
+    printAll(whileThere(disks.pair, OUTPUTS[output](ranges, totalBytes)), () => {
+      for (const source of disks.pair) source.requireThere()
+    })
     return 0
   } finally {
     shown.end()
@@ -89,14 +92,17 @@ const isImage = (name: string): boolean => {
   return tag !== undefined || isFile(image)
 }
 
-function printAll(texts: Iterable<string>): void {
+/** @param requireSound called before something is printed; throws if all of it may be wrong */
+function printAll(texts: Iterable<string>, requireSound: () => void): void {
   let text = ''
   for (const each of texts) {
     text += each
     if (text.length < PRINTED) continue
+    requireSound()
     print(text)
     text = ''
   }
+  // At the end `texts` has looked.
   print(text)
 }
 

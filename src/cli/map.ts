@@ -3,6 +3,7 @@ import { ImageError } from '../errors.js'
 import { withoutHidden } from '../hidden-characters.js'
 import { splitImageName } from '../image/image-name.js'
 import { type MapEntry, mapOf } from '../image/map.js'
+import { whileThere } from '../image/source.js'
 import { parse, parseChoice } from './arguments.js'
 import { print } from './output.js'
 import { parseDiskSize } from '../sizes.js'
@@ -29,7 +30,7 @@ export async function run(args: string[]): Promise<number> {
   try {
     const entries = mapOf(source, splitImageName(name).image, start, length)
     const lines = output === 'json' ? json(entries) : human(entries, source.path)
-    printAll(lines)
+    printAll(whileThere([source], lines), () => source.requireThere())
     return 0
   } finally {
     source.close()
@@ -40,18 +41,21 @@ export async function run(args: string[]): Promise<number> {
 const sizeOf = (text: string | undefined, option: string): number | undefined =>
   text === undefined ? undefined : parseDiskSize(text, option)
 
-/** Prints what comes before an error, too. */
-function printAll(texts: Iterable<string>): void {
+/** Prints what comes before an error, too. @param requireSound called before something is printed; throws if all of it may be wrong */
+function printAll(texts: Iterable<string>, requireSound: () => void): void {
   let text = ''
+  const printed = () => {
+    requireSound()
+    print(text)
+    text = ''
+  }
   try {
     for (const each of texts) {
       text += each
-      if (text.length < PRINTED) continue
-      print(text)
-      text = ''
+      if (text.length >= PRINTED) printed()
     }
   } finally {
-    if (text !== '') print(text)
+    if (text !== '') printed()
   }
 }
 

@@ -52,7 +52,7 @@ export function statusText(
   status: Readonly<Record<string, unknown>>,
   snapshots: number,
   { disk }: ViewSet,
-  image: LayerSpec,
+  layers: readonly LayerSpec[],
   watch: ChangeWatch | undefined,
   files?: WrittenFiles,
 ): string {
@@ -60,11 +60,21 @@ export function statusText(
   for (const each of disks) each.checkFiles()
   const failure = disks.find(each => each.failure !== '')?.failure ?? null
   const readOnly = (!files && !disk) || failure !== null
-  const removed = removedFiles(image).length > 0
+  const removed = removedFiles(layers[0] as LayerSpec).length > 0
   const changed = watch?.isChanged === true
-  const text = { ...status, snapshots, readOnly, failure, removed, changed }
+  const now = layers.map(describeLayer)
+  const text = { ...status, layers: now, snapshots, readOnly, failure, removed, changed }
   return `${jsonWithoutHidden(JSON.stringify(text, null, 2))}\n`
 }
+
+/** Returns what status.json says of a layer. */
+const describeLayer = (layer: LayerSpec): Record<string, unknown> => ({
+  path: layer.path,
+  format: layer.format,
+  ...(layer.encryption && { encryption: layer.encryption.method }),
+  ...(layer.dataFile && { dataFile: layer.dataFile.path }),
+  ...(layer.extentFiles && { extents: layer.extentFiles.map(({ path }) => path) }),
+})
 
 /**
  * @param started the start of the server, in milliseconds since 1970

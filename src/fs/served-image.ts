@@ -14,6 +14,7 @@ import { Backings } from './backings.js'
 import { DiskKeeper, type Keeper } from './disk-keeper.js'
 import { stallMessage } from './diagnostics.js'
 import { NodeIds } from './node-ids.js'
+import { OldWorlds } from './old-worlds.js'
 import type { MountOptions } from './options.js'
 import { type ReadableDisk, readableDisk } from './readable-disk.js'
 import { ScratchDisks } from './scratch-disks.js'
@@ -54,6 +55,7 @@ export class ServedImage {
   readonly backings = new Backings()
   private readonly diskKeeper: DiskKeeper | undefined
   private readonly parts: WorldParts
+  private readonly oldWorlds = new OldWorlds()
   private scratchDisks: ScratchDisks | undefined
   private now: OwnWorld
 
@@ -152,6 +154,7 @@ export class ServedImage {
     const next = changed === 'files' ? memory : this.newMemory(chain)
     const watched = changed === 'files' && chain === this.chain ? world.watched : undefined
     this.now = this.worldOf(chain, world.number + 1, next, watched)
+    this.oldWorlds.add()
     const { disk } = this.views
     if (disk) this.diskKeeper?.follow(disk)
     if (memory === undefined || next === undefined || next === memory) return

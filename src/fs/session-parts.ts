@@ -76,12 +76,5 @@ function statusOf(
     transport,
     threads: Math.max(1, sharesBytes ? threads - 1 : threads),
     scratch: scratch?.maker.path,
-    layers: chain.layers.map(layer => ({
-      path: layer.path,
-      format: layer.format,
-      ...(layer.encryption && { encryption: layer.encryption.method }),
-      ...(layer.dataFile && { dataFile: layer.dataFile.path }),
-      ...(layer.extentFiles && { extents: layer.extentFiles.map(({ path }) => path) }),
-    })),
   }
 }

@@ -19,6 +19,7 @@ import { type Errand, Errands, type ErrandSetup } from './errands.js'
 import { GatePass } from './gate.js'
 import { ImageFs } from './image-fs.js'
 import { LookRequests } from './look-requests.js'
+import { OldWorlds } from './old-worlds.js'
 import { OpenCounts } from './open-counts.js'
 import { Responder } from './opcodes.js'
 import { Ownership } from './ownership.js'
@@ -208,6 +209,7 @@ class FileSystems {
   current: ImageFs
   readonly opens: OpenCounts
   readonly gaps = new Gaps()
+  private readonly oldWorlds = new OldWorlds()
   private world: World
   /** Where partition tables may be, by the number of the disk's file. */
   private tables: ReadonlyMap<number, readonly TablePlace[]> = new Map()
@@ -262,7 +264,10 @@ class FileSystems {
     for (let sent = receiveMessageOnPort(worlds); sent; sent = receiveMessageOnPort(worlds)) {
       this.world = sent.message
     }
-    if (this.world !== before) this.current = this.of(this.world)
+    if (this.world !== before) {
+      this.current = this.of(this.world)
+      this.oldWorlds.add()
+    }
     return this.world.number
   }
 
@@ -312,7 +317,7 @@ class FileSystems {
             { ...status, ...tornStatus(world), files: passthrough.report(tree.images()) },
             world.snapshots,
             views,
-            layers[0] as LayerSpec,
+            layers,
             watch,
             files,
           ),

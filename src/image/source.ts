@@ -313,6 +313,20 @@ export class Source {
   }
 }
 
+/**
+ * Yields `items`, which are found in the tables of `sources`. Throws ImageError at the end, or in place of another error, if another
+ * program has deleted a snapshot that one of them shows.
+ */
+export function* whileThere<T>(sources: readonly Source[], items: Iterable<T>): Generator<T> {
+  try {
+    yield* items
+  } catch (error) {
+    for (const source of sources) source.requireThere()
+    throw error
+  }
+  for (const source of sources) source.requireThere()
+}
+
 function join(a: Piece, b: Piece): Piece | undefined {
   const isSame = a.kind === b.kind && a.depth === b.depth && a.isCompressed === b.isCompressed
   if (!isSame || !follows(a, b)) return undefined

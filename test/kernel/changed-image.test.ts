@@ -223,6 +223,17 @@ t.test('compressed clusters come from the new file', skip, async t => {
   await run('cmp', [join(folder, 'raw'), copy])
 })
 
+t.test('after a refresh the status names the layers that there are now', skip, async t => {
+  const { image, at } = await mounted(t, HERE)
+  const base = join(image, '..', 'base.qcow2')
+  await run('qemu-img', ['create', '-q', '-f', 'qcow2', base, '1M'])
+  await run('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', base, '-F', 'qcow2', `${image}.new`])
+  t.equal((await statusOf(at)).layers.length, 1)
+  await run('mv', [`${image}.new`, image])
+  t.equal((await vimgfs(HERE, ['refresh', at.folder])).code, 0)
+  t.match((await statusOf(at)).layers, [{ path: image }, { path: base, format: 'qcow2' }])
+})
+
 t.test('mounts that need no refresh, and what is no mount', skip, async t => {
   const { at, image } = await mounted(t, HERE)
   t.equal((await vimgfs(HERE, ['refresh', at.folder])).code, 0, 'without a change')

@@ -2,8 +2,11 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { statSync } from 'node:fs'
+import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import t from 'tap'
 import type { Test } from 'tap'
 import { type LiveMount, serve } from '../support/live.js'
@@ -33,6 +36,35 @@ const names = async (mounted: LiveMount) => (await sh(`ls ${mounted.folder}`)).t
 async function isSound(t: Test, image: string): Promise<void> {
   t.match(await run('qemu-img', ['check', image]), /No errors were found/)
 }
+
+t.test('many changes leave nothing behind in memory', skip, async t => {
+  setFlagsFromString('--expose-gc')
+  const collect = runInNewContext('gc') as () => void
+  const mounted = await serve(t, await makeImage(t), { threads: 1 })
+  const used = () => {
+    // The first time only finds what can be freed.
+    collect()
+    collect()
+    const { heapUsed, arrayBuffers, external } = process.memoryUsage()
+    return { heapUsed, arrayBuffers, external }
+  }
+  const change = async (times: number) => {
+    for (let i = 0; i < times; i++) {
+      await mounted.live.createSnapshot('one', { replace: true })
+      // A worker takes a new world with its next request.
+      await readFile(mounted.file('.vimgfs/status.json'))
+    }
+  }
+  await change(10)
+  const before = used()
+  await change(70)
+  const after = used()
+  for (const key of ['heapUsed', 'arrayBuffers', 'external'] as const) {
+    const grown = after[key] - before[key]
+    t.ok(grown < 12 * MIB, `${key} has grown by ${grown} bytes`)
+  }
+  t.equal(await mounted.end(), true)
+})
 
 t.test('a check whose command has gone ends, and the mount goes on', skip, async t => {
   const image = await makeImage(t)

@@ -8,7 +8,9 @@ import { closeChain } from '../../src/image/chain.js'
 import { compareDisks } from '../../src/image/compare.js'
 import { convertToNew } from '../../src/image/convert/convert.js'
 import { openChain } from '../../src/image/open-chain.js'
-import { openSource, type Source } from '../../src/image/source.js'
+import { changesOf } from '../../src/image/diff.js'
+import { mapOf } from '../../src/image/map.js'
+import { openSource, type Source, whileThere } from '../../src/image/source.js'
 import { ViewSet } from '../../src/image/view-set.js'
 import { TextSlots } from '../../src/fs/control.js'
 import { NodeOperations } from '../../src/fs/node-operations.js'
@@ -152,3 +154,33 @@ t.test('a copy of a snapshot that is deleted meanwhile gets no name', skip, asyn
   await convert(other)
   t.ok(readFileSync(target).every(byte => byte === 2))
 })
+
+t.test(
+  'what is found in the tables of a snapshot that is deleted meanwhile ends with an error',
+  skip,
+  async t => {
+    const { image } = await opened(t)
+    const [one, two] = await Promise.all(
+      ['one', 'two'].map(tag => openSource(`${image}@${tag}`, { takesLocks: false })),
+    )
+    t.teardown(() => one?.close())
+    t.teardown(() => two?.close())
+    const [before, after] = [one, two] as [Source, Source]
+    const map = () => [...whileThere([before], mapOf(before, image, 0, Number.POSITIVE_INFINITY))]
+    const changes = () => [...whileThere([after, before], changesOf(after, before))]
+    t.ok(map().length > 0)
+    t.ok(changes().length > 0)
+    const half = whileThere([before], mapOf(before, image, 0, Number.POSITIVE_INFINITY))
+    await snapshot(image, '-d', 'one')
+    const gone = { message: /its snapshot has been deleted while it was read/ }
+    t.throws(map, gone)
+    t.throws(changes, gone)
+    t.throws(() => [...half], gone)
+    const failing = function* (): Generator<number> {
+      yield 1
+      throw new Error('the tables are damaged')
+    }
+    t.throws(() => [...whileThere([before], failing())], gone, 'not the damage that is none')
+    t.throws(() => [...whileThere([after], failing())], { message: 'the tables are damaged' })
+  },
+)

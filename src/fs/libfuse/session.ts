@@ -2,7 +2,6 @@
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { closeFile, hasHungUp } from '../../io/libc.js'
-import type { LayerSpec } from '../../formats/format.js'
 import { TextSlots } from '../control.js'
 import { type MountInfo, mountAt } from '../../io/mountinfo.js'
 import { Ownership } from '../ownership.js'
@@ -137,7 +136,7 @@ export class LibfuseSession implements Session {
             { ...status, ...tornStatus(world), files: servedFiles(this.tree.images(), () => why) },
             snapshots,
             views,
-            layers[0] as LayerSpec,
+            layers,
             watch,
             this.lasting.files,
           ),
