@@ -12,7 +12,10 @@ import { has, isRoot, rotated, run, unmountLazily } from './workplace.mjs'
 
 const MAIN = process.env.VIMGFS ?? fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
 
-/** A case converts `from`, a source, to a target of the format `to`; `times` is how much faster it has to be. */
+/**
+ * A case converts `from`, a source, to a target of the format `to`, or compares the two (`isCompare`); `times` is how much faster
+ * it has to be.
+ */
 export const convertCases = [
   { id: 'convert-raw-qcow2', title: 'raw to qcow2', from: 'raw', to: 'qcow2', times: 1.3 },
   { id: 'convert-qcow2-raw', title: 'qcow2 to raw', from: 'qcow2', to: 'raw', times: 1.3 },
@@ -58,6 +61,14 @@ export const convertCases = [
     isReflink: true,
     times: 20,
   },
+  {
+    id: 'convert-compare',
+    title: 'compare raw with qcow2',
+    from: 'raw',
+    to: 'qcow2',
+    isCompare: true,
+    times: 1,
+  },
 ]
 
 const MAX_MIB = 200
@@ -89,10 +100,10 @@ export class Conversions {
       return []
     }
     const tools = [
-      { id: 'vimgfs', title: 'vimgfs', argv: [process.execPath, MAIN, 'convert'] },
-      { id: 'qemu', title: 'qemu-img', argv: ['qemu-img', 'convert'] },
+      { id: 'vimgfs', title: 'vimgfs', argv: [process.execPath, MAIN] },
+      { id: 'qemu', title: 'qemu-img', argv: ['qemu-img'] },
       ...(process.env.QEMU_IMG
-        ? [{ id: 'qemu2', title: 'qemu-img ($QEMU_IMG)', argv: [process.env.QEMU_IMG, 'convert'] }]
+        ? [{ id: 'qemu2', title: 'qemu-img ($QEMU_IMG)', argv: [process.env.QEMU_IMG] }]
         : []),
     ]
     const results = []
@@ -136,6 +147,7 @@ export class Conversions {
   async measure(folder, testCase, tools) {
     const { options } = this.bench
     const source = await this.source(folder, testCase.from, (options.size / 2048) * 1024)
+    if (testCase.isCompare) await makeTarget(source, folder, testCase)
     const entries = tools.map(tool => ({ tool, values: [], bytes: 0, peakMib: 0 }))
     for (const entry of entries) {
       // Once without measuring the time: this also fills caches.
@@ -216,9 +228,20 @@ export class Conversions {
 const targetOf = (folder, { to }) => path.join(folder, 'target', `disk.${to}`)
 
 function clean(folder, testCase) {
+  if (testCase.isCompare) return
   const target = path.dirname(targetOf(folder, testCase))
   fs.rmSync(target, { recursive: true, force: true })
   fs.mkdirSync(target)
+}
+
+/** Makes the image that is compared with the source. */
+async function makeTarget(source, folder, testCase) {
+  const target = targetOf(folder, testCase)
+  fs.mkdirSync(path.dirname(target))
+  await run('qemu-img', [
+    ...['convert', '-f', source.format, '-O', testCase.to],
+    ...[source.file, target],
+  ])
 }
 
 function allocated(folder, testCase) {
@@ -231,9 +254,11 @@ function allocated(folder, testCase) {
 
 function start(source, folder, testCase, { id, argv }) {
   const target = targetOf(folder, testCase)
-  const { to, args = [], isReflink } = testCase
+  const { to, args = [], isReflink, isCompare } = testCase
   const writeback = isReflink && id !== 'vimgfs' ? ['-t', 'writeback'] : []
-  const all = [...argv, ...writeback, '-f', source.format, '-O', to, ...args, source.file, target]
+  const words = [isCompare ? 'compare' : 'convert', ...writeback, ...args]
+  const formats = ['-f', source.format, isCompare ? '-F' : '-O', to]
+  const all = [...argv, ...words, ...formats, source.file, target]
   if (!isReflink || id === 'vimgfs')
     return spawn(all[0], all.slice(1), { stdio: ['ignore', 'ignore', 'pipe'], env: ENV })
   // vimgfs syncs what it writes; here qemu-img has to do so, too.

@@ -34,7 +34,7 @@ export type Compared =
   | { readonly kind: 'unreadable'; readonly failure: ReadFailure }
 
 /** Threads cost more than they save for less work than this, in bytes of plain data. */
-const THREADS_FROM_BYTES = 768 * 2 ** 20
+const THREADS_FROM_BYTES = 384 * 2 ** 20
 /** Decompressing or decrypting takes about so many times as long as reading. */
 const SLOW_FACTOR = 4
 const MAX_THREADS = 4
@@ -181,7 +181,7 @@ class Crew {
     while (this.helpers.length < this.threads - 1) {
       const setup: CompareSetup = { a: this.a.spec, b: this.b.spec, memory: this.memory }
       this.helpers.push(
-        new Worker(new URL('./compare-worker.js', import.meta.url), { workerData: setup }),
+        new Worker(new URL('./compare-worker.cjs', import.meta.url), { workerData: setup }),
       )
     }
   }
