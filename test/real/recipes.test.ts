@@ -219,7 +219,8 @@ async function makeImage(t: Test, folder: string, content: Content): Promise<str
   fsyncSync(fd)
   closeSync(fd)
   await run('blockdev', ['--flushbufs', device])
-  copyFileSync(raw, inUse)
+  // Node would write the holes out.
+  await run('cp', [raw, inUse])
   await inside.unmount()
   await detach()
   const image = join(folder, 'disk.qcow2')
