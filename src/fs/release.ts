@@ -55,7 +55,9 @@ export async function whenReleased<T>(
     // Other waiting commands hold the locks for a moment when they try.
     const ending = holders.filter((_, index) => haveLost[index])
     if (ending.length > 0) lastEnding = Date.now()
-    if (Date.now() - lastEnding > OTHERS_TRY_MS) throw obstacle
+    // A process that is ending has no descriptors any more by which it is found, and keeps its locks a moment longer.
+    const since = holders.length === 0 ? Math.max(lastEnding, started) : lastEnding
+    if (Date.now() - since > OTHERS_TRY_MS) throw obstacle
     const waited = Date.now() - started
     const who = ending.map(processName).join(' and ')
     const isEnding = ending.every(isEndingServer)
@@ -66,7 +68,8 @@ export async function whenReleased<T>(
     }
     const starts = holders.map(startOf)
     const isUnchanged = () => holders.every((pid, index) => startOf(pid) === starts[index])
-    for (let tries = 0; tries < MAX_TRIES && (tries === 0 || isUnchanged()); tries++) {
+    const mostTries = holders.length === 0 ? 1 : MAX_TRIES
+    for (let tries = 0; tries < mostTries && (tries === 0 || isUnchanged()); tries++) {
       await sleep(TRY_MS)
       if (signal?.aborted) throw new Interrupted()
     }
