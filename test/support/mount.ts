@@ -242,6 +242,10 @@ export function vimgfs(
   return runKept(place.prefix, { ...place.env, ...env }, wordsOf(place, args), cwd)
 }
 
+/** Returns what `vimgfs umount` has printed without the lines that say, on a slow machine, what it waits for. */
+export const withoutNotices = (stderr: string): string =>
+  stderr.replace(/^vimgfs: .*\bwaiting for .*\n/gm, '')
+
 /** Runs the command `vimgfs` in a process of its own. */
 export const launched = (
   place: Place,
