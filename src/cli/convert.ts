@@ -44,7 +44,7 @@ const OPTIONS = {
   cache: { type: 'string', short: 't' },
   'source-cache': { type: 'string', short: 'T' },
   'target-is-zero': { type: 'boolean' },
-  // These are refused.
+  // This is refused.
   'rate-limit': { type: 'string', short: 'r' },
   bitmaps: { type: 'boolean' },
   'skip-broken-bitmaps': { type: 'boolean' },
@@ -89,8 +89,8 @@ function check(values: Values): void {
   if (values['rate-limit'] !== undefined) {
     throw new UsageError('-r is not supported: nothing limits the rate; leave it out')
   }
-  if (values.bitmaps || values['skip-broken-bitmaps']) {
-    throw new UsageError('bitmaps are not copied; leave out --bitmaps and --skip-broken-bitmaps')
+  if (values['skip-broken-bitmaps'] && !values.bitmaps) {
+    throw new UsageError('--skip-broken-bitmaps needs --bitmaps')
   }
   if (!values['no-create']) {
     if (values['target-is-zero']) throw new UsageError('--target-is-zero needs -n')
@@ -101,6 +101,7 @@ function check(values: Values): void {
     ['-o', values.options],
     ['-B', base],
     ['--force', values.force],
+    ['--bitmaps', values.bitmaps],
   ].find(([, value]) => value !== undefined)
   if (refused) {
     throw new UsageError(`${refused[0]} says how to make the target, and -n makes none`)
@@ -116,11 +117,20 @@ function sparseBytesOf(text: string | undefined): number {
 }
 
 /** Throws UsageError for options that are for one source only. */
-function checkJoined({ snapshot, base, options = [] }: Values): void {
-  const what = snapshot !== undefined ? '-l' : base !== undefined ? '-B' : undefined
+function checkJoined({ snapshot, base, bitmaps, options = [] }: Values): void {
+  const single = { '-l': snapshot, '-B': base, '--bitmaps': bitmaps }
+  const [what] = Object.entries(single).find(([, value]) => value !== undefined) ?? []
   const named = what ?? options.flatMap(piecesOf).find(option => option.startsWith('backing_'))
   if (named === undefined) return
   throw new UsageError(`${named} is for one source, and these are several`)
+}
+
+/** Returns the bitmaps of an image, and says which are left out. Throws ImageError. */
+async function bitmapsOf(source: ConvertSource, skipsBroken: boolean) {
+  const { readBitmaps } = await import('../image/convert/bitmaps.js')
+  const onBroken = (name: string) =>
+    say(`${source.path}: bitmap "${name}" is left out: it was not closed`)
+  return readBitmaps(source as Source, skipsBroken ? onBroken : undefined)
 }
 
 interface Base {
@@ -193,6 +203,7 @@ class Conversion {
     const known = [...BACKING_OPTIONS, ...creator.options]
     const given = parseCreateOptions(known, values.options ?? [], format)
     const { backing_file, backing_fmt, ...options } = given
+    const skipsBroken = values['skip-broken-bitmaps'] === true
     const isEncrypted = creator.isEncrypted?.(options) === true
     if (!isEncrypted && values['target-passphrase-file'] !== undefined) {
       throw new UsageError(
@@ -210,6 +221,7 @@ class Conversion {
           sparseBytes: this.sparseBytes,
           force: values.force === true,
           isVerified: values.verify === true,
+          ...(values.bitmaps && { bitmaps: () => bitmapsOf(source, skipsBroken) }),
         },
         this.watching(source.sizeBytes),
       )

@@ -1,5 +1,5 @@
 /** The seam for new images: the same builder serves `create`, which fills in nothing, and `convert`. */
-import type { WritableStore } from '../io/store.js'
+import type { Store, WritableStore } from '../io/store.js'
 
 /** The files of a new image, which are under temporary names until the image is whole. */
 export interface TargetFiles {
@@ -44,6 +44,27 @@ export interface BackingTarget {
   readonly contentId?: number | undefined
 }
 
+/** A persistent bitmap, which says what of the disk has changed. */
+export interface CopiedBitmap {
+  readonly name: Buffer
+  /** A bit stands for 2^granularityBits bytes of the disk. */
+  readonly granularityBits: number
+  /** Whether it records writes. */
+  readonly isAuto: boolean
+  /** The lowest bit of a byte comes first. */
+  readonly bits: Buffer
+}
+
+/**
+ * Returns the bitmaps of an image. `onBroken` is told the name of each that was not closed, which is left out; without it that
+ * throws ImageError, as damage does.
+ */
+export type CopyBitmaps = (
+  store: Store,
+  spec: unknown,
+  onBroken?: (name: string) => void,
+) => readonly CopiedBitmap[]
+
 export interface NewImage {
   readonly files: TargetFiles
   /** The size of the disk, in bytes: a multiple of 512. */
@@ -70,6 +91,8 @@ export interface Measurement {
 
 export interface FormatCreator {
   readonly options: readonly CreateOption[]
+  /** Undefined if the format has no persistent bitmaps. */
+  readonly copiedBitmaps?: CopyBitmaps
   /** The option of images with compressed data, where others have none. */
   readonly packedOption?: string
   /** Reports whether these options ask for encryption, for which the image needs a passphrase. */
@@ -123,6 +146,8 @@ export interface ImageBuilder {
   zero(offset: number, length: number): void
   /** Passes over the disk up to `offset`, which is only needed to show progress: what is passed gets its preallocation. */
   skip?(offset: number): void
+  /** Gives the image these bitmaps, before `finish`. Undefined if it cannot have any. */
+  readonly addBitmaps?: ((bitmaps: readonly CopiedBitmap[]) => void) | undefined
   /** Writes the last tables and the header. After this the image is whole, but not synced. */
   finish(): void
   /**

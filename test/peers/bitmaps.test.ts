@@ -14,7 +14,9 @@ import {
 import { BitmapTracker } from '../../src/formats/qcow2/bitmap-tracker.js'
 import { readHeader } from '../../src/formats/qcow2/header.js'
 import { WritableFileStore, type WritableStore } from '../../src/io/store.js'
+import { run as convert } from '../../src/cli/convert.js'
 import { resizeImage } from '../../src/image/resize.js'
+import { runHere } from '../support/command.js'
 import { needs, run, tempFolder } from '../support/run.js'
 import { until } from '../support/until.js'
 import { qemuImg, qemuIo } from './qemu.js'
@@ -456,4 +458,56 @@ t.test('a disk that shrinks', needs('qemu-img', 'qemu-io', 'qemu-nbd'), async t 
     await qemuImg('check', '-q', image)
     t.strictSame(await flagsOf(image), { on: ['auto'], off: [], void: [] })
   }
+})
+
+t.test('a converted image has them, too', needs('qemu-img', 'qemu-io', 'qemu-nbd'), async t => {
+  const folder = tempFolder(t)
+  const at = (name: string) => join(folder, name)
+  await qemuImg('create', '-q', '-f', 'qcow2', '-o', 'cluster_size=4k', at('disk'), `${90 * M}`)
+  for (const name of ['on', 'off', 'bitmap with a long name']) {
+    await qemuImg('bitmap', '--add', '-g', '4096', at('disk'), name)
+  }
+  await theirWrites(at('disk'), [
+    { offset: 5000, length: 3 * M },
+    { offset: 90 * M - 512, length: 512 },
+  ])
+  await qemuImg('bitmap', '--disable', at('disk'), 'off')
+  const here = (...args: string[]) => runHere(convert, ['--bitmaps', ...args], folder)
+  const names = Object.keys(await flagsOf(at('disk')))
+  for (const options of [
+    'cluster_size=512',
+    'refcount_bits=1',
+    'extended_l2=on,preallocation=metadata',
+  ]) {
+    t.strictSame(await here('--force', '--verify', '-O', 'qcow2', '-o', options, 'disk', 'ours'), {
+      ...{ code: 0, stdout: '', stderr: '' },
+    })
+    t.match(await qemuImg('check', '-f', 'qcow2', at('ours')), /No errors/)
+    t.strictSame(await flagsOf(at('ours')), await flagsOf(at('disk')))
+    for (const name of names) {
+      const found = await dirtyRanges(t, at('ours'), name)
+      t.strictSame(found, await dirtyRanges(t, at('disk'), name), `${options}, ${name}`)
+    }
+  }
+  await theirWrites(at('ours'), [{ offset: 50 * M, length: 512 }])
+  t.match(await qemuImg('check', '-f', 'qcow2', at('ours')), /No errors/)
+
+  // One that was not closed.
+  const bytes = readFileSync(at('disk'))
+  const entry = bytes.lastIndexOf('bitmap with a long name') - 24
+  bytes.writeUInt32BE(bytes.readUInt32BE(entry + 12) | 1, entry + 12)
+  writeFileSync(at('disk'), bytes)
+  const says = /bitmap "bitmap with a long name" was not closed; .*--skip-broken-bitmaps/
+  t.match(await here('-O', 'qcow2', 'disk', 'broken'), { code: 1, stderr: says })
+  t.notOk(existsSync(at('broken')))
+  const args = ['--skip-broken-bitmaps', '-O', 'qcow2', 'disk', 'broken']
+  t.match(await here(...args), { code: 0, stderr: /"bitmap with a long name" is left out/ })
+  t.strictSame(Object.keys(await flagsOf(at('broken'))).sort(), ['off', 'on'])
+
+  const v2 = ['-O', 'qcow2', '-o', 'compat=0.10', 'disk', 'x']
+  t.match(await here('--skip-broken-bitmaps', ...v2), { code: 2, stderr: /cannot have bitmaps/ })
+  t.match(await here('-f', 'raw', '-O', 'qcow2', 'disk', 'x'), {
+    code: 1,
+    stderr: /has no bitmaps/,
+  })
 })

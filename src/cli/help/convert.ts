@@ -15,6 +15,8 @@ Several SRC become one disk, one after the other.
   -B, --base IMAGE         DST stands on IMAGE, and stores only what differs from it. A relative name
                            is relative to the folder of DST.
   -F, --base-format F      format of IMAGE (found by its bytes)
+      --bitmaps            DST, a qcow2 image, gets the persistent bitmaps of SRC, too;
+                           --skip-broken-bitmaps leaves out those that were not closed
   -n, --no-create          write into DST, an image or a block device that is large enough already;
                            -O then says its format (found by its bytes)
   -S, --sparse SIZE        how many zeros in a row take no space (4k; more than 2M count as 2M); 0 stores all

@@ -1,4 +1,5 @@
 /** Makes qcow2 images. */
+import { copiedBitmaps } from './bitmap-copy.js'
 import { createLuks1, luks1Bytes } from '../../crypto/luks1-write.js'
 import { createSectorCipher } from '../../crypto/sector-cipher.js'
 import { UsageError } from '../../errors.js'
@@ -10,6 +11,7 @@ import { QCOW2_OPTIONS, type Qcow2Shape, shapeOf } from './create/options.js'
 
 export const qcow2Creator: FormatCreator = {
   options: QCOW2_OPTIONS,
+  copiedBitmaps,
   measure: measureQcow2,
   isEncrypted: options => options['encrypt.format'] !== undefined,
   begin: async image => {

@@ -22,7 +22,7 @@ export const READ_THROUGH = new Set([
   EXTENSION.encryption,
 ])
 export const EXTENSION_HEADER = layout({ type: u32be, length: u32be })
-const BITMAPS_EXTENSION = layout({
+export const BITMAPS_EXTENSION = layout({
   count: u32be,
   reserved: u32be,
   directoryBytes: u64be,

@@ -1,7 +1,12 @@
 /** Converts a disk into a new image, or into one that exists. */
 import fs from 'node:fs'
 import { ImageError, UsageError } from '../../errors.js'
-import type { BackingTarget, ImageBuilder, OptionValues } from '../../formats/creating.js'
+import type {
+  BackingTarget,
+  CopiedBitmap,
+  ImageBuilder,
+  OptionValues,
+} from '../../formats/creating.js'
 import type { FileSpec } from '../../io/file-spec.js'
 import { beginImage, creatorOf, targetOf } from '../new-image.js'
 import { NewFiles } from '../new-files.js'
@@ -43,6 +48,8 @@ export interface NewTarget {
   readonly force: boolean
   /** For an encrypted image. */
   readonly passphrase?: Buffer | undefined
+  /** Returns the bitmaps that the image gets. */
+  readonly bitmaps?: () => Promise<readonly CopiedBitmap[]>
   /** Whether the image is read again and compared before it gets its name. */
   readonly isVerified?: boolean
 }
@@ -64,6 +71,10 @@ export async function convertToNew(
     const backing = base?.target
     const request = { format, sizeBytes, options, backing, passphrase }
     const builder = await beginImage(targetOf(files), request)
+    const bitmaps = (await target.bitmaps?.()) ?? []
+    if (target.bitmaps && !builder.addBitmaps) {
+      throw new UsageError(`this ${format} image cannot have bitmaps; leave out --bitmaps`)
+    }
     const sink = new BuilderSink(
       builder,
       await packs(builder, isPacked, format),
@@ -75,6 +86,7 @@ export async function convertToNew(
     const isDirect = mayBeDirect && hasPacked(source) && !(sink.clone && mayBeCloned(source))
     if (isDirect) await orNamed(copyDirectly(source, files.main, copied))
     else await orNamed(copyDisk(source, sink, copied))
+    if (bitmaps.length > 0) builder.addBitmaps?.(bitmaps)
     builder.finish()
     if (target.isVerified)
       await verifyUnnamed(source, target, files, { onProgress, onLoss, signal })

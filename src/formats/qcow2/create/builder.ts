@@ -1,8 +1,9 @@
 /** Builds qcow2 images: the header's cluster first, then tables and data in the order of the disk; the header is written last. */
 import type { LuksArea } from '../../../crypto/luks1.js'
 import type { WritableStore } from '../../../io/store.js'
-import type { ImageBuilder, NewImage, Packing, Place } from '../../creating.js'
+import type { CopiedBitmap, ImageBuilder, NewImage, Packing, Place } from '../../creating.js'
 import { fillZeros, reserveSpace } from '../../filling.js'
+import { writeBitmaps } from '../bitmap-copy.js'
 import { FreshClusters } from './clusters.js'
 import { encodeFirstCluster } from './header.js'
 import { l1EntriesOf, type Qcow2Shape } from './options.js'
@@ -20,6 +21,7 @@ export interface NewEncryption {
 export class Qcow2Builder implements ImageBuilder {
   readonly unitBytes: number
   readonly packing: Packing | undefined
+  readonly addBitmaps: ImageBuilder['addBitmaps']
   private readonly main: WritableStore
   /** Takes data; it encrypts where the image is encrypted. */
   private readonly data: WritableStore
@@ -30,6 +32,7 @@ export class Qcow2Builder implements ImageBuilder {
   private readonly packed: PackedStream
   private readonly l1At: number
   private readonly luks: LuksArea | undefined
+  private bitmaps: readonly CopiedBitmap[] = []
   /** Up to where the disk has been filled, in bytes. */
   private filled = 0
   /** Up to where the image's own file must reach, in bytes. */
@@ -47,6 +50,11 @@ export class Qcow2Builder implements ImageBuilder {
     const type = shape.compression === 'zstd' ? 'zstd' : 'deflate'
     const canPack = !shape.dataFile && !encryption
     this.packing = canPack ? { type, maxBytes: this.unitBytes - 1 } : undefined
+    if (shape.version === 3) {
+      this.addBitmaps = bitmaps => {
+        this.bitmaps = bitmaps
+      }
+    }
     const l1Entries = l1EntriesOf(shape, image.sizeBytes)
     this.clusters = new FreshClusters(this.main, this.unitBytes, shape.refcountOrder)
     this.tables = new FreshTables(this.main, this.clusters, { ...shape, l1Entries })
@@ -104,6 +112,10 @@ export class Qcow2Builder implements ImageBuilder {
     this.tables.flush()
     this.packed.flush()
     if (this.l1At > 0) this.main.write(this.tables.l1, 0, this.tables.l1.length, this.l1At)
+    const bitmaps =
+      this.bitmaps.length > 0
+        ? writeBitmaps(this.main, this.bitmaps, this.unitBytes, bytes => this.takeBytes(bytes))
+        : undefined
     const refcountTable = this.clusters.finish()
     if (this.shape.dataFile) this.plain.truncate(sizeBytes)
     if (this.endAt > this.main.sizeBytes) this.main.truncate(this.endAt)
@@ -112,6 +124,7 @@ export class Qcow2Builder implements ImageBuilder {
       l1: { at: this.l1At, entries: this.tables.l1.length / 8 },
       refcountTable,
       luks: this.luks,
+      bitmaps,
       backing,
     })
     this.main.write(first, 0, first.length, 0)

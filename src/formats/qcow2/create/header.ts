@@ -4,6 +4,8 @@ import type { LuksArea } from '../../../crypto/luks1.js'
 import { MAX_BACKING_NAME_BYTES } from '../../limits.js'
 import { AUTOCLEAR, COMPATIBLE, CRYPT, INCOMPATIBLE, MAGIC } from '../header.js'
 import {
+  BITMAPS_EXTENSION,
+  type BitmapsExtension,
   ENCRYPTION_EXTENSION,
   EXTENSION,
   EXTENSION_HEADER,
@@ -20,6 +22,7 @@ export interface Qcow2Places {
   readonly l1: { readonly at: number; readonly entries: number }
   readonly refcountTable: ClusterRun
   readonly luks: LuksArea | undefined
+  readonly bitmaps: BitmapsExtension | undefined
   readonly backing: { readonly name: string; readonly format: string | undefined } | undefined
 }
 
@@ -42,7 +45,7 @@ const FEATURE_NAMES: readonly (readonly [number, number, string])[] = [
 
 /** Returns the first cluster, without the zeros at its end. Throws UsageError if the names do not fit into it. */
 export function encodeFirstCluster(shape: Qcow2Shape, places: Qcow2Places): Buffer {
-  const { backing, luks } = places
+  const { backing, luks, bitmaps } = places
   const cluster = 2 ** shape.clusterBits
   const name = Buffer.from(backing?.name ?? '')
   if (name.length > MAX_BACKING_NAME_BYTES) {
@@ -54,6 +57,9 @@ export function encodeFirstCluster(shape: Qcow2Shape, places: Qcow2Places): Buff
     ...(luks ? [extension(EXTENSION.encryption, ENCRYPTION_EXTENSION.encode(luks))] : []),
     ...(shape.version === 3 && cluster > NO_NAMES_BYTES
       ? [extension(EXTENSION.featureNames, featureNames())]
+      : []),
+    ...(bitmaps
+      ? [extension(EXTENSION.bitmaps, BITMAPS_EXTENSION.encode({ ...bitmaps, reserved: 0 }))]
       : []),
     extension(EXTENSION.end, Buffer.alloc(0)),
   ]
@@ -82,7 +88,7 @@ export function encodeFirstCluster(shape: Qcow2Shape, places: Qcow2Places): Buff
   })
   if (shape.version === 3) {
     V3_FIELDS.put(fields, V2_HEADER.size, {
-      ...featuresOf(shape),
+      ...featuresOf(shape, bitmaps !== undefined),
       refcountOrder: shape.refcountOrder,
       headerBytes: fieldBytes,
     })
@@ -91,7 +97,7 @@ export function encodeFirstCluster(shape: Qcow2Shape, places: Qcow2Places): Buff
   return Buffer.concat([fields, ...extensions, name])
 }
 
-function featuresOf(shape: Qcow2Shape) {
+function featuresOf(shape: Qcow2Shape, hasBitmaps: boolean) {
   const bits = (...all: (bigint | false)[]) =>
     all.reduce<bigint>((sum, bit) => (bit === false ? sum : sum | bit), 0n)
   return {
@@ -101,7 +107,10 @@ function featuresOf(shape: Qcow2Shape) {
       shape.isExtended && INCOMPATIBLE.extendedL2,
     ),
     compatible: bits(shape.hasLazyRefcounts && COMPATIBLE.lazyRefcounts),
-    autoclear: bits(shape.dataFile?.isRaw === true && AUTOCLEAR.rawExternalData),
+    autoclear: bits(
+      hasBitmaps && AUTOCLEAR.bitmaps,
+      shape.dataFile?.isRaw === true && AUTOCLEAR.rawExternalData,
+    ),
   }
 }
 
