@@ -429,7 +429,7 @@ t.test('a disk that shrinks', needs('qemu-img', 'qemu-io', 'qemu-nbd'), async t 
     { offset: 5 * M + 100, length: 1000 },
     { offset: 150 * M, length: 5 * M },
   ]
-  for (const afterBytes of [149 * M, 5 * M + 512, 6 * M, M]) {
+  for (const afterBytes of [149 * M, 5 * M + 512]) {
     const image = join(folder, `${afterBytes}.qcow2`)
     await qemuImg('create', '-q', '-f', 'qcow2', '-o', 'cluster_size=512', image, `${160 * M}`)
     for (const name of ['on', 'off', 'void']) {
