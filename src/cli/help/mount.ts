@@ -36,8 +36,8 @@ server has saved what was written.
        scratch-dir=DIR     where what is written goes (a file without a name in IMAGE's folder)
        scratch-size=SIZE   how much may be written in all, such as 20G
        growable            truncate -s, or writing past the end, makes the disk larger
-       passthrough=off     the kernel never reads files itself; with passthrough=on it also reads those
-                           of a read-only IMAGE that another program could change
+       passthrough=off     the kernel never reads files itself; with passthrough=on it also reads
+                           those of a read-only IMAGE that another program could change
        commit=SECONDS      how often to make durable what was written (5); 0: only when asked to
        allow_root          root may use the mount, too (a loop mount needs this, for example)
        allow_other         every user may use it, as far as the files' modes allow;
