@@ -284,7 +284,7 @@ function sections({ results, notes, skipped, readahead, options }) {
     isMeasured('readWritable') &&
       'Reading what can be written: each round mounts the same image anew, read-write and read-only in turn; twice as many rounds.',
     isMeasured('writeScratch') &&
-      'Writing to scratch copies: of an image full of data, and to a new qcow2 of the same size. The closing fsync does nothing for a copy. What was written is looked at through the mount before it ends, and the image has to be as it was.',
+      'Writing to scratch copies: of an image full of data, and to a new qcow2 of the same size. The closing fsync does nothing for a copy. The bench compares the written bytes through the mount before it ends, and the image has to be as it was.',
     kb.length > 0 &&
       `Readahead of the mounts, KiB: ${kb.join(', ')}. vimgfs raises it itself (as root), the floor got the same, the others keep the kernel's${options['readahead-all'] ? ', but here they all got it' : ''}.`,
     isMeasured('convert') &&

@@ -31,7 +31,7 @@ export interface FormatResizer {
   /** Makes the disk larger, where the writer cannot do that, and syncs it. The new part reads as zeros. */
   grow?(image: ResizedImage, sizeBytes: number): void
   /**
-   * Makes the disk smaller, and syncs that. What is cut off reads as zeros already, where that is possible. Returns warnings
+   * Makes the disk smaller, and syncs that. The part that is cut off reads as zeros already, where that is possible. Returns warnings
    * about what was not kept.
    */
   shrink(image: ResizedImage, sizeBytes: number): readonly string[]

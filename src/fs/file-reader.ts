@@ -50,7 +50,7 @@ export class FileReader {
 
   /** Returns a handle for reading, or a negative errno. */
   open(node: ImageNode): number {
-    // What has been written to a scratch copy can be read whatever happens to the image.
+    // The bytes of a scratch copy itself can be read whatever happens to the image.
     const errno = this.files.find(node)?.view ? 0 : this.errnoAfter(node)
     return errno === 0 ? READING : -errno
   }

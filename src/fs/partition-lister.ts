@@ -1,6 +1,6 @@
 /**
- * Makes the listing of a mount follow the partition tables of disks that are written, on the main thread. Whoever has written the table waits for it
- * when he syncs or closes the disk's file, so that he sees the new files.
+ * Makes the listing of a mount follow the partition tables of disks that are written, on the main thread. A program that has
+ * written the table waits for it when it syncs or closes the disk's file, so that it sees the new files.
  */
 import { inWords } from '../errors.js'
 import type { CatalogEntry } from '../image/catalog.js'

@@ -124,7 +124,7 @@ export class SharedDisk implements WritableDisk {
   }
 
   flush(): void {
-    // What programs wrote through maps counts as one write, which came before.
+    // All writes of programs through maps count as one, which came before.
     if (this.isMapped) Atomics.add(this.counters, COUNTER.writes, 1)
     const mine = Atomics.load(this.counters, COUNTER.writes)
     this.lock.acquireFlush()

@@ -149,7 +149,7 @@ t.test('readers beside writers see what was written before, or meanwhile', skip,
     const at = await mount(t, image, { args: [...RAW, '-o', `passthrough=${way}`] })
     const disk = at.file('disk.raw')
     const kinds = [O_RDONLY, O_RDONLY | O_DIRECT, O_RDWR]
-    // What the file itself shows is what the kernel reads.
+    // The kernel reads the bytes of the file itself.
     const readers = [...kinds.map(flags => `${disk}:${flags}`), `${image}:${O_RDONLY}`]
     const words = [BESIDE, disk, '7', isLong ? '100000' : '1000', ...readers]
     const { stdout, stderr } = await attemptIn(HERE, process.execPath, words)

@@ -49,7 +49,7 @@ t.test('a result that cannot be printed: one line, exit code 1', async t => {
     const { code, stderr } = await inShell(words, '>/dev/full')
     t.same(
       [code, stderr],
-      [1, 'vimgfs: standard output cannot be written: ENOSPC\n'],
+      [1, 'vimgfs: standard output cannot be written: no space is left there\n'],
       words.join(' '),
     )
     const both = await inShell(words, '>/dev/full 2>&1')

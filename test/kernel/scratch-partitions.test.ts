@@ -137,7 +137,7 @@ t.test('a partition of a snapshot reaches nothing else, and nobody else sees it'
   closeSync(fd)
   t.not(statSync(name).mtimeMs, mtimeMs, 'its time follows')
   expected.write('x', MIB + 6000)
-  // What the kernel has mapped before the copy begins goes when it is written.
+  // Pages that the kernel has mapped before the copy begins go when it is written.
   t.same(await call(HERE, 'mapBeside', name, 5000, mounted.file('disk@one.raw'), MIB + 5000), [
     [77, 77],
     [78, 78],

@@ -1,4 +1,4 @@
-/** A driver that passes everything on to another one. What bounds or guards a scratch copy overrides parts of it. */
+/** A driver that passes everything on to another one. The drivers that bound or guard a scratch copy override parts of it. */
 import type { Extent } from '../../formats/driver.js'
 import type {
   FirstChange,
