@@ -60,7 +60,7 @@ const UNALIGNED: readonly number[] = [BTRFS, TMPFS]
 /** The most files of which status.json tells. */
 const MOST_TOLD = 256
 
-/** What holds for all files of a mount. Plain data. */
+/** The rules for all files of a mount. Plain data. */
 export interface PassthroughRules {
   /** Why no file has it; undefined if some may. */
   readonly why: string | undefined
@@ -77,7 +77,7 @@ export interface PassthroughParts {
   readonly watch: ChangeWatch | undefined
 }
 
-/** What was agreed with the kernel. */
+/** The result of INIT: the device, and the features that both sides have. */
 export interface KernelSession {
   /** A /dev/fuse of the mount. */
   readonly device: number

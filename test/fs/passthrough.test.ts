@@ -1,4 +1,4 @@
-/** Which files may be passed through. The device here is none, so those that may are refused by the kernel in the end. */
+/** Tests which files may be passed through. The device here is none, so the kernel refuses all of them in the end. */
 import { appendFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'

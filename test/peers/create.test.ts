@@ -142,8 +142,8 @@ async function info(file: string, { format }: Case): Promise<unknown> {
 }
 
 /**
- * What is in the file, without what is random: the content ID of a vmdk, which QEMU writes without leading zeros. Holes are not
- * read, and blocks of zeros are left out.
+ * Returns the bytes of the file without random ones: the content ID of a vmdk, which QEMU writes without leading zeros.
+ * Holes are not read, and blocks of zeros are left out.
  */
 function content(file: string): unknown {
   const { size } = statSync(file)

@@ -50,7 +50,7 @@ class Keeper extends KeptProcess {
 
 interface Part {
   readonly text: string
-  /** What the keeper says behind it; undefined if it has ended before. */
+  /** The keeper's own words after it; undefined if the keeper has ended before. */
   readonly end: string | undefined
 }
 

@@ -223,7 +223,7 @@ export const wordsOf = ({ transport }: Place, args: readonly string[]): string[]
     ? [MAIN, 'mount', '--transport', transport, ...args.slice(1)]
     : [MAIN, ...args]
 
-/** What a kept process cannot do: it has no terminal, nothing to read, and serves no mount itself. */
+/** Arguments that need a launch: a kept process has no terminal and nothing to read, and serves no mount itself. */
 const NEEDS_LAUNCH = new Set(['-f', '--foreground', '-', '-h', '--help'])
 
 /**
