@@ -10,7 +10,7 @@ import { receivedError } from './sent-error.js'
 /** Work on larger images, in bytes that their files take, may last seconds. */
 const APART_FROM_BYTES = 64 * 2 ** 20
 const STAT_BLOCK_BYTES = 512
-const CANCELLED = 'whoever asked for it has gone, so it was not finished'
+const CANCELLED = 'the command that asked for it has ended, so it was not finished'
 
 /** Reports whether work on all tables of an image is worth a thread, which takes a tenth of a second to start. */
 export function isLongWork(layer: LayerSpec): boolean {

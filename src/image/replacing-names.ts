@@ -118,7 +118,7 @@ function writeLike(name: string, bytes: Buffer, fd: number): void {
   const { mode, uid, gid } = fs.fstatSync(fd)
   const made = fs.openSync(name, 'wx', mode & 0o777)
   try {
-    fs.writeSync(made, bytes)
+    fs.writeFileSync(made, bytes)
     try {
       fs.fchownSync(made, uid, gid)
     } catch {
