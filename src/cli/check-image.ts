@@ -22,7 +22,7 @@ export async function checkImage(
   options: CheckOptions,
 ): Promise<Checked | Unchecked> {
   const { formatOfImage, ImageCheck } = await import('../image/check.js')
-  const { whenReleased } = await import('../fs/release.js')
+  const { whenReleased } = await import('../fs/mounting/release.js')
   const format = formatOfImage(name, request.format)
   const open = () => ImageCheck.open(name, { ...request, format: format.name })
   const image = await whenReleased(open, say).catch(error => {

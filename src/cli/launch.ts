@@ -38,7 +38,7 @@ export async function launch(
   passphraseFiles: readonly string[],
 ): Promise<number> {
   const script = process.argv[1] as string
-  const { requireThreads } = await import('../fs/rlimits.js')
+  const { requireThreads } = await import('../fs/mounting/rlimits.js')
   requireThreads(SERVER_THREADS)
   let server: ChildProcess | undefined
   const interruption = new AbortController()

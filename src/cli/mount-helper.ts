@@ -4,7 +4,7 @@
  */
 import fs from 'node:fs'
 import path from 'node:path'
-import { optionPieces } from '../fs/options.js'
+import { optionPieces } from '../fs/mounting/options.js'
 
 const NAMES = ['mount.vimgfs', 'mount.fuse.vimgfs']
 

@@ -100,8 +100,8 @@ interface Settings {
 
 /** Throws UsageError. */
 async function requestOf(args: string[]): Promise<Settings> {
-  const { parseMountOptions } = await import('../fs/options.js')
-  const { checkFlags } = await import('../fs/mount-flags.js')
+  const { parseMountOptions } = await import('../fs/mounting/options.js')
+  const { checkFlags } = await import('../fs/mounting/mount-flags.js')
   const { DEFAULT_THREADS, MAX_THREADS } = await import('../fs/limits.js')
   const { TRANSPORTS } = await import('../fs/session.js')
   const { MAX_CHAIN_DEPTH } = await import('../formats/limits.js')

@@ -233,7 +233,7 @@ async function change(
   options: { readonly format?: string },
 ): Promise<void> {
   const { SnapshotImage } = await import('../image/snapshots.js')
-  const { whenReleased } = await import('../fs/release.js')
+  const { whenReleased } = await import('../fs/mounting/release.js')
   const { action } = request
   const changesDisk = action === 'revert'
   const { progress: force, quiet } = values

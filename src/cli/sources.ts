@@ -83,7 +83,7 @@ export class SourceOpener {
   }
 
   private async options(format: string | undefined): Promise<SourceOptions> {
-    const { whenReleased } = await import('../fs/release.js')
+    const { whenReleased } = await import('../fs/mounting/release.js')
     return {
       ...(format !== undefined && { format: await formatNamed(format) }),
       allowPaths: this.values['allow-path'] ?? [],

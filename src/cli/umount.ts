@@ -2,8 +2,8 @@
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { MountError, printable } from '../errors.js'
-import { unmountFuse } from '../fs/mount.js'
-import { otherPlaces } from '../fs/mount-holders.js'
+import { unmountFuse } from '../fs/mounting/mount.js'
+import { otherPlaces } from '../fs/mounting/mount-holders.js'
 import { findMount, FS_TYPE, type MountInfo } from '../io/mountinfo.js'
 import {
   askServer,
@@ -12,7 +12,7 @@ import {
   runAsOwner,
   type RunningServer,
   type ServerProcess,
-} from '../fs/running-server.js'
+} from '../fs/mounting/running-server.js'
 import { isEndingServer, isStopped, startOf } from '../io/processes.js'
 import { parse } from './arguments.js'
 import { complain } from './output.js'

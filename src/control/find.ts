@@ -2,7 +2,7 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import { MountError, printable } from '../errors.js'
-import { askServer } from '../fs/running-server.js'
+import { askServer } from '../fs/mounting/running-server.js'
 import { FS_TYPE, listMounts, mountOn, type MountInfo, ownerOf } from '../io/mountinfo.js'
 import { deviceOfServer, list, serverOfDevice, textOf } from '../io/processes.js'
 import { isAbandoned } from '../io/unix-sockets.js'

@@ -10,19 +10,19 @@ import { createDiskMemory, type DiskMemory } from '../image/disk-memory.js'
 import type { CacheSizes, ViewSet } from '../image/view-set.js'
 import { removedFiles, storeOf } from '../image/layer.js'
 import type { Logger } from '../log.js'
-import { Backings } from './backings.js'
-import { DiskKeeper, type Keeper } from './disk-keeper.js'
-import { stallMessage } from './diagnostics.js'
-import { NodeIds } from './node-ids.js'
-import { OldWorlds } from './old-worlds.js'
-import type { MountOptions } from './options.js'
-import { type ReadableDisk, readableDisk } from './readable-disk.js'
-import { ScratchDisks } from './scratch-disks.js'
-import { ScratchFiles } from './scratch-files.js'
-import { ScratchKeeper } from './scratch-keeper.js'
-import { ScratchMaker, type ScratchOptions } from './scratch-maker.js'
-import { sharedStats, WorkerStats } from './stats.js'
-import { tornNames, tornWarning } from './torn.js'
+import { Backings } from './nodes/backings.js'
+import { DiskKeeper, type Keeper } from './writing/disk-keeper.js'
+import { stallMessage } from './status/diagnostics.js'
+import { NodeIds } from './nodes/node-ids.js'
+import { OldWorlds } from './live/old-worlds.js'
+import type { MountOptions } from './mounting/options.js'
+import { type ReadableDisk, readableDisk } from './scratch/readable-disk.js'
+import { ScratchDisks } from './scratch/scratch-disks.js'
+import { ScratchFiles } from './scratch/scratch-files.js'
+import { ScratchKeeper } from './scratch/scratch-keeper.js'
+import { ScratchMaker, type ScratchOptions } from './scratch/scratch-maker.js'
+import { sharedStats, WorkerStats } from './status/stats.js'
+import { tornNames, tornWarning } from './nodes/torn.js'
 import {
   makeWorld,
   type OwnWorld,
@@ -30,7 +30,7 @@ import {
   watchOf,
   type World,
   type WorldParts,
-} from './world.js'
+} from './live/world.js'
 
 const MAX_METADATA_BYTES = 48 * 2 ** 20
 /** Decompressed clusters of all threads together. */

@@ -5,9 +5,13 @@ import { exitNow } from '../io/libc.js'
 import { type MountInfo, mountAt } from '../io/mountinfo.js'
 import { nameServer } from '../io/processes.js'
 import type { Logger } from '../log.js'
-import { unmountFuse } from './mount.js'
-import { MAX_REQUEST_BYTES } from './protocol.js'
-import { DESCRIPTORS_A_WORKER, DESCRIPTORS_TO_SERVE, requireDescriptors } from './rlimits.js'
+import { unmountFuse } from './mounting/mount.js'
+import { MAX_REQUEST_BYTES } from './protocol/protocol.js'
+import {
+  DESCRIPTORS_A_WORKER,
+  DESCRIPTORS_TO_SERVE,
+  requireDescriptors,
+} from './mounting/rlimits.js'
 import type { Session } from './session.js'
 
 /** The kernel's readahead for sequential readers; more than a request gained nothing. */

@@ -2,9 +2,9 @@
 import type { ServedImage } from './served-image.js'
 import { VERSION } from '../version.js'
 import type { Logger } from '../log.js'
-import { appearanceOf } from './appearance.js'
-import type { MountOptions } from './options.js'
-import type { PassthroughRules } from './passthrough.js'
+import { appearanceOf } from './nodes/appearance.js'
+import type { MountOptions } from './mounting/options.js'
+import type { PassthroughRules } from './nodes/passthrough.js'
 import type { SessionParts, Transport } from './session.js'
 
 /** @param socket the path of the socket for commands, if there is one */

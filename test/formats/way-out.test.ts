@@ -5,7 +5,7 @@ import t, { type Test } from 'tap'
 import { oneLine } from '../../src/errors.js'
 import { closeChain, type OpenOptions } from '../../src/image/chain.js'
 import { openChain } from '../../src/image/open-chain.js'
-import { checkMountpoint } from '../../src/fs/mount.js'
+import { checkMountpoint } from '../../src/fs/mounting/mount.js'
 import { buildQcow } from '../fixtures/qcow-builder.js'
 import { buildImage, type ImageSpec } from '../fixtures/qcow2-builder.js'
 

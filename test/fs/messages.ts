@@ -1,4 +1,4 @@
-/** Requests and replies as bytes; written from linux/fuse.h, apart from src/fs/protocol.ts. */
+/** Requests and replies as bytes; written from linux/fuse.h, apart from src/fs/protocol/protocol.ts. */
 
 /** Hexadecimal digits; from a # to the end of its line is a comment. */
 export const bytes = (text: string): Buffer => {

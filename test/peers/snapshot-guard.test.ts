@@ -12,10 +12,10 @@ import { changesOf } from '../../src/image/diff.js'
 import { mapOf } from '../../src/image/map.js'
 import { openSource, type Source, whileThere } from '../../src/image/source.js'
 import { ViewSet } from '../../src/image/view-set.js'
-import { TextSlots } from '../../src/fs/control.js'
-import { NodeOperations } from '../../src/fs/node-operations.js'
+import { TextSlots } from '../../src/fs/status/control.js'
+import { NodeOperations } from '../../src/fs/nodes/node-operations.js'
 import { SEEK_DATA } from '../../src/io/libc.js'
-import { type ImageNode, Tree } from '../../src/fs/tree.js'
+import { type ImageNode, Tree } from '../../src/fs/nodes/tree.js'
 import { needs, run, tempFolder } from '../support/run.js'
 
 const skip = needs('qemu-img', 'qemu-io')

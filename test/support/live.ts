@@ -5,8 +5,8 @@
 import { dirname, join } from 'node:path'
 import type { Test } from 'tap'
 import { pino } from 'pino'
-import type { LiveDisk } from '../../src/fs/live-changes.js'
-import { parseMountOptions } from '../../src/fs/options.js'
+import type { LiveDisk } from '../../src/fs/live/live-changes.js'
+import { parseMountOptions } from '../../src/fs/mounting/options.js'
 import { startServer } from '../../src/fs/server.js'
 import { mountFolder } from './mount.js'
 

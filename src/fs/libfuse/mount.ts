@@ -3,9 +3,16 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { MountError, printable } from '../../errors.js'
 import { closeFile, duplicate, memoryFile, redirect } from '../../io/libc.js'
-import { flagNames } from '../mount-flags.js'
-import { DEVICE, explain, flagsOf, MISSING_HELPER, type MountRequest, noDevice } from '../mount.js'
-import { VALID_SECONDS } from '../node-operations.js'
+import { flagNames } from '../mounting/mount-flags.js'
+import {
+  DEVICE,
+  explain,
+  flagsOf,
+  MISSING_HELPER,
+  type MountRequest,
+  noDevice,
+} from '../mounting/mount.js'
+import { VALID_SECONDS } from '../nodes/node-operations.js'
 import { type FuseOperations, loadFuseNative } from './package.js'
 
 /**

@@ -2,7 +2,7 @@
 import { parentPort, workerData } from 'node:worker_threads'
 import { MountError } from '../../errors.js'
 import type { MountInfo } from '../../io/mountinfo.js'
-import { unmountFuse } from '../mount.js'
+import { unmountFuse } from '../mounting/mount.js'
 
 export interface UnmountJob {
   readonly mount: MountInfo

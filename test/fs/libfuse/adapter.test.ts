@@ -4,7 +4,7 @@ import t from 'tap'
 import { SystemError } from '../../../src/errors.js'
 import { LibfuseFs } from '../../../src/fs/libfuse/adapter.js'
 import type { FuseStat, FuseStatfs } from '../../../src/fs/libfuse/package.js'
-import { readStats, sharedStats, WorkerStats } from '../../../src/fs/stats.js'
+import { readStats, sharedStats, WorkerStats } from '../../../src/fs/status/stats.js'
 import { DISK_BYTES, FakeDisk, writtenParts } from '../fake-disk.js'
 import { STATS, STATUS, smallParts } from '../small-image.js'
 
