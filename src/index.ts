@@ -1,20 +1,28 @@
 /** The library: virtual disk images opened, checked and described without FUSE. See docs/library.md. */
 import type { CheckOptions, CheckResult, RepairResult } from './formats/check/report.js'
 import type { RepairKind } from './formats/format.js'
-import { type CheckRequest, ImageCheck } from './image/check.js'
-import { createChild } from './image/child-snapshot.js'
+import { type CheckRequest, ImageCheck } from './image/checking/check.js'
+import { createChild } from './image/snapshots/child-snapshot.js'
 import { describe, type ImageInfo } from './image/info.js'
-import { listSnapshots as list, type SnapshotList } from './image/snapshot-list.js'
-import { SnapshotImage, type SnapshotName, type SnapshotOptions } from './image/snapshots.js'
+import { listSnapshots as list, type SnapshotList } from './image/snapshots/snapshot-list.js'
+import {
+  SnapshotImage,
+  type SnapshotName,
+  type SnapshotOptions,
+} from './image/snapshots/snapshots.js'
 
 export { ImageError, SystemError, UsageError } from './errors.js'
 export type { CheckOptions, CheckResult, Finding, RepairResult } from './formats/check/report.js'
 export type { RepairKind } from './formats/format.js'
 export { FORMAT_NAMES } from './formats/registry.js'
-export { createImage, type CreateImageOptions, type NewBacking } from './image/create-image.js'
+export {
+  createImage,
+  type CreateImageOptions,
+  type NewBacking,
+} from './image/making/create-image.js'
 export type { CreateOption, OptionValues } from './formats/creating.js'
-export type { Compared } from './image/compare.js'
-export type { SnapshotChoice } from './image/image-name.js'
+export type { Compared } from './image/comparing/compare.js'
+export type { SnapshotChoice } from './image/reading/image-name.js'
 export {
   compareImages,
   type CompareImagesOptions,
@@ -31,9 +39,9 @@ export {
   openImage,
   ReadableDisk,
 } from './image/open-image.js'
-export type { FrozenInfo, LayerInfo, SnapshotList } from './image/snapshot-list.js'
-export type { SnapshotName, SnapshotOptions } from './image/snapshots.js'
-export type { ImageStores } from './image/store-chain.js'
+export type { FrozenInfo, LayerInfo, SnapshotList } from './image/snapshots/snapshot-list.js'
+export type { SnapshotName, SnapshotOptions } from './image/snapshots/snapshots.js'
+export type { ImageStores } from './image/opening/store-chain.js'
 export type { Store, WritableStore } from './io/store.js'
 
 export interface CheckImageOptions

@@ -2,8 +2,8 @@
 import { ImageInUse, MountError, printable } from '../errors.js'
 import type { CheckOptions } from '../formats/check/report.js'
 import type { Format } from '../formats/format.js'
-import type { CheckRequest } from '../image/check.js'
-import type { Found } from '../image/check-run.js'
+import type { CheckRequest } from '../image/checking/check.js'
+import type { Found } from '../image/checking/check-run.js'
 import { complain } from './output.js'
 import type { ProgressOptions } from './progress.js'
 
@@ -21,7 +21,7 @@ export async function checkImage(
   request: CheckRequest,
   options: CheckOptions,
 ): Promise<Checked | Unchecked> {
-  const { formatOfImage, ImageCheck } = await import('../image/check.js')
+  const { formatOfImage, ImageCheck } = await import('../image/checking/check.js')
   const { whenReleased } = await import('../fs/mounting/release.js')
   const format = formatOfImage(name, request.format)
   const open = () => ImageCheck.open(name, { ...request, format: format.name })

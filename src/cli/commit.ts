@@ -16,7 +16,7 @@ const OPTIONS = {
 } as const
 
 export async function run(args: string[]): Promise<number> {
-  const { commitImage } = await import('../image/commit.js')
+  const { commitImage } = await import('../image/changing/commit.js')
   const { values, positionals } = parse(args, OPTIONS, 'commit', ['IMAGE'])
   checkCacheMode(values.cache, '-t')
   const [name] = positionals as [string]

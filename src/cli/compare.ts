@@ -1,7 +1,7 @@
 /** `vimgfs compare`: whether two disks have the same content, with the words and exit codes of `qemu-img compare`. */
 import { exitCodeOf, isExpected, oneLine, printable, UsageError } from '../errors.js'
-import { type Compared, compareDisks } from '../image/compare.js'
-import type { Source } from '../image/source.js'
+import { type Compared, compareDisks } from '../image/comparing/compare.js'
+import type { Source } from '../image/reading/source.js'
 import { parse } from './arguments.js'
 import { complain, print } from './output.js'
 import { Progress } from './progress.js'

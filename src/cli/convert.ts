@@ -11,9 +11,9 @@ import {
 } from '../image/convert/convert.js'
 import { type ConvertSource, JoinedDisk } from '../image/convert/joined-disk.js'
 import type { OptionValues } from '../formats/creating.js'
-import { creatorOf } from '../image/new-image.js'
-import type { Loss } from '../image/salvage.js'
-import { openSource, type Source } from '../image/source.js'
+import { creatorOf } from '../image/making/new-image.js'
+import type { Loss } from '../image/reading/salvage.js'
+import { openSource, type Source } from '../image/reading/source.js'
 import { parseCount, parseWords } from './arguments.js'
 import { BACKING_OPTIONS, parseCreateOptions, printOptions, wantsList } from './create-options.js'
 import { complain } from './output.js'
@@ -272,8 +272,8 @@ class Conversion {
     const { values, target } = this
     const [{ openImage }, { namingItsMount }, { formatOfImage }] = await Promise.all([
       import('../image/open-image.js'),
-      import('../image/mounted.js'),
-      import('../image/check.js'),
+      import('../image/opening/mounted.js'),
+      import('../image/checking/check.js'),
     ])
     requireOther(target, source.files)
     const stated = values['output-format']

@@ -1,7 +1,7 @@
 /** Parses `-o NAME=VALUE,…` of new images, and lists the options of a format. */
 import { UsageError } from '../errors.js'
 import type { CreateOption, OptionValues } from '../formats/creating.js'
-import { unknownOption } from '../image/new-image.js'
+import { unknownOption } from '../image/making/new-image.js'
 import { parseCount, parseChoice } from './arguments.js'
 import { print } from './output.js'
 import { piecesOf } from './qemu-options.js'

@@ -22,8 +22,8 @@ const OPTIONS = {
 
 export async function run(args: string[]): Promise<number> {
   const [{ creatorOf }, { createImage }, texts, { parseDiskSize }] = await Promise.all([
-    import('../image/new-image.js'),
-    import('../image/create-image.js'),
+    import('../image/making/new-image.js'),
+    import('../image/making/create-image.js'),
     import('./create-options.js'),
     import('../sizes.js'),
   ])

@@ -1,8 +1,8 @@
 /** `vimgfs diff`: which ranges of a disk have changed between two snapshots, or since one. */
 import { printable, UsageError } from '../errors.js'
-import { changesOf, type Range } from '../image/diff.js'
-import { isFile, splitImageName } from '../image/image-name.js'
-import { type Source, whileThere } from '../image/source.js'
+import { changesOf, type Range } from '../image/comparing/diff.js'
+import { isFile, splitImageName } from '../image/reading/image-name.js'
+import { type Source, whileThere } from '../image/reading/source.js'
 import { VERSION } from '../version.js'
 import { parseChoice, parseWords } from './arguments.js'
 import { humanSize } from './human.js'

@@ -1,9 +1,9 @@
 /** `vimgfs map`: which layer and file each part of a disk comes from, as `qemu-img map` says it. */
 import { ImageError } from '../errors.js'
 import { withoutHidden } from '../hidden-characters.js'
-import { splitImageName } from '../image/image-name.js'
+import { splitImageName } from '../image/reading/image-name.js'
 import { type MapEntry, mapOf } from '../image/map.js'
-import { whileThere } from '../image/source.js'
+import { whileThere } from '../image/reading/source.js'
 import { parse, parseChoice } from './arguments.js'
 import { print } from './output.js'
 import { parseDiskSize } from '../sizes.js'

@@ -1,6 +1,6 @@
 /** `vimgfs measure`: says how large a new image would be, as `qemu-img measure` does. */
 import { UsageError } from '../errors.js'
-import { checkOptions, creatorOf } from '../image/new-image.js'
+import { checkOptions, creatorOf } from '../image/making/new-image.js'
 import { SECTOR_BYTES } from '../sector.js'
 import { parseChoice, parseWords } from './arguments.js'
 import { BACKING_OPTIONS, parseCreateOptions } from './create-options.js'

@@ -7,7 +7,7 @@ import fs from 'node:fs'
 import { Socket } from 'node:net'
 import type { Writable } from 'node:stream'
 import { isExpected, MountError, oneLine } from '../errors.js'
-import type { AskPassphrase } from '../image/encryption.js'
+import type { AskPassphrase } from '../image/opening/encryption.js'
 import type { EncryptionMethod } from '../formats/format.js'
 import { Interrupted } from '../interruption.js'
 

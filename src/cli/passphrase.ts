@@ -7,7 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { ReadStream } from 'node:tty'
 import { promisify } from 'node:util'
 import { inWords, MountError, printable } from '../errors.js'
-import type { AskPassphrase } from '../image/encryption.js'
+import type { AskPassphrase } from '../image/opening/encryption.js'
 import { Interrupted, orInterrupted } from '../interruption.js'
 
 /** Names the file with the passphrase if no option does. */

@@ -1,6 +1,6 @@
 /** The parts of qemu-img's command line that several commands take. */
 import { printable, UsageError } from '../errors.js'
-import { type SnapshotChoice, splitImageName } from '../image/image-name.js'
+import { type SnapshotChoice, splitImageName } from '../image/reading/image-name.js'
 import { parseChoice } from './arguments.js'
 
 /** Cuts the value of an option at commas. Two of them stand for one. */

@@ -17,7 +17,7 @@ const OPTIONS = {
 } as const
 
 export async function run(args: string[]): Promise<number> {
-  const { rebaseImage } = await import('../image/rebase.js')
+  const { rebaseImage } = await import('../image/changing/rebase.js')
   const { values, positionals } = parse(args, OPTIONS, 'rebase', ['IMAGE'])
   checkCacheMode(values.cache, '-t')
   checkCacheMode(values['source-cache'], '-T')

@@ -16,7 +16,7 @@ const OPTIONS = {
 } as const
 
 export async function run(args: string[]): Promise<number> {
-  const { resizeImage } = await import('../image/resize.js')
+  const { resizeImage } = await import('../image/changing/resize.js')
   const words = { required: ['IMAGE', 'SIZE'], takesNegative: true }
   const { values, positionals } = parseWords(args, OPTIONS, 'resize', words)
   const [name, sizeText] = positionals as [string, string]

@@ -1,8 +1,8 @@
 /** `vimgfs snapshot`: lists, takes and deletes snapshots, and goes back to one. */
 import { printable, UsageError } from '../errors.js'
 import { withoutHidden } from '../hidden-characters.js'
-import type { FrozenInfo, LayerInfo, SnapshotList } from '../image/snapshot-list.js'
-import type { SnapshotImage, SnapshotName } from '../image/snapshots.js'
+import type { FrozenInfo, LayerInfo, SnapshotList } from '../image/snapshots/snapshot-list.js'
+import type { SnapshotImage, SnapshotName } from '../image/snapshots/snapshots.js'
 import { parseChoice, parseWords } from './arguments.js'
 import { humanSize } from './human.js'
 import { json } from './info.js'
@@ -134,7 +134,7 @@ async function list(
   values: Values,
   options: { readonly format?: string },
 ): Promise<void> {
-  const { listSnapshots } = await import('../image/snapshot-list.js')
+  const { listSnapshots } = await import('../image/snapshots/snapshot-list.js')
   const output = parseChoice(values.output ?? 'human', '--output', ['human', 'json'])
   const open = { ...options, allowPaths: values['allow-path'] ?? [] }
   const withLayers = values.layers === true || output === 'json'
@@ -214,7 +214,7 @@ async function createChild(
   values: Values,
   options: { readonly format?: string },
 ): Promise<boolean> {
-  const { createChild } = await import('../image/child-snapshot.js')
+  const { createChild } = await import('../image/snapshots/child-snapshot.js')
   const allowPaths = values['allow-path'] ?? []
   const child = await createChild(image, tag, { ...options, allowPaths })
   if (child === undefined) return false
@@ -232,7 +232,7 @@ async function change(
   values: Values,
   options: { readonly format?: string },
 ): Promise<void> {
-  const { SnapshotImage } = await import('../image/snapshots.js')
+  const { SnapshotImage } = await import('../image/snapshots/snapshots.js')
   const { whenReleased } = await import('../fs/mounting/release.js')
   const { action } = request
   const changesDisk = action === 'revert'

@@ -1,6 +1,6 @@
 /** The options and the opening of disks that commands read: IMAGE or IMAGE@TAG. */
 import { MountError, printable } from '../errors.js'
-import type { Source, SourceImage, SourceOptions } from '../image/source.js'
+import type { Source, SourceImage, SourceOptions } from '../image/reading/source.js'
 import { Interrupted } from '../interruption.js'
 import { parseChoice } from './arguments.js'
 import { complain } from './output.js'
@@ -67,13 +67,13 @@ export class SourceOpener {
 
   /** Opens an image, whose disks can then be opened by their tags. Throws ImageError, MountError, UsageError. */
   async openImage(path: string): Promise<SourceImage> {
-    const { SourceImage } = await import('../image/source.js')
+    const { SourceImage } = await import('../image/reading/source.js')
     const options = await this.options(this.values.format)
     return this.warning(await this.trying(() => SourceImage.open(path, options)))
   }
 
   private async opened(name: string, format: string | undefined): Promise<Source> {
-    const { openSource } = await import('../image/source.js')
+    const { openSource } = await import('../image/reading/source.js')
     const options = await this.options(format)
     return this.warning(await this.trying(() => openSource(name, options)))
   }
@@ -99,7 +99,7 @@ export class SourceOpener {
       return await open()
     } catch (error) {
       if (error instanceof Interrupted) throw new MountError('interrupted')
-      const { namingItsMount } = await import('../image/mounted.js')
+      const { namingItsMount } = await import('../image/opening/mounted.js')
       throw namingItsMount(error, READ_ANYWAY)
     }
   }

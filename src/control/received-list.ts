@@ -1,7 +1,7 @@
 /** A list of snapshots as it comes over the socket: text in place of whole numbers of 64 bits, and nothing is taken on trust. */
 import { MountError } from '../errors.js'
 import type { SnapshotInfo } from '../image/info.js'
-import type { FrozenInfo, LayerInfo, SnapshotList } from '../image/snapshot-list.js'
+import type { FrozenInfo, LayerInfo, SnapshotList } from '../image/snapshots/snapshot-list.js'
 
 /** Returns `list` as JSON can say it. */
 export const sentList = (list: SnapshotList | readonly SnapshotInfo[]): unknown =>

@@ -1,5 +1,5 @@
 /** The main thread's view of a transport. */
-import type { CacheSizes, ViewSet } from '../image/view-set.js'
+import type { CacheSizes, ViewSet } from '../image/reading/view-set.js'
 import type { Logger } from '../log.js'
 import type { Backings } from './nodes/backings.js'
 import type { Gate } from './workers/gate.js'

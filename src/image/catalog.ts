@@ -7,7 +7,7 @@ import type {
 } from '../formats/format.js'
 import { formatOf } from '../formats/registry.js'
 import type { Timestamp } from '../io/file-spec.js'
-import type { Chain } from './chain.js'
+import type { Chain } from './opening/chain.js'
 import { distinctNames, layerName, stemOf, type Tagged } from './file-names.js'
 import { diskBytes, filesFrom, lastModified } from './layer.js'
 

@@ -7,9 +7,9 @@ import type { ExternalSnapshot, InternalSnapshot, LayerSpec } from '../formats/f
 import { beside, cText, type InfoFields } from '../formats/info-fields.js'
 import { formatOf } from '../formats/registry.js'
 import type { FileSpec } from '../io/file-spec.js'
-import { type Chain, closeChain, type OpenOptions } from './chain.js'
+import { type Chain, closeChain, type OpenOptions } from './opening/chain.js'
 import { diskBytes, filesOf, referenceOf, storeOf } from './layer.js'
-import { openChain } from './open-chain.js'
+import { openChain } from './opening/open-chain.js'
 import { SECTOR_BYTES } from '../sector.js'
 
 /** Sizes in bytes. */

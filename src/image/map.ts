@@ -6,8 +6,8 @@ import { type Mapping, PLAIN_MAPPING } from '../formats/mapping.js'
 import type { FileSpec } from '../io/file-spec.js'
 import { besideFile } from './info.js'
 import { filesOf, referenceOf, storeOf } from './layer.js'
-import type { Source } from './source.js'
-import type { LayerPiece } from './walk-layers.js'
+import type { Source } from './reading/source.js'
+import type { LayerPiece } from './reading/walk-layers.js'
 import { SECTOR_BYTES } from '../sector.js'
 
 export interface MapEntry {

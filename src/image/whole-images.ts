@@ -1,12 +1,12 @@
 /** Functions of the library that open images by their names, work through their disks, and close them. */
 import path from 'node:path'
 import type { OptionValues } from '../formats/creating.js'
-import { type CompareOptions, type Compared, compareDisks } from './compare.js'
+import { type CompareOptions, type Compared, compareDisks } from './comparing/compare.js'
 import { baseNamed } from './convert/base.js'
 import { convertToNew, type Watching } from './convert/convert.js'
-import { type SnapshotChoice, splitImageName } from './image-name.js'
+import { type SnapshotChoice, splitImageName } from './reading/image-name.js'
 import { type OpenImageOptions, askFrom } from './open-image.js'
-import { type Source, SourceImage } from './source.js'
+import { type Source, SourceImage } from './reading/source.js'
 
 /** How an image is opened for reading. */
 export interface ReadImageOptions

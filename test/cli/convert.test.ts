@@ -17,7 +17,7 @@ import {
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { run as convert } from '../../src/cli/convert.js'
-import { createImage } from '../../src/image/create-image.js'
+import { createImage } from '../../src/image/making/create-image.js'
 import { noise } from '../fixtures/model.js'
 import { buildImage, type Cluster } from '../fixtures/qcow2-builder.js'
 import { runHere } from '../support/command.js'

@@ -168,7 +168,7 @@ t.test('another tag', async t => {
 
 t.test('old ones are deleted together', async t => {
   const image = imageIn(t)
-  const { SnapshotImage } = await import('../../src/image/snapshots.js')
+  const { SnapshotImage } = await import('../../src/image/snapshots/snapshots.js')
   for (const [tag, days] of [
     ['old', 40],
     ['older', 90],

@@ -1,7 +1,7 @@
 /** The helper thread of decompress-queue.test.ts. */
 import fs from 'node:fs'
 import { workerData } from 'node:worker_threads'
-import { serveQueues } from '../../src/image/decompress-queue.js'
+import { serveQueues } from '../../src/image/reading/decompress-queue.js'
 import { FileStore } from '../../src/io/store.js'
 
 const { memory, path } = workerData

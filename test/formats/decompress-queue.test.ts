@@ -7,7 +7,7 @@ import {
   queueMemories,
   JOB_WORDS,
   DecompressQueue,
-} from '../../src/image/decompress-queue.js'
+} from '../../src/image/reading/decompress-queue.js'
 import { ImageError } from '../../src/errors.js'
 
 const CLUSTER_BYTES = 64 * 1024

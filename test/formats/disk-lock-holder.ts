@@ -1,6 +1,6 @@
 /** A thread of disk-lock.test.ts that holds the disk until it is told to let go, or dies with it. */
 import { parentPort, workerData } from 'node:worker_threads'
-import { DiskLock } from '../../src/image/disk-lock.js'
+import { DiskLock } from '../../src/image/writing/disk-lock.js'
 
 const { lock, thread, side, letGo } = workerData
 const disk = new DiskLock(lock, thread)

@@ -1,6 +1,6 @@
 /** A thread of disk-lock.test.ts: takes sides at random and looks whether it is right. */
 import { parentPort, workerData } from 'node:worker_threads'
-import { DiskLock } from '../../src/image/disk-lock.js'
+import { DiskLock } from '../../src/image/writing/disk-lock.js'
 
 const { lock, shared, thread, rounds } = workerData
 const words = new Int32Array(shared)

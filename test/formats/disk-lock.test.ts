@@ -2,7 +2,7 @@
 import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'
 import t from 'tap'
-import { createLockMemory, DiskLock } from '../../src/image/disk-lock.js'
+import { createLockMemory, DiskLock } from '../../src/image/writing/disk-lock.js'
 
 const THREADS = 4
 const ROUNDS = 20_000

@@ -2,9 +2,14 @@
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { type Chain, closeChain } from '../../src/image/chain.js'
-import { openChain } from '../../src/image/open-chain.js'
-import { type AskPassphrase, cipherOf, lockChain, unlockChain } from '../../src/image/encryption.js'
+import { type Chain, closeChain } from '../../src/image/opening/chain.js'
+import { openChain } from '../../src/image/opening/open-chain.js'
+import {
+  type AskPassphrase,
+  cipherOf,
+  lockChain,
+  unlockChain,
+} from '../../src/image/opening/encryption.js'
 import type { EncryptionMethod } from '../../src/formats/format.js'
 import { checkQcow2 } from '../../src/formats/qcow2/check.js'
 import { repairQcow2 } from '../../src/formats/qcow2/repair.js'

@@ -1,7 +1,7 @@
 /** The engine over drivers of a few lines: clipping, parents, the ends of files. */
 import t from 'tap'
 import type { Extent, FormatDriver, View } from '../../src/formats/driver.js'
-import { readView, walkView } from '../../src/image/engine.js'
+import { readView, walkView } from '../../src/image/reading/engine.js'
 import { ImageError } from '../../src/errors.js'
 import type { Store } from '../../src/io/store.js'
 import { noise } from '../fixtures/model.js'

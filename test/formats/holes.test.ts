@@ -2,7 +2,7 @@
 import { closeSync, ftruncateSync, openSync, truncateSync, writeFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { countAllocated, nextData, nextHole } from '../../src/image/holes.js'
+import { countAllocated, nextData, nextHole } from '../../src/image/reading/holes.js'
 import { noise, prose } from '../fixtures/model.js'
 import { deflated } from '../fixtures/packers.js'
 import { buildImage, type Cluster, type ImageSpec } from '../fixtures/qcow2-builder.js'

@@ -2,7 +2,7 @@
 import fc from 'fast-check'
 import t from 'tap'
 import type { View } from '../../src/formats/driver.js'
-import { countAllocated, nextData, nextHole } from '../../src/image/holes.js'
+import { countAllocated, nextData, nextHole } from '../../src/image/reading/holes.js'
 import { depthOf, type Expected, randomChain, writeChain } from '../fixtures/random-chain.js'
 import {
   dataRuns,

@@ -1,7 +1,7 @@
 /** How a range that shall read as zeros is cut into steps. */
 import t from 'tap'
-import type { WritableView } from '../../src/image/write-engine.js'
-import { nextZeroStep } from '../../src/image/write-steps.js'
+import type { WritableView } from '../../src/image/writing/write-engine.js'
+import { nextZeroStep } from '../../src/image/writing/write-steps.js'
 
 const UNIT = 4096
 

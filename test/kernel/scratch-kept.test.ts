@@ -11,7 +11,7 @@ import { basename, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { filesOf } from '../../src/image/scratch/scratch-layer.js'
-import { LOCAL_FILES } from '../../src/image/store-source.js'
+import { LOCAL_FILES } from '../../src/image/opening/store-source.js'
 import {
   attemptIn,
   hasEnded,

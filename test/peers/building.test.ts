@@ -2,7 +2,7 @@
 import { writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import t, { type Test } from 'tap'
-import type { NewImageRequest } from '../../src/image/new-image.js'
+import type { NewImageRequest } from '../../src/image/making/new-image.js'
 import { openImage } from '../../src/image/open-image.js'
 import { buildRandomly } from '../support/building.js'
 import { needs, run, tempFolder } from '../support/run.js'

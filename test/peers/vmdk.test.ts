@@ -11,7 +11,7 @@ import {
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { ImageError } from '../../src/errors.js'
-import { openChain } from '../../src/image/open-chain.js'
+import { openChain } from '../../src/image/opening/open-chain.js'
 import { noise } from '../fixtures/model.js'
 import { vmsdOf } from '../fixtures/vmsd.js'
 import { firstDifference, openedImage, readAll, readAt } from '../support/image.js'

@@ -5,7 +5,7 @@
 import { cpSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { SystemError } from '../../src/errors.js'
-import { LOCAL_FILES } from '../../src/image/store-source.js'
+import { LOCAL_FILES } from '../../src/image/opening/store-source.js'
 import type { WritableStore } from '../../src/io/store.js'
 import {
   type Fault,

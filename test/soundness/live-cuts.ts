@@ -1,6 +1,6 @@
 /** Power cuts and errors while snapshots of a disk come and go between its writes. */
 import { ImageError, SystemError } from '../../src/errors.js'
-import type { changeQuietly } from '../../src/image/quiet-change.js'
+import type { changeQuietly } from '../../src/image/writing/quiet-change.js'
 import { ReusedBuffers } from '../support/image.js'
 import {
   type Fault,

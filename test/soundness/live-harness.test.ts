@@ -1,6 +1,6 @@
 /** Changes of mounted images that are wrong on purpose: the model and the power cuts of live.test.ts find each of them. */
 import t from 'tap'
-import { changeQuietly, type QuietChange } from '../../src/image/quiet-change.js'
+import { changeQuietly, type QuietChange } from '../../src/image/writing/quiet-change.js'
 import type { WritableDisk } from '../../src/formats/writable.js'
 import { needs, tempFolder } from '../support/run.js'
 import { seedOf } from './cut-suite.js'

@@ -5,7 +5,7 @@
  */
 import { qcow2SnapshotWriter } from '../../src/formats/qcow2/snapshot/snapshot-writer.js'
 import { readHeader } from '../../src/formats/qcow2/header.js'
-import { changeQuietly } from '../../src/image/quiet-change.js'
+import { changeQuietly } from '../../src/image/writing/quiet-change.js'
 import type { WritableDisk } from '../../src/formats/writable.js'
 import type { WritableStore } from '../../src/io/store.js'
 import { ReusedBuffers } from '../support/image.js'

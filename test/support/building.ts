@@ -1,8 +1,8 @@
 /** Fills new images in all ways that a builder has, beside a model of the disk. */
 import zlib from 'node:zlib'
 import type { ImageBuilder, Packing, TargetFiles } from '../../src/formats/creating.js'
-import { beginImage, type NewImageRequest, targetOf } from '../../src/image/new-image.js'
-import { NewFiles } from '../../src/image/new-files.js'
+import { beginImage, type NewImageRequest, targetOf } from '../../src/image/making/new-image.js'
+import { NewFiles } from '../../src/image/making/new-files.js'
 import { Random } from '../soundness/steps.js'
 
 /** Makes an image at `file` whose disk becomes `disk`, which has the backing file's bytes before. */

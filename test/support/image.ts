@@ -1,12 +1,12 @@
 /** Opens images in this process, as a mount does, but without mounting. */
 import type { Test } from 'tap'
 import { type CatalogEntry, catalogOf } from '../../src/image/catalog.js'
-import { type Chain, closeChain, type OpenOptions } from '../../src/image/chain.js'
-import { openChain } from '../../src/image/open-chain.js'
+import { type Chain, closeChain, type OpenOptions } from '../../src/image/opening/chain.js'
+import { openChain } from '../../src/image/opening/open-chain.js'
 import type { View } from '../../src/formats/driver.js'
-import { readView } from '../../src/image/engine.js'
-import { nextData, nextHole } from '../../src/image/holes.js'
-import { type CacheSizes, ViewSet } from '../../src/image/view-set.js'
+import { readView } from '../../src/image/reading/engine.js'
+import { nextData, nextHole } from '../../src/image/reading/holes.js'
+import { type CacheSizes, ViewSet } from '../../src/image/reading/view-set.js'
 
 export interface OpenImage {
   readonly chain: Chain

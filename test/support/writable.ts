@@ -3,7 +3,7 @@ import type { View } from '../../src/formats/driver.js'
 import { recover } from '../../src/formats/qcow2/recovery.js'
 import { RawDriver } from '../../src/formats/raw/driver.js'
 import type { WritableDriver } from '../../src/formats/writable.js'
-import type { DiskChanges } from '../../src/image/view-set.js'
+import type { DiskChanges } from '../../src/image/reading/view-set.js'
 import type { Store, WritableStore } from '../../src/io/store.js'
 import { ReusedBuffers } from './image.js'
 import {

@@ -1,8 +1,8 @@
 /**
- * The main thread's part of noticing that others change an image that is only read (image/change-watch.ts). It makes the threads
+ * The main thread's part of noticing that others change an image that is only read (image/opening/change-watch.ts). It makes the threads
  * that serve look before they answer, and looks itself: the kernel answers from its page cache without asking them.
  */
-import type { ChangeWatch } from '../../image/change-watch.js'
+import type { ChangeWatch } from '../../image/opening/change-watch.js'
 import type { Logger } from '../../log.js'
 import { watchOf, type World } from './world.js'
 

@@ -3,8 +3,8 @@
  * thread.
  */
 import { isExpected } from '../../errors.js'
-import type { Chain } from '../../image/chain.js'
-import { rereadShared, sameSnapshots } from '../../image/reread-shared.js'
+import type { Chain } from '../../image/opening/chain.js'
+import { rereadShared, sameSnapshots } from '../../image/opening/reread-shared.js'
 import type { Logger } from '../../log.js'
 import type { Changer } from './changer.js'
 import type { LookRequests } from './look-requests.js'

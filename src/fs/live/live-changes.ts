@@ -4,7 +4,7 @@
  */
 import type { CheckResult } from '../../formats/check/report.js'
 import type { InternalSnapshot } from '../../formats/format.js'
-import type { SnapshotName } from '../../image/snapshots.js'
+import type { SnapshotName } from '../../image/snapshots/snapshots.js'
 
 export interface LiveDisk {
   /** The path of the image. */

@@ -12,8 +12,8 @@ import {
 import type { CheckResult } from '../../formats/check/report.js'
 import type { InternalSnapshot, InternalSnapshots } from '../../formats/format.js'
 import { formatOf } from '../../formats/registry.js'
-import { ImageCheck } from '../../image/check.js'
-import { makeChange, type SnapshotChange } from '../../image/snapshot-change.js'
+import { ImageCheck } from '../../image/checking/check.js'
+import { makeChange, type SnapshotChange } from '../../image/snapshots/snapshot-change.js'
 import {
   indexesOf,
   indexOfSnapshot,
@@ -24,7 +24,7 @@ import {
   requireSnapshotWriting,
   snapshotBeforeRevert,
   type SnapshotName,
-} from '../../image/snapshot-names.js'
+} from '../../image/snapshots/snapshot-names.js'
 import { SECTOR_BYTES } from '../../sector.js'
 import type { Changer } from './changer.js'
 import type { CreateOptions, LiveDisk, WaitOptions } from './live-changes.js'

@@ -1,7 +1,7 @@
 /** Opens the image of a mount again, by its path as at mounting: what others have made of it is shown from then on. */
 import { ImageError, isExpected } from '../../errors.js'
-import { type Chain, closeChain } from '../../image/chain.js'
-import { unlockAgain } from '../../image/encryption.js'
+import { type Chain, closeChain } from '../../image/opening/chain.js'
+import { unlockAgain } from '../../image/opening/encryption.js'
 import type { Logger } from '../../log.js'
 import type { Changer } from './changer.js'
 import type { ServedImage } from '../served-image.js'

@@ -6,12 +6,12 @@
  * of it: truncations, ownership, the texts of control files.
  */
 import type { LayerSpec } from '../../formats/format.js'
-import { ChangeWatch, type WatchedFile, watchedFiles } from '../../image/change-watch.js'
+import { ChangeWatch, type WatchedFile, watchedFiles } from '../../image/opening/change-watch.js'
 import { type CatalogEntry, catalogOf } from '../../image/catalog.js'
-import type { Chain } from '../../image/chain.js'
-import type { DiskMemory } from '../../image/disk-memory.js'
-import type { CacheSizes, Writing } from '../../image/view-set.js'
-import { ViewSet } from '../../image/view-set.js'
+import type { Chain } from '../../image/opening/chain.js'
+import type { DiskMemory } from '../../image/writing/disk-memory.js'
+import type { CacheSizes, Writing } from '../../image/reading/view-set.js'
+import { ViewSet } from '../../image/reading/view-set.js'
 import type { Timestamp } from '../../io/file-spec.js'
 import type { Logger } from '../../log.js'
 import type { NodeIds } from '../nodes/node-ids.js'

@@ -1,5 +1,5 @@
 /** Decides the owners and the modes of a mount's files. */
-import type { Chain } from '../../image/chain.js'
+import type { Chain } from '../../image/opening/chain.js'
 import { filesFrom } from '../../image/layer.js'
 import type { FileSpec } from '../../io/file-spec.js'
 import type { MountOptions } from '../mounting/options.js'

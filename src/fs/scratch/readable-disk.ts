@@ -2,8 +2,8 @@
 import type { View } from '../../formats/driver.js'
 import type { WritableDisk } from '../../formats/writable.js'
 import type { CatalogEntry } from '../../image/catalog.js'
-import { readView } from '../../image/engine.js'
-import type { ViewSet } from '../../image/view-set.js'
+import { readView } from '../../image/reading/engine.js'
+import type { ViewSet } from '../../image/reading/view-set.js'
 import type { ScratchDisks } from './scratch-disks.js'
 
 export interface ReadableDisk {

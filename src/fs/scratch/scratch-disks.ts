@@ -7,8 +7,8 @@ import {
   type ScratchLayer,
   type ScratchThread,
 } from '../../image/scratch/scratch-layer.js'
-import type { ChangeWatch } from '../../image/change-watch.js'
-import type { CacheSizes, ViewSet } from '../../image/view-set.js'
+import type { ChangeWatch } from '../../image/opening/change-watch.js'
+import type { CacheSizes, ViewSet } from '../../image/reading/view-set.js'
 
 /** The memory that threads share for a copy. */
 export interface SharedScratch extends ScratchLayer {

@@ -8,8 +8,8 @@
  */
 import type { CatalogEntry } from '../../image/catalog.js'
 import { allocatedNow } from '../../image/layer.js'
-import { PartitionDisk } from '../../image/partition-disk.js'
-import { windowOf } from '../../image/view-set.js'
+import { PartitionDisk } from '../../image/writing/partition-disk.js'
+import { windowOf } from '../../image/reading/view-set.js'
 import { lowerCount } from '../nodes/allocated-bytes.js'
 import { DiskFile } from '../writing/disk-file.js'
 import type { GapActions } from '../writing/gap-actions.js'

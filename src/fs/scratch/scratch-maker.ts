@@ -1,7 +1,7 @@
 /** Makes the scratch copies of a mount, on the main thread: their files, and the memory that threads share of them. */
 import type { LayerSpec } from '../../formats/format.js'
 import type { CatalogEntry } from '../../image/catalog.js'
-import type { Chain } from '../../image/chain.js'
+import type { Chain } from '../../image/opening/chain.js'
 import { openScratchFolder, type ScratchFolder } from '../../image/scratch/scratch-folder.js'
 import { makeScratchLayer, shareScratchLayer } from '../../image/scratch/scratch-layer.js'
 import { ScratchSpace } from '../../image/scratch/space.js'

@@ -1,7 +1,7 @@
 /** Diagnostics of a mount: the texts of `.vimgfs`, and the log lines about faults. */
 import { type ErrorContext, ImageError, isExpected } from '../../errors.js'
-import type { ChangeWatch } from '../../image/change-watch.js'
-import type { ViewSet } from '../../image/view-set.js'
+import type { ChangeWatch } from '../../image/opening/change-watch.js'
+import type { ViewSet } from '../../image/reading/view-set.js'
 import type { LayerSpec } from '../../formats/format.js'
 import { removedFiles } from '../../image/layer.js'
 import { jsonWithoutHidden } from '../../hidden-characters.js'

@@ -1,8 +1,8 @@
-/** The thread that decompresses with the workers; see image/decompress-queue.ts. */
+/** The thread that decompresses with the workers; see image/reading/decompress-queue.ts. */
 import { workerData } from 'node:worker_threads'
 import type { LayerSpec } from '../../formats/format.js'
-import { packedStores } from '../../image/view-set.js'
-import { type QueueMemory, serveQueues } from '../../image/decompress-queue.js'
+import { packedStores } from '../../image/reading/view-set.js'
+import { type QueueMemory, serveQueues } from '../../image/reading/decompress-queue.js'
 
 export interface HelperSetup {
   readonly queues: readonly QueueMemory[]

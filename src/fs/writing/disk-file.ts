@@ -6,7 +6,7 @@
 import { constants } from 'node:os'
 import type { View } from '../../formats/driver.js'
 import type { WritableDisk } from '../../formats/writable.js'
-import { isOutOfSpace } from '../../image/out-of-space.js'
+import { isOutOfSpace } from '../../image/writing/out-of-space.js'
 import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE } from '../../io/libc.js'
 import type { GapActions } from './gap-actions.js'
 import { mayChange, type Owner, type Ownership } from '../nodes/ownership.js'

@@ -1,6 +1,6 @@
 /** The files that show the disk of an image that is written, and parts of it. */
 import type { WritableDisk } from '../../formats/writable.js'
-import type { ViewSet } from '../../image/view-set.js'
+import type { ViewSet } from '../../image/reading/view-set.js'
 import { lowerCount } from '../nodes/allocated-bytes.js'
 import { DiskFile, type DiskFileOptions } from './disk-file.js'
 import type { ImageNode, Node, Tree } from '../nodes/tree.js'

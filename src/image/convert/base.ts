@@ -1,5 +1,5 @@
 import { formatOf } from '../../formats/registry.js'
-import type { Source } from '../source.js'
+import type { Source } from '../reading/source.js'
 import type { NewTarget } from './convert.js'
 
 /** Returns the base of a new image, of which `source` is the disk and `name` the name as the new image will have it. */

@@ -3,7 +3,7 @@ import { ImageError } from '../../errors.js'
 import type { CopiedBitmap } from '../../formats/creating.js'
 import { formatOf } from '../../formats/registry.js'
 import { storeOf } from '../layer.js'
-import type { Source } from '../source.js'
+import type { Source } from '../reading/source.js'
 
 /** Returns the bitmaps of the image itself. `onBroken` is told of those that are left out. Throws ImageError. */
 export async function readBitmaps(

@@ -8,7 +8,7 @@
 import { MountError } from '../../errors.js'
 import { callsAtOnce, type Pack, packer } from '../../io/codecs.js'
 import { clear } from '../../io/libc.js'
-import type { OnLoss } from '../walk-layers.js'
+import type { OnLoss } from '../reading/walk-layers.js'
 import { allDone } from './all-done.js'
 import { Cloner } from './cloner.js'
 import { DiskReader } from './disk-reader.js'

@@ -2,8 +2,8 @@
 import type { Extent, FormatDriver, View } from '../../formats/driver.js'
 import type { Store } from '../../io/store.js'
 import { SECTOR_BYTES } from '../../sector.js'
-import type { Source } from '../source.js'
-import type { LayerPiece, OnLoss } from '../walk-layers.js'
+import type { Source } from '../reading/source.js'
+import type { LayerPiece, OnLoss } from '../reading/walk-layers.js'
 import { type ConvertedDisk, largestUnit } from './piece-cursor.js'
 
 /** What `convertToNew` and `convertInto` read: one disk or several. */

@@ -1,8 +1,8 @@
 /** A piece of a disk: data, zeros or compressed units, with the holes of files taken out. */
 import type { Extent } from '../../formats/driver.js'
-import { lostAt } from '../salvage.js'
-import type { Source } from '../source.js'
-import type { LayerPiece, OnLoss } from '../walk-layers.js'
+import { lostAt } from '../reading/salvage.js'
+import type { Source } from '../reading/source.js'
+import type { LayerPiece, OnLoss } from '../reading/walk-layers.js'
 
 /** A part of the disk with one kind of content. */
 export interface Piece {

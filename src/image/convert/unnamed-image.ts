@@ -5,10 +5,10 @@ import { ImageError } from '../../errors.js'
 import type { LayerSpec, OpenContext } from '../../formats/format.js'
 import { findFormat } from '../../formats/registry.js'
 import type { FileSpec } from '../../io/file-spec.js'
-import { lockChain, unlockChain } from '../encryption.js'
+import { lockChain, unlockChain } from '../opening/encryption.js'
 import { fileSpec, storeOf } from '../layer.js'
-import type { NewFile, NewFiles } from '../new-files.js'
-import { type Source, SourceImage } from '../source.js'
+import type { NewFile, NewFiles } from '../making/new-files.js'
+import { type Source, SourceImage } from '../reading/source.js'
 
 type Layers = [LayerSpec, ...LayerSpec[]]
 

@@ -1,6 +1,6 @@
 /** Takes what differs from a target that was made before: anything at all is an error. */
 import { ImageError } from '../../errors.js'
-import type { Source } from '../source.js'
+import type { Source } from '../reading/source.js'
 import type { Sink } from './sink.js'
 
 const UNIT_BYTES = 64 * 1024

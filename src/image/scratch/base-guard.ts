@@ -5,7 +5,7 @@
 import { ImageError } from '../../errors.js'
 import type { Extent } from '../../formats/driver.js'
 import type { Reservation, WritableDriver } from '../../formats/writable.js'
-import type { ChangeWatch } from '../change-watch.js'
+import type { ChangeWatch } from '../opening/change-watch.js'
 import { PassingDriver } from './passing-driver.js'
 
 export class BaseGuard extends PassingDriver {

@@ -1,7 +1,7 @@
 /** The file of a scratch copy that is thrown away: nothing in it has to survive, and no other process can shorten it. */
 import { WritableFileStore } from '../../io/store.js'
 import { storeOf } from '../layer.js'
-import type { StoreSource } from '../store-source.js'
+import type { StoreSource } from '../opening/store-source.js'
 
 class ScratchStore extends WritableFileStore {
   override sync(): void {}

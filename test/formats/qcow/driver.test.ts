@@ -2,7 +2,7 @@
 import { strict as assert } from 'node:assert'
 import t from 'tap'
 import { ImageError } from '../../../src/errors.js'
-import { nextData, nextHole } from '../../../src/image/holes.js'
+import { nextData, nextHole } from '../../../src/image/reading/holes.js'
 import { noise, prose } from '../../fixtures/model.js'
 import {
   type BuiltQcow,

@@ -2,7 +2,7 @@
 import fc from 'fast-check'
 import t from 'tap'
 import { ImageError } from '../../../src/errors.js'
-import { nextData, nextHole } from '../../../src/image/holes.js'
+import { nextData, nextHole } from '../../../src/image/reading/holes.js'
 import { checkQcow } from '../../../src/formats/qcow/check.js'
 import { repairQcow } from '../../../src/formats/qcow/repair.js'
 import { noise, prose } from '../../fixtures/model.js'

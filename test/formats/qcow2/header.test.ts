@@ -3,8 +3,8 @@ import { truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { oneLine } from '../../../src/errors.js'
-import { closeChain } from '../../../src/image/chain.js'
-import { openChain } from '../../../src/image/open-chain.js'
+import { closeChain } from '../../../src/image/opening/chain.js'
+import { openChain } from '../../../src/image/opening/open-chain.js'
 import {
   type BuiltImage,
   buildImage,

@@ -15,7 +15,7 @@ import {
 } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import type { OpenOptions } from '../../../src/image/chain.js'
+import type { OpenOptions } from '../../../src/image/opening/chain.js'
 import { buildCowd } from '../../fixtures/cowd-builder.js'
 import { noise, prose } from '../../fixtures/model.js'
 import { buildImage } from '../../fixtures/qcow2-builder.js'

@@ -2,8 +2,8 @@
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { closeChain } from '../../../src/image/chain.js'
-import { openChain } from '../../../src/image/open-chain.js'
+import { closeChain } from '../../../src/image/opening/chain.js'
+import { openChain } from '../../../src/image/opening/open-chain.js'
 import { descriptorEdits } from '../../../src/formats/vmdk/descriptor-edit.js'
 import { noise } from '../../fixtures/model.js'
 import {

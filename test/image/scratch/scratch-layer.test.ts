@@ -3,7 +3,7 @@ import { mkdirSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import type { Extent, View } from '../../../src/formats/driver.js'
-import { readView, walkView } from '../../../src/image/engine.js'
+import { readView, walkView } from '../../../src/image/reading/engine.js'
 import { openScratchFolder } from '../../../src/image/scratch/scratch-folder.js'
 import {
   makeScratchLayer,

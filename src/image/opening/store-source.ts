@@ -1,0 +1,23 @@
+/** Makes stores of the files of layers. */
+import type { LayerSpec } from '../../formats/format.js'
+import type { StoreCipher } from '../../io/cipher-store.js'
+import type { FileSpec } from '../../io/file-spec.js'
+import { type Store, WritableFileStore, type WritableStore } from '../../io/store.js'
+import { storeOf } from '../layer.js'
+
+/** A store that may notice that another process has made it shorter. */
+export type WrittenStore = WritableStore & Partial<Pick<WritableFileStore, 'requireWhole'>>
+
+export interface StoreSource {
+  readable(file: FileSpec): Store
+  /** @param size the file's size in bytes, which all threads share */
+  writable(file: Pick<FileSpec, 'path' | 'fd'>, size: BigInt64Array): WrittenStore
+  /** How the data of a layer are decrypted, where that is not by the layer's own key. */
+  cipher?(layer: LayerSpec): StoreCipher | undefined
+}
+
+/** Files of this machine, by their descriptors. */
+export const LOCAL_FILES: StoreSource = {
+  readable: storeOf,
+  writable: ({ path, fd }, size) => new WritableFileStore(path, fd, size),
+}
