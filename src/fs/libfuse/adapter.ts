@@ -15,7 +15,7 @@ import type { ControlNode, Node } from '../nodes/tree.js'
 import type { Done, FuseOperations, FuseStat } from './package.js'
 
 const { ENODEV, ENOENT, ENOTDIR, ESTALE } = constants.errno
-const { O_APPEND } = fs.constants
+const { O_APPEND, O_TRUNC } = fs.constants
 
 /** Opcodes of the kernel's protocol, for the statistics. */
 const { READ, WRITE, RELEASE, FSYNC } = OPCODE
@@ -47,6 +47,11 @@ export interface LibfuseFsOptions {
   /** Called with everything that is thrown, and the opcode. */
   readonly onError: (error: unknown, opcode: number) => void
   readonly gate?: Pick<Gate, 'holdsChanges'>
+  /**
+   * Called when a handle has truncated the file at this place of the catalog. Its writes may have to drop cached pages, so the
+   * handle is answered when the promise resolves.
+   */
+  readonly onTruncated?: (place: number) => Promise<void>
   /** Present where programs change snapshots by changing the folder. */
   readonly changeTree?: ChangeTree | undefined
 }
@@ -96,7 +101,9 @@ export class LibfuseFs {
       open: (path, flags, done) => {
         const fh = this.answer(OPEN, path, node => this.open(node, flags))
         if (fh > 0 && flags & O_APPEND) this.appending.add(fh)
-        done(Math.min(0, fh), Math.max(0, fh))
+        const answer = () => done(Math.min(0, fh), Math.max(0, fh))
+        if (fh > 0 && flags & O_TRUNC) this.afterTruncation(path, answer)
+        else answer()
       },
       read: (path, fh, target, length, offset, done) =>
         done(
@@ -198,9 +205,19 @@ export class LibfuseFs {
   private change(path: string, change: AttributeChange, done: Done): void {
     // The package does not say which user asks. The kernel admits only the mounting user, or checks modes itself.
     const asker = process.geteuid?.() ?? 0
-    this.whenOpen(() =>
-      done(this.answer(SETATTR, path, node => this.nodes.setattr(node, { asker, ...change }))),
-    )
+    this.whenOpen(() => {
+      const set = (node: Node) => this.nodes.setattr(node, { asker, ...change })
+      const result = this.answer(SETATTR, path, set)
+      if (result === 0 && change.sizeBytes === 0) this.afterTruncation(path, () => done(result))
+      else done(result)
+    })
+  }
+
+  private afterTruncation(path: string, act: () => void): void {
+    const node = this.paths.get(path)
+    const { onTruncated } = this.options
+    if (onTruncated && node?.kind === 'image') void onTruncated(node.place).then(act)
+    else act()
   }
 
   /** Runs `act` when requests that change the disk do not have to wait. */

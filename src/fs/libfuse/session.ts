@@ -34,7 +34,8 @@ export class LibfuseSession implements Session {
   private readonly dropper = new PageDropper()
   private readonly forgetter = new Forgetter()
   private tree: Tree
-  private readonly dropping = new Set<number>()
+  /** The threads that drop pages, by the places of their files: when each of them serves. */
+  private readonly droppers = new Map<number, Promise<void>>()
   private readonly lasting: Omit<
     FileSystemParts,
     'tree' | 'views' | 'layers' | 'allocated' | 'controlText'
@@ -51,14 +52,14 @@ export class LibfuseSession implements Session {
     const { world, isGrowable, opens, looks, onLook, logger } = parts
     const log = ({ level, message, detail }: LogEntry) => logger[level](detail ?? {}, message)
     const logFault = faultLogger(log)
-    if (parts.scratch) parts.scratch.onPageDrops = place => this.dropPages(place)
+    if (parts.scratch) parts.scratch.onPageDrops = place => void this.dropPages(place)
     this.tree = treeOf(world, parts.appearance)
     this.lasting = {
       slots: new TextSlots(),
       isGrowable,
       manages: parts.changeTree !== undefined,
       onFlush: () => counts.countFlush(),
-      truncations: new Truncations(undefined, () => this.dropPages(0)),
+      truncations: new Truncations(undefined, () => void this.dropPages(0)),
       ownership: new Ownership(),
       opens: new OpenCounts(opens),
       ...(files && { files }),
@@ -69,6 +70,7 @@ export class LibfuseSession implements Session {
     this.fileSystem = new LibfuseFs(this.partsOf(world, views), {
       stats: counts,
       gate: parts.gate,
+      onTruncated: place => this.dropPages(parts.scratch?.find(place) ? place : 0),
       ...(looks && { whenFresh: act => (looks.isDue() ? void onLook().then(act) : act()) }),
       changeTree: parts.changeTree,
       onError: (error, opcode) => void setImmediate(() => logFault(error, opcode)),
@@ -146,15 +148,17 @@ export class LibfuseSession implements Session {
     }
   }
 
-  private dropPages(place: number): void {
-    if (this.dropping.has(place)) return
-    this.dropping.add(place)
+  private dropPages(place: number): Promise<void> {
+    const known = this.droppers.get(place)
+    if (known) return known
     const { world, mountpoint, logger, scratch } = this.parts
     const shared = scratch?.find(place)?.pageDrops ?? this.dropper.shared
     const node = path.join(mountpoint, world.entries[place]?.name ?? '')
-    startPageDropper({ shared, device: this.device, node }, error =>
+    const serves = startPageDropper({ shared, device: this.device, node }, error =>
       logger.error({ stack: error.stack }, 'the thread that drops pages has died'),
     )
+    this.droppers.set(place, serves)
+    return serves
   }
 
   /** Waits for the end of the connection, which the package does not report. */

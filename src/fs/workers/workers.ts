@@ -258,7 +258,7 @@ export class Workers {
     if (this.dropping.has(place) || !this.session || !shared) return
     this.dropping.add(place)
     const { device } = this.session
-    startPageDropper({ shared, device, node: world.ids[place] as number }, error =>
+    void startPageDropper({ shared, device, node: world.ids[place] as number }, error =>
       logger.error({ stack: error.stack }, 'the thread that drops pages has died'),
     )
   }

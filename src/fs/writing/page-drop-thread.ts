@@ -1,5 +1,5 @@
 /** The thread that tells the kernel to drop pages; see page-dropper.ts. */
-import { workerData } from 'node:worker_threads'
+import { parentPort, workerData } from 'node:worker_threads'
 import { nodeOf, write } from '../../io/libc.js'
 import { PageDropper } from './page-dropper.js'
 import { INVAL_INODE_OUT, NOTIFY_INVAL_INODE, OUT_HEADER } from '../protocol/protocol.js'
@@ -20,6 +20,8 @@ OUT_HEADER.put(message, 0, {
   error: NOTIFY_INVAL_INODE,
   unique: Buffer.alloc(8),
 })
+// The thread that started this one may wait for it without blocking.
+parentPort?.postMessage('ready')
 new PageDropper(shared).serve((offset, length) => {
   INVAL_INODE_OUT.put(message, OUT_HEADER.size, { ino: id, offset, length })
   // This fails if the kernel does not know the file any more. Then it has no pages of it.

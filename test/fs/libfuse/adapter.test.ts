@@ -24,11 +24,18 @@ class LargeDisk extends FakeDisk {
   }
 }
 
-function serve(parts: ConstructorParameters<typeof LibfuseFs>[0]) {
+function serve(
+  parts: ConstructorParameters<typeof LibfuseFs>[0],
+  options: Partial<ConstructorParameters<typeof LibfuseFs>[1]> = {},
+) {
   const errors: unknown[] = []
   const shared = sharedStats(1)
   const stats = new WorkerStats(shared, 0)
-  const fs = new LibfuseFs(parts, { stats, onError: error => void errors.push(error) })
+  const fs = new LibfuseFs(parts, {
+    stats,
+    onError: error => void errors.push(error),
+    ...options,
+  })
   const operations = fs.operations()
   return {
     fs,
@@ -175,6 +182,32 @@ t.test('a handle that truncates', async t => {
   t.same(disk.calls, ['zero 0 100', 'write 100 bytes', 'zero 105 95'])
   ask('release', '/disk.raw', fh)
   t.equal(sizes(), DISK_BYTES)
+})
+
+t.test('a handle that truncates is answered when pages can be dropped', async t => {
+  for (const how of ['open', 'ftruncate'] as const) {
+    const { parts } = writtenParts()
+    let serves = () => {}
+    const places: number[] = []
+    const { ask, operations } = serve(parts, {
+      onTruncated: place => {
+        places.push(place)
+        return new Promise(resolve => {
+          serves = resolve
+        })
+      },
+    })
+    const answer = await new Promise<number>(resolve => {
+      let isReady = false
+      const done = (result: number) => resolve(isReady ? result : -1)
+      if (how === 'open') operations.open('/disk.raw', O_RDWR | O_TRUNC, done)
+      else operations.ftruncate('/disk.raw', ask('open', '/disk.raw', O_RDWR)[1], 0, done)
+      isReady = true
+      serves()
+    })
+    t.equal(answer, 0, how)
+    t.same(places, [0])
+  }
 })
 
 t.test('growing', async t => {
