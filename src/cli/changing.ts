@@ -6,15 +6,6 @@ import { passphraseSource } from './passphrase.js'
 import { Progress } from './progress.js'
 import { turn } from './turn.js'
 
-export const CHANGING_OPTIONS = {
-  format: { type: 'string', short: 'f' },
-  force: { type: 'boolean' },
-  progress: { type: 'boolean', short: 'p' },
-  quiet: { type: 'boolean', short: 'q' },
-  'allow-path': { type: 'string', multiple: true },
-  'passphrase-file': { type: 'string', multiple: true },
-} as const
-
 interface Values {
   readonly format?: string
   readonly force?: boolean

@@ -3,7 +3,8 @@ import { printable, UsageError } from '../errors.js'
 import { jsonWithoutHidden } from '../hidden-characters.js'
 import type { CheckResult, Finding } from '../formats/check/report.js'
 import { parse, parseChoice } from './arguments.js'
-import { type RepairKind, REPAIRS } from '../formats/format.js'
+import { OPTIONS } from './help/check.js'
+import type { RepairKind } from '../formats/format.js'
 import type { CheckRequest } from '../image/checking/check.js'
 import type { Found } from '../image/checking/check-run.js'
 import { type Checked, checkImage, checkMounted } from './check-image.js'
@@ -12,18 +13,6 @@ import { complain, print } from './output.js'
 import { Progress, type ProgressOptions } from './progress.js'
 import { checkCacheMode, requireWhole } from './qemu-options.js'
 
-const OPTIONS = {
-  output: { type: 'string' },
-  repair: { type: 'string', short: 'r' },
-  format: { type: 'string', short: 'f' },
-  'force-share': { type: 'boolean', short: 'U' },
-  // A choice of qemu-img's that changes nothing.
-  'source-cache': { type: 'string', short: 'T' },
-  'allow-path': { type: 'string', multiple: true },
-  progress: { type: 'boolean', short: 'p' },
-  quiet: { type: 'boolean', short: 'q' },
-} as const
-
 /** Those of qemu-img check. */
 const EXIT = { clean: 0, failed: 1, corruptions: 2, leaks: 3, unsupported: 63 }
 
@@ -31,11 +20,13 @@ export async function run(args: string[]): Promise<number> {
   const { FORMAT_NAMES } = await import('../formats/registry.js')
   const { values, positionals } = parse(args, OPTIONS, 'check', ['IMAGE'])
   const [name] = positionals as [string]
-  const output = parseChoice(values.output ?? 'human', '--output', ['human', 'json'])
+  const output = parseChoice(values.output ?? 'human', '--output', OPTIONS.output.choices)
   const format =
     values.format === undefined ? undefined : parseChoice(values.format, '--format', FORMAT_NAMES)
   const repair =
-    values.repair === undefined ? undefined : parseChoice(values.repair, '--repair', REPAIRS)
+    values.repair === undefined
+      ? undefined
+      : parseChoice(values.repair, '--repair', OPTIONS.repair.choices)
   checkCacheMode(values['source-cache'], '-T')
   const { progress: force, quiet = false, 'force-share': forceShare = false } = values
   if (forceShare && repair !== undefined) throw new UsageError('-U and --repair exclude each other')

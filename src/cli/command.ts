@@ -30,7 +30,7 @@ async function main(args: string[]): Promise<number> {
   const [first, ...rest] = args
   if (first === undefined) {
     const { overview } = await import('./help.js')
-    complain(overview())
+    complain(await overview())
     return 2
   }
   if (first === '--version' || first === '-V') {

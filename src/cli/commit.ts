@@ -1,19 +1,11 @@
 /** `vimgfs commit`: writes what an image holds into its backing file. */
 import { printable } from '../errors.js'
 import { parse } from './arguments.js'
-import { CHANGING_OPTIONS, changing } from './changing.js'
+import { OPTIONS } from './help/commit.js'
+import { changing } from './changing.js'
 import { humanSize } from './human.js'
 import { print } from './output.js'
 import { checkCacheMode, requireWhole } from './qemu-options.js'
-
-const OPTIONS = {
-  ...CHANGING_OPTIONS,
-  base: { type: 'string', short: 'b' },
-  keep: { type: 'boolean', short: 'd' },
-  'ignore-cid': { type: 'boolean' },
-  // Choices of qemu-img's that change nothing.
-  cache: { type: 'string', short: 't' },
-} as const
 
 export async function run(args: string[]): Promise<number> {
   const { commitImage } = await import('../image/changing/commit.js')

@@ -3,20 +3,11 @@ import { exitCodeOf, isExpected, oneLine, printable, UsageError } from '../error
 import { type Compared, compareDisks } from '../image/comparing/compare.js'
 import type { Source } from '../image/reading/source.js'
 import { parse } from './arguments.js'
+import { OPTIONS } from './help/compare.js'
 import { complain, print } from './output.js'
 import { Progress } from './progress.js'
 import { checkCacheMode } from './qemu-options.js'
-import { SOURCE_OPTIONS, SourceOpener } from './sources.js'
-
-const OPTIONS = {
-  ...SOURCE_OPTIONS,
-  'second-format': { type: 'string', short: 'F' },
-  strict: { type: 'boolean', short: 's' },
-  // Choices of qemu-img's that change nothing.
-  'source-cache': { type: 'string', short: 'T' },
-  progress: { type: 'boolean', short: 'p' },
-  quiet: { type: 'boolean', short: 'q' },
-} as const
+import { SourceOpener } from './sources.js'
 
 /** Those of qemu-img compare. */
 const EXIT = { same: 0, different: 1, unopened: 2, lostTables: 3, unreadable: 4 }

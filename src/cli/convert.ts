@@ -15,44 +15,16 @@ import { creatorOf } from '../image/making/new-image.js'
 import type { Loss } from '../image/reading/salvage.js'
 import { openSource, type Source } from '../image/reading/source.js'
 import { parseCount, parseWords } from './arguments.js'
+import { OPTIONS } from './help/convert.js'
 import { BACKING_OPTIONS, parseCreateOptions, printOptions, wantsList } from './create-options.js'
 import { complain } from './output.js'
 import type { PassphraseSource } from './passphrase.js'
 import { Progress } from './progress.js'
 import { checkCacheMode, piecesOf } from './qemu-options.js'
-import { formatNamed, SOURCE_OPTIONS, SourceOpener } from './sources.js'
+import { formatNamed, SourceOpener } from './sources.js'
 import { SECTOR_BYTES } from '../sector.js'
 import { parseDiskSize } from '../sizes.js'
 import { hintAtSuffix } from './suffix-hint.js'
-
-const OPTIONS = {
-  ...SOURCE_OPTIONS,
-  'output-format': { type: 'string', short: 'O' },
-  compress: { type: 'boolean', short: 'c' },
-  options: { type: 'string', short: 'o', multiple: true },
-  snapshot: { type: 'string', short: 'l' },
-  'no-create': { type: 'boolean', short: 'n' },
-  sparse: { type: 'string', short: 'S' },
-  base: { type: 'string', short: 'B' },
-  'base-format': { type: 'string', short: 'F' },
-  progress: { type: 'boolean', short: 'p' },
-  quiet: { type: 'boolean', short: 'q' },
-  // qemu-img needs these to be fast.
-  coroutines: { type: 'string', short: 'm' },
-  'out-of-order': { type: 'boolean', short: 'W' },
-  'copy-range': { type: 'boolean', short: 'C' },
-  cache: { type: 'string', short: 't' },
-  'source-cache': { type: 'string', short: 'T' },
-  'target-is-zero': { type: 'boolean' },
-  // This is refused.
-  'rate-limit': { type: 'string', short: 'r' },
-  bitmaps: { type: 'boolean' },
-  'skip-broken-bitmaps': { type: 'boolean' },
-  'target-passphrase-file': { type: 'string' },
-  verify: { type: 'boolean' },
-  salvage: { type: 'boolean' },
-  force: { type: 'boolean' },
-} as const
 
 /** Runs of so many zeros are not stored, as with qemu-img. */
 const SPARSE_BYTES = 4096

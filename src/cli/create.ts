@@ -2,23 +2,10 @@
 import path from 'node:path'
 import { printable, UsageError } from '../errors.js'
 import type { OptionValues } from '../formats/creating.js'
-import { parseWords } from './arguments.js'
+import { parseChoice, parseWords } from './arguments.js'
+import { OPTIONS } from './help/create.js'
 import { humanSize } from './human.js'
 import { print } from './output.js'
-
-const OPTIONS = {
-  format: { type: 'string', short: 'f' },
-  options: { type: 'string', short: 'o', multiple: true },
-  backing: { type: 'string', short: 'b' },
-  'backing-format': { type: 'string', short: 'F' },
-  unsafe: { type: 'boolean', short: 'u' },
-  force: { type: 'boolean' },
-  quiet: { type: 'boolean', short: 'q' },
-  progress: { type: 'boolean', short: 'p' },
-  output: { type: 'string' },
-  'passphrase-file': { type: 'string' },
-  'allow-path': { type: 'string', multiple: true },
-} as const
 
 export async function run(args: string[]): Promise<number> {
   const [{ creatorOf }, { createImage }, texts, { parseDiskSize }] = await Promise.all([
@@ -46,7 +33,7 @@ export async function run(args: string[]): Promise<number> {
     optionTexts,
     format,
   )
-  const output = outputOf(values.output)
+  const output = parseChoice(values.output ?? 'human', '--output', OPTIONS.output.choices)
   const sizeBytes =
     sizeText === undefined ? (size as number | undefined) : parseDiskSize(sizeText, 'SIZE')
   if (sizeText !== undefined && size !== undefined && size !== sizeBytes) {
@@ -79,11 +66,6 @@ export async function run(args: string[]): Promise<number> {
   await report(file, format, output, values.quiet === true)
   if (values.format === undefined) (await import('./suffix-hint.js')).hintAtSuffix(file, '-f')
   return 0
-}
-
-const outputOf = (text = 'human'): 'human' | 'json' => {
-  if (text === 'human' || text === 'json') return text
-  throw new UsageError(`--output takes human, json, not "${text}"`)
 }
 
 function backingOf(

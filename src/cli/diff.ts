@@ -5,19 +5,11 @@ import { isFile, splitImageName } from '../image/reading/image-name.js'
 import { type Source, whileThere } from '../image/reading/source.js'
 import { VERSION } from '../version.js'
 import { parseChoice, parseWords } from './arguments.js'
+import { OPTIONS } from './help/diff.js'
 import { humanSize } from './human.js'
 import { print } from './output.js'
 import { Progress } from './progress.js'
-import { SOURCE_OPTIONS, SourceOpener } from './sources.js'
-
-const OPTIONS = {
-  ...SOURCE_OPTIONS,
-  'second-format': { type: 'string', short: 'F' },
-  exact: { type: 'boolean' },
-  output: { type: 'string' },
-  progress: { type: 'boolean', short: 'p' },
-  quiet: { type: 'boolean', short: 'q' },
-} as const
+import { SourceOpener } from './sources.js'
 
 /** Ranges are printed in pieces of about this size, in characters. */
 const PRINTED = 64 * 1024
@@ -25,7 +17,7 @@ const PRINTED = 64 * 1024
 export async function run(args: string[]): Promise<number> {
   const words = { required: ['IMAGE', 'TAG'], optional: ['TAG'] }
   const { values, positionals } = parseWords(args, OPTIONS, 'diff', words)
-  const output = parseChoice(values.output ?? 'human', '--output', ['human', 'json', 'ddrescue'])
+  const output = parseChoice(values.output ?? 'human', '--output', OPTIONS.output.choices)
   const { exact: isExact = false, progress: force, quiet } = values
   const opener = new SourceOpener(values, isExact)
   const disks = await openBoth(positionals, opener)

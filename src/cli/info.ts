@@ -3,25 +3,18 @@ import { printable, UsageError } from '../errors.js'
 import type { InfoFields, InfoValue } from '../formats/info-fields.js'
 import type { ImageInfo } from '../image/info.js'
 import { parse, parseChoice } from './arguments.js'
+import { OPTIONS } from './help/info.js'
 import { humanSize } from './human.js'
 import { complain, print } from './output.js'
 import { requireWhole } from './qemu-options.js'
 import { snapshotTable } from './snapshot-table.js'
-import { SOURCE_OPTIONS } from './sources.js'
-
-const OPTIONS = {
-  ...SOURCE_OPTIONS,
-  output: { type: 'string' },
-  'backing-chain': { type: 'boolean' },
-  partitions: { type: 'boolean' },
-} as const
 
 export async function run(args: string[]): Promise<number> {
   const { describe } = await import('../image/info.js')
   const { FORMAT_NAMES } = await import('../formats/registry.js')
   const { values, positionals } = parse(args, OPTIONS, 'info', ['IMAGE'])
   const [image] = positionals as [string]
-  const output = parseChoice(values.output ?? 'human', '--output', ['human', 'json'])
+  const output = parseChoice(values.output ?? 'human', '--output', OPTIONS.output.choices)
   const withBackingChain = values['backing-chain'] === true
   if (values.partitions) {
     if (withBackingChain)

@@ -5,16 +5,10 @@ import { splitImageName } from '../image/reading/image-name.js'
 import { type MapEntry, mapOf } from '../image/map.js'
 import { whileThere } from '../image/reading/source.js'
 import { parse, parseChoice } from './arguments.js'
+import { OPTIONS } from './help/map.js'
 import { print } from './output.js'
 import { parseDiskSize } from '../sizes.js'
-import { SOURCE_OPTIONS, SourceOpener } from './sources.js'
-
-const OPTIONS = {
-  ...SOURCE_OPTIONS,
-  output: { type: 'string' },
-  'start-offset': { type: 'string', short: 's' },
-  'max-length': { type: 'string', short: 'l' },
-} as const
+import { SourceOpener } from './sources.js'
 
 /** Lines are printed in pieces of about this size, in characters. */
 const PRINTED = 64 * 1024
@@ -22,7 +16,7 @@ const PRINTED = 64 * 1024
 export async function run(args: string[]): Promise<number> {
   const { values, positionals } = parse(args, OPTIONS, 'map', ['IMAGE'])
   const [name] = positionals as [string]
-  const output = parseChoice(values.output ?? 'human', '--output', ['human', 'json'])
+  const output = parseChoice(values.output ?? 'human', '--output', OPTIONS.output.choices)
   const start = sizeOf(values['start-offset'], '--start-offset') ?? 0
   const length = sizeOf(values['max-length'], '--max-length') ?? Number.POSITIVE_INFINITY
   const opener = new SourceOpener(values, false)

@@ -3,19 +3,11 @@ import { UsageError } from '../errors.js'
 import { checkOptions, creatorOf } from '../image/making/new-image.js'
 import { SECTOR_BYTES } from '../sector.js'
 import { parseChoice, parseWords } from './arguments.js'
+import { OPTIONS } from './help/measure.js'
 import { BACKING_OPTIONS, parseCreateOptions } from './create-options.js'
 import { print } from './output.js'
 import { parseDiskSize } from '../sizes.js'
-import { SOURCE_OPTIONS, SourceOpener } from './sources.js'
-
-const OPTIONS = {
-  ...SOURCE_OPTIONS,
-  'target-format': { type: 'string', short: 'O' },
-  options: { type: 'string', short: 'o', multiple: true },
-  snapshot: { type: 'string', short: 'l' },
-  size: { type: 'string' },
-  output: { type: 'string' },
-} as const
+import { SourceOpener } from './sources.js'
 
 interface Disk {
   readonly sizeBytes: number
@@ -27,7 +19,7 @@ export async function run(args: string[]): Promise<number> {
   const { values, positionals } = parseWords(args, OPTIONS, 'measure', words)
   const [name] = positionals
   const { 'target-format': format = 'raw', size } = values
-  const output = parseChoice(values.output ?? 'human', '--output', ['human', 'json'])
+  const output = parseChoice(values.output ?? 'human', '--output', OPTIONS.output.choices)
   if ((name === undefined) === (size === undefined)) {
     throw new UsageError('give either IMAGE or --size; vimgfs help measure shows how to call it')
   }

@@ -7,28 +7,11 @@ import type { ServeRequest, Server } from '../fs/server.js'
 import type { AskPassphrase } from '../image/opening/encryption.js'
 import type { LogLevel, LogTarget } from '../log.js'
 import { parse, parseChoice, parseCount, parseSize } from './arguments.js'
+import { OPTIONS } from './help/mount.js'
 import { humanSize } from './human.js'
 import { launch, type StartReport, REPORT_FD_VARIABLE } from './launch.js'
 import { complain } from './output.js'
 import { closeDebugger, ENDING_SIGNALS, obeyLogSignals } from './signals.js'
-
-const OPTIONS = {
-  option: { type: 'string', short: 'o', multiple: true },
-  foreground: { type: 'boolean', short: 'f' },
-  quiet: { type: 'boolean', short: 'q' },
-  format: { type: 'string' },
-  threads: { type: 'string' },
-  transport: { type: 'string' },
-  'metadata-cache': { type: 'string' },
-  'allow-path': { type: 'string', multiple: true },
-  'ignore-cid': { type: 'boolean' },
-  'drop-change-tracking': { type: 'boolean' },
-  force: { type: 'boolean' },
-  'passphrase-file': { type: 'string', multiple: true },
-  'max-chain': { type: 'string' },
-  'log-level': { type: 'string' },
-  'log-file': { type: 'string' },
-} as const
 
 export async function run(args: string[]): Promise<number> {
   const { values } = parse(args, OPTIONS, 'mount', ['IMAGE', 'MOUNTPOINT'])
@@ -103,7 +86,6 @@ async function requestOf(args: string[]): Promise<Settings> {
   const { parseMountOptions } = await import('../fs/mounting/options.js')
   const { checkFlags } = await import('../fs/mounting/mount-flags.js')
   const { DEFAULT_THREADS, MAX_THREADS } = await import('../fs/limits.js')
-  const { TRANSPORTS } = await import('../fs/session.js')
   const { MAX_CHAIN_DEPTH } = await import('../formats/limits.js')
   const { values, positionals } = parse(args, OPTIONS, 'mount', ['IMAGE', 'MOUNTPOINT'])
   const [image, mountpoint] = positionals as [string, string]
@@ -132,18 +114,17 @@ async function requestOf(args: string[]): Promise<Settings> {
       threads:
         threads === undefined ? DEFAULT_THREADS : parseCount(threads, '--threads', 1, MAX_THREADS),
       transport:
-        transport === undefined ? undefined : parseChoice(transport, '--transport', TRANSPORTS),
+        transport === undefined
+          ? undefined
+          : parseChoice(transport, '--transport', OPTIONS.transport.choices),
       metadataBytes: metadata === undefined ? undefined : parseSize(metadata, '--metadata-cache'),
     },
     passphraseFiles: values['passphrase-file'],
-    level: parseChoice(values['log-level'] ?? 'info', '--log-level', LEVELS),
+    level: parseChoice(values['log-level'] ?? 'info', '--log-level', OPTIONS['log-level'].choices),
     logFile: values['log-file'],
     quiet: values.quiet === true,
   }
 }
-
-/** The same as LOG_LEVELS. Only servers load log.ts, with pino. */
-const LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const
 
 async function serveInFront(args: string[]): Promise<number> {
   const { request, level, logFile, quiet, passphraseFiles } = await requestOf(args)

@@ -1,20 +1,11 @@
 /** `vimgfs rebase`: gives an image another backing file. */
 import { printable, UsageError } from '../errors.js'
 import { parse } from './arguments.js'
-import { CHANGING_OPTIONS, changing, formatOf } from './changing.js'
+import { OPTIONS } from './help/rebase.js'
+import { changing, formatOf } from './changing.js'
 import { humanSize } from './human.js'
 import { print } from './output.js'
 import { checkCacheMode, requireWhole } from './qemu-options.js'
-
-const OPTIONS = {
-  ...CHANGING_OPTIONS,
-  backing: { type: 'string', short: 'b' },
-  'backing-format': { type: 'string', short: 'F' },
-  unsafe: { type: 'boolean', short: 'u' },
-  // Choices of qemu-img's that change nothing.
-  cache: { type: 'string', short: 't' },
-  'source-cache': { type: 'string', short: 'T' },
-} as const
 
 export async function run(args: string[]): Promise<number> {
   const { rebaseImage } = await import('../image/changing/rebase.js')

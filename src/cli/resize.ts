@@ -1,19 +1,12 @@
 /** `vimgfs resize`: makes the disk of an image larger or smaller. */
 import { printable, UsageError } from '../errors.js'
 import { parseChoice, parseWords } from './arguments.js'
-import { CHANGING_OPTIONS, changing } from './changing.js'
+import { OPTIONS } from './help/resize.js'
+import { changing } from './changing.js'
 import { humanSize } from './human.js'
 import { print } from './output.js'
 import { requireWhole } from './qemu-options.js'
 import { parseSizeChange } from '../sizes.js'
-
-const OPTIONS = {
-  ...CHANGING_OPTIONS,
-  shrink: { type: 'boolean' },
-  preallocation: { type: 'string' },
-  upgrade: { type: 'boolean' },
-  output: { type: 'string' },
-} as const
 
 export async function run(args: string[]): Promise<number> {
   const { resizeImage } = await import('../image/changing/resize.js')
@@ -21,13 +14,16 @@ export async function run(args: string[]): Promise<number> {
   const { values, positionals } = parseWords(args, OPTIONS, 'resize', words)
   const [name, sizeText] = positionals as [string, string]
   requireWhole(name, 'resize')
-  const output = parseChoice(values.output ?? 'human', '--output', ['human', 'json'])
+  const output = parseChoice(values.output ?? 'human', '--output', OPTIONS.output.choices)
   const { sign, bytes } = parseSizeChange(sizeText, 'SIZE')
   if (sign === '-' && !values.shrink) {
     throw new UsageError('a smaller disk needs --shrink: its end is cut off')
   }
-  const modes = ['off', 'metadata', 'falloc', 'full'] as const
-  const preallocation = parseChoice(values.preallocation ?? 'off', '--preallocation', modes)
+  const preallocation = parseChoice(
+    values.preallocation ?? 'off',
+    '--preallocation',
+    OPTIONS.preallocation.choices,
+  )
   const mounted = await resizeMounted(name, { sign: sign ?? '', bytes }, values)
   const { beforeBytes, afterBytes, lostBytes } =
     mounted ??

@@ -4,6 +4,8 @@ import { withoutHidden } from '../hidden-characters.js'
 import type { FrozenInfo, LayerInfo, SnapshotList } from '../image/snapshots/snapshot-list.js'
 import type { SnapshotImage, SnapshotName } from '../image/snapshots/snapshots.js'
 import { parseChoice, parseWords } from './arguments.js'
+import type { OptionHelp } from './help/description.js'
+import { ACTIONS, OPTIONS } from './help/snapshot.js'
 import { humanSize } from './human.js'
 import { json } from './info.js'
 import { complain, print } from './output.js'
@@ -11,41 +13,10 @@ import { Progress } from './progress.js'
 import { requireWhole } from './qemu-options.js'
 import { snapshotTable } from './snapshot-table.js'
 
-const OPTIONS = {
-  list: { type: 'boolean', short: 'l' },
-  create: { type: 'string', short: 'c' },
-  delete: { type: 'string', short: 'd' },
-  apply: { type: 'string', short: 'a' },
-  id: { type: 'string', multiple: true },
-  'older-than': { type: 'string' },
-  'dry-run': { type: 'boolean' },
-  freeze: { type: 'boolean' },
-  replace: { type: 'boolean' },
-  wait: { type: 'boolean' },
-  discard: { type: 'boolean' },
-  force: { type: 'boolean' },
-  layers: { type: 'boolean' },
-  output: { type: 'string' },
-  format: { type: 'string', short: 'f' },
-  'allow-path': { type: 'string', multiple: true },
-  progress: { type: 'boolean', short: 'p' },
-  quiet: { type: 'boolean', short: 'q' },
-  'force-share': { type: 'boolean', short: 'U' },
-} as const
-
-const ACTIONS = ['list', 'create', 'delete', 'rename', 'revert'] as const
 type Action = (typeof ACTIONS)[number]
+type Option = keyof typeof OPTIONS
 
-/** The options that an action knows, besides those of all actions. */
-const OWN_OPTIONS: Record<Action, readonly string[]> = {
-  list: ['layers', 'output', 'allow-path', 'force-share'],
-  create: ['allow-path', 'freeze', 'progress', 'replace'],
-  delete: ['id', 'older-than', 'dry-run', 'progress', 'wait'],
-  rename: ['id', 'progress'],
-  revert: ['id', 'discard', 'force', 'progress'],
-}
 const LETTERS = ['list', 'create', 'delete', 'apply']
-const COMMON = [...LETTERS, 'format', 'quiet']
 
 interface Request {
   readonly action: Action
@@ -65,9 +36,7 @@ export async function run(args: string[]): Promise<number> {
   const { values, positionals } = parseWords(args, OPTIONS, 'snapshot', words)
   const request = requestOf(values, positionals)
   const { action } = request
-  const foreign = Object.keys(values).find(
-    option => !COMMON.includes(option) && !OWN_OPTIONS[action].includes(option),
-  )
+  const foreign = Object.keys(values).find(option => !isKnown(option as Option, action))
   if (foreign !== undefined) throw usage(`snapshot ${action} has no option --${foreign}`)
   const { FORMAT_NAMES } = await import('../formats/registry.js')
   const format = values.format
@@ -81,6 +50,12 @@ export async function run(args: string[]): Promise<number> {
     await change(request, values, open)
   }
   return 0
+}
+
+/** Reports whether an action knows an option. */
+function isKnown(option: Option, action: Action): boolean {
+  const { actions }: OptionHelp = OPTIONS[option]
+  return actions === undefined || actions.includes(action)
 }
 
 /** Takes the action from a letter of qemu-img, or from the first word. */
@@ -135,7 +110,7 @@ async function list(
   options: { readonly format?: string },
 ): Promise<void> {
   const { listSnapshots } = await import('../image/snapshots/snapshot-list.js')
-  const output = parseChoice(values.output ?? 'human', '--output', ['human', 'json'])
+  const output = parseChoice(values.output ?? 'human', '--output', OPTIONS.output.choices)
   const open = { ...options, allowPaths: values['allow-path'] ?? [] }
   const withLayers = values.layers === true || output === 'json'
   const mounted = await listMounted(image, withLayers)

@@ -7,15 +7,6 @@ import { complain } from './output.js'
 import { type PassphraseSource, passphraseSource } from './passphrase.js'
 import { snapshotChoiceOf } from './qemu-options.js'
 
-/** The options that all commands take that read an image. */
-export const SOURCE_OPTIONS = {
-  format: { type: 'string', short: 'f' },
-  'force-share': { type: 'boolean', short: 'U' },
-  'allow-path': { type: 'string', multiple: true },
-  'ignore-cid': { type: 'boolean' },
-  'passphrase-file': { type: 'string', multiple: true },
-} as const
-
 export interface SourceValues {
   readonly format?: string | undefined
   /** Of commands that read two images. */

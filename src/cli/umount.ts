@@ -15,9 +15,8 @@ import {
 } from '../fs/mounting/running-server.js'
 import { isEndingServer, isStopped, startOf } from '../io/processes.js'
 import { parse } from './arguments.js'
+import { OPTIONS } from './help/umount.js'
 import { complain } from './output.js'
-
-const OPTIONS = { lazy: { type: 'boolean', short: 'l' } } as const
 
 /** After unmounting, a server first saves what was written. On a busy disk that may take minutes. */
 const END_TIMEOUT_MS = 300_000

@@ -353,8 +353,7 @@ export interface FormatWriting<S> {
   scratch?(store: WritableStore, diskBytes: number): S
 }
 
-export const REPAIRS = ['leaks', 'all'] as const
-export type RepairKind = (typeof REPAIRS)[number]
+export type RepairKind = 'leaks' | 'all'
 
 /** An image that is checked. */
 export interface CheckedImage {

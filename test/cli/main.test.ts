@@ -42,7 +42,7 @@ t.test('help of each command, with an example', async t => {
     t.equal(new Set(texts).size, 1, 'the same text')
     t.match(texts[0], new RegExp(`^Usage: vimgfs ${command}.*\\n`))
     t.match(texts[0], new RegExp(`^Example:\\n  vimgfs ${command} `, 'm'))
-    const tooLong = texts[0]!.split('\n').filter(line => line.length > 100)
+    const tooLong = texts[0]!.split('\n').filter(line => line.length > 80)
     t.same(tooLong, [], 'fits a terminal')
   }
 })

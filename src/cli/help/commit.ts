@@ -1,27 +1,73 @@
-/** The help of `vimgfs commit`. */
-export const HELP = `Usage: vimgfs commit [OPTION…] IMAGE
+/** The options and the help of `vimgfs commit`. */
+import type { CommandHelp, Options } from './description.js'
 
-Writes what IMAGE holds into its backing file, and makes IMAGE empty. The base grows if IMAGE's disk
-is larger. Until the base has the data for good, IMAGE keeps them. A vmdk follows the content ID of
-its parent. Only qcow2 images can be made empty; others keep their data, and read the same.
+export const OPTIONS = {
+  base: {
+    type: 'string',
+    short: 'b',
+    value: 'FILE',
+    help: `write into FILE, one of the images that IMAGE stands on; IMAGE keeps its data (the nearest)`,
+  },
+  keep: {
+    type: 'boolean',
+    short: 'd',
+    help: 'do not make IMAGE empty',
+  },
+  'ignore-cid': {
+    type: 'boolean',
+    help: 'read a vmdk whose parent has changed since, as after a commit that was cut off',
+  },
+  force: {
+    type: 'boolean',
+    help: 'also if other images, or snapshots of IMAGE, read from the base: that breaks them',
+  },
+  progress: {
+    type: 'boolean',
+    short: 'p',
+    help: 'show progress also if standard error is no terminal',
+  },
+  quiet: {
+    type: 'boolean',
+    short: 'q',
+    help: 'print errors and warnings only',
+  },
+  format: {
+    type: 'string',
+    short: 'f',
+    value: 'F',
+    help: '{formats} (found by its bytes)',
+  },
+  'allow-path': {
+    type: 'string',
+    multiple: true,
+    value: 'DIR',
+    help: 'IMAGE may also name files below DIR (its own folder)',
+  },
+  'passphrase-file': {
+    type: 'string',
+    multiple: true,
+    value: 'FILE',
+    help: 'as for mount: of IMAGE and the encrypted layers below, then of the base',
+  },
+  cache: {
+    type: 'string',
+    short: 't',
+    value: 'MODE',
+    help: "taken for qemu-img's sake; it changes nothing",
+  },
+} as const satisfies Options
 
-  -b, --base FILE        write into FILE, one of the images that IMAGE stands on; IMAGE keeps its
-                         data (the nearest)
-  -d, --keep             do not make IMAGE empty
-      --ignore-cid       read a vmdk whose parent has changed since, as after a commit that was cut off
-      --force            also if other images, or snapshots of IMAGE, read from the base: that breaks
-                         them
-  -p, --progress         show the progress although standard error is no terminal
-  -q, --quiet            print errors and warnings only
-  -f, --format F         {formats} (found by its bytes)
-      --allow-path DIR   IMAGE may also name files below DIR (its own folder)
-      --passphrase-file FILE  as for mount: of IMAGE and the encrypted layers below, then of the base
-  -t MODE                taken for qemu-img's sake; it changes nothing
-
-Nobody else may have IMAGE or its base open.
-
-Exit code: 0 done, 1 not done, 2 wrong usage.
-
-Example:
-  vimgfs commit overlay.qcow2
-`
+export const HELP: CommandHelp = {
+  usage: ['[OPTION…] IMAGE'],
+  words: 'IMAGE',
+  summary: 'write what it holds into its backing file',
+  text: [
+    `Writes what IMAGE holds into its backing file, and makes IMAGE empty. The base grows if
+      IMAGE's disk is larger. Until the base has the data for good, IMAGE keeps them. A vmdk
+      follows the content ID of its parent. Only qcow2 images can be made empty; others keep their
+      data, and read the same.`,
+  ],
+  options: OPTIONS,
+  notes: ['Nobody else may have IMAGE or its base open.'],
+  examples: ['vimgfs commit overlay.qcow2'],
+}

@@ -1,18 +1,57 @@
-/** The help of `vimgfs info`. */
-export const HELP = `Usage: vimgfs info [OPTION…] IMAGE
-       vimgfs info --partitions [OPTION…] IMAGE[@TAG]
+/** The options and the help of `vimgfs info`. */
+import type { CommandHelp, Options } from './description.js'
 
-Describes IMAGE, with the fields and numbers of qemu-img info.
+export const OPTIONS = {
+  output: {
+    type: 'string',
+    choices: ['human', 'json'],
+    help: 'for people (the default) or for programs',
+  },
+  'backing-chain': {
+    type: 'boolean',
+    help: 'describe all layers down to the last backing file',
+  },
+  partitions: {
+    type: 'boolean',
+    help: 'list the partitions of the disk, or of snapshot TAG',
+  },
+  format: {
+    type: 'string',
+    short: 'f',
+    value: 'F',
+    help: '{formats} (found by its bytes)',
+  },
+  'force-share': {
+    type: 'boolean',
+    short: 'U',
+    help: 'read an image that a machine has open; it may be torn',
+  },
+  'allow-path': {
+    type: 'string',
+    multiple: true,
+    value: 'DIR',
+    help: 'IMAGE may also name files below DIR (its own folder)',
+  },
+  'passphrase-file': {
+    type: 'string',
+    multiple: true,
+    value: 'FILE',
+    help: 'with --partitions: see vimgfs help mount',
+  },
+  'ignore-cid': {
+    type: 'boolean',
+    help: 'read a vmdk whose parent has changed since it was made',
+  },
+} as const satisfies Options
 
-      --output=human|json  for people (the default) or for programs
-      --backing-chain    describe all layers down to the last backing file
-      --partitions       list the partitions of the disk, or of snapshot TAG
-  -f, --format F         {formats} (found by its bytes)
-  -U, --force-share      read an image that a machine has open; it may be torn
-      --allow-path DIR   IMAGE may also name files below DIR (its own folder)
-      --passphrase-file FILE  with --partitions: see vimgfs help mount
-
-Example:
-  vimgfs info --output=json disk.qcow2
-  vimgfs info --partitions disk.qcow2@before-upgrade
-`
+export const HELP: CommandHelp = {
+  usage: ['[OPTION…] IMAGE', '--partitions [OPTION…] IMAGE[@TAG]'],
+  words: 'IMAGE[@TAG]',
+  summary: 'show its format, sizes, snapshots and backing files',
+  text: ['Describes IMAGE, with the fields and numbers of qemu-img info.'],
+  options: OPTIONS,
+  examples: [
+    'vimgfs info --output=json disk.qcow2',
+    'vimgfs info --partitions disk.qcow2@before-upgrade',
+  ],
+}

@@ -1,23 +1,74 @@
-/** The help of `vimgfs measure`. */
-export const HELP = `Usage: vimgfs measure [-O FMT] [-o OPTION,…] IMAGE
-       vimgfs measure [-O FMT] [-o OPTION,…] --size SIZE
+/** The options and the help of `vimgfs measure`. */
+import type { CommandHelp, Options } from './description.js'
 
-Says how large the file of a new image would be, in bytes: with the data that IMAGE (or IMAGE@TAG)
-has, and with data everywhere. All tables of the disk count. Reads no data.
+export const OPTIONS = {
+  'target-format': {
+    type: 'string',
+    short: 'O',
+    value: 'FMT',
+    help: `{creatable} (raw): all files of the image together. Compressed data count as if they could
+      not be compressed.`,
+  },
+  options: {
+    type: 'string',
+    short: 'o',
+    multiple: true,
+    value: 'NAME=VALUE,…',
+    help: 'options of the new image, as for vimgfs create',
+  },
+  size: {
+    type: 'string',
+    value: 'SIZE',
+    help: 'for an empty disk of SIZE',
+  },
+  snapshot: {
+    type: 'string',
+    short: 'l',
+    value: 'TAG',
+    help: 'the same as IMAGE@TAG; also snapshot.name=TAG, snapshot.id=ID',
+  },
+  output: {
+    type: 'string',
+    choices: ['human', 'json'],
+    help: 'for people (the default) or for programs, with the fields of qemu-img measure',
+  },
+  format: {
+    type: 'string',
+    short: 'f',
+    value: 'F',
+    help: '{formats} (found by its bytes)',
+  },
+  'force-share': {
+    type: 'boolean',
+    short: 'U',
+    help: 'read an image that others write',
+  },
+  'allow-path': {
+    type: 'string',
+    multiple: true,
+    value: 'DIR',
+    help: 'IMAGE may also name files below DIR (its own folder)',
+  },
+  'ignore-cid': {
+    type: 'boolean',
+    help: 'read a vmdk whose parent has changed since',
+  },
+  'passphrase-file': {
+    type: 'string',
+    multiple: true,
+    value: 'FILE',
+    help: 'changes nothing: no passphrase is needed',
+  },
+} as const satisfies Options
 
-  -O, --target-format FMT  {creatable} (raw): all files of the image together. Compressed
-                         data count as if they could not be compressed.
-  -o NAME=VALUE,…        options of the new image, as for vimgfs create
-      --size SIZE        for an empty disk of SIZE
-  -l TAG                 the same as IMAGE@TAG; also snapshot.name=TAG, snapshot.id=ID
-      --output=human|json  for people (the default) or for programs, with the fields of qemu-img measure
-  -f, --format F         {formats} (found by its bytes)
-  -U, --force-share      read an image that others write
-      --allow-path DIR   IMAGE may also name files below DIR (its own folder)
-      --ignore-cid       read a vmdk whose parent has changed since
-
-Exit code: 0 done, 1 not done, 2 wrong usage.
-
-Example:
-  vimgfs measure -O qcow2 disk.raw
-`
+export const HELP: CommandHelp = {
+  usage: ['[-O FMT] [-o OPTION,…] IMAGE', '[-O FMT] [-o OPTION,…] --size SIZE'],
+  words: 'IMAGE[@TAG]',
+  summary: 'say how large a new image of its disk would be',
+  text: [
+    `Says how large the file of a new image would be, in bytes: with the data that IMAGE (or
+      IMAGE@TAG) has, and with data everywhere. All tables of the disk count. Reads no data.`,
+  ],
+  options: OPTIONS,
+  examples: ['vimgfs measure -O qcow2 disk.raw'],
+}

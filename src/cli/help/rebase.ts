@@ -1,27 +1,82 @@
-/** The help of `vimgfs rebase`. */
-export const HELP = `Usage: vimgfs rebase -b BASE [OPTION…] IMAGE
+/** The options and the help of `vimgfs rebase`. */
+import type { CommandHelp, Options } from './description.js'
 
-Makes IMAGE (qcow2 or vmdk) stand on BASE. Where the old backing file and BASE differ, IMAGE first
-gets the old content, so its disk reads as before. Images with snapshots are refused, because their
-snapshots would change.
+export const OPTIONS = {
+  backing: {
+    type: 'string',
+    short: 'b',
+    value: 'BASE',
+    help: `the new backing file, as IMAGE is to name it: a relative name starts in the folder of IMAGE;
+      "" for none`,
+  },
+  'backing-format': {
+    type: 'string',
+    short: 'F',
+    value: 'F',
+    help: 'the format of BASE (found by its bytes)',
+  },
+  unsafe: {
+    type: 'boolean',
+    short: 'u',
+    help: `change the name only: for a backing file that was moved or renamed. If BASE holds something
+      else, the disk changes. With -F, BASE need not be there.`,
+  },
+  force: {
+    type: 'boolean',
+    help: 'also if other images need IMAGE',
+  },
+  progress: {
+    type: 'boolean',
+    short: 'p',
+    help: 'show progress also if standard error is no terminal',
+  },
+  quiet: {
+    type: 'boolean',
+    short: 'q',
+    help: 'print errors and warnings only',
+  },
+  format: {
+    type: 'string',
+    short: 'f',
+    value: 'F',
+    help: '{formats} (found by its bytes)',
+  },
+  'allow-path': {
+    type: 'string',
+    multiple: true,
+    value: 'DIR',
+    help: 'IMAGE may also name files below DIR (its own folder)',
+  },
+  'passphrase-file': {
+    type: 'string',
+    multiple: true,
+    value: 'FILE',
+    help: "as for mount: of IMAGE and the layers below, then of BASE's",
+  },
+  cache: {
+    type: 'string',
+    short: 't',
+    value: 'MODE',
+    help: "taken for qemu-img's sake; they change nothing",
+  },
+  'source-cache': {
+    type: 'string',
+    short: 'T',
+    value: 'MODE',
+    help: "taken for qemu-img's sake; they change nothing",
+  },
+} as const satisfies Options
 
-  -b, --backing BASE     the new backing file, as IMAGE is to name it: a relative name starts in the
-                         folder of IMAGE; "" for none
-  -F, --backing-format F the format of BASE (found by its bytes)
-  -u, --unsafe           change the name only: for a backing file that was moved or renamed. If BASE
-                         holds something else, the disk changes. With -F, BASE need not be there.
-      --force            also if other images need IMAGE
-  -p, --progress         show the progress although standard error is no terminal
-  -q, --quiet            print errors and warnings only
-  -f, --format F         {formats} (found by its bytes)
-      --allow-path DIR   IMAGE may also name files below DIR (its own folder)
-      --passphrase-file FILE  as for mount: of IMAGE and the layers below, then of BASE's
-  -t MODE, -T MODE       taken for qemu-img's sake; they change nothing
-
-Nobody else may have IMAGE open.
-
-Exit code: 0 done, 1 not done, 2 wrong usage.
-
-Example:
-  vimgfs rebase -b new-base.qcow2 overlay.qcow2
-`
+export const HELP: CommandHelp = {
+  usage: ['-b BASE [OPTION…] IMAGE'],
+  words: 'IMAGE',
+  summary: 'make it stand on another backing file',
+  text: [
+    `Makes IMAGE (qcow2 or vmdk) stand on BASE. Where the old backing file and BASE differ, IMAGE
+      first gets the old content, so its disk reads as before. Images with snapshots are refused,
+      because their snapshots would change.`,
+  ],
+  options: OPTIONS,
+  notes: ['Nobody else may have IMAGE open.'],
+  examples: ['vimgfs rebase -b new-base.qcow2 overlay.qcow2'],
+}

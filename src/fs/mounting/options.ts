@@ -41,11 +41,11 @@ const ACCEPTED = new Set([
 /** Accepted and ignored, with a value. */
 const ACCEPTED_VALUES = new Set(['comment', 'helper', 'uhelper', 'user'])
 
-const FLAGS = new Set([
+export const FLAGS = new Set([
   ...['allow_other', 'allow_root', 'default_permissions', 'force-share', 'growable', 'partitions'],
   'manage',
 ])
-const VALUES = new Set([
+export const VALUES = new Set([
   ...['uid', 'gid', 'umask', 'fsname', 'commit', 'scratch', 'scratch-dir', 'scratch-size'],
   'passthrough',
 ])
