@@ -100,8 +100,8 @@ export function virtualBytes(layer: LayerSpec): number {
   return round(diskBytes(layer) / SECTOR_BYTES) * SECTOR_BYTES
 }
 
-const takenBytes = ({ fd }: FileSpec): number =>
-  Number(fs.fstatSync(fd, { bigint: true }).blocks) * SECTOR_BYTES
+const takenBytes = ({ fd, source, sizeBytes }: FileSpec): number =>
+  source ? sizeBytes : Number(fs.fstatSync(fd, { bigint: true }).blocks) * SECTOR_BYTES
 
 export function describeSnapshot(snapshot: InternalSnapshot): SnapshotInfo {
   const { icount, guestNanoseconds } = snapshot

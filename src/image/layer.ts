@@ -5,8 +5,9 @@ import type { LayerSpec, Reference } from '../formats/format.js'
 import { formatOf } from '../formats/registry.js'
 import type { FileSpec, Timestamp } from '../io/file-spec.js'
 import { sizeOf } from '../io/libc.js'
-import type { OpenedFile } from '../io/named-file.js'
-import { FileStore } from '../io/store.js'
+import type { OpenedFile } from '../io/opened-file.js'
+import { FileStore, type Store } from '../io/store.js'
+import { remoteStore } from '../sources/registry.js'
 
 /** Returns the size of a layer's disk, in bytes. */
 export const diskBytes = (layer: LayerSpec): number => formatOf(layer).sizeBytes(layer)
@@ -70,12 +71,13 @@ export const lastModified = (files: readonly FileSpec[]): Timestamp =>
     .reduce((a, b) => ((a.seconds - b.seconds || a.nanoseconds - b.nanoseconds) < 0 ? b : a))
 
 /** Throws ImageError for a file whose size a number does not represent exactly. */
-export function fileSpec({ path, fd, stat }: OpenedFile): FileSpec {
+export function fileSpec({ path, fd, stat, source }: OpenedFile): FileSpec {
   if (isTooLarge(stat.size)) throw tooLarge(path, stat.size, { what: 'file', hint: SHRINK })
   const sizeBytes = stat.isBlockDevice() ? sizeOf(fd) : Number(stat.size)
   const hasName = stat.isFile() && stat.nlink > 0n
   const mode = Number(stat.mode & 0o777n)
   const times = { modified: timestamp(stat.mtimeNs), mode, gid: Number(stat.gid) }
+  if (source) return { path, fd, sizeBytes, allocatedBytes: sizeBytes, ...times, source }
   return { path, fd, sizeBytes, allocatedBytes: allocatedBytes(stat, sizeBytes), hasName, ...times }
 }
 
@@ -94,12 +96,18 @@ function allocatedBytes(stat: fs.BigIntStats, sizeBytes: number): number {
 
 /** Returns the space that a file takes now; `file` has the space at the time of opening. */
 export const allocatedNow = (file: FileSpec): number =>
-  allocatedBytes(fs.fstatSync(file.fd, { bigint: true }), file.sizeBytes)
+  file.source
+    ? file.allocatedBytes
+    : allocatedBytes(fs.fstatSync(file.fd, { bigint: true }), file.sizeBytes)
 
 /** Returns the time of a file's last write until now. */
 export const modifiedNow = (file: FileSpec): Timestamp =>
-  timestamp(fs.fstatSync(file.fd, { bigint: true }).mtimeNs)
+  file.source ? file.modified : timestamp(fs.fstatSync(file.fd, { bigint: true }).mtimeNs)
 
-export function storeOf(file: Pick<FileSpec, 'path' | 'fd' | 'sizeBytes'>): FileStore {
-  return new FileStore(file.path, file.fd, file.sizeBytes)
+/** A file of which a store is made. */
+export type StoredFile = Pick<FileSpec, 'path' | 'fd' | 'sizeBytes' | 'source'>
+
+/** Makes a store to read a file by, for the calling thread. */
+export function storeOf({ path, fd, sizeBytes, source }: StoredFile): Store {
+  return source ? remoteStore({ path, fd, sizeBytes, source }) : new FileStore(path, fd, sizeBytes)
 }

@@ -13,7 +13,7 @@ import type { Access } from '../io/named-file.js'
 import { type CacheSizes, ViewSet } from './reading/view-set.js'
 import { openChain } from './opening/open-chain.js'
 import { type ImageStores, openStores } from './opening/store-chain.js'
-import { LOCAL_FILES, type StoreSource } from './opening/store-source.js'
+import { OPENED_FILES, type StoreSource } from './opening/store-source.js'
 
 export interface OpenImageOptions
   extends Pick<
@@ -233,7 +233,7 @@ export async function openImage(
   const { access = 'read', passphrase, takesLocks = true, caches } = options
   const opened =
     typeof image === 'string'
-      ? { chain: openChain(image, { ...options, takesLocks, access }), source: LOCAL_FILES }
+      ? { chain: openChain(image, { ...options, takesLocks, access }), source: OPENED_FILES }
       : openStores(image, { ...options, access })
   const source: StoreSource = opened.source
   const closeFiles = () => {

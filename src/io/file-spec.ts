@@ -15,6 +15,16 @@ export interface FileSpec {
   readonly mode: number
   /** The group that it belongs to. */
   readonly gid: number
+  /**
+   * Where the bytes come from, if they do not come from `fd`: then `fd` only tells files apart, and reading it fails.
+   * Undefined for a file of this machine.
+   */
+  readonly source?: SourceSpec
+}
+
+/** How a thread reaches a file that is not on this machine: plain data, which `kind` (sources/registry.ts) understands. */
+export interface SourceSpec {
+  readonly kind: string
 }
 
 export interface Timestamp {

@@ -6,6 +6,7 @@ import fs from 'node:fs'
 import { constants } from 'node:os'
 import path from 'node:path'
 import { ImageError, inWords, SystemError } from '../errors.js'
+import { schemeOf } from '../sources/address.js'
 import { MAX_LINKS, openBeneath, pathOfDescriptor } from './beneath.js'
 import { AT_FDCWD, closeFile, errno, O_PATH, openAt, readLink } from './libc.js'
 
@@ -16,7 +17,12 @@ export interface Folder {
   readonly fd: number
   /** Its path when it was opened, without symbolic links; each byte is a latin1 character. */
   readonly path: string
+  /** Of a folder, or a file, that is not on this machine: its address. Then there is no descriptor. */
+  readonly address?: string
 }
+
+/** Returns the folder at an address, with what lies below it. */
+export const folderAt = (address: string): Folder => ({ fd: -1, path: '', address })
 
 /** Returns the names in the folder; none if it cannot be listed. */
 export function namesIn({ fd }: Folder): string[] {
@@ -33,14 +39,17 @@ const MAX_ATTEMPTS = 50
 const CHANGED = new Set(['ENOENT', 'ENOTDIR', 'ELOOP', 'EXDEV'])
 
 export function closeFolders(folders: readonly Folder[]): void {
-  for (const { fd } of folders) closeFile(fd)
+  for (const { fd, address } of folders) if (address === undefined) closeFile(fd)
 }
 
 /** Opens and holds the folders of `--allow-path`. Throws ImageError, and then holds none. */
 export function holdFolders(paths: readonly string[]): Folder[] {
   const held: Folder[] = []
   try {
-    for (const name of paths) held.push(folderOf(openFolder(AT_FDCWD, Buffer.from(name))))
+    for (const name of paths) {
+      const isRemote = schemeOf(name) !== undefined
+      held.push(isRemote ? folderAt(name) : folderOf(openFolder(AT_FDCWD, Buffer.from(name))))
+    }
     return held
   } catch (error) {
     closeFolders(held)
@@ -137,7 +146,9 @@ const folderOf = (fd: number): Folder => ({
 export function findWithin(file: string, allowed: readonly Folder[]): number | undefined {
   for (let attempt = 0; ; attempt++) {
     const real = realOf(file)
-    const folder = allowed.find(({ path }) => isWithin(real, path))
+    const folder = allowed.find(
+      ({ path, address }) => address === undefined && isWithin(real, path),
+    )
     // Before anything else: an image must not find out which files exist elsewhere.
     if (!folder) return undefined
     const place = openAt(AT_FDCWD, Buffer.from(file), O_PATH)

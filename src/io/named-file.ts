@@ -9,14 +9,35 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { ImageError, ImageInUse, inWords } from '../errors.js'
 import { pathOfDescriptor } from './beneath.js'
-import { closeFolders, findImage, findWithin, type Folder, holdFolders } from './folders.js'
+import {
+  closeFolders,
+  findImage,
+  findWithin,
+  type Folder,
+  folderAt,
+  holdFolders,
+} from './folders.js'
 import { closeFile } from './libc.js'
+import {
+  folderOfAddress,
+  isBelow,
+  resolvedAddress,
+  schemeOf,
+  shownAddress,
+} from '../sources/address.js'
+import {
+  closeSource,
+  isAddress,
+  kindOfAddress,
+  remoteStore,
+  type SourceKind,
+} from '../sources/registry.js'
+import type { Access, OpenedFile } from './opened-file.js'
 import { processesWithOpen } from './processes.js'
 
-const { O_RDONLY, O_RDWR, O_NONBLOCK, O_EXCL } = fs.constants
+export type { Access, OpenedFile } from './opened-file.js'
 
-/** 'write' includes reading. */
-export type Access = 'read' | 'write'
+const { O_RDONLY, O_RDWR, O_NONBLOCK, O_EXCL } = fs.constants
 
 /** Problems that also a reader of the image is told of: parts of it are lost, or it is marked corrupt. */
 export type ReadersProblem = 'LOSSES' | 'MARKED_CORRUPT'
@@ -32,13 +53,6 @@ export class WriteProtected extends ImageError {
   ) {
     super('READ_ONLY', message, { path, hint })
   }
-}
-
-export interface OpenedFile {
-  /** The name that was given, made absolute; symbolic links are not resolved. */
-  readonly path: string
-  readonly fd: number
-  readonly stat: fs.BigIntStats
 }
 
 /** Opens the regular file or block device that the user named. Throws ImageError. */
@@ -64,6 +78,8 @@ export function openImage(
   access: Access,
   allowPaths: readonly string[],
 ): OpenedImage {
+  const kind = kindOfAddress(name)
+  if (kind) return openRemote(name, kind, access, allowPaths)
   const file = path.resolve(name)
   if (!isText(file)) {
     throw new ImageError('UNSUPPORTED', NOT_TEXT, {
@@ -79,6 +95,28 @@ export function openImage(
     return { ...openPlace(found.place, file, access), folders: [...own, ...extra], own }
   } catch (error) {
     closeFolders([...own, ...extra])
+    throw error
+  }
+}
+
+/** Closes a file that is not a layer of a chain. */
+export function closeOpened({ fd, source }: OpenedFile): void {
+  fs.closeSync(fd)
+  closeSource(source)
+}
+
+function openRemote(
+  address: string,
+  kind: SourceKind,
+  access: Access,
+  allowPaths: readonly string[],
+): OpenedImage {
+  const extra = holdFolders(allowPaths)
+  try {
+    const own = [folderAt(folderOfAddress(address))]
+    return { ...kind.open(address, access), folders: [...own, ...extra], own }
+  } catch (error) {
+    closeFolders(extra)
     throw error
   }
 }
@@ -124,6 +162,9 @@ export function openNamed(name: string, naming: Naming, access: Access = 'read')
   // QEMU takes all that follows for a path, also with colons in it.
   const isPath = name.startsWith('file:')
   const plain = isPath ? name.slice('file:'.length) : name
+  if (!isPath && (isAddress(naming.by) || isAddress(plain))) {
+    return openNamedRemote(plain, naming, access)
+  }
   const beforeSlash = plain.split('/', 1)[0] as string
   if (!isPath && beforeSlash.includes(':')) {
     refuse(
@@ -174,6 +215,45 @@ export function openNamed(name: string, naming: Naming, access: Access = 'read')
   }
 }
 
+/**
+ * Opens a file by an address, or beside an image that has one. It must lie in the image's own folder, or below an address that the
+ * user allowed. Names of files of this machine are never opened here. Throws ImageError.
+ */
+function openNamedRemote(name: string, naming: Naming, access: Access): OpenedFile {
+  const { by, role, allowed } = naming
+  const refuse = (what: string, hint: string): never => {
+    throw new ImageError('REFUSED', `its ${role} "${name}" ${what}`, { path: by, hint })
+  }
+  if (schemeOf(name) === undefined && name.startsWith('/')) {
+    refuse(
+      'is a path on one machine, and this image comes from another one',
+      'give it a relative name there: vimgfs rebase -u',
+    )
+  }
+  const address = resolvedAddress(name, by)
+  const isAllowed = allowed.some(folder => folder.address && isBelow(address, folder.address))
+  if (!isAllowed) {
+    refuse(
+      isAddress(by) ? "lies outside the image's folder" : 'is not on this machine',
+      `allow it with --allow-path ${shownAddress(folderOfAddress(address))}`,
+    )
+  }
+  const kind = kindOfAddress(address)
+  if (!kind) return refuse('is no address', 'restore the image from a copy')
+  try {
+    return kind.open(address, access)
+  } catch (error) {
+    if (!(error instanceof ImageError) || error instanceof WriteProtected) throw error
+    const { hint } = error.context
+    throw new ImageError(
+      error.code,
+      `its ${role} "${name}" cannot be opened: ${error.message}`,
+      { path: by, ...(hint !== undefined && { hint }) },
+      { cause: error },
+    )
+  }
+}
+
 /** Reads all of a small file that an image names; undefined if it does not exist. Throws ImageError. */
 export function readIfThere(name: string, naming: Naming, maxBytes: number): Buffer | undefined {
   let file: OpenedFile
@@ -191,9 +271,13 @@ export function readIfThere(name: string, naming: Naming, maxBytes: number): Buf
       throw new ImageError('CORRUPT', what, { path: naming.by })
     }
     const bytes = Buffer.alloc(Number(size))
-    return bytes.subarray(0, fs.readSync(file.fd, bytes, 0, bytes.length, 0))
+    const { path, fd, source } = file
+    const got = source
+      ? remoteStore({ path, fd, sizeBytes: bytes.length, source }).read(bytes, 0, bytes.length, 0)
+      : fs.readSync(fd, bytes, 0, bytes.length, 0)
+    return bytes.subarray(0, got)
   } finally {
-    fs.closeSync(file.fd)
+    closeOpened(file)
   }
 }
 
@@ -214,7 +298,7 @@ export function openFirst(
     try {
       const file = openNamed(name, naming, access)
       if (fits(file, name)) return file
-      fs.closeSync(file.fd)
+      closeOpened(file)
       isUnfit = true
     } catch (error) {
       if (name === names[0] && fs.existsSync(path.resolve(path.dirname(naming.by), name)))

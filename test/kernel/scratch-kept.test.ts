@@ -11,7 +11,7 @@ import { basename, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { filesOf } from '../../src/image/scratch/scratch-layer.js'
-import { LOCAL_FILES } from '../../src/image/opening/store-source.js'
+import { OPENED_FILES } from '../../src/image/opening/store-source.js'
 import {
   attemptIn,
   hasEnded,
@@ -211,7 +211,7 @@ t.test('after kill -9 the overlay has leaks at worst, and what was synced', skip
 t.test(
   'it is written as any image that is mounted, so power cuts leave leaks at worst',
   async t => {
-    t.equal(filesOf({ isKept: true }), LOCAL_FILES)
-    t.not(filesOf({ isKept: false }), LOCAL_FILES)
+    t.equal(filesOf({ isKept: true }), OPENED_FILES)
+    t.not(filesOf({ isKept: false }), OPENED_FILES)
   },
 )

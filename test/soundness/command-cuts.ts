@@ -1,11 +1,11 @@
 /**
  * Cuts the power, or makes a call fail, while a command changes image files in place. The command runs as a whole on files in a
- * folder; all that it writes goes through the stores of LOCAL_FILES, which record it or fail here.
+ * folder; all that it writes goes through the stores of OPENED_FILES, which record it or fail here.
  */
 import { cpSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { SystemError } from '../../src/errors.js'
-import { LOCAL_FILES } from '../../src/image/opening/store-source.js'
+import { OPENED_FILES } from '../../src/image/opening/store-source.js'
 import type { WritableStore } from '../../src/io/store.js'
 import {
   type Fault,
@@ -47,13 +47,13 @@ export interface ChangeCutOptions {
 
 /** Runs `act` while all files that it writes are wrapped. */
 export async function wrappingWrites<T>(wrap: Wrap, act: () => Promise<T>): Promise<T> {
-  const { writable } = LOCAL_FILES
-  LOCAL_FILES.writable = (file, size) =>
-    wrap(writable.call(LOCAL_FILES, file, size), basename(file.path))
+  const { writable } = OPENED_FILES
+  OPENED_FILES.writable = (file, size) =>
+    wrap(writable.call(OPENED_FILES, file, size), basename(file.path))
   try {
     return await act()
   } finally {
-    LOCAL_FILES.writable = writable
+    OPENED_FILES.writable = writable
   }
 }
 

@@ -4,7 +4,7 @@ import type { LayerSpec, NewReference } from '../../formats/format.js'
 import { formatOf } from '../../formats/registry.js'
 import { closeChain } from '../opening/chain.js'
 import { openChain } from '../opening/open-chain.js'
-import { LOCAL_FILES } from '../opening/store-source.js'
+import { OPENED_FILES } from '../opening/store-source.js'
 
 /** Throws ImageError if the format of the image cannot change it. */
 export function requireChangeable(top: LayerSpec): void {
@@ -33,7 +33,7 @@ export function rewriteReference(
   try {
     const [layer] = opened.layers
     requireChangeable(layer)
-    const store = LOCAL_FILES.writable(layer, BigInt64Array.of(BigInt(layer.sizeBytes)))
+    const store = OPENED_FILES.writable(layer, BigInt64Array.of(BigInt(layer.sizeBytes)))
     formatOf(layer).writing?.changeReference?.(layer, store, reference)
   } finally {
     closeChain(opened)

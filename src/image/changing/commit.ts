@@ -17,7 +17,7 @@ import { ViewSet } from '../reading/view-set.js'
 import { diskBytes, filesOf, layerOfFile, referenceOf } from '../layer.js'
 import { namingItsMount, unlessMounted } from '../opening/mounted.js'
 import { openChain } from '../opening/open-chain.js'
-import { LOCAL_FILES } from '../opening/store-source.js'
+import { OPENED_FILES } from '../opening/store-source.js'
 import { requireUnneeded } from '../opening/write-protection.js'
 import { openWrittenSet, SINGLE_THREAD_CACHES } from '../writing/written-set.js'
 
@@ -290,7 +290,7 @@ async function makeEmpty([top]: Layers): Promise<boolean> {
   const opened = openChain(top.path, { format: top.format, describe: 'image', access: 'write' })
   try {
     const size = BigInt64Array.of(BigInt(top.sizeBytes))
-    await writing.makeEmpty(opened.layers[0], LOCAL_FILES.writable(opened.layers[0], size))
+    await writing.makeEmpty(opened.layers[0], OPENED_FILES.writable(opened.layers[0], size))
   } finally {
     closeChain(opened)
   }

@@ -15,7 +15,7 @@ import { nextData, nextHole } from '../reading/holes.js'
 import { diskBytes, fileSpec } from '../layer.js'
 import { unlessMounted } from '../opening/mounted.js'
 import { openChain } from '../opening/open-chain.js'
-import { LOCAL_FILES } from '../opening/store-source.js'
+import { OPENED_FILES } from '../opening/store-source.js'
 import { openWrittenSet } from '../writing/written-set.js'
 import { lookupAt } from '../reading/engine.js'
 
@@ -252,7 +252,7 @@ function resizedImage({ layers: [layer] }: Chain): ResizedImage {
   const storeOf = (file: FileSpec) => {
     const stat = fs.fstatSync(file.fd, { bigint: true })
     const { sizeBytes } = fileSpec({ path: file.path, fd: file.fd, stat })
-    return LOCAL_FILES.writable(file, BigInt64Array.of(BigInt(sizeBytes)))
+    return OPENED_FILES.writable(file, BigInt64Array.of(BigInt(sizeBytes)))
   }
   return { layer, store: storeOf(layer), storeOf }
 }

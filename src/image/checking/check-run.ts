@@ -5,7 +5,7 @@ import type { CheckedImage, FormatChecking, LayerSpec, RepairKind } from '../../
 import { formatOf } from '../../formats/registry.js'
 import type { FileSpec } from '../../io/file-spec.js'
 import type { WritableStore } from '../../io/store.js'
-import { LOCAL_FILES } from '../opening/store-source.js'
+import { OPENED_FILES } from '../opening/store-source.js'
 
 /** The result of a check, or of a repair with the check after it. */
 export type Found = Pick<RepairResult, 'after'> & Partial<RepairResult>
@@ -36,7 +36,7 @@ function checkedImage({ layer, obstacle }: CheckSetup, checking: FormatChecking)
   // Extents in one file share a store.
   const storeOf = (file: FileSpec): WritableStore => {
     const size = BigInt64Array.of(BigInt(file.sizeBytes))
-    const store = stores.get(file.fd) ?? LOCAL_FILES.writable(file, size)
+    const store = stores.get(file.fd) ?? OPENED_FILES.writable(file, size)
     stores.set(file.fd, store)
     return store
   }

@@ -1,10 +1,9 @@
 /** Checks and repairs an image with the functions of its format. */
-import fs from 'node:fs'
 import type { CheckOptions } from '../../formats/check/report.js'
 import type { Format, FormatChecking, LayerSpec, RepairKind } from '../../formats/format.js'
 import { guessFormat } from '../../formats/raw/guess.js'
 import { findFormat } from '../../formats/registry.js'
-import { type Access, openGiven, WriteProtected } from '../../io/named-file.js'
+import { type Access, closeOpened, openGiven, WriteProtected } from '../../io/named-file.js'
 import { isLongWork, runApart } from './apart.js'
 import { type Chain, closeChain } from '../opening/chain.js'
 import { type Found, runCheck } from './check-run.js'
@@ -89,7 +88,7 @@ export function formatOfImage(name: string, stated: string | undefined): Format 
   try {
     return guessFormat(storeOf(fileSpec(file)))
   } finally {
-    fs.closeSync(file.fd)
+    closeOpened(file)
   }
 }
 

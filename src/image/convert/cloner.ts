@@ -23,8 +23,10 @@ export function mayBeCloned(disk: ConvertedDisk): boolean {
   const at = cursor.zerosUntil(0)
   const [piece] = cursor.within(at, at + 1)
   const place = piece?.extent.kind === 'data' ? disk.placeOf(piece.extent) : undefined
-  return place?.isPlain === true && hasReflinks(place.file.fd)
+  return place?.isPlain === true && canClone(place.file)
 }
+
+const canClone = ({ fd, source }: FileSpec): boolean => !source && hasReflinks(fd)
 
 export class Cloner {
   private isPossible = true
@@ -100,7 +102,7 @@ export class Cloner {
   private isCloneable(file: FileSpec): boolean {
     let known = this.known.get(file)
     if (known === undefined) {
-      known = hasReflinks(file.fd)
+      known = canClone(file)
       this.known.set(file, known)
     }
     return known

@@ -162,7 +162,9 @@ class DirectCopy {
 
   private *parts(piece: Piece, from: number, end: number): Generator<CopyJob> {
     const { extent } = piece
-    const place = extent.kind === 'zero' ? undefined : this.source.placeOf(extent)
+    const found = extent.kind === 'zero' ? undefined : this.source.placeOf(extent)
+    // The helpers read by descriptors.
+    const place = found?.file.source ? undefined : found
     const isAll = from === piece.offset && end === from + piece.length
     if (isAll && extent.kind === 'packed' && piece.length === extent.wholeBytes) {
       const { numbers } = extent.job

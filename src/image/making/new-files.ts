@@ -16,7 +16,7 @@ import type { WritableStore } from '../../io/store.js'
 import { removeAtEnd, keepAtEnd } from '../opening/removed-at-end.js'
 import { namingItsMount } from '../opening/mounted.js'
 import { type MainWith, replaceWhole } from './replacing-names.js'
-import { LOCAL_FILES } from '../opening/store-source.js'
+import { OPENED_FILES } from '../opening/store-source.js'
 
 export interface NewFilesOptions {
   /** Whether files that exist already may be replaced. */
@@ -112,7 +112,7 @@ export class NewFiles {
     try {
       const made = { ...create(final, this.options.openUnnamed), path: final, replaced }
       const size = new SharedArrayBuffer(8)
-      const store = LOCAL_FILES.writable(made, new BigInt64Array(size))
+      const store = OPENED_FILES.writable(made, new BigInt64Array(size))
       const pending = { ...made, store, size }
       this.pending.push(pending)
       if (replaced !== undefined) takeOver(made.fd, replaced)

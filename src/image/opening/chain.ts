@@ -1,7 +1,8 @@
 /** An image with all its layers, as plain data that can be sent to worker threads. */
 import fs from 'node:fs'
 import type { ExternalSnapshot, InternalSnapshot, LayerSpec } from '../../formats/format.js'
-import type { Access } from '../../io/named-file.js'
+import type { Access } from '../../io/opened-file.js'
+import { closeSource } from '../../sources/registry.js'
 import { filesOf } from '../layer.js'
 import type { LayerSnapshot } from '../snapshots/layer-snapshots.js'
 
@@ -57,6 +58,9 @@ export interface OpenOptions {
 
 export function closeChain(chain: Pick<Chain, 'layers'>): void {
   for (const layer of chain.layers) {
-    for (const { fd } of filesOf(layer)) fs.closeSync(fd)
+    for (const { fd, source } of filesOf(layer)) {
+      fs.closeSync(fd)
+      closeSource(source)
+    }
   }
 }

@@ -41,6 +41,8 @@ export interface WatchedFile {
 export function watchedFiles(layers: readonly LayerSpec[]): WatchedFile[] {
   const files = new Map(layers.flatMap(filesOf).map(file => [file.fd, file as FileSpec]))
   return [...files.values()].flatMap(file => {
+    // A source notices by itself that its object has changed.
+    if (file.source) return []
     const now = stateOfDescriptor(file.fd)
     if (!now) return []
     const { seconds, nanoseconds } = file.modified

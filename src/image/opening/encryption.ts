@@ -9,7 +9,7 @@ import { formatOf } from '../../formats/registry.js'
 import type { Chain } from './chain.js'
 import { isPossibleLuks } from '../../formats/luks-area.js'
 import { recoverChain } from './recovery.js'
-import { LOCAL_FILES, type StoreSource } from './store-source.js'
+import { OPENED_FILES, type StoreSource } from './store-source.js'
 
 /**
  * Asks for the passphrase of the image at `path`. Returns one or more candidates, the likeliest first. They are wiped after
@@ -25,7 +25,7 @@ export type AskPassphrase = (path: string, method: EncryptionMethod) => Promise<
 export async function unlockChain(
   chain: Chain,
   ask: AskPassphrase,
-  source: StoreSource = LOCAL_FILES,
+  source: StoreSource = OPENED_FILES,
 ): Promise<Chain> {
   const layers: LayerSpec[] = []
   const warnings = [...chain.warnings]
@@ -63,7 +63,7 @@ export async function unlockAgain(chain: Chain, before: Chain): Promise<Chain> {
       const known = before.layers[index]?.encryption
       const spec =
         known?.spec && headerArea && method === known.method
-          ? await reuseLuks1(LOCAL_FILES.readable(layer), headerArea, known.spec.key)
+          ? await reuseLuks1(OPENED_FILES.readable(layer), headerArea, known.spec.key)
           : undefined
       if (spec) return { ...layer, encryption: { ...layer.encryption, spec } }
       throw new ImageError('REFUSED', 'it is encrypted, and may have another key now', {

@@ -91,11 +91,11 @@ class ChainOpener {
     const snapshots = internalSnapshots?.read(storeOf(layers[0]), layers[0].spec) ?? []
     const externalSnapshots = this.externalSnapshots(layers, file.own)
     const isWritable = access === 'write'
-    if (isWritable || !options.describe) {
+    if (!file.source && (isWritable || !options.describe)) {
       checkForeignLocks(layers[0], this.allowed, access, this.warn)
     }
     const isProtected = isWritable && (!options.describe || options.changesDisk === true)
-    if (isProtected && !options.force && !file.stat.isBlockDevice()) {
+    if (isProtected && !options.force && !file.stat.isBlockDevice() && !file.source) {
       const frozen = externalSnapshots.filter(({ layer }) => layer === 0)
       requireUnneeded(layers[0], frozen, file.own)
     }

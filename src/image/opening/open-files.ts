@@ -8,6 +8,7 @@ import type { Folder } from '../../io/folders.js'
 import { isWrittenByOthers, lockImage } from '../../io/locks.js'
 import {
   type Access,
+  closeOpened,
   type OpenedFile,
   openFirst,
   openNamed,
@@ -43,12 +44,14 @@ export class OpenFiles {
     for (const file of this.opened.splice(count)) OpenFiles.close(file)
   }
 
-  static close({ fd }: OpenedFile): void {
-    fs.closeSync(fd)
+  static close(file: OpenedFile): void {
+    closeOpened(file)
   }
 
   /** Keeps others from writing the file, or from using it at all. Throws ImageInUse. */
-  lock({ fd, path }: OpenedFile, access: Access): void {
+  lock({ fd, path, source }: OpenedFile, access: Access): void {
+    // Locks are for programs of this machine.
+    if (source) return
     if (this.takesLocks) {
       const warning = lockImage(fd, path, access)
       if (warning !== undefined) this.warn(warning)

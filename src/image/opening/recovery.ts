@@ -2,7 +2,7 @@
 import { ImageError } from '../../errors.js'
 import { WriteProtected } from '../../io/named-file.js'
 import type { Chain } from './chain.js'
-import { LOCAL_FILES, type StoreSource } from './store-source.js'
+import { OPENED_FILES, type StoreSource } from './store-source.js'
 import { formatOf } from '../../formats/registry.js'
 import { readOnlyWarning } from '../../formats/way-out.js'
 
@@ -10,7 +10,7 @@ import { readOnlyWarning } from '../../formats/way-out.js'
  * Corrects the counts of an image that was not closed cleanly. Everything that can refuse the image must come before. If it
  * fails, the chain becomes read-only with a warning, or, if writing is required, it throws ImageError.
  */
-export function recoverChain(chain: Chain, source: StoreSource = LOCAL_FILES): Chain {
+export function recoverChain(chain: Chain, source: StoreSource = OPENED_FILES): Chain {
   const { recovery, ...rest } = chain
   const [top, ...below] = chain.layers
   const format = formatOf(top)

@@ -53,14 +53,15 @@ function settled(layer: LayerSpec): Read {
 }
 
 function readOnce(layer: LayerSpec): Read {
-  const { path, fd } = layer
+  const { path, fd, source } = layer
   const { sizeBytes, allocatedBytes, modified } = fileSpec({
     path,
     fd,
     stat: fs.fstatSync(fd, { bigint: true }),
+    ...(source && { source }),
   })
   const { internalSnapshots } = formatOf(layer)
-  const store = storeOf({ path, fd, sizeBytes })
+  const store = storeOf({ path, fd, sizeBytes, ...(source && { source }) })
   const spec = internalSnapshots ? internalSnapshots.reread(store) : layer.spec
   const snapshots = internalSnapshots?.read(store, spec) ?? []
   return { layer: { ...layer, sizeBytes, allocatedBytes, modified, spec }, snapshots }

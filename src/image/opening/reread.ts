@@ -11,14 +11,15 @@ import { fileSpec, storeOf } from '../layer.js'
  */
 export function reread(chain: Chain): Chain {
   const [top, ...below] = chain.layers
-  const { path, fd } = top
+  const { path, fd, source } = top
   const { sizeBytes, allocatedBytes, modified } = fileSpec({
     path,
     fd,
     stat: fs.fstatSync(fd, { bigint: true }),
+    ...(source && { source }),
   })
   const { internalSnapshots } = formatOf(top)
-  const store = storeOf({ path, fd, sizeBytes })
+  const store = storeOf({ path, fd, sizeBytes, ...(source && { source }) })
   const spec = internalSnapshots ? internalSnapshots.reread(store) : top.spec
   const layer: LayerSpec = { ...top, sizeBytes, allocatedBytes, modified, spec }
   const snapshots = internalSnapshots?.read(store, spec) ?? []

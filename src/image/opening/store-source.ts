@@ -3,6 +3,7 @@ import type { LayerSpec } from '../../formats/format.js'
 import type { StoreCipher } from '../../io/cipher-store.js'
 import type { FileSpec } from '../../io/file-spec.js'
 import { type Store, WritableFileStore, type WritableStore } from '../../io/store.js'
+import { writableRemoteStore } from '../../sources/registry.js'
 import { storeOf } from '../layer.js'
 
 /** A store that may notice that another process has made it shorter. */
@@ -11,13 +12,16 @@ export type WrittenStore = WritableStore & Partial<Pick<WritableFileStore, 'requ
 export interface StoreSource {
   readable(file: FileSpec): Store
   /** @param size the file's size in bytes, which all threads share */
-  writable(file: Pick<FileSpec, 'path' | 'fd'>, size: BigInt64Array): WrittenStore
+  writable(file: Pick<FileSpec, 'path' | 'fd' | 'source'>, size: BigInt64Array): WrittenStore
   /** How the data of a layer are decrypted, where that is not by the layer's own key. */
   cipher?(layer: LayerSpec): StoreCipher | undefined
 }
 
-/** Files of this machine, by their descriptors. */
-export const LOCAL_FILES: StoreSource = {
+/** Files that were opened by their names: files of this machine by their descriptors, others by their sources. */
+export const OPENED_FILES: StoreSource = {
   readable: storeOf,
-  writable: ({ path, fd }, size) => new WritableFileStore(path, fd, size),
+  writable: ({ path, fd, source }, size) =>
+    source
+      ? writableRemoteStore({ path, fd, sizeBytes: Number(size[0]), source }, size)
+      : new WritableFileStore(path, fd, size),
 }

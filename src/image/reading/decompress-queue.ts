@@ -9,7 +9,7 @@
  * The helper keeps no state between jobs. If it comes late, it finds nothing READY and sleeps.
  */
 import { atOffset } from '../../errors.js'
-import type { FileStore } from '../../io/store.js'
+import type { Store } from '../../io/store.js'
 import { currentThread, isThreadAlive } from '../../io/threads.js'
 import type { Extent } from '../../formats/driver.js'
 import { FORMAT_NAMES, findFormat } from '../../formats/registry.js'
@@ -141,7 +141,7 @@ export class DecompressQueue {
 }
 
 /** Runs the helper's side, for all workers. Never returns. */
-export function serveQueues(memories: readonly QueueMemory[], stores: readonly FileStore[]): never {
+export function serveQueues(memories: readonly QueueMemory[], stores: readonly Store[]): never {
   const queues = memories.map(({ board, target }) => ({
     board: new Int32Array(board),
     target: Buffer.from(target),
@@ -156,7 +156,7 @@ export function serveQueues(memories: readonly QueueMemory[], stores: readonly F
   }
 }
 
-function helpOne(board: Int32Array, target: Buffer, stores: readonly FileStore[]): void {
+function helpOne(board: Int32Array, target: Buffer, stores: readonly Store[]): void {
   for (let index = MAX_JOBS - 1; index >= 0; index--) {
     const job = index * JOB_WORDS
     if (Atomics.compareExchange(board, job, READY, TAKEN) !== READY) continue // rule (2)
@@ -165,12 +165,7 @@ function helpOne(board: Int32Array, target: Buffer, stores: readonly FileStore[]
   }
 }
 
-function help(
-  board: Int32Array,
-  job: number,
-  target: Buffer,
-  stores: readonly FileStore[],
-): boolean {
+function help(board: Int32Array, job: number, target: Buffer, stores: readonly Store[]): boolean {
   const word = (index: number) => board[job + index] as number
   const store = stores[word(WORD.store)]
   const format = findFormat(FORMAT_NAMES[word(WORD.format)] ?? '')

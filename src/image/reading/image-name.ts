@@ -2,6 +2,7 @@
 import fs from 'node:fs'
 import { ImageError, printable } from '../../errors.js'
 import type { CatalogEntry } from '../catalog.js'
+import { isAddress } from '../../sources/registry.js'
 import { stemOf } from '../file-names.js'
 
 export interface ImageName {
@@ -26,6 +27,8 @@ export function splitImageName(name: string): ImageName {
 
 /** Reports whether the name leads to something that is no folder. */
 export function isFile(name: string): boolean {
+  // Whether there is anything at an address is known when it is opened. A query may contain anything.
+  if (isAddress(name)) return name.includes('?') || !/^[^/]+\/\/[^/]*\/.*@[^/]*$/.test(name)
   try {
     return !fs.statSync(name).isDirectory()
   } catch {

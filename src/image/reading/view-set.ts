@@ -16,7 +16,7 @@ import { formatOf } from '../../formats/registry.js'
 import type { WritableDisk } from '../../formats/writable.js'
 import { CipherStore, WritableCipherStore } from '../../io/cipher-store.js'
 import type { FileSpec } from '../../io/file-spec.js'
-import type { FileStore, Store, WritableStore } from '../../io/store.js'
+import type { Store, WritableStore } from '../../io/store.js'
 import type { CatalogEntry } from '../catalog.js'
 import type { DiskMemory } from '../writing/disk-memory.js'
 import { cipherOf } from '../opening/encryption.js'
@@ -25,7 +25,7 @@ import { PartitionDisk } from '../writing/partition-disk.js'
 import { SharedDisk } from '../writing/shared-disk.js'
 import type { WritableView } from '../writing/write-engine.js'
 import { ShiftedDriver } from './shifted-driver.js'
-import { LOCAL_FILES, type StoreSource, type WrittenStore } from '../opening/store-source.js'
+import { OPENED_FILES, type StoreSource, type WrittenStore } from '../opening/store-source.js'
 
 export interface CacheSizes {
   /** Bytes of tables. */
@@ -93,7 +93,7 @@ export class ViewSet {
       clusters: new Float64Array(STATISTICS),
     },
     writing?: Writing,
-    private readonly source: StoreSource = LOCAL_FILES,
+    private readonly source: StoreSource = OPENED_FILES,
     private readonly base?: View,
   ) {
     const pool = writing?.memory.pool && new TablePool(writing.memory.pool)
@@ -241,7 +241,7 @@ export class ViewSet {
 }
 
 /** The stores that compressed bytes are read from, by the numbers that extents of the layers' views have. */
-export const packedStores = (layers: readonly LayerSpec[]): FileStore[] =>
+export const packedStores = (layers: readonly LayerSpec[]): Store[] =>
   [...layers, ...layers.flatMap(({ extentFiles = [] }) => extentFiles)].map(storeOf)
 
 /** Returns `length` bytes of a disk from `offset` on, as a disk. */

@@ -15,7 +15,7 @@ import { diskBytes, filesFrom, referenceOf, storeOf } from '../layer.js'
 import { NewFiles } from '../making/new-files.js'
 import { beginImage, targetOf } from '../making/new-image.js'
 import { openChain } from '../opening/open-chain.js'
-import { LOCAL_FILES } from '../opening/store-source.js'
+import { OPENED_FILES } from '../opening/store-source.js'
 import { ViewSet } from '../reading/view-set.js'
 import { SINGLE_THREAD_CACHES } from '../writing/written-set.js'
 
@@ -126,7 +126,7 @@ function compareNotes(overlay: LayerSpec, chain: Chain, isNew: boolean): void {
   if (found?.equals(note)) return
   if (isNew || isEmpty(overlay)) {
     const size = BigInt64Array.of(BigInt(overlay.sizeBytes))
-    baseNote.write(overlay.spec, LOCAL_FILES.writable(overlay, size), note)
+    baseNote.write(overlay.spec, OPENED_FILES.writable(overlay, size), note)
     return
   }
   const image = chain.layers[0].path

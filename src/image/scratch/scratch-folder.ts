@@ -2,8 +2,11 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import { ImageError, inWords } from '../../errors.js'
+import type { FileSpec } from '../../io/file-spec.js'
 import { openUnnamed } from '../../io/unnamed-file.js'
 
+/** For images that are not on this machine. */
+const REMOTE_FOLDER = '/var/tmp'
 const O_PATH = 0o10000000
 const { O_DIRECTORY } = fs.constants
 /** The types of statfs(2) of file systems that keep files in memory: tmpfs, which devtmpfs is, too, and ramfs. */
@@ -23,10 +26,11 @@ export interface ScratchFolder {
  * @param named the folder that the user named
  */
 export function openScratchFolder(
-  image: { readonly path: string; readonly fd: number },
+  image: Pick<FileSpec, 'path' | 'fd' | 'source'>,
   named: string | undefined,
 ): ScratchFolder {
-  const folder = named === undefined ? folderOf(image.path) : path.resolve(named)
+  const own = image.source ? REMOTE_FOLDER : folderOf(image.path)
+  const folder = named === undefined ? own : path.resolve(named)
   const hint = `name ${named === undefined ? 'a' : 'another'} folder with -o scratch-dir=DIR`
   const refuse = (what: string): never => {
     throw new ImageError('REFUSED', what, { path: folder, hint })

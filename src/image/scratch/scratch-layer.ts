@@ -5,7 +5,7 @@ import type { FormatWriting, LayerEncryption, LayerSpec } from '../../formats/fo
 import { SCRATCH_FORMAT } from '../../formats/registry.js'
 import type { WritableDisk } from '../../formats/writable.js'
 import { createDiskMemory, type DiskMemory } from '../writing/disk-memory.js'
-import { LOCAL_FILES, type StoreSource } from '../opening/store-source.js'
+import { OPENED_FILES, type StoreSource } from '../opening/store-source.js'
 import { type CacheSizes, ViewSet } from '../reading/view-set.js'
 import type { ChangeWatch } from '../opening/change-watch.js'
 import type { WritableView } from '../writing/write-engine.js'
@@ -74,7 +74,7 @@ export function shareScratchLayer(
 
 /** Returns what opens the file: of a layer that is kept, as that of an image that is mounted. */
 export const filesOf = ({ isKept }: Pick<ScratchLayer, 'isKept'>): StoreSource =>
-  isKept ? LOCAL_FILES : SCRATCH_FILES
+  isKept ? OPENED_FILES : SCRATCH_FILES
 
 export interface ScratchDisk {
   readonly disk: WritableDisk

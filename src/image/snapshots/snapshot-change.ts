@@ -2,7 +2,7 @@
 import type { InternalSnapshots, LayerSpec } from '../../formats/format.js'
 import { formatOf } from '../../formats/registry.js'
 import type { NewSnapshot, SnapshotWriter, SnapshotWriting } from '../../formats/snapshot-writer.js'
-import { LOCAL_FILES } from '../opening/store-source.js'
+import { OPENED_FILES } from '../opening/store-source.js'
 
 export type SnapshotChange =
   | { readonly kind: 'create'; readonly snapshot: NewSnapshot }
@@ -34,7 +34,7 @@ export function makeChange(
   change: SnapshotChange,
   options: SnapshotWriting,
 ): boolean {
-  const store = LOCAL_FILES.writable(layer, BigInt64Array.of(BigInt(layer.sizeBytes)))
+  const store = OPENED_FILES.writable(layer, BigInt64Array.of(BigInt(layer.sizeBytes)))
   switch (change.kind) {
     case 'create':
       writer.create(store, received(change.snapshot), options)

@@ -20,7 +20,7 @@ import {
   snapshotBeforeRevert,
   type SnapshotName,
 } from './snapshot-names.js'
-import { LOCAL_FILES } from '../opening/store-source.js'
+import { OPENED_FILES } from '../opening/store-source.js'
 
 export type { SnapshotName } from './snapshot-names.js'
 
@@ -38,7 +38,7 @@ export class SnapshotImage {
   ) {
     this.warnings = chain.warnings
     const [layer] = chain.layers
-    const store = LOCAL_FILES.writable(layer, BigInt64Array.of(BigInt(layer.sizeBytes)))
+    const store = OPENED_FILES.writable(layer, BigInt64Array.of(BigInt(layer.sizeBytes)))
     this.snapshots = formatOf(layer).internalSnapshots?.read(store, layer.spec) ?? []
   }
 
