@@ -21,6 +21,9 @@ export function stemOf(image: string): string {
 /** Suffixes that give the format of an image and are not part of its name. */
 const IMAGE_SUFFIX = /^\.(qcow2?|vmdk|raw|img|image|cow|qed|vhdx?|vdi|hdd|dd)$/i
 
+/** Reports whether the suffix of a file's name is that of an image. */
+export const hasImageSuffix = (name: string): boolean => IMAGE_SUFFIX.test(path.extname(name))
+
 /**
  * Returns the name of a layer's file without its folder and without the suffix of an image. It keeps other suffixes, because
  * they may be all that tells two layers apart: libvirt calls an external snapshot `disk.NAME`.

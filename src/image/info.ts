@@ -6,6 +6,7 @@ import fs from 'node:fs'
 import type { ExternalSnapshot, InternalSnapshot, LayerSpec } from '../formats/format.js'
 import { beside, cText, type InfoFields } from '../formats/info-fields.js'
 import { formatOf } from '../formats/registry.js'
+import { memberOfPath, pathInArchive, splitArchiveName } from '../io/archive-name.js'
 import type { FileSpec } from '../io/file-spec.js'
 import { type Chain, closeChain, type OpenOptions } from './opening/chain.js'
 import { diskBytes, filesOf, referenceOf, storeOf } from './layer.js'
@@ -51,7 +52,7 @@ export function describe(
 ): ImageInfo[] {
   const chain = openChain(image, { ...options, describe: withBackingChain ? 'chain' : 'image' })
   try {
-    let filename = image
+    let filename = nameOfDisk(image, chain.layers[0])
     return chain.layers.slice(0, chain.depth).map((layer, depth) => {
       const info = describeLayer(layer, filename, depth === 0 ? chain : undefined, warn)
       const reference = referenceOf(layer)
@@ -100,8 +101,12 @@ export function virtualBytes(layer: LayerSpec): number {
   return round(diskBytes(layer) / SECTOR_BYTES) * SECTOR_BYTES
 }
 
-const takenBytes = ({ fd, source, sizeBytes }: FileSpec): number =>
-  source ? sizeBytes : Number(fs.fstatSync(fd, { bigint: true }).blocks) * SECTOR_BYTES
+const takenBytes = ({ fd, source, part, sizeBytes, allocatedBytes }: FileSpec): number =>
+  source
+    ? sizeBytes
+    : part
+      ? allocatedBytes
+      : Number(fs.fstatSync(fd, { bigint: true }).blocks) * SECTOR_BYTES
 
 export function describeSnapshot(snapshot: InternalSnapshot): SnapshotInfo {
   const { icount, guestNanoseconds } = snapshot
@@ -141,6 +146,15 @@ const NANOSECONDS = 1_000_000_000n
 /** The most bytes of a snapshot's name and of its id that QEMU keeps. */
 const MAX_NAME_BYTES = 255
 const MAX_ID_BYTES = 127
+
+/**
+ * Returns the name of a disk in an archive as paths are taken apart, with the archive as the user named it; of other images `name`
+ * as it is.
+ */
+export function nameOfDisk(name: string, { part, path }: LayerSpec): string {
+  if (!part) return name
+  return pathInArchive(splitArchiveName(name)?.archive ?? name, memberOfPath(path, part.path))
+}
 
 /** Returns the path of the backing file relative to the folder from which `file` was named. After `file:` all is a path. */
 export const besideFile = (file: string, name: string): string => {

@@ -6,6 +6,7 @@ import { formatOf } from '../formats/registry.js'
 import type { FileSpec, Timestamp } from '../io/file-spec.js'
 import { sizeOf } from '../io/libc.js'
 import type { OpenedFile } from '../io/opened-file.js'
+import { PartStore } from '../io/part-store.js'
 import { FileStore, type Store } from '../io/store.js'
 import { remoteStore } from '../sources/registry.js'
 
@@ -71,7 +72,16 @@ export const lastModified = (files: readonly FileSpec[]): Timestamp =>
     .reduce((a, b) => ((a.seconds - b.seconds || a.nanoseconds - b.nanoseconds) < 0 ? b : a))
 
 /** Throws ImageError for a file whose size a number does not represent exactly. */
-export function fileSpec({ path, fd, stat, source }: OpenedFile): FileSpec {
+export function fileSpec({ part, ...file }: OpenedFile): FileSpec {
+  const whole = wholeSpec(file)
+  if (!part) return whole
+  const { sizeBytes, startAt } = part
+  const allocatedBytes = Math.min(whole.allocatedBytes, sizeBytes)
+  const place = { path: part.path, startAt, wholeBytes: whole.sizeBytes }
+  return { ...whole, path: file.path, sizeBytes, allocatedBytes, part: place }
+}
+
+function wholeSpec({ path, fd, stat, source }: Omit<OpenedFile, 'part'>): FileSpec {
   if (isTooLarge(stat.size)) throw tooLarge(path, stat.size, { what: 'file', hint: SHRINK })
   const sizeBytes = stat.isBlockDevice() ? sizeOf(fd) : Number(stat.size)
   const hasName = stat.isFile() && stat.nlink > 0n
@@ -79,6 +89,13 @@ export function fileSpec({ path, fd, stat, source }: OpenedFile): FileSpec {
   const times = { modified: timestamp(stat.mtimeNs), mode, gid: Number(stat.gid) }
   if (source) return { path, fd, sizeBytes, allocatedBytes: sizeBytes, ...times, source }
   return { path, fd, sizeBytes, allocatedBytes: allocatedBytes(stat, sizeBytes), hasName, ...times }
+}
+
+/** Returns what an open file is now: its size, its times. Throws ImageError. */
+export function fileNow({ path, fd, source, part, sizeBytes }: FileSpec): FileSpec {
+  const stat = fs.fstatSync(fd, { bigint: true })
+  const place = part && { path: part.path, startAt: part.startAt, sizeBytes }
+  return fileSpec({ path, fd, stat, ...(source && { source }), ...(place && { part: place }) })
 }
 
 /** Splits a time. Nanoseconds are never negative, also before 1970. */
@@ -96,7 +113,7 @@ function allocatedBytes(stat: fs.BigIntStats, sizeBytes: number): number {
 
 /** Returns the space that a file takes now; `file` has the space at the time of opening. */
 export const allocatedNow = (file: FileSpec): number =>
-  file.source
+  file.source || file.part
     ? file.allocatedBytes
     : allocatedBytes(fs.fstatSync(file.fd, { bigint: true }), file.sizeBytes)
 
@@ -105,9 +122,17 @@ export const modifiedNow = (file: FileSpec): Timestamp =>
   file.source ? file.modified : timestamp(fs.fstatSync(file.fd, { bigint: true }).mtimeNs)
 
 /** A file of which a store is made. */
-export type StoredFile = Pick<FileSpec, 'path' | 'fd' | 'sizeBytes' | 'source'>
+export type StoredFile = Pick<FileSpec, 'path' | 'fd' | 'sizeBytes' | 'source' | 'part'>
 
 /** Makes a store to read a file by, for the calling thread. */
-export function storeOf({ path, fd, sizeBytes, source }: StoredFile): Store {
+export function storeOf({ path, fd, sizeBytes, source, part }: StoredFile): Store {
+  if (part) return partStore({ path, fd, sizeBytes, ...(source && { source }), part })
   return source ? remoteStore({ path, fd, sizeBytes, source }) : new FileStore(path, fd, sizeBytes)
+}
+
+/** Makes a store of a part of a file, which is only read. */
+export function partStore(file: StoredFile & Required<Pick<FileSpec, 'part'>>): PartStore {
+  const { part, path, sizeBytes, ...rest } = file
+  const whole = storeOf({ ...rest, path: part.path, sizeBytes: part.wholeBytes })
+  return new PartStore(whole, path, part.startAt, sizeBytes)
 }

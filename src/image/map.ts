@@ -4,7 +4,7 @@ import type { LayerSpec } from '../formats/format.js'
 import { formatOf } from '../formats/registry.js'
 import { type Mapping, PLAIN_MAPPING } from '../formats/mapping.js'
 import type { FileSpec } from '../io/file-spec.js'
-import { besideFile } from './info.js'
+import { besideFile, nameOfDisk } from './info.js'
 import { filesOf, referenceOf, storeOf } from './layer.js'
 import type { Source } from './reading/source.js'
 import type { LayerPiece } from './reading/walk-layers.js'
@@ -103,7 +103,8 @@ class MappedLayer {
   ) {}
 
   /** Names the layer's files as the layer itself is named. */
-  name(name: string): void {
+  name(named: string): void {
+    const name = nameOfDisk(named, this.layer)
     const folder = `${path.dirname(this.layer.path)}/`
     const shown = name.slice(0, name.lastIndexOf('/') + 1)
     for (const file of filesOf(this.layer)) {
@@ -173,6 +174,6 @@ function nameFiles(layers: readonly MappedLayer[], image: string): void {
   for (const mapped of layers) {
     mapped.name(name)
     const reference = referenceOf(mapped.layer)
-    if (reference) name = besideFile(name, reference.name)
+    if (reference) name = besideFile(nameOfDisk(name, mapped.layer), reference.name)
   }
 }

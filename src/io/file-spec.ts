@@ -20,6 +20,18 @@ export interface FileSpec {
    * Undefined for a file of this machine.
    */
   readonly source?: SourceSpec
+  /** Present if it is a part of a larger file, such as a disk in an archive: then `fd` and `source` are those of the whole. */
+  readonly part?: FilePart
+}
+
+/** Where a part lies in its whole file. */
+export interface FilePart {
+  /** The path of the whole. */
+  readonly path: string
+  /** The place of the part's first byte. */
+  readonly startAt: number
+  /** The size of the whole when it was opened. */
+  readonly wholeBytes: number
 }
 
 /** How a thread reaches a file that is not on this machine: plain data, which `kind` (sources/registry.ts) understands. */

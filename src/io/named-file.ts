@@ -35,6 +35,9 @@ import {
 import type { Access, OpenedFile } from './opened-file.js'
 import { processesWithOpen } from './processes.js'
 
+import type { Naming } from './naming.js'
+
+export type { MemberOpener, Naming } from './naming.js'
 export type { Access, OpenedFile } from './opened-file.js'
 
 const { O_RDONLY, O_RDWR, O_NONBLOCK, O_EXCL } = fs.constants
@@ -143,17 +146,6 @@ function openPlace(place: number, file: string, access: Access): OpenedFile {
 export const isText = (name: string): boolean => !name.includes('\ufffd')
 const NOT_TEXT = 'this name, or its folder, is not UTF-8'
 
-export interface Naming {
-  /** The path of the file that contains the name. */
-  readonly by: string
-  /** The role of the named file: "backing file", "data file". */
-  readonly role: string
-  /** Folders below which files may be opened. */
-  readonly allowed: readonly Folder[]
-  /** Returns what the user can do if nothing is at `file`, the absolute path that the name leads to. */
-  readonly hint: (file: string) => string
-}
-
 /** Opens the file that an image names. Throws ImageError. */
 export function openNamed(name: string, naming: Naming, access: Access = 'read'): OpenedFile {
   const refuse = (code: 'REFUSED' | 'UNSUPPORTED', what: string, hint: string): never => {
@@ -162,6 +154,7 @@ export function openNamed(name: string, naming: Naming, access: Access = 'read')
   // QEMU takes all that follows for a path, also with colons in it.
   const isPath = name.startsWith('file:')
   const plain = isPath ? name.slice('file:'.length) : name
+  if (naming.archive) return naming.archive.openNamed(plain, naming)
   if (!isPath && (isAddress(naming.by) || isAddress(plain))) {
     return openNamedRemote(plain, naming, access)
   }
@@ -265,16 +258,19 @@ export function readIfThere(name: string, naming: Naming, maxBytes: number): Buf
     throw error
   }
   try {
-    const { size } = file.stat
+    const { part } = file
+    const size = part?.sizeBytes ?? file.stat.size
     if (size > maxBytes) {
       const what = `it has ${size} bytes, too many for a ${naming.role}`
       throw new ImageError('CORRUPT', what, { path: naming.by })
     }
     const bytes = Buffer.alloc(Number(size))
     const { path, fd, source } = file
+    const at = part?.startAt ?? 0
+    const sizeBytes = at + bytes.length
     const got = source
-      ? remoteStore({ path, fd, sizeBytes: bytes.length, source }).read(bytes, 0, bytes.length, 0)
-      : fs.readSync(fd, bytes, 0, bytes.length, 0)
+      ? remoteStore({ path, fd, sizeBytes, source }).read(bytes, 0, bytes.length, at)
+      : fs.readSync(fd, bytes, 0, bytes.length, at)
     return bytes.subarray(0, got)
   } finally {
     closeOpened(file)

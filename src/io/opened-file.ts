@@ -12,4 +12,6 @@ export interface OpenedFile {
   readonly stat: fs.BigIntStats
   /** Undefined for a file of this machine. */
   readonly source?: SourceSpec
+  /** Present if it is a part of the file that is open: see FilePart. */
+  readonly part?: { readonly path: string; readonly startAt: number; readonly sizeBytes: number }
 }

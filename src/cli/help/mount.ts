@@ -170,6 +170,8 @@ export const HELP: CommandHelp = {
     `The server goes to the background once the mount answers. SIGINT and SIGTERM unmount it; so
       does SIGHUP to a server in front. SIGUSR1 switches the log to the next more detailed level,
       and back. SIGUSR2, and SIGHUP to a server in the background, open the log's file again.`,
+    `A disk in an uncompressed tar archive is read in place: machine.ova, or by name
+      machine.ova::disk1.vmdk.`,
     `IMAGE is locked as QEMU does it: vimgfs refuses an image that a running machine has open,
       and QEMU refuses one that vimgfs has mounted. If you have just unmounted IMAGE, vimgfs waits
       until the old server has saved what was written.`,

@@ -15,6 +15,7 @@ import { layerOfFile } from '../layer.js'
 import { SECTOR_BYTES } from '../../sector.js'
 import { namingItsMount } from '../opening/mounted.js'
 import { openChain } from '../opening/open-chain.js'
+import { requireOwnFile } from '../opening/archive.js'
 import { openWrittenSet, SINGLE_THREAD_CACHES } from '../writing/written-set.js'
 import type { WritableView } from '../writing/write-engine.js'
 import { areZeros } from '../writing/zeros.js'
@@ -128,6 +129,12 @@ function openNew(top: LayerSpec, backing: string, options: RebaseOptions): Chain
   const { backingFormat: format, allowPaths = [], isUnsafe = false } = options
   const file = path.resolve(path.dirname(top.path), backing)
   const chain = openChain(file, { format, allowPaths, takesLocks: false })
+  try {
+    requireOwnFile(chain.layers[0])
+  } catch (error) {
+    closeChain(chain)
+    throw error
+  }
   if (layerOfFile(chain.layers, top.path) < 0) {
     if (isUnsafe) return chain
     closeChain(chain)

@@ -3,8 +3,10 @@ import type { CheckOptions } from '../../formats/check/report.js'
 import type { Format, FormatChecking, LayerSpec, RepairKind } from '../../formats/format.js'
 import { guessFormat } from '../../formats/raw/guess.js'
 import { findFormat } from '../../formats/registry.js'
-import { type Access, closeOpened, openGiven, WriteProtected } from '../../io/named-file.js'
+import { closeFolders } from '../../io/folders.js'
+import { type Access, closeOpened, WriteProtected } from '../../io/named-file.js'
 import { isLongWork, runApart } from './apart.js'
+import { openNamedImage } from '../opening/archive.js'
 import { type Chain, closeChain } from '../opening/chain.js'
 import { type Found, runCheck } from './check-run.js'
 import { fileSpec, storeOf } from '../layer.js'
@@ -84,11 +86,13 @@ export class ImageCheck {
 /** Returns the format of the image at `name`; `stated` where that is given. Throws ImageError. */
 export function formatOfImage(name: string, stated: string | undefined): Format {
   if (stated !== undefined) return findFormat(stated) as Format
-  const file = openGiven(name)
+  const { folders, archive, ...file } = openNamedImage(name, 'read', [])
   try {
     return guessFormat(storeOf(fileSpec(file)))
   } finally {
     closeOpened(file)
+    closeFolders(folders)
+    archive?.close()
   }
 }
 

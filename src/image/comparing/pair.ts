@@ -60,12 +60,12 @@ class Origins {
     )
   }
 
-  /** Returns the device and the inode of an open file. */
-  private idOf({ fd }: Pick<FileSpec, 'fd'>): string {
+  /** Returns the device and the inode of an open file, and which part of it it is. */
+  private idOf({ fd, part }: Pick<FileSpec, 'fd' | 'part'>): string {
     const known = this.ids.get(fd)
     if (known !== undefined) return known
     const { dev, ino } = fs.fstatSync(fd, { bigint: true })
-    const id = `${dev}:${ino}`
+    const id = `${dev}:${ino}:${part?.startAt ?? 0}`
     this.ids.set(fd, id)
     return id
   }

@@ -1,4 +1,5 @@
 import { formatOf } from '../../formats/registry.js'
+import { requireOwnFile } from '../opening/archive.js'
 import type { Source } from '../reading/source.js'
 import type { NewTarget } from './convert.js'
 
@@ -6,6 +7,7 @@ import type { NewTarget } from './convert.js'
 export function baseNamed(name: string, source: Source): NonNullable<NewTarget['base']> {
   const { format, sizeBytes, layers } = source
   const [top] = layers
+  if (top) requireOwnFile(top)
   const contentId = top && formatOf(top).contentId?.(top)
   return { source, target: { name, format, sizeBytes, contentId } }
 }

@@ -1,5 +1,6 @@
 /** Fills a new image. */
 import type { ImageBuilder, Place } from '../../formats/creating.js'
+import type { FileSpec } from '../../io/file-spec.js'
 import { clone, CLONED_BLOCK_BYTES, hasReflinks } from '../../io/reflinks.js'
 import { WritableFileStore } from '../../io/store.js'
 import type { ClonedPart, Sink } from './sink.js'
@@ -80,11 +81,14 @@ export class BuilderSink implements Sink {
   }
 }
 
+/** Returns where the bytes of a file end that `at` counts. */
+const endOf = ({ sizeBytes, part }: FileSpec): number => (part?.startAt ?? 0) + sizeBytes
+
 /** Clones the start of a place from `at` of the part's file. Returns how many bytes are done. */
 function share({ store, at: to, length }: Place, { file }: ClonedPart, at: number): number {
   if (!(store instanceof WritableFileStore) || to % CLONED_BLOCK_BYTES !== 0) return 0
   // The file may end within its last unit.
-  const inside = Math.max(0, Math.min(length, file.sizeBytes - at))
+  const inside = Math.max(0, Math.min(length, endOf(file) - at))
   const bytes = inside - (inside % CLONED_BLOCK_BYTES)
   if (bytes === 0 || !clone(store.fd, file.fd, at, bytes, to)) return 0
   store.wroteTo(to + bytes)

@@ -13,7 +13,7 @@ export interface CopyJob {
   readonly length: number
   /** The descriptor of the file that has its bytes. */
   readonly fd: number
-  /** The place of plain data in the file. */
+  /** The place of plain data in the file; of a compressed unit, the place from which its numbers count. */
   readonly at: number
   /** The number of the format whose compressed unit it is (packed-places.ts), and the numbers of its job; -1 for plain data. */
   readonly format: number
@@ -63,10 +63,10 @@ export class JobRunner {
     if (from >= 0) store.write(bytes, from, length - from, offset + from)
   }
 
-  private unpack({ fd, length, format, numbers }: CopyJob): boolean {
+  private unpack({ fd, length, at, format, numbers }: CopyJob): boolean {
     const place = packedPlace(format, numbers, length)
     this.packed = enough(this.packed, place.length)
-    const got = pread(fd, this.packed, place.length, place.at)
+    const got = pread(fd, this.packed, place.length, at + place.at)
     const stream = got > 0 ? place.streamOf(this.packed.subarray(0, got)) : undefined
     if (!stream) return false
     const target = this.bytes.subarray(0, length)

@@ -170,7 +170,7 @@ class DirectCopy {
       const { numbers } = extent.job
       const format = packedFormat(extent.job.format)
       if (place && format >= 0) {
-        yield { offset: from, length: end - from, fd: place.file.fd, at: 0, format, numbers }
+        yield { offset: from, length: end - from, fd: place.file.fd, at: place.at, format, numbers }
         return
       }
     }

@@ -59,8 +59,11 @@ export class DiskReader {
           reads.push(this.readData(place.file, place.at + (from - start), part, from))
         } else if (place && extent.kind === 'packed' && part.length === extent.wholeBytes) {
           const packed = placeOf(extent)
-          if (packed) units.push({ file: place.file, place: packed, offset: from, target: part })
-          else this.readNow(part, from)
+          const { file, at } = place
+          if (packed) {
+            const inFile = { ...packed, at: at + packed.at }
+            units.push({ file, place: inFile, offset: from, target: part })
+          } else this.readNow(part, from)
         } else this.readNow(part, from)
       }
       for (const group of groupsOf(units)) reads.push(this.unpackGroup(group))

@@ -34,7 +34,7 @@ function identityOf(file: FileSpec): string {
   let identity = identities.get(file)
   if (identity === undefined) {
     const { dev, ino } = fs.fstatSync(file.fd, { bigint: true })
-    identity = `${dev}:${ino}`
+    identity = `${dev}:${ino}:${file.part?.startAt ?? 0}`
     identities.set(file, identity)
   }
   return identity

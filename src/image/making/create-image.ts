@@ -10,6 +10,7 @@ import { unlessMounted } from '../opening/mounted.js'
 import { beginImage, creatorOf, targetOf } from './new-image.js'
 import { NewFiles } from './new-files.js'
 import { openChain } from '../opening/open-chain.js'
+import { requireOwnFile } from '../opening/archive.js'
 
 export interface CreateImageOptions {
   /** The format's name; raw is the default. */
@@ -110,6 +111,12 @@ export function openBacking(
   const full = path.resolve(path.dirname(file), name)
   const chain = unlessMounted(() => openChain(full, { format, allowPaths, takesLocks: true }))
   const [top] = chain.layers
+  try {
+    requireOwnFile(top)
+  } catch (error) {
+    closeChain(chain)
+    throw error
+  }
   return {
     target: {
       name,

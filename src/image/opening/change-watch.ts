@@ -27,7 +27,7 @@ const LOCAL = new Set([0xef53, 0x58465342, 0x9123683e, 0x01021994, 0xf2f52010, 0
 
 /** A file as it was when it was opened: plain data. */
 export interface WatchedFile {
-  readonly file: Pick<FileSpec, 'path' | 'fd' | 'sizeBytes'>
+  readonly file: Pick<FileSpec, 'path' | 'fd' | 'sizeBytes' | 'part'>
   readonly state: FileState
   /** Whether its path is looked at, too: it named the file at the beginning, and not by a descriptor. */
   readonly hasPath: boolean
@@ -46,14 +46,17 @@ export function watchedFiles(layers: readonly LayerSpec[]): WatchedFile[] {
     const now = stateOfDescriptor(file.fd)
     if (!now) return []
     const { seconds, nanoseconds } = file.modified
+    const { path, fd, sizeBytes, part } = file
+    const wholePath = part?.path ?? path
+    const wholeBytes = part?.wholeBytes ?? sizeBytes
     // The time and the size from before the header was read.
     const state = now.isDevice
       ? now
-      : { ...now, modified: `${seconds}.${nanoseconds}`, sizeBytes: file.sizeBytes }
+      : { ...now, modified: `${seconds}.${nanoseconds}`, sizeBytes: wholeBytes }
     return {
-      file: { path: file.path, fd: file.fd, sizeBytes: file.sizeBytes },
+      file: { path, fd, sizeBytes, ...(part && { part }) },
       state,
-      hasPath: !/^\/(proc|dev\/fd)\//.test(file.path) && namesSame(stateOfPath(file.path), now),
+      hasPath: !/^\/(proc|dev\/fd)\//.test(wholePath) && namesSame(stateOfPath(wholePath), now),
       hasSteadyNumber: isLocal(file.fd),
       head: headOf(file),
     }
@@ -135,7 +138,7 @@ export class ChangeWatch {
 
   private async compareApart(watched: WatchedFile): Promise<void> {
     const { file, hasPath } = watched
-    const named = hasPath ? await stateOfPathApart(file.path) : undefined
+    const named = hasPath ? await stateOfPathApart(file.part?.path ?? file.path) : undefined
     const isSame = named?.identity === watched.state.identity && !watched.state.isDevice
     this.compare(watched, named, isSame ? named : await stateOfDescriptorApart(file.fd))
   }
@@ -177,7 +180,7 @@ export class ChangeWatch {
 }
 
 const namedNow = ({ file, hasPath }: WatchedFile): FileState | undefined =>
-  hasPath ? stateOfPath(file.path) : undefined
+  hasPath ? stateOfPath(file.part?.path ?? file.path) : undefined
 
 const sameTimes = (a: FileState, b: FileState): boolean =>
   a.modified === b.modified && a.sizeBytes === b.sizeBytes

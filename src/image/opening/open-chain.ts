@@ -14,7 +14,6 @@ import {
   type Access,
   type OpenedFile,
   openFirst,
-  openImage,
   openNamed,
   type ReadersProblem,
   WriteProtected,
@@ -24,6 +23,7 @@ import { ExternalSnapshotFinder } from '../snapshots/external-snapshots.js'
 import { checkForeignLocks } from './foreign-locks.js'
 import { fileSpec, referenceOf, storeOf } from '../layer.js'
 import { snapshotsBelow } from '../snapshots/layer-snapshots.js'
+import { type Archive, openNamedImage } from './archive.js'
 import { isSame, OpenFiles } from './open-files.js'
 import { probedWarning } from './probed.js'
 import { statedFormat } from './stated-format.js'
@@ -67,6 +67,7 @@ class ChainOpener {
   private readonly warnings: string[] = []
   private readonly warn = (text: string) => this.warnings.push(text)
   private allowed: readonly Folder[] = []
+  private archive: Archive | undefined
   private needsRecovery = false
 
   constructor(
@@ -80,8 +81,10 @@ class ChainOpener {
 
   open(): Chain {
     const { options, access } = this
-    const file = openImage(this.image, access, options.allowPaths ?? [])
+    const file = openNamedImage(this.image, access, options.allowPaths ?? [])
     this.files.add(file)
+    this.archive = file.archive
+    this.files.archive = file.archive
     this.allowed = file.folders
     const layers: [LayerSpec, ...LayerSpec[]] = [this.layer(file, options.format, access)]
     if (options.describe === 'file') return this.chainOf(layers)
@@ -108,6 +111,7 @@ class ChainOpener {
   /** Closes what only opening needs. */
   letGo(): void {
     closeFolders(this.allowed)
+    this.archive?.close()
   }
 
   private chainOf(layers: Chain['layers']): Chain {
@@ -150,7 +154,7 @@ class ChainOpener {
   /** Returns the index among `layers` of the parent of `above`; -1 if it is not open. */
   private knownBelow(above: LayerSpec, reference: Reference, layers: readonly LayerSpec[]): number {
     if (!reference.skipsOpen) return -1
-    const naming = { ...reference, by: above.path, allowed: this.allowed }
+    const naming = this.namingBy(above, reference)
     const file = openFirst(reference.names, naming, file => !isSame(file, above))
     if (!file) return -1
     const known = layers.findIndex(layer => isSame(file, layer))
@@ -161,7 +165,7 @@ class ChainOpener {
 
   private below(above: LayerSpec, reference: Reference): LayerSpec {
     const format = statedFormat(above, reference, this.warn)
-    const naming = { ...reference, by: above.path, allowed: this.allowed }
+    const naming = this.namingBy(above, reference)
     const { name, names, skipsOpen } = reference
     const file = skipsOpen
       ? openFirst(names, naming, file => !this.files.has(file))
@@ -173,6 +177,10 @@ class ChainOpener {
     const layer = this.layer(file, format, 'read')
     this.checkBelow(above, layer)
     return layer
+  }
+
+  private namingBy({ path }: LayerSpec, reference: Reference) {
+    return { ...reference, by: path, allowed: this.allowed, archive: this.archive }
   }
 
   private checkBelow(above: LayerSpec, below: LayerSpec): void {

@@ -8,6 +8,7 @@ import type { Folder } from '../../io/folders.js'
 import { isWrittenByOthers, lockImage } from '../../io/locks.js'
 import {
   type Access,
+  type MemberOpener,
   closeOpened,
   type OpenedFile,
   openFirst,
@@ -20,6 +21,8 @@ export class OpenFiles {
   private readonly opened: OpenedFile[] = []
   /** The files of extents that are opened for writing. */
   private readonly written: OpenedFile[] = []
+  /** The archive that the image lies in: names lead only to files in it. */
+  archive: MemberOpener | undefined
 
   /** @param takesLocks whether to take QEMU's locks. If not, other programs that write cause only a warning */
   constructor(
@@ -35,8 +38,8 @@ export class OpenFiles {
     this.opened.push(file)
   }
 
-  has({ stat }: OpenedFile): boolean {
-    return this.opened.some(other => isSameStat(other.stat, stat))
+  has(file: OpenedFile): boolean {
+    return this.opened.some(other => isSameFile(other, file))
   }
 
   /** Closes all but the first `count`. */
@@ -74,7 +77,7 @@ export class OpenFiles {
 
   /** Throws ImageError for an extent of a layer below that is written: it must not change with the disk above. */
   requireUnwritten(file: OpenedFile, name: string, by: string): void {
-    if (!this.written.some(({ stat }) => isSameStat(stat, file.stat))) return
+    if (!this.written.some(other => isSameFile(other, file))) return
     OpenFiles.close(file)
     const what = `its extent "${name}" is one of the disk above it, too`
     throw new ImageError('CORRUPT', what, {
@@ -98,7 +101,14 @@ class LayerFiles {
 
   openDataFile(name: string): FileSpec {
     const { path } = this.layer
-    const naming = { by: path, role: 'data file', allowed: this.allowed, hint: backInPlace }
+    const { archive } = this.files
+    const naming = {
+      by: path,
+      role: 'data file',
+      allowed: this.allowed,
+      hint: backInPlace,
+      archive,
+    }
     const file = openNamed(name, naming, this.access)
     const isOpen = this.files.has(file)
     this.files.add(file)
@@ -116,7 +126,14 @@ class LayerFiles {
   openExtent(name: string, names: readonly string[], isWritable: boolean): FileSpec {
     const { layer } = this
     const access = isWritable ? this.access : 'read'
-    const naming = { by: layer.path, role: 'extent', allowed: this.allowed, hint: besideImage }
+    const { archive } = this.files
+    const naming = {
+      by: layer.path,
+      role: 'extent',
+      allowed: this.allowed,
+      hint: besideImage,
+      archive,
+    }
     const told = (_: OpenedFile, found: string) => {
       if (found !== name && found !== name.replaceAll('\\', '/')) {
         this.warn(`${layer.path}: for its extent "${name}" "${found}" is used`)
@@ -127,7 +144,7 @@ class LayerFiles {
     // Many lines may name one file.
     const again = isSame(file, layer)
       ? { spec: layer, access: this.access }
-      : this.extentFiles.find(({ file: { stat } }) => isSameStat(stat, file.stat))
+      : this.extentFiles.find(({ file: other }) => isSameFile(other, file))
     if (again) {
       OpenFiles.close(file)
       if (again.access === access || again.access === 'write') return again.spec
@@ -142,8 +159,12 @@ class LayerFiles {
   }
 }
 
-export const isSame = ({ stat }: OpenedFile, other: FileSpec): boolean =>
+export const isSame = ({ stat, part }: OpenedFile, other: FileSpec): boolean =>
+  part?.startAt === other.part?.startAt &&
   isSameStat(stat, fs.fstatSync(other.fd, { bigint: true }))
+
+const isSameFile = (a: OpenedFile, b: OpenedFile): boolean =>
+  a.part?.startAt === b.part?.startAt && isSameStat(a.stat, b.stat)
 
 const isSameStat = (a: fs.BigIntStats, b: fs.BigIntStats): boolean =>
   a.dev === b.dev && a.ino === b.ino

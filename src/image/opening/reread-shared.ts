@@ -1,11 +1,10 @@
 /** Reads an image anew that is open, and that other programs write meanwhile. */
-import fs from 'node:fs'
 import { isDeepStrictEqual } from 'node:util'
 import { ImageError } from '../../errors.js'
 import type { InternalSnapshot, LayerSpec } from '../../formats/format.js'
 import { formatOf } from '../../formats/registry.js'
 import type { Chain } from './chain.js'
-import { fileSpec, referenceOf, storeOf } from '../layer.js'
+import { fileNow, referenceOf, storeOf } from '../layer.js'
 import { snapshotsBelow } from '../snapshots/layer-snapshots.js'
 
 /** A machine needs milliseconds for each change of its snapshots, and reading them less than one. */
@@ -53,15 +52,9 @@ function settled(layer: LayerSpec): Read {
 }
 
 function readOnce(layer: LayerSpec): Read {
-  const { path, fd, source } = layer
-  const { sizeBytes, allocatedBytes, modified } = fileSpec({
-    path,
-    fd,
-    stat: fs.fstatSync(fd, { bigint: true }),
-    ...(source && { source }),
-  })
+  const { sizeBytes, allocatedBytes, modified } = fileNow(layer)
   const { internalSnapshots } = formatOf(layer)
-  const store = storeOf({ path, fd, sizeBytes, ...(source && { source }) })
+  const store = storeOf({ ...layer, sizeBytes })
   const spec = internalSnapshots ? internalSnapshots.reread(store) : layer.spec
   const snapshots = internalSnapshots?.read(store, spec) ?? []
   return { layer: { ...layer, sizeBytes, allocatedBytes, modified, spec }, snapshots }

@@ -4,6 +4,7 @@ import { ImageError, printable } from '../../errors.js'
 import type { CatalogEntry } from '../catalog.js'
 import { isAddress } from '../../sources/registry.js'
 import { stemOf } from '../file-names.js'
+import { isInArchive } from '../opening/archive.js'
 
 export interface ImageName {
   readonly image: string
@@ -25,14 +26,14 @@ export function splitImageName(name: string): ImageName {
   return { image: name, tag: undefined }
 }
 
-/** Reports whether the name leads to something that is no folder. */
+/** Reports whether the name leads to something that is no folder: a file, or a disk in an archive. */
 export function isFile(name: string): boolean {
   // Whether there is anything at an address is known when it is opened. A query may contain anything.
   if (isAddress(name)) return name.includes('?') || !/^[^/]+\/\/[^/]*\/.*@[^/]*$/.test(name)
   try {
     return !fs.statSync(name).isDirectory()
   } catch {
-    return false
+    return isInArchive(name)
   }
 }
 

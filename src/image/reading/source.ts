@@ -13,6 +13,7 @@ import { type Chain, closeChain, type OpenOptions } from '../opening/chain.js'
 import { type AskPassphrase, cipherOf, lockChain, unlockChain } from '../opening/encryption.js'
 import { readView } from './engine.js'
 import { FileRuns } from './file-runs.js'
+import { isInside, isPackedInside, startOf } from './part-places.js'
 import {
   hasSnapshotNamed,
   hasSnapshotWithId,
@@ -69,7 +70,7 @@ export interface Place {
 }
 
 export interface Origin extends Place {
-  /** Of a compressed cluster: the format's own numbers for it, in place of `at`. */
+  /** Of a compressed cluster: the format's own numbers for it, which count from `at`. */
   readonly packed?: readonly number[]
 }
 
@@ -275,12 +276,16 @@ export class Source {
    */
   placeOf(extent: Extent): (Origin & { readonly isPlain: boolean }) | undefined {
     if (extent.kind === 'data') {
-      const { store, at } = extent
-      return { file: this.known.fileOf(store), at, isPlain: !(store instanceof CipherStore) }
+      const { store, at, length } = extent
+      const file = this.known.fileOf(store)
+      const isPlain = !(store instanceof CipherStore) && isInside(file, at + length)
+      return { file, at: startOf(file) + at, isPlain }
     }
     if (extent.kind !== 'packed') return undefined
     const { storeId, numbers } = extent.job
-    return { file: numberedFile(this.spec.layers, storeId), at: 0, packed: numbers, isPlain: false }
+    const file = numberedFile(this.spec.layers, storeId)
+    if (!isPackedInside(extent, file)) return undefined
+    return { file, at: startOf(file), packed: numbers, isPlain: false }
   }
 
   /** Splits data at the holes of their file. */
@@ -306,7 +311,7 @@ export class Source {
       const isHole = !run.isData && at < lostFrom
       const bytes = isHole ? Math.min(run.length, lostFrom - at) : run.length
       const kind = isHole ? 'zero' : 'data'
-      const origin = isHole ? undefined : { file: place.file, at }
+      const origin = isHole ? undefined : { file: place.file, at: place.at + done }
       yield { ...bare, offset: offset + done, length: bytes, kind, place: origin, origin }
       done += bytes
     }

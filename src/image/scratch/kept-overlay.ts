@@ -15,6 +15,7 @@ import { diskBytes, filesFrom, referenceOf, storeOf } from '../layer.js'
 import { NewFiles } from '../making/new-files.js'
 import { beginImage, targetOf } from '../making/new-image.js'
 import { openChain } from '../opening/open-chain.js'
+import { requireOwnFile } from '../opening/archive.js'
 import { OPENED_FILES } from '../opening/store-source.js'
 import { ViewSet } from '../reading/view-set.js'
 import { SINGLE_THREAD_CACHES } from '../writing/written-set.js'
@@ -41,6 +42,7 @@ export async function openKeptOverlay(file: string, chain: Chain): Promise<Layer
       },
     )
   }
+  requireOwnFile(image)
   const full = path.resolve(file)
   if (isSameFile(full, image.fd)) {
     throw new ImageError('REFUSED', 'this is the image itself', {

@@ -26,10 +26,10 @@ export interface ScratchFolder {
  * @param named the folder that the user named
  */
 export function openScratchFolder(
-  image: Pick<FileSpec, 'path' | 'fd' | 'source'>,
+  image: Pick<FileSpec, 'path' | 'fd' | 'source' | 'part'>,
   named: string | undefined,
 ): ScratchFolder {
-  const own = image.source ? REMOTE_FOLDER : folderOf(image.path)
+  const own = image.source ? REMOTE_FOLDER : folderOf(image.part?.path ?? image.path)
   const folder = named === undefined ? own : path.resolve(named)
   const hint = `name ${named === undefined ? 'a' : 'another'} folder with -o scratch-dir=DIR`
   const refuse = (what: string): never => {

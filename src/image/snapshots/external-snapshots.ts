@@ -35,9 +35,10 @@ export class ExternalSnapshotFinder {
     const { files, allowed, isDescribed, warn } = this.context
     const { externalSnapshots } = formatOf(top)
     if (!externalSnapshots) return []
-    const naming = { by: top.path, role: 'list of snapshots', allowed, hint: besideImage }
+    const { archive } = files
+    const naming = { by: top.path, role: 'list of snapshots', allowed, hint: besideImage, archive }
     const read = (name: string) => readIfThere(name, naming, MAX_VMSD_BYTES)
-    const beside = namesIn(folders[0] as Folder)
+    const beside = archive?.namesBeside(top.path) ?? namesIn(folders[0] as Folder)
     const found: ExternalSnapshot[] = []
     let refused = 0
     for (const snapshot of externalSnapshots.list(beside, layers, read, warn)) {
@@ -70,7 +71,8 @@ export class ExternalSnapshotFinder {
   private frozen(fileName: string): number {
     const { top, layers } = this
     const { files, allowed, open } = this.context
-    const naming = { by: top.path, role: 'snapshot', allowed, hint: besideImage }
+    const { archive } = files
+    const naming = { by: top.path, role: 'snapshot', allowed, hint: besideImage, archive }
     const file = formatOf(top).externalSnapshots?.open(fileName, naming, layers, isSame)
     const known = layers.findIndex(layer => isSame(file as OpenedFile, layer))
     if (known >= 0) {

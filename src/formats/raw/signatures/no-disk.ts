@@ -76,6 +76,11 @@ const isIso = ({ head }: Sample): boolean =>
   has(head, ISO_AT + 1, 'CD001') &&
   ([0, 1, 2, 3, 255] as (number | undefined)[]).includes(head[ISO_AT])
 
+const TAR = {
+  name: 'a tar archive',
+  hint: 'name the disk in it, FILE::DISK (tar -tf lists what it has)',
+}
+
 const SIGNATURES: readonly Signature[] = [
   packed('gzip', 'gunzip -k', '\x1f\x8b\x08'),
   packed('xz', 'unxz -k', '\xfd7zXZ\0'),
@@ -94,8 +99,12 @@ const SIGNATURES: readonly Signature[] = [
   archive('a 7z archive', '7z x', starts('7z\xbc\xaf\x27\x1c')),
   archive('a zip archive', 'unzip', starts('PK\x03\x04', 'PK\x05\x06', 'PK\x07\x08')),
   archive('a rar archive', 'unrar x', starts('Rar!\x1a\x07')),
-  archive('a tar archive (an .ova, perhaps)', 'tar -xf', ({ head }) => has(head, 257, 'ustar')),
-  archive('a tar archive', 'tar -xf', isOldTar),
+  {
+    ...TAR,
+    name: 'a tar archive (an .ova, perhaps)',
+    matches: ({ head }) => has(head, 257, 'ustar'),
+  },
+  { ...TAR, matches: isOldTar },
   archive(
     'a cpio archive',
     'cpio -id',
