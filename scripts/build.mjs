@@ -12,6 +12,9 @@
  *  (3) What every mount starts, the command and `NAME.cjs` threads, is NAME.bundle.cjs, with V8's code of it in NAME.code
  *      (src/cached-code.ts). These are CommonJS: only for that does Node take such code. They contain the npm packages that are
  *      JavaScript alone. All other bundles leave packages outside.
+ *  (4) In them all modules share one object for each module of Node. esbuild makes one for each module that imports it, with a
+ *      getter for each export: of node:fs alone thousands, which every start would wait for and every thread keep. Modules of
+ *      Node that few starts need are opened when they are first used.
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -22,7 +25,7 @@ import { CLI, isBuilt, ROOT } from './bootstrap.mjs'
 
 const DIST = join(ROOT, 'dist')
 const MAIN = 'cli/main'
-const COMMANDS = ['cli/command', 'cli/unmounting', 'cli/reading']
+const COMMANDS = ['cli/command', 'cli/mounting', 'cli/unmounting', 'cli/reading']
 const LOADER = 'cached-code'
 const LIBRARY = 'index'
 const STARTS_THREAD = /new Worker\(\s*new URL\('\.\/([^']+)\.(c?)js', import\.meta\.url\)/g
@@ -68,7 +71,13 @@ const COMMON_JS = {
   outExtension: { '.js': '.cjs' },
   charset: 'ascii',
   define: { 'import.meta.url': '__bundleUrl' },
-  banner: { js: "const __bundleUrl=require('node:url').pathToFileURL(__filename).href;" },
+  banner: {
+    js:
+      "const __bundleUrl=require('node:url').pathToFileURL(__filename).href," +
+      '__nodes={},__node=name=>__nodes[name]??=' +
+      '{__proto__:require(name),default:require(name)},' +
+      '__late=name=>new Proxy({},{get:(_,key)=>__node(name)[key]});',
+  },
   // import() does not find its way out of code that is loaded in this way.
   supported: { 'dynamic-import': false },
 }
@@ -94,11 +103,26 @@ async function writeCode() {
       }),
     ),
   ])
+  for (const name of cached) shareNodeModules(join(DIST, `${basename(name)}.bundle.cjs`))
   writeFileSync(join(DIST, dirname(MAIN), 'package.json'), '{"type":"commonjs"}\n')
   for (const name of threads('c').map(each => basename(each))) {
     writeFileSync(join(DIST, `${name}.cjs`), `require('./${LOADER}.cjs').loadBundle('${name}')\n`)
   }
   await Promise.all(cached.map(name => writeV8Code(basename(name))))
+}
+
+/** What esbuild writes for `import fs from 'node:fs'` and for `import { createHash } from 'node:crypto'`. */
+const NODE_MODULE = /__toESM\(require\(("node:[^"]+")\)(?:,1)?\)/g
+const LATE_MODULE =
+  /(?<=\bimport_\w+=\n?)(?:require|__node)\(("node:(?:child_process|crypto|readline)")\)/g
+
+/** Rule (4). */
+function shareNodeModules(file) {
+  const code = readFileSync(file, 'latin1')
+  const shared = code.replaceAll(NODE_MODULE, '__node($1)').replaceAll(LATE_MODULE, '__late($1)')
+  if (shared === code)
+    throw new Error(`${file}: esbuild writes imports of Node's modules otherwise`)
+  writeFileSync(file, shared, 'latin1')
 }
 
 async function writeV8Code(name) {

@@ -55,12 +55,5 @@ async function main(args: string[]): Promise<number> {
 
 export const start = (): void => startWith(main)
 
-/** Loads what mounting needs. The build calls it, to keep V8's code of that. */
-export const loadAll = () =>
-  Promise.all([
-    import('./mount.js'),
-    import('./launch.js'),
-    import('./passphrase.js'),
-    import('../log.js'),
-    import('../fs/server.js'),
-  ])
+/** Loads what most commands need. The build calls it, to keep V8's code of that. */
+export const loadAll = () => Promise.all([import('./help.js'), import('./snapshot.js')])

@@ -9,6 +9,7 @@ const { loadBundle } = createRequire(import.meta.url)('../cached-code.cjs')
 
 /** The bundles of commands; all others are in `command`. */
 const BUNDLES = new Map([
+  ['mount', 'mounting'],
   ['umount', 'unmounting'],
   ['compare', 'reading'],
   ['convert', 'reading'],

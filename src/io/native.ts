@@ -20,8 +20,15 @@ export function loadLibc(): { func(signature: string): ReturnType<LibraryHandle[
 }
 
 function loadKoffi(): Koffi {
+  const require = createRequire(import.meta.url)
   try {
-    return createRequire(import.meta.url)('koffi').default
+    // koffi's own loader takes three times as long as the rest of loading it.
+    return require(`@koromix/koffi-linux-${process.arch}/linux_${process.arch}/koffi.node`)
+  } catch {
+    // It knows all places, and says what is wrong.
+  }
+  try {
+    return require('koffi').default
   } catch (error) {
     if (missingPackage(error) === 'koffi') throw error
     const line = firstLine(error)

@@ -8,6 +8,8 @@ import { tempFolder } from '../support/run.js'
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url))
 
+const BUNDLES = ['command', 'mounting', 'reading', 'unmounting', 'worker']
+
 t.test('code that is missing, torn, changed or of another bundle is not run', t => {
   const folder = tempFolder(t)
   for (const name of ['dist', 'package.json']) {
@@ -53,10 +55,22 @@ t.test('this version of Node takes the code', t => {
         console.log(options.filename.split('/').at(-1), this.cachedDataRejected)
       }
     }
-    for (const name of ['command', 'reading', 'unmounting', 'worker']) require(${JSON.stringify(loader)}).loadBundle(name)`
+    for (const name of ${JSON.stringify(BUNDLES)}) require(${JSON.stringify(loader)}).loadBundle(name)`
   const { stdout } = spawnSync(process.execPath, ['-e', script], { encoding: 'utf8' })
-  for (const name of ['command', 'reading', 'unmounting', 'worker']) {
+  for (const name of BUNDLES) {
     t.match(stdout, `${name}.bundle.cjs false`)
   }
+  t.end()
+})
+
+t.test('what mounting loads opens no module of Node that few mounts need', t => {
+  const script = `
+    const opened = () => process.moduleLoadList.filter(name => /^NativeModule (crypto|child_process|readline)$/.test(name))
+    const before = opened()
+    const { loadBundle } = require(${JSON.stringify(join(ROOT, 'dist/cached-code.cjs'))})
+    loadBundle('mounting').loadAll().then(() => console.log(JSON.stringify([before, opened()])))`
+  const { stdout } = spawnSync(process.execPath, ['-e', script], { encoding: 'utf8' })
+  const [before, after] = JSON.parse(stdout)
+  t.same(after, before)
   t.end()
 })
