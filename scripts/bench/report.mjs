@@ -5,6 +5,7 @@ import path from 'node:path'
 import { run } from './workplace.mjs'
 import { convertTable } from './convert.mjs'
 import { liveTable } from './live.mjs'
+import { manyTable } from './many.mjs'
 import { chart } from './svg.mjs'
 
 export function median(values) {
@@ -260,6 +261,9 @@ function sections({ results, notes, skipped, readahead, options }) {
     const tools = { median, short, times, reached, ratioOf }
     parts.push(['Conversion', convertTable(results.convert, tools)])
   }
+  if (isMeasured('many')) {
+    parts.push(['Many clients', manyTable(results.many, { median, short, reached })])
+  }
   if (isMeasured('live')) {
     parts.push(['Changes while mounted', liveTable(results.live, { median, short, reached })])
   }
@@ -291,6 +295,8 @@ function sections({ results, notes, skipped, readahead, options }) {
       'Conversions: 1 GiB of disk, half of it holes, a quarter text, a quarter random; the start of the program is in the time. Size and memory are those of vimgfs: the size against that of qemu-img, and the most memory that was resident. Both targets are compared with the source by qemu-img. On xfs both sync what they have written.',
     isMeasured('live') &&
       'Snapshots of a mounted image: the longest write of a program that writes 4 KiB after 4 KiB past the page cache, all over the allocated part. qemu-img takes its snapshot of the same image at rest; its start is in the time.',
+    isMeasured('many') &&
+      'Many clients: a million requests in all, as many of each client; the longest wait is that of all rounds, the share the rate of the slowest client divided by that of the fastest, the least of all rounds.',
     options.quick && 'A quick run: small images, short times. Not for comparison.',
     ...skipped.map(({ title, why }) => `Not measured: ${title}: ${why}.`),
     ...notes,

@@ -26,20 +26,22 @@ import {
 import { GiB, MiB } from './images.mjs'
 import { Conversions, convertCases } from './convert.mjs'
 import { liveCases, LiveSnapshots } from './live.mjs'
+import { manyCases, ManyClients } from './many.mjs'
 import { calibrationOf, compare, Disturbance, memory, read } from './measure.mjs'
 import { machine, median, print, write } from './report.mjs'
 import { findServers, mount, readaheadKb, takesPart } from './servers.mjs'
 import { Workplace, isRoot, rotated } from './workplace.mjs'
 import { Writes } from './writes.mjs'
 
-const HELP = `usage: npm run bench -- [read] [write] [raw] [vmdk] [encrypted] [mount] [memory] [convert] [live] [options]
+const HELP = `usage: npm run bench -- [read] [write] [raw] [vmdk] [encrypted] [mount] [memory] [convert] [live] [many]
+       [options]
 
 Measures vimgfs, by both transports, beside qemu-storage-daemon's FUSE export, qcowmount, vmdkmount, nbdfuse over
 qemu-nbd, fuse-native and a minimal C server (the floor), whichever of them are there, and prints
 the medians and ratios. Without a name everything is measured. vmdk reads and writes vmdk images,
 encrypted qcow2 images with LUKS, all others take qcow2. raw reads raw images, with passthrough and without, beside
 the file itself. convert measures vimgfs convert beside qemu-img,
-live how long writers wait for a snapshot of a mounted image.
+live how long writers wait for a snapshot of a mounted image, many how long any of a million requests of 64 clients waits.
 
   --rounds N        rounds of each case (5)
   --quick           small images, short times and 2 rounds: does it work, not how fast is it
@@ -84,6 +86,7 @@ const PARTS = {
   memory: memoryCases,
   convert: convertCases,
   live: liveCases,
+  many: manyCases,
 }
 
 /** The benchmarks that have a name, and their parts. */
@@ -97,6 +100,7 @@ const KINDS = {
   memory: ['memory'],
   convert: ['convert'],
   live: ['live'],
+  many: ['many'],
 }
 
 const allCases = Object.values(PARTS).flat()
@@ -219,15 +223,21 @@ class Bench {
     await this.memories(place, remembering, this.chosen('memory', memoryCases))
     results.convert = await new Conversions(this).run(place, this.chosen('convert', convertCases))
     results.live = await new LiveSnapshots(this).run(place, this.chosen('live', liveCases))
+    const many = new ManyClients(this, this.tryMount.bind(this))
+    results.many = await many.run(
+      place,
+      able('many').filter(isDefault),
+      this.chosen('many', manyCases),
+    )
   }
 
   /** Mounts an image; or reports why not, and goes on without it. */
-  async tryMount(server, image) {
+  async tryMount(server, image, how) {
     const { title, setting } = server
     const name = [title, setting].filter(Boolean).join(', ')
     let mounted
     try {
-      mounted = await mount(server, image, this.context)
+      mounted = await mount(server, image, this.context, how)
       await compare(mounted)
       return mounted
     } catch (error) {

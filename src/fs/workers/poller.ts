@@ -10,6 +10,9 @@
  *      parked outside the kernel's queue.
  *  (3) It stops leading if it finds nothing in time, if requests have waited for it, or if it has been busy with one for
  *      LONG_MS. Then the others are back.
+ *  (4) It also stops if polling takes time from others: it has been off its processor while it polled (the clock has jumped
+ *      by PREEMPTED_MS), or it has found nothing MISSES times in a row. Then this worker does not poll for a while, which
+ *      doubles from PAUSE_MS to LONGEST_PAUSE_MS if that happens again before STEADY requests in a row were found.
  */
 import { constants } from 'node:os'
 import { errno, read } from '../../io/libc.js'
@@ -25,6 +28,11 @@ const LONG_MS = 20
 /** How many prompt requests in a row make a worker the leader, and how many late ones end that. */
 const TO_LEAD = 4
 const TO_RESIGN = 2
+const PREEMPTED_MS = 1
+const MISSES = 8
+const PAUSE_MS = 10
+const LONGEST_PAUSE_MS = 320
+const STEADY = 1000
 
 const { EAGAIN } = constants.errno
 
@@ -37,6 +45,11 @@ export class Poller {
   /** How many requests in a row had not waited, and how many had. */
   private prompt = 0
   private late = 0
+  /** How many polls in a row have found nothing. */
+  private missed = 0
+  /** The end of a pause; 0 without one. */
+  private pausedUntil = 0
+  private pauseMs = 0
 
   constructor(
     memory: SharedArrayBuffer,
@@ -57,6 +70,7 @@ export class Poller {
       this.park(leader)
       return -1
     }
+    if (this.pausedUntil !== 0 && this.pauses()) return -1
     if (leader === 0 && Atomics.compareExchange(words, TOKEN, 0, me) !== 0) return -1
     let length = this.take(device, message, message.length)
     const hasWaited = length >= 0
@@ -67,22 +81,45 @@ export class Poller {
   }
 
   private spin(device: number, message: Buffer): number {
-    const deadline = this.now() + POLL_MS
+    let now = this.now()
+    const deadline = now + POLL_MS
     let length = -1
-    while (length < 0 && this.reason() === EAGAIN && this.now() < deadline) {
+    while (length < 0 && this.reason() === EAGAIN && now < deadline) {
       length = this.take(device, message, message.length)
+      const before = now
+      now = this.now()
+      if (now - before >= PREEMPTED_MS) this.pause(now)
     }
+    this.missed = length < 0 ? this.missed + 1 : 0
+    if (this.missed >= MISSES) this.pause(now)
     return length
   }
 
-  /** Applies rules (2) and (3). */
+  /** Begins a pause, rule (4). */
+  private pause(now: number): void {
+    this.missed = 0
+    this.prompt = 0
+    this.pauseMs = Math.min(Math.max(PAUSE_MS, 2 * this.pauseMs), LONGEST_PAUSE_MS)
+    this.pausedUntil = now + this.pauseMs
+  }
+
+  private pauses(): boolean {
+    if (this.now() < this.pausedUntil) return true
+    this.pausedUntil = 0
+    return false
+  }
+
+  /** Applies rules (2) to (4). */
   private updateLeader(leads: boolean, isFound: boolean, hasWaited: boolean): void {
     this.prompt = isFound && !hasWaited ? this.prompt + 1 : 0
     this.late = hasWaited ? this.late + 1 : 0
+    if (this.prompt >= STEADY) this.pauseMs = 0
+    const isPaused = this.pausedUntil !== 0
     if (leads) {
       Atomics.add(this.words, TAKEN, 1)
-      if (!isFound || this.late >= TO_RESIGN) this.end(this.me)
-    } else if (this.prompt >= TO_LEAD) Atomics.compareExchange(this.words, LEADER, 0, this.me)
+      if (!isFound || isPaused || this.late >= TO_RESIGN) this.end(this.me)
+    } else if (!isPaused && this.prompt >= TO_LEAD)
+      Atomics.compareExchange(this.words, LEADER, 0, this.me)
   }
 
   /** Waits until no worker leads. */

@@ -54,6 +54,76 @@ t.test('requests that wait end it too, and make no leader', async t => {
   t.equal(words[LEADER], 0)
 })
 
+/** A worker that finds a request at its third look, during which the clock jumps by `jumpMs`. */
+function preempted(memory: SharedArrayBuffer) {
+  let misses = 0
+  let jump = 0
+  const clock = { now: 0 }
+  const take = () => {
+    clock.now += 0.01
+    if (misses-- > 0) return -1
+    clock.now += jump
+    return 64
+  }
+  const one = new Poller(
+    memory,
+    0,
+    take,
+    () => EAGAIN,
+    () => clock.now,
+  )
+  const poll = (jumpMs = 0) => {
+    misses = 2
+    jump = jumpMs
+    return one.poll(0, Buffer.alloc(0))
+  }
+  const miss = () => {
+    misses = 10
+    return one.poll(0, Buffer.alloc(0))
+  }
+  return { clock, poll, miss }
+}
+
+t.test('a worker that loses its processor while it polls pauses, for longer each time', t => {
+  const memory = createPollMemory()
+  const words = new Int32Array(memory)
+  const { clock, poll } = preempted(memory)
+  const pause = () => {
+    const from = clock.now
+    while (poll() < 0) clock.now += 1
+    return Math.round(clock.now - from)
+  }
+  for (let i = 0; i < 5; i++) t.equal(poll(), 64)
+  t.equal(words[LEADER], 1)
+  t.equal(poll(3), 64, 'what it finds then is a request like others')
+  t.equal(words[LEADER], 0)
+  t.equal(pause(), 10)
+  for (let i = 0; i < 5; i++) t.equal(poll(), 64)
+  t.equal(words[LEADER], 1, 'it leads again')
+  const pauses = [20, 40, 80, 160, 320, 320]
+  t.same(
+    pauses.map(() => poll(3) && pause()),
+    pauses,
+  )
+  for (let i = 0; i < 1000; i++) poll()
+  poll(3)
+  t.equal(pause(), 10, 'after many undisturbed requests it begins anew')
+  t.end()
+})
+
+t.test('a worker that finds nothing again and again pauses, too', t => {
+  const { clock, poll, miss } = preempted(createPollMemory())
+  for (let i = 0; i < 7; i++) t.equal(miss(), -1)
+  t.equal(poll(), 64, 'one that is found lets it go on')
+  for (let i = 0; i < 8; i++) t.equal(miss(), -1)
+  const { now } = clock
+  t.equal(poll(), -1)
+  t.equal(clock.now, now, 'it has not even looked')
+  clock.now += 11
+  t.equal(poll(), 64)
+  t.end()
+})
+
 t.test('one polls at a time', async t => {
   const memory = createPollMemory()
   let inner: number | undefined
