@@ -17,6 +17,7 @@ const PACKAGE_OF = {
   automount: 'autofs',
   btrfs: 'btrfs-progs',
   bzip2: 'bzip2',
+  chromium: 'chromium',
   cpio: 'cpio',
   cryptsetup: 'cryptsetup-bin',
   ddrescue: 'gddrescue',

@@ -1,6 +1,6 @@
 /** The library: virtual disk images opened, checked and described without FUSE. See docs/library.md. */
 import type { CheckOptions, CheckResult, RepairResult } from './formats/check/report.js'
-import type { RepairKind } from './formats/format.js'
+import type { RepairKind } from './formats/check/report.js'
 import { type CheckRequest, ImageCheck } from './image/checking/check.js'
 import { createChild } from './image/snapshots/child-snapshot.js'
 import { describe, type ImageInfo } from './image/info.js'
@@ -13,7 +13,7 @@ import {
 
 export { ImageError, SystemError, UsageError } from './errors.js'
 export type { CheckOptions, CheckResult, Finding, RepairResult } from './formats/check/report.js'
-export type { RepairKind } from './formats/format.js'
+export type { RepairKind } from './formats/check/report.js'
 export { FORMAT_NAMES } from './formats/registry.js'
 export {
   createImage,

@@ -1,10 +1,9 @@
 /** `vimgfs check`: whether an image's tables are sound, as `qemu-img check` says it, and repairing them. */
 import { printable, UsageError } from '../errors.js'
 import { jsonWithoutHidden } from '../hidden-characters.js'
-import type { CheckResult, Finding } from '../formats/check/report.js'
+import type { CheckResult, Finding, RepairKind } from '../formats/check/report.js'
 import { parse, parseChoice } from './arguments.js'
 import { OPTIONS } from './help/check.js'
-import type { RepairKind } from '../formats/format.js'
 import type { CheckRequest } from '../image/checking/check.js'
 import type { Found } from '../image/checking/check-run.js'
 import { type Checked, checkImage, checkMounted } from './check-image.js'

@@ -20,6 +20,7 @@ const COMMANDS: Record<string, () => Promise<{ run(args: string[]): Promise<numb
   diff: () => import('./diff.js'),
   resize: () => import('./resize.js'),
   measure: () => import('./measure.js'),
+  usage: () => import('./usage.js'),
   refresh: () => import('./refresh.js'),
   help: () => import('./help.js'),
   // The guard that snapshot create --freeze starts.

@@ -64,6 +64,7 @@ const REQUESTS = {
   /** `sign` is + or - if the size changes by so many bytes, and empty if it becomes that. */
   resize: { sign: 'text', bytes: 'number' },
   check: {},
+  usage: { tags: 'texts', ids: 'texts', mapCells: 'number' },
 } as const satisfies Record<string, Fields>
 
 type Requests = typeof REQUESTS

@@ -15,7 +15,7 @@ import type { Folder } from '../io/folders.js'
 import type { Access, Naming, OpenedFile, ReadersProblem } from '../io/named-file.js'
 import type { BaseNote } from './base-note.js'
 import type { Store, WritableStore } from '../io/store.js'
-import type { CheckOptions, CheckResult, RepairResult } from './check/report.js'
+import type { CheckOptions, CheckResult, RepairKind, RepairResult } from './check/report.js'
 import type { FormatCreating, OptionValues } from './creating.js'
 import type { FormatDriver } from './driver.js'
 import type { ForeignLock } from './foreign-lock.js'
@@ -23,6 +23,7 @@ import type { InfoFields } from './info-fields.js'
 import type { FormatResizing } from './resizing.js'
 import type { SnapshotWriter } from './snapshot-writer.js'
 import type { Mapping } from './mapping.js'
+import type { FormatUsage } from './usage.js'
 import type { WritableDriver } from './writable.js'
 
 /** How many of an image's first bytes decide its format. */
@@ -89,6 +90,8 @@ export interface Format<S = unknown> {
   recover?(store: WritableStore): { readonly spec: S; readonly warning: string | undefined }
   /** Undefined if there is nothing to check. */
   readonly checking?: FormatChecking
+  /** Undefined if only its driver tells which parts of the disk take space. */
+  readonly usage?: FormatUsage
   describe(layer: LayerSpec<S>, context: DescribeContext): Description
   /** Returns extended attributes for the disk's file. */
   attributes?(layer: LayerSpec<S>): Readonly<Record<string, string>>
@@ -352,8 +355,6 @@ export interface FormatWriting<S> {
   /** Makes an empty disk in an empty file, for a layer that is thrown away; writes of 4 KiB to it copy nothing from below. */
   scratch?(store: WritableStore, diskBytes: number): S
 }
-
-export type RepairKind = 'leaks' | 'all'
 
 /** An image that is checked. */
 export interface CheckedImage {

@@ -225,6 +225,11 @@ t.test('a check while it is mounted', skip, async t => {
   await live.createSnapshot('one')
   await fill(mounted, 'b')
   t.match(await live.check(), { corruptions: 0, leaks: 0, checkErrors: 0 })
+  const told = await live.usage({ names: [{ tag: 'one' }], mapCells: 8 }, () => {})
+  t.same(told.problems, [], 'all that was written is counted')
+  const { exclusiveBytes = 0 } = told.chosen ?? {}
+  t.ok(exclusiveBytes > 0)
+  t.equal(told.snapshots[0]?.exclusiveBytes, exclusiveBytes)
   await fill(mounted, 'c')
   t.equal(await letters(mounted, 'disk@one.raw'), 'a')
   t.equal(await mounted.end(), true)

@@ -17,6 +17,7 @@ const HELPS: Record<string, () => Promise<{ HELP: CommandHelp }>> = {
   diff: () => import('./diff.js'),
   resize: () => import('./resize.js'),
   measure: () => import('./measure.js'),
+  usage: () => import('./usage.js'),
   help: () => import('./help.js'),
 }
 

@@ -1,7 +1,7 @@
 /** Checking of formats whose images lie in one file, which the checker opens by itself, damaged or not. */
 import type { WritableStore } from '../../io/store.js'
-import type { FormatChecking, RepairKind } from '../format.js'
-import type { CheckOptions, CheckResult, RepairResult } from './report.js'
+import type { FormatChecking } from '../format.js'
+import type { CheckOptions, CheckResult, RepairKind, RepairResult } from './report.js'
 
 interface FileOptions extends CheckOptions {
   readonly isDevice: boolean

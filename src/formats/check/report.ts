@@ -32,6 +32,8 @@ export interface CheckResult {
   readonly findingsLeftOut: number
 }
 
+export type RepairKind = 'leaks' | 'all'
+
 export interface RepairResult {
   readonly before: CheckResult
   readonly after: CheckResult

@@ -38,6 +38,7 @@ import { unpackCluster } from '../packed-cluster.js'
 import { filesNeededByQcow2 } from './files-needed.js'
 import { oneFileChecking } from '../check/one-file.js'
 import { tableWriterParts } from '../table-writer.js'
+import type { FormatUsage } from '../usage.js'
 
 function open(file: FileSpec, context: OpenContext): OpenedLayer<Qcow2Header> {
   const store = context.storeOf(file)
@@ -144,6 +145,13 @@ const writing: FormatWriting<Qcow2Header> = {
   makeEmpty: async ({ spec }, store) => (await import('./make-empty.js')).makeEmpty(store, spec),
 }
 
+const usage: FormatUsage = {
+  load: async () => {
+    const { usageOfQcow2 } = await import('./usage/usage.js')
+    return ({ store }, options) => usageOfQcow2(store, options)
+  },
+}
+
 const checking = oneFileChecking(async () => ({
   check: (await import('./check.js')).checkQcow2,
   repair: (await import('./repair.js')).repairQcow2,
@@ -191,6 +199,7 @@ export const qcow2Format: Format<Qcow2Header> = {
     return { spec: readHeader(store), warning }
   },
   checking,
+  usage,
   describe: describeQcow2,
   attributes: ({ spec }) => ({
     'cluster-size': String(clusterBytes(spec)),

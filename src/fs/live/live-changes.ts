@@ -4,6 +4,8 @@
  */
 import type { CheckResult } from '../../formats/check/report.js'
 import type { InternalSnapshot } from '../../formats/format.js'
+import type { ImageUsage } from '../../image/usage.js'
+import type { UsageRequest } from '../../image/usage-run.js'
 import type { SnapshotName } from '../../image/snapshots/snapshots.js'
 
 export interface LiveDisk {
@@ -40,6 +42,12 @@ export interface LiveDisk {
    * `cancel` ends it at once when nobody wants the result any more.
    */
   check(progress?: (part: number) => void, cancel?: AbortSignal): Promise<CheckResult>
+  /** Tells where the space of the image went, with all that was written so far; `progress` and `cancel` as for a check. */
+  usage(
+    request: UsageRequest,
+    progress: (part: number) => void,
+    cancel?: AbortSignal,
+  ): Promise<ImageUsage>
 }
 
 export interface CreateOptions {

@@ -12,6 +12,9 @@ import type { LiveDisk } from './live-changes.js'
 import type { Refresher } from './refresher.js'
 import type { ServedImage } from '../served-image.js'
 
+/** The most cells of a map that a server makes. */
+const MAX_MAP_CELLS = 2 ** 16
+
 export const liveRequests =
   (image: ServedImage, live: LiveDisk, refresher: Refresher): Handler =>
   async (request, work) =>
@@ -50,6 +53,14 @@ async function done(
       if (!findFormat(format)?.checking) return { format, result: null }
       return { format, result: await live.check(part => remark({ progress: part }), gone) }
     }
+    case 'usage': {
+      const { mapCells } = request
+      if (mapCells > MAX_MAP_CELLS) {
+        throw new ImageError('REFUSED', 'so large a map is not made', { path: live.path })
+      }
+      const wanted = { names: namesOf(request), mapCells }
+      return live.usage(wanted, part => remark({ progress: part }), gone)
+    }
   }
 }
 
@@ -71,7 +82,7 @@ async function deleted(
   return live.deleteSnapshots(names, wait ? { wait: gone } : {})
 }
 
-const namesOf = (request: RequestOf<'delete' | 'rename' | 'revert'>): SnapshotName[] => [
+const namesOf = (request: RequestOf<'delete' | 'rename' | 'revert' | 'usage'>): SnapshotName[] => [
   ...request.tags.map(tag => ({ tag })),
   ...request.ids.map(id => ({ id })),
 ]

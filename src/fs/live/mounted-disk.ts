@@ -25,6 +25,8 @@ import {
   snapshotBeforeRevert,
   type SnapshotName,
 } from '../../image/snapshots/snapshot-names.js'
+import type { ImageUsage } from '../../image/usage.js'
+import { usageAt, type UsageRequest } from '../../image/usage-run.js'
 import { SECTOR_BYTES } from '../../sector.js'
 import type { Changer } from './changer.js'
 import type { CreateOptions, LiveDisk, WaitOptions } from './live-changes.js'
@@ -175,6 +177,23 @@ export class MountedDisk implements LiveDisk {
         } finally {
           check.close()
         }
+      }),
+    )
+  }
+
+  usage(
+    request: UsageRequest,
+    progress: (part: number) => void,
+    cancel?: AbortSignal,
+  ): Promise<ImageUsage> {
+    const { changer, allowPaths } = this.parts
+    return changer.inTurn(() =>
+      changer.whileQuiet(async () => {
+        const { path, format } = this
+        if (cancel?.aborted) throw new MountError('nobody waits for these figures any more')
+        this.requireSameFile()
+        const options = { format, allowPaths, takesLocks: false }
+        return usageAt(path, options, request, progress, cancel)
       }),
     )
   }

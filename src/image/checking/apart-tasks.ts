@@ -2,9 +2,10 @@
 import { runCheck } from './check-run.js'
 import type { SentError } from '../sent-error.js'
 import { changeSnapshots } from '../snapshots/snapshot-change.js'
+import { usageOf } from '../usage.js'
 
 /** Each takes plain data, and options with `progress`. */
-export const TASKS = { check: runCheck, snapshots: changeSnapshots }
+export const TASKS = { check: runCheck, snapshots: changeSnapshots, usage: usageOf }
 
 export type TaskName = keyof typeof TASKS
 export type SetupOf<N extends TaskName> = Parameters<(typeof TASKS)[N]>[0]

@@ -1,7 +1,7 @@
 /** Has an image that is open checked, or repaired, by its format. */
 import fs from 'node:fs'
-import type { CheckOptions, RepairResult } from '../../formats/check/report.js'
-import type { CheckedImage, FormatChecking, LayerSpec, RepairKind } from '../../formats/format.js'
+import type { CheckOptions, RepairKind, RepairResult } from '../../formats/check/report.js'
+import type { CheckedImage, FormatChecking, LayerSpec } from '../../formats/format.js'
 import { formatOf } from '../../formats/registry.js'
 import type { FileSpec } from '../../io/file-spec.js'
 import type { WritableStore } from '../../io/store.js'

@@ -1,6 +1,6 @@
 /** Checks and repairs an image with the functions of its format. */
-import type { CheckOptions } from '../../formats/check/report.js'
-import type { Format, FormatChecking, LayerSpec, RepairKind } from '../../formats/format.js'
+import type { CheckOptions, RepairKind } from '../../formats/check/report.js'
+import type { Format, FormatChecking, LayerSpec } from '../../formats/format.js'
 import { guessFormat } from '../../formats/raw/guess.js'
 import { findFormat } from '../../formats/registry.js'
 import { closeFolders } from '../../io/folders.js'

@@ -1,0 +1,67 @@
+/** The options and the help of `vimgfs usage`. */
+import type { CommandHelp, Options } from './description.js'
+
+export const OPTIONS = {
+  json: {
+    type: 'boolean',
+    help: 'for programs',
+  },
+  html: {
+    type: 'string',
+    value: 'FILE',
+    help: 'write a page with a map of the disk into FILE, which is replaced',
+  },
+  id: {
+    type: 'string',
+    multiple: true,
+    value: 'ID',
+    help: 'a snapshot by its ID',
+  },
+  format: {
+    type: 'string',
+    short: 'f',
+    value: 'F',
+    help: '{formats} (found by its bytes)',
+  },
+  'force-share': {
+    type: 'boolean',
+    short: 'U',
+    help: 'look at an image that others write: the figures may be wrong',
+  },
+  'allow-path': {
+    type: 'string',
+    multiple: true,
+    value: 'DIR',
+    help: 'IMAGE may also name files below DIR (its own folder)',
+  },
+  'ignore-cid': {
+    type: 'boolean',
+    help: 'look at a vmdk whose parent has changed since',
+  },
+  progress: {
+    type: 'boolean',
+    short: 'p',
+    help: 'show progress also if standard error is no terminal',
+  },
+  quiet: {
+    type: 'boolean',
+    short: 'q',
+    help: 'show no progress',
+  },
+} as const satisfies Options
+
+export const HELP: CommandHelp = {
+  usage: ['[OPTION…] IMAGE [TAG…]'],
+  words: 'IMAGE [TAG…]',
+  summary: 'show where its space went, and what each snapshot holds',
+  text: [
+    `Shows where the space of IMAGE went: data, compressed data, allocated zeros, tables, leaks, and
+      how much of each backing file the disk still reads. For each snapshot of a qcow2 image it
+      shows what the snapshot refers to, and what it alone holds: so much comes back when it is
+      deleted. Of several TAGs it also shows what deleting all of them gives back. Reads no data,
+      and needs no passphrase. IMAGE may be mounted, and named by its mount point; then writers
+      wait.`,
+  ],
+  options: OPTIONS,
+  examples: ['vimgfs usage disk.qcow2 before-upgrade', 'vimgfs usage --html usage.html disk.qcow2'],
+}
