@@ -1,6 +1,7 @@
 /** Parses the arguments of commands. */
 import { type ParseArgsConfig, parseArgs } from 'node:util'
 import { UsageError } from '../errors.js'
+import { nearest } from '../nearest.js'
 
 type Options = NonNullable<ParseArgsConfig['options']>
 type Parsed<O extends Options> = ReturnType<
@@ -75,10 +76,14 @@ function parseOptions<const O extends Options>(
     return parseArgs({ args, options, allowPositionals: true, strict: true })
   } catch (error) {
     // Keep the first sentence. The others say how to pass a word that begins with a dash, as the help does.
-    const [message] = (error as Error).message.split(/[.]\s/)
-    throw new UsageError(`${message}; vimgfs help ${command} shows how to call it`)
+    const [message = ''] = (error as Error).message.split(/[.]\s/)
+    const unknown = /^Unknown option '--([^']+)'/.exec(message)?.[1]
+    const near = unknown === undefined ? '' : nearest(`--${unknown}`, longNames(options))
+    throw new UsageError(`${message}${near}; vimgfs help ${command} shows how to call it`)
   }
 }
+
+const longNames = (options: Options): string[] => Object.keys(options).map(name => `--${name}`)
 
 const UNITS: Record<string, number> = { '': 1, k: 2 ** 10, m: 2 ** 20, g: 2 ** 30 }
 

@@ -1,7 +1,8 @@
 /** `vimgfs help`: describes each command, with an example. */
 import { UsageError } from '../errors.js'
+import { nearest } from '../nearest.js'
 import { VERSION } from '../version.js'
-import { allHelps, helpOf } from './help/commands.js'
+import { allHelps, COMMAND_NAMES, helpOf } from './help/commands.js'
 import { formatNames } from './help/names.js'
 import { helpText, overviewRows } from './help/render.js'
 import { print } from './output.js'
@@ -30,5 +31,6 @@ export async function run([command, more]: string[]): Promise<number> {
 async function describe(command: string): Promise<string> {
   const help = await helpOf(command)
   if (help) return helpText(command, help, await formatNames())
-  throw new UsageError(`there is no command "${command}"; vimgfs --help lists them`)
+  const near = nearest(command, COMMAND_NAMES)
+  throw new UsageError(`there is no command "${command}"${near}; vimgfs --help lists them`)
 }

@@ -1,174 +1,78 @@
-/** `vimgfs umount`: unmounts and returns when the server has ended. */
-import path from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
-import { MountError, printable } from '../errors.js'
-import { unmountFuse } from '../fs/mounting/mount.js'
-import { otherPlaces } from '../fs/mounting/mount-holders.js'
-import { findMount, FS_TYPE, type MountInfo } from '../io/mountinfo.js'
-import {
-  askServer,
-  findServer,
-  FLUSH_TIMEOUT_MS,
-  runAsOwner,
-  type RunningServer,
-  type ServerProcess,
-} from '../fs/mounting/running-server.js'
-import { isEndingServer, isStopped, startOf } from '../io/processes.js'
-import { parse } from './arguments.js'
+/** `vimgfs umount`: unmounts mount points and images, and returns when their servers have ended. */
+import { exitCodeOf, isExpected, MountError, oneLine, UsageError } from '../errors.js'
+import { findMount, FS_TYPE, listMounts, type MountInfo, ownerOf } from '../io/mountinfo.js'
+import { parseWords } from './arguments.js'
 import { OPTIONS } from './help/umount.js'
 import { complain } from './output.js'
+import { unmountOne } from './unmount-one.js'
+import { forgetHelper } from './utab.js'
 
-/** After unmounting, a server first saves what was written. On a busy disk that may take minutes. */
-const END_TIMEOUT_MS = 300_000
-/** A stopped server will not end by itself. */
-const STOPPED_TIMEOUT_MS = 3_000
-/** A busy server answers late. The short timeout is for a stopped server, which does not answer, and for --lazy. */
-const STATUS_TIMEOUT_MS = 8_000
-const SHORT_TIMEOUT_MS = 2_000
-/**
- * How long to wait for another mount namespace to give up the mount. A program that makes a namespace gets a copy of every
- * mount, and most programs unmount these at once.
- */
-const GRACE_MS = 2_000
-const GRACE_STEP_MS = 100
-/** After this time a line tells the user what the command waits for. */
-const NOTICE_MS = 3_000
-
-export async function run(args: string[]): Promise<number> {
-  const { values, positionals } = parse(args, OPTIONS, 'umount', ['MOUNTPOINT'])
-  const mountpoint = positionals[0] as string
-  const isLazy = values.lazy === true
-  const mount = findMount(mountpoint)
-  if (!mount) throw new MountError(`${mountpoint}: nothing is mounted there`)
-  if (mount.type !== FS_TYPE) {
-    throw new MountError(
-      `${mountpoint}: ${mount.source} (${mount.type}) is mounted there, not an image by vimgfs; use umount`,
-    )
+/** @param isUnnoted whether umount(8) has called, which looks after its table itself */
+export async function run(args: string[], isUnnoted = false): Promise<number> {
+  const words = { required: [], hasMore: true }
+  const { values, positionals } = parseWords(args, OPTIONS, 'umount', words)
+  const { lazy: isLazy = false, all = false, 'all-users': allUsers = false } = values
+  const takesAll = all || allUsers
+  if (takesAll && positionals.length > 0) {
+    throw new UsageError('names and --all exclude each other; leave out one of them')
   }
-  const found = findServer(mount)
-  const isShort = isLazy || (found !== undefined && isStopped(found.pid))
-  const answer = await withNotice(
-    () => `waiting for an answer from ${serverName(found)}`,
-    mountpoint,
-    askServer(mount, isShort ? SHORT_TIMEOUT_MS : STATUS_TIMEOUT_MS),
-  )
-  const server = typeof answer === 'string' ? undefined : answer
-  const isDead = answer === 'dead'
-  if (!isLazy && !isDead) await refuseOtherPlaces(mount)
-  // A read-only mount cannot lose data.
-  if (!isLazy && answer === 'silent' && !isReadOnly(mount)) throw notAnswering(mount, found)
-  let failure = server?.failure ?? null
-  // Flush first: after unmounting the server could not report a failure any more.
-  if (server && !server.readOnly && !isLazy) failure = await flush(mount, server)
-  unmountFuse(mount, isLazy)
-  const ending = server ?? found
-  if (ending && !isLazy && !isDead) await endOf(ending, mount)
-  if (failure !== null) {
-    throw new MountError(
-      `${mountpoint}: it is unmounted, but not all that was written could be kept: ${failure}; look at the image with vimgfs check`,
-    )
+  if (!takesAll && positionals.length === 0) {
+    throw new UsageError('MOUNTPOINT is missing; vimgfs help umount shows how to call it')
   }
-  if (server && !server.readOnly && server.removed) {
-    throw new MountError(
-      `${mountpoint}: it is unmounted, but ${server.image}, or a part of it, was removed or replaced while it was mounted: what was written to that is gone`,
-    )
-  }
-  return 0
+  if (allUsers && process.geteuid?.() !== 0) throw new UsageError('--all-users is for root only')
+  const work: (() => Promise<void>)[] =
+    positionals.length > 0
+      ? positionals.map(name => () => unmountNamed(name, isLazy, isUnnoted))
+      : allMounts(allUsers).map(mount => () => unmount(mount, isLazy, isUnnoted))
+  return inOrder(work)
 }
 
-/** Returns the result of `work`. If it takes long, a line on standard error says what the command waits for. */
-async function withNotice<T>(what: () => string, mountpoint: string, work: Promise<T>): Promise<T> {
-  const timer = setTimeout(() => notice(mountpoint, what()), NOTICE_MS)
+/** Does all of `work`, also after a failure. Throws the only failure; several are printed. Returns the highest exit code. */
+async function inOrder(work: readonly (() => Promise<void>)[]): Promise<number> {
+  if (work.length === 1) {
+    await work[0]?.()
+    return 0
+  }
+  let code = 0
+  for (const act of work) {
+    try {
+      await act()
+    } catch (error) {
+      if (!isExpected(error)) throw error
+      complain(`vimgfs: ${oneLine(error)}\n`)
+      code = Math.max(code, exitCodeOf(error))
+    }
+  }
+  return code
+}
+
+/** Returns the mounts of this user, or of all, the last one first: it may stand on an earlier one. */
+function allMounts(ofAllUsers: boolean): MountInfo[] {
+  const user = process.geteuid?.()
+  return listMounts()
+    .filter(mount => mount.type === FS_TYPE && (ofAllUsers || ownerOf(mount) === user))
+    .reverse()
+}
+
+async function unmountNamed(name: string, isLazy: boolean, isUnnoted: boolean): Promise<void> {
+  const mount = findMount(name)
+  if (mount && mount.type !== FS_TYPE) {
+    throw new MountError(
+      `${name}: ${mount.source} (${mount.type}) is mounted there, not an image by vimgfs; use umount`,
+    )
+  }
+  if (mount) return unmount(mount, isLazy, isUnnoted)
+  const { mountsOfImage } = await import('../control/find.js')
+  const mounts = await mountsOfImage(name)
+  if (mounts === undefined) throw new MountError(`${name}: nothing is mounted there`)
+  if (mounts.length === 0) throw new MountError(`${name}: vimgfs has not mounted this image here`)
+  for (const one of mounts) await unmount(one, isLazy, isUnnoted)
+}
+
+async function unmount(mount: MountInfo, isLazy: boolean, isUnnoted: boolean): Promise<void> {
   try {
-    return await work
+    await unmountOne(mount, isLazy)
   } finally {
-    clearTimeout(timer)
-  }
-}
-
-const notice = (mountpoint: string, what: string) =>
-  complain(`vimgfs: ${printable(`${mountpoint}: ${what}`)}\n`)
-
-const serverName = (server: ServerProcess | undefined): string =>
-  server ? `its server (process ${server.pid})` : 'its server'
-
-/** Reports whether the file system is mounted read-only. */
-const isReadOnly = ({ options }: MountInfo): boolean => options.split(',')[0] === 'ro'
-
-function notAnswering({ mountpoint }: MountInfo, server: ServerProcess | undefined): MountError {
-  const [what, first] =
-    server && isStopped(server.pid)
-      ? ['is stopped', `continue it with kill -CONT ${server.pid}`]
-      : ['does not answer', 'wait until its storage answers']
-  const kill = server ? `kill -9 ${server.pid}` : 'kill -9'
-  return new MountError(
-    `${mountpoint}: ${serverName(server)} ${what}, so it stays mounted: what was written may not be in the image yet; ${first}, or give that up with ${kill}, and try again`,
-  )
-}
-
-/** Throws if another place still has the mount after GRACE_MS: a server goes on while its mount is anywhere. */
-async function refuseOtherPlaces(mount: MountInfo): Promise<void> {
-  const deadline = Date.now() + GRACE_MS
-  const findPlace = () => otherPlaces(mount, mount.id).find(({ stays }) => stays)
-  let place = findPlace()
-  while (place && Date.now() < deadline) {
-    await sleep(GRACE_STEP_MS)
-    place = findPlace()
-  }
-  if (!place) return
-  throw new MountError(
-    `${mount.mountpoint}: it stays mounted here, because it is mounted elsewhere, too: ${place.who}, or take it away here alone with vimgfs umount --lazy ${mount.mountpoint}`,
-  )
-}
-
-/**
- * Makes durable what was written. Throws MountError if that failed and may succeed later. Returns the reason if it never
- * will, else null.
- */
-async function flush(mount: MountInfo, server: RunningServer): Promise<string | null> {
-  const file = path.join(mount.mountpoint, server.disk)
-  const { code, stderr } = await withNotice(
-    () => `waiting for ${serverName(server)} to save what was written`,
-    mount.mountpoint,
-    runAsOwner(mount, 'sync', ['--data', file], FLUSH_TIMEOUT_MS),
-  )
-  if (code === 0) return null
-  const why =
-    code === 'timeout'
-      ? `${serverName(server)} has not done it in ${FLUSH_TIMEOUT_MS / 1000} s`
-      : stderr.trim().split(': ').at(-1) || `sync ended with ${code}`
-  const now = await askServer(mount, STATUS_TIMEOUT_MS)
-  if (typeof now !== 'string' && now.failure) return now.failure
-  throw new MountError(
-    `${mount.mountpoint}: what was written could not be saved (${why}), so it stays mounted; put that right and try again, or give it up with vimgfs umount --lazy ${mount.mountpoint}`,
-  )
-}
-
-async function endOf(server: ServerProcess, mount: MountInfo): Promise<void> {
-  const { mountpoint } = mount
-  const { pid, startTicks } = server
-  const started = Date.now()
-  let lookAt = GRACE_MS
-  let hasSaid = false
-  while (startOf(pid) === startTicks) {
-    const waited = Date.now() - started
-    if (waited > lookAt && !isEndingServer(pid)) {
-      lookAt *= 2
-      const [place] = otherPlaces(mount)
-      if (place) throw goesOn(`goes on: ${place.who}`)
-    }
-    if (waited > NOTICE_MS && !hasSaid) {
-      hasSaid = true
-      notice(mountpoint, `it is unmounted; waiting for ${serverName(server)} to end`)
-    }
-    if (waited > STOPPED_TIMEOUT_MS && isStopped(pid)) {
-      throw goesOn(`is stopped; continue it with kill -CONT ${pid}`)
-    }
-    if (waited > END_TIMEOUT_MS) throw goesOn(`has not ended in ${END_TIMEOUT_MS / 1000} s`)
-    await sleep(5)
-  }
-
-  function goesOn(how: string): MountError {
-    return new MountError(`${mountpoint}: it is unmounted here, but ${serverName(server)} ${how}`)
+    if (!isUnnoted) forgetHelper(mount)
   }
 }

@@ -22,7 +22,14 @@ export async function connectTo(name: string): Promise<ServerConnection | undefi
   return mount ? connectToMount(mount) : connectToImage(name)
 }
 
-async function connectToMount(mount: MountInfo): Promise<ServerConnection> {
+/**
+ * Connects to the server of `mount`. Throws MountError.
+ * @param timeoutMs how long it may take to greet
+ */
+export async function connectToMount(
+  mount: MountInfo,
+  timeoutMs?: number,
+): Promise<ServerConnection> {
   const { mountpoint } = mount
   const owner = ownerOf(mount)
   const uid = process.geteuid?.()
@@ -35,8 +42,8 @@ async function connectToMount(mount: MountInfo): Promise<ServerConnection> {
     greeting.device === mount.device && peer.uid === owner
   const pid = serverOfDevice(mount.device, owner)
   const found =
-    (pid !== undefined && (await search(name => name.pid === pid, isOf))) ||
-    (await connectAsTold(mount))
+    (pid !== undefined && (await search(name => name.pid === pid, isOf, timeoutMs))) ||
+    (await connectAsTold(mount, timeoutMs))
   if (found && isOf(found)) return found
   if (found) found.close()
   throw new MountError(
@@ -45,13 +52,16 @@ async function connectToMount(mount: MountInfo): Promise<ServerConnection> {
 }
 
 /** Connects to the socket that the mount itself names: the server's folder may be another one than this command's. */
-async function connectAsTold(mount: MountInfo): Promise<ServerConnection | undefined> {
+async function connectAsTold(
+  mount: MountInfo,
+  timeoutMs?: number,
+): Promise<ServerConnection | undefined> {
   const status = await askServer(mount, STATUS_MS)
   if (typeof status === 'string' || typeof status.socket !== 'string') return undefined
   const folder = openFolder(path.dirname(status.socket), ownerOf(mount))
   if (typeof folder === 'string') return undefined
   try {
-    return await connect(folder, path.basename(status.socket), status.pid)
+    return await connect(folder, path.basename(status.socket), status.pid, timeoutMs)
   } finally {
     folder.close()
   }
@@ -74,6 +84,40 @@ async function connectToImage(name: string): Promise<ServerConnection | undefine
   return undefined
 }
 
+/**
+ * Returns the mounts of the image `name` that this user may end, the last one first; undefined if `name` is no file.
+ */
+export async function mountsOfImage(name: string): Promise<MountInfo[] | undefined> {
+  const stat = fs.statSync(name, { bigint: true, throwIfNoEntry: false })
+  if (!stat || stat.isDirectory()) return undefined
+  const key = imageKey(stat)
+  const names = [path.resolve(name), fs.realpathSync(name)]
+  const user = process.geteuid?.()
+  const isRight = async (mount: MountInfo) =>
+    names.includes(mount.source) || (await servesImage(mount, key))
+  const mounts = listMounts().filter(
+    mount => mount.type === FS_TYPE && (user === 0 || ownerOf(mount) === user),
+  )
+  const isIts = await Promise.all(mounts.map(isRight))
+  return mounts.filter((_, index) => isIts[index]).reverse()
+}
+
+/** Reports whether the server of `mount` has the image with that key. One that does not answer counts as having another. */
+async function servesImage(mount: MountInfo, key: string): Promise<boolean> {
+  try {
+    const { greeting, peer } = await greeted(mount)
+    return hasOpen(peer.pid, key, greeting.isWritable)
+  } catch {
+    return false
+  }
+}
+
+async function greeted(mount: MountInfo): Promise<Pick<ServerConnection, 'greeting' | 'peer'>> {
+  const server = await connectToMount(mount, STATUS_MS)
+  server.close()
+  return server
+}
+
 /** Returns the mount whose source is the image `name`, as it is unless `fsname=` says another one. */
 function mountOf(name: string): MountInfo | undefined {
   const names = [path.resolve(name), fs.realpathSync(name)]
@@ -84,6 +128,7 @@ function mountOf(name: string): MountInfo | undefined {
 async function search(
   isNamed: (name: { readonly key: string; readonly pid: number }) => boolean,
   isRight: (connection: ServerConnection) => boolean,
+  timeoutMs?: number,
 ): Promise<ServerConnection | undefined> {
   const folders = openForCommand(process.geteuid?.() ?? 0)
   try {
@@ -91,7 +136,7 @@ async function search(
       for (const name of folder.names()) {
         const parsed = parseName(name)
         if (!parsed || parsed.isHidden || !isNamed(parsed)) continue
-        const connection = await connect(folder, name, parsed.pid)
+        const connection = await connect(folder, name, parsed.pid, timeoutMs)
         if (connection && isRight(connection)) return connection
         connection?.close()
       }
@@ -106,11 +151,13 @@ async function connect(
   folder: SocketFolder,
   name: string,
   pid: number,
+  timeoutMs?: number,
 ): Promise<ServerConnection | undefined> {
   try {
     return await ServerConnection.open(
       folder.at(name),
       `the server of a mounted image (process ${pid})`,
+      timeoutMs,
     )
   } catch (error) {
     if (!(error instanceof NobodyListens)) {

@@ -65,6 +65,8 @@ const REQUESTS = {
   resize: { sign: 'text', bytes: 'number' },
   check: {},
   usage: { tags: 'texts', ids: 'texts', mapCells: 'number' },
+  /** Says whether programs may write, after the kernel has been told. */
+  remount: { write: 'flag' },
 } as const satisfies Record<string, Fields>
 
 type Requests = typeof REQUESTS

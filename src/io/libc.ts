@@ -302,6 +302,7 @@ export function cloneRange(
 }
 
 export const MS_RDONLY = 1
+export const MS_REMOUNT = 32
 export const MNT_DETACH = 2
 const UMOUNT_NOFOLLOW = 8
 

@@ -15,6 +15,8 @@ export interface MountInfo {
   /** "major:minor". */
   readonly device: string
   readonly mountpoint: string
+  /** Options of this mount, such as `ro` and `nosuid`. */
+  readonly flags: string
   readonly type: string
   readonly source: string
   /** Options of the file system; FUSE has `user_id=` there, the user who mounted. */
@@ -55,11 +57,12 @@ export function listMounts(pid: number | 'self' = 'self'): MountInfo[] {
     .filter(line => line !== '')
     .map(line => {
       const [before = '', after = ''] = line.split(' - ')
-      const [id = '', parent = '', device = '', , mountpoint = '', , ...tags] = before.split(' ')
+      const [id = '', parent = '', device = '', , mountpoint = '', flags = '', ...tags] =
+        before.split(' ')
       const [type = '', source = '', options = ''] = after.split(' ')
       const isPrivate = !tags.some(tag => /^(shared|master):/.test(tag))
       const names = { mountpoint: unescape(mountpoint), source: unescape(source) }
-      return { id, parent, isPrivate, device, type, options, ...names }
+      return { id, parent, isPrivate, device, flags, type, options, ...names }
     })
 }
 

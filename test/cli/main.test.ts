@@ -75,6 +75,7 @@ t.test('no command at all: the help, as an error', async t => {
 
 t.test('wrong usage: one line, exit code 2', async t => {
   const cases: [string[], RegExp][] = [
+    [['lsit'], /there is no command "lsit"; did you mean list\?; vimgfs --help lists them/],
     [['frobnicate'], /there is no command "frobnicate"; vimgfs --help lists them/],
     [['constructor'], /there is no command "constructor"/],
     [['--frobnicate'], /there is no command "--frobnicate"/],
@@ -89,7 +90,10 @@ t.test('wrong usage: one line, exit code 2', async t => {
     [['mount', 'a', 'b', '-o'], /-o.*argument missing; vimgfs help mount/],
     [['mount', '--threads', '-1', 'a', 'b'], /--threads.*ambiguous; vimgfs help mount/],
     [['umount'], /MOUNTPOINT is missing; vimgfs help umount/],
-    [['umount', 'a', 'b'], /"b" is one argument too many/],
+    [['umount', '--all', 'a'], /names and --all exclude each other/],
+    [['list', 'a'], /"a" is one argument too many/],
+    [['stats', '--watch', '0', 'a'], /--watch takes seconds/],
+    [['mount', '--tread', '1', 'a', 'b'], /Unknown option '--tread'; did you mean --threads\?/],
     [['umount', '--force', 'a'], /Unknown option '--force'; vimgfs help umount/],
   ]
   for (const [args, message] of cases) {

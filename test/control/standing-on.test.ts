@@ -27,7 +27,7 @@ const seen = (device: string, mountpoint: string, options = 'rw', type = 'ext4')
   path: mountpoint,
   mount: {
     ...{ id: mountpoint, parent: '1', isPrivate: true, device, mountpoint, type },
-    ...{ source: 'none', options },
+    ...{ source: 'none', flags: options, options },
   },
 })
 

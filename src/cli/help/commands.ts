@@ -4,6 +4,8 @@ import type { CommandHelp } from './description.js'
 const HELPS: Record<string, () => Promise<{ HELP: CommandHelp }>> = {
   mount: () => import('./mount.js'),
   umount: () => import('./umount.js'),
+  list: () => import('./list.js'),
+  stats: () => import('./stats.js'),
   refresh: () => import('./refresh.js'),
   check: () => import('./check.js'),
   snapshot: () => import('./snapshot.js'),
@@ -20,6 +22,8 @@ const HELPS: Record<string, () => Promise<{ HELP: CommandHelp }>> = {
   usage: () => import('./usage.js'),
   help: () => import('./help.js'),
 }
+
+export const COMMAND_NAMES: readonly string[] = Object.keys(HELPS)
 
 /** Returns the description of a command; undefined if there is no such command. */
 export async function helpOf(command: string): Promise<CommandHelp | undefined> {

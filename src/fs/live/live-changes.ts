@@ -48,6 +48,11 @@ export interface LiveDisk {
     progress: (part: number) => void,
     cancel?: AbortSignal,
   ): Promise<ImageUsage>
+  /**
+   * Follows the kernel, which lets programs write again, or no longer. In the second case it makes the image as it is after
+   * unmounting, and refuses all changes from then on. Refuses to write an image that was opened for reading.
+   */
+  remount(isWritten: boolean): Promise<void>
 }
 
 export interface CreateOptions {

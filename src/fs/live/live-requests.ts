@@ -11,6 +11,7 @@ import { indexOfSnapshot, type SnapshotName } from '../../image/snapshots/snapsh
 import type { LiveDisk } from './live-changes.js'
 import type { Refresher } from './refresher.js'
 import type { ServedImage } from '../served-image.js'
+import { mountState } from '../status/mount-state.js'
 
 /** The most cells of a map that a server makes. */
 const MAX_MAP_CELLS = 2 ** 16
@@ -30,7 +31,9 @@ async function done(
 ): Promise<unknown> {
   switch (request.do) {
     case 'status':
-      return {}
+      return mountState(image)
+    case 'remount':
+      return live.remount(request.write)
     case 'list':
       return sentList(snapshotListOf(image.chain, live.path, live.snapshots(), request.layers))
     case 'refresh':

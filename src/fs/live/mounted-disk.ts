@@ -58,6 +58,9 @@ export interface MountedDiskParts {
 }
 
 export class MountedDisk implements LiveDisk {
+  /** Whether the mount has been made read-only since it was mounted. */
+  private isHeld = false
+
   constructor(private readonly parts: MountedDiskParts) {}
 
   get path(): string {
@@ -198,6 +201,19 @@ export class MountedDisk implements LiveDisk {
     )
   }
 
+  remount(isWritten: boolean): Promise<void> {
+    return this.inTurn(async () => {
+      const { image, changer, mountpoint } = this.parts
+      if (isWritten && !image.isWritable) throw readOnly(this.path, mountpoint)
+      if (!isWritten) {
+        await changer.whileQuiet(async () => {})
+        const { disk } = image.views
+        if (disk && disk.failure !== '') throw failed(this.path, disk.failure)
+      }
+      this.isHeld = !isWritten
+    })
+  }
+
   private get top() {
     return this.parts.image.chain.layers[0]
   }
@@ -246,14 +262,13 @@ export class MountedDisk implements LiveDisk {
   private requireWritten(): void {
     const { path, parts } = this
     const { disk } = parts.image.views
-    if (!disk) {
-      const { mountpoint } = parts
-      const what = `it is mounted on ${mountpoint} for reading only`
-      const hint = `unmount it, and mount it with -o rw: vimgfs umount ${mountpoint}`
+    if (!disk) throw readOnly(path, parts.mountpoint)
+    if (this.isHeld) {
+      const what = `its mount on ${parts.mountpoint} has been made read-only`
+      const hint = `mount -o remount,rw ${parts.mountpoint} ends that`
       throw new ImageError('READ_ONLY', what, { path, hint })
     }
-    if (disk.failure === '') return
-    throw new ImageError('READ_ONLY', `it has become read-only: ${disk.failure}`, { path })
+    if (disk.failure !== '') throw failed(path, disk.failure)
   }
 
   /** Throws ImageError if the image's path no longer leads to the file that is mounted. */
@@ -317,6 +332,15 @@ export class MountedDisk implements LiveDisk {
     })
   }
 }
+
+function readOnly(path: string, mountpoint: string): ImageError {
+  const what = `it is mounted on ${mountpoint} for reading only`
+  const hint = `unmount it, and mount it with -o rw: vimgfs umount ${mountpoint}`
+  return new ImageError('READ_ONLY', what, { path, hint })
+}
+
+const failed = (path: string, failure: string): ImageError =>
+  new ImageError('READ_ONLY', `it has become read-only: ${failure}`, { path })
 
 /** Somebody has a file open that nobody may have open. */
 class FileInUse extends ImageError {
