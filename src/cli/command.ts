@@ -1,6 +1,8 @@
 /** The command line: finds the command, reports errors in one line, and sets the exit code. */
 import './signals.js'
+import { basename } from 'node:path'
 import { UsageError } from '../errors.js'
+import { nearest } from '../nearest.js'
 import { complain, print } from './output.js'
 import { startWith } from './start.js'
 
@@ -8,6 +10,8 @@ import { startWith } from './start.js'
 const COMMANDS: Record<string, () => Promise<{ run(args: string[]): Promise<number> }>> = {
   mount: () => import('./mount.js'),
   umount: () => import('./umount.js'),
+  list: () => import('./list.js'),
+  stats: () => import('./stats.js'),
   info: () => import('./info.js'),
   check: () => import('./check.js'),
   commit: () => import('./commit.js'),
@@ -27,6 +31,8 @@ const COMMANDS: Record<string, () => Promise<{ run(args: string[]): Promise<numb
   'hold-frozen': () => import('./hold-frozen.js'),
 }
 
+const isUmountName = (name: string): boolean => /^umount(\.fuse)?\.vimgfs$/.test(basename(name))
+
 async function main(args: string[]): Promise<number> {
   const [first, ...rest] = args
   if (first === undefined) {
@@ -42,16 +48,30 @@ async function main(args: string[]): Promise<number> {
   if (first === '--help' || first === '-h') return (await import('./help.js')).run([])
   const command = Object.hasOwn(COMMANDS, first) ? COMMANDS[first] : undefined
   if (!command) {
-    const { mountArguments } = await import('./mount-helper.js')
-    const mounting = mountArguments(process.argv[1] ?? '', args)
-    if (mounting === 'nothing') return 0
-    if (mounting) return main(['mount', ...mounting])
-    throw new UsageError(`there is no command "${first}"; vimgfs --help lists them`)
+    const program = basename(process.argv[1] ?? '')
+    const code = await runForUtilLinux(program, args)
+    if (code !== undefined) return code
+    const near = nearest(first, Object.keys(COMMANDS))
+    throw new UsageError(`there is no command "${first}"${near}; vimgfs --help lists them`)
   }
   if (rest.includes('--help') || rest.includes('-h')) {
     return (await import('./help.js')).run([first])
   }
   return (await command()).run(rest)
+}
+
+/**
+ * Does what mount(8) or umount(8) asks for, and returns their exit code; undefined if neither has called. A package whose
+ * program has another name says the name as the first word: `vimgfs mount.vimgfs IMAGE DIR`.
+ */
+async function runForUtilLinux(program: string, args: string[]): Promise<number | undefined> {
+  const { helperCall, isHelperName, runHelper } = await import('./mount-helper.js')
+  const [first = '', ...rest] = args
+  const isNamed = isHelperName(first) || isUmountName(first)
+  const [name, words] = isNamed ? [first, rest] : [program, args]
+  if (isUmountName(name)) return (await import('./umount-helper.js')).runHelper(words)
+  const call = helperCall(name, words)
+  return call && (await runHelper(call))
 }
 
 export const start = (): void => startWith(main)

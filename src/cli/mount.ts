@@ -12,9 +12,20 @@ import { humanSize } from './human.js'
 import { launch, type StartReport, REPORT_FD_VARIABLE } from './launch.js'
 import { complain } from './output.js'
 import { closeDebugger, ENDING_SIGNALS, obeyLogSignals } from './signals.js'
+import { withSpelled } from './spelled-options.js'
+import { noteHelper } from './utab.js'
 
-export async function run(args: string[]): Promise<number> {
-  const { values } = parse(args, OPTIONS, 'mount', ['IMAGE', 'MOUNTPOINT'])
+interface Caller {
+  /** Returns the caller's code for an exit code of an error that ends the process at once. */
+  readonly exitCode: (code: number) => number
+  /** Whether umount(8) is not to learn of the mount. */
+  readonly isUnnoted: boolean
+}
+
+const USER: Caller = { exitCode: code => code, isUnnoted: false }
+
+export async function run(args: string[], caller = USER): Promise<number> {
+  const { values, positionals } = parsed(args)
   const reportFd = process.env[REPORT_FD_VARIABLE]
   try {
     if (!hasFolder()) leaveFolder(await requestOf(args))
@@ -22,12 +33,19 @@ export async function run(args: string[]): Promise<number> {
     if (reportFd !== undefined) return await serveInBackground(args, Number(reportFd))
     // This process reports wrong usage, before it starts a server.
     await requestOf(args)
-    return await launch(args, values.quiet === true, values['passphrase-file'] ?? [])
+    const code = await launch(args, values.quiet === true, values['passphrase-file'] ?? [])
+    if (code === 0 && !caller.isUnnoted) noteHelper(positionals[1] as string)
+    return code
   } catch (error) {
     if (!isExpected(error) || error instanceof UsageError) throw error
     complain(`vimgfs: ${oneLine(error)}\n`)
-    return leave(exitCodeOf(error))
+    return leave(caller.exitCode(exitCodeOf(error)))
   }
+}
+
+function parsed(args: string[]) {
+  const { values, positionals } = parse(args, OPTIONS, 'mount', ['IMAGE', 'MOUNTPOINT'])
+  return { values: withSpelled(values, OPTIONS), positionals }
 }
 
 /**
@@ -87,9 +105,9 @@ async function requestOf(args: string[]): Promise<Settings> {
   const { checkFlags } = await import('../fs/mounting/mount-flags.js')
   const { DEFAULT_THREADS, MAX_THREADS } = await import('../fs/limits.js')
   const { MAX_CHAIN_DEPTH } = await import('../formats/limits.js')
-  const { values, positionals } = parse(args, OPTIONS, 'mount', ['IMAGE', 'MOUNTPOINT'])
+  const { values, positionals } = parsed(args)
   const [image, mountpoint] = positionals as [string, string]
-  const options = parseMountOptions(values.option ?? [])
+  const options = parseMountOptions(values.option ?? [], Object.keys(OPTIONS))
   checkFlags(options.flags)
   const { threads, format, transport } = values
   const metadata = values['metadata-cache']

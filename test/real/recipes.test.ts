@@ -85,7 +85,6 @@ interface Recipe {
 const RECIPES: readonly Recipe[] = [
   { lead: /^Change a file in a disk:/m, content: PARTITIONED },
   { lead: /^Look into a snapshot\. `noload`/m, content: PARTITIONED, prints: /^note$/m },
-  { lead: /^Rescue the data/m, content: PARTITIONED, prepare: cutOff, check: isRescued },
   {
     lead: /^Use it with a virtual machine/m,
     content: PARTITIONED,
@@ -98,6 +97,7 @@ const RECIPES: readonly Recipe[] = [
     needsNoRoot: true,
     prints: /^second$/m,
   },
+  { lead: /^Rescue the data/m, content: PARTITIONED, prepare: cutOff, check: isRescued },
   {
     lead: /a disk without partitions:/,
     content: { ...EXT4, isPartitioned: false },

@@ -78,6 +78,16 @@ export const OPTIONS = {
     short: 'q',
     help: 'print errors only',
   },
+  'read-only': {
+    type: 'boolean',
+    short: 'r',
+    help: 'the same as -o ro',
+  },
+  'read-write': {
+    type: 'boolean',
+    short: 'w',
+    help: 'the same as -o rw',
+  },
   format: {
     type: 'string',
     value: 'F',
@@ -179,6 +189,10 @@ export const HELP: CommandHelp = {
   options: OPTIONS,
   suboptions: { option: MOUNT_OPTIONS },
   notes: [
+    `Each of these options also has a spelling for -o, and so for fstab and mount -t vimgfs:
+      threads=4 for --threads 4, force for --force. A comma in a value is \\,. Options that
+      only mount(8) and systemd heed (nofail, user, _netdev, x-systemd.automount) may stand there,
+      too.`,
     `Root can use an ordinary user's mount (mount -o loop, for example) only with allow_root or
       allow_other; otherwise the kernel refuses it.`,
     `In the example, noload leaves an ext journal alone: it cannot be replayed in a read-only file. For xfs say

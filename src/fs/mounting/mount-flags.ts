@@ -50,6 +50,8 @@ const CHANGES: Record<string, readonly [set: number, clear: number]> = {
   group: [NOSUID | NODEV, 0],
 }
 
+export const FLAG_OPTIONS: readonly string[] = Object.keys(CHANGES)
+
 /** Returns `flags` after `option`; undefined if the option is not one of these. */
 export function changeFlags(flags: number, option: string): number | undefined {
   const change = Object.hasOwn(CHANGES, option) ? CHANGES[option] : undefined

@@ -1,6 +1,7 @@
 /** Parses mount options (-o), as other FUSE programs take them. */
 import { UsageError } from '../../errors.js'
-import { changeFlags, DEFAULT_FLAGS } from './mount-flags.js'
+import { changeFlags, DEFAULT_FLAGS, FLAG_OPTIONS } from './mount-flags.js'
+import { nearest } from '../../nearest.js'
 import type { ScratchOptions } from '../scratch/scratch-maker.js'
 import { parseDiskSize } from '../../sizes.js'
 
@@ -33,10 +34,19 @@ export interface MountOptions {
   readonly flags: number
 }
 
+/** No option of a mount has this name. */
+export class UnknownMountOption extends UsageError {
+  constructor(option: string, others: readonly string[]) {
+    const [name = ''] = option.split('=')
+    const names = [...FLAGS, ...VALUES, ...ACCEPTED, ...FLAG_OPTIONS, ...others, 'ro', 'rw']
+    super(`unknown mount option "${option}"${nearest(name, names)}`)
+  }
+}
+
 /** Accepted and ignored: they are for mount(8) and other readers of fstab, or hold anyway. */
 const ACCEPTED = new Set([
-  ...['defaults', 'auto', 'noauto', 'nouser', 'nofail', '_netdev', 'nonempty'],
-  ...['nomand', 'iversion', 'noiversion'],
+  ...['defaults', 'auto', 'noauto', 'nofail', '_netdev', '_rnetdev', 'nonempty'],
+  ...['nouser', 'nousers', 'noowner', 'nogroup', 'mand', 'nomand', 'iversion', 'noiversion'],
 ])
 /** Accepted and ignored, with a value. */
 const ACCEPTED_VALUES = new Set(['comment', 'helper', 'uhelper', 'user'])
@@ -52,8 +62,14 @@ export const VALUES = new Set([
 const DEFAULT_COMMIT_SECONDS = 5
 const MAX_COMMIT_SECONDS = 86400
 
-/** Parses the arguments of all -o. Throws UsageError. */
-export function parseMountOptions(lists: readonly string[]): MountOptions {
+/**
+ * Parses the arguments of all -o. Throws UsageError.
+ * @param others names that the caller has looked for, to suggest one
+ */
+export function parseMountOptions(
+  lists: readonly string[],
+  others: readonly string[] = [],
+): MountOptions {
   const flags = new Set<string>()
   const values = new Map<string, string>()
   let access: MountOptions['access']
@@ -72,14 +88,14 @@ export function parseMountOptions(lists: readonly string[]): MountOptions {
       else if (name === 'subtype' && value !== 'vimgfs') {
         throw new UsageError(`-o ${option}: the subtype is always vimgfs; leave it out`)
       } else if (name !== 'subtype' && !ACCEPTED_VALUES.has(name)) {
-        throw new UsageError(`unknown mount option "${option}"`)
+        throw new UnknownMountOption(option, others)
       }
     } else if (FLAGS.has(name)) flags.add(name)
     // The last one counts.
     else if (name === 'ro' || name === 'rw') access = name
     else if (!ACCEPTED.has(option)) {
       const changed = changeFlags(mountFlags, option)
-      if (changed === undefined) throw new UsageError(`unknown mount option "${option}"`)
+      if (changed === undefined) throw new UnknownMountOption(option, others)
       mountFlags = changed
     }
   }
@@ -149,8 +165,10 @@ function scratchOptions(
   return { file: values.get('scratch'), folder, limitBytes }
 }
 
-const splitOptions = (list: string): string[] =>
-  optionPieces(list).map(option => option.replace(/\\(.)/g, '$1'))
+const splitOptions = (list: string): string[] => optionPieces(list).map(unescaped)
+
+/** Returns a piece as it is meant: without the backslashes that protect its characters. */
+export const unescaped = (piece: string): string => piece.replace(/\\(.)/g, '$1')
 
 /** Splits a list at commas, except after a backslash and in quotes. Leaves the options as they are written. */
 export const optionPieces = (list: string): string[] =>
