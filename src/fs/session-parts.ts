@@ -47,7 +47,7 @@ export function sessionParts(
 }
 
 function rulesOf(options: MountOptions, transport: Transport): PassthroughRules {
-  const { passthrough, scratch, partitions, manage, forceShare } = options
+  const { passthrough, materializeBytes, scratch, partitions, manage, forceShare } = options
   const off: [boolean, string][] = [
     [passthrough === 'off', 'passthrough=off'],
     [transport !== 'direct', 'libfuse has no passthrough'],
@@ -56,7 +56,11 @@ function rulesOf(options: MountOptions, transport: Transport): PassthroughRules 
     [manage, 'manage'],
     [forceShare, 'force-share'],
   ]
-  return { why: off.find(([is]) => is)?.[1], isForced: passthrough === 'on' }
+  return {
+    why: off.find(([is]) => is)?.[1],
+    isForced: passthrough === 'on',
+    copiedBytes: materializeBytes,
+  }
 }
 
 /** Returns the fields of status.json that do not change. */

@@ -1,6 +1,9 @@
 /** System calls for FUSE passthrough (linux/fuse.h, FUSE_DEV_IOC_BACKING_OPEN), and what decides whether a file can have it. */
-import { loadLibc } from './native.js'
+import fs from 'node:fs'
+import { fileFlags } from './file-flags.js'
 import { errno } from './libc.js'
+import { loadLibc } from './native.js'
+import { SECTOR_BYTES } from '../sector.js'
 
 const libc = loadLibc()
 const ioctl = libc.func('int ioctl(int fd, unsigned long request, void *argument)')
@@ -29,32 +32,45 @@ export function closeBacking(device: number, number: number): void {
   ioctl(device, FUSE_DEV_IOC_BACKING_CLOSE, argument)
 }
 
-const FS_IOC_GETFLAGS = 0x80086601
 const FS_IMMUTABLE_FL = 0x10
 const FS_VERITY_FL = 0x100000
 
 /** Reports whether the file system refuses every change of the file at `fd`: it is immutable (chattr +i), or has fs-verity. */
-export function isUnchangeable(fd: number): boolean {
-  const flags = Buffer.alloc(8)
-  return (
-    ioctl(fd, FS_IOC_GETFLAGS, flags) === 0 &&
-    (flags.readUInt32LE(0) & (FS_IMMUTABLE_FL | FS_VERITY_FL)) !== 0
-  )
-}
+export const isUnchangeable = (fd: number): boolean =>
+  ((fileFlags(fd) ?? 0) & (FS_IMMUTABLE_FL | FS_VERITY_FL)) !== 0
 
 const AT_EMPTY_PATH = 0x1000
 const STATX_DIOALIGN = 0x2000
+/** Linux 6.15. */
+const STATX_DIO_READ_ALIGN = 0x20000
 const NO_PATH = Buffer.alloc(1)
 /** struct statx: its size, and the offsets of its fields. */
-const STATX = { bytes: 256, mask: 0, offsetAlign: 156 } as const
+const STATX = { bytes: 256, mask: 0, offsetAlign: 156, readOffsetAlign: 180 } as const
+
+const BTRFS = 0x9123683e
+const TMPFS = 0x01021994
+/** statfs(2): those that read at any place with O_DIRECT. */
+const UNALIGNED: readonly number[] = [BTRFS, TMPFS]
+/** statfs(2): ext, xfs, btrfs, tmpfs. To open a file of theirs anew has no effect on it, whatever the flags. */
+const FILE_SYSTEMS: readonly number[] = [0xef53, 0x58465342, BTRFS, TMPFS]
+
+const typeOf = (fd: number): number => fs.statfsSync(`/proc/self/fd/${fd}`).type
+
+/** Reports whether opening the file at `fd` anew has no effect on it. Throws Node's error. */
+export const hasHarmlessOpenings = (fd: number): boolean => FILE_SYSTEMS.includes(typeOf(fd))
 
 /**
- * Returns the multiple of bytes at which the file at `fd` can be read with O_DIRECT: 0 if it cannot, undefined if the file system
- * does not say (statx(2), STATX_DIOALIGN).
+ * Reports whether the file at `fd` can be read with O_DIRECT at each sector (statx(2)). Writes may need more, such as those of
+ * xfs to shared blocks. Throws Node's error.
  */
-export function directAlignment(fd: number): number | undefined {
+export function readsSectorsDirectly(fd: number): boolean {
+  if (UNALIGNED.includes(typeOf(fd))) return true
   const found = Buffer.alloc(STATX.bytes)
-  if (statx(fd, NO_PATH, AT_EMPTY_PATH, STATX_DIOALIGN, found) !== 0) return undefined
-  if ((found.readUInt32LE(STATX.mask) & STATX_DIOALIGN) === 0) return undefined
-  return found.readUInt32LE(STATX.offsetAlign)
+  const asked = STATX_DIOALIGN | STATX_DIO_READ_ALIGN
+  if (statx(fd, NO_PATH, AT_EMPTY_PATH, asked, found) !== 0) return false
+  const mask = found.readUInt32LE(STATX.mask)
+  if ((mask & (STATX_DIOALIGN | STATX_DIO_READ_ALIGN)) === 0) return false
+  const isOfReads = (mask & STATX_DIO_READ_ALIGN) !== 0
+  const alignment = found.readUInt32LE(isOfReads ? STATX.readOffsetAlign : STATX.offsetAlign)
+  return alignment > 0 && alignment <= SECTOR_BYTES
 }

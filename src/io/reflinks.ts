@@ -1,5 +1,6 @@
 /** Files that share blocks (ioctl_ficlonerange(2)). */
 import fs from 'node:fs'
+import { fileFlags, setFileFlags } from './file-flags.js'
 import { cloneRange } from './libc.js'
 
 /** The largest block of the file systems that have reflinks: only whole blocks are shared. */
@@ -29,4 +30,14 @@ export function clone(
   to: number,
 ): boolean {
   return cloneRange(target, source, at, length, to) === 0
+}
+
+const FS_NOCOW_FL = 0x800000
+
+/** Makes `target`, an empty file, write in place if `source` does (chattr +C): btrfs shares blocks only among files that agree. */
+export function takeCopyOnWriteOf(target: number, source: number): void {
+  const wanted = (fileFlags(source) ?? 0) & FS_NOCOW_FL
+  const now = fileFlags(target)
+  if (now === undefined || (now & FS_NOCOW_FL) === wanted) return
+  setFileFlags(target, (now & ~FS_NOCOW_FL) | wanted)
 }

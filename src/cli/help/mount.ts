@@ -41,6 +41,11 @@ export const MOUNT_OPTIONS: Rows = [
     `off: the kernel never reads files itself; on: it also reads those of a read-only IMAGE that
       another program could change (auto)`,
   ],
+  [
+    'materialize=SIZE',
+    `on xfs and btrfs the kernel reads a read-only IMAGE by reflinks; up to SIZE of compressed and
+      encrypted data are written out for it (0)`,
+  ],
   ['commit=SECONDS', 'how often to make durable what was written (5); 0: only when asked to'],
   ['allow_root', 'root may use the mount, too (a loop mount needs this, for example)'],
   [

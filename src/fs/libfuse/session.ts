@@ -135,7 +135,11 @@ export class LibfuseSession implements Session {
       controlText: {
         status: () =>
           statusText(
-            { ...status, ...tornStatus(world), files: servedFiles(this.tree.images(), () => why) },
+            {
+              ...status,
+              ...tornStatus(world),
+              files: servedFiles(this.tree.images(), () => ({ why })),
+            },
             snapshots,
             views,
             layers,

@@ -20,6 +20,8 @@ export interface MountOptions {
   readonly manage: boolean
   /** Whether the kernel may read files itself: never, where nothing is lost by it, or also where others could change the image. */
   readonly passthrough: 'off' | 'auto' | 'on'
+  /** How much of each file may be written out for that, in bytes. */
+  readonly materializeBytes: number
   /** The time between flushes, in seconds; 0 for never. */
   readonly commitSeconds: number
   readonly allowOther: boolean
@@ -57,7 +59,7 @@ export const FLAGS = new Set([
 ])
 export const VALUES = new Set([
   ...['uid', 'gid', 'umask', 'fsname', 'commit', 'scratch', 'scratch-dir', 'scratch-size'],
-  'passthrough',
+  ...['passthrough', 'materialize'],
 ])
 const DEFAULT_COMMIT_SECONDS = 5
 const MAX_COMMIT_SECONDS = 86400
@@ -132,6 +134,7 @@ export function parseMountOptions(
     manage: flags.has('manage'),
     scratch: scratchOptions(flags, values, access),
     passthrough: passthroughOf(values.get('passthrough') ?? 'auto'),
+    materializeBytes: materializeOf(values.get('materialize')),
     commitSeconds: number('commit', 10, MAX_COMMIT_SECONDS) ?? DEFAULT_COMMIT_SECONDS,
     allowOther: flags.has('allow_other'),
     allowRoot: flags.has('allow_root'),
@@ -148,6 +151,9 @@ function passthroughOf(value: string): MountOptions['passthrough'] {
   if (value === 'off' || value === 'auto' || value === 'on') return value
   throw new UsageError(`-o passthrough=${value}: it takes off, auto or on`)
 }
+
+const materializeOf = (value: string | undefined): number =>
+  value === undefined ? 0 : parseDiskSize(value, '-o materialize')
 
 function scratchOptions(
   flags: ReadonlySet<string>,

@@ -5,6 +5,7 @@
  *  (2) Readers read that file. The reads and writes of handles that write still come here, and only their maps go to the file. So
  *      nothing is written past the disk's end, and readers see each write.
  *  (3) A file keeps its way (backings.ts).
+ *      A file that is only read, and has no such file, gets one where the file system has reflinks (image/layout/lay-out.ts).
  *  (4) What speaks against it is no error: the file is served as all others.
  */
 import fs from 'node:fs'
@@ -16,46 +17,24 @@ import { isExpected } from '../../errors.js'
 import type { ChangeWatch } from '../../image/opening/change-watch.js'
 import { flatFileOf } from '../../image/reading/flat-file.js'
 import type { ViewSet } from '../../image/reading/view-set.js'
-import { directAlignment, isUnchangeable, openBacking } from '../../io/backing.js'
+import {
+  closeBacking,
+  hasHarmlessOpenings,
+  isUnchangeable,
+  openBacking,
+  readsSectorsDirectly,
+} from '../../io/backing.js'
 import { regularFileSize } from '../../io/libc.js'
-import { SECTOR_BYTES } from '../../sector.js'
-import type { Backings, Decision } from './backings.js'
+import { hasReflinks } from '../../io/reflinks.js'
+import { filesFrom } from '../../image/layer.js'
+import type { Backings, Decision, Passed } from './backings.js'
 import { FOPEN } from '../protocol/protocol.js'
+import { because, codeOf, type Reason, reasonOf } from './passthrough-reasons.js'
 import type { ImageNode } from './tree.js'
 
 const { EPERM } = constants.errno
 const { O_DIRECT, O_TRUNC, O_WRONLY } = fs.constants
 const ACCESS_MODE = 3
-
-/** Why the server serves a file, for status.json. The code of a reason is its place here, below 0. */
-const REASONS = {
-  notFlat: 'its bytes are not those of one file, range for range',
-  otherSize: 'its file is longer or shorter than the disk',
-  device: 'it lies on a block device',
-  fileSystem: 'its file does not lie on ext4, xfs, btrfs or tmpfs',
-  unseen: 'what programs write through maps would not be seen, and the image notes each write',
-  guessed:
-    'its format was guessed as raw, which a write through a map might change; mount it with --format raw',
-  grows: 'it grows with what is written (growable)',
-  watched:
-    'another program could change its file unnoticed; -o passthrough=on allows that, and an immutable file (chattr +i) needs no option',
-  notAllowed: 'the kernel allows that to root of the first user namespace only',
-  refused: 'the kernel refuses its file',
-  many: 'the mount has too many files',
-  unreadable: 'its tables cannot be read',
-} as const
-type Reason = keyof typeof REASONS
-const ORDER = Object.keys(REASONS) as Reason[]
-const codeOf = (reason: Reason): number => -1 - ORDER.indexOf(reason)
-const because = (reason: Reason): Decision => ({ reason: codeOf(reason) })
-const reasonOf = (code: number): string => REASONS[ORDER[-1 - code] as Reason]
-
-const BTRFS = 0x9123683e
-const TMPFS = 0x01021994
-/** statfs(2): ext, xfs, btrfs, tmpfs. To open a file of theirs anew has no effect on it, whatever the flags. */
-const FILE_SYSTEMS: readonly number[] = [0xef53, 0x58465342, BTRFS, TMPFS]
-/** Those that read at any place with O_DIRECT. */
-const UNALIGNED: readonly number[] = [BTRFS, TMPFS]
 
 /** The most files of which status.json tells. */
 const MOST_TOLD = 256
@@ -66,6 +45,8 @@ export interface PassthroughRules {
   readonly why: string | undefined
   /** Whether files have it that others could change unnoticed. */
   readonly isForced: boolean
+  /** How much of a file may be written out that cannot share blocks with the image, in bytes. */
+  readonly copiedBytes: number
 }
 
 export interface PassthroughParts {
@@ -94,19 +75,25 @@ export interface PassedOpening {
 export interface ServedFile {
   readonly name: string
   readonly passthrough: boolean
+  /** Whether the kernel reads a file that shares blocks with the image. */
+  readonly reflink?: true
   /** Why it has none. */
   readonly why?: string
 }
 
-/** Returns what status.json tells of files, with the reasons why they have none. */
+/** Returns what status.json tells of files: why the server serves them, if it does, and whether they were laid out. */
 export const servedFiles = (
   nodes: readonly ImageNode[],
-  reasonAgainst: (node: ImageNode) => string | undefined,
+  wayOf: (node: ImageNode) => { readonly why?: string | undefined; readonly isLaidOut?: boolean },
 ): ServedFile[] =>
   nodes.slice(0, MOST_TOLD).map(node => {
-    const why = reasonAgainst(node)
-    return { name: node.name, passthrough: why === undefined, ...(why !== undefined && { why }) }
+    const { why, isLaidOut = false } = wayOf(node)
+    const reflink = isLaidOut ? ({ reflink: true } as const) : undefined
+    const { name } = node
+    return { name, passthrough: why === undefined, ...reflink, ...(why !== undefined && { why }) }
   })
+
+const NOT_YET = 'it is laid out in a file of its own when it is first opened'
 
 /** One thread's part, in one world. */
 export class Passthrough {
@@ -124,10 +111,15 @@ export class Passthrough {
   open(node: ImageNode, flags: number): PassedOpening | undefined {
     if (this.why !== undefined) return undefined
     const decision = this.decisionOn(node)
-    if ('reason' in decision) return undefined
-    const { backing, readsSectors } = decision
     const { backings, views } = this.parts
-    if (!orIf(() => this.hasSize(node), false)) {
+    if (decision === 'layout') {
+      // It was opened by a way that does not wait for the layout. From now on its handles are of this kind.
+      backings.giveUp(node.id, codeOf('notFlat'))
+      return undefined
+    }
+    if ('reason' in decision) return undefined
+    const { backing, readsSectors, isLaidOut } = decision
+    if (!isLaidOut && !orIf(() => this.hasSize(node), false)) {
       backings.giveUp(node.id, codeOf('otherSize'))
       return undefined
     }
@@ -141,20 +133,25 @@ export class Passthrough {
     return { backing, openFlags: FOPEN.PASSTHROUGH | (isServed ? past : 0) }
   }
 
+  /** Whether those who open the file have to wait until it is laid out. */
+  awaitsLayout(node: ImageNode): boolean {
+    return this.why === undefined && this.decisionOn(node) === 'layout'
+  }
+
   /** Returns how each file is served, and if not by passthrough why, for status.json. */
   report(nodes: readonly ImageNode[]): readonly ServedFile[] {
-    return servedFiles(nodes, node => this.why ?? this.reasonAgainst(node))
+    return servedFiles(nodes, node => {
+      if (this.why !== undefined) return { why: this.why }
+      const decision = this.decisionOn(node)
+      if (decision === 'layout') return { why: NOT_YET }
+      return 'reason' in decision ? { why: reasonOf(decision.reason) } : decision
+    })
   }
 
   private get why(): string | undefined {
     const { rules } = this.parts
     if (rules.why !== undefined) return rules.why
     return this.device === undefined ? 'the kernel has no FUSE passthrough (Linux 6.9)' : undefined
-  }
-
-  private reasonAgainst(node: ImageNode): string | undefined {
-    const decision = this.decisionOn(node)
-    return 'reason' in decision ? reasonOf(decision.reason) : undefined
   }
 
   private decisionOn(node: ImageNode): Decision {
@@ -166,23 +163,42 @@ export class Passthrough {
   private decide(node: ImageNode): Decision {
     const { rules, watch } = this.parts
     const file = this.reading(() => flatFileOf(this.view(node), this.sizeOf(node)))
-    if (!file) return because('notFlat')
+    if (!file) return this.layoutOr(node, 'notFlat')
     const against = this.againstWriting(node)
     if (against) return because(against)
     const { fd } = file
     if (regularFileSize(fd, false) < 0) return because('device')
     this.descriptors.set(node.id, fd)
-    if (!this.hasSize(node)) return because('otherSize')
-    const { type } = fs.statfsSync(`/proc/self/fd/${fd}`)
-    if (!FILE_SYSTEMS.includes(type)) return because('fileSystem')
+    if (!this.hasSize(node)) return this.layoutOr(node, 'otherSize')
+    if (!hasHarmlessOpenings(fd)) return because('fileSystem')
     // Once it has handed out a handle, this program could not make its reads fail.
-    if (watch && !rules.isForced && !isUnchangeable(fd)) return because('watched')
-    const number = openBacking(this.device as number, fd)
-    if (number === -EPERM) return because('notAllowed')
-    if (number <= 0) return because('refused')
-    const alignment = UNALIGNED.includes(type) ? 1 : directAlignment(fd)
-    const isAligned = alignment !== undefined && alignment > 0 && alignment <= SECTOR_BYTES
-    return { backing: number, readsSectors: isAligned }
+    if (watch && !rules.isForced && !isUnchangeable(fd)) return this.layoutOr(node, 'watched')
+    const opened = this.backingOf(fd)
+    return typeof opened === 'string'
+      ? because(opened)
+      : { ...opened, readsSectors: readsSectorsDirectly(fd) }
+  }
+
+  private backingOf(fd: number): Omit<Passed, 'readsSectors'> | Reason {
+    const backing = openBacking(this.device as number, fd)
+    if (backing === -EPERM) return 'notAllowed'
+    return backing > 0 ? { backing, isLaidOut: false } : 'refused'
+  }
+
+  /** Returns that `node` is laid out, or where that is impossible the reason that stands then. */
+  private layoutOr({ entry }: ImageNode, otherwise: Reason): Decision {
+    const { layers, watch } = this.parts
+    // Nothing else says whether the image has changed meanwhile.
+    if (!watch) return because(otherwise)
+    const files = filesFrom(layers, entry.layer)
+    // What is not on this machine is not looked at for changes.
+    if (files.some(({ source }) => source)) return because(otherwise)
+    const file = files.find(({ fd }) => hasReflinks(fd) && hasHarmlessOpenings(fd))
+    if (!file) return because(otherwise)
+    const opened = this.backingOf(file.fd)
+    if (typeof opened === 'string') return because(opened)
+    closeBacking(this.device as number, opened.backing)
+    return 'layout'
   }
 
   /** Returns why a file that programs can write does not have it. */

@@ -77,6 +77,12 @@ export class ImageFs {
       : undefined
   }
 
+  /** Whether those who open the file have to wait until it is laid out. */
+  awaitsLayout(nodeid: number): boolean {
+    const node = this.tree.node(nodeid)
+    return node?.kind === 'image' && this.parts.passthrough?.awaitsLayout(node) === true
+  }
+
   /** Reports whether the user `uid` may use the mount at all. */
   admits(uid: number): boolean {
     const { onlyUids } = this.parts

@@ -7,7 +7,6 @@ import { cloneDevice, errno, isReadyToRead, read, write } from '../../io/libc.js
 import type { WorkerActivity } from './activity.js'
 import { type Coherence, HANDED_OVER } from '../partitions/coherence.js'
 import type { LogEntry } from '../status/diagnostics.js'
-import type { Errands } from './errands.js'
 import type { GatePass } from './gate.js'
 import type { LookRequests } from '../live/look-requests.js'
 import type { OpenCounts } from '../nodes/open-counts.js'
@@ -22,7 +21,7 @@ import {
   OUT_HEADER,
   WRITE_OUT,
 } from '../protocol/protocol.js'
-import { changesDisk, PutAside } from './put-aside.js'
+import { changesDisk, type LongRequests, PutAside } from './put-aside.js'
 import type { WorkerStats } from '../status/stats.js'
 
 const { EAGAIN, ECONNABORTED, EINTR, ENODEV, ENOENT } = constants.errno
@@ -38,8 +37,8 @@ interface LoopParts {
   readonly opens: OpenCounts
   /** Present where several files show the same bytes and can be written. */
   readonly coherence: Coherence | undefined
-  /** Present where programs change snapshots by changing the folder. */
-  readonly errands: Errands | undefined
+  /** Present where some requests take the main thread long: changes of snapshots, or openings. */
+  readonly errands: LongRequests | undefined
   log(entry: LogEntry): void
   /** Present if others may write the image meanwhile. */
   readonly looks: LookRequests | undefined

@@ -10,6 +10,15 @@ export interface Waiting {
   readonly device: number
 }
 
+/** Requests that the main thread must do something for, while the worker serves others. */
+export interface LongRequests {
+  readonly isEmpty: boolean
+  /** Takes a request over, the first `length` bytes of `message`. Returns false for one that need not wait. */
+  begin(message: Buffer, length: number, device: number): boolean
+  /** Returns a request to be answered now; with the result if the main thread has done all of it. */
+  take(): (Waiting & { readonly errno?: number }) | undefined
+}
+
 export class PutAside {
   private readonly waiting: Waiting[] = []
 

@@ -9,6 +9,7 @@ import type { LayerSpec } from '../../formats/format.js'
 import { type CacheSizes, ViewSet } from '../../image/reading/view-set.js'
 import { type QueueMemory, DecompressQueue } from '../../image/reading/decompress-queue.js'
 import { servingWorkers, WorkerActivity } from './activity.js'
+import { AwaitingLayouts } from './awaiting-layouts.js'
 import { Backings } from '../nodes/backings.js'
 import { CachedPages, type DiskRange } from '../partitions/cached-pages.js'
 import { Coherence, Gaps } from '../partitions/coherence.js'
@@ -118,6 +119,8 @@ export type WorkerMessage =
   | 'look'
   | 'tables'
   | { readonly errand: Errand }
+  /** The number of a file that is opened and must be laid out first. */
+  | { readonly layout: number }
   | 'ready'
   | 'awake'
   | 'help'
@@ -160,7 +163,9 @@ function run(setup: WorkerSetup): void {
     const looks = setup.shared.looks && new LookRequests(setup.shared.looks)
     const coherence = jobs && new Coherence({ ...shared, jobs })
     const { opens } = fileSystems
-    const errands = setup.errands && new Errands(setup.errands, tell)
+    const awaiting = new AwaitingLayouts(id => fileSystems.awaitsLayout(id), tell)
+    const changes = setup.errands && new Errands(setup.errands, tell)
+    const errands = changes ?? (setup.passthrough.why === undefined ? awaiting : undefined)
     const parts = { responder, stats, pass, activity, opens, looks, coherence, errands, log, tell }
     new DeviceLoop(session.device, parts).run(poller)
     tell('served')
@@ -261,6 +266,11 @@ class FileSystems {
   touchesTable({ disk, from, to }: DiskRange): boolean {
     const places = this.tables.get(disk)
     return places?.some(place => place.from < to && place.to > from) ?? false
+  }
+
+  /** Whether those who open the file `id` have to wait until it is laid out. */
+  awaitsLayout(id: number): boolean {
+    return this.current.awaitsLayout(id)
   }
 
   /** Takes the newest world that has been sent. Returns its number. */

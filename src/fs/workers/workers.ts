@@ -21,6 +21,7 @@ import { TextSlots } from '../status/control.js'
 import { Crowding } from './crowding.js'
 import type { HelperSetup } from './decompress-helper.js'
 import type { Errand, ErrandResult } from './errands.js'
+import { Layouts } from './layouts.js'
 import { OwnCode } from '../own-code.js'
 import { Ownership } from '../nodes/ownership.js'
 import { PageDropper } from '../writing/page-dropper.js'
@@ -71,6 +72,7 @@ export class Workers {
   private readonly dropping = new Set<number>()
   private hasComplained = false
   private crowding: Crowding | undefined
+  private readonly layouts: Layouts
 
   /** @param onDeath called if a worker dies that may have been writing */
   constructor(
@@ -78,6 +80,10 @@ export class Workers {
     private readonly onDeath: () => void,
   ) {
     this.setup = setupOf(parts)
+    const { backings, passthrough, logger, onChanged } = parts
+    const { copiedBytes } = passthrough
+    const current = () => this.setup.world
+    this.layouts = new Layouts({ backings, copiedBytes, logger, onChanged, world: current })
     const { scratch, world } = parts
     this.scratchMail = scratch && new ScratchMail(world.entries.length, scratch)
     this.activity = new Activity(this.setup.shared.activity, parts.gate)
@@ -220,6 +226,7 @@ export class Workers {
       else if ('pageDrops' in message) this.dropPages(message.pageDrops)
       else if ('scratch' in message) this.makeScratch(message.scratch)
       else if ('errand' in message) void this.changeTree(message.errand, results?.port1)
+      else if ('layout' in message) this.layouts.begin(message.layout, this.session?.device ?? -1)
       else if ('changed' in message) onChanged(message.changed)
       else logger[message.log.level](message.log.detail ?? {}, message.log.message)
     })

@@ -8,7 +8,7 @@ const never = (): Decision => {
 t.test('a file keeps the way that was decided first', async t => {
   const backings = new Backings()
   const other = new Backings(backings.shared)
-  const passed = { backing: 5, readsSectors: true }
+  const passed = { backing: 5, readsSectors: true, isLaidOut: false }
   t.same(
     backings.of(16, () => passed),
     passed,
@@ -20,8 +20,8 @@ t.test('a file keeps the way that was decided first', async t => {
   )
   t.same(other.of(17, never), { reason: -3 })
   t.same(
-    backings.of(18, () => ({ backing: 6, readsSectors: false })),
-    { backing: 6, readsSectors: false },
+    backings.of(18, () => ({ backing: 6, readsSectors: false, isLaidOut: false })),
+    { backing: 6, readsSectors: false, isLaidOut: false },
   )
   t.same(
     [16, 17, 18, 19, 70_000].map(id => other.isPassed(id)),
@@ -43,7 +43,8 @@ t.test('a decision that fails leaves the file undecided', async t => {
 
 t.test('files that are given up, or gone', async t => {
   const backings = new Backings()
-  for (const id of [16, 17, 18]) backings.of(id, () => ({ backing: id, readsSectors: true }))
+  for (const id of [16, 17, 18])
+    backings.of(id, () => ({ backing: id, readsSectors: true, isLaidOut: false }))
   backings.giveUp(17, -2)
   t.same(backings.of(17, never), { reason: -2 })
   t.same(

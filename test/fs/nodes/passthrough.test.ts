@@ -42,7 +42,7 @@ function reasons(t: Test, image: string, options: Mounted): (string | undefined)
     ? undefined
     : new ChangeWatch(watchedFiles(layers), ChangeWatch.memory(), () => {})
   const backings = new Backings()
-  const rules = { why, isForced }
+  const rules = { why, isForced, copiedBytes: 0 }
   const passthrough = new Passthrough({ rules, backings, views, layers, isGrowable, watch })
   passthrough.connect({ device: -1, hasPassthrough })
   const { entries } = catalogOf(chain)
