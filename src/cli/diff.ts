@@ -7,12 +7,9 @@ import { VERSION } from '../version.js'
 import { parseChoice, parseWords } from './arguments.js'
 import { OPTIONS } from './help/diff.js'
 import { humanSize } from './human.js'
-import { print } from './output.js'
+import { printAll } from './output.js'
 import { Progress } from './progress.js'
 import { SourceOpener } from './sources.js'
-
-/** Ranges are printed in pieces of about this size, in characters. */
-const PRINTED = 64 * 1024
 
 export async function run(args: string[]): Promise<number> {
   const words = { required: ['IMAGE', 'TAG'], optional: ['TAG'] }
@@ -82,20 +79,6 @@ async function openBoth(words: readonly string[], opener: SourceOpener): Promise
 const isImage = (name: string): boolean => {
   const { image, tag } = splitImageName(name)
   return tag !== undefined || isFile(image)
-}
-
-/** @param requireSound called before something is printed; throws if all of it may be wrong */
-function printAll(texts: Iterable<string>, requireSound: () => void): void {
-  let text = ''
-  for (const each of texts) {
-    text += each
-    if (text.length < PRINTED) continue
-    requireSound()
-    print(text)
-    text = ''
-  }
-  // At the end `texts` has looked.
-  print(text)
 }
 
 const OUTPUTS = { human, json, ddrescue }

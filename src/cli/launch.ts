@@ -63,10 +63,11 @@ export async function launch(
   )
   server = child
   const said = new Said(child)
-  const report = await reportOf(child, passphrases.ask, said).catch(error => {
-    throw interruption.signal.aborted ? new Interrupted() : error
-  })
-  passphrases.close()
+  const report = await reportOf(child, passphrases.ask, said)
+    .catch(error => {
+      throw interruption.signal.aborted ? new Interrupted() : error
+    })
+    .finally(() => passphrases.close())
   child.unref()
   for (const stream of child.stdio) stream?.destroy()
   if (interruption.signal.aborted) throw new Interrupted()

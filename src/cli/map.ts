@@ -6,12 +6,9 @@ import { type MapEntry, mapOf } from '../image/map.js'
 import { whileThere } from '../image/reading/source.js'
 import { parse, parseChoice } from './arguments.js'
 import { OPTIONS } from './help/map.js'
-import { print } from './output.js'
+import { printAll } from './output.js'
 import { parseDiskSize } from '../sizes.js'
 import { SourceOpener } from './sources.js'
-
-/** Lines are printed in pieces of about this size, in characters. */
-const PRINTED = 64 * 1024
 
 export async function run(args: string[]): Promise<number> {
   const { values, positionals } = parse(args, OPTIONS, 'map', ['IMAGE'])
@@ -34,24 +31,6 @@ export async function run(args: string[]): Promise<number> {
 
 const sizeOf = (text: string | undefined, option: string): number | undefined =>
   text === undefined ? undefined : parseDiskSize(text, option)
-
-/** Prints what comes before an error, too. @param requireSound called before something is printed; throws if all of it may be wrong */
-function printAll(texts: Iterable<string>, requireSound: () => void): void {
-  let text = ''
-  const printed = () => {
-    requireSound()
-    print(text)
-    text = ''
-  }
-  try {
-    for (const each of texts) {
-      text += each
-      if (text.length >= PRINTED) printed()
-    }
-  } finally {
-    if (text !== '') printed()
-  }
-}
 
 function* json(entries: Iterable<MapEntry>): Generator<string> {
   let before = '['

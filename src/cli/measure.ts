@@ -1,6 +1,8 @@
 /** `vimgfs measure`: says how large a new image would be, as `qemu-img measure` does. */
 import { UsageError } from '../errors.js'
+import { bitmapShapes } from '../image/convert/bitmaps.js'
 import { checkOptions, creatorOf } from '../image/making/new-image.js'
+import type { BitmapShape } from '../formats/creating.js'
 import { SECTOR_BYTES } from '../sector.js'
 import { parseChoice, parseWords } from './arguments.js'
 import { OPTIONS } from './help/measure.js'
@@ -12,6 +14,8 @@ import { SourceOpener } from './sources.js'
 interface Disk {
   readonly sizeBytes: number
   readonly data: Iterable<{ readonly offset: number; readonly length: number }>
+  /** Those of IMAGE; undefined if it can have none. */
+  readonly bitmaps?: readonly BitmapShape[] | undefined
 }
 
 export async function run(args: string[]): Promise<number> {
@@ -33,16 +37,21 @@ export async function run(args: string[]): Promise<number> {
   const isOnBase = backing_file !== undefined || backing_fmt !== undefined
   checkOptions(creator.options, options, format)
   const { measure } = creator
-  const say = ({ sizeBytes, data }: Disk) => {
+  const say = ({ sizeBytes, data, bitmaps: found }: Disk) => {
     const whole = Math.ceil(sizeBytes / SECTOR_BYTES) * SECTOR_BYTES
     const { required, fullyAllocated } = measure({ sizeBytes: whole, options, data })
     // As with QEMU: all of the disk may differ from a base, which nobody has looked at.
+    const bitmaps = found && creator.measureBitmaps?.(options, found)
     const fields = {
+      ...(bitmaps !== undefined && { bitmaps }),
       required: isOnBase ? fullyAllocated : required,
       'fully-allocated': fullyAllocated,
     }
     if (output === 'json') print(`${JSON.stringify(fields, undefined, 4)}\n`)
-    else print(`required size: ${fields.required}\nfully allocated size: ${fullyAllocated}\n`)
+    else {
+      const last = bitmaps === undefined ? '' : `bitmaps size: ${bitmaps}\n`
+      print(`required size: ${fields.required}\nfully allocated size: ${fullyAllocated}\n${last}`)
+    }
   }
   if (size !== undefined) {
     say({ sizeBytes: parseDiskSize(size, '--size'), data: [] })
@@ -52,7 +61,8 @@ export async function run(args: string[]): Promise<number> {
   const source = await opener.openChosen(name as string, values.snapshot)
   try {
     const { sizeBytes } = source
-    say({ sizeBytes, data: dataOf(source.pieces(0, sizeBytes)) })
+    const bitmaps = await bitmapShapes(source)
+    say({ sizeBytes, data: dataOf(source.pieces(0, sizeBytes)), bitmaps })
     return 0
   } finally {
     source.close()

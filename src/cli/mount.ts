@@ -154,8 +154,7 @@ async function serveInFront(args: string[]): Promise<number> {
   const passphrases = passphraseSource(passphraseFiles ?? [], interruption.signal)
   const server = await serve(request, passphrases.ask, interruption, target, false, line =>
     complain(`vimgfs: ${printable(line)}\n`),
-  )
-  passphrases.close()
+  ).finally(() => passphrases.close())
   // The mount must not wait for a reader that has stopped.
   const [stdout, stderr] = [new DescriptorSink(1), new DescriptorSink(2)]
   for (const warning of [...target.warnings, ...server.warnings]) {

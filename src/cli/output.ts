@@ -7,6 +7,7 @@ import { inWords, MountError } from '../errors.js'
 
 const STDOUT = 1
 const STDERR = 2
+const PIECE_CHARACTERS = 64 * 1024
 /** How long to wait before the next try if the reader of a non-blocking pipe is slow. */
 const RETRY_MS = 10
 
@@ -20,6 +21,28 @@ export function print(text: string): void {
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'EPIPE') return
     throw new MountError(`standard output cannot be written: ${inWords(error)}`)
+  }
+}
+
+/**
+ * Prints texts in pieces of about PIECE_CHARACTERS, also what comes before an error. Throws what `texts` and `requireSound` throw,
+ * and MountError.
+ * @param requireSound called before something is printed; throws if all of it may be wrong
+ */
+export function printAll(texts: Iterable<string>, requireSound: () => void): void {
+  let text = ''
+  const printed = () => {
+    requireSound()
+    print(text)
+    text = ''
+  }
+  try {
+    for (const each of texts) {
+      text += each
+      if (text.length >= PIECE_CHARACTERS) printed()
+    }
+  } finally {
+    if (text !== '') printed()
   }
 }
 

@@ -1,7 +1,7 @@
 /**
  * Passes passphrases to the server in the background. The server has no terminal, so it asks the command that started it,
  * which answers over a pipe. An answer is a count and that many passphrases; or 0 and the reason why there is none. Each
- * of them follows its length in 32 bits.
+ * of them follows its length in 32 bits. The count's highest bit says that somebody has typed it.
  */
 import fs from 'node:fs'
 import { Socket } from 'node:net'
@@ -18,6 +18,7 @@ export interface Question {
 }
 
 const LENGTH_BYTES = 4
+const TYPED = 0x80
 
 /** The server's side. */
 export class PassphraseRelay {
@@ -33,11 +34,12 @@ export class PassphraseRelay {
     this.answers ??= new Answers(this.fd)
     const { answers } = this
     this.tell({ path, method })
-    const count = (await answers.take(1)).readUInt8()
+    const first = (await answers.take(1)).readUInt8()
+    const count = first & ~TYPED
     if (count === 0) throw new MountError((await takeOne(answers)).toString())
     const passphrases: Buffer[] = []
     for (let i = 0; i < count; i++) passphrases.push(await takeOne(answers))
-    return passphrases
+    return Object.assign(passphrases, { isTyped: (first & TYPED) !== 0 })
   }
 
   /** Call this when no more passphrases are needed. */
@@ -101,8 +103,9 @@ export async function answer(
   let parts: readonly Buffer[]
   let count = 0
   try {
-    parts = await source(path, method)
-    count = parts.length
+    const given = await source(path, method)
+    parts = given
+    count = given.length | (given.isTyped ? TYPED : 0)
   } catch (error) {
     if (!isExpected(error)) throw error
     parts = [Buffer.from(oneLine(error))]

@@ -7,8 +7,9 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { ReadStream } from 'node:tty'
 import { promisify } from 'node:util'
 import { inWords, MountError, printable } from '../errors.js'
-import type { AskPassphrase } from '../image/opening/encryption.js'
+import type { AskPassphrase, Passphrases } from '../image/opening/encryption.js'
 import { Interrupted, orInterrupted } from '../interruption.js'
+import { Note } from './note.js'
 
 /** Names the file with the passphrase if no option does. */
 const FILE_VARIABLE = 'VIMGFS_PASSPHRASE_FILE'
@@ -40,15 +41,27 @@ export function passphraseSource(
   const { [FILE_VARIABLE]: variable = '' } = process.env
   const named = files.length > 0 ? files : variable === '' ? [] : [variable]
   let asked = 0
+  let lastTyped: string | undefined
   let input: Buffer | undefined
+  let note: Note | undefined
   // Legacy AES cannot tell a typing error, and neither can a new image.
-  const ask: AskPassphrase = (path, method) => get(path, method === 'AES')
-  const get = async (path: string, isTwice: boolean): Promise<Buffer[]> => {
+  const ask: AskPassphrase = async (path, method) => {
+    note?.end()
+    const given = await get(path, method === 'AES')
+    if (method !== 'LUKS') return given
+    // A key may take seconds to derive, so that guessing takes long.
+    const deriving = new Note(`deriving the key of ${printable(path)}`)
+    note = deriving
+    return Object.assign(given, { whenUsed: () => deriving.end() })
+  }
+  const get = async (path: string, isTwice: boolean): Promise<Passphrases> => {
     if (signal.aborted) throw new Interrupted()
-    const name = named[Math.min(asked++, named.length - 1)]
+    const isAgain = path === lastTyped
+    const name = named[Math.min(isAgain ? asked - 1 : asked++, named.length - 1)]
     const isInput = name === STDIN && !process.stdin.isTTY
     if (name === undefined || (name === STDIN && !isInput)) {
-      return askOnTerminal(path, isTwice, signal, option)
+      lastTyped = path
+      return askOnTerminal(path, { isTwice, isAgain, option }, signal)
     }
     if (!isInput) return candidates(await orInterrupted(readNamed(name), signal))
     // Standard input can be read only once, and several layers may need it.
@@ -60,7 +73,10 @@ export function passphraseSource(
     content?.fill(0)
     return line
   }
-  const close = () => input?.fill(0)
+  const close = () => {
+    note?.end()
+    input?.fill(0)
+  }
   return { ask, askNew, close }
 }
 
@@ -124,17 +140,17 @@ async function readAll(fd: number, what: string): Promise<Buffer> {
 
 async function askOnTerminal(
   path: string,
-  isTwice: boolean,
+  { isTwice, isAgain, option }: { isTwice: boolean; isAgain: boolean; option: string },
   signal: AbortSignal,
-  option: string,
-): Promise<Buffer[]> {
+): Promise<Passphrases> {
   const { stdin } = process
   if (!stdin.isTTY) {
     throw new MountError(
       `${printable(path)}: it is encrypted; name a file with its passphrase with ${option} FILE (- for standard input)`,
     )
   }
-  const typed = await prompt(stdin, `Passphrase of ${printable(path)}: `, signal)
+  const wrong = isAgain ? 'That is not its passphrase. ' : ''
+  const typed = await prompt(stdin, `${wrong}Passphrase of ${printable(path)}: `, signal)
   if (typed.length === 0) throw new MountError('the passphrase is empty')
   if (isTwice) {
     const again = await prompt(stdin, 'The same again: ', signal)
@@ -145,7 +161,7 @@ async function askOnTerminal(
       throw new MountError('the two passphrases differ')
     }
   }
-  return [typed]
+  return Object.assign([typed], { isTyped: true })
 }
 
 const KEY = { interrupt: 0x03, end: 0x04, backspace: 0x08, eraseLine: 0x15, delete: 0x7f } as const

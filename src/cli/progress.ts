@@ -1,4 +1,5 @@
 /** Shows how far a command has come: one line on a terminal, with the rate and the time left. */
+import { clearing } from './note.js'
 import { complain } from './output.js'
 import { humanSize } from './human.js'
 import { onProgressSignal } from './signals.js'
@@ -12,7 +13,6 @@ export interface ProgressOptions {
   readonly isPart?: boolean | undefined
 }
 
-const CLEAR_LINE = '\r\x1b[K'
 const EVERY_MS = 200
 /** The time left is not guessed from a smaller part. */
 const GUESSED_FROM = 0.001
@@ -28,6 +28,7 @@ export class Progress {
   private readonly isTerminal = process.stderr.isTTY === true
   private shownAt = Number.NEGATIVE_INFINITY
   private hasLine = false
+  private shownLine = ''
   private done = 0
   private readonly stopListening: () => void
 
@@ -62,17 +63,19 @@ export class Progress {
     this.stopListening()
     if (!this.isShown || !this.hasLine) return
     if (this.done >= this.totalBytes) this.show()
-    this.say(this.isTerminal ? CLEAR_LINE : '\n')
+    this.say(this.isTerminal ? clearing(this.shownLine) : '\n')
     this.hasLine = false
   }
 
   private show(): void {
-    this.say(`${this.isTerminal ? CLEAR_LINE : '\r'}${this.line()}`)
+    const line = this.line()
+    this.say(`${this.isTerminal ? clearing(this.shownLine) : '\r'}${line}`)
     this.hasLine = true
+    this.shownLine = line
   }
 
   private clear(): string {
-    const clear = this.hasLine && this.isTerminal ? CLEAR_LINE : ''
+    const clear = this.hasLine && this.isTerminal ? clearing(this.shownLine) : ''
     this.hasLine = false
     return clear
   }

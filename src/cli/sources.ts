@@ -89,6 +89,7 @@ export class SourceOpener {
     try {
       return await open()
     } catch (error) {
+      this.passphrases.close()
       if (error instanceof Interrupted) throw new MountError('interrupted')
       const { namingItsMount } = await import('../image/opening/mounted.js')
       throw namingItsMount(error, READ_ANYWAY)

@@ -81,6 +81,13 @@ export interface MeasuredImage extends Pick<NewImage, 'sizeBytes' | 'options'> {
   readonly data: Iterable<{ readonly offset: number; readonly length: number }>
 }
 
+/** What the size of a bitmap depends on. */
+export interface BitmapShape {
+  readonly nameBytes: number
+  /** The size of its bits. */
+  readonly bitBytes: number
+}
+
 /** In bytes of the files of an image. */
 export interface Measurement {
   /** With this data. */
@@ -99,6 +106,10 @@ export interface FormatCreator {
   isEncrypted?(options: OptionValues): boolean
   /** Returns how large an image may become, as qemu-img measure says it for formats that it measures. Throws UsageError. */
   measure(image: MeasuredImage): Measurement
+  /** Returns the bitmaps of an image that `convert` can copy; undefined if it can have none. Throws ImageError. */
+  bitmapShapes?(store: Store, spec: unknown): readonly BitmapShape[] | undefined
+  /** Returns the space of such bitmaps in an image with these options; undefined if it can have none. */
+  measureBitmaps?(options: OptionValues, bitmaps: readonly BitmapShape[]): number | undefined
   /** Begins an image in empty files. Throws UsageError for options that contradict each other, ImageError, SystemError. */
   begin(image: NewImage): Promise<ImageBuilder>
 }

@@ -106,6 +106,9 @@ async function sent(source: Parameters<typeof answer>[1]): Promise<Buffer> {
 t.test('an answer is a count and passphrases with their lengths', async t => {
   const bytes = await sent(async () => [Buffer.from('one'), Buffer.from('three\n')])
   t.same(bytes, Buffer.from('\x02\x03\0\0\0one\x06\0\0\0three\n', 'latin1'))
+  const typed = await sent(async () => Object.assign([Buffer.from('me')], { isTyped: true }))
+  t.same(typed, Buffer.from('\x81\x02\0\0\0me', 'latin1'), 'somebody has typed it')
+  t.match(await relayOf(t, typed).relay.ask('disk', 'LUKS'), { isTyped: true, length: 1 })
   const refusal = await sent(async () => {
     throw new MountError('no')
   })

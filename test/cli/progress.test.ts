@@ -2,8 +2,10 @@
 import t from 'tap'
 import { UsageError } from '../../src/errors.js'
 import { parseWords } from '../../src/cli/arguments.js'
+import { clearing, Note } from '../../src/cli/note.js'
 import { Progress } from '../../src/cli/progress.js'
 import { parseDiskSize, parseSizeChange, toSectors } from '../../src/sizes.js'
+import { until } from '../support/until.js'
 
 const GiB = 2 ** 30
 
@@ -74,4 +76,27 @@ t.test('commands with optional words', async t => {
   const any = { required: ['IMAGE', 'TAG'], hasMore: true }
   t.strictSame(parseWords(['a', 'b', 'c'], options, 'x', any).positionals, ['a', 'b', 'c'])
   t.throws(() => parseWords(['a'], options, 'x', any), /TAG is missing/)
+})
+
+t.test('a line for what takes long, gone afterwards', async t => {
+  const said: string[] = []
+  const note = new Note('deriving the key', text => said.push(text), true, 0)
+  t.ok(await until(() => said.length > 0))
+  note.end()
+  note.end()
+  t.same(said, ['deriving the key', '\r\x1b[K'])
+  const hidden = new Note('never', text => said.push(text), false, 0)
+  const quick = new Note('never', text => said.push(text), true)
+  for (const one of [hidden, quick]) one.end()
+  t.equal(said.length, 2, 'not without a terminal, and not for what is quick')
+})
+
+t.test('a terminal without control sequences', async t => {
+  const { TERM } = process.env
+  process.env.TERM = 'dumb'
+  t.equal(clearing('50 %'), '\r    \r')
+  process.env.TERM = 'xterm'
+  t.equal(clearing('50 %'), '\r\x1b[K')
+  if (TERM === undefined) delete process.env.TERM
+  else process.env.TERM = TERM
 })

@@ -284,8 +284,11 @@ t.test('from the terminal, without echo', skip, async t => {
     [[], '\x03', 1],
     // Erase mistyped characters, one by one and all at once.
     [[], `wrong\x15corr\u00e9\x7fect-horse-7\r`, 0],
+    [[], ['nonsense\r', 'nonsense\r', `${PASSPHRASE}\r`], 0],
+    [[], ['nonsense\r', 'nonsense\r', 'nonsense\r', `${PASSPHRASE}\r`], 1],
   ] as const) {
-    const { code: ended, shown } = await onTerminal([...front, file, mnt], [typed]).ended
+    const lines = typeof typed === 'string' ? [typed] : typed
+    const { code: ended, shown } = await onTerminal([...front, file, mnt], lines).ended
     t.equal(ended, code, shown)
     t.match(shown, /Passphrase of .*disk\.qcow2: \r?\n/)
     t.notMatch(shown, /horse|nonsense/, 'nothing is shown')

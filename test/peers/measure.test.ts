@@ -53,6 +53,8 @@ t.test('images', { ...needs('qemu-img', 'qemu-io') }, async t => {
   await qemuImg('convert', '-f', 'raw', '-O', 'vmdk', raw, join(folder, 'disk.vmdk'))
   await qemuImg('create', '-q', '-f', 'qcow2', '-b', raw, '-F', 'raw', join(folder, 'top.qcow2'))
   await qemuIo(join(folder, 'top.qcow2'), ['write -P 7 7M 100k', 'write -z 2M 1M'])
+  await qemuImg('bitmap', '--add', join(folder, 'top.qcow2'), 'one')
+  await qemuImg('bitmap', '--add', '-g', '512', join(folder, 'top.qcow2'), 'a longer name')
   for (const [name, format] of [
     ['disk.raw', 'raw'],
     ['disk.qcow2', 'qcow2'],
@@ -70,7 +72,7 @@ t.test('images', { ...needs('qemu-img', 'qemu-io') }, async t => {
       ]
       const ours = await runHere(measure, [...args, name], folder)
       const text = await run('qemu-img', ['measure', ...args, name], { cwd: folder })
-      const { bitmaps: _, ...theirs } = JSON.parse(text)
+      const theirs = JSON.parse(text)
       const { required, ...others } = JSON.parse(ours.stdout)
       t.strictSame({ ...others, required: 0 }, { ...theirs, required: 0 }, `${name} ${options}`)
       // QEMU does not look for holes of the file within clusters.
@@ -87,6 +89,8 @@ t.test('images', { ...needs('qemu-img', 'qemu-io') }, async t => {
   const args = ['-f', 'raw', 'disk.raw']
   const text = await run('qemu-img', ['measure', ...args], { cwd: folder })
   t.equal((await runHere(measure, args, folder)).stdout, text, 'to raw, for people')
+  const human = (await runHere(measure, ['-O', 'qcow2', 'top.qcow2'], folder)).stdout
+  t.match(human, /\nbitmaps size: 327680\n$/)
 })
 
 t.test('no file that convert makes is larger', async t => {

@@ -6,13 +6,15 @@ import { UsageError } from '../../errors.js'
 import { WritableCipherStore } from '../../io/cipher-store.js'
 import type { FormatCreator, NewImage } from '../creating.js'
 import { type NewEncryption, Qcow2Builder } from './create/builder.js'
-import { measureQcow2 } from './measure.js'
+import { bitmapShapes, measureBitmaps, measureQcow2 } from './measure.js'
 import { QCOW2_OPTIONS, type Qcow2Shape, shapeOf } from './create/options.js'
 
 export const qcow2Creator: FormatCreator = {
   options: QCOW2_OPTIONS,
   copiedBitmaps,
   measure: measureQcow2,
+  bitmapShapes,
+  measureBitmaps,
   isEncrypted: options => options['encrypt.format'] !== undefined,
   begin: async image => {
     const shape = shapeOf(image)

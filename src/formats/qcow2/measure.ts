@@ -1,7 +1,11 @@
 /** How large a new image may become, by the formula of qemu-img measure (QEMU docs/interop/qcow2.rst for the tables). */
 import { luks1Bytes } from '../../crypto/luks1-write.js'
-import type { MeasuredImage, Measurement } from '../creating.js'
+import type { Store } from '../../io/store.js'
+import type { BitmapShape, MeasuredImage, Measurement, OptionValues } from '../creating.js'
 import { unitsTouched } from '../units-touched.js'
+import { bitmapBytesFor } from './bitmap-table.js'
+import { BITMAP_ENTRY, readBitmaps } from './bitmaps.js'
+import type { Qcow2Header } from './header.js'
 import { l1EntriesOf, type Qcow2Shape, shapeOf } from './create/options.js'
 
 const roundUp = (value: number, unit: number): number => Math.ceil(value / unit) * unit
@@ -38,4 +42,34 @@ function countBytes(clusters: number, cluster: number, order: number): number {
     own = blocks + Math.ceil(blocks / (cluster / 8))
   }
   return own * cluster
+}
+
+/** Returns the shapes of the bitmaps that were closed; undefined for version 2, which knows no bitmaps. Throws ImageError. */
+export function bitmapShapes(store: Store, spec: unknown): BitmapShape[] | undefined {
+  const header = spec as Qcow2Header
+  if (header.version === 2) return undefined
+  return readBitmaps(store, header)
+    .filter(({ isInUse }) => !isInUse)
+    .map(({ name, granularityBytes }) => ({
+      nameBytes: name.length,
+      bitBytes: bitmapBytesFor(header.sizeBytes, Math.log2(granularityBytes)),
+    }))
+}
+
+/** Counts all clusters of the bits, their tables, and the directory. Throws UsageError. */
+export function measureBitmaps(
+  options: OptionValues,
+  bitmaps: readonly BitmapShape[],
+): number | undefined {
+  const { clusterBits, version } = shapeOf({ options, backing: undefined })
+  if (version === 2) return undefined
+  const cluster = 2 ** clusterBits
+  let directoryBytes = 0
+  let bytes = 0
+  for (const { nameBytes, bitBytes } of bitmaps) {
+    const clusters = Math.ceil(bitBytes / cluster)
+    bytes += clusters * cluster + roundUp(clusters * 8, cluster)
+    directoryBytes += roundUp(BITMAP_ENTRY.size + nameBytes, 8)
+  }
+  return bytes + roundUp(directoryBytes, cluster)
 }

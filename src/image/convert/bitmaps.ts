@@ -1,6 +1,6 @@
 /** The persistent bitmaps of the disk that is converted. */
 import { ImageError } from '../../errors.js'
-import type { CopiedBitmap } from '../../formats/creating.js'
+import type { BitmapShape, CopiedBitmap } from '../../formats/creating.js'
 import { formatOf } from '../../formats/registry.js'
 import { storeOf } from '../layer.js'
 import type { Source } from '../reading/source.js'
@@ -18,4 +18,13 @@ export async function readBitmaps(
     throw new ImageError('UNSUPPORTED', what, { path: top.path, hint: 'leave out --bitmaps' })
   }
   return creator.copiedBitmaps(storeOf(top), top.spec, onBroken)
+}
+
+/** Returns what the size of these bitmaps depends on; undefined if the image can have none. Throws ImageError. */
+export async function bitmapShapes({
+  spec: { layers },
+}: Source): Promise<readonly BitmapShape[] | undefined> {
+  const [top] = layers
+  const creator = await formatOf(top).creating?.load()
+  return creator?.bitmapShapes?.(storeOf(top), top.spec)
 }

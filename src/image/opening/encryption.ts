@@ -11,11 +11,19 @@ import { isPossibleLuks } from '../../formats/luks-area.js'
 import { recoverChain } from './recovery.js'
 import { OPENED_FILES, type StoreSource } from './store-source.js'
 
-/**
- * Asks for the passphrase of the image at `path`. Returns one or more candidates, the likeliest first. They are wiped after
- * use.
- */
-export type AskPassphrase = (path: string, method: EncryptionMethod) => Promise<readonly Buffer[]>
+/** One or more candidates, the likeliest first. They are wiped after use. */
+export type Passphrases = readonly Buffer[] & {
+  /** Whether somebody has typed it, who may try again. */
+  readonly isTyped?: boolean
+  /** Called when they have been used, whether one was right or not. */
+  readonly whenUsed?: () => void
+}
+
+/** Asks for the passphrase of the image at `path`; again for the same path, if what was typed is wrong. */
+export type AskPassphrase = (path: string, method: EncryptionMethod) => Promise<Passphrases>
+
+/** How often a passphrase may be typed. */
+const MAX_TRIES = 3
 
 /**
  * Returns the chain with the keys of all encrypted layers. Asks for each passphrase by the layer's path, the image's first.
@@ -114,14 +122,18 @@ async function unlock(
   // Check the header before asking for a passphrase that would be useless.
   const header = readLuks1(store, headerArea)
   checkLuks1(store, headerArea, header)
-  const passphrases = await ask(path, method)
-  try {
-    for (const passphrase of passphrases) {
-      const spec = await unlockLuks1(store, headerArea, header, passphrase)
-      if (spec) return { method, headerArea, spec }
+  for (let tries = 1; tries <= MAX_TRIES; tries++) {
+    const passphrases = await ask(path, method)
+    try {
+      for (const passphrase of passphrases) {
+        const spec = await unlockLuks1(store, headerArea, header, passphrase)
+        if (spec) return { method, headerArea, spec }
+      }
+    } finally {
+      for (const passphrase of passphrases) passphrase.fill(0)
+      passphrases.whenUsed?.()
     }
-  } finally {
-    for (const passphrase of passphrases) passphrase.fill(0)
+    if (passphrases.isTyped !== true) break
   }
   throw new ImageError('REFUSED', 'the passphrase is wrong: it opens none of its key slots', {
     path,
