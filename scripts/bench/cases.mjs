@@ -160,6 +160,23 @@ export const writeCases = [
     targets: { qsd: 1.5 },
   },
   {
+    id: 'write-new-4k-buffered',
+    title: '4 KiB sequential that allocates, buffered',
+    image: 'empty',
+    ...sequentialWrites,
+    blockBytes: 4096,
+    direct: false,
+    targets: { qsd: 1 },
+  },
+  {
+    id: 'write-over-4k-rand-buffered',
+    title: '4 KiB random overwrite, buffered',
+    image: 'plain',
+    ...randomWrites,
+    direct: false,
+    targets: { qsd: 1 },
+  },
+  {
     id: 'write-over-direct',
     title: '1 MiB sequential overwrite, O_DIRECT',
     image: 'plain',

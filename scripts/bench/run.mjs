@@ -48,7 +48,7 @@ live how long writers wait for a snapshot of a mounted image, many how long any 
   --out DIR         where bench.md, bench.svg and bench.json go (bench-results)
   --only CASE       only this case; may be given again (--list names them)
   --servers A,B     only these: vimgfs, vimgfs-before, vimgfs-libfuse, floor, qsd, qsd-given, qcowmount, vmdkmount, nbdfuse,
-                    fuse-native, vimgfs-plain, raw
+                    fuse-native, vimgfs-plain, vimgfs-writeback, raw
   --qsd-setting S   do not look for qemu-storage-daemon's best setting, take this one
   --size MIB        size of the disk that is read (2048); those that are written are half as large
   --readahead KB    readahead of the floor (that of vimgfs, or 1024 without vimgfs)

@@ -78,6 +78,14 @@ const vimgfsPlain = {
   launch: job => launchVimgfs(CLI, job, '-o', 'passthrough=off'),
 }
 
+const vimgfsWriteback = {
+  ...vimgfs,
+  id: 'vimgfs-writeback',
+  title: 'vimgfs, writeback',
+  parts: ['write'],
+  launch: job => launchVimgfs(CLI, job, '-o', 'writeback'),
+}
+
 /** The limit of passthrough: no server at all. */
 const rawFile = {
   id: 'raw',
@@ -260,6 +268,7 @@ export async function findServers(context, skip) {
     vimgfs,
     ...(CLI_BEFORE ? [vimgfsBefore] : []),
     vimgfsPlain,
+    vimgfsWriteback,
     rawFile,
     vimgfsByLibfuse,
     floor,

@@ -4,7 +4,7 @@
  */
 import { ControlSocket } from '../control/listener.js'
 import { type Greeting, PROTOCOL } from '../control/protocol.js'
-import { resolve } from 'node:path'
+import { join, resolve } from 'node:path'
 import { MountError, ProtocolError } from '../errors.js'
 import type { CatalogEntry } from '../image/catalog.js'
 import { type Chain, closeChain, type OpenOptions } from '../image/opening/chain.js'
@@ -40,6 +40,8 @@ import { TableWrites } from './partitions/table-writes.js'
 import type { TreeChange } from './workers/errands.js'
 import { treeChanger } from './live/tree-changes.js'
 import { isOfDisk } from './live/tree-of-world.js'
+import { DISK_ID } from './nodes/tree.js'
+import { WriteBack } from './writing/write-back.js'
 
 export interface ServeRequest {
   readonly image: string
@@ -158,6 +160,7 @@ async function serveChain(
       `through libfuse, partitions can only be read (${way}): it cannot tell the kernel what has changed`,
     )
   }
+  if (options.writeback) requireWriteback(chain, transport)
   // The callbacks of libfuse run on the main thread.
   const threads = transport === 'direct' ? request.threads + Number(isShared) : 0
   const { file } = options.scratch ?? {}
@@ -187,6 +190,7 @@ async function serveChain(
     tables,
     onTables,
     changeTree,
+    onOverrun: () => void writeBack?.correctSize(),
   }
   const parts = sessionParts(image, options, mountpoint, transport, shared, logger, control?.path)
   const session = await sessionOf(transport, parts, { views, counts, files: scratch?.files })
@@ -201,14 +205,23 @@ async function serveChain(
   })
   const { path, format, isProbed } = chain.layers[0]
   logger.info({ image: path, mountpoint, files: entries.length, isWritable, transport }, 'mounted')
-  keeper?.start(options.commitSeconds)
+  const disk = () => ({
+    path: join(mountpoint, image.entries.find(isOfDisk)?.name ?? ''),
+    sizeBytes: image.views.disk?.sizeBytes ?? 0,
+  })
+  const { device = '' } = mount ?? {}
+  const forgetPages = () => session.forget({ names: [], files: [{ id: DISK_ID, pages: true }] })
+  const writeBack = options.writeback
+    ? new WriteBack({ opens, mountpoint, device, disk, forgetPages, logger })
+    : undefined
+  keeper?.start(options.commitSeconds, writeBack && (() => writeBack.sync()))
   watcher.start(() => changer.forgetPages())
   const { allowPaths = [] } = request.open
   // A server in the background changes its folder.
   const absolute = allowPaths.map(name => resolve(name))
   const again = { ...request, image: path, open: { ...request.open, allowPaths: absolute } }
   const refresher = new Refresher(image, changer, () => openAgain(again), logger)
-  const live = new MountedDisk({ image, changer, opens, mountpoint, allowPaths })
+  const live = new MountedDisk({ image, changer, opens, mountpoint, allowPaths, writeBack })
   control?.serve(() => greetingOf(image, mountpoint, mount), liveRequests(image, live, refresher))
   const finished = session.finished.then(async () => {
     nameEndingServer()
@@ -232,6 +245,16 @@ async function serveChain(
   const access = scratch ? 'scratch' : isWritable ? 'read-write' : 'read-only'
   const server = { mountpoint, entries, warnings, access, format, isGuessed } as const
   return { ...server, keptIn: kept?.path, finished, live, stop }
+}
+
+/** Throws MountError for what cannot be mounted with -o writeback. */
+function requireWriteback(chain: Chain, transport: Transport): void {
+  if (!chain.isWritable) {
+    throw new MountError(`${chain.layers[0].path} can only be read: leave out -o writeback`)
+  }
+  if (transport === 'libfuse') {
+    throw new MountError('writeback is not possible through libfuse: leave out -o writeback')
+  }
 }
 
 const greetingOf = (

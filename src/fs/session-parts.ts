@@ -15,7 +15,15 @@ export function sessionParts(
   transport: Transport,
   shared: Pick<
     SessionParts,
-    'gate' | 'opens' | 'onChanged' | 'looks' | 'onLook' | 'tables' | 'onTables' | 'changeTree'
+    | 'gate'
+    | 'opens'
+    | 'onChanged'
+    | 'looks'
+    | 'onLook'
+    | 'tables'
+    | 'onTables'
+    | 'changeTree'
+    | 'onOverrun'
   >,
   logger: Logger,
   socket: string | undefined,
@@ -41,13 +49,15 @@ export function sessionParts(
     },
     status: { ...statusOf(image, transport, mountpoint, started), socket: socket ?? null },
     isGrowable: growable,
+    writesBack: options.writeback,
     passthrough: rulesOf(options, transport),
     backings: image.backings,
   }
 }
 
 function rulesOf(options: MountOptions, transport: Transport): PassthroughRules {
-  const { passthrough, materializeBytes, scratch, partitions, manage, forceShare } = options
+  const { passthrough, materializeBytes, scratch, partitions, manage, forceShare, writeback } =
+    options
   const off: [boolean, string][] = [
     [passthrough === 'off', 'passthrough=off'],
     [transport !== 'direct', 'libfuse has no passthrough'],
@@ -55,6 +65,7 @@ function rulesOf(options: MountOptions, transport: Transport): PassthroughRules 
     [partitions, 'partitions'],
     [manage, 'manage'],
     [forceShare, 'force-share'],
+    [writeback, 'writeback'],
   ]
   return {
     why: off.find(([is]) => is)?.[1],

@@ -45,6 +45,10 @@ export interface SessionParts {
   /** The start of the server, in milliseconds since 1970. */
   readonly started: number
   readonly isGrowable: boolean
+  /** Whether the kernel keeps what is written, and sends it later. */
+  readonly writesBack: boolean
+  /** Called when nobody writes the disk any more that the kernel believes to be longer than it is. */
+  readonly onOverrun: () => void
   readonly passthrough: PassthroughRules
   readonly backings: Backings
   /** Called when a thread has noticed that somebody else has changed the file at `path`. */

@@ -1,17 +1,21 @@
 /**
  * Uses a disk by handles of all kinds at once, in random order, and compares each read with a model in memory.
- * node open-modes.mjs DISK SEED STEPS. It prints "ok", or the first step that went wrong.
+ * node open-modes.mjs DISK SEED STEPS [writeback]. It prints "ok", or the first step that went wrong. With writeback the
+ * kernel keeps what is written: then errors come at close, and no handle truncates beside one that writes to the page cache.
  */
 import fs from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
 import koffi from 'koffi'
 
 const [disk, seed, steps] = [process.argv[2], Number(process.argv[3]), Number(process.argv[4])]
+const writesBack = process.argv[5] === 'writeback'
 const { O_RDONLY, O_WRONLY, O_RDWR, O_DIRECT, O_TRUNC, O_SYNC } = fs.constants
 const PAGE = 4096
 const KEEP_SIZE = 1
 const PUNCH_HOLE = 2
 const ZERO_RANGE = 16
 const ENOSPC = 28
+const EBUSY = 16
 
 const libc = koffi.load('libc.so.6')
 const mmap = libc.func(
@@ -38,10 +42,20 @@ const size = model.length
 const piece = memory(64 * 1024)
 const handles = []
 let step = 0
+let hasOverrun = false
 
 function fail(what) {
   console.log(`step ${step} of seed ${seed}: ${what}`)
   process.exit(1)
+}
+
+/** Each handle that is open at an error hears of it once, by fsync, msync or close. */
+function hearing(act) {
+  try {
+    act()
+  } catch (error) {
+    if (!hasOverrun || error.code !== 'ENOSPC') throw error
+  }
 }
 
 const MODES = [
@@ -70,7 +84,7 @@ function open(flags = MODES[below(MODES.length)]) {
 function close(index) {
   const [{ fd, address }] = handles.splice(index, 1)
   if (address) munmap(address, size)
-  fs.closeSync(fd)
+  hearing(() => fs.closeSync(fd))
 }
 
 function range(handle) {
@@ -123,7 +137,9 @@ function writeMap({ map, address }) {
   map.fill(byte, offset, offset + length)
   model.fill(byte, offset, offset + length)
   const page = offset - (offset % PAGE)
-  if (msync(address, size, 4) !== 0) fail(`msync at ${page}`)
+  // An error of a write past the end is told once.
+  const isWritten = msync(address, size, 4) === 0 || (hasOverrun && msync(address, size, 4) === 0)
+  if (!isWritten) fail(`msync at ${page}: errno ${koffi.errno()}`)
 }
 
 function zero(handle) {
@@ -148,15 +164,50 @@ function overrun(handle) {
   if (fs.fstatSync(handle.fd).size !== size) fail('the disk has another size')
 }
 
+/** Does the same where the kernel learns of it later. */
+async function overrunLater() {
+  if (handles.some(writesToCache)) return
+  const offset = size - PAGE * below(2)
+  piece.fill(7, 0, 2 * PAGE)
+  const fd = fs.openSync(disk, O_WRONLY)
+  fs.writeSync(fd, piece, 0, 2 * PAGE, offset)
+  let code
+  try {
+    fs.fsyncSync(fd)
+  } catch (error) {
+    code = error.code
+  }
+  hasOverrun = true
+  if (code !== 'ENOSPC') fail(`synced past the end: ${code}`)
+  try {
+    fs.closeSync(fd)
+  } catch {}
+  model.fill(7, offset, size)
+  for (let i = 0; fs.statSync(disk).size !== size; i++) {
+    if (i === 5000) fail('the disk keeps another size')
+    await sleep(1)
+  }
+}
+
 /** A handle that truncates, and writes some pieces. */
 function truncating() {
+  // It waits for handles that may be about to be closed.
+  if (handles.some(writesToCache) && below(8) > 0) return
   const flags = [O_RDWR, O_WRONLY, O_RDWR | O_DIRECT][below(3)] | O_TRUNC
-  const handle = { fd: fs.openSync(disk, flags), flags, mark: 0 }
+  const handle = { fd: undefined, flags, mark: 0 }
+  try {
+    handle.fd = fs.openSync(disk, flags)
+  } catch (error) {
+    if (error.errno !== -EBUSY || !handles.some(writesToCache)) throw error
+    return
+  }
+  if (handles.some(writesToCache)) fail('a handle truncated beside one that writes to the cache')
   for (let i = 0; i <= below(3); i++) write(handle)
-  fs.closeSync(handle.fd)
+  hearing(() => fs.closeSync(handle.fd))
   if (fs.statSync(disk).size !== size) fail('the disk has another size after a truncating handle')
 }
 
+const writesToCache = ({ flags }) => writesBack && (flags & 3) !== O_RDONLY && !(flags & O_DIRECT)
 const isWriter = handle => (handle.flags & 3) !== O_RDONLY
 const pick = fits => {
   const found = handles.filter(fits)
@@ -175,8 +226,9 @@ for (; step < steps; step++) {
     if (kind <= 5 && writer) write(writer)
     else if (kind === 6 && written) writeMap(written)
     else if (kind === 7 && writer) zero(writer)
+    else if (kind === 8 && writesBack) await overrunLater()
     else if (kind === 8 && writer) overrun(writer)
-    else if (kind === 9 && writer) fs.fsyncSync(writer.fd)
+    else if (kind === 9 && writer) hearing(() => fs.fsyncSync(writer.fd))
     else if (kind === 10 && mapped) readMap(mapped)
     else read(handles[below(handles.length)])
   }

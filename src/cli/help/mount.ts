@@ -46,6 +46,11 @@ export const MOUNT_OPTIONS: Rows = [
     `on xfs and btrfs the kernel reads a read-only IMAGE by reflinks; up to SIZE of compressed and
       encrypted data are written out for it (0)`,
   ],
+  [
+    'writeback',
+    `the kernel keeps what programs write and sends it later, in large pieces; errors come at fsync
+      and close`,
+  ],
   ['commit=SECONDS', 'how often to make durable what was written (5); 0: only when asked to'],
   ['allow_root', 'root may use the mount, too (a loop mount needs this, for example)'],
   [

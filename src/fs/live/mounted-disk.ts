@@ -34,6 +34,7 @@ import { usersOfFile } from '../mounting/mount-users.js'
 import type { OpenCounts } from '../nodes/open-counts.js'
 import type { ServedImage } from '../served-image.js'
 import { DISK_ID } from '../nodes/tree.js'
+import type { WriteBack } from '../writing/write-back.js'
 import { isOfDisk } from './tree-of-world.js'
 
 /** How long the kernel may take to report that a file was closed: it does so after close(2) has returned. */
@@ -53,6 +54,8 @@ export interface MountedDiskParts {
   readonly changer: Changer
   readonly opens: OpenCounts
   readonly mountpoint: string
+  /** Present where the kernel keeps what is written, and sends it later. */
+  readonly writeBack: WriteBack | undefined
   /** Folders besides the image's own in which it may name files. */
   readonly allowPaths: readonly string[]
 }
@@ -87,6 +90,8 @@ export class MountedDisk implements LiveDisk {
       if (!replace) requireFreeTag(list, tag)
       const needed = old.map(index => this.filesOf(index))
       await this.untilClosed(needed)
+      // What programs have written belongs to the snapshot.
+      await this.parts.writeBack?.sync()
       // The new one first: at every moment there is a snapshot of this tag. It is added after the others.
       await this.change({ kind: 'create', snapshot }, [])
       if (old.length > 0) await this.change({ kind: 'delete', indexes: old }, needed)
@@ -120,6 +125,7 @@ export class MountedDisk implements LiveDisk {
     { wait }: WaitOptions = {},
   ): Promise<string | undefined> {
     return this.waiting(wait, async () => {
+      this.requireNoWriteback('gone back to a snapshot of')
       const { list } = this
       const index = indexOfSnapshot(list, name)
       const needed = [this.filesOfDisk()]
@@ -141,6 +147,7 @@ export class MountedDisk implements LiveDisk {
   ): Promise<{ readonly beforeBytes: number; readonly afterBytes: number }> {
     return this.inTurn(async () => {
       this.requireWritten()
+      this.requireNoWriteback('resized')
       const { image, changer, mountpoint } = this.parts
       const { disk } = image.views
       const beforeBytes = disk?.sizeBytes ?? 0
@@ -269,6 +276,15 @@ export class MountedDisk implements LiveDisk {
       throw new ImageError('READ_ONLY', what, { path, hint })
     }
     if (disk.failure !== '') throw failed(path, disk.failure)
+  }
+
+  /** Throws ImageError where the kernel keeps its own size of the disk. @param done what cannot be done */
+  private requireNoWriteback(done: string): void {
+    const { writeBack, mountpoint } = this.parts
+    if (!writeBack) return
+    const what = `it cannot be ${done} while it is mounted with -o writeback`
+    const hint = `unmount it first: vimgfs umount ${mountpoint}`
+    throw new ImageError('REFUSED', what, { path: this.path, hint })
   }
 
   /** Throws ImageError if the image's path no longer leads to the file that is mounted. */

@@ -22,6 +22,8 @@ export interface MountOptions {
   readonly passthrough: 'off' | 'auto' | 'on'
   /** How much of each file may be written out for that, in bytes. */
   readonly materializeBytes: number
+  /** Whether the kernel keeps what is written in its page cache, and sends it later. */
+  readonly writeback: boolean
   /** The time between flushes, in seconds; 0 for never. */
   readonly commitSeconds: number
   readonly allowOther: boolean
@@ -55,7 +57,7 @@ const ACCEPTED_VALUES = new Set(['comment', 'helper', 'uhelper', 'user'])
 
 export const FLAGS = new Set([
   ...['allow_other', 'allow_root', 'default_permissions', 'force-share', 'growable', 'partitions'],
-  'manage',
+  ...['manage', 'writeback'],
 ])
 export const VALUES = new Set([
   ...['uid', 'gid', 'umask', 'fsname', 'commit', 'scratch', 'scratch-dir', 'scratch-size'],
@@ -110,6 +112,7 @@ export function parseMountOptions(
   if (flags.has('manage') && (access === 'ro' || flags.has('scratch'))) {
     throw new UsageError('manage changes the image: leave out ro and scratch, or manage')
   }
+  if (flags.has('writeback')) requireWriteback(flags, values, access)
   const number = (name: string, radix: 8 | 10, max: number): number | undefined => {
     const text = values.get(name)
     if (text === undefined) return undefined
@@ -135,6 +138,7 @@ export function parseMountOptions(
     scratch: scratchOptions(flags, values, access),
     passthrough: passthroughOf(values.get('passthrough') ?? 'auto'),
     materializeBytes: materializeOf(values.get('materialize')),
+    writeback: flags.has('writeback'),
     commitSeconds: number('commit', 10, MAX_COMMIT_SECONDS) ?? DEFAULT_COMMIT_SECONDS,
     allowOther: flags.has('allow_other'),
     allowRoot: flags.has('allow_root'),
@@ -145,6 +149,19 @@ export function parseMountOptions(
     umask: number('umask', 8, 0o777),
     flags: mountFlags,
   }
+}
+
+/** Throws UsageError for what cannot be together with writeback. */
+function requireWriteback(
+  flags: ReadonlySet<string>,
+  values: ReadonlyMap<string, string>,
+  access: MountOptions['access'],
+): void {
+  if (access === 'ro') throw new UsageError('writeback is for writing: leave out ro or writeback')
+  const others = ['scratch', 'partitions', 'manage', 'growable'].filter(name => flags.has(name))
+  if (values.get('passthrough') === 'on') others.push('passthrough=on')
+  if (others.length === 0) return
+  throw new UsageError(`writeback cannot be together with ${others.join(' and ')}: leave one out`)
 }
 
 function passthroughOf(value: string): MountOptions['passthrough'] {

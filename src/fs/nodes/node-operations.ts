@@ -15,11 +15,13 @@ import { DiskFiles } from '../writing/disk-files.js'
 import { mayHoldForWriting } from '../mounting/file-holders.js'
 import { FileReader, READING, type ReaderParts } from './file-reader.js'
 import type { GapActions } from '../writing/gap-actions.js'
+import { KeptWrites } from './kept-writes.js'
 import type { OpenCounts } from './open-counts.js'
 import { type Owner, Ownership } from './ownership.js'
 import type { Passthrough } from './passthrough.js'
 import type { ControlNode, DirNode, ImageNode, Node, Tree } from './tree.js'
 import { Truncations } from '../writing/truncations.js'
+import type { WriteBackMount } from '../writing/write-back.js'
 import type { WrittenFiles } from '../writing/written-files.js'
 
 const { EACCES, EINVAL, EISDIR, ENFILE, ENOSYS, ENXIO, EOPNOTSUPP, EPERM, EROFS } = constants.errno
@@ -52,6 +54,8 @@ export interface FileSystemParts extends ReaderParts {
   readonly opens?: OpenCounts
   /** Present where the kernel may read files itself. */
   readonly passthrough?: Passthrough
+  /** Present where the kernel keeps what is written, and sends it later. */
+  readonly writeBack?: WriteBackMount
   /** Makes the kernel drop pages of the disk's file, see `GapActions`. */
   readonly dropPages?: GapActions['dropPages']
   /** The files that programs can write; by default that of `views.disk`, with the parts above. */
@@ -77,6 +81,7 @@ const isTouch = ({ mode, uid, gid, sizeBytes }: AttributeChange): boolean =>
 
 export class NodeOperations {
   readonly tree: Tree
+  readonly kept: KeptWrites
   private readonly reader: FileReader
   private readonly allocated: AllocatedBytes
   private readonly files: WrittenFiles
@@ -91,12 +96,14 @@ export class NodeOperations {
       new DiskFiles(parts, (node, place) => ({
         isGrowable: isGrowable && node.entry.kind === 'disk',
         onFlush,
+        writesBack: parts.writeBack !== undefined,
         truncations: truncations.at(place),
         ownership: ownership.of(node.id),
         dropPages: (offset, length, isLocked) =>
           parts.dropPages?.(place.start + offset, length, isLocked),
       }))
     this.reader = new FileReader(parts, this.files)
+    this.kept = new KeptWrites(parts.writeBack, parts.opens, this.files, this.reader)
     this.allocated = new AllocatedBytes(views, layers, allocated, this.files, (node, file) =>
       this.reader.view(node, file),
     )
@@ -134,6 +141,7 @@ export class NodeOperations {
     const isTruncating = (flags & O_TRUNC) !== 0
     const isAppending = (flags & O_APPEND) !== 0
     if (isTruncating && !truncations.truncate(handle, true, isAppending)) return -ENFILE
+    if (isTruncating) this.kept.onTruncated()
     return handle
   }
 
@@ -182,6 +190,7 @@ export class NodeOperations {
   close(node: Node | undefined, fh: number): number {
     const file = fh === READING ? undefined : this.files.find(node)
     if (!file) return 0
+    this.kept.showWhole(node as ImageNode, file, fh)
     const result = file.flush()
     // The program has truncated the file and written nothing, so it believes that the file is empty.
     return file.truncations.close(fh) ? -EPERM : result
@@ -191,6 +200,7 @@ export class NodeOperations {
   release(node: Node | undefined, fh: number): number {
     const file = fh === READING ? undefined : this.files.find(node)
     if (!file) return 0
+    this.kept.showWhole(node as ImageNode, file, fh)
     // Do this first: other threads may wait to learn whether the handle is gone.
     file.truncations.release(fh)
     return file.flush()
@@ -201,6 +211,7 @@ export class NodeOperations {
     if (node.kind !== 'image') return -EINVAL
     if (whence !== SEEK_DATA && whence !== SEEK_HOLE) return -EINVAL
     if (offset >= this.sizeOf(node)) return -ENXIO
+    if (this.kept.isAhead(node)) return whence === SEEK_DATA ? offset : this.sizeOf(node)
     return this.reader.seek(node, offset, whence)
   }
 
@@ -322,7 +333,10 @@ export class NodeOperations {
     return {
       ino: node.id,
       size: node.kind === 'image' ? this.shownSize(node, fh, pid) : 0,
-      blocks: node.kind === 'image' ? Math.ceil(this.allocated.of(node) / 512) : 0,
+      blocks:
+        node.kind === 'image'
+          ? this.kept.blocks(node, Math.ceil(this.allocated.of(node) / 512))
+          : 0,
       atime: time.seconds,
       mtime: time.seconds,
       ctime: time.seconds,

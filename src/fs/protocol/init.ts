@@ -12,12 +12,13 @@ import {
   MINOR_VERSION,
   OLDEST_MINOR_VERSION,
   OUT_HEADER,
+  WRITEBACK_CACHE,
 } from './protocol.js'
 
 /**
  * The flags to ask for. No other process changes the data while they are served, so the kernel may cache them and send
  * requests in parallel. Two flags are left out:
- *  WRITEBACK_CACHE, because a write that has returned must be in the server;
+ *  WRITEBACK_CACHE, because a write that has returned must be in the server; only -o writeback asks for it;
  *  EXPLICIT_INVAL_DATA, because the size that the disk shows may shrink while a handle that truncated it is open. The
  *  kernel then zeroes the end of a page, and has to drop that page.
  */
@@ -42,13 +43,23 @@ export interface InitAnswer {
   readonly flags: number
   /** Whether files may be passed through. */
   readonly hasPassthrough: boolean
+  /** Whether the kernel keeps what is written, and sends it later. */
+  readonly hasWriteback: boolean
+}
+
+export interface WantedFeatures {
+  /** Whether some file may be passed through. The kernel allows it only without `writeback`. */
+  readonly passthrough?: boolean
+  readonly writeback?: boolean
 }
 
 /**
  * Returns the answer to the INIT request `message`. Throws ProtocolError for a kernel that is too old.
- * @param wantsPassthrough whether some file may be passed through
  */
-export function answerInit(message: Buffer, wantsPassthrough = false): InitAnswer {
+export function answerInit(
+  message: Buffer,
+  { passthrough = false, writeback = false }: WantedFeatures = {},
+): InitAnswer {
   const header = IN_HEADER.decode(message)
   const offered = INIT_IN.decode(message, IN_HEADER.size)
   if (
@@ -62,7 +73,8 @@ export function answerInit(message: Buffer, wantsPassthrough = false): InitAnswe
   const isFinal = offered.major === KERNEL_VERSION
   const minor = Math.min(offered.minor, MINOR_VERSION)
   // JavaScript's bit operations are signed; `>>> 0` makes the 32 bits unsigned.
-  const flags = (offered.flags & WANTED_FLAGS) >>> 0
+  const wanted = WANTED_FLAGS | (writeback ? WRITEBACK_CACHE : 0)
+  const flags = (offered.flags & wanted) >>> 0
   const isExtended =
     (flags & INIT_FLAG.INIT_EXT) !== 0 &&
     message.length >= IN_HEADER.size + INIT_IN.size + INIT_IN_EXT.size
@@ -70,8 +82,9 @@ export function answerInit(message: Buffer, wantsPassthrough = false): InitAnswe
     ? INIT_IN_EXT.decode(message, IN_HEADER.size + INIT_IN.size).flags2
     : 0
   const flags2 =
-    offered2 & (INIT_FLAG2.DIRECT_IO_ALLOW_MMAP | (wantsPassthrough ? INIT_FLAG2.PASSTHROUGH : 0))
+    offered2 & (INIT_FLAG2.DIRECT_IO_ALLOW_MMAP | (passthrough ? INIT_FLAG2.PASSTHROUGH : 0))
   const hasPassthrough = (flags2 & INIT_FLAG2.PASSTHROUGH) !== 0
+  const hasWriteback = (flags & WRITEBACK_CACHE) !== 0
   const out = INIT_OUT.encode({
     major: KERNEL_VERSION,
     minor: isFinal ? minor : MINOR_VERSION,
@@ -89,5 +102,5 @@ export function answerInit(message: Buffer, wantsPassthrough = false): InitAnswe
   })
   const length = OUT_HEADER.size + out.length
   const head = OUT_HEADER.encode({ length, error: 0, unique: header.unique })
-  return { reply: Buffer.concat([head, out]), isFinal, minor, flags, hasPassthrough }
+  return { reply: Buffer.concat([head, out]), isFinal, minor, flags, hasPassthrough, hasWriteback }
 }

@@ -54,6 +54,9 @@ export const OUT_HEADER = layout({ length: u32le, error: i32le, unique: bytes(8)
 export const NOTIFY_INVAL_INODE = 2
 export const INVAL_INODE_OUT = layout({ ino: u64le, offset: i64le, length: i64le })
 export const NOTIFY_INVAL_ENTRY = 3
+/** Bytes follow, for the page cache of a file. The file then ends no earlier than they do. */
+export const NOTIFY_STORE = 4
+export const STORE_OUT = layout({ nodeid: u64le, offset: u64le, size: u32le, padding: u32le })
 /** The name follows, with a NUL that `namelen` does not count. */
 export const INVAL_ENTRY_OUT = layout({ parent: u64le, namelen: u32le, flags: u32le })
 /** The size of the longest reply. */
@@ -96,6 +99,8 @@ export const INIT_FLAG = {
   HANDLE_KILLPRIV_V2: 1 << 28,
   INIT_EXT: 1 << 30,
 }
+/** In `flags`: the kernel keeps what is written, and its size and times, and sends it later. It holds for all files. */
+export const WRITEBACK_CACHE = 1 << 16
 /** In `flags2`, the bits from 32 on. */
 export const INIT_FLAG2 = {
   /** Files opened with FOPEN.DIRECT_IO may be mapped. */

@@ -10,7 +10,6 @@ import { Forgetter } from '../live/forgetter.js'
 import { answerInit, type InitAnswer } from '../protocol/init.js'
 import { mountFuse, unmountFuse } from '../mounting/mount.js'
 import { type MountInfo, mountAt } from '../../io/mountinfo.js'
-import type { PassthroughRules } from '../nodes/passthrough.js'
 import { COHERENT_DIRECT_IO_MINOR, MESSAGE_BYTES } from '../protocol/protocol.js'
 import type { Forgetting, Session, SessionParts } from '../session.js'
 import { Workers } from './workers.js'
@@ -45,7 +44,10 @@ export class DirectSession implements Session {
     const device = mountFuse(mountRequest)
     this.mounted = mountAt(mountpoint)
     try {
-      const { minor, hasPassthrough } = negotiate(device, this.parts.passthrough, logger)
+      const { minor, hasPassthrough, hasWriteback } = negotiate(device, this.parts, logger)
+      if (this.parts.writesBack && (!hasWriteback || minor < COHERENT_DIRECT_IO_MINOR)) {
+        throw new MountError('this kernel is older than 6.6: leave out -o writeback')
+      }
       if (this.parts.sharesBytes && minor < COHERENT_DIRECT_IO_MINOR) {
         throw new MountError(
           'this kernel is older than 6.6, so partitions can only be read: -o ro,partitions',
@@ -92,9 +94,9 @@ export class DirectSession implements Session {
 /** Reads INIT and answers it, before any worker reads. */
 function negotiate(
   device: number,
-  { why }: PassthroughRules,
+  { passthrough, writesBack }: Pick<SessionParts, 'passthrough' | 'writesBack'>,
   logger: Logger,
-): Pick<InitAnswer, 'minor' | 'hasPassthrough'> {
+): Pick<InitAnswer, 'minor' | 'hasPassthrough' | 'hasWriteback'> {
   const message = Buffer.alloc(MESSAGE_BYTES)
   for (;;) {
     const length = read(device, message, message.length)
@@ -103,7 +105,10 @@ function negotiate(
       if (reason === 4 || reason === 11) continue
       throw new MountError(`the kernel's first message could not be read (errno ${reason})`)
     }
-    const answer = answerInit(message.subarray(0, length), why === undefined)
+    const answer = answerInit(message.subarray(0, length), {
+      passthrough: passthrough.why === undefined,
+      writeback: writesBack,
+    })
     const { reply, isFinal, minor, flags, hasPassthrough } = answer
     if (write(device, reply, reply.length) < 0) {
       throw new MountError(`the kernel refused our answer to INIT (errno ${errno()})`)

@@ -44,6 +44,7 @@ import type { TablePlace } from '../partitions/partition-files.js'
 import { TableWrites } from '../partitions/table-writes.js'
 import type { Appearance } from '../nodes/tree.js'
 import { Truncations } from '../writing/truncations.js'
+import type { WriteBackMount } from '../writing/write-back.js'
 import { tornStatus } from '../nodes/torn.js'
 import { treeOf } from '../live/tree-of-world.js'
 import { watchOf, type World } from '../live/world.js'
@@ -61,6 +62,7 @@ export interface WorkerSetup {
   readonly status: Readonly<Record<string, unknown>>
   readonly started: number
   readonly isGrowable: boolean
+  readonly writesBack: boolean
   readonly passthrough: PassthroughRules
   readonly shared: {
     readonly stats: SharedArrayBuffer
@@ -117,6 +119,7 @@ export type WorkerMessage =
   | ScratchMessage
   /** Look for snapshots that others have taken or deleted. */
   | 'look'
+  | 'overrun'
   | 'tables'
   | { readonly errand: Errand }
   /** The number of a file that is opened and must be laid out first. */
@@ -233,7 +236,7 @@ class FileSystems {
     private readonly setup: WorkerSetup,
     private readonly stats: WorkerStats,
   ) {
-    const { shared, index, isGrowable, onlyUids } = setup
+    const { shared, index, isGrowable, writesBack, onlyUids } = setup
     const queue = shared.queues[index] as QueueMemory
     this.opens = new OpenCounts(shared.opens)
     this.lasting = {
@@ -251,6 +254,7 @@ class FileSystems {
           : this.gaps.add,
       pageDropperStartMs: PAGE_DROPPER_START_MS,
       ...(onlyUids && { onlyUids }),
+      ...(writesBack && { writeBack: writeBackOf(new PageDropper(shared.pageDrops)) }),
       ...(availableParallelism() > 1 && { queue: decompressQueue(queue) }),
     }
     this.world = setup.world
@@ -345,6 +349,18 @@ class FileSystems {
     return fileSystem
   }
 }
+
+const writeBackOf = (dropper: PageDropper): WriteBackMount => ({
+  get areDropsDone() {
+    return dropper.isDone
+  },
+  onTruncated: () => tell({ pageDrops: 0 }),
+  showWhole(sizeBytes, lastByte) {
+    const ticket = dropper.ask(0, sizeBytes, { sizeBytes, lastByte })
+    dropper.wait(ticket, PAGE_DROPPER_START_MS)
+  },
+  onOverrun: () => tell('overrun'),
+})
 
 /** Joins the helper, which starts with the first compressed cluster: most images have none. */
 function decompressQueue(memory: QueueMemory): DecompressQueue {

@@ -219,6 +219,7 @@ export class Workers {
       if (message === 'awake') this.crowding?.begin()
       else if (message === 'look') void onLook()
       else if (message === 'tables') void this.list()
+      else if (message === 'overrun') this.parts.onOverrun()
       else if (message === 'served') void this.leave(worker, true)
       else if (message === 'help') {
         this.helper ??= startHelper(this.setup, logger)
@@ -304,7 +305,8 @@ function newWorker(setup: WorkerSetup): Worker {
 /** Returns what all workers start with. */
 function setupOf(parts: SessionParts): CommonSetup {
   const { world, gate, opens, looks, stats, threads } = parts
-  const { appearance, onlyUids, caches, status, started, isGrowable, passthrough } = parts
+  const { appearance, onlyUids, caches, status, started, isGrowable, passthrough, writesBack } =
+    parts
   const shared: WorkerSetup['shared'] = {
     stats,
     opens,
@@ -321,7 +323,16 @@ function setupOf(parts: SessionParts): CommonSetup {
     pages: new CachedPages().shared,
     tables: parts.tables.shared,
   }
-  const plain = { appearance, onlyUids, caches, status, started, isGrowable, passthrough }
+  const plain = {
+    appearance,
+    onlyUids,
+    caches,
+    status,
+    started,
+    isGrowable,
+    passthrough,
+    writesBack,
+  }
   return { world, ...plain, shared }
 }
 

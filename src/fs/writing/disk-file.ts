@@ -24,6 +24,8 @@ export interface DiskFileOptions {
   readonly isGrowable: boolean
   /** Whether nothing that is written has to survive the mount. */
   readonly isThrownAway?: boolean
+  /** Whether the kernel keeps what is written: then nobody knows by which handle it was written. */
+  readonly writesBack?: boolean
   /**
    * Called after the disk found no room: makes room, if other disks have space that they have not given back yet. Returns whether
    * it has done so.
@@ -169,6 +171,8 @@ export class DiskFile {
       const isTruncated = truncations.markOf(handle) !== undefined
       if (!isTruncated && sizeBytes === this.disk.sizeBytes) return 0
       if (truncations.hasFailed(handle)) return -EPERM
+      // A handle that was opened with O_TRUNC writes past the page cache.
+      if (sizeBytes === 0 && this.options.writesBack && !isTruncated) return -EPERM
       if (sizeBytes === 0) return truncations.truncate(handle, false) ? 0 : -ENFILE
       if (isTruncated && sizeBytes <= this.disk.sizeBytes) return this.extend(handle, sizeBytes)
     }

@@ -10,8 +10,8 @@ const lost = (path: string) => `${path} has been removed, or replaced, while it 
 
 /** Flushes what is written, on the main thread. */
 export interface Keeper {
-  /** Flushes every `seconds` seconds; never if that is 0. */
-  start(seconds: number): void
+  /** Flushes every `seconds` seconds, after `prepare`; never if that is 0. */
+  start(seconds: number, prepare?: () => Promise<void>): void
   /** Flushes once. Does nothing after `close`. */
   flush(): void
   /** Ends writing. No other thread may write any more. Returns whether all that has to be kept is kept. */
@@ -39,9 +39,10 @@ export class DiskKeeper implements Keeper {
     this.disk = disk
   }
 
-  start(seconds: number): void {
+  start(seconds: number, prepare?: () => Promise<void>): void {
     if (seconds === 0) return
-    this.timer = setInterval(() => this.flush(), seconds * 1000)
+    const flush = prepare ? () => void prepare().then(() => this.flush()) : () => this.flush()
+    this.timer = setInterval(flush, seconds * 1000)
     this.timer.unref()
   }
 

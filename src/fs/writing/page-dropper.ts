@@ -28,19 +28,37 @@ export const dropPages =
     if (!isLocked) dropper.wait(ticket, startMs)
   }
 
+/** The end of a file. */
+export interface FileEnd {
+  readonly sizeBytes: number
+  readonly lastByte: number
+}
+
 export class PageDropper {
   private readonly words: Int32Array
-  /** The range to drop, from and to; empty if there is nothing to do. */
+  /** The range to drop, from and to; empty if there is nothing to do. Then the size to show, 0 for none, and the last byte. */
   private readonly range: Float64Array
 
-  constructor(readonly shared = new SharedArrayBuffer(4 * WORDS + 16)) {
+  constructor(readonly shared = new SharedArrayBuffer(4 * WORDS + 32)) {
     this.words = new Int32Array(shared, 0, WORDS)
-    this.range = new Float64Array(shared, 4 * WORDS, 2)
+    this.range = new Float64Array(shared, 4 * WORDS, 4)
   }
 
-  /** Asks to drop a range. Returns a ticket for `wait`. */
-  ask(offset: number, length: number): number {
+  /** Whether all that was asked for is done. */
+  get isDone(): boolean {
+    return Atomics.load(this.words, DONE) === Atomics.load(this.words, ASKED)
+  }
+
+  /**
+   * Asks to drop a range. Returns a ticket for `wait`.
+   * @param end first make the kernel believe that the file has at least this size
+   */
+  ask(offset: number, length: number, end?: FileEnd): number {
     return withLock(this.words, LOCK, () => {
+      if (end) {
+        this.range[2] = end.sizeBytes
+        this.range[3] = end.lastByte
+      }
       const [from = 0, to = 0] = this.range
       const isEmpty = from === to
       this.range[0] = isEmpty ? offset : Math.min(from, offset)
@@ -64,25 +82,26 @@ export class PageDropper {
   }
 
   /** Serves requests as long as the process lives. The thread calls this. */
-  serve(drop: (offset: number, length: number) => void): never {
+  serve(drop: (offset: number, length: number, end: FileEnd | undefined) => void): never {
     let done = 0
     Atomics.store(this.words, READY, 1)
     Atomics.notify(this.words, READY)
     for (;;) {
       Atomics.wait(this.words, ASKED, done)
-      const { from, to, asked } = this.take()
-      if (to > from) drop(from, to - from)
+      const { from, to, end, asked } = this.take()
+      if (to > from) drop(from, to - from, end)
       done = asked
       Atomics.store(this.words, DONE, done)
       Atomics.notify(this.words, DONE)
     }
   }
 
-  private take(): { from: number; to: number; asked: number } {
+  private take(): { from: number; to: number; end: FileEnd | undefined; asked: number } {
     return withLock(this.words, LOCK, () => {
-      const [from = 0, to = 0] = this.range
+      const [from = 0, to = 0, sizeBytes = 0, lastByte = 0] = this.range
+      const end = sizeBytes > 0 ? { sizeBytes, lastByte } : undefined
       this.range.fill(0)
-      return { from, to, asked: Atomics.load(this.words, ASKED) }
+      return { from, to, end, asked: Atomics.load(this.words, ASKED) }
     })
   }
 }

@@ -107,7 +107,9 @@ t.test('passthrough, if it is wanted and the kernel has it', async t => {
     [0x30, false, 0x10, 0],
     [0x10, true, 0x10, 0],
   ] as const) {
-    const { reply, hasPassthrough } = answerInit(init(7, 40, ALL_FLAGS, 131072, offered2), wants)
+    const { reply, hasPassthrough } = answerInit(init(7, 40, ALL_FLAGS, 131072, offered2), {
+      passthrough: wants,
+    })
     t.equal(reply.readUInt32LE(48), flags2)
     t.equal(reply.readUInt32LE(52), depth, 'max_stack_depth')
     t.equal(hasPassthrough, depth > 0)
