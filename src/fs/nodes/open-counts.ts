@@ -9,7 +9,7 @@ const HEAD = 2
 /** Files whose numbers differ by a multiple of this share a count, so a file may seem to be open that is not. */
 const COUNTS = 2 ** 16
 
-/** How a handle writes. A handle that does not is only counted. */
+/** How a handle writes. One that does not is only counted, and so is one that writes through the page cache at once. */
 export const READS = 0
 export const WRITES_PAST_CACHE = 1
 export const WRITES_TO_CACHE = 2

@@ -32,11 +32,11 @@ export class Openings {
    * @param flags those of open(2)
    */
   put(payload: Buffer, node: Node, flags: number, handle: number): number {
-    const { opens, passthrough } = this.parts
+    const { opens, passthrough, writeBack } = this.parts
     const isImage = node.kind === 'image'
     const passed = isImage && this.isDirectCoherent ? passthrough?.open(node, flags) : undefined
     let openFlags = passed?.openFlags ?? this.flagsFor(node, flags)
-    let writing = writingBy(flags, openFlags)
+    let writing = writingBy(flags, openFlags, writeBack !== undefined)
     if (isImage) {
       opens?.opened(node.id, writing)
       if (writing !== READS && this.nodes.kept.mustPassCache(node)) {
@@ -71,9 +71,10 @@ export class Openings {
 }
 
 /** @param flags those of open(2) */
-function writingBy(flags: number, openFlags: number): number {
+function writingBy(flags: number, openFlags: number, writesBack: boolean): number {
   if ((flags & (O_WRONLY | O_RDWR | O_TRUNC)) === 0) return READS
-  return (openFlags & FOPEN.DIRECT_IO) === 0 ? WRITES_TO_CACHE : WRITES_PAST_CACHE
+  if ((openFlags & FOPEN.DIRECT_IO) !== 0) return WRITES_PAST_CACHE
+  return writesBack ? WRITES_TO_CACHE : READS
 }
 
 /** Counts that a handle is closed. `bytes` has it at `at`, as OPEN has answered. */
