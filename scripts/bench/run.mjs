@@ -150,7 +150,7 @@ function readOptions() {
     ms: values.quick ? 600 : 2000,
     calibrateMs: values.quick ? 400 : 1000,
     calibratePasses: values.quick ? 1 : 2,
-    memoryMs: values.quick ? 3000 : 15_000,
+    memoryMs: values.quick ? 3000 : 60_000,
   }
 }
 
