@@ -26,10 +26,12 @@ const PACKAGE_OF = {
   fio: 'fio',
   fusermount3: 'fuse3',
   gcc: 'gcc',
+  fish: 'fish',
   genisoimage: 'genisoimage',
   getfattr: 'attr',
   losetup: 'mount',
   lz4: 'lz4',
+  mandoc: 'mandoc',
   mke2fs: 'e2fsprogs',
   'mkfs.btrfs': 'btrfs-progs',
   'mkfs.exfat': 'exfatprogs',
@@ -60,6 +62,7 @@ const PACKAGE_OF = {
   xfs_repair: 'xfsprogs',
   xz: 'xz-utils',
   zip: 'zip',
+  zsh: 'zsh',
   zstd: 'zstd',
 }
 

@@ -1,5 +1,5 @@
 /**
- * npm run build: compiles src to dist. With `--code` it leaves out the types, which only other packages need. With
+ * npm run build: compiles src to dist, and writes the manual. With `--code` it leaves out the types, which only other packages need. With
  * `--if-older` it does nothing where dist is as new as the sources: npm ci and npm pack both build.
  *
  * esbuild bundles what is started: the command, the library and each thread. Opening two hundred modules takes Node longer
@@ -22,6 +22,7 @@ import { readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 import { build } from 'esbuild'
 import { CLI, isBuilt, ROOT } from './bootstrap.mjs'
+import { writeManual } from './manual.mjs'
 
 const DIST = join(ROOT, 'dist')
 const MAIN = 'cli/main'
@@ -142,7 +143,11 @@ async function writeTypes() {
 
 async function make(hasTypes) {
   rmSync(DIST, { recursive: true, force: true })
-  const results = await Promise.allSettled([writeCode(), ...(hasTypes ? [writeTypes()] : [])])
+  const results = await Promise.allSettled([
+    writeCode(),
+    writeManual(join(DIST, 'man')),
+    ...(hasTypes ? [writeTypes()] : []),
+  ])
   for (const { reason } of results.filter(({ status }) => status === 'rejected')) {
     // esbuild has printed its errors.
     if (!reason.errors) console.error(reason.message)

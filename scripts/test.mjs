@@ -60,8 +60,10 @@ const PEERS = [
   'bzip2',
   'cpio',
   'gcc',
+  'fish',
   'genisoimage',
   'lz4',
+  'mandoc',
   'mkfs.exfat',
   'mkfs.f2fs',
   'mkfs.fat',
@@ -73,6 +75,7 @@ const PEERS = [
   'nm',
   'xz',
   'zip',
+  'zsh',
 ]
 /** These call npm. The others do without certificates, which Node reads whenever it starts: longer than the rest takes. */
 const usesNetwork = file => file.startsWith('test/package/')

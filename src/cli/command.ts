@@ -26,7 +26,10 @@ const COMMANDS: Record<string, () => Promise<{ run(args: string[]): Promise<numb
   measure: () => import('./measure.js'),
   usage: () => import('./usage.js'),
   refresh: () => import('./refresh.js'),
+  completion: () => import('./completion.js'),
   help: () => import('./help.js'),
+  // What the scripts of shells ask.
+  complete: () => import('./complete.js'),
   // The guard that snapshot create --freeze starts.
   'hold-frozen': () => import('./hold-frozen.js'),
 }
@@ -54,7 +57,7 @@ async function main(args: string[]): Promise<number> {
     const near = nearest(first, Object.keys(COMMANDS))
     throw new UsageError(`there is no command "${first}"${near}; vimgfs --help lists them`)
   }
-  if (rest.includes('--help') || rest.includes('-h')) {
+  if (first !== 'complete' && (rest.includes('--help') || rest.includes('-h'))) {
     return (await import('./help.js')).run([first])
   }
   return (await command()).run(rest)

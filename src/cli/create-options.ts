@@ -60,7 +60,8 @@ function listOptions(options: readonly CreateOption[]): string {
 const textOf = ({ help, default: otherwise }: CreateOption): string =>
   otherwise === undefined ? help : `${help} (${otherwise})`
 
-function wordOf(type: CreateOption['type']): string {
+/** Returns the word for the values of an option. */
+export function wordOf(type: CreateOption['type']): string {
   if (type === 'switch') return 'on|off'
   if (type === 'size' || type === 'text') return type.toUpperCase()
   return type === 'count' ? 'N' : type.join('|')

@@ -26,7 +26,7 @@ export function snapshotChoiceOf(
   return Object.fromEntries(pairs)
 }
 
-const CACHE_MODES = ['none', 'writeback', 'unsafe', 'directsync', 'writethrough'] as const
+export const CACHE_MODES = ['none', 'writeback', 'unsafe', 'directsync', 'writethrough'] as const
 
 /** Throws UsageError unless `mode` is a cache mode of QEMU. Its choice changes nothing here: all that is written is synced. */
 export function checkCacheMode(mode: string | undefined, option: string): void {

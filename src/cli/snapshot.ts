@@ -119,7 +119,10 @@ async function list(
 }
 
 /** Returns the list of an image that is mounted, by its own name or its mount point; undefined if it is not. */
-async function listMounted(name: string, layers: boolean): Promise<SnapshotList | undefined> {
+export async function listMounted(
+  name: string,
+  layers: boolean,
+): Promise<SnapshotList | undefined> {
   const { ask, ifMounted } = await import('./mounted.js')
   const { receivedList } = await import('../control/received-list.js')
   const answer = await ifMounted(name, async (server, isPlace) => {

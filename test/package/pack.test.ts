@@ -1,5 +1,13 @@
 /** What npm pack makes is what people install: it must build itself, hold what it needs, and work. */
-import { copyFileSync, cpSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
+import {
+  copyFileSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { cannotMount, hasMount, ROOT, run, SAMPLE, scratchFolder } from './processes.js'
@@ -10,7 +18,7 @@ t.test('a tarball from a clean source installs globally and works', async t => {
   mkdirSync(source)
   const documents = ['ARCHITECTURE.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'LICENSE', 'README.md']
   const settingFiles = ['package.json', 'package-lock.json', 'tsconfig.json', 'tsconfig.build.json']
-  const scripts = ['scripts/build.mjs', 'scripts/bootstrap.mjs']
+  const scripts = ['build', 'bootstrap', 'manual'].map(name => `scripts/${name}.mjs`)
   for (const part of ['src', 'docs', ...scripts, ...settingFiles, ...documents])
     cpSync(join(ROOT, part), join(source, part), { recursive: true })
 
@@ -28,9 +36,11 @@ t.test('a tarball from a clean source installs globally and works', async t => {
   const held = (await run('tar', ['-tzf', tarball], scratch)).trim().split('\n')
   const top = new Set(held.map(path => path.split('/')[1]))
   t.same([...top].sort(), [...documents, 'dist', 'docs', 'package.json'])
-  const notCode = held.filter(path => path.includes('/dist/') && !/\.(c?js|d\.ts|code)$/.test(path))
+  const notCode = held
+    .filter(path => path.includes('/dist/') && !/\.(c?js|d\.ts|code)$/.test(path))
+    .filter(path => !/^package\/dist\/man\/(mount\.)?vimgfs[-a-z]*\.[158]$/.test(path))
   // It says that main.js is CommonJS.
-  t.same(notCode, ['package/dist/cli/package.json'], 'only code and its types in dist')
+  t.same(notCode, ['package/dist/cli/package.json'], 'only code, its types and the manual in dist')
   const links = [...readme.matchAll(/\]\(([^)#:]+)\)/g)].map(([, path]) => path)
   t.ok(links.length > 5)
   for (const path of links) t.ok(held.includes(`package/${path}`), `README.md links to ${path}`)
@@ -38,6 +48,7 @@ t.test('a tarball from a clean source installs globally and works', async t => {
   const vimgfs = join(prefix, 'bin/vimgfs')
   t.match(await run(vimgfs, ['--version'], scratch), version)
   t.match(await run(vimgfs, ['--help'], scratch), 'vimgfs mount')
+  t.ok(existsSync(join(prefix, 'share/man/man1/vimgfs-mount.1')), 'npm installs the manual')
 
   await t.test('is a library, too', async t => {
     const project = join(scratch, 'project')

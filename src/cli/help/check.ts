@@ -55,7 +55,7 @@ export const OPTIONS = {
 export const HELP: CommandHelp = {
   usage: ['[OPTION…] IMAGE'],
   words: 'IMAGE',
-  summary: 'find leaks and damage in its tables, and repair them',
+  summary: 'find leaks and damage in tables, and repair them',
   text: [
     `Checks the tables of IMAGE ({checkable}): all that is used must be counted, and nothing may
       be used twice. Of a vmdk it checks all extents, but not the parents. IMAGE may be mounted,

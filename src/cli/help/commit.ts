@@ -60,7 +60,7 @@ export const OPTIONS = {
 export const HELP: CommandHelp = {
   usage: ['[OPTION…] IMAGE'],
   words: 'IMAGE',
-  summary: 'write what it holds into its backing file',
+  summary: 'write what an image holds into its backing file',
   text: [
     `Writes what IMAGE holds into its backing file, and makes IMAGE empty. The base grows if
       IMAGE's disk is larger. Until the base has the data for good, IMAGE keeps them. A vmdk

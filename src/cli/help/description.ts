@@ -2,6 +2,8 @@
  * What describes a command: the one source of its parsing, its help, its page of the manual and its completion.
  */
 
+import type { Offer } from '../completion/values.js'
+
 export interface OptionHelp {
   readonly type: 'boolean' | 'string'
   readonly short?: string
@@ -34,8 +36,10 @@ export interface CommandHelp {
   readonly usage: readonly string[]
   /** The same in the shortest form. The words are in the order in which they follow on the command line, for completion. */
   readonly words: string
-  /** What shells offer for a word if not what its name says. */
-  readonly offers?: Readonly<Record<string, string>>
+  /** What shells offer for a word if not what its name says (`src/cli/completion/values.ts`). */
+  readonly offers?: Readonly<Record<string, Offer>>
+  /** All that the first word can be, if it is none of the user's. */
+  readonly actions?: readonly string[]
   /** What the command does, in the list of all commands. */
   readonly summary: string
   readonly text: readonly Block[]

@@ -47,7 +47,7 @@ export const OPTIONS = {
 export const HELP: CommandHelp = {
   usage: ['[OPTION…] IMAGE', '--partitions [OPTION…] IMAGE[@TAG]'],
   words: 'IMAGE[@TAG]',
-  summary: 'show its format, sizes, snapshots and backing files',
+  summary: 'show format, sizes, snapshots and backing files',
   text: ['Describes IMAGE, with the fields and numbers of qemu-img info.'],
   options: OPTIONS,
   examples: [

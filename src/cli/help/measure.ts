@@ -64,7 +64,7 @@ export const OPTIONS = {
 export const HELP: CommandHelp = {
   usage: ['[-O FMT] [-o OPTION,…] IMAGE', '[-O FMT] [-o OPTION,…] --size SIZE'],
   words: 'IMAGE[@TAG]',
-  summary: 'say how large a new image of its disk would be',
+  summary: 'say how large a new image of a disk would be',
   text: [
     `Says how large the file of a new image would be, in bytes: with the data that IMAGE (or
       IMAGE@TAG) has, and with data everywhere. All tables of the disk count. Reads no data.`,

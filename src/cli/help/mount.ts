@@ -172,7 +172,7 @@ export const HELP: CommandHelp = {
   usage: ['[OPTION…] IMAGE MOUNTPOINT'],
   words: 'IMAGE MOUNTPOINT',
   offers: { MOUNTPOINT: 'folders' },
-  summary: 'show its disk and snapshots as files in a folder',
+  summary: 'show the disk and snapshots of an image as files',
   text: [
     'Shows the disk image IMAGE ({readable}) in the folder MOUNTPOINT:',
     [

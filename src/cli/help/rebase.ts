@@ -70,7 +70,7 @@ export const OPTIONS = {
 export const HELP: CommandHelp = {
   usage: ['-b BASE [OPTION…] IMAGE'],
   words: 'IMAGE',
-  summary: 'make it stand on another backing file',
+  summary: 'make an image stand on another backing file',
   text: [
     `Makes IMAGE (qcow2 or vmdk) stand on BASE. Where the old backing file and BASE differ, IMAGE
       first gets the old content, so its disk reads as before. Images with snapshots are refused,

@@ -6,7 +6,7 @@ export const OPTIONS = {} as const satisfies Options
 export const HELP: CommandHelp = {
   usage: ['MOUNTPOINT'],
   words: 'MOUNTPOINT',
-  summary: 'show what others have made of an image that is mounted',
+  summary: 'show what others have made of a mounted image',
   text: [
     `Makes a read-only mount open its image again, by its path as at mounting, and returns when
       the mount shows what is there now. Mounts that write need none.`,

@@ -1,5 +1,6 @@
 /** Writes the help of commands, in lines that fit a terminal of 80 columns. */
 import { type Names, named } from './names.js'
+import { unfolded, wrapped } from './wrapping.js'
 import type { Block, CommandHelp, OptionHelp, Options, Rows } from './description.js'
 
 const WIDTH = 80
@@ -70,9 +71,6 @@ export function valueOf({ type, value, choices = [] }: OptionHelp): string {
   return value === undefined ? `=${choices.join('|')}` : ` ${value}`
 }
 
-/** Returns a text whose line breaks do not count in one line. */
-export const unfolded = (text: string): string => text.replace(/\s*\n\s*/g, ' ')
-
 function blockLines(block: Block, fill: (text: string) => string): string[] {
   if (typeof block === 'string') return wrapped(fill(unfolded(block)), WIDTH)
   return rows(block, 2, TEXT_AT, fill)
@@ -94,16 +92,4 @@ function row(term: string, text: string, indent: number, textAt: number): string
     last.padEnd(textAt) + (texts[0] as string).trimStart(),
     ...texts.slice(1),
   ]
-}
-
-/** Breaks a text at spaces. A longer word stays whole. */
-export function wrapped(text: string, width: number): string[] {
-  const lines: string[] = []
-  for (const word of text.split(' ')) {
-    const last = lines.at(-1)
-    if (last !== undefined && last.length + 1 + word.length <= width) {
-      lines[lines.length - 1] = `${last} ${word}`
-    } else lines.push(word)
-  }
-  return lines
 }

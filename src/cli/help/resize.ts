@@ -60,7 +60,7 @@ export const OPTIONS = {
 export const HELP: CommandHelp = {
   usage: ['[OPTION…] IMAGE [+|-]SIZE'],
   words: 'IMAGE SIZE',
-  summary: 'make its disk larger or smaller',
+  summary: 'make a disk larger or smaller',
   text: [
     `Makes IMAGE's disk larger or smaller: SIZE (512M, 20G, 1.5T), or the difference to it. The
       new part reads as zeros. Sizes are rounded up to 512 bytes. {resizable} images have sizes

@@ -122,6 +122,7 @@ export const HELP: CommandHelp = {
     'revert [OPTION…] IMAGE TAG',
   ],
   words: 'ACTION IMAGE TAG…',
+  actions: ACTIONS,
   summary: 'list, take and delete snapshots, and go back to one',
   text: [
     `Lists, takes and deletes the snapshots within a qcow2 image, and makes its disk what one of

@@ -15,7 +15,7 @@ export const OPTIONS = {
 export const HELP: CommandHelp = {
   usage: ['[--lazy] MOUNTPOINT|IMAGE…', '[--lazy] --all'],
   words: 'MOUNTPOINT…',
-  summary: 'unmount it, and return when its server has ended',
+  summary: 'unmount an image, and return when its server has ended',
   text: [
     `Unmounts MOUNTPOINT, or all mounts of IMAGE, and returns when the server has ended and all that
       was written is in the image. It also removes a mount whose server was killed. It fails, and

@@ -53,7 +53,7 @@ export const OPTIONS = {
 export const HELP: CommandHelp = {
   usage: ['[OPTION…] IMAGE [TAG…]'],
   words: 'IMAGE [TAG…]',
-  summary: 'show where its space went, and what each snapshot holds',
+  summary: 'show where space went, and what each snapshot holds',
   text: [
     `Shows where the space of IMAGE went: data, compressed data, allocated zeros, tables, leaks, and
       how much of each backing file the disk still reads. For each snapshot of a qcow2 image it
