@@ -19,6 +19,12 @@ const TRANSFERS = [
   { part: 'read', verb: 'read', heading: 'Reading' },
   { part: 'write', verb: 'written', heading: 'Writing' },
   { part: 'rawRead', verb: 'read', heading: 'Reading raw images', panel: 'raw, read: ' },
+  {
+    part: 'reflinkRead',
+    verb: 'read',
+    heading: 'Reading qcow2 by reflinks',
+    panel: 'reflinks, read: ',
+  },
   { part: 'vmdkRead', verb: 'read', heading: 'Reading vmdk', panel: 'vmdk, read: ' },
   { part: 'vmdkWrite', verb: 'written', heading: 'Writing vmdk', panel: 'vmdk, written: ' },
   { part: 'encryptedRead', verb: 'read', heading: 'Reading LUKS', panel: 'LUKS, read: ' },

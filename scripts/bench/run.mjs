@@ -10,6 +10,7 @@ import {
   encryptedWriteImages,
 } from './cases-encrypted.mjs'
 import { rawReadCases, rawReadImages } from './cases-raw.mjs'
+import { reflinkReadCases, reflinkReadImages } from './cases-reflink.mjs'
 import { vmdkReadCases, vmdkReadImages, vmdkWriteCases, vmdkWriteImages } from './cases-vmdk.mjs'
 import {
   memoryCases,
@@ -30,18 +31,18 @@ import { manyCases, ManyClients } from './many.mjs'
 import { calibrationOf, compare, Disturbance, memory, read } from './measure.mjs'
 import { machine, median, print, write } from './report.mjs'
 import { findServers, mount, readaheadKb, takesPart } from './servers.mjs'
-import { Workplace, isRoot, rotated } from './workplace.mjs'
+import { has, isRoot, rotated, Workplace } from './workplace.mjs'
 import { Writes } from './writes.mjs'
 
-const HELP = `usage: npm run bench -- [read] [write] [raw] [vmdk] [encrypted] [mount] [memory] [convert] [live] [many]
+const HELP = `usage: npm run bench -- [read] [write] [raw] [reflink] [vmdk] [encrypted] [mount] [memory] [convert] [live] [many]
        [options]
 
 Measures vimgfs, by both transports, beside qemu-storage-daemon's FUSE export, qcowmount, vmdkmount, nbdfuse over
 qemu-nbd, fuse-native and a minimal C server (the floor), whichever of them are there, and prints
 the medians and ratios. Without a name everything is measured. vmdk reads and writes vmdk images,
 encrypted qcow2 images with LUKS, all others take qcow2. raw reads raw images, with passthrough and without, beside
-the file itself. convert measures vimgfs convert beside qemu-img,
-live how long writers wait for a snapshot of a mounted image, many how long any of a million requests of 64 clients waits.
+the file itself, reflink a qcow2 image on an xfs of its own, beside the disk as a raw file on it.
+convert measures vimgfs convert beside qemu-img, live how long writers wait for a snapshot of a mounted image, many how long any of a million requests of 64 clients waits.
 
   --rounds N        rounds of each case (5)
   --quick           small images, short times and 2 rounds: does it work, not how fast is it
@@ -78,6 +79,7 @@ const PARTS = {
     ...writeScratchCases,
   ],
   rawRead: rawReadCases,
+  reflinkRead: reflinkReadCases,
   vmdkRead: vmdkReadCases,
   vmdkWrite: vmdkWriteCases,
   encryptedRead: encryptedReadCases,
@@ -94,6 +96,7 @@ const KINDS = {
   read: ['read'],
   write: ['write'],
   raw: ['rawRead'],
+  reflink: ['reflinkRead'],
   vmdk: ['vmdkRead', 'vmdkWrite'],
   encrypted: ['encryptedRead', 'encryptedWrite'],
   mount: ['mount'],
@@ -207,6 +210,9 @@ class Bench {
     results.write = qcow2.written
     results.readWritable = qcow2.read
     results.rawRead = await reads('rawRead', rawReadImages, rawReadCases)
+    if (isRoot && (await has('mkfs.xfs'))) {
+      results.reflinkRead = await reads('reflinkRead', reflinkReadImages, reflinkReadCases)
+    }
     results.writeScratch = qcow2.scratch
     results.vmdkRead = await reads('vmdkRead', vmdkReadImages, vmdkReadCases)
     const vmdk = await writes('vmdkWrite', vmdkWriteImages, {

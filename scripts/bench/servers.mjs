@@ -74,7 +74,7 @@ const vimgfsPlain = {
   ...vimgfs,
   id: 'vimgfs-plain',
   title: 'vimgfs, passthrough=off',
-  parts: ['rawRead'],
+  parts: ['rawRead', 'reflinkRead'],
   launch: job => launchVimgfs(CLI, job, '-o', 'passthrough=off'),
 }
 
@@ -91,10 +91,10 @@ const rawFile = {
   id: 'raw',
   title: 'the file itself',
   isFile: true,
-  parts: ['rawRead'],
+  parts: ['rawRead', 'reflinkRead'],
   async find() {},
   launch: () => ({}),
-  file: ({ image }) => image.file,
+  file: ({ image }) => image.raw,
 }
 
 const vimgfsByLibfuse = {
