@@ -1,10 +1,13 @@
 /** What the kernel keeps of the files that are written with -o writeback (writing/write-back.ts). Without it, nothing. */
+import { constants } from 'node:os'
 import type { DiskFile } from '../writing/disk-file.js'
 import type { WriteBackMount } from '../writing/write-back.js'
 import type { WrittenFiles } from '../writing/written-files.js'
 import type { FileReader } from './file-reader.js'
 import type { OpenCounts } from './open-counts.js'
 import type { ImageNode, Node } from './tree.js'
+
+const { ENOSPC } = constants.errno
 
 export class KeptWrites {
   constructor(
@@ -28,6 +31,20 @@ export class KeptWrites {
   /** Returns the blocks to show: programs take a file without any for a hole as a whole. */
   blocks(node: Node, blocks: number): number {
     return this.writeBack && this.files.isWritable(node) ? Math.max(1, blocks) : blocks
+  }
+
+  /**
+   * Answers a write from the page cache of which only `length` bytes fitted, or none with an errno. The kernel takes no notice of
+   * a part that was not written, so this is an error, too.
+   */
+  overrun(length: number): number {
+    if (this.opens && (length >= 0 || length === -ENOSPC)) this.opens.isOverrun = true
+    return length < 0 ? length : -ENOSPC
+  }
+
+  /** Call this after a handle of file `id` was released. */
+  onRelease(id: number): void {
+    if (this.opens?.isOverrun && !this.opens.hasWriterToCache(id)) this.writeBack?.onOverrun()
   }
 
   onTruncated(): void {

@@ -41,7 +41,7 @@ import { askingHandle, putSized, type Request, stringAt } from './request.js'
 import type { Node, Tree } from '../nodes/tree.js'
 import type { FilePlace } from '../writing/truncations.js'
 
-const { EINVAL, ENODATA, ENOENT, ENOSPC, ENOTDIR, EOPNOTSUPP, ESTALE } = constants.errno
+const { EINVAL, ENODATA, ENOENT, ENOTDIR, EOPNOTSUPP, ESTALE } = constants.errno
 const { O_APPEND, O_RDONLY } = fs.constants
 
 const DT_DIR = 4
@@ -192,7 +192,7 @@ export class ImageFs {
     const handle = isOwn ? message.readUInt32LE(args + at.fh) : READING
     const writer = { handle, isAppending }
     const length = this.nodes.write(node, message, start, size, offset, writer)
-    if (!isOwn && this.parts.writeBack && length !== size) return this.overrun(length)
+    if (!isOwn && length !== size && this.parts.writeBack) return this.nodes.kept.overrun(length)
     if (length < 0) return length
     payload.writeUInt32LE(length, WRITE_OUT.at.size)
     payload.writeUInt32LE(0, WRITE_OUT.at.padding)
@@ -220,18 +220,10 @@ export class ImageFs {
   release(request: Request): number {
     const at = request.args + RELEASE_IN.at.fh
     const fh = request.message.readUInt32LE(at)
-    const { opens, writeBack } = this.parts
-    countReleased(opens, request.nodeid, request.message, at)
+    countReleased(this.parts.opens, request.nodeid, request.message, at)
     const result = this.nodes.release(this.tree.node(request.nodeid), fh)
-    if (opens?.isOverrun && !opens.hasWriterToCache(request.nodeid)) writeBack?.onOverrun()
+    this.nodes.kept.onRelease(request.nodeid)
     return result
-  }
-
-  /** Answers a write from the page cache that did not fit. The kernel takes no notice of a part that was not written. */
-  private overrun(length: number): number {
-    const { opens } = this.parts
-    if (opens && (length >= 0 || length === -ENOSPC)) opens.isOverrun = true
-    return length < 0 ? length : -ENOSPC
   }
 
   opendir(request: Request): number {
