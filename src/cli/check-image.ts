@@ -29,10 +29,17 @@ export async function checkImage(
     throw onceItHasEnded(error)
   })
   if (!image) return { format }
+  const stop = new SharedArrayBuffer(4)
+  const interrupt = () => {
+    Atomics.store(new Int32Array(stop), 0, 1)
+  }
   try {
     for (const warning of image.warnings) say(warning)
-    return { format, ...(await image.run(options)) }
+    // A repair that is interrupted ends as in a power cut.
+    if (request.repair === undefined) process.once('SIGINT', interrupt)
+    return { format, ...(await image.run(options, undefined, stop)) }
   } finally {
+    process.off('SIGINT', interrupt)
     image.close()
   }
 }

@@ -13,7 +13,7 @@ import { Progress, type ProgressOptions } from './progress.js'
 import { checkCacheMode, requireWhole } from './qemu-options.js'
 
 /** Those of qemu-img check. */
-const EXIT = { clean: 0, failed: 1, corruptions: 2, leaks: 3, unsupported: 63 }
+const EXIT = { clean: 0, failed: 1, corruptions: 2, leaks: 3, unsupported: 63, interrupted: 130 }
 
 export async function run(args: string[]): Promise<number> {
   const { FORMAT_NAMES } = await import('../formats/registry.js')
@@ -46,7 +46,9 @@ export async function run(args: string[]): Promise<number> {
   } else if (!quiet) {
     print(lines([...details(checked), ...summary(name, checked, repair)]))
   }
-  return exitCode(checked.after)
+  if (!checked.isStopped) return exitCode(checked.after)
+  complain(`vimgfs: ${printable(name)}: interrupted: only a part of it has been checked\n`)
+  return EXIT.interrupted
 }
 
 async function checkAtRest(name: string, request: CheckRequest, options: ProgressOptions) {

@@ -45,6 +45,8 @@ export interface RepairResult {
 export interface CheckOptions {
   /** Called with the part that is done, 0 to 1. */
   readonly progress?: (part: number) => void
+  /** Is given the report that the check will fill, so that what it holds can be told if `progress` throws. */
+  readonly began?: (report: CheckResult) => void
 }
 
 export const MAX_FINDINGS = 1000

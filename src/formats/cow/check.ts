@@ -21,6 +21,7 @@ import { SECTOR_BYTES } from '../../sector.js'
  */
 export function checkCow(store: Store, options: CheckOptions = {}): CheckResult {
   const report = new CheckReport()
+  options.began?.(report)
   const header = readCowHeader(store)
   for (const warning of header.warnings) report.note('notice', 0, () => warning)
   checkSectors(store, header, report, options)

@@ -26,6 +26,7 @@ export interface QcowCheckOptions extends CheckOptions, InspectOptions {
  */
 export function checkQcow(store: Store, options: QcowCheckOptions = {}): CheckResult {
   const report = new CheckReport()
+  options.began?.(report)
   checkTables(store, report, options)
   return report
 }

@@ -34,6 +34,7 @@ import { SECTOR_BYTES } from '../../sector.js'
  */
 export function checkQcow2(store: Store, options: CheckOptions = {}): CheckResult {
   const report = new Qcow2Report()
+  options.began?.(report)
   checkImage(new Qcow2Structure(store), report, options)
   return report
 }

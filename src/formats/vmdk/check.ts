@@ -44,6 +44,7 @@ export function checkVmdk(
   options: CheckOptions = {},
 ): CheckResult {
   const report = new CheckReport()
+  options.began?.(report)
   checkExtents(extents, report, options)
   return report
 }

@@ -65,10 +65,11 @@ export class ImageCheck {
   /**
    * Checks or repairs the image. Throws ImageError, SystemError.
    * @param cancel ends a check of a larger image when it is aborted; then MountError is thrown
+   * @param stop stops a check of a larger image, with what was found; see CheckSetup
    */
-  run(options: CheckOptions = {}, cancel?: AbortSignal): Promise<Found> {
+  run(options: CheckOptions = {}, cancel?: AbortSignal, stop?: SharedArrayBuffer): Promise<Found> {
     const { layer, obstacle } = this
-    const setup = { layer, repair: this.request.repair, obstacle }
+    const setup = { layer, repair: this.request.repair, obstacle, stop }
     return isLongWork(layer)
       ? runApart('check', setup, options.progress, cancel)
       : runCheck(setup, options)

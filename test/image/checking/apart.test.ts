@@ -52,6 +52,18 @@ t.test('a check finds the same in both threads', async t => {
   closeChain(chain)
 })
 
+t.test('a check that is stopped says what it has found', async t => {
+  const image = imageIn(t, bytes => void bytes.writeBigUInt64BE(1n << 9n, IMAGE.l2EntryAt(1)))
+  const chain = openChain(image, { describe: 'file' })
+  const stop = new SharedArrayBuffer(4)
+  new Int32Array(stop)[0] = 1
+  const setup = { layer: chain.layers[0], repair: undefined, obstacle: undefined, stop }
+  const found = await runApart('check', setup)
+  t.match(found, { isStopped: true, after: { checkErrors: 1 } })
+  t.match(found.after.findings, [{ message: /not aligned/ }])
+  closeChain(chain)
+})
+
 t.test('a check ends at once when nobody wants it any more', async t => {
   const image = imageIn(t)
   const chain = openChain(image, { describe: 'file' })
