@@ -10,9 +10,9 @@
  *      parked outside the kernel's queue.
  *  (3) It stops leading if it finds nothing in time, if requests have waited for it, or if it has been busy with one for
  *      LONG_MS. Then the others are back.
- *  (4) It also stops if polling takes time from others: it has been off its processor while it polled (the clock has jumped
- *      by PREEMPTED_MS), or it has found nothing MISSES times in a row. Then this worker does not poll for a while, which
- *      doubles from PAUSE_MS to LONGEST_PAUSE_MS if that happens again before STEADY requests in a row were found.
+ *  (4) It also stops if polling takes time from others. A worker that has found nothing MISSES times in a row does not poll
+ *      for PAUSE_MS. One that has been off its processor while it polled, so that the clock has jumped by PREEMPTED_MS, pauses
+ *      for twice as long as the last time, LONGEST_PAUSE_MS at most, until it has found STEADY requests in a row.
  */
 import { constants } from 'node:os'
 import { errno, read } from '../../io/libc.js'
@@ -30,7 +30,7 @@ const TO_LEAD = 4
 const TO_RESIGN = 2
 const PREEMPTED_MS = 1
 const MISSES = 8
-const PAUSE_MS = 10
+const PAUSE_MS = 5
 const LONGEST_PAUSE_MS = 320
 const STEADY = 1000
 
@@ -88,19 +88,22 @@ export class Poller {
       length = this.take(device, message, message.length)
       const before = now
       now = this.now()
-      if (now - before >= PREEMPTED_MS) this.pause(now)
+      if (now - before >= PREEMPTED_MS) this.pauseLonger(now)
     }
     this.missed = length < 0 ? this.missed + 1 : 0
-    if (this.missed >= MISSES) this.pause(now)
+    if (this.missed >= MISSES) this.pause(now, PAUSE_MS)
     return length
   }
 
-  /** Begins a pause, rule (4). */
-  private pause(now: number): void {
+  private pauseLonger(now: number): void {
+    this.pauseMs = Math.min(Math.max(PAUSE_MS, 2 * this.pauseMs), LONGEST_PAUSE_MS)
+    this.pause(now, this.pauseMs)
+  }
+
+  private pause(now: number, ms: number): void {
     this.missed = 0
     this.prompt = 0
-    this.pauseMs = Math.min(Math.max(PAUSE_MS, 2 * this.pauseMs), LONGEST_PAUSE_MS)
-    this.pausedUntil = now + this.pauseMs
+    this.pausedUntil = now + ms
   }
 
   private pauses(): boolean {

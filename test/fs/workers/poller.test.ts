@@ -97,17 +97,17 @@ t.test('a worker that loses its processor while it polls pauses, for longer each
   t.equal(words[LEADER], 1)
   t.equal(poll(3), 64, 'what it finds then is a request like others')
   t.equal(words[LEADER], 0)
-  t.equal(pause(), 10)
+  t.equal(pause(), 5)
   for (let i = 0; i < 5; i++) t.equal(poll(), 64)
   t.equal(words[LEADER], 1, 'it leads again')
-  const pauses = [20, 40, 80, 160, 320, 320]
+  const pauses = [10, 20, 40, 80, 160, 320, 320]
   t.same(
     pauses.map(() => poll(3) && pause()),
     pauses,
   )
   for (let i = 0; i < 1000; i++) poll()
   poll(3)
-  t.equal(pause(), 10, 'after many undisturbed requests it begins anew')
+  t.equal(pause(), 5, 'after many undisturbed requests it begins anew')
   t.end()
 })
 
@@ -119,8 +119,11 @@ t.test('a worker that finds nothing again and again pauses, too', t => {
   const { now } = clock
   t.equal(poll(), -1)
   t.equal(clock.now, now, 'it has not even looked')
-  clock.now += 11
+  clock.now += 6
   t.equal(poll(), 64)
+  for (let i = 0; i < 8; i++) t.equal(miss(), -1)
+  clock.now += 6
+  t.equal(poll(), 64, 'this pause does not grow')
   t.end()
 })
 
