@@ -124,16 +124,24 @@ export class DescriptorSink extends LogSink {
 }
 
 const SYSLOG_SOCKET = '/dev/log'
+const JOURNAL_SOCKET = '/run/systemd/journal/socket'
 const LOG_DAEMON = 3 << 3
-/** Turns a level of pino into a severity of syslog. */
-const severityOf = (level: number): number =>
-  level >= 50 ? 3 : level >= 40 ? 4 : level >= 30 ? 6 : 7
 
-export class SyslogSink extends LogSink {
+/** Returns the severity, as syslog counts it, of a line of pino. */
+function severityOf(line: string): number {
+  const { level = 30 } = JSON.parse(line) as { level?: number }
+  return level >= 60 ? 2 : level >= 50 ? 3 : level >= 40 ? 4 : level >= 30 ? 6 : 7
+}
+
+/** Returns a line with its severity in front, as systemd reads it from standard error (sd-daemon(3)). */
+export const withSeverity = (line: string): string => `<${severityOf(line)}>${line}`
+
+/** A socket that takes a datagram for each line. */
+abstract class DatagramSink extends LogSink {
   private fd: number
 
-  /** Throws SystemError if no syslog listens. */
-  constructor(private readonly socket = SYSLOG_SOCKET) {
+  /** Throws SystemError if nobody listens. */
+  constructor(private readonly socket: string) {
     super()
     this.fd = connectDatagram(socket)
   }
@@ -149,14 +157,36 @@ export class SyslogSink extends LogSink {
     this.fd = fd
   }
 
+  protected abstract datagramOf(line: string, severity: number): string
+
   protected override put(line: string): boolean {
-    const { level = 30 } = JSON.parse(line) as { level?: number }
-    const priority = LOG_DAEMON | severityOf(level)
-    const datagram = Buffer.from(`<${priority}>vimgfs[${process.pid}]: ${line.trimEnd()}`)
+    const datagram = Buffer.from(this.datagramOf(line.trimEnd(), severityOf(line)))
     if (sendDatagram(this.fd, datagram)) return true
-    // A restarted syslog has a new socket with the same name.
+    // A restarted daemon has a new socket with the same name.
     this.reopen()
     return sendDatagram(this.fd, datagram)
+  }
+}
+
+export class SyslogSink extends DatagramSink {
+  constructor(socket = SYSLOG_SOCKET) {
+    super(socket)
+  }
+
+  protected override datagramOf(line: string, severity: number): string {
+    return `<${LOG_DAEMON | severity}>vimgfs[${process.pid}]: ${line}`
+  }
+}
+
+/** The journal of systemd, in its own protocol (systemd's documentation, "Native Journal Protocol"): no field has a line break. */
+export class JournalSink extends DatagramSink {
+  constructor(socket = JOURNAL_SOCKET) {
+    super(socket)
+  }
+
+  protected override datagramOf(line: string, severity: number): string {
+    const fields = [`PRIORITY=${severity}`, 'SYSLOG_IDENTIFIER=vimgfs', `MESSAGE=${line}`]
+    return `${fields.join('\n')}\n`
   }
 }
 

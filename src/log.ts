@@ -1,6 +1,6 @@
 /**
  * Where messages go: to a terminal in readable form; to a file or a pipe as JSON; from a server in the background to the
- * file that the user names, to syslog, or to a default file. A log that cannot be opened or written does not prevent
+ * file that the user names, under systemd to the journal, to syslog, or to a default file. A log that cannot be opened or written does not prevent
  * mounting; only a file name that cannot be right is refused.
  */
 import fs from 'node:fs'
@@ -9,7 +9,15 @@ import path from 'node:path'
 import pino, { type Logger } from 'pino'
 import { inWords, MountError } from './errors.js'
 import { shownRecord } from './hidden-characters.js'
-import { DescriptorSink, FileSink, type LogSink, NoSink, SyslogSink } from './log-sinks.js'
+import {
+  DescriptorSink,
+  FileSink,
+  JournalSink,
+  type LogSink,
+  NoSink,
+  SyslogSink,
+  withSeverity,
+} from './log-sinks.js'
 
 export type { Logger }
 
@@ -75,14 +83,36 @@ function target(
 }
 
 async function terminalSink(): Promise<LogSink> {
+  if (isJournal(STDERR)) return new DescriptorSink(STDERR, withSeverity)
   if (!process.stderr.isTTY) return new DescriptorSink(STDERR)
   const { prettyFactory } = await import('pino-pretty')
   const pretty = prettyFactory({ colorize: true, ignore: 'pid,hostname' })
   return new DescriptorSink(STDERR, line => pretty(shownRecord(line)))
 }
 
+/** Reports whether the descriptor `fd` is the stream to the journal that systemd has made for this service (systemd.exec(5)). */
+function isJournal(fd: number): boolean {
+  const { JOURNAL_STREAM } = process.env
+  if (JOURNAL_STREAM === undefined) return false
+  try {
+    const { dev, ino } = fs.fstatSync(fd, { bigint: true })
+    return JOURNAL_STREAM === `${dev}:${ino}`
+  } catch {
+    return false
+  }
+}
+
+/** Reports whether systemd has started this process, or the one that has started it. */
+const isUnderSystemd = (): boolean =>
+  process.env.JOURNAL_STREAM !== undefined || process.env.INVOCATION_ID !== undefined
+
 /** Returns the first place that takes a log, and its name. Adds to `failures` why the ones before it do not. */
 function someSink(failures: string[]): [LogSink, string | undefined] {
+  try {
+    if (isUnderSystemd()) return [new JournalSink(), 'journalctl -t vimgfs']
+  } catch {
+    // A container may have the variables, and no journal.
+  }
   try {
     return [new SyslogSink(), 'syslog']
   } catch {

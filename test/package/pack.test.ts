@@ -35,7 +35,7 @@ t.test('a tarball from a clean source installs globally and works', async t => {
   const tarball = join(source, `vimgfs-${version}.tgz`)
   const held = (await run('tar', ['-tzf', tarball], scratch)).trim().split('\n')
   const top = new Set(held.map(path => path.split('/')[1]))
-  t.same([...top].sort(), [...documents, 'dist', 'docs', 'package.json'])
+  t.same([...top].sort(), [...documents, 'dist', 'docs', 'package.json', 'share'])
   const notCode = held
     .filter(path => path.includes('/dist/') && !/\.(c?js|d\.ts|code)$/.test(path))
     .filter(path => !/^package\/dist\/man\/(mount\.)?vimgfs[-a-z]*\.[158]$/.test(path))
