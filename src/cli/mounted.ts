@@ -8,6 +8,9 @@ import { FS_TYPE, listMounts, mountOn } from '../io/mountinfo.js'
 import { complain } from './output.js'
 import { Progress, type ProgressOptions } from './progress.js'
 
+/** How long the kernel and a server may take to say the size of a file. */
+const ANSWER_MS = 10_000
+
 /**
  * Returns what `act` returns, which works through the server that has `name` mounted for writing, or whose mount point `name`
  * is. Returns undefined if there is none. Throws what `act` throws, and MountError.
@@ -43,6 +46,13 @@ export async function ask(
   } finally {
     progress.end()
   }
+}
+
+/** Has the kernel learn the size of the disk's file, which the server has changed. Never throws. */
+export async function learnSize({ greeting }: ServerConnection): Promise<void> {
+  const { device, diskFiles } = greeting
+  const mount = listMounts().find(one => one.device === device && one.type === FS_TYPE)
+  if (mount) await runAsOwner(mount, 'stat', [`${mount.mountpoint}/${diskFiles[0]}`], ANSWER_MS)
 }
 
 /**

@@ -58,7 +58,7 @@ async function resizeMounted(
   size: { readonly sign: string; readonly bytes: number },
   values: Values,
 ) {
-  const { ask, ifMounted } = await import('./mounted.js')
+  const { ask, ifMounted, learnSize } = await import('./mounted.js')
   const { standingOn } = await import('../control/standing-on.js')
   const resized = await ifMounted(name, async server => {
     for (const option of ['preallocation', 'upgrade'] as const) {
@@ -66,6 +66,7 @@ async function resizeMounted(
     }
     const { force, quiet } = { force: values.progress, quiet: values.quiet }
     const answer = await ask(server, { do: 'resize', ...size }, { force, quiet })
+    await learnSize(server)
     const { beforeBytes, afterBytes } = (answer ?? {}) as Record<string, unknown>
     const { device, diskFiles } = server.greeting
     const { loops } = standingOn(device, diskFiles.slice(0, 1))
