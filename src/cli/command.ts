@@ -3,7 +3,7 @@ import './signals.js'
 import { basename } from 'node:path'
 import { UsageError } from '../errors.js'
 import { nearest } from '../nearest.js'
-import { complain, print } from './output.js'
+import { complain } from './output.js'
 import { startWith } from './start.js'
 
 /** Each command is loaded only when it is called, so that mounting starts fast. */
@@ -30,6 +30,8 @@ const COMMANDS: Record<string, () => Promise<{ run(args: string[]): Promise<numb
   help: () => import('./help.js'),
   // What the scripts of shells ask.
   complete: () => import('./complete.js'),
+  // For --version by ordinary users.
+  'fuse-version': () => import('./versions.js'),
   // The guard that snapshot create --freeze starts.
   'hold-frozen': () => import('./hold-frozen.js'),
 }
@@ -44,9 +46,7 @@ async function main(args: string[]): Promise<number> {
     return 2
   }
   if (first === '--version' || first === '-V') {
-    const { VERSION } = await import('../version.js')
-    print(`vimgfs ${VERSION}\n`)
-    return 0
+    return (await import('./versions.js')).showVersions()
   }
   if (first === '--help' || first === '-h') return (await import('./help.js')).run([])
   const command = Object.hasOwn(COMMANDS, first) ? COMMANDS[first] : undefined

@@ -129,10 +129,14 @@ function isMountOption(option: string): boolean {
   }
 }
 
-/** Reports whether nothing has the name `image`, such as a file on a disk that is not there. */
+/**
+ * Reports whether nothing has the name `image`, such as a file on a disk that is not there. The name may be that of a disk in an
+ * archive, `x.ova::NAME`; what stands elsewhere, `https://…`, may be there.
+ */
 function isMissing(image: string): boolean {
+  if (/^[a-z+]+:\/\//.test(image)) return false
   try {
-    fs.statSync(image)
+    fs.statSync(image.split('::', 1)[0] as string)
     return false
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException

@@ -22,5 +22,5 @@ export const HELP: CommandHelp = {
     ],
   ],
   options: OPTIONS,
-  examples: ['vimgfs list'],
+  examples: ['vimgfs list --json'],
 }
