@@ -19,7 +19,7 @@ t.test('a tarball from a clean source installs globally and works', async t => {
   const documents = ['ARCHITECTURE.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'LICENSE', 'README.md']
   const settingFiles = ['package.json', 'package-lock.json', 'tsconfig.json', 'tsconfig.build.json']
   const scripts = ['build', 'bootstrap', 'manual'].map(name => `scripts/${name}.mjs`)
-  for (const part of ['src', 'docs', ...scripts, ...settingFiles, ...documents])
+  for (const part of ['src', 'docs', 'share', ...scripts, ...settingFiles, ...documents])
     cpSync(join(ROOT, part), join(source, part), { recursive: true })
 
   // As README.md says it, without anything installed or built before.
