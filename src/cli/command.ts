@@ -54,7 +54,8 @@ async function main(args: string[]): Promise<number> {
     const program = basename(process.argv[1] ?? '')
     const code = await runForUtilLinux(program, args)
     if (code !== undefined) return code
-    const near = nearest(first, Object.keys(COMMANDS))
+    const { COMMAND_NAMES } = await import('./help/commands.js')
+    const near = nearest(first, COMMAND_NAMES)
     throw new UsageError(`there is no command "${first}"${near}; vimgfs --help lists them`)
   }
   if (first !== 'complete' && (rest.includes('--help') || rest.includes('-h'))) {
