@@ -1,5 +1,14 @@
 /** Mounts whose kernel keeps what is written and sends it later: -o writeback. */
-import { copyFileSync, existsSync, statSync, writeFileSync } from 'node:fs'
+import {
+  closeSync,
+  copyFileSync,
+  existsSync,
+  openSync,
+  readFileSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
@@ -123,6 +132,19 @@ t.test('what is kept is sent in time', skip, async t => {
     t.match(stderr, why)
   }
   await end(t, mounted, image)
+})
+
+t.test('what no close has sent is sent with the commit interval', skip, async t => {
+  const image = join(sharedFolder(t), 'disk.img')
+  writeFileSync(image, Buffer.alloc(MIB))
+  const mounted = await mount(t, image, { args: ['--format', 'raw', '-o', 'writeback,commit=1'] })
+  // No other process: one that starts closes its copies of all descriptors, and that sends everything.
+  const fd = openSync(mounted.file('disk.raw'), 'r+')
+  const read = () => readFileSync(image).subarray(0, 4).toString()
+  writeSync(fd, 'kept', 0)
+  t.equal(read(), '\0'.repeat(4))
+  t.ok(await until(async () => read() === 'kept'))
+  closeSync(fd)
 })
 
 t.test('what was synced outlives a kill of the server', skip, async t => {
