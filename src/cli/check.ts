@@ -11,6 +11,7 @@ import { humanSize } from './human.js'
 import { complain, print } from './output.js'
 import { Progress, type ProgressOptions } from './progress.js'
 import { checkCacheMode, requireWhole } from './qemu-options.js'
+import { configureRemote } from './remote-options.js'
 
 /** Those of qemu-img check. */
 const EXIT = { clean: 0, failed: 1, corruptions: 2, leaks: 3, unsupported: 63, interrupted: 130 }
@@ -30,6 +31,7 @@ export async function run(args: string[]): Promise<number> {
   const { progress: force, quiet = false, 'force-share': forceShare = false } = values
   if (forceShare && repair !== undefined) throw new UsageError('-U and --repair exclude each other')
   requireWhole(name, 'check')
+  configureRemote(values)
   const shown = { force, quiet }
   const isAlone = repair !== undefined || forceShare
   const mounted = isAlone ? undefined : await checkMounted(name, shown)

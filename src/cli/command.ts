@@ -19,6 +19,7 @@ const COMMANDS: Record<string, () => Promise<{ run(args: string[]): Promise<numb
   snapshot: () => import('./snapshot.js'),
   create: () => import('./create.js'),
   convert: () => import('./convert.js'),
+  cache: () => import('./cache.js'),
   map: () => import('./map.js'),
   compare: () => import('./compare.js'),
   diff: () => import('./diff.js'),

@@ -7,6 +7,7 @@ import { OPTIONS } from './help/info.js'
 import { humanSize } from './human.js'
 import { complain, print } from './output.js'
 import { requireWhole } from './qemu-options.js'
+import { configureRemote } from './remote-options.js'
 import { snapshotTable } from './snapshot-table.js'
 
 export async function run(args: string[]): Promise<number> {
@@ -24,6 +25,7 @@ export async function run(args: string[]): Promise<number> {
     return 0
   }
   requireWhole(image, 'info')
+  configureRemote(values)
   const open = {
     ...(values.format !== undefined && {
       format: parseChoice(values.format, '--format', FORMAT_NAMES),

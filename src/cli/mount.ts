@@ -6,11 +6,13 @@ import type { CatalogEntry } from '../image/catalog.js'
 import type { ServeRequest, Server } from '../fs/server.js'
 import type { AskPassphrase } from '../image/opening/encryption.js'
 import type { LogLevel, LogTarget } from '../log.js'
+import { schemeOf } from '../sources/address.js'
 import { parse, parseChoice, parseCount, parseSize } from './arguments.js'
 import { OPTIONS } from './help/mount.js'
 import { humanSize } from './human.js'
 import { launch, type StartReport, REPORT_FD_VARIABLE } from './launch.js'
 import { complain } from './output.js'
+import { configureRemote } from './remote-options.js'
 import { closeDebugger, ENDING_SIGNALS, obeyLogSignals } from './signals.js'
 import { withSpelled } from './spelled-options.js'
 import { noteHelper } from './utab.js'
@@ -78,10 +80,10 @@ function leaveFolder({ request, logFile, passphraseFiles = [] }: Settings): void
   const secrets = passphraseFiles.filter(name => name !== '-')
   // For a relative name this throws, since there is no current folder.
   for (const name of [
-    image,
+    schemeOf(image) === undefined ? image : '/',
     mountpoint,
     logFile ?? '/',
-    ...(open.allowPaths ?? []),
+    ...(open.allowPaths ?? []).filter(name => schemeOf(name) === undefined),
     ...secrets,
     options.scratch?.folder ?? '/',
     options.scratch?.file ?? '/',
@@ -107,6 +109,7 @@ async function requestOf(args: string[]): Promise<Settings> {
   const { MAX_CHAIN_DEPTH } = await import('../formats/limits.js')
   const { values, positionals } = parsed(args)
   const [image, mountpoint] = positionals as [string, string]
+  configureRemote(values)
   const options = parseMountOptions(values.option ?? [], Object.keys(OPTIONS))
   checkFlags(options.flags)
   const { threads, format, transport } = values
@@ -227,7 +230,6 @@ async function serve(
 ): Promise<Server> {
   const { logger } = target
   obeyLogSignals(target)
-  const request = { ...asked, askPassphrase, say, interruption: interruption.signal }
   const { startServer } = await import('../fs/server.js')
   let stop: ((reason: string) => void) | undefined
   let early: string | undefined
@@ -236,8 +238,18 @@ async function serve(
     interruption.abort()
     stop?.(signal)
   }
-  for (const signal of ENDING_SIGNALS) process.on(signal, end)
-  process.on('SIGHUP', isInBackground ? () => target.reopen() : end)
+  const listen = () => {
+    for (const signal of ENDING_SIGNALS) process.on(signal, end)
+    process.on('SIGHUP', isInBackground ? () => target.reopen() : end)
+  }
+  // While this thread waits for a network it takes no events: then signals end the process, which has changed nothing.
+  const { image, open } = asked
+  const isRemote = [image, ...(open.allowPaths ?? [])].some(name => schemeOf(name) !== undefined)
+  if (!isRemote) listen()
+  const request = {
+    ...{ ...asked, askPassphrase, say, interruption: interruption.signal },
+    ...(isRemote && { onOpened: listen }),
+  }
   let hasFailed = false
   const die = (error: unknown) => {
     logger.fatal(

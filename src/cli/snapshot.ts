@@ -11,6 +11,7 @@ import { json } from './info.js'
 import { complain, print } from './output.js'
 import { Progress } from './progress.js'
 import { requireWhole } from './qemu-options.js'
+import { configureRemote } from './remote-options.js'
 import { snapshotTable } from './snapshot-table.js'
 
 type Action = (typeof ACTIONS)[number]
@@ -44,6 +45,7 @@ export async function run(args: string[]): Promise<number> {
   if (values.freeze && process.geteuid?.() !== 0) {
     throw new UsageError('--freeze is for root: only root may freeze file systems')
   }
+  configureRemote(values)
   if (action === 'list') await list(request, values, open)
   else if (await changedMounted({ ...request, action }, values)) return 0
   else if (action !== 'create' || !(await createChild(request, values, open))) {

@@ -6,8 +6,9 @@ import { parseChoice } from './arguments.js'
 import { complain } from './output.js'
 import { type PassphraseSource, passphraseSource } from './passphrase.js'
 import { snapshotChoiceOf } from './qemu-options.js'
+import { configureRemote, type RemoteValues } from './remote-options.js'
 
-export interface SourceValues {
+export interface SourceValues extends RemoteValues {
   readonly format?: string | undefined
   /** Of commands that read two images. */
   readonly 'second-format'?: string | undefined
@@ -31,6 +32,7 @@ export class SourceOpener {
     private readonly isRead = true,
     signal: AbortSignal = new AbortController().signal,
   ) {
+    configureRemote(values)
     this.passphrases = passphraseSource(values['passphrase-file'] ?? [], signal)
   }
 

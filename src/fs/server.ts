@@ -10,6 +10,7 @@ import type { CatalogEntry } from '../image/catalog.js'
 import { type Chain, closeChain, type OpenOptions } from '../image/opening/chain.js'
 import { type AskPassphrase, lockChain, unlockChain } from '../image/opening/encryption.js'
 import { openChain } from '../image/opening/open-chain.js'
+import { filesOf } from '../image/layer.js'
 import { rereadShared } from '../image/opening/reread-shared.js'
 import { openKeptOverlay } from '../image/scratch/kept-overlay.js'
 import { orInterrupted } from '../interruption.js'
@@ -17,6 +18,8 @@ import { type MountInfo, realMountpoint } from '../io/mountinfo.js'
 import { nameEndingServer } from '../io/processes.js'
 import type { Logger } from '../log.js'
 import { ChangeWatcher } from './live/change-watcher.js'
+import { schemeOf } from '../sources/address.js'
+import { endWaiting } from '../sources/registry.js'
 import { VERSION } from '../version.js'
 import { Changer } from './live/changer.js'
 import { DirectSession } from './workers/direct.js'
@@ -54,6 +57,8 @@ export interface ServeRequest {
   readonly say: (line: string) => void
   /** Aborted by what ends the program before it has mounted anything: unlocking may take long. */
   readonly interruption: AbortSignal
+  /** Called when the image is open. */
+  readonly onOpened?: () => void
   /** Worker threads of the direct transport. */
   readonly threads: number
   /** Undefined for the direct one, and libfuse where this kernel is too old for that. */
@@ -101,6 +106,7 @@ export async function startServer(request: ServeRequest, logger: Logger): Promis
     throw await namingItsMount(error, request.image)
   })
   let chain = opened
+  request.onOpened?.()
   try {
     await checkNotMounted(request.image, request.mountpoint)
     checkMountpoint(request.mountpoint)
@@ -161,6 +167,11 @@ async function serveChain(
     )
   }
   if (options.writeback) requireWriteback(chain, transport)
+  if (transport === 'libfuse' && chain.layers.flatMap(filesOf).some(file => file.source)) {
+    throw new MountError(
+      'through libfuse, only files of this machine can be mounted (leave out --transport): its one thread would wait for the network',
+    )
+  }
   // The callbacks of libfuse run on the main thread.
   const threads = transport === 'direct' ? request.threads + Number(isShared) : 0
   const { file } = options.scratch ?? {}
@@ -218,8 +229,13 @@ async function serveChain(
   watcher.start(() => changer.forgetPages())
   const { allowPaths = [] } = request.open
   // A server in the background changes its folder.
-  const absolute = allowPaths.map(name => resolve(name))
-  const again = { ...request, image: path, open: { ...request.open, allowPaths: absolute } }
+  const absolute = allowPaths.map(name => (schemeOf(name) === undefined ? resolve(name) : name))
+  const isRemote = schemeOf(request.image) !== undefined
+  const again = {
+    ...request,
+    image: isRemote ? request.image : path,
+    open: { ...request.open, allowPaths: absolute },
+  }
   const refresher = new Refresher(image, changer, () => openAgain(again), logger)
   const live = new MountedDisk({ image, changer, opens, mountpoint, allowPaths, writeBack })
   control?.serve(() => greetingOf(image, mountpoint, mount), liveRequests(image, live, refresher))
@@ -237,6 +253,7 @@ async function serveChain(
     return isKept
   })
   const stop = async (reason: string) => {
+    endWaiting()
     await stopMount(session, mount, reason, logger)
     // Programs that still use it may do so for long.
     keeper?.flush()

@@ -33,30 +33,16 @@ import {
   type SourceKind,
 } from '../sources/registry.js'
 import type { Access, OpenedFile } from './opened-file.js'
+import { WriteProtected } from './write-protected.js'
 import { processesWithOpen } from './processes.js'
 
 import type { Naming } from './naming.js'
 
 export type { MemberOpener, Naming } from './naming.js'
 export type { Access, OpenedFile } from './opened-file.js'
+export { type ReadersProblem, WriteProtected } from './write-protected.js'
 
 const { O_RDONLY, O_RDWR, O_NONBLOCK, O_EXCL } = fs.constants
-
-/** Problems that also a reader of the image is told of: parts of it are lost, or it is marked corrupt. */
-export type ReadersProblem = 'LOSSES' | 'MARKED_CORRUPT'
-
-/** A file cannot be opened for writing, but perhaps for reading. */
-export class WriteProtected extends ImageError {
-  /** @param forReaders the same problem for a reader: its code, and how the image reads, as the end of a sentence */
-  constructor(
-    path: string,
-    message: string,
-    hint: string,
-    readonly forReaders?: { readonly problem: ReadersProblem; readonly reading: string },
-  ) {
-    super('READ_ONLY', message, { path, hint })
-  }
-}
 
 /** Opens the regular file or block device that the user named. Throws ImageError. */
 export function openGiven(name: string, access: Access = 'read'): OpenedFile {

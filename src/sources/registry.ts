@@ -4,33 +4,15 @@
  */
 import { ImageError } from '../errors.js'
 import type { FileSpec, SourceSpec } from '../io/file-spec.js'
-import type { Access, OpenedFile } from '../io/opened-file.js'
 import type { Store, WritableStore } from '../io/store.js'
 import { schemeOf, shownAddress } from './address.js'
+import { HTTP } from './http/kind.js'
+import type { RemoteFile, SourceKind } from './kind.js'
+import { ReadOnlyStore } from './read-only-store.js'
 
-export interface SourceKind {
-  /** The `kind` of its specs. */
-  readonly name: string
-  /** The schemes of its addresses, in lower case. */
-  readonly schemes: readonly string[]
-  /**
-   * Opens what lies at `address`, and waits for it, for a bounded time. The result has a `source` of this kind. Throws ImageError;
-   * WriteProtected if it can only be read.
-   */
-  open(address: string, access: Access): OpenedFile
-  /** Makes a store for the calling thread. It throws ImageError, SystemError. */
-  store(file: RemoteFile): Store
-  /** Undefined if it is only read. @param size the file's size in bytes, which all threads share */
-  writable?(file: RemoteFile, size: BigInt64Array): WritableStore
-  /** Lets go of what `open` has opened; the descriptor of the file is closed by the caller. */
-  close(source: SourceSpec): void
-}
+export type { RemoteFile, SourceKind } from './kind.js'
 
-export type RemoteFile = Pick<FileSpec, 'path' | 'fd' | 'sizeBytes'> & {
-  readonly source: SourceSpec
-}
-
-const KINDS: readonly SourceKind[] = []
+const KINDS: readonly SourceKind[] = [HTTP]
 
 /** Returns the kind that opens an address; undefined for the path of a file. Throws ImageError for other schemes. */
 export function kindOfAddress(name: string): SourceKind | undefined {
@@ -55,11 +37,27 @@ const kindOf = ({ kind }: SourceSpec): SourceKind =>
 /** Makes the store of a file that has a source, for the calling thread. */
 export const remoteStore = (file: RemoteFile): Store => kindOf(file.source).store(file)
 
-/** Does the same for writing. */
+/** Does the same for writing. Writing to a source that is only read throws SystemError. */
 export const writableRemoteStore = (file: RemoteFile, size: BigInt64Array): WritableStore => {
-  const store = kindOf(file.source).writable?.(file, size)
-  if (!store) throw new TypeError('this source is only read')
-  return store
+  const kind = kindOf(file.source)
+  return kind.writable?.(file, size) ?? new ReadOnlyStore(kind.store(file))
+}
+
+/** Fetches a range of a file without blocking the thread, if its kind can do that. Rejects with ImageError. */
+export const fetchRemote = async (file: RemoteFile, at: number, length: number): Promise<void> =>
+  kindOf(file.source).fetch?.(file, at, length)
+
+/** Returns what the sources of `files` have done; undefined if all are files of this machine. */
+export function remoteStats(
+  files: readonly Pick<FileSpec, 'source'>[],
+): Readonly<Record<string, number>> | undefined {
+  const source = files.find(each => each.source)?.source
+  return source && kindOf(source).stats?.(source)
+}
+
+/** Makes all reads that wait for a network fail, in all threads, and those that come: the mount ends. */
+export const endWaiting = (): void => {
+  for (const kind of KINDS) kind.endWaiting?.()
 }
 
 /** Lets go of what a source has open. */

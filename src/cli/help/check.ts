@@ -1,5 +1,6 @@
 /** The options and the help of `vimgfs check`. */
 import type { CommandHelp, Options } from './description.js'
+import { REMOTE_OPTIONS } from './remote.js'
 
 export const OPTIONS = {
   output: {
@@ -50,6 +51,7 @@ export const OPTIONS = {
     value: 'MODE',
     help: "taken for qemu-img's sake; it changes nothing",
   },
+  ...REMOTE_OPTIONS,
 } as const satisfies Options
 
 export const HELP: CommandHelp = {

@@ -20,6 +20,7 @@ const HELPS: Record<string, () => Promise<{ HELP: CommandHelp }>> = {
   resize: () => import('./resize.js'),
   measure: () => import('./measure.js'),
   usage: () => import('./usage.js'),
+  cache: () => import('./cache.js'),
   completion: () => import('./completion.js'),
   help: () => import('./help.js'),
 }

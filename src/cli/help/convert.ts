@@ -1,5 +1,6 @@
 /** The options and the help of `vimgfs convert`. */
 import type { CommandHelp, Options } from './description.js'
+import { REMOTE_OPTIONS } from './remote.js'
 
 const NO_EFFECT = `taken for qemu-img's sake; they change nothing: all is written in the fastest way, and
   is on the disk at the end`
@@ -155,6 +156,7 @@ export const OPTIONS = {
     value: 'N',
     help: 'refused: nothing limits the rate',
   },
+  ...REMOTE_OPTIONS,
 } as const satisfies Options
 
 export const HELP: CommandHelp = {

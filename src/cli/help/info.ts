@@ -1,5 +1,6 @@
 /** The options and the help of `vimgfs info`. */
 import type { CommandHelp, Options } from './description.js'
+import { REMOTE_OPTIONS } from './remote.js'
 
 export const OPTIONS = {
   output: {
@@ -42,6 +43,7 @@ export const OPTIONS = {
     type: 'boolean',
     help: 'read a vmdk whose parent has changed since it was made',
   },
+  ...REMOTE_OPTIONS,
 } as const satisfies Options
 
 export const HELP: CommandHelp = {

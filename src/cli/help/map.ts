@@ -1,5 +1,6 @@
 /** The options and the help of `vimgfs map`. */
 import type { CommandHelp, Options } from './description.js'
+import { REMOTE_OPTIONS } from './remote.js'
 
 export const OPTIONS = {
   output: {
@@ -48,6 +49,7 @@ export const OPTIONS = {
     value: 'FILE',
     help: 'changes nothing: no passphrase is needed',
   },
+  ...REMOTE_OPTIONS,
 } as const satisfies Options
 
 export const HELP: CommandHelp = {

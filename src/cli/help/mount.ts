@@ -1,5 +1,6 @@
 /** The options and the help of `vimgfs mount`. */
 import type { CommandHelp, Options, Rows } from './description.js'
+import { REMOTE_OPTIONS } from './remote.js'
 
 /** What -o takes, by name; names with one meaning stand in one row. */
 export const MOUNT_OPTIONS: Rows = [
@@ -166,6 +167,11 @@ export const OPTIONS = {
     value: 'FILE',
     help: 'log to FILE (syslog, or a file that the line after mounting names)',
   },
+  prefetch: {
+    type: 'boolean',
+    help: 'of an image on a server: fetch all of it into the cache in the background',
+  },
+  ...REMOTE_OPTIONS,
 } as const satisfies Options
 
 export const HELP: CommandHelp = {

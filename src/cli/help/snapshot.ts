@@ -1,5 +1,6 @@
 /** The options and the help of `vimgfs snapshot`. */
 import type { CommandHelp, Options } from './description.js'
+import { REMOTE_OPTIONS } from './remote.js'
 
 export const ACTIONS = ['list', 'create', 'delete', 'rename', 'revert'] as const
 
@@ -111,6 +112,7 @@ export const OPTIONS = {
     short: 'q',
     help: 'print errors only',
   },
+  ...REMOTE_OPTIONS,
 } as const satisfies Options
 
 export const HELP: CommandHelp = {

@@ -146,7 +146,7 @@ export class LibfuseSession implements Session {
             watch,
             this.lasting.files,
           ),
-        stats: () => statsText(stats, started, 1),
+        stats: () => statsText(stats, started, 1, layers),
         partitions,
       },
     }

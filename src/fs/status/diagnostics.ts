@@ -3,7 +3,8 @@ import { type ErrorContext, ImageError, isExpected } from '../../errors.js'
 import type { ChangeWatch } from '../../image/opening/change-watch.js'
 import type { ViewSet } from '../../image/reading/view-set.js'
 import type { LayerSpec } from '../../formats/format.js'
-import { removedFiles } from '../../image/layer.js'
+import { filesOf, removedFiles } from '../../image/layer.js'
+import { remoteStats } from '../../sources/registry.js'
 import { jsonWithoutHidden } from '../../hidden-characters.js'
 import { opcodeName } from '../protocol/opcodes.js'
 import { readStats } from './stats.js'
@@ -79,15 +80,23 @@ const describeLayer = (layer: LayerSpec): Record<string, unknown> => ({
 /**
  * @param started the start of the server, in milliseconds since 1970
  * @param threads how many serve now
+ * @param layers those whose files are read
  */
-export function statsText(shared: SharedArrayBuffer, started: number, threads: number): string {
+export function statsText(
+  shared: SharedArrayBuffer,
+  started: number,
+  threads: number,
+  layers: readonly LayerSpec[],
+): string {
   const { rss, heapUsed } = process.memoryUsage()
   const uptimeSeconds = Math.round((Date.now() - started) / 1000)
   const stats = readStats(shared, opcodeName)
+  const remote = remoteStats(layers.flatMap(layer => filesOf(layer)))
   const text = {
     uptimeSeconds,
     threads,
     ...stats,
+    ...(remote && { remote }),
     memory: { rssBytes: rss, threadHeapBytes: heapUsed },
   }
   return `${JSON.stringify(text, null, 2)}\n`

@@ -4,16 +4,24 @@
  */
 import { MountError } from '../../errors.js'
 import { closeBacking } from '../../io/backing.js'
-import { errno, read, write } from '../../io/libc.js'
+import type { LayerSpec } from '../../formats/format.js'
+import { filesOf } from '../../image/layer.js'
+import { errno, hasHungUp, read, write } from '../../io/libc.js'
 import type { Logger } from '../../log.js'
 import { Forgetter } from '../live/forgetter.js'
 import { answerInit, type InitAnswer } from '../protocol/init.js'
 import { mountFuse, unmountFuse } from '../mounting/mount.js'
 import { type MountInfo, mountAt } from '../../io/mountinfo.js'
 import { COHERENT_DIRECT_IO_MINOR, MESSAGE_BYTES } from '../protocol/protocol.js'
+import { endWaiting } from '../../sources/registry.js'
 import type { Forgetting, Session, SessionParts } from '../session.js'
 import { Workers } from './workers.js'
 import type { World } from '../live/world.js'
+
+/** How often to look whether the mount has gone, if its image is not on this machine. */
+const LOOK_MS = 200
+
+const isRemote = (layer: LayerSpec): boolean => filesOf(layer).some(({ source }) => source)
 
 export class DirectSession implements Session {
   readonly finished: Promise<void>
@@ -56,6 +64,7 @@ export class DirectSession implements Session {
       this.isServing = true
       this.device = device
       this.workers.serve({ device, minor, hasPassthrough })
+      if (this.parts.world.layers.some(isRemote)) this.endWaitingAtEnd(device)
     } catch (error) {
       if (this.mounted) unmountFuse(this.mounted, true)
       throw error
@@ -80,6 +89,14 @@ export class DirectSession implements Session {
     // The kernel keeps no names where programs change the tree, and forgetting one needs the lock of the folder.
     const names = this.parts.changeTree ? [] : stale.names
     await this.forgetter.forget({ ...stale, names, paths: [], device: this.device })
+  }
+
+  /** Workers that all wait for the network do not see that the mount has gone. */
+  private endWaitingAtEnd(device: number): void {
+    const timer = setInterval(() => {
+      if (hasHungUp(device)) endWaiting()
+    }, LOOK_MS)
+    void this.finished.then(() => clearInterval(timer))
   }
 
   async unmount(mount: MountInfo, detach: boolean): Promise<void> {

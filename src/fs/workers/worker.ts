@@ -341,7 +341,7 @@ class FileSystems {
             watch,
             files,
           ),
-        stats: () => statsText(shared.stats, started, servingWorkers(shared.activity)),
+        stats: () => statsText(shared.stats, started, servingWorkers(shared.activity), layers),
         partitions: world.partitions,
       },
     })

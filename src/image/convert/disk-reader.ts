@@ -3,14 +3,15 @@
  * system's decompressors in the same threads. What these cannot do, or refuse, the engine does, which has the last word on
  * what is damage.
  */
+import { atOffset } from '../../errors.js'
 import type { PackedPlace } from '../../formats/driver.js'
 import { packedFormat, packedPlace } from '../../formats/packed-places.js'
-import { readAt } from '../../io/async-file.js'
 import { type Unpackers, unpackers } from '../../io/codecs.js'
 import type { FileSpec } from '../../io/file-spec.js'
 import { clear } from '../../io/libc.js'
 import type { OnLoss } from '../reading/walk-layers.js'
 import { allDone } from './all-done.js'
+import { readFileAt } from './read-file.js'
 import { withPlace } from './damage-place.js'
 import type { ConvertedDisk, Piece } from './piece-cursor.js'
 
@@ -73,18 +74,24 @@ export class DiskReader {
   }
 
   private async readData(
-    { fd, path }: FileSpec,
+    file: FileSpec,
     at: number,
     target: Buffer,
     offset: number,
   ): Promise<void> {
     try {
-      if ((await readAt(fd, target, at, path)) === target.length) return
-    } catch {
+      if ((await readFileAt(file, target, at)) === target.length) return
+    } catch (error) {
+      this.requireLocal(file, error, offset)
       // The engine reads again, and reports the error.
     }
     // The engine knows where a file may end, and what that means.
     this.readNow(target, offset)
+  }
+
+  /** Throws the error of a file that is not on this machine: trying again would take as long again. */
+  private requireLocal({ source }: FileSpec, error: unknown, offset: number): void {
+    if (source && !this.onLoss) throw atOffset(error, offset)
   }
 
   /** Reads in this thread. */
@@ -98,7 +105,7 @@ export class DiskReader {
   private async unpackGroup(units: readonly Unit[]): Promise<void> {
     const [first] = units as [Unit]
     const { at } = first.place
-    const { fd, path } = first.file
+    const { file } = first
     const end = Math.max(...units.map(unit => packedEnd(unit)))
     const length = end - at
     const isSmall = length <= GROUP_BYTES
@@ -107,8 +114,9 @@ export class DiskReader {
     const packed = whole.subarray(0, length)
     let got = 0
     try {
-      got = await readAt(fd, packed, at, path)
-    } catch {
+      got = await readFileAt(file, packed, at)
+    } catch (error) {
+      this.requireLocal(file, error, first.offset)
       // The engine reads again, and reports the error.
     }
     const bytes = packed.subarray(0, got)

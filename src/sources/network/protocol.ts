@@ -1,0 +1,30 @@
+/** What the thread that opens images and the network thread tell each other. */
+import type { MessagePort } from 'node:worker_threads'
+import type { CachedSource } from '../cached-store.js'
+import type { Settings } from '../settings.js'
+
+export interface NetworkSetup {
+  readonly mail: SharedArrayBuffer
+  readonly counters: SharedArrayBuffer
+  readonly settings: Settings
+}
+
+/** What the thread gets. */
+export interface ThreadSetup extends NetworkSetup {
+  readonly port: MessagePort
+}
+
+export type NetworkRequest =
+  /** Answered by NetworkAnswer; then the word in `done` is 1. */
+  | {
+      readonly do: 'open'
+      readonly id: number
+      readonly address: string
+      readonly done: SharedArrayBuffer
+    }
+  | { readonly do: 'close'; readonly id: number }
+
+export type NetworkAnswer = { readonly id: number } & (
+  | { readonly source: CachedSource; readonly modifiedSeconds: number | undefined }
+  | { readonly problem: string; readonly hint: string | undefined; readonly isMissing: boolean }
+)
