@@ -6,7 +6,7 @@ import { FetchError } from '../network/range-source.js'
 import { isNear, lookupFar, NEAR } from './hosts.js'
 import type { Login } from './netrc.js'
 
-/** How long a server may send nothing. */
+/** How long a server may send nothing, at most. */
 const STALL_MS = 10_000
 const MAX_HEADER_BYTES = 32 * 1024
 const CONNECTIONS = 8
@@ -34,6 +34,7 @@ export class Connections {
   constructor(
     private readonly ownHost: string,
     private readonly certificates: string | undefined,
+    private readonly timeoutMs: number,
   ) {}
 
   close(): void {
@@ -55,7 +56,7 @@ export class Connections {
         agent: this.agentFor(isSecure, isOwn),
         headers: { ...headers, 'accept-encoding': 'identity', 'user-agent': 'vimgfs' },
         maxHeaderSize: MAX_HEADER_BYTES,
-        timeout: STALL_MS,
+        timeout: Math.min(STALL_MS, this.timeoutMs),
         ...(login && { auth: `${login.user}:${login.password}` }),
         ...(!isOwn && { lookup: lookupFar }),
         ...(this.certificates !== undefined && { ca: this.certificates }),

@@ -70,7 +70,7 @@ class HttpSource implements RangeSource {
         })
       }
     }
-    this.connections = new Connections(address.hostname, certificates)
+    this.connections = new Connections(address.hostname, certificates, options.timeoutMs)
     this.resolved = address
   }
 

@@ -7,6 +7,7 @@ import { blockBytesOf, CacheFolder, type OpenedObject } from '../cache/folder.js
 import { CacheSpace } from '../cache/space.js'
 import { openHttp } from '../http/http-source.js'
 import { type Asked, Mail } from '../mail.js'
+import type { Settings } from '../settings.js'
 import { Counters } from './counters.js'
 import { RemoteObject } from './object.js'
 import type { NetworkAnswer, NetworkRequest, ThreadSetup } from './protocol.js'
@@ -17,11 +18,16 @@ import { Tiers } from './tiers.js'
 const LOOK_MS = 1000
 
 const setup = workerData as ThreadSetup
-const { settings, port } = setup
+const { port } = setup
 const mail = new Mail(setup.mail)
 const counters = new Counters(setup.counters)
 const objects = new Map<number, RemoteObject>()
-let cache: { readonly folder: CacheFolder; readonly space: CacheSpace } | undefined
+const caches = new Map<string, Cache>()
+
+interface Cache {
+  readonly folder: CacheFolder
+  readonly space: CacheSpace
+}
 
 mail.serveAs(currentThread())
 port.on('message', (request: NetworkRequest) => {
@@ -48,10 +54,13 @@ async function serve(): Promise<void> {
   }
 }
 
-async function open({ id, address, done }: NetworkRequest & { do: 'open' }): Promise<void> {
+type OpenRequest = NetworkRequest & { do: 'open' }
+
+async function open(request: OpenRequest): Promise<void> {
+  const { id, done } = request
   let answer: NetworkAnswer
   try {
-    answer = settings.isOffline ? openOffline(id, address) : await openOnline(id, address)
+    answer = request.settings.isOffline ? openOffline(request) : await openOnline(request)
   } catch (error) {
     const isKnown = error instanceof ImageError
     const hint = isKnown ? error.context.hint : undefined
@@ -68,12 +77,20 @@ async function open({ id, address, done }: NetworkRequest & { do: 'open' }): Pro
   Atomics.notify(new Int32Array(done), 0)
 }
 
-async function openOnline(id: number, address: string): Promise<NetworkAnswer> {
-  const { cacheFolder, cacheBytes, timeoutMs, certificates, isPrefetching } = settings
-  if (cacheFolder !== undefined && !cache) {
-    const folder = CacheFolder.open(cacheFolder)
-    cache = { folder, space: new CacheSpace(folder, cacheBytes) }
-  }
+function cacheOf({ cacheFolder, cacheBytes }: Settings): Cache | undefined {
+  if (cacheFolder === undefined) return undefined
+  const known = caches.get(cacheFolder)
+  if (known) return known
+  const folder = CacheFolder.open(cacheFolder)
+  const cache = { folder, space: new CacheSpace(folder, cacheBytes) }
+  caches.set(cacheFolder, cache)
+  return cache
+}
+
+async function openOnline(request: OpenRequest): Promise<NetworkAnswer> {
+  const { address, settings } = request
+  const { timeoutMs, certificates, isPrefetching } = settings
+  const cache = cacheOf(settings)
   // The first byte says all that has to be known of an object that was here before.
   const headBytes = cache?.folder.knows(address) ? 1 : blockBytesOf(0)
   const source = await openHttp(address, { timeoutMs, certificates, headBytes })
@@ -85,7 +102,7 @@ async function openOnline(id: number, address: string): Promise<NetworkAnswer> {
     const about = { address, validator: validator ?? '', sizeBytes, blockBytes, modifiedSeconds }
     // Without a validator nobody knows later whether the blocks are still those of the object.
     const kept = validator === undefined ? undefined : cache?.folder.openObject(address, about)
-    const opened = add(id, source, kept, sizeBytes, modifiedSeconds)
+    const opened = add(request, source, kept, cache?.space, sizeBytes, modifiedSeconds)
     if (isPrefetching) void opened.object.prefetch()
     return opened.answer
   } catch (error) {
@@ -94,7 +111,8 @@ async function openOnline(id: number, address: string): Promise<NetworkAnswer> {
   }
 }
 
-function openOffline(id: number, address: string): NetworkAnswer {
+function openOffline(request: OpenRequest): NetworkAnswer {
+  const { address, settings } = request
   const { cacheFolder } = settings
   const folder = cacheFolder === undefined ? undefined : CacheFolder.find(cacheFolder)
   const kept = folder?.openLast(address)
@@ -102,19 +120,20 @@ function openOffline(id: number, address: string): NetworkAnswer {
     throw new ImageError('MISSING', 'the cache has nothing of it', { hint: 'leave out --offline' })
   }
   const { sizeBytes, modifiedSeconds } = kept.about
-  return add(id, undefined, kept, sizeBytes, modifiedSeconds).answer
+  return add(request, undefined, kept, undefined, sizeBytes, modifiedSeconds).answer
 }
 
 function add(
-  id: number,
+  { id, settings }: OpenRequest,
   source: RangeSource | undefined,
   kept: OpenedObject | undefined,
+  space: CacheSpace | undefined,
   sizeBytes: number,
   modifiedSeconds: number | undefined,
 ) {
   const { timeoutMs } = settings
   const blockBytes = blockBytesOf(sizeBytes)
-  const tiers = new Tiers(kept?.files, cache?.space, blockBytes, sizeBytes)
+  const tiers = new Tiers(kept?.files, space, blockBytes, sizeBytes)
   const state = ObjectState.memory()
   const common = { blockBytes, sizeBytes, state }
   const object = new RemoteObject({ id, source, tiers, mail, counters, timeoutMs, ...common })

@@ -75,8 +75,9 @@ class Network {
   private openNew(address: string): OpenObject {
     const done = new SharedArrayBuffer(4)
     const id = ++this.ids
-    this.send({ do: 'open', id, address, done })
-    const limit = this.setup.settings.timeoutMs + GRACE_MS
+    const settings = currentSettings()
+    this.send({ do: 'open', id, address, settings, done })
+    const limit = settings.timeoutMs + GRACE_MS
     Atomics.wait(new Int32Array(done), 0, 0, limit)
     const answer = this.answerTo(id)
     const path = shownAddress(address)
@@ -124,7 +125,6 @@ export function theNetwork(): Network {
   network ??= new Network({
     mail: mailMemory(),
     counters: Counters.memory(),
-    settings: currentSettings(),
   })
   return network
 }

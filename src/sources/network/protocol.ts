@@ -6,7 +6,6 @@ import type { Settings } from '../settings.js'
 export interface NetworkSetup {
   readonly mail: SharedArrayBuffer
   readonly counters: SharedArrayBuffer
-  readonly settings: Settings
 }
 
 /** What the thread gets. */
@@ -20,6 +19,7 @@ export type NetworkRequest =
       readonly do: 'open'
       readonly id: number
       readonly address: string
+      readonly settings: Settings
       readonly done: SharedArrayBuffer
     }
   | { readonly do: 'close'; readonly id: number }
