@@ -8,6 +8,7 @@ import { OPTIONS } from './help/usage.js'
 import { complain, print } from './output.js'
 import { Progress, type ProgressOptions } from './progress.js'
 import { requireWhole } from './qemu-options.js'
+import { configureRemote } from './remote-options.js'
 import { usageJson, usageText } from './usage-text.js'
 
 /** The cells of the map on the page. */
@@ -21,6 +22,7 @@ export async function run(args: string[]): Promise<number> {
   const { html, progress: force, quiet, id: ids = [] } = values
   if (html === '') throw new UsageError('--html takes the name of a file')
   requireWhole(name, 'usage')
+  configureRemote(values)
   const names = [...tags.map(tag => ({ tag })), ...ids.map(id => ({ id }))]
   const request = { names, mapCells: html === undefined ? 0 : MAP_CELLS }
   const options: UsageOpenOptions = {

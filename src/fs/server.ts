@@ -19,7 +19,7 @@ import { nameEndingServer } from '../io/processes.js'
 import type { Logger } from '../log.js'
 import { ChangeWatcher } from './live/change-watcher.js'
 import { schemeOf } from '../sources/address.js'
-import { endWaiting } from '../sources/registry.js'
+import { endWaiting, onSourceLine } from '../sources/registry.js'
 import { VERSION } from '../version.js'
 import { Changer } from './live/changer.js'
 import { DirectSession } from './workers/direct.js'
@@ -226,6 +226,7 @@ async function serveChain(
     ? new WriteBack({ opens, mountpoint, device, disk, forgetPages, logger })
     : undefined
   keeper?.start(options.commitSeconds, writeBack && (() => writeBack.sync()))
+  onSourceLine(line => logger.error({ file: line.path }, line.message))
   watcher.start(() => changer.forgetPages())
   const { allowPaths = [] } = request.open
   // A server in the background changes its folder.

@@ -141,9 +141,7 @@ export function openNamed(name: string, naming: Naming, access: Access = 'read')
   const isPath = name.startsWith('file:')
   const plain = isPath ? name.slice('file:'.length) : name
   if (naming.archive) return naming.archive.openNamed(plain, naming)
-  if (!isPath && (isAddress(naming.by) || isAddress(plain))) {
-    return openNamedRemote(plain, naming, access)
-  }
+  if (!isPath && isAddress(plain)) return openNamedRemote(plain, naming, access)
   const beforeSlash = plain.split('/', 1)[0] as string
   if (!isPath && beforeSlash.includes(':')) {
     refuse(
@@ -155,6 +153,7 @@ export function openNamed(name: string, naming: Naming, access: Access = 'read')
   if (plain === '' || plain.includes('\0')) {
     refuse('REFUSED', 'is no file name', 'restore the image from a copy')
   }
+  if (isAddress(naming.by)) return openNamedRemote(plain, naming, access)
   const file = path.resolve(path.dirname(naming.by), plain)
   if (!isText(file)) {
     refuse(

@@ -21,9 +21,7 @@ export interface CachedSource extends SourceSpec {
 }
 
 const CHANGED = 0
-/** Whether a thread has reported that. */
-const TOLD = 1
-const FIRST_MARK = 2
+const FIRST_MARK = 1
 export const MARKS = 8
 
 /** What all threads know of an object: whether it has changed, and which blocks make the network thread read ahead. */
@@ -45,11 +43,6 @@ export class ObjectState {
 
   change(): void {
     Atomics.store(this.words, CHANGED, 1)
-  }
-
-  /** Returns true for the one thread that reports the change. */
-  tells(): boolean {
-    return Atomics.exchange(this.words, TOLD, 1) === 0
   }
 
   /** Makes a read of `block` ring the bell. */
@@ -155,10 +148,10 @@ export class CachedStore implements Store {
     }
   }
 
-  /** The log gets one line of all threads. */
+  /** The log gets its line by the network thread. */
   private changed(): ImageError {
     const error = this.error(HAS_CHANGED)
-    if (!this.state.tells()) error.context.isRepeated = true
+    error.context.isRepeated = true
     return error
   }
 

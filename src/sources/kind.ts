@@ -21,6 +21,8 @@ export interface SourceKind {
   fetch?(file: RemoteFile, at: number, length: number): Promise<void>
   /** Returns the counts of `stats.json`, of all sources of this kind in this process. */
   stats?(source: SourceSpec): Readonly<Record<string, number>>
+  /** Calls `tell` for each line that a log should have of what is open. */
+  onLine?(tell: (line: { readonly path: string; readonly message: string }) => void): void
   /** Makes all reads that wait for the network fail, in all threads, and those that come. */
   endWaiting?(): void
   /** Lets go of what `open` has opened; the descriptor of the file is closed by the caller. */

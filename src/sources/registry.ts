@@ -55,6 +55,13 @@ export function remoteStats(
   return source && kindOf(source).stats?.(source)
 }
 
+/** Calls `tell` for each line that a log should have of sources that are open: each fault that lasts has one. */
+export const onSourceLine = (
+  tell: (line: { readonly path: string; readonly message: string }) => void,
+): void => {
+  for (const kind of KINDS) kind.onLine?.(tell)
+}
+
 /** Makes all reads that wait for a network fail, in all threads, and those that come: the mount ends. */
 export const endWaiting = (): void => {
   for (const kind of KINDS) kind.endWaiting?.()

@@ -102,7 +102,7 @@ t.test('what an image names', async t => {
     },
     { name: 'nbd://localhost/x', code: 'UNSUPPORTED', says: /a protocol/ },
     { name: 'nbd:unix:/run/x', code: 'UNSUPPORTED', says: /a protocol/ },
-    { name: 'http://localhost/x', code: 'UNSUPPORTED', says: /a protocol/ },
+    { name: 'http://localhost/x', code: 'REFUSED', says: /not on this machine/ },
     { name: 'fat:/etc', code: 'UNSUPPORTED', says: /a protocol/ },
     { name: 'a:b', code: 'UNSUPPORTED', says: /a protocol/ },
     // After it all is a path.

@@ -1,5 +1,6 @@
 /** The options and the help of `vimgfs usage`. */
 import type { CommandHelp, Options } from './description.js'
+import { REMOTE_OPTIONS } from './remote.js'
 
 export const OPTIONS = {
   json: {
@@ -48,6 +49,7 @@ export const OPTIONS = {
     short: 'q',
     help: 'show no progress',
   },
+  ...REMOTE_OPTIONS,
 } as const satisfies Options
 
 export const HELP: CommandHelp = {

@@ -4,7 +4,7 @@ import { WriteProtected } from '../../io/write-protected.js'
 import { shownAddress } from '../address.js'
 import { type CachedSource, CachedStore, fetchRange } from '../cached-store.js'
 import { Counters } from '../network/counters.js'
-import { endNetwork, theNetwork } from '../network/network.js'
+import { endNetwork, onNetworkLine, theNetwork } from '../network/network.js'
 import type { SourceKind } from '../kind.js'
 
 export const HTTP: SourceKind = {
@@ -40,6 +40,8 @@ export const HTTP: SourceKind = {
   fetch: ({ path, source }, at, length) => fetchRange(path, source as CachedSource, at, length),
 
   stats: source => new Counters((source as CachedSource).counters).read(),
+
+  onLine: onNetworkLine,
 
   endWaiting: endNetwork,
 

@@ -2,6 +2,7 @@
 import { workerData } from 'node:worker_threads'
 import { ImageError, isExpected, oneLine } from '../../errors.js'
 import { currentThread } from '../../io/threads.js'
+import { shownAddress } from '../address.js'
 import { type CachedSource, ObjectState } from '../cached-store.js'
 import { blockBytesOf, CacheFolder, type OpenedObject } from '../cache/folder.js'
 import { CacheSpace } from '../cache/space.js'
@@ -18,7 +19,7 @@ import { Tiers } from './tiers.js'
 const LOOK_MS = 1000
 
 const setup = workerData as ThreadSetup
-const { port } = setup
+const { port, lines } = setup
 const mail = new Mail(setup.mail)
 const counters = new Counters(setup.counters)
 const objects = new Map<number, RemoteObject>()
@@ -124,7 +125,7 @@ function openOffline(request: OpenRequest): NetworkAnswer {
 }
 
 function add(
-  { id, settings }: OpenRequest,
+  { id, address, settings }: OpenRequest,
   source: RangeSource | undefined,
   kept: OpenedObject | undefined,
   space: CacheSpace | undefined,
@@ -136,7 +137,10 @@ function add(
   const tiers = new Tiers(kept?.files, space, blockBytes, sizeBytes)
   const state = ObjectState.memory()
   const common = { blockBytes, sizeBytes, state }
-  const object = new RemoteObject({ id, source, tiers, mail, counters, timeoutMs, ...common })
+  const object = new RemoteObject({
+    ...{ id, source, tiers, mail, counters, timeoutMs, ...common },
+    log: message => lines.postMessage({ path: shownAddress(address), message }),
+  })
   if (source) object.keep(source.head)
   objects.set(id, object)
   const spec: CachedSource = {

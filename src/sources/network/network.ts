@@ -11,7 +11,13 @@ import { type CachedSource, ObjectState } from '../cached-store.js'
 import { Mail, mailMemory } from '../mail.js'
 import { currentSettings } from '../settings.js'
 import { Counters } from './counters.js'
-import type { NetworkAnswer, NetworkRequest, NetworkSetup } from './protocol.js'
+import type {
+  NetworkAnswer,
+  NetworkLine,
+  NetworkRequest,
+  NetworkSetup,
+  ThreadSetup,
+} from './protocol.js'
 
 /** How much longer than its own timeout the thread may take. */
 const GRACE_MS = 15_000
@@ -35,14 +41,17 @@ export interface OpenedObject {
 class Network {
   private readonly objects = new Map<number, OpenObject>()
   private readonly port: MessagePort
+  private readonly lines: MessagePort
   private ids = 0
 
   constructor(private readonly setup: NetworkSetup) {
     const { port1, port2 } = new MessageChannel()
+    const lines = new MessageChannel()
     this.port = port1
+    this.lines = lines.port1
     const thread = new Worker(new URL('./network-thread.js', import.meta.url), {
-      workerData: { ...setup, port: port2 },
-      transferList: [port2],
+      workerData: { ...setup, port: port2, lines: lines.port2 } satisfies ThreadSetup,
+      transferList: [port2, lines.port2],
     })
     // The program ends without it.
     thread.unref()
@@ -66,6 +75,12 @@ class Network {
     this.objects.delete(source.object)
     closeSync(object.first.fd)
     this.send({ do: 'close', id: source.object })
+  }
+
+  /** Calls `tell` for each line that a log should have. */
+  onLine(tell: (line: NetworkLine) => void): void {
+    this.lines.on('message', tell)
+    this.lines.unref()
   }
 
   end(): void {
@@ -132,4 +147,9 @@ export function theNetwork(): Network {
 /** Makes all reads that wait for the network fail at once, and those that come. */
 export function endNetwork(): void {
   network?.end()
+}
+
+/** Calls `tell` for each line that a log should have of objects that are open. */
+export function onNetworkLine(tell: (line: NetworkLine) => void): void {
+  network?.onLine(tell)
 }

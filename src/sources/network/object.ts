@@ -37,6 +37,7 @@ export interface ObjectParts {
   readonly blockBytes: number
   readonly sizeBytes: number
   readonly state: SharedArrayBuffer
+  readonly log: (message: string) => void
 }
 
 export class RemoteObject {
@@ -262,7 +263,10 @@ export class RemoteObject {
     const { mail } = this.parts
     const { problem = undefined } = error instanceof FetchError ? error : {}
     const isChanged = problem === 'changed'
-    if (isChanged) this.state.change()
+    if (isChanged && !this.state.isChanged) {
+      this.state.change()
+      this.parts.log(HAS_CHANGED)
+    }
     const why = isChanged ? HAS_CHANGED : (error as Error).message
     for (const { asked, next } of this.waiting.values()) {
       const isHit = next < run.end && asked.first + asked.count > run.next

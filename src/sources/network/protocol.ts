@@ -11,6 +11,15 @@ export interface NetworkSetup {
 /** What the thread gets. */
 export interface ThreadSetup extends NetworkSetup {
   readonly port: MessagePort
+  /** Takes what a log should have. */
+  readonly lines: MessagePort
+}
+
+/** A line for a log. */
+export interface NetworkLine {
+  /** The address, as it may be shown. */
+  readonly path: string
+  readonly message: string
 }
 
 export type NetworkRequest =
