@@ -20,6 +20,7 @@ export const OPTIONS = {
 export const HELP: CommandHelp = {
   usage: ['list  [OPTION…] [ADDRESS]', 'clear [OPTION…] [ADDRESS]'],
   words: 'ACTION ADDRESS',
+  actions: ACTIONS,
   summary: 'show or remove what is kept of images on servers',
   text: [
     `The cache has blocks of images that were read from http:// and https://. list shows each image,
