@@ -8,11 +8,12 @@ import type { Store, WritableStore } from '../io/store.js'
 import { schemeOf, shownAddress } from './address.js'
 import { HTTP } from './http/kind.js'
 import type { RemoteFile, SourceKind } from './kind.js'
+import { NBD } from './nbd/kind.js'
 import { ReadOnlyStore } from './read-only-store.js'
 
 export type { RemoteFile, SourceKind } from './kind.js'
 
-const KINDS: readonly SourceKind[] = [HTTP]
+const KINDS: readonly SourceKind[] = [HTTP, NBD]
 
 /** Returns the kind that opens an address; undefined for the path of a file. Throws ImageError for other schemes. */
 export function kindOfAddress(name: string): SourceKind | undefined {

@@ -389,7 +389,12 @@ t.test('backing files', needs('qemu-img'), async t => {
     await t.test(name, async t => {
       await create(folder, 'odd.qcow2', '1M', '-u', '-F', 'raw', '-b', name)
       await compare(t, folder, 'odd.qcow2')
-      await refuses(t, folder, ['--backing-chain', 'odd.qcow2'], /not a plain path/)
+      await refuses(
+        t,
+        folder,
+        ['--backing-chain', 'odd.qcow2'],
+        /not a plain path|not on this machine/,
+      )
     })
   }
   await t.test('a loop', async t => {

@@ -40,7 +40,7 @@ const refused: { title: string; name: string; format?: string; code: string; say
   { title: '/etc/shadow', name: '/etc/shadow', format: 'raw', code: 'REFUSED', says: /outside/ },
   { title: 'a device', name: '/dev/zero', format: 'raw', code: 'REFUSED', says: /outside|device/ },
   { title: 'JSON', name: 'json:{"driver":"null-co"}', code: 'UNSUPPORTED', says: /protocol/ },
-  { title: 'NBD', name: 'nbd://localhost:10809/x', code: 'UNSUPPORTED', says: /protocol/ },
+  { title: 'NBD', name: 'nbd://localhost:10809/x', code: 'REFUSED', says: /not on this machine/ },
   {
     title: 'a format that is not read',
     name: 'base.raw',

@@ -100,7 +100,7 @@ t.test('what an image names', async t => {
       code: 'UNSUPPORTED',
       says: /a protocol/,
     },
-    { name: 'nbd://localhost/x', code: 'UNSUPPORTED', says: /a protocol/ },
+    { name: 'nbd://localhost/x', code: 'REFUSED', says: /not on this machine/ },
     { name: 'nbd:unix:/run/x', code: 'UNSUPPORTED', says: /a protocol/ },
     { name: 'http://localhost/x', code: 'REFUSED', says: /not on this machine/ },
     { name: 'fat:/etc', code: 'UNSUPPORTED', says: /a protocol/ },

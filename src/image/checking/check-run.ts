@@ -83,7 +83,8 @@ function checkedImage({ layer, obstacle }: CheckSetup, checking: FormatChecking)
     stores.set(file.fd, store)
     return store
   }
-  const isDeviceFile = ({ fd }: FileSpec) => fs.fstatSync(fd).isBlockDevice()
+  const isDeviceFile = ({ fd, source }: FileSpec) =>
+    source !== undefined || fs.fstatSync(fd).isBlockDevice()
   return {
     store: storeOf(layer),
     layer: checking.needsLayer ? layer : undefined,

@@ -234,7 +234,7 @@ class ChainOpener {
     return {
       access,
       isDescribed: describe !== undefined,
-      isDevice: file.stat.isBlockDevice(),
+      isDevice: file.stat.isBlockDevice() || file.source !== undefined,
       dropsChangeTracking,
       known: this.files.count === 1 ? this.known : undefined,
       warn: this.warn,
