@@ -4,8 +4,8 @@ import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { ROOT } from './bootstrap.mjs'
 
-/** Mounts wait for much, most of all for storage: with one more than there are processors, a quarter of these was idle. */
-export const JOBS = availableParallelism() + 2
+/** Mounts wait for storage and for servers that end: with two more than there are processors, a fifth of these was idle. */
+export const JOBS = availableParallelism() + 4
 /** `others` start processes. A process that runs a file takes 0.3 s of a processor before the first test. */
 const FILES_A_PROCESS = { quick: 16, soundness: 4, others: 4 }
 
