@@ -9,6 +9,7 @@ import path from 'node:path'
 import pino, { type Logger } from 'pino'
 import { inWords, MountError } from './errors.js'
 import { shownRecord } from './hidden-characters.js'
+import { isJournal, startsInJournal } from './journal.js'
 import {
   DescriptorSink,
   FileSink,
@@ -90,26 +91,10 @@ async function terminalSink(): Promise<LogSink> {
   return new DescriptorSink(STDERR, line => pretty(shownRecord(line)))
 }
 
-/** Reports whether the descriptor `fd` is the stream to the journal that systemd has made for this service (systemd.exec(5)). */
-function isJournal(fd: number): boolean {
-  const { JOURNAL_STREAM } = process.env
-  if (JOURNAL_STREAM === undefined) return false
-  try {
-    const { dev, ino } = fs.fstatSync(fd, { bigint: true })
-    return JOURNAL_STREAM === `${dev}:${ino}`
-  } catch {
-    return false
-  }
-}
-
-/** Reports whether systemd has started this process, or the one that has started it. */
-const isUnderSystemd = (): boolean =>
-  process.env.JOURNAL_STREAM !== undefined || process.env.INVOCATION_ID !== undefined
-
 /** Returns the first place that takes a log, and its name. Adds to `failures` why the ones before it do not. */
 function someSink(failures: string[]): [LogSink, string | undefined] {
   try {
-    if (isUnderSystemd()) return [new JournalSink(), 'journalctl -t vimgfs']
+    if (startsInJournal()) return [new JournalSink(), 'journalctl -t vimgfs']
   } catch {
     // A container may have the variables, and no journal.
   }

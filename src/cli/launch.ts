@@ -6,6 +6,7 @@ import type { Readable, Writable } from 'node:stream'
 import { MountError, printable } from '../errors.js'
 import type { AskPassphrase } from '../image/opening/encryption.js'
 import { Interrupted } from '../interruption.js'
+import { journalForServer } from '../journal.js'
 import { complain, mention } from './output.js'
 import type { Question } from './passphrase-relay.js'
 import { ENDING_SIGNALS, NO_DEBUGGER } from './signals.js'
@@ -58,7 +59,12 @@ export async function launch(
     {
       stdio: ['ignore', 'ignore', 'pipe', 'pipe', 'pipe'],
       // Node would read certificates at its start; see main.ts.
-      env: { ...process.env, NODE_EXTRA_CA_CERTS: undefined, [REPORT_FD_VARIABLE]: '3' },
+      env: {
+        ...process.env,
+        NODE_EXTRA_CA_CERTS: undefined,
+        JOURNAL_STREAM: journalForServer(),
+        [REPORT_FD_VARIABLE]: '3',
+      },
     },
   )
   server = child

@@ -19,7 +19,7 @@ const quietly = (script: readonly string[]) =>
       'mkdir -p /run/systemd',
       'mount -t tmpfs none /run/systemd',
       `vimgfs() { ${process.execPath} ${MAIN} "$@"; }`,
-      'unset JOURNAL_STREAM INVOCATION_ID',
+      'unset JOURNAL_STREAM',
       ...script,
     ].join('\n'),
   ])
@@ -52,9 +52,14 @@ t.test('under systemd', { ...needsRoot(), ...needs('perl') }, async t => {
     'mkdir /run/systemd/journal',
     `perl -e '${listen}' & journal=$!`,
     'for i in $(seq 1000); do [ ! -e /var/log/ready ] || break; sleep 0.01; done',
-    `INVOCATION_ID=1 vimgfs mount ${sampleImage(t)} ${folder}`,
+    'stream=$(stat -c %d:%i /var/log/ready)',
+    `JOURNAL_STREAM=$stream vimgfs mount ${sampleImage(t)} ${folder} 2> /var/log/ready`,
     `vimgfs umount ${folder}; wait $journal`,
     '[ ! -e /var/log/vimgfs.log ]',
+    // A terminal of a desktop has the variable, and another standard error.
+    `JOURNAL_STREAM=$stream vimgfs mount -q ${sampleImage(t)} ${folder}`,
+    `vimgfs umount ${folder}`,
+    '[ -e /var/log/vimgfs.log ]',
     // In front, standard error is the stream to the journal.
     'exec 2> /var/log/stream',
     `JOURNAL_STREAM=$(stat -c %d:%i /var/log/stream) vimgfs mount -f -q ${sampleImage(t)} ${folder} & server=$!`,
