@@ -5,6 +5,9 @@
 import fs from 'node:fs'
 import { closeFile, ftruncate, memoryFile, O_PATH } from './libc.js'
 
+/** Where a mount lets others in, they may read what its user can reach, and not write it. */
+const MODE = 0o644
+
 export interface Placeholder {
   readonly fd: number
   readonly stat: fs.BigIntStats
@@ -15,6 +18,7 @@ export function placeholder(sizeBytes: number): Placeholder {
   const memory = memoryFile('vimgfs-remote')
   try {
     ftruncate(memory, sizeBytes)
+    fs.fchmodSync(memory, MODE)
     return reopened(memory)
   } finally {
     closeFile(memory)

@@ -21,10 +21,10 @@ export function kindOfAddress(name: string): SourceKind | undefined {
   if (scheme === undefined) return undefined
   const kind = KINDS.find(({ schemes }) => schemes.includes(scheme))
   if (kind) return kind
-  const known = KINDS.flatMap(({ schemes }) => schemes).map(each => `name it by ${each}://`)
+  const known = KINDS.flatMap(({ schemes }) => schemes).map(each => `${each}://`)
   throw new ImageError('UNSUPPORTED', `images at ${scheme}:// cannot be opened`, {
     path: shownAddress(name),
-    hint: ['copy it to a file', ...known].join(', or '),
+    hint: `copy it to a file, or name it by one of ${known.join(', ')}`,
   })
 }
 
