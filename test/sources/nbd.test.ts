@@ -298,3 +298,24 @@ t.test('the store of an export reads the same in pieces of any size', skip, asyn
   kind.close(source)
   closeSync(fd)
 })
+
+t.test('a disk in an archive on an export', { ...skip, ...needs('tar') }, async t => {
+  const folder = tempFolder(t)
+  const image = await onNoise(folder, 12 * M)
+  await run('qemu-img', ['convert', '-f', 'qcow2', '-O', 'qcow2', '-c', image, 'c.qcow2'], {
+    cwd: folder,
+  })
+  const names = ['image.qcow2', 'c.qcow2']
+  await run('tar', ['-cf', 'a.tar', ...names, 'export'], { cwd: folder })
+  const { address } = await nbdServer(t, folder, qemuNbd(join(folder, 'a.tar'), '-r'))
+  for (const name of names) {
+    for (const format of ['raw', 'qcow2']) {
+      const args = ['-q', '-O', format, '--force', `${address}::${name}`, 'copy']
+      const { code, stderr } = await runHere(convert, args, folder)
+      t.equal(code, 0, stderr)
+      const same = ['compare', '-f', format, '-F', 'qcow2', 'copy', name]
+      t.equal((await attempt('qemu-img', same, { cwd: folder })).code, 0, `${name} to ${format}`)
+    }
+    t.equal((await runHere(compare, [`${address}::${name}`, name], folder)).code, 0, name)
+  }
+})

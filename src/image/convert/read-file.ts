@@ -14,8 +14,14 @@ const stores = new WeakMap<FileSpec, Store>()
 export async function readFileAt(file: FileSpec, target: Buffer, at: number): Promise<number> {
   const { fd, path, source } = file
   if (!source) return readAt(fd, target, at, path)
-  await fetchRemote({ ...file, source }, at, target.length)
-  const store = stores.get(file) ?? storeOf(file)
+  const whole = wholeOf(file)
+  await fetchRemote({ ...whole, source }, at, target.length)
+  const store = stores.get(file) ?? storeOf(whole)
   stores.set(file, store)
   return store.read(target, 0, target.length, at)
+}
+
+/** Places of a part of a file count in the whole file. */
+function wholeOf({ part, ...file }: FileSpec): FileSpec {
+  return part ? { ...file, path: part.path, sizeBytes: part.wholeBytes } : file
 }
