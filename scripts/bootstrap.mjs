@@ -46,6 +46,7 @@ const PACKAGE_OF = {
   nbdcopy: 'libnbd-bin',
   nbdfuse: 'libnbd-bin',
   nbdinfo: 'libnbd-bin',
+  nbdkit: 'nbdkit',
   nm: 'binutils',
   partx: 'util-linux',
   qcowmount: 'libqcow-utils',
