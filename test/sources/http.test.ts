@@ -3,7 +3,10 @@ import fs from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { openImage } from '../../src/image/open-image.js'
+import { closeChain } from '../../src/image/opening/chain.js'
+import { openChain } from '../../src/image/opening/open-chain.js'
 import { blockBytesOf, CacheFolder } from '../../src/sources/cache/folder.js'
+import { remoteStats } from '../../src/sources/registry.js'
 import { configureSources } from '../../src/sources/settings.js'
 import { noise } from '../fixtures/model.js'
 import { tempFolder } from '../support/run.js'
@@ -82,6 +85,22 @@ t.test('it reads what is asked for, and the second time one request is enough', 
   t.ok(whole(offline.disk).equals(DISK))
   offline.close()
   t.equal((await web.seen()).requests, 0)
+})
+
+t.test('prefetching fetches all that is missing, once', async t => {
+  const { web, address } = await setup(t)
+  configureSources({ isPrefetching: true })
+  t.teardown(() => configureSources({ isPrefetching: false }))
+  const image = await open(address)
+  const chain = openChain(address, { format: 'raw' })
+  t.teardown(() => closeChain(chain))
+  const counts = () =>
+    remoteStats(chain.layers) as Record<'prefetchedBytes' | 'prefetchBytes', number>
+  while (counts().prefetchedBytes < SIZE) await new Promise(setImmediate)
+  t.match(counts(), { prefetchedBytes: SIZE, prefetchBytes: SIZE })
+  await web.set({ always: 'status 403' })
+  t.ok(whole(image.disk).equals(DISK))
+  image.close()
 })
 
 t.test('a sequential reader needs few requests, a random one few bytes', async t => {

@@ -100,13 +100,13 @@ export class RemoteObject {
           if (tiers.has(next) || this.coming.has(next)) break
           next++
         }
-        if (next > first) {
-          const run: Run = { next: first, end: next, isWanted: false }
-          for (let block = first; block < run.end; block++) this.coming.set(block, run)
-          if (!(await this.fetch(run))) return
-        } else next++
-        const end = Math.min(next * blockBytes, sizeBytes)
-        counters.add('prefetchedBytes', end - first * blockBytes)
+        const end = Math.max(next, first + 1)
+        const run: Run = { next: first, end: next, isWanted: false }
+        next = end
+        for (let block = first; block < run.end; block++) this.coming.set(block, run)
+        if (run.end > first && !(await this.fetch(run))) return
+        const endBytes = Math.min(end * blockBytes, sizeBytes)
+        counters.add('prefetchedBytes', endBytes - first * blockBytes)
         if (this.state.isChanged) return
       }
     }
