@@ -5,6 +5,7 @@ import readline from 'node:readline'
 import type { Readable, Writable } from 'node:stream'
 import { MountError, printable } from '../errors.js'
 import type { AskPassphrase } from '../image/opening/encryption.js'
+import type { LeftMount } from '../fs/mounting/left-mount.js'
 import { Interrupted } from '../interruption.js'
 import { journalForServer } from '../journal.js'
 import { complain, mention } from './output.js'
@@ -35,12 +36,15 @@ export interface StartReport {
 /** Starts the server and waits for its report. The server starts a session of its own once it has mounted. */
 export async function launch(
   args: string[],
+  mountpoint: string,
   quiet: boolean,
   passphraseFiles: readonly string[],
 ): Promise<number> {
   const script = process.argv[1] as string
   const { requireThreads } = await import('../fs/mounting/rlimits.js')
   requireThreads(SERVER_THREADS)
+  const { LeftMount } = await import('../fs/mounting/left-mount.js')
+  const leftMount = new LeftMount(mountpoint)
   let server: ChildProcess | undefined
   const interruption = new AbortController()
   const { passphraseSource } = await import('./passphrase.js')
@@ -69,7 +73,7 @@ export async function launch(
   )
   server = child
   const said = new Said(child)
-  const report = await reportOf(child, passphrases.ask, said)
+  const report = await reportOf(child, passphrases.ask, said, leftMount)
     .catch(error => {
       throw interruption.signal.aborted ? new Interrupted() : error
     })
@@ -93,6 +97,7 @@ async function reportOf(
   child: ChildProcess,
   source: AskPassphrase,
   said: Said,
+  leftMount: LeftMount,
 ): Promise<StartReport> {
   const failed = once(child, 'error').then(([error]) => Promise.reject(error))
   const exit = once(child, 'close')
@@ -117,7 +122,9 @@ async function reportOf(
     }
     clearTimeout(timer)
     await exit
-    throw new MountError(`the server ended before the mount answered${said.reason}`)
+    const isGone = await leftMount.remove()
+    const wayOut = isGone ? '' : '; take its mount away with vimgfs umount'
+    throw new MountError(`the server ended before the mount answered${said.reason}${wayOut}`)
   })()
   return Promise.race([last, failed])
 }

@@ -35,7 +35,12 @@ export async function run(args: string[], caller = USER): Promise<number> {
     if (reportFd !== undefined) return await serveInBackground(args, Number(reportFd))
     // This process reports wrong usage, before it starts a server.
     await requestOf(args)
-    const code = await launch(args, values.quiet === true, values['passphrase-file'] ?? [])
+    const code = await launch(
+      args,
+      positionals[1] as string,
+      values.quiet === true,
+      values['passphrase-file'] ?? [],
+    )
     if (code === 0 && !caller.isUnnoted) noteHelper(positionals[1] as string)
     return code
   } catch (error) {
