@@ -114,7 +114,12 @@ const names: Case[] = [
       ['the folder itself', '.', /a folder/, 'REFUSED'],
       ['a FIFO', 'fifo', /a FIFO/, 'REFUSED'],
       ['a link that leads out', 'link', /outside the image's folder/, 'REFUSED'],
-      ['a URL', 'https://example.org/x.vmdk', /protocol/, 'UNSUPPORTED'],
+      [
+        'a URL',
+        'https://example.org/x.vmdk',
+        /not on this machine; allow it with --allow-path/,
+        'REFUSED',
+      ],
       ['NBD', 'nbd:localhost:10809', /protocol/, 'UNSUPPORTED'],
       ['JSON', 'json:{"driver":"null-co"}', /protocol/, 'UNSUPPORTED'],
       ['screen codes', '\x1b[2J\x07', /\\x1b\[2J\\x07/, 'MISSING'],
