@@ -1,6 +1,8 @@
 /** Images on exports of NBD servers: read, and written with the order that a power cut of the server needs. */
 import { randomFillSync } from 'node:crypto'
 import { closeSync, openSync, readFileSync, truncateSync, writeFileSync, writeSync } from 'node:fs'
+import { once } from 'node:events'
+import { createServer } from 'node:net'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { run as check } from '../../src/cli/check.js'
@@ -11,6 +13,7 @@ import { run as map } from '../../src/cli/map.js'
 import { run as snapshot } from '../../src/cli/snapshot.js'
 import { openImage } from '../../src/image/open-image.js'
 import { remoteStore, kindOfAddress } from '../../src/sources/registry.js'
+import { configureSources, DEFAULT_TIMEOUT_MS } from '../../src/sources/settings.js'
 import { Random } from '../soundness/steps.js'
 import { runHere } from '../support/command.js'
 import { attempt, needs, run, tempFolder } from '../support/run.js'
@@ -274,6 +277,22 @@ for (const [name, answer] of Object.entries(HOSTILE)) {
     t.match(stderr, /no NBD server answers there|old form of the protocol/)
   })
 }
+
+t.test('a server that never answers is given up after --timeout', async t => {
+  const folder = tempFolder(t)
+  const socket = join(folder, 'silent')
+  // The command blocks this thread, so nobody answers.
+  const server = createServer().listen(socket)
+  await once(server, 'listening')
+  t.teardown(() => {
+    server.close()
+    configureSources({ timeoutMs: DEFAULT_TIMEOUT_MS })
+  })
+  const address = `nbd+unix:///?socket=${socket}`
+  const { code, stderr } = await runHere(info, ['--timeout', '1', address], folder)
+  t.equal(code, 1)
+  t.match(stderr, /^vimgfs: nbd\+unix:[^\n]* its server cannot be used: [^\n]*\n$/)
+})
 
 t.test('the store of an export reads the same in pieces of any size', skip, async (t: Test) => {
   const folder = tempFolder(t)

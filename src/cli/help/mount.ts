@@ -198,6 +198,8 @@ export const HELP: CommandHelp = {
       and back. SIGUSR2, and SIGHUP to a server in the background, open the log's file again.`,
     `A disk in an uncompressed tar archive is read in place: machine.ova, or by name
       machine.ova::disk1.vmdk.`,
+    `IMAGE may be an address: https://HOST/disk.qcow2 (http://, too) is read by ranges and kept in
+      a cache; nbd://HOST/EXPORT and nbd+unix:///EXPORT?socket=PATH are read and written.`,
     `IMAGE is locked as QEMU does it: vimgfs refuses an image that a running machine has open,
       and QEMU refuses one that vimgfs has mounted. If you have just unmounted IMAGE, vimgfs waits
       until the old server has saved what was written.`,

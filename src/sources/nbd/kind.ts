@@ -9,10 +9,8 @@ import { ExportRefused, FLAG } from './protocol.js'
 import { ConnectionLost } from './socket.js'
 import { NbdStore, WritableNbdStore } from './store.js'
 import type { SourceKind } from '../kind.js'
+import { currentSettings } from '../settings.js'
 import { WriteProtected } from '../../io/write-protected.js'
-
-/** How long a server may take to answer, in milliseconds. */
-const TIMEOUT_MS = 30_000
 
 /** What this thread has opened. */
 const inUse = new Set<NbdSpec>()
@@ -26,7 +24,7 @@ export const NBD: SourceKind = {
     const isWritten = access === 'write'
     let spec: NbdSpec
     try {
-      spec = openPool(endpoint, exportName, isWritten, TIMEOUT_MS)
+      spec = openPool(endpoint, exportName, isWritten, currentSettings().timeoutMs)
     } catch (error) {
       if (!(error instanceof ConnectionLost) && !(error instanceof ExportRefused)) throw error
       const isLost = error instanceof ConnectionLost
@@ -49,7 +47,7 @@ export const NBD: SourceKind = {
 
   store: ({ path, source }) => new NbdStore(path, source as NbdSpec),
   writable: ({ path, source }) => new WritableNbdStore(path, source as NbdSpec),
-  /** What was written still has to be flushed, which takes TIMEOUT_MS at most. */
+  /** What was written still has to be flushed, which takes the timeout at most. */
   endWaiting() {
     for (const spec of inUse) if (!spec.isWritten) new Pool(spec, '').abandon()
   },
