@@ -21,7 +21,7 @@ export interface Paths {
 
 export type Offered = Candidate | Paths
 
-/** What of the machine candidates depend on. */
+/** The parts of the machine on which candidates depend. */
 export interface Machine {
   /** The tags of an image, or of the one that is mounted there; none if it cannot be read. */
   tagsOf(image: string): Promise<readonly string[]>

@@ -1,4 +1,5 @@
 /** The options and the help of `vimgfs check`. */
+import { FORMAT, PROGRESS } from './common.js'
 import type { CommandHelp, Options } from './description.js'
 import { REMOTE_OPTIONS } from './remote.js'
 
@@ -18,12 +19,7 @@ export const OPTIONS = {
       they may own is kept until --repair=leaks. Of a vmdk only sparse extents are repaired that
       are neither compressed nor seSparse.`,
   },
-  format: {
-    type: 'string',
-    short: 'f',
-    value: 'F',
-    help: '{formats} (found by its bytes)',
-  },
+  format: FORMAT,
   'force-share': {
     type: 'boolean',
     short: 'U',
@@ -35,11 +31,7 @@ export const OPTIONS = {
     value: 'DIR',
     help: 'a vmdk may also name extents below DIR (its own folder)',
   },
-  progress: {
-    type: 'boolean',
-    short: 'p',
-    help: 'show progress also if standard error is no terminal',
-  },
+  progress: PROGRESS,
   quiet: {
     type: 'boolean',
     short: 'q',

@@ -1,4 +1,5 @@
 /** The options and the help of `vimgfs commit`. */
+import { ALLOW_PATH, FORMAT, PROGRESS, QUIET } from './common.js'
 import type { CommandHelp, Options } from './description.js'
 
 export const OPTIONS = {
@@ -21,28 +22,10 @@ export const OPTIONS = {
     type: 'boolean',
     help: 'also if other images, or snapshots of IMAGE, read from the base: that breaks them',
   },
-  progress: {
-    type: 'boolean',
-    short: 'p',
-    help: 'show progress also if standard error is no terminal',
-  },
-  quiet: {
-    type: 'boolean',
-    short: 'q',
-    help: 'print errors and warnings only',
-  },
-  format: {
-    type: 'string',
-    short: 'f',
-    value: 'F',
-    help: '{formats} (found by its bytes)',
-  },
-  'allow-path': {
-    type: 'string',
-    multiple: true,
-    value: 'DIR',
-    help: 'IMAGE may also name files below DIR (its own folder)',
-  },
+  progress: PROGRESS,
+  quiet: QUIET,
+  format: FORMAT,
+  'allow-path': ALLOW_PATH,
   'passphrase-file': {
     type: 'string',
     multiple: true,

@@ -1,4 +1,5 @@
 /** The options and the help of `vimgfs compare`. */
+import { PROGRESS } from './common.js'
 import type { CommandHelp, Options } from './description.js'
 import { REMOTE_OPTIONS } from './remote.js'
 
@@ -20,11 +21,7 @@ export const OPTIONS = {
     value: 'F',
     help: 'the same for the second one',
   },
-  progress: {
-    type: 'boolean',
-    short: 'p',
-    help: 'show progress also if standard error is no terminal',
-  },
+  progress: PROGRESS,
   quiet: {
     type: 'boolean',
     short: 'q',

@@ -1,4 +1,5 @@
 /** The options and the help of `vimgfs convert`. */
+import { PROGRESS } from './common.js'
 import type { CommandHelp, Options } from './description.js'
 import { REMOTE_OPTIONS } from './remote.js'
 
@@ -82,11 +83,7 @@ export const OPTIONS = {
     type: 'boolean',
     help: 'where SRC is damaged, write zeros, list the places and end with 3',
   },
-  progress: {
-    type: 'boolean',
-    short: 'p',
-    help: 'show progress also if standard error is no terminal',
-  },
+  progress: PROGRESS,
   quiet: {
     type: 'boolean',
     short: 'q',

@@ -1,4 +1,5 @@
 /** The options and the help of `vimgfs create`. */
+import { PROGRESS } from './common.js'
 import type { CommandHelp, Options } from './description.js'
 
 export const OPTIONS = {
@@ -55,11 +56,7 @@ export const OPTIONS = {
     short: 'q',
     help: 'print errors only',
   },
-  progress: {
-    type: 'boolean',
-    short: 'p',
-    help: 'show progress also if standard error is no terminal',
-  },
+  progress: PROGRESS,
   'allow-path': {
     type: 'string',
     multiple: true,

@@ -1,4 +1,5 @@
 /** The options and the help of `vimgfs info`. */
+import { ALLOW_PATH, FORMAT } from './common.js'
 import type { CommandHelp, Options } from './description.js'
 import { REMOTE_OPTIONS } from './remote.js'
 
@@ -16,23 +17,13 @@ export const OPTIONS = {
     type: 'boolean',
     help: 'list the partitions of the disk, or of snapshot TAG',
   },
-  format: {
-    type: 'string',
-    short: 'f',
-    value: 'F',
-    help: '{formats} (found by its bytes)',
-  },
+  format: FORMAT,
   'force-share': {
     type: 'boolean',
     short: 'U',
     help: 'read an image that a machine has open; it may be torn',
   },
-  'allow-path': {
-    type: 'string',
-    multiple: true,
-    value: 'DIR',
-    help: 'IMAGE may also name files below DIR (its own folder)',
-  },
+  'allow-path': ALLOW_PATH,
   'passphrase-file': {
     type: 'string',
     multiple: true,

@@ -1,4 +1,5 @@
 /** The options and the help of `vimgfs map`. */
+import { ALLOW_PATH, FORMAT } from './common.js'
 import type { CommandHelp, Options } from './description.js'
 import { REMOTE_OPTIONS } from './remote.js'
 
@@ -22,23 +23,13 @@ export const OPTIONS = {
     value: 'N',
     help: 'show no more than that (all)',
   },
-  format: {
-    type: 'string',
-    short: 'f',
-    value: 'F',
-    help: '{formats} (found by its bytes)',
-  },
+  format: FORMAT,
   'force-share': {
     type: 'boolean',
     short: 'U',
     help: 'read it also while others write it',
   },
-  'allow-path': {
-    type: 'string',
-    multiple: true,
-    value: 'DIR',
-    help: 'IMAGE may also name files below DIR (its own folder)',
-  },
+  'allow-path': ALLOW_PATH,
   'ignore-cid': {
     type: 'boolean',
     help: 'read a vmdk whose parent has changed since it was made',

@@ -1,4 +1,5 @@
 /** The options and the help of `vimgfs measure`. */
+import { ALLOW_PATH, FORMAT } from './common.js'
 import type { CommandHelp, Options } from './description.js'
 import { REMOTE_OPTIONS } from './remote.js'
 
@@ -33,23 +34,13 @@ export const OPTIONS = {
     choices: ['human', 'json'],
     help: 'for people (the default) or for programs, with the fields of qemu-img measure',
   },
-  format: {
-    type: 'string',
-    short: 'f',
-    value: 'F',
-    help: '{formats} (found by its bytes)',
-  },
+  format: FORMAT,
   'force-share': {
     type: 'boolean',
     short: 'U',
     help: 'read an image that others write',
   },
-  'allow-path': {
-    type: 'string',
-    multiple: true,
-    value: 'DIR',
-    help: 'IMAGE may also name files below DIR (its own folder)',
-  },
+  'allow-path': ALLOW_PATH,
   'ignore-cid': {
     type: 'boolean',
     help: 'read a vmdk whose parent has changed since',

@@ -1,4 +1,5 @@
 /** The options and the help of `vimgfs snapshot`. */
+import { FORMAT } from './common.js'
 import type { CommandHelp, Options } from './description.js'
 import { REMOTE_OPTIONS } from './remote.js'
 
@@ -82,12 +83,7 @@ export const OPTIONS = {
     actions: ['list'],
     help: 'list: for people (the default) or for programs, with all layers',
   },
-  format: {
-    type: 'string',
-    short: 'f',
-    value: 'F',
-    help: '{formats} (found by its bytes)',
-  },
+  format: FORMAT,
   'allow-path': {
     type: 'string',
     multiple: true,

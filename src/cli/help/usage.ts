@@ -1,4 +1,5 @@
 /** The options and the help of `vimgfs usage`. */
+import { ALLOW_PATH, FORMAT, PROGRESS } from './common.js'
 import type { CommandHelp, Options } from './description.js'
 import { REMOTE_OPTIONS } from './remote.js'
 
@@ -18,32 +19,18 @@ export const OPTIONS = {
     value: 'ID',
     help: 'a snapshot by its ID',
   },
-  format: {
-    type: 'string',
-    short: 'f',
-    value: 'F',
-    help: '{formats} (found by its bytes)',
-  },
+  format: FORMAT,
   'force-share': {
     type: 'boolean',
     short: 'U',
     help: 'look at an image that others write: the figures may be wrong',
   },
-  'allow-path': {
-    type: 'string',
-    multiple: true,
-    value: 'DIR',
-    help: 'IMAGE may also name files below DIR (its own folder)',
-  },
+  'allow-path': ALLOW_PATH,
   'ignore-cid': {
     type: 'boolean',
     help: 'look at a vmdk whose parent has changed since',
   },
-  progress: {
-    type: 'boolean',
-    short: 'p',
-    help: 'show progress also if standard error is no terminal',
-  },
+  progress: PROGRESS,
   quiet: {
     type: 'boolean',
     short: 'q',
