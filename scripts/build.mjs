@@ -112,7 +112,7 @@ async function writeCode() {
   await Promise.all(cached.map(name => writeV8Code(basename(name))))
 }
 
-/** What esbuild writes for `import fs from 'node:fs'` and for `import { createHash } from 'node:crypto'`. */
+/** The forms that esbuild writes for `import fs from 'node:fs'` and for `import { createHash } from 'node:crypto'`. */
 const NODE_MODULE = /__toESM\(require\(("node:[^"]+")\)(?:,1)?\)/g
 const LATE_MODULE =
   /(?<=\bimport_\w+=\n?)(?:require|__node)\(("node:(?:child_process|crypto|readline)")\)/g

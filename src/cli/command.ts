@@ -29,7 +29,7 @@ const COMMANDS: Record<string, () => Promise<{ run(args: string[]): Promise<numb
   refresh: () => import('./refresh.js'),
   completion: () => import('./completion.js'),
   help: () => import('./help.js'),
-  // What the scripts of shells ask.
+  // The scripts of shells ask this.
   complete: () => import('./complete.js'),
   // For --version by ordinary users.
   'fuse-version': () => import('./versions.js'),

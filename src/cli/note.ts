@@ -1,7 +1,7 @@
 /** A line on a terminal that says what a command waits for, and goes when that has ended. */
 import { complain } from './output.js'
 
-/** What takes less than this is not worth a line. */
+/** Work that takes less than this is not worth a line. */
 const SHOWN_AFTER_MS = 1000
 
 /** Returns what takes `line`, the last one on standard error, off the terminal. */

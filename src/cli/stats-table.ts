@@ -1,4 +1,4 @@
-/** What `vimgfs stats` prints for people. */
+/** The text that `vimgfs stats` prints for people. */
 import { printable } from '../errors.js'
 import { humanSize } from './human.js'
 import {

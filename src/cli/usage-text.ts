@@ -5,7 +5,7 @@ import type { Compression, Space } from '../formats/usage.js'
 import type { ImageUsage, LayerUsage } from '../image/usage.js'
 import { humanSize } from './human.js'
 
-/** What the parts of a file are called. */
+/** The names of the parts of a file. */
 export const SPACE_NAMES: readonly (readonly [keyof Space, string])[] = [
   ['dataBytes', 'data'],
   ['compressedBytes', 'compressed data'],

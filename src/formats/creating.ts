@@ -81,7 +81,7 @@ export interface MeasuredImage extends Pick<NewImage, 'sizeBytes' | 'options'> {
   readonly data: Iterable<{ readonly offset: number; readonly length: number }>
 }
 
-/** What the size of a bitmap depends on. */
+/** The figures on which the size of a bitmap depends. */
 export interface BitmapShape {
   readonly nameBytes: number
   /** The size of its bits. */

@@ -1,4 +1,4 @@
-/** What `vimgfs usage` asks of a format: where the space of one image went, as its tables say it. No data are read. */
+/** The answer of a format to `vimgfs usage`: where the space of one image went, as its tables say it. No data are read. */
 import type { FileSpec } from '../io/file-spec.js'
 import type { Store } from '../io/store.js'
 import type { DiskMap } from './disk-map.js'
@@ -19,7 +19,7 @@ export interface Space {
   readonly freeBytes: number
 }
 
-/** What the compressed data of the disk save. */
+/** The space that the compressed data of the disk save. */
 export interface Compression {
   readonly units: number
   /** Their size on the disk, and that of their compressed bytes. */
@@ -44,7 +44,7 @@ export interface SpaceUsage {
   readonly disk: Reach | undefined
   /** In the order of the image's table. */
   readonly snapshots: readonly (Reach & UsedSnapshot)[]
-  /** What the chosen snapshots refer to together. */
+  /** The space to which the chosen snapshots refer together. */
   readonly chosen: Reach | undefined
   readonly map: DiskMap | undefined
   /** Why figures are not exact, a clause each. */

@@ -52,7 +52,7 @@ interface Options {
   readonly progress?: (part: number) => void
 }
 
-/** What the disk reads from each layer, in bytes, and where layers below show in the map. */
+/** Counts the bytes that the disk reads from each layer, and finds where layers below show in the map. */
 interface Shares {
   readonly usedBytes: readonly number[]
   readonly map: DiskMap | undefined

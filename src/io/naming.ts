@@ -1,4 +1,4 @@
-/** What is known of a name in an image when the file of that name is opened. */
+/** The facts about a name in an image when the file of that name is opened. */
 import type { Folder } from './folders.js'
 import type { OpenedFile } from './opened-file.js'
 

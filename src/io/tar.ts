@@ -23,7 +23,7 @@ export interface TarMember {
   readonly sizeBytes: number
 }
 
-/** What a header, with the headers before it, says. */
+/** The meaning of a header, with the headers before it. */
 interface Attributes {
   readonly name?: string
   readonly sizeBytes?: number
@@ -94,7 +94,7 @@ class Headers {
     const startAt = this.at
     if (!Number.isSafeInteger(startAt + sizeBytes)) throw this.damaged('it is too large', startAt)
     this.skip(sizeBytes)
-    // What follows a file that is cut off cannot be found.
+    // The members after a file that is cut off cannot be found.
     if (startAt + sizeBytes > store.sizeBytes) this.at = store.sizeBytes
     // Old programs tell folders by the slash.
     const isFile = FILES.has(type) && !full.endsWith('/')

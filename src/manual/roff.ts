@@ -7,7 +7,7 @@ const WIDTH = 74
 export interface Page {
   readonly name: string
   readonly section: number
-  /** What it is about, in a few words that follow the name. */
+  /** Its subject, in a few words that follow the name. */
   readonly summary: string
   readonly sections: readonly Section[]
   /** Names of pages, such as `vimgfs(1)`. */

@@ -1,13 +1,13 @@
 /**
  * Addresses of images that are not files of this machine: `https://HOST/FOLDER/disk.qcow2`.
  *
- * What is shown of an address, in messages, logs and lists of mounts, has neither a password nor a query: queries of presigned
+ * Addresses in messages, logs and lists of mounts have neither a password nor a query: queries of presigned
  * addresses are keys.
  */
 import path from 'node:path'
 import { ImageError } from '../errors.js'
 
-/** What the text of an address begins with. */
+/** The beginning of the text of an address. */
 const SCHEME = /^([a-z][a-z0-9+.-]*):\/\//i
 
 /** Returns the scheme of an address in lower case, without the colon; undefined for the path of a file. */

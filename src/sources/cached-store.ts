@@ -24,7 +24,7 @@ const CHANGED = 0
 const FIRST_MARK = 1
 export const MARKS = 8
 
-/** What all threads know of an object: whether it has changed, and which blocks make the network thread read ahead. */
+/** The state of an object that all threads share: whether it has changed, and which blocks make the network thread read ahead. */
 export class ObjectState {
   private readonly words: Int32Array
 

@@ -1,4 +1,4 @@
-/** What shells offer on Tab, and real shells that ask for it. */
+/** The candidates that shells offer on Tab, and real shells that ask for them. */
 import { copyFileSync, mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'

@@ -61,7 +61,7 @@ async function makeDisks(folder: string): Promise<string[]> {
 async function archiveOf(t: Test): Promise<{ folder: string; names: string[] }> {
   const folder = tempFolder(t)
   const names = await makeDisks(folder)
-  // What lies between the disks is noise, never zeros.
+  // The bytes between the disks are noise, never zeros.
   writeFileSync(join(folder, 'noise'), NOISE)
   const others = ['flat-flat.vmdk', 'split-s001.vmdk'].filter(name => statSync(join(folder, name)))
   const all = [...names, ...others].flatMap(name => ['noise', name])

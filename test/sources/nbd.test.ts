@@ -257,7 +257,7 @@ t.test('what cannot be opened or written is refused in one line', skip, async t 
   }
 })
 
-/** What a server answers that does not keep to the protocol. */
+/** The answers of a server that does not keep to the protocol. */
 const GREETING = 'NBDMAGIC'
 const HOSTILE: Record<string, (socket: string) => string> = {
   'no NBD server': () => 's.write("SSH-2.0-x".repeat(9))',

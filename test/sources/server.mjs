@@ -17,7 +17,7 @@ const rules = {
   version: 1,
   /** Whether conditions are looked at. */
   obeysIfMatch: true,
-  /** What the next requests get, one each; then `always`. */
+  /** The answers to the next requests, one each; then `always`. */
   next: [],
   always: 'none',
   /** Faults that requests get at random, with a probability in percent. */

@@ -1,4 +1,4 @@
-/** What the shell has to complete, from the words before it. */
+/** Finds the kind of word that the shell has to complete, from the words before it. */
 import type { CommandHelp, OptionHelp } from '../help/description.js'
 
 export interface CommandLine {

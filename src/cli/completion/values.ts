@@ -1,4 +1,4 @@
-/** What shells offer for the words that descriptions of commands use for values. */
+/** The candidates that shells offer for the words that descriptions of commands use for values. */
 
 export type Offer =
   /** Paths, which the shell itself completes. */

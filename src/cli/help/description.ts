@@ -1,5 +1,5 @@
 /**
- * What describes a command: the one source of its parsing, its help, its page of the manual and its completion.
+ * The description of a command: the one source of its parsing, its help, its page of the manual and its completion.
  */
 
 import type { Offer } from '../completion/values.js'
@@ -12,7 +12,7 @@ export interface OptionHelp {
   readonly value?: string
   /** All values that it takes. The help shows them in place of `value`, unless there is one. */
   readonly choices?: readonly string[]
-  /** What it does. Neighbours with the same text are shown together. */
+  /** Its effect. Neighbours with the same text are shown together. */
   readonly help: string
   /** The actions that know it, for a command that has actions: all, if this is missing. */
   readonly actions?: readonly string[]
@@ -32,22 +32,22 @@ export type Block = string | Rows
  * option also {choices}.
  */
 export interface CommandHelp {
-  /** What follows the command's name on the command line; one entry for each way to call it. */
+  /** The words after the command's name on the command line; one entry for each way to call it. */
   readonly usage: readonly string[]
   /** The same in the shortest form. The words are in the order in which they follow on the command line, for completion. */
   readonly words: string
-  /** What shells offer for a word if not what its name says (`src/cli/completion/values.ts`). */
+  /** The candidates that shells offer for a word if not those of its name (`src/cli/completion/values.ts`). */
   readonly offers?: Readonly<Record<string, Offer>>
   /** All that the first word can be, if it is none of the user's. */
   readonly actions?: readonly string[]
-  /** What the command does, in the list of all commands. */
+  /** One line about the command, in the list of all commands. */
   readonly summary: string
   readonly text: readonly Block[]
   readonly options: Options
   /** Rows under an option, by its name. */
   readonly suboptions?: Readonly<Record<string, Rows>>
   readonly notes?: readonly Block[]
-  /** What each exit code means, if not 0 done, 1 not done and 2 wrong usage. */
+  /** The meaning of each exit code, if not 0 done, 1 not done and 2 wrong usage. */
   readonly exit?: string
   readonly examples: readonly string[]
 }

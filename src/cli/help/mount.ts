@@ -2,7 +2,7 @@
 import type { CommandHelp, Options, Rows } from './description.js'
 import { REMOTE_OPTIONS } from './remote.js'
 
-/** What -o takes, by name; names with one meaning stand in one row. */
+/** The options that -o takes, by name; names with one meaning stand in one row. */
 export const MOUNT_OPTIONS: Rows = [
   ['ro', 'read only; do not open IMAGE for writing'],
   [

@@ -1,7 +1,7 @@
 /** Names of formats in descriptions of commands, as the registry knows them. */
 
 export interface Names {
-  /** What the place holders of description.ts stand for. */
+  /** The texts for which the place holders of description.ts stand. */
   readonly texts: Readonly<Record<string, string>>
   /** The formats that can be read. */
   readonly readable: readonly string[]

@@ -90,7 +90,7 @@ export class MountedDisk implements LiveDisk {
       if (!replace) requireFreeTag(list, tag)
       const needed = old.map(index => this.filesOf(index))
       await this.untilClosed(needed)
-      // What programs have written belongs to the snapshot.
+      // All that programs have written belongs to the snapshot.
       await this.parts.writeBack?.sync()
       // The new one first: at every moment there is a snapshot of this tag. It is added after the others.
       await this.change({ kind: 'create', snapshot }, [])

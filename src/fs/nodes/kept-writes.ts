@@ -1,4 +1,4 @@
-/** What the kernel keeps of the files that are written with -o writeback (writing/write-back.ts). Without it, nothing. */
+/** Notes which writes the kernel keeps of files that are written with -o writeback (writing/write-back.ts). Without it, nothing. */
 import { constants } from 'node:os'
 import type { DiskFile } from '../writing/disk-file.js'
 import type { WriteBackMount } from '../writing/write-back.js'

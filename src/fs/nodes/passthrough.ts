@@ -191,7 +191,7 @@ export class Passthrough {
     // Nothing else says whether the image has changed meanwhile.
     if (!watch) return because(otherwise)
     const files = filesFrom(layers, entry.layer)
-    // What is not on this machine is not looked at for changes.
+    // Files that are not on this machine are not looked at for changes.
     if (files.some(({ source }) => source)) return because(otherwise)
     const file = files.find(({ fd }) => hasReflinks(fd) && hasHarmlessOpenings(fd))
     if (!file) return because(otherwise)

@@ -1,4 +1,4 @@
-/** What the server of a mount tells `vimgfs list`. */
+/** The state of a mount, as its server tells it to `vimgfs list`. */
 import { removedFiles } from '../../image/layer.js'
 import { watchOf } from '../live/world.js'
 import type { ServedImage } from '../served-image.js'

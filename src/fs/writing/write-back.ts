@@ -12,7 +12,7 @@ import { DISK_ID } from '../nodes/tree.js'
 
 const { O_DIRECTORY, O_NOFOLLOW, O_RDONLY, O_RDWR } = fs.constants
 
-/** What the operations of a file need of such a mount. */
+/** The part of such a mount that the operations of a file need. */
 export interface WriteBackMount {
   /** Whether pages that were to be dropped are gone. Until then nothing may be written to the page cache. */
   readonly areDropsDone: boolean
@@ -47,7 +47,7 @@ export class WriteBack {
    * by fsync and close.
    */
   async sync(): Promise<void> {
-    // What was written before this call may have come too late for a sync that is running.
+    // Bytes that were written before this call may have come too late for a sync that is running.
     await this.running
     this.running ??= this.syncNow().finally(() => {
       this.running = undefined

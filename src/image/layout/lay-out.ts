@@ -45,7 +45,7 @@ export type LayoutResult =
 const { EDQUOT, EINTR, ENOMEM, ENOSPC } = constants.errno
 
 const CACHES = { metadataBytes: 4 * 2 ** 20, clusterBytes: 2 ** 20 }
-/** What sharing one part takes, in milliseconds: measured on xfs, with 16,384 clusters of 64 KiB in random order. */
+/** The time to share one part, in milliseconds: measured on xfs, with 16,384 clusters of 64 KiB in random order. */
 const PART_MS = 0.04
 /** An opening waits for the layout. It may take this long by that measure, in milliseconds, */
 const LEAST_MS = 1000

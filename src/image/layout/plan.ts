@@ -88,7 +88,7 @@ class Planner {
   add(store: FileStore, at: number, offset: number, length: number, unitBytes: number): boolean {
     const { blockBytes } = this.limits
     const fileBytes = store.sizeBytes
-    // What a file lacks within its last unit reads as zeros; what it lacks after that cannot be read.
+    // Bytes that a file lacks within its last unit read as zeros; those that it lacks after that cannot be read.
     if (at + length > Math.ceil(fileBytes / unitBytes) * unitBytes) return this.stop('lost')
     const there = Math.min(length, fileBytes - at)
     if (there <= 0) return true

@@ -10,7 +10,7 @@ import { isLockedByOthers, lockShared } from '../../io/libc.js'
 import { shownAddress } from '../address.js'
 import { type BlockFiles, ENTRY_BYTES } from './block-file.js'
 
-/** What is known of an object. */
+/** The facts about an object. */
 export interface About {
   /** As it may be shown. */
   readonly address: string

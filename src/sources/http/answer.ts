@@ -26,7 +26,7 @@ export function contentRange(header: string | undefined): ContentRange | undefin
   return isSound ? range : undefined
 }
 
-/** What tells one state of an object from others. */
+/** Tells one state of an object from others. */
 export interface Validators {
   /** Strong or weak, as the server gives it. */
   readonly etag: string | undefined

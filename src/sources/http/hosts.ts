@@ -1,5 +1,5 @@
 /**
- * Which hosts a redirect may lead to. A server must not make this machine ask services that only it can reach: redirects to
+ * Decides to which hosts a redirect may lead. A server must not make this machine ask services that only it can reach: redirects to
  * loopback and link-local addresses are refused, unless the image's own address has that host.
  */
 import dns from 'node:dns'

@@ -12,7 +12,7 @@ import type { SourceKind } from '../kind.js'
 import { currentSettings } from '../settings.js'
 import { WriteProtected } from '../../io/write-protected.js'
 
-/** What this thread has opened. */
+/** The exports that this thread has opened. */
 const inUse = new Set<NbdSpec>()
 
 export const NBD: SourceKind = {
@@ -47,7 +47,7 @@ export const NBD: SourceKind = {
 
   store: ({ path, source }) => new NbdStore(path, source as NbdSpec),
   writable: ({ path, source }) => new WritableNbdStore(path, source as NbdSpec),
-  /** What was written still has to be flushed, which takes the timeout at most. */
+  /** Writes still have to be flushed, which takes the timeout at most. */
   endWaiting() {
     for (const spec of inUse) if (!spec.isWritten) new Pool(spec, '').abandon()
   },

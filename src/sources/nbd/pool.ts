@@ -244,7 +244,7 @@ export class Pool {
       }
       const own = this.wordOf(threadId % slots)
       Atomics.wait(this.words, own, 1, 1000)
-      // Whoever has it gives up, too, in time.
+      // The thread that has it gives up, too, in time.
       if (Date.now() > deadline + 2 * this.spec.timeoutMs) this.giveUp()
     }
   }

@@ -38,7 +38,7 @@ export const MOST_BYTES = 2 ** 20
 /** Answers of a server to one option or request, at most. */
 const MAX_PARTS = 4096
 
-/** What an export is, as the server says: plain data. */
+/** An export as the server describes it: plain data. */
 export interface ExportInfo {
   readonly sizeBytes: number
   readonly flags: number

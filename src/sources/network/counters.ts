@@ -1,4 +1,4 @@
-/** What sources have done since the process began, for stats.json: memory that the network thread writes. */
+/** Counts of all that sources have done since the process began, for stats.json: memory that the network thread writes. */
 const FIELDS = [
   'requests',
   'fetchedBytes',

@@ -31,7 +31,7 @@ interface OpenObject {
   users: number
 }
 
-/** What a source opens: a descriptor that stands for the object, and how to read it. */
+/** An object that is open: a descriptor that stands for it, and how to read it. */
 export interface OpenedObject {
   readonly fd: number
   readonly stat: BigIntStats

@@ -1,4 +1,4 @@
-/** What the thread that opens images and the network thread tell each other. */
+/** The messages between the thread that opens images and the network thread. */
 import type { MessagePort } from 'node:worker_threads'
 import type { CachedSource } from '../cached-store.js'
 import type { Settings } from '../settings.js'
@@ -8,7 +8,7 @@ export interface NetworkSetup {
   readonly counters: SharedArrayBuffer
 }
 
-/** What the thread gets. */
+/** The data that the thread starts with. */
 export interface ThreadSetup extends NetworkSetup {
   readonly port: MessagePort
   /** Takes what a log should have. */

@@ -1,4 +1,4 @@
-/** Which parts of a disk can share blocks with its files. */
+/** The parts of a disk that can share blocks with its files. */
 import t from 'tap'
 import type { Extent, View } from '../../../src/formats/driver.js'
 import { planLayout } from '../../../src/image/layout/plan.js'

@@ -4,7 +4,7 @@
  */
 import type { RefcountBlocks } from '../check/refcount-blocks.js'
 
-/** What a cluster holds. */
+/** The content of a cluster. */
 export const HOLDS = {
   table: 0x40000000,
   data: 0x20000000,

@@ -1,5 +1,5 @@
 /**
- * What L2 tables name, as rows of neighbours. The rows of many tables are kept, because snapshots share tables, and because
+ * The clusters that L2 tables name, as rows of neighbours. The rows of many tables are kept, because snapshots share tables, and because
  * each window of the file needs all of them.
  */
 import { L2Entry } from '../check/l2-entry.js'

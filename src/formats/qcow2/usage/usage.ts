@@ -1,6 +1,6 @@
 /**
  * Tells where the space of a qcow2 image went, and what each snapshot refers to and alone holds (QEMU docs/interop/qcow2.rst).
- * What a snapshot alone holds is what deleting it gives back: all clusters whose reference counts fall to 0 when all its
+ * A snapshot alone holds as much as deleting it gives back: all clusters whose reference counts fall to 0 when all its
  * references are taken away, and what the snapshot table loses.
  */
 import { ImageError } from '../../../errors.js'
